@@ -1,0 +1,77 @@
+"""Packaging. The base install is torch-free: packing, planning and launching need no GPU stack."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "uniemox_dist/__init__.py").read_text(), re.M).group(1)
+
+BASE = [
+    "click>=8.1",  # the command line
+    "fsspec>=2024.2",  # shards and tables on local, network and object stores
+    "jinja2>=3.1",  # reports, model cards, sbatch scripts
+    "matplotlib>=3.8",  # the charts inside reports
+    "numpy>=1.26",  # the plan of samples
+    "pillow>=10.1",  # decoding and checking pictures while packing
+    "psutil>=5.9",  # host facts in run folders
+    "pyarrow>=15",  # indexes and tables
+    "pydantic>=2.7",  # the configuration; attribute docstrings came with 2.7
+    "pyyaml>=6.0",  # recipes
+    "tqdm>=4.66",  # progress bars
+]
+MODELS = [
+    "torch>=2.11",  # the oldest release that is tested
+    "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
+    "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
+    "safetensors>=0.4.3",  # every file of weights that we write or read
+]
+TRAIN = [
+    *MODELS,
+    "deepspeed>=0.19",  # ZeRO; checkpoints rest on the partition layout of this series
+    "open_clip_torch>=3.0",  # the teacher; local-dir: models came with 3.0
+    "tensorboard>=2.16",  # scalars and pictures of a run
+    "webdataset>=1.0",  # the tar format's reference reader
+]
+CLUSTER = ["submitit>=1.5.2"]  # the Python way into Slurm
+PERSONS = ["onnxruntime>=1.17"]  # the person detector
+ONNX = ["onnx>=1.16", "onnxscript>=0.1"]  # torch's exporter needs both
+DEV = [
+    "hypothesis>=6.100",  # property tests of the plan
+    "mypy>=1.11",
+    "pytest>=8",
+    "ruff>=0.6",
+    "scikit-image>=0.24",  # real photographs for detector and decoding tests
+    "types-PyYAML",
+]
+
+setup(
+    name="uniemox-dist",
+    version=VERSION,
+    description="Distributed pretraining of emotion-perception vision transformers by the UniEmoX method",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # An explicit package_dir makes an editable install a plain path entry; setuptools' import hook would
+    # let a data folder named `shards/` in the working directory shadow the package of that name.
+    package_dir={"": "."},
+    packages=find_packages(include=["uniemox_dist*", "shards*", "launch*"]),
+    package_data={
+        "uniemox_dist": ["py.typed", "teach/demo_teacher/*", "release/*.j2", "evaluate/*.j2"],
+        "shards": ["FORMAT.md", "demo/*", "detectors/*"],
+        "launch": ["recipes/*.yaml"],
+    },
+    install_requires=BASE,
+    extras_require={
+        "models": MODELS,
+        "train": TRAIN,
+        "cluster": CLUSTER,
+        "persons": PERSONS,
+        "onnx": ONNX,
+        "all": [*TRAIN, *CLUSTER, *PERSONS, *ONNX],
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["uniemox = uniemox_dist.cli.main:main"]},
+)

@@ -1,0 +1,1 @@
+"""Everything about data at rest: samples, tar shards, indexes, manifests. Torch-free; FORMAT.md is the contract."""

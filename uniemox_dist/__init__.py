@@ -1,0 +1,29 @@
+"""uniemox-dist: UniEmoX pretraining at scale. The public names below are resolved on first use.
+
+Importing this package imports neither torch nor anything else that is heavy, so that packing shards,
+planning and launching work on machines without a GPU stack.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_encoder": "uniemox_dist.release.load",
+    "load_pretrained": "uniemox_dist.release.load",
+    "load_config": "uniemox_dist.config.load",
+    "Config": "uniemox_dist.config.schema",
+    "UserError": "uniemox_dist.runtime.errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'uniemox_dist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,92 @@
+"""`uniemox`: the commands, found lazily, and the one place where errors become exit codes."""
+
+import os
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from uniemox_dist import __version__
+from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, UserError, missing_extra
+
+COMMANDS = {
+    "shards": ("uniemox_dist.cli.shards", "Pack pictures into tar shards, and look into them."),
+    "teach": ("uniemox_dist.cli.pretrain", "Cache a teacher's text embeddings beside the shards."),
+    "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
+    "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
+    "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),
+    "report": ("uniemox_dist.cli.report", "Write one HTML page about a run."),
+}
+# Import name -> the extra that brings it, for one clear line instead of a traceback.
+EXTRAS = {
+    "torch": "models",
+    "torchvision": "models",
+    "timm": "models",
+    "safetensors": "models",
+    "deepspeed": "train",
+    "open_clip": "train",
+    "tensorboard": "train",
+    "webdataset": "train",
+    "onnxruntime": "persons",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="uniemox")
+def uniemox() -> None:
+    """Pretraining of emotion-perception vision transformers, at scale."""
+
+
+def main() -> None:
+    """Runs a command. Exit codes: 0 done, 2 the user's mistake, 75 pre-empted after a save, 1 a fault."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command line and returns its exit code."""
+    try:
+        code = uniemox.main(arguments, prog_name="uniemox", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USER
+    except UserError as error:
+        return _say(str(error), EXIT_USER)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in EXTRAS:
+            return _say(str(missing_extra(package, EXTRAS[package])), EXIT_USER)
+        traceback.print_exc()
+        return EXIT_FAULT
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", EXIT_FAULT)
+    except OSError as error:
+        if os.environ.get("UNIEMOX_TRACEBACK"):
+            traceback.print_exc()
+        return _say(f"{error.filename or 'input/output'}: {error.strerror or error}", EXIT_FAULT)
+
+
+def _say(text: str, code: int) -> int:
+    for line in text.splitlines():
+        click.echo(f"uniemox: error: {line}", err=True)
+    return code

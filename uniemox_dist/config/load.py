@@ -1,0 +1,161 @@
+"""From a recipe (a path or a shipped name) and key=value pairs to a checked `Config`.
+
+A recipe is YAML. `extends: NAME` takes another recipe (shipped, or beside the file) as its base. All
+mistakes are reported at once, each with its dotted path and, for a misspelt key, the nearest known one.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.runtime.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them (`1e-4` is a number, `on` is a word) and no repeated keys."""
+
+
+# Own tables: SafeLoader's are shared by every user of PyYAML in the process.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise UserError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice; keep one")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parses YAML; a mistake becomes one line that names file and place."""
+    try:
+        return yaml.load(text, _Loader)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}:{place} is not valid YAML: {problem}") from None
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("launch").joinpath("recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def read_recipe(recipe: str, beside: Path | None = None) -> tuple[dict[str, Any], str]:
+    """The merged mapping of a recipe and its bases, and the name by which errors call it."""
+    path = Path(recipe)
+    if beside is not None and not path.is_absolute() and (beside / f"{recipe}.yaml").is_file():
+        path = beside / f"{recipe}.yaml"
+    if path.is_file():
+        text, where, folder = path.read_text(encoding="utf-8"), str(path), path.parent
+    elif recipe in shipped_recipes():
+        text = resources.files("launch").joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
+        where, folder = f"recipe {recipe}", None
+    else:
+        names = ", ".join(shipped_recipes())
+        raise UserError(f"recipe {recipe}: no such file, nor a shipped recipe; shipped are: {names}")
+    values = parse_yaml(text, where) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a recipe is a mapping of sections, found {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is not None:
+        if base == recipe or not isinstance(base, str):
+            raise UserError(f"{where}: extends={base!r} must name another recipe")
+        values = merge(read_recipe(base, folder)[0], values)
+    return values, where
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Deep merge of mappings; `over` wins, lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_override(pair: str) -> dict[str, Any]:
+    """`a.b=1` as the nested mapping {"a": {"b": 1}}."""
+    key, equals, text = pair.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        raise UserError(f"{pair}: expected key=value with a dotted key, such as optim.blr=1e-3")
+    value: Any = parse_yaml(text, key) if text else None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Resolves a recipe and key=value pairs.
+
+    Raises:
+        UserError: with one line for every mistake.
+    """
+    values, where = read_recipe(recipe)
+    for pair in overrides:
+        values = merge(values, parse_override(pair))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for issue in error.errors():
+        path = ".".join(str(part) for part in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            known = _known_keys(issue["loc"][:-1])
+            near = difflib.get_close_matches(str(issue["loc"][-1]), known, n=1, cutoff=0.5)
+            prefix = path.rpartition(".")[0]
+            hint = f"did you mean {prefix + '.' if prefix else ''}{near[0]}?" if near else f"known: {', '.join(known)}"
+            yield f"{path}: unknown key; {hint}"
+        elif issue["type"] == "value_error":
+            message = str(issue["ctx"]["error"])
+            yield message if message.startswith(path or "\0") or "." in message.split("=")[0] else f"{path}: {message}"
+        elif issue["type"] == "missing":
+            yield f"{path}: required, but not given"
+        else:
+            yield f"{path}={issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        args = getattr(annotation, "__args__", ())
+        candidates = [annotation, *args]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that loads back to the same values."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,290 @@
+"""Every setting of a pretraining run: type, unit, default and one line of meaning.
+
+`Config` is what a recipe resolves to. Sections are frozen; a value that can be derived is not a setting.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Rgb = tuple[float, float, float]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    """Where a run lives and how long it goes."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is dir/name."""
+    dir: str = "runs"
+    """Folder that holds run folders."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the order of samples, crops, masks and initial weights."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps of the whole run (or give epochs)."""
+    epochs: PositiveFloat | None = None
+    """Passes over the data; max_steps = ceil(epochs * samples / global_batch)."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: PositiveInt = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: PositiveInt = 3
+    """Complete checkpoints kept; older ones are deleted."""
+    pictures_every: PositiveInt = 500
+    """Steps between reconstruction pictures (samples/ and TensorBoard)."""
+    timeout_s: PositiveInt = 1800
+    """Seconds that a collective operation waits for the other ranks."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "RunConfig":
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(f"give one of run.max_steps={self.max_steps} and run.epochs={self.epochs}")
+        return self
+
+
+class SourceConfig(Section):
+    """One data set of a mix."""
+
+    path: str
+    """Folder with manifest.json."""
+    weight: PositiveFloat = 1.0
+    """Share of the slots, relative to the other sources."""
+
+
+class DataConfig(Section):
+    """What is read, and how a picture becomes two views."""
+
+    path: str | None = None
+    """Folder with manifest.json (or give sources)."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several folders with weights (or give path)."""
+    epoch_samples: PositiveInt | None = None
+    """Samples that count as one epoch; needed for a mix that is measured in epochs."""
+    eval_path: str | None = None
+    """Held-out shards: their first pictures are reconstructed while training."""
+    shuffle_window: PositiveInt = 512
+    """Samples of one stream that are permuted together."""
+    workers: int = Field(default=4, ge=0)
+    """Loader processes per rank; 0 decodes in the training process."""
+    prefetch: PositiveInt = 2
+    """Micro-batches prepared ahead per loader process."""
+    verify_hash: bool = True
+    """Check each picture's SHA-256 as it is read."""
+    max_bad_share: Share = 0.01
+    """Largest share of pictures that may be replaced because they are damaged; above it the run ends."""
+    scene_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Smallest and largest area of the scene view's random crop, as a share of the picture."""
+    flip: bool = True
+    """Mirror each view with probability one half."""
+    person: Literal["largest", "most_confident", "random"] = "largest"
+    """Which of several detected persons the person view shows."""
+    person_margin: float = Field(default=0.15, ge=0.0, le=2.0)
+    """How far the person's box grows on each side, as a share of its longer side."""
+    background: Literal["white", "random"] = "white"
+    """What stands behind transparent pixels; random is one colour per slot."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataConfig":
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either data.path (one folder) or data.sources (a list of path and weight)")
+        if not 0 < self.scene_scale[0] <= self.scene_scale[1]:
+            raise ValueError(f"data.scene_scale={self.scene_scale}: needs 0 < smallest <= largest <= 1")
+        return self
+
+    def origins(self) -> tuple[SourceConfig, ...]:
+        """The mix as a list, also when it is one folder."""
+        return self.sources or (SourceConfig(path=str(self.path)),)
+
+
+class BatchConfig(Section):
+    """How many samples a step takes, and how they may be divided among ranks."""
+
+    global_batch: PositiveInt = 768
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch: PositiveInt = 32
+    """Samples of one forward pass of one rank."""
+    streams: PositiveInt = 96
+    """Streams that the data is dealt into, fixed for the run; every number of ranks must divide it."""
+
+    @model_validator(mode="after")
+    def _streams_divide(self) -> "BatchConfig":
+        if self.global_batch % self.streams:
+            near = max(1, round(self.global_batch / self.streams)) * self.streams
+            raise ValueError(
+                f"batch.global_batch={self.global_batch} is not a multiple of batch.streams={self.streams}; try {near}"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The student: encoder, decoder, fusion and the masks that it sees."""
+
+    image_size: PositiveInt = 224
+    """Side of both views, pixels."""
+    patch_size: PositiveInt = 16
+    """Side of a patch, pixels."""
+    width: PositiveInt = 768
+    """Encoder width D."""
+    depth: PositiveInt = 12
+    """Encoder blocks."""
+    heads: PositiveInt = 12
+    """Encoder attention heads."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of the blocks' MLPs over their width."""
+    decoder_width: PositiveInt = 512
+    """Decoder and fusion width F."""
+    decoder_depth: PositiveInt = 8
+    """Decoder blocks."""
+    decoder_heads: PositiveInt = 16
+    """Decoder attention heads."""
+    mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0)
+    """Fraction of patches removed from each view."""
+    fusion: Literal["prior", "none"] = "prior"
+    """How scene and person are joined: the psychological prior, or the scene alone (no person branch)."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Pixel mean of the student's input, 0..1 (ImageNet's)."""
+    std: Rgb = (0.229, 0.224, 0.225)
+    """Pixel standard deviation of the student's input, 0..1 (ImageNet's)."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "ModelConfig":
+        if self.image_size % self.patch_size:
+            down = max(1, self.image_size // self.patch_size) * self.patch_size
+            raise ValueError(
+                f"model.image_size={self.image_size} is not a multiple of model.patch_size={self.patch_size}; "
+                f"try {down} or {down + self.patch_size}"
+            )
+        for width, heads, name in (
+            (self.width, self.heads, ""),
+            (self.decoder_width, self.decoder_heads, "decoder_"),
+        ):
+            if width % heads or width % 4:
+                raise ValueError(
+                    f"model.{name}width={width} must be a multiple of 4 and of model.{name}heads={heads}"
+                )
+        if not 0 < self.visible < self.patches:
+            raise ValueError(
+                f"model.mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible"
+            )
+        return self
+
+    @property
+    def patches(self) -> int:
+        """Number of patches N of a view."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def visible(self) -> int:
+        """Number of visible patches V of a view."""
+        return int(self.patches * (1 - self.mask_ratio) + 0.5)
+
+
+class TeacherConfig(Section):
+    """The frozen CLIP whose picture-text similarities are learned."""
+
+    name: str = "ViT-B-16-quickgelu"
+    """`local-dir:PATH`, `shipped:demo`, or an open_clip model name together with weights, mean and std."""
+    weights: str | None = None
+    """File of weights for an open_clip model name."""
+    mean: Rgb | None = None
+    """Pixel mean of the teacher's input; required with weights, otherwise read from the local-dir."""
+    std: Rgb | None = None
+    """Pixel standard deviation of the teacher's input; as mean."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the picture tower; auto is bf16 on a GPU and fp32 elsewhere."""
+    text_batch: PositiveInt = 256
+    """Captions embedded at once when the text cache is built."""
+
+
+class LossConfig(Section):
+    """Weights of the three losses; a loss of weight 0 is not computed and its modules are not built."""
+
+    relation: Weight = 1.0
+    """Weight of L1, relation distillation over paired and unpaired texts."""
+    similarity: Weight = 1.0
+    """Weight of L2, similarity distillation."""
+    reconstruction: Weight = 1.0
+    """Weight of L3, masked reconstruction."""
+    norm_pix: bool = False
+    """Standardise each target patch of L3 by its own mean and variance."""
+    relation_form: Literal["cosine", "kl"] = "cosine"
+    """The paper's cosine between rows of similarities, or a KL between their softmaxes."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "LossConfig":
+        if not (self.relation or self.similarity or self.reconstruction):
+            raise ValueError(
+                "loss.relation, loss.similarity and loss.reconstruction are all 0; switch at least one on"
+            )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss compares with the teacher."""
+        return bool(self.relation or self.similarity)
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    blr: PositiveFloat = 1e-3
+    """Base learning rate: peak_lr = blr * global_batch / 256."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Weight = 0.05
+    """Decoupled weight decay of matrices; biases, norms, tokens and the fusion weight have none."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warm-up (or give warmup_epochs)."""
+    warmup_epochs: Weight | None = None
+    """Epochs of linear warm-up; without either, a tenth of the run."""
+    min_lr: Weight = 0.0
+    """Learning rate at the end of the half-cycle cosine."""
+    clip_grad: Weight = 0.0
+    """Largest norm of the gradients; 0 switches clipping off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the student's passes; auto measures a matrix product in both and takes the faster."""
+    max_skipped: PositiveInt = 20
+    """Steps in a row with a non-finite loss that are skipped before the run ends."""
+
+
+class ZeroConfig(Section):
+    """DeepSpeed ZeRO."""
+
+    stage: Literal[1, 2, 3] = 1
+    """1 shards optimizer states, 2 also gradients, 3 also parameters. (0 applies NaN gradients in fp32.)"""
+
+
+class Config(Section):
+    """A whole pretraining run."""
+
+    run: RunConfig
+    data: DataConfig
+    batch: BatchConfig = BatchConfig()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of DeepSpeed's own configuration, merged last."""
+
+    @model_validator(mode="after")
+    def _teacher_is_complete(self) -> "Config":
+        if self.loss.needs_teacher and ":" not in self.teacher.name:
+            missing = [k for k in ("weights", "mean", "std") if getattr(self.teacher, k) is None]
+            if missing:
+                raise ValueError(
+                    f"teacher.name={self.teacher.name} is an open_clip model name and also needs "
+                    + ", ".join(f"teacher.{k}" for k in missing)
+                    + "; or give teacher.name=local-dir:PATH"
+                )
+        return self
