@@ -1,0 +1,98 @@
+"""Samples by (shard, row): one positioned read of the picture, everything else from the index."""
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.index import index_path, read_index
+from shards.manifest import Manifest, read_manifest
+from shards.persons import Person
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import sha256_bytes
+
+
+class DamagedSample(ValueError):
+    """A sample whose bytes do not have the hash of the index, or cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample as it was stored."""
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    persons: tuple[Person, ...]
+    label: str | None
+
+
+class ShardReader:
+    """Random access to one data set. Cheap to pickle: files are opened where they are used."""
+
+    OPEN_SHARDS = 64
+    """Shards whose file handle and index are kept; a loader process walks few at a time."""
+
+    def __init__(self, folder: str | Path, manifest: Manifest, *, verify_hash: bool = True) -> None:
+        self.folder = Path(folder)
+        self.manifest = manifest
+        self.verify_hash = verify_hash
+        self._open: OrderedDict[int, tuple[int, dict[str, Any]]] = OrderedDict()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, field: str, *, verify_hash: bool = True) -> "ShardReader":
+        """Opens a data set, checking that each tar and index is there with the stated size.
+
+        Raises:
+            UserError: naming the folder, or the first shard that is missing or cut.
+        """
+        manifest = read_manifest(folder, field)
+        for shard in manifest.shards:
+            tar = Path(folder) / shard.name
+            size = tar.stat().st_size if tar.is_file() else None
+            if size != shard.bytes:
+                state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
+                raise UserError(f"{field}={folder}: shard {shard.name} {state}; copy it again or pack again")
+        return cls(folder, manifest, verify_hash=verify_hash)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def read(self, shard: int, row: int) -> RawSample:
+        """The sample at a place.
+
+        Raises:
+            DamagedSample: if its bytes are not what was packed.
+        """
+        handle, columns = self._shard(shard)
+        key = columns["key"][row].as_py()
+        length = columns["image_length"][row].as_py()
+        image = os.pread(handle, length, columns["image_offset"][row].as_py())
+        if len(image) != length or (
+            self.verify_hash and sha256_bytes(image) != columns["image_sha256"][row].as_py()
+        ):
+            raise DamagedSample(f"{self.manifest.shards[shard].name}: {key}: bytes differ from the index")
+        persons = tuple(Person(tuple(p["box"]), p["score"]) for p in columns["persons"][row].as_py() or ())
+        captions = tuple(columns["captions"][row].as_py() or ())
+        return RawSample(key, image, captions, persons, columns["label"][row].as_py())
+
+    def captions(self, shard: int) -> list[list[str]]:
+        """The captions of a shard's rows."""
+        name = self.manifest.shards[shard].name
+        rows: list[list[str]] = read_index(index_path(self.folder, name), ["captions"])["captions"].to_pylist()
+        return rows
+
+    def _shard(self, shard: int) -> tuple[int, dict[str, Any]]:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        entry = self.manifest.shards[shard]
+        table = read_index(index_path(self.folder, entry.name))
+        if table.num_rows != entry.samples:
+            raise UserError(f"{self.folder}: the index of {entry.name} has {table.num_rows} rows instead of {entry.samples}")
+        handle = os.open(self.folder / entry.name, os.O_RDONLY)
+        self._open[shard] = (handle, {name: table[name] for name in table.column_names})
+        if len(self._open) > self.OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1][0])
+        return self._open[shard]

@@ -1,0 +1,1 @@
+"""The student, its fusion and losses, and the frozen teacher: plain tensors in, plain tensors out."""

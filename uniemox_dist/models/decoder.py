@@ -1,0 +1,34 @@
+"""The decoder: from visible tokens to the pixels of the masked patches of the scene view.
+
+Shape legend: B samples, V visible and M masked patches, D encoder width, F decoder width, P patch values.
+"""
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from uniemox_dist.models.patches import sincos_positions
+
+
+class Decoder(nn.Module):
+    """MAE's decoder on timm's blocks. Tokens may come in any order, since each carries its position;
+    masked ones go last, so that the prediction is a slice and nothing is sorted back."""
+
+    def __init__(self, *, width: int, depth: int, heads: int, mlp_ratio: float, side: int, patch_values: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_positions(width, side), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.prediction = nn.Linear(width, patch_values)
+
+    def forward(self, tokens_BTF: Tensor, visible_BV: Tensor, masked_BM: Tensor) -> Tensor:
+        """Class and visible tokens (T = 1+V, already projected to width F) to predictions B×M×P."""
+        positions: Tensor = self.positions  # type: ignore[assignment]
+        masked_BMF = self.mask_token + positions[0, 1:][masked_BM]
+        cls_B1F = tokens_BTF[:, :1] + positions[:, :1]
+        visible_BVF = tokens_BTF[:, 1:] + positions[0, 1:][visible_BV]
+        x = torch.cat([cls_B1F, visible_BVF, masked_BMF], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.prediction(self.norm(x[:, -masked_BM.shape[1] :]))

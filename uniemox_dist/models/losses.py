@@ -1,0 +1,47 @@
+"""The three losses of UniEmoX (IEEE TIP 2025), over the rows of one micro-batch, in fp32.
+
+Each is a mean over equal rows, so that averages over micro-batches and ranks are exact.
+Shape legend: B samples, G samples of the step's global batch, E embedding width, M masked patches, P patch values.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def relation_loss(
+    fused_BE: Tensor, teacher_BE: Tensor, texts_GE: Tensor, *, form: str = "cosine", logit_scale: float = 100.0
+) -> Tensor:
+    """L1, relation distillation from paired and unpaired pairs.
+
+    A = γ̂ Λᵀ and C = Ω̂ Λᵀ hold the similarities of each picture with every caption of the step (one paired, the
+    others not); the loss is the mean over rows of 1 − cos(A_i, C_i). With form="kl" it is the mean of
+    KL(softmax(s·C_i) ‖ softmax(s·A_i)), s the teacher's logit scale.
+    """
+    texts_GE = texts_GE.float()
+    student_BG = F.normalize(fused_BE.float(), dim=1) @ texts_GE.T
+    teacher_BG = F.normalize(teacher_BE.float(), dim=1) @ texts_GE.T
+    if form == "kl":
+        student_log = F.log_softmax(logit_scale * student_BG, dim=1)
+        teacher_log = F.log_softmax(logit_scale * teacher_BG, dim=1)
+        return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
+    return (1 - F.cosine_similarity(student_BG, teacher_BG, dim=1)).mean()
+
+
+def similarity_loss(fused_BE: Tensor, teacher_BE: Tensor) -> Tensor:
+    """L2, similarity distillation: mean over i of 1 − cos(γ_i, Ω_i)."""
+    return (1 - F.cosine_similarity(fused_BE.float(), teacher_BE.float(), dim=1)).mean()
+
+
+def reconstruction_targets(patches_BMP: Tensor, *, norm_pix: bool) -> Tensor:
+    """The pixels that L3 compares with: as they are, or each patch standardised (MAE's norm_pix)."""
+    patches_BMP = patches_BMP.float()
+    if not norm_pix:
+        return patches_BMP
+    variance, mean = torch.var_mean(patches_BMP, dim=-1, keepdim=True)
+    return (patches_BMP - mean) / (variance + 1e-6).sqrt()
+
+
+def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+    """L3: mean squared error over masked patches (only those are predicted, so only those can count)."""
+    return F.mse_loss(predicted_BMP.float(), target_BMP.float())

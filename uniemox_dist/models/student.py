@@ -1,0 +1,172 @@
+"""The student: one encoder pass over both masked views, fusion, one decoder pass over the scene.
+
+Shape legend: B samples, N patches, V visible, M masked, P patch values, D and F encoder and decoder width, E
+embedding width, G samples of the step's global batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uniemox_dist.config.schema import LossConfig, ModelConfig
+from uniemox_dist.models import losses
+from uniemox_dist.models.decoder import Decoder
+from uniemox_dist.models.encoder import MaskedEncoder, initialise
+from uniemox_dist.models.fusion import PriorFusion
+from uniemox_dist.models.patches import normalise, patchify, take
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the student sees of a micro-batch."""
+
+    scene_B3HW: Tensor
+    """uint8."""
+    person_B3HW: Tensor | None
+    """uint8; None without fusion."""
+    scene_order_BN: Tensor
+    """Random order of the scene's patches: the first V are visible, the others masked."""
+    person_order_BN: Tensor | None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher says of a micro-batch; both None when no loss compares with it."""
+
+    pictures_BE: Tensor | None = None
+    texts_GE: Tensor | None = None
+    logit_scale: float = 100.0
+
+
+def encoder_arguments(model: ModelConfig) -> dict[str, Any]:
+    """timm's VisionTransformer arguments of an encoder, all stated (timm would silently assume others)."""
+    return {
+        "img_size": model.image_size,
+        "patch_size": model.patch_size,
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.heads,
+        "mlp_ratio": model.mlp_ratio,
+    }
+
+
+class Student(nn.Module):
+    """All that is trained. Modules that no active loss needs are not built."""
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, embedding_width: int | None) -> None:
+        """`embedding_width` is the teacher's E; None when no loss compares with a teacher."""
+        super().__init__()
+        self.model, self.loss = model, loss
+        self.encoder = MaskedEncoder(encoder_arguments(model))
+        self.to_decoder = nn.Linear(model.width, model.decoder_width)
+        self.fusion: PriorFusion | None = None
+        self.decoder: Decoder | None = None
+        if loss.needs_teacher:
+            assert embedding_width is not None
+            self.fusion = PriorFusion(model.decoder_width, embedding_width)
+        if loss.reconstruction:
+            self.decoder = Decoder(
+                width=model.decoder_width,
+                depth=model.decoder_depth,
+                heads=model.decoder_heads,
+                mlp_ratio=model.mlp_ratio,
+                side=model.image_size // model.patch_size,
+                patch_values=3 * model.patch_size**2,
+            )
+        self.apply(initialise)
+
+    @property
+    def has_person_branch(self) -> bool:
+        """Whether the person view is looked at."""
+        return self.fusion is not None and self.model.fusion != "none"
+
+    def forward(self, views: Views, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The weighted loss, and (relation, similarity, reconstruction) without weights as a detached 3-vector;
+        a loss that is off is 0 there."""
+        patches_BNP = self.patches(views.scene_B3HW)
+        scene_BTF, person_BF = self._encode(patches_BNP, views)
+        parts = [scene_BTF.new_zeros((), dtype=torch.float32) for _ in range(3)]
+        if self.fusion is not None:
+            fused_BE = self.fusion(scene_BTF[:, 0], person_BF)
+            assert targets.pictures_BE is not None
+            if self.loss.relation:
+                assert targets.texts_GE is not None
+                parts[0] = losses.relation_loss(
+                    fused_BE,
+                    targets.pictures_BE,
+                    targets.texts_GE,
+                    form=self.loss.relation_form,
+                    logit_scale=targets.logit_scale,
+                )
+            if self.loss.similarity:
+                parts[1] = losses.similarity_loss(fused_BE, targets.pictures_BE)
+        if self.decoder is not None:
+            visible_BV, masked_BM = self.split(views.scene_order_BN)
+            predicted_BMP = self.decoder(scene_BTF, visible_BV, masked_BM)
+            target_BMP = losses.reconstruction_targets(take(patches_BNP, masked_BM), norm_pix=self.loss.norm_pix)
+            parts[2] = losses.reconstruction_loss(predicted_BMP, target_BMP)
+        weights = (self.loss.relation, self.loss.similarity, self.loss.reconstruction)
+        total = torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()
+        return total, torch.stack(parts).detach()
+
+    def patches(self, pixels_B3HW: Tensor) -> Tensor:
+        """uint8 pixels to standardised patches B×N×P in the encoder's number format."""
+        dtype = self.to_decoder.weight.dtype
+        return patchify(normalise(pixels_B3HW, self.model.mean, self.model.std, dtype), self.model.patch_size)
+
+    def split(self, order_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Visible and masked patch numbers of a random order."""
+        return order_BN[:, : self.model.visible], order_BN[:, self.model.visible :]
+
+    def _encode(self, scene_BNP: Tensor, views: Views) -> tuple[Tensor, Tensor | None]:
+        """Projected scene tokens B×(1+V)×F and the person's projected class token B×F, from one pass."""
+        patches, order = scene_BNP, views.scene_order_BN
+        if self.has_person_branch:
+            assert views.person_B3HW is not None
+            assert views.person_order_BN is not None
+            patches = torch.cat([patches, self.patches(views.person_B3HW)])
+            order = torch.cat([order, views.person_order_BN])
+        tokens = self.to_decoder(self.encoder(patches, self.split(order)[0]))
+        B = scene_BNP.shape[0]
+        return tokens[:B], tokens[B:, 0] if self.has_person_branch else None
+
+    @torch.no_grad()
+    def embed(self, scene_B3HW: Tensor, person_B3HW: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Evaluation without masks: the encoder's normalised class token B×D, and γ B×E (None without fusion)."""
+        B = scene_B3HW.shape[0]
+        patches = self.patches(scene_B3HW)
+        if self.has_person_branch:
+            assert person_B3HW is not None
+            patches = torch.cat([patches, self.patches(person_B3HW)])
+        everything = torch.arange(self.model.patches, device=patches.device).expand(patches.shape[0], -1)
+        cls = self.encoder(patches, everything)[:, 0]
+        fused_BE = None
+        if self.fusion is not None:
+            projected = self.to_decoder(cls)
+            fused_BE = self.fusion(projected[:B], projected[B:] if self.has_person_branch else None)
+        return cls[:B], fused_BE
+
+    @torch.no_grad()
+    def reconstruct(self, scene_B3HW: Tensor, order_BN: Tensor) -> Tensor:
+        """Predicted pixels of the masked patches, B×M×P in 0…1 units (not clipped).
+
+        With norm_pix the true mean and variance of each patch are lent to the prediction, as is usual.
+        """
+        assert self.decoder is not None, "this student was trained without reconstruction"
+        patches_BNP = self.patches(scene_B3HW)
+        visible_BV, masked_BM = self.split(order_BN)
+        tokens = self.to_decoder(self.encoder(patches_BNP, visible_BV))
+        predicted = self.decoder(tokens, visible_BV, masked_BM).float()
+        if self.loss.norm_pix:
+            variance, mean = torch.var_mean(take(patches_BNP, masked_BM).float(), dim=-1, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        return self.to_unit(predicted)
+
+    def to_unit(self, patches_BKP: Tensor) -> Tensor:
+        """Standardised patches back to pixel values in 0…1."""
+        values = self.model.patch_size**2
+        mean_P = torch.tensor(self.model.mean).repeat_interleave(values).to(patches_BKP.device)
+        std_P = torch.tensor(self.model.std).repeat_interleave(values).to(patches_BKP.device)
+        return patches_BKP.float() * std_P + mean_P

@@ -1,0 +1,129 @@
+"""The folder of a run: where everything lies, the lock, and the two files that tell its story line by line.
+
+Losing a line of metrics must never end a run: a full disk there is reported once and training goes on.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from uniemox_dist.runtime.errors import UserError
+
+PACKAGES = ("uniemox-dist", "torch", "torchvision", "deepspeed", "timm", "open_clip_torch", "webdataset", "pyarrow", "numpy")
+
+
+class RunFolder:
+    """Paths of a run, and appending to its event and metric files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        self.samples = self.path / "samples"
+        self.report = self.path / "report.html"
+        self._lock: TextIO | None = None
+
+    def create(self) -> None:
+        """Makes the folders."""
+        for folder in (self.path, self.checkpoints, self.tensorboard, self.logs, self.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def lock(self) -> None:
+        """Takes the run for this process; the kernel frees it when the process ends, however it ends.
+
+        Raises:
+            UserError: if another process is training here.
+        """
+        self._lock = open(self.path / "lock", "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise UserError(
+                f"run.dir/run.name={self.path}: {holder} is training here; wait, stop it, or give another run.name"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{socket.gethostname()} pid {os.getpid()}\n")
+        self._lock.flush()
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Appends what happened, with the time."""
+        _append(self.events, {"time": round(time.time(), 3), "event": kind, **facts})
+
+    def metric(self, line: dict[str, Any]) -> None:
+        """Appends one line of metrics."""
+        _append(self.metrics, line)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file; a last line that was cut by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def environment() -> dict[str, Any]:
+    """Versions and host, for environment.json and the start event."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions,
+    }
+
+
+def start_logging(folder: RunFolder, rank: int) -> logging.Logger:
+    """Our logger: everything to logs/rank<rank>.log, and what rank 0 says also to the terminal."""
+    log = logging.getLogger("uniemox")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    file = logging.FileHandler(folder.logs / f"rank{rank}.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
+    log.addHandler(file)
+    if rank == 0:
+        screen = logging.StreamHandler(sys.stdout)
+        screen.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(screen)
+    return log
+
+
+_reported: set[Path] = set()
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        if path not in _reported:
+            _reported.add(path)
+            logging.getLogger("uniemox").warning("%s: %s; training goes on without it", path, error.strerror)

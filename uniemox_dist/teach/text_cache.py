@@ -1,0 +1,108 @@
+"""Text embeddings of all captions of a data set, one safetensors file per shard, row-aligned with its index.
+
+`cache/<teacher-id>/<shard>.safetensors` holds `texts` (captions × E, fp16 unit rows) and `first` (rows + 1):
+the captions of row r are texts[first[r]:first[r+1]]; a row without captions has the empty text. The metadata
+name the teacher and hash the captions, so that a cache of other captions is never used.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.files import canonical_json, sha256_bytes, write_bytes
+
+FORMAT = "uniemox-texts-1"
+MEMO = 200_000
+"""Captions remembered across shards while a cache is built; 512 fp16 numbers each make 200 MB."""
+
+
+def cache_folder(reader: ShardReader, teacher_id: str, fallback: Path) -> Path:
+    """Where the cache of a data set lies: beside its shards, or below `fallback` if that cannot be written."""
+    beside = reader.folder / "cache" / teacher_id
+    if beside.is_dir() or os.access(reader.folder, os.W_OK):
+        return beside
+    return fallback / reader.manifest.identity[:16] / teacher_id
+
+
+def build(
+    reader: ShardReader,
+    teacher: Teacher,
+    folder: Path,
+    *,
+    batch: int,
+    shards: Sequence[int] | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> int:
+    """Embeds the captions of the given shards (default: all) that are not cached yet; returns how many captions.
+
+    Each distinct caption is embedded once. Finished files are kept, so a build that was ended goes on.
+    """
+    embedded = 0
+    memo: dict[str, Tensor] = {}
+    for shard in range(len(reader.manifest.shards)) if shards is None else shards:
+        rows = [captions or [""] for captions in reader.captions(shard)]
+        path = _file(reader, folder, shard)
+        metadata = _metadata(teacher.id, rows)
+        if not _is_current(path, metadata):
+            texts = [text for captions in rows for text in captions]
+            new = sorted(set(texts) - memo.keys())
+            if len(memo) + len(new) > MEMO:
+                memo, new = {}, sorted(set(texts))
+            for start in range(0, len(new), batch):
+                piece = new[start : start + batch]
+                memo.update(zip(piece, teacher.embed_texts(piece).half().cpu().unbind()))
+            embedded += len(new)
+            first = torch.tensor([0, *map(len, rows)]).cumsum(0)
+            data = save({"texts": torch.stack([memo[text] for text in texts]), "first": first}, metadata)
+            write_bytes(path, data)
+        if progress is not None:
+            progress(len(rows))
+    return embedded
+
+
+class TextVectors:
+    """A finished cache, read row by row. Cheap to pickle: files are opened where they are used."""
+
+    def __init__(self, reader: ShardReader, folder: Path) -> None:
+        self.paths = [_file(reader, folder, shard) for shard in range(len(reader.manifest.shards))]
+        self._open: dict[int, tuple[Any, list[int]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"paths": self.paths, "_open": {}}
+
+    def vector(self, shard: int, row: int, caption: int) -> Tensor:
+        """The unit row (E, fp16) of one caption."""
+        if shard not in self._open:
+            file = safe_open(self.paths[shard], "pt")
+            if len(self._open) >= ShardReader.OPEN_SHARDS:
+                self._open.pop(next(iter(self._open)))
+            self._open[shard] = (file.get_slice("texts"), file.get_tensor("first").tolist())
+        texts, first = self._open[shard]
+        vector: Tensor = texts[first[row] + caption]
+        return vector
+
+
+def _file(reader: ShardReader, folder: Path, shard: int) -> Path:
+    return folder / f"{reader.manifest.shards[shard].name.removesuffix('.tar')}.safetensors"
+
+
+def _metadata(teacher_id: str, rows: list[list[str]]) -> dict[str, str]:
+    return {"format": FORMAT, "teacher": teacher_id, "captions_sha256": sha256_bytes(canonical_json(rows))}
+
+
+def _is_current(path: Path, metadata: dict[str, str]) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return bool(file.metadata() == metadata)
+    except Exception:  # safetensors raises its own type for a damaged file; such a file is built again
+        return False

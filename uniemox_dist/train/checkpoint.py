@@ -1,0 +1,177 @@
+"""Saving and loading a run: all ranks together, into a temporary folder, renamed when everyone is done."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from uniemox_dist.checkpoints.files import (
+    COMPLETE,
+    FORMAT,
+    FORMAT_VERSION,
+    Checkpoint,
+    FragmentReader,
+    fragment_key,
+    step_folder,
+)
+from uniemox_dist.config.schema import Config
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import publish_dir, sha256_file, write_json
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train import comm
+from uniemox_dist.train.fragments import adam_step, fragments, load_fragments, shapes
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a resumed run must find again, besides the weights."""
+
+    step: int
+    config: Config
+    data_identity: str
+    precision: str
+    teacher: dict[str, Any] | None
+    embedding_width: int | None
+
+    @property
+    def slots(self) -> int:
+        """The cursor: slots consumed by steps, not by prefetching."""
+        return self.step * self.config.batch.global_batch
+
+
+def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, Any]:
+    """Saves a checkpoint; collective. Returns facts for the event: seconds and bytes, or `error`.
+
+    A failed write (a full disk) leaves no folder behind and does not raise: training goes on.
+    """
+    began = time.perf_counter()
+    final = folder / step_folder(state.step)
+    temporary = folder / f".{final.name}.tmp"
+    if final.exists():
+        # A resumed run reached the step of a checkpoint that was refused as damaged: ours takes its place.
+        comm.on_main(world, lambda: shutil.rmtree(final, ignore_errors=True))
+    comm.on_main(world, lambda: _fresh(temporary))
+    name = f"part_{world.rank:05d}.safetensors"
+    outcome: dict[str, Any] = {"name": name}
+    try:
+        tensors = {
+            fragment_key(f.name, f.start, kind): tensor.cpu().clone()
+            for f in fragments(engine)
+            for kind, tensor in f.tensors.items()
+        }
+        outcome.update(_write(temporary / name, tensors))
+    except OSError as error:
+        outcome["error"] = f"{temporary / name}: {error.strerror or error}"
+    except Exception as error:  # safetensors reports a full disk as its own type
+        outcome["error"] = f"{temporary / name}: {error}"
+    outcomes = _all(outcome, world)
+    updates = adam_step(engine)
+    facts: dict[str, Any] = comm.on_main(world, lambda: _publish(temporary, final, outcomes, state, engine, world, updates))
+    return {**facts, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def load(engine: Any, checkpoint: Checkpoint) -> int:
+    """Loads weights and optimizer from a checkpoint of any world size and ZeRO stage; returns its step."""
+    expected, found = shapes(engine), checkpoint.info["parameters"]
+    if expected != found:
+        names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise UserError(
+            f"{checkpoint.folder}: is of another model: {names[0]} is {found.get(names[0])} there and "
+            f"{expected.get(names[0])} here ({len(names)} differ); set model.* as in its run, or another run.name"
+        )
+    load_fragments(engine, FragmentReader(checkpoint), checkpoint.info["adam_step"])
+    return checkpoint.step
+
+
+def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
+    """A resumed run must see the same data in the same order, through the same teacher and losses.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
+    old, new = checkpoint.info["config"], state.config.model_dump(mode="json")
+    fixed = [
+        ("run", "seed"),
+        ("batch", "global_batch"),
+        ("batch", "streams"),
+        *((section, key) for section in ("model", "loss") for key in new[section]),
+        *(("data", key) for key in ("shuffle_window", "scene_scale", "flip", "person", "person_margin", "background")),
+    ]
+    lines = [
+        f"{section}.{key} was {old[section].get(key)} and is {new[section][key]}"
+        for section, key in fixed
+        if old[section].get(key) != new[section][key]
+    ]
+    if checkpoint.info["data_identity"] != state.data_identity:
+        lines.append(f"the data was {checkpoint.info['data_identity'][:12]} and is {state.data_identity[:12]}")
+    before, now = checkpoint.info["teacher"] or {}, state.teacher or {}
+    if before.get("weights_sha256") != now.get("weights_sha256"):
+        lines.append("the teacher's weights are others")
+    if lines:
+        raise UserError(
+            f"{checkpoint.folder}: cannot be resumed with other settings ({'; '.join(lines)}); "
+            "restore them, give another run.name, or --resume never with an empty folder"
+        )
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _write(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    save_file(tensors, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _all(outcome: dict[str, Any], world: World) -> list[dict[str, Any]]:
+    if world.size == 1:
+        return [outcome]
+    outcomes: list[Any] = [None] * world.size
+    dist.all_gather_object(outcomes, outcome)
+    return outcomes
+
+
+def _publish(
+    temporary: Path,
+    final: Path,
+    outcomes: list[dict[str, Any]],
+    state: RunState,
+    engine: Any,
+    world: World,
+    updates: float,
+) -> dict[str, Any]:
+    errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
+    try:
+        if not errors:
+            info = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "step": state.step,
+                "slots": state.slots,
+                "adam_step": updates,
+                "world_size": world.size,
+                "zero_stage": state.config.zero.stage,
+                "precision": state.precision,
+                "data_identity": state.data_identity,
+                "teacher": state.teacher,
+                "embedding_width": state.embedding_width,
+                "parameters": shapes(engine),
+                "config": state.config.model_dump(mode="json"),
+                "files": {o["name"]: {"bytes": o["bytes"], "sha256": o["sha256"]} for o in outcomes},
+            }
+            write_json(temporary / COMPLETE, info)
+            publish_dir(temporary, final)
+    except OSError as error:
+        errors.append(f"{final}: {error.strerror or error}")
+    if errors:
+        shutil.rmtree(temporary, ignore_errors=True)
+        return {"error": errors[0]}
+    return {"bytes": sum(outcome["bytes"] for outcome in outcomes)}

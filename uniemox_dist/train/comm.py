@@ -1,0 +1,89 @@
+"""What ranks tell each other. Works without a process group too: then this process is the whole world."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.world import World
+
+T = TypeVar("T")
+
+
+def init(world: World, timeout_s: int) -> torch.device:
+    """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if dist.is_initialized():
+        return device
+    # DeepSpeed wants a group even for one rank; a file of its own keeps that from needing a port.
+    method = f"tcp://{world.master_addr}:{world.master_port}" if world.size > 1 else None
+    store = None if method else dist.HashStore()
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=method,
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    # DeepSpeed reads these even when a group exists already.
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    return device
+
+
+def close() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Runs `work` on rank 0 and gives its result to all ranks; a UserError there is raised on all alike.
+
+    The result travels pickled, between ranks of one job only.
+    """
+    outcome: list[Any] = [None]
+    if world.is_main:
+        try:
+            outcome = [("done", work())]
+        except UserError as error:
+            outcome = [("user", str(error))]
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome, src=0)
+    kind, value = outcome[0]
+    if kind == "user":
+        raise UserError(value)
+    return value  # type: ignore[no-any-return]
+
+
+def sum_over_ranks(values: Tensor) -> list[float]:
+    """The sum of a small vector over all ranks; the one host synchronisation of a step."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    result: list[float] = values.tolist()
+    return result
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather_rows(rows_KE: Tensor, world_size: int) -> Tensor:
+    """All ranks' rows, rank after rank: K×E to (W·K)×E, without autograd."""
+    if world_size == 1:
+        return rows_KE
+    gathered = rows_KE.new_empty((world_size, *rows_KE.shape))
+    dist.all_gather_into_tensor(gathered, rows_KE.contiguous())
+    return gathered.flatten(0, 1)

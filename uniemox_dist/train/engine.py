@@ -1,0 +1,114 @@
+"""The DeepSpeed engine, built from our configuration."""
+
+import logging
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from uniemox_dist.config.load import merge
+from uniemox_dist.config.schema import Config
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.world import World
+
+NO_DECAY = ("cls_token", "mask_token", "pos_embed")
+
+
+def grad_accum(config: Config, world_size: int) -> int:
+    """Micro-batches of one rank in a step.
+
+    Raises:
+        UserError: if ranks and micro-batch do not divide streams and global batch.
+    """
+    batch = config.batch
+    if batch.streams % world_size:
+        fits = [w for w in range(1, batch.streams + 1) if batch.streams % w == 0]
+        near = min(fits, key=lambda w: (abs(w - world_size), -w))
+        raise UserError(
+            f"batch.streams={batch.streams} is not a multiple of the {world_size} ranks; use {near} ranks, or a "
+            f"batch.streams and batch.global_batch that {world_size} divides"
+        )
+    accum, rest = divmod(batch.global_batch, batch.micro_batch * world_size)
+    if rest or not accum:
+        per_rank = batch.global_batch // world_size
+        fits = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
+        near = min(fits, key=lambda m: (abs(m - batch.micro_batch), m))
+        raise UserError(
+            f"batch.global_batch={batch.global_batch} is not a multiple of micro_batch x world_size = "
+            f"{batch.micro_batch} x {world_size}; try batch.micro_batch={near}"
+        )
+    return accum
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU that has it, and on a CPU whichever multiplies matrices faster, measured here."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    seconds = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.ones(256, 256, dtype=dtype)
+        a @ a
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        seconds[name] = time.perf_counter() - start
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only: none on biases, norms, tokens and the fusion weight."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in NO_DECAY
+            (decayed if matrix else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[str, Any]:
+    """DeepSpeed's own configuration, with the passthrough section merged last."""
+    ours: dict[str, Any] = {
+        "train_batch_size": config.batch.global_batch,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch,
+        "gradient_accumulation_steps": grad_accum(config, world_size),
+        "gradient_clipping": config.optim.clip_grad,
+        "zero_optimization": {"stage": config.zero.stage},
+        "bf16": {"enabled": precision == "bf16", **({"check_grad_overflow": True} if precision == "bf16" else {})},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        if key in config.deepspeed:
+            raise UserError(f"deepspeed.{key}: is derived from batch.*; set it there")
+    if "zero_optimization" in config.deepspeed and "stage" in (config.deepspeed["zero_optimization"] or {}):
+        raise UserError("deepspeed.zero_optimization.stage: set zero.stage")
+    return merge(ours, config.deepspeed)
+
+
+def make_engine(student: nn.Module, config: Config, world: World, precision: str, device: torch.device) -> Any:
+    """Wraps the student for ZeRO training.
+
+    The optimizer is torch's AdamW: DeepSpeed's own would compile a C++ extension at first use.
+    """
+    warnings.filterwarnings("ignore", module="deepspeed")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    if precision == "bf16":
+        student = student.bfloat16()
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        parameter_groups(student, optim.weight_decay), lr=0.0, betas=optim.betas, eps=optim.eps
+    )
+    engine, *_ = deepspeed.initialize(
+        model=student.to(device),
+        optimizer=optimizer,
+        config=deepspeed_config(config, world.size, precision),
+        dist_init_required=False,
+    )
+    return engine

@@ -1,0 +1,47 @@
+"""Learning rate by step: linear warm-up, then a half-cycle cosine. Ours, since DeepSpeed's own counts skipped steps."""
+
+import math
+from dataclasses import dataclass
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The resolved length of a run and its learning rates."""
+
+    max_steps: int
+    warmup_steps: int
+    peak_lr: float
+    min_lr: float
+    epoch_samples: int
+
+    @classmethod
+    def of(cls, config: Config, samples: int) -> "Schedule":
+        """Derives steps from epochs; `samples` is the size of the data."""
+        if config.data.sources and config.data.epoch_samples is None and config.run.max_steps is None:
+            raise UserError("data.epoch_samples: a mix that is measured in run.epochs needs it; or give run.max_steps")
+        epoch_samples = config.data.epoch_samples or samples
+        G = config.batch.global_batch
+        max_steps = config.run.max_steps or math.ceil(float(config.run.epochs or 0) * epoch_samples / G)
+        optim = config.optim
+        if optim.warmup_steps is not None:
+            warmup = optim.warmup_steps
+        elif optim.warmup_epochs is not None:
+            warmup = math.ceil(optim.warmup_epochs * epoch_samples / G)
+        else:
+            warmup = max_steps // 10
+        if warmup >= max_steps:
+            raise UserError(
+                f"optim.warmup_steps or optim.warmup_epochs: warm-up of {warmup} steps does not fit in a run of "
+                f"{max_steps} steps; shorten one or lengthen the other"
+            )
+        return cls(max_steps, warmup, optim.blr * G / 256, optim.min_lr, epoch_samples)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of the update that ends step `step` (0-based)."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

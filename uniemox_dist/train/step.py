@@ -1,0 +1,110 @@
+"""One optimizer step: gather the step's texts, then forward and backward each micro-batch, then update.
+
+Shape legend: B samples of a micro-batch, K = B·accumulation samples of a rank's step, G global batch, E width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, patch_order
+from uniemox_dist.models.student import Targets, Views
+from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train.comm import gather_rows, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What all ranks know alike after a step."""
+
+    loss: float
+    relation: float
+    similarity: float
+    reconstruction: float
+    grad_norm: float
+    applied: bool
+    """False: gradients were not finite, and no weight changed."""
+    stop: bool
+    """Whether any rank was asked to stop."""
+    damaged: int
+    """Samples replaced in this step, over all ranks."""
+    keys: int
+    """Samples of this step, over all ranks."""
+
+
+def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, device: torch.device) -> Tensor:
+    """Λ: the text embeddings of all samples of the step in slot order, G×E, gathered once."""
+    texts_KE = torch.cat([b.texts_BE for b in batches if b.texts_BE is not None]).to(device)
+    rows = gather_rows(texts_KE, world.size)
+    # Rank r holds, turn after turn, the slots of its own neighbouring streams; slot order is turn-major.
+    turns = texts_KE.shape[0] * world.size // streams
+    return rows.view(world.size, turns, streams // world.size, -1).transpose(0, 1).reshape(rows.shape)
+
+
+def views_of(batch: MicroBatch, patches: int, seed: int) -> Views:
+    """What the student sees: the two views with their masks, which depend on seed and slot alone."""
+    person = batch.person_B3HW
+    return Views(
+        scene_B3HW=batch.scene_B3HW,
+        person_B3HW=person,
+        scene_order_BN=patch_order(batch.slots_B, SCENE_VIEW, seed, patches),
+        person_order_BN=None if person is None else patch_order(batch.slots_B, PERSON_VIEW, seed, patches),
+    )
+
+
+def train_step(
+    engine: Any,
+    teacher: Teacher | None,
+    batches: Sequence[MicroBatch],
+    config: Config,
+    world: World,
+    *,
+    lr: float,
+    stop: bool = False,
+) -> StepResult:
+    """One update of the weights from one global batch; collective over all ranks."""
+    device = engine.device
+    texts_GE = None
+    if config.loss.relation:
+        texts_GE = gather_texts(batches, config.batch.streams, world, device)
+    losses = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch in batches:
+        batch = batch.to(device)
+        targets = Targets()
+        if teacher is not None:
+            targets = Targets(teacher.embed_pictures(batch.scene_B3HW), texts_GE, teacher.logit_scale)
+        total, parts = engine(views_of(batch, config.model.patches, config.run.seed), targets)
+        engine.backward(total)
+        losses += torch.cat([total.detach().view(1), parts]).double()
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()  # counts the micro-batch; weights change at the boundary only
+    share = 1 / (len(batches) * world.size)
+    local = torch.cat(
+        [
+            losses * share,
+            losses.new_tensor([float(stop), sum(len(b.damaged) for b in batches), sum(len(b.keys) for b in batches)]),
+        ]
+    )
+    loss, relation, similarity, reconstruction, stops, damaged, keys = sum_over_ranks(local)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    return StepResult(
+        loss=loss,
+        relation=relation,
+        similarity=similarity,
+        reconstruction=reconstruction,
+        grad_norm=float(norm) if norm is not None else float("nan"),
+        applied=not engine.optimizer.overflow,
+        stop=stops > 0,
+        damaged=round(damaged),
+        keys=round(keys),
+    )
+
