@@ -3,6 +3,7 @@
 Loader processes hold no state of the stream: what they are asked for names its slots.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -194,20 +195,50 @@ def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
     )
 
 
-def make_loader(dataset: PlannedDataset, sampler: PlannedSampler, config: Config, *, pin: bool) -> DataLoader[MicroBatch]:
-    """The loader of one rank."""
-    workers = config.data.workers
-    return DataLoader(
-        dataset,
-        batch_size=None,  # an item is a micro-batch already
-        sampler=sampler,
-        num_workers=workers,
-        prefetch_factor=config.data.prefetch if workers else None,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        # A fork server would be a helper process that dies of the signals that Slurm sends to every process.
-        multiprocessing_context="fork" if workers else None,
-    )
+class StepBatches:
+    """The micro-batches of one rank, step by step, from loader processes that are ended when this is closed."""
+
+    def __init__(
+        self, dataset: PlannedDataset, config: Config, *, first_step: int, rank: int, world_size: int, pin: bool
+    ) -> None:
+        batch = config.batch
+        self.grad_accum = batch.global_batch // (batch.micro_batch * world_size)
+        workers = config.data.workers
+        loader = DataLoader(
+            dataset,
+            batch_size=None,  # an item is a micro-batch already
+            sampler=PlannedSampler(
+                dataset.plan, first_step=first_step, rank=rank, world_size=world_size, micro_batch=batch.micro_batch
+            ),
+            num_workers=workers,
+            prefetch_factor=config.data.prefetch if workers else None,
+            pin_memory=pin,
+            worker_init_fn=_start_worker,
+            # A fork server would be a helper process that dies of the signals that Slurm sends to every process.
+            multiprocessing_context="fork" if workers else None,
+        )
+        self._iterator: Iterator[MicroBatch] | None = iter(loader)
+
+    def __enter__(self) -> "StepBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def next_step(self) -> list[MicroBatch]:
+        """All micro-batches of the next step."""
+        assert self._iterator is not None
+        return [next(self._iterator) for _ in range(self.grad_accum)]
+
+    def close(self) -> None:
+        """Ends the loader processes. They ignore SIGTERM, with which Python would end them, and wait for ever."""
+        self._iterator = None
+        # After an error inside the iterator its traceback still holds it, and its processes run on.
+        if left := multiprocessing.active_children():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a fault
+            for process in left:
+                process.kill()
+                process.join()
 
 
 def _start_worker(_: int) -> None:

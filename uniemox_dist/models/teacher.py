@@ -64,9 +64,9 @@ class Teacher:
 
     @property
     def id(self) -> str:
-        """Short name of what decides the embeddings of texts; caches are filed under it."""
-        # Not the name: the same weights in another folder are the same teacher.
-        content = {k: v for k, v in self.identity.items() if k != "name"}
+        """Short name of what decides the embeddings of texts; text caches are filed under it."""
+        # Neither the name (the same weights in another folder are the same teacher) nor what concerns pixels.
+        content = {k: self.identity[k] for k in ("weights_sha256", "activation", "embedding_width")}
         return sha256_bytes(canonical_json(content))[:16]
 
     @torch.no_grad()

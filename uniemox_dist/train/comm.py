@@ -84,6 +84,6 @@ def gather_rows(rows_KE: Tensor, world_size: int) -> Tensor:
     """All ranks' rows, rank after rank: K×E to (W·K)×E, without autograd."""
     if world_size == 1:
         return rows_KE
-    gathered = rows_KE.new_empty((world_size, *rows_KE.shape))
+    gathered = rows_KE.new_empty((world_size * rows_KE.shape[0], rows_KE.shape[1]))
     dist.all_gather_into_tensor(gathered, rows_KE.contiguous())
-    return gathered.flatten(0, 1)
+    return gathered

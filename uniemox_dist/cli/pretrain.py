@@ -1,0 +1,80 @@
+"""`uniemox pretrain` and `uniemox teach`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--nproc", type=click.IntRange(1), help="Start this many ranks on this machine.")
+@click.option("--resume", default="auto", show_default=True, help="auto, never, or a checkpoint's or run's folder.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
+    """Pretrains a student by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
+
+    Inside srun or torchrun this is one rank; with --nproc it starts the ranks of this machine. The same command
+    again goes on from the newest complete checkpoint.
+    """
+    from uniemox_dist.config.load import dump_yaml, load_config
+    from uniemox_dist.runtime.world import World
+
+    config = load_config(recipe, overrides)
+    if dry_run:
+        click.echo(dump_yaml(config), nl=False)
+        return 0
+    world = World.from_env()
+    if nproc is not None and world.size == 1:
+        from launch.local import run_ranks
+        from uniemox_dist.data.loader import Sources
+        from uniemox_dist.train.engine import grad_accum
+        from uniemox_dist.train.schedule import Schedule
+
+        # What only the user can mend is said once here, before any rank starts.
+        grad_accum(config, nproc)
+        Schedule.of(config, Sources(config).samples)
+        import torch
+
+        command = [sys.executable, "-m", "uniemox_dist.cli", "pretrain", recipe, *overrides, "--resume", resume]
+        return run_ranks(command, nproc, gpus=torch.cuda.is_available())
+    from uniemox_dist.train import comm
+    from uniemox_dist.train.loop import pretrain as run
+
+    try:
+        return run(config, world, resume=resume)
+    finally:
+        comm.close()
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--teacher", required=True, help="local-dir:PATH, shipped:demo, or an open_clip model name.")
+@click.option("--weights", help="File of weights, with an open_clip model name.")
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Captions at once.")
+def teach(folder: Path, teacher: str, weights: str | None, batch: int) -> None:
+    """Caches the embeddings of all captions below FOLDER beside its shards, for pretraining to use."""
+    from tqdm import tqdm
+
+    from shards.manifest import manifest_folders
+    from uniemox_dist.config.schema import TeacherConfig
+    from uniemox_dist.data.reader import ShardReader
+    from uniemox_dist.models.teacher import Teacher
+    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.teach import text_cache
+
+    folders = manifest_folders(folder)
+    if not folders:
+        raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
+    if ":" not in teacher and weights is None:
+        raise UserError(f"--teacher={teacher}: an open_clip model name needs --weights FILE")
+    # Texts are not touched by pixel statistics: any will do here.
+    statistics = (0.5, 0.5, 0.5)
+    model = Teacher(TeacherConfig(name=teacher, weights=weights, mean=statistics, std=statistics))
+    for found in folders:
+        reader = ShardReader.from_folder(found, "DIR")
+        cache = text_cache.cache_folder(reader, model.id, found / "cache")
+        with tqdm(total=reader.manifest.samples, desc=str(found), unit=" samples") as bar:
+            embedded = text_cache.build(reader, model, cache, batch=batch, progress=bar.update)
+        click.echo(f"{found}: {embedded} captions embedded into {cache}")

@@ -1,0 +1,213 @@
+"""The pretraining loop: read it first.
+
+Start: resume > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
+agree on whether to stop. A stop is a complete save and exit code 75.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkpoint, prune
+from uniemox_dist.config.load import dump_yaml
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import MicroBatch, StepBatches, view_settings
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
+from uniemox_dist.runtime.files import write_json, write_text
+from uniemox_dist.runtime.run_folder import RunFolder, environment, start_logging
+from uniemox_dist.runtime.signals import StopFlag
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train import checkpoint as checkpoints
+from uniemox_dist.train import comm, setup
+from uniemox_dist.train.engine import grad_accum
+from uniemox_dist.train.meter import Meter
+from uniemox_dist.train.pictures import fixed_pictures, grid, reconstructions, save_png
+from uniemox_dist.train.setup import Trainer
+from uniemox_dist.train.step import train_step
+
+log = logging.getLogger("uniemox")
+PICTURES = 8
+
+
+def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
+    """Runs a configuration to its end, or to a stop; returns the exit code."""
+    stop = StopFlag().install()
+    grad_accum(config, world.size)  # divisibility is the user's to mend: before anything is opened
+    device = comm.init(world, config.run.timeout_s)
+    folder = RunFolder(Path(config.run.dir) / config.run.name)
+    comm.on_main(world, lambda: _open_folder(folder))
+    start_logging(folder, world.rank)
+    trainer = setup.build(config, world, device, folder)
+    first = _start(trainer, resume)
+    meter = Meter(folder, trainer.schedule, config.batch.global_batch, writes=world.is_main, first_step=first)
+    try:
+        with StepBatches(
+            trainer.dataset, config, first_step=first, rank=world.rank, world_size=world.size, pin=device.type == "cuda"
+        ) as batches:
+            return _train(trainer, meter, stop, first, batches)
+    except Exception as error:
+        folder.event("fault", rank=world.rank, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        meter.close()
+
+
+def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: StepBatches) -> int:
+    config, world, schedule, folder = trainer.config, trainer.world, trainer.schedule, trainer.folder
+    if step >= schedule.max_steps:
+        log.info("%s is complete: %d of %d steps", folder.path, step, schedule.max_steps)
+        return EXIT_DONE
+    skipped_in_a_row = 0
+    while step < schedule.max_steps:
+        began = time.perf_counter()
+        batch = batches.next_step()
+        waited_s = time.perf_counter() - began
+        lr = schedule.lr(step)
+        result = train_step(trainer.engine, trainer.teacher, batch, config, world, lr=lr, stop=bool(stop))
+        step += 1
+        meter.count(result, waited_s)
+        skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
+        for micro in batch:
+            _report_damage(folder, step, micro)
+        if not result.applied and world.is_main:
+            folder.event("skip", step=step, loss=str(result.loss), in_a_row=skipped_in_a_row)
+        if skipped_in_a_row >= config.optim.max_skipped:
+            return _fault(folder, world, f"{skipped_in_a_row} steps in a row had a non-finite loss; lower optim.blr")
+        if meter.damaged > max(8, config.data.max_bad_share * meter.samples):
+            return _fault(folder, world, f"{meter.damaged} of {meter.samples} pictures are damaged; see {folder.events}")
+        last = step == schedule.max_steps
+        if step % config.run.log_every == 0 or last or result.stop:
+            meter.write(step, result, lr)
+        if step % config.run.pictures_every == 0 or last:
+            _pictures(trainer, meter, step)
+        if step % config.run.save_every == 0 or last or result.stop:
+            saved = _save(trainer, step)
+            if result.stop:
+                return _stopped(folder, world, stop, step, saved)
+    if world.is_main:
+        folder.event("end", step=step)
+        log.info("done: %d steps, %d skipped, %d damaged samples replaced", step, meter.skipped, meter.damaged)
+    return EXIT_DONE
+
+
+def _open_folder(folder: RunFolder) -> None:
+    folder.create()
+    folder.lock()
+
+
+def _start(trainer: Trainer, resume: str) -> int:
+    """Loads the checkpoint that rank 0 chose, writes down what runs, and returns the first step."""
+    folder, world, config = trainer.folder, trainer.world, trainer.config
+    chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(trainer, resume))
+    step = 0
+    if chosen is not None:
+        step = checkpoints.load(trainer.engine, chosen)
+    if world.is_main:
+        write_text(folder.config, dump_yaml(config))
+        facts = environment()
+        write_json(folder.environment, facts)
+        folder.event("start", step=step, ranks=world.size, precision=trainer.precision, host=facts["host"])
+        if chosen is not None:
+            saved = chosen.info
+            folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=saved["world_size"])
+            if (saved["world_size"], saved["zero_stage"]) != (world.size, config.zero.stage):
+                log.info("checkpoint of %d ranks, ZeRO-%d", saved["world_size"], saved["zero_stage"])
+        _introduce(trainer, step, chosen)
+    comm.barrier()
+    return step
+
+
+def _choose(trainer: Trainer, resume: str) -> Checkpoint | None:
+    folder = trainer.folder
+    if resume == "never":
+        if any(folder.checkpoints.glob("step_*")):
+            raise UserError(f"--resume never: {folder.path} has checkpoints; give another run.name or delete them")
+        return None
+    if resume == "auto":
+        chosen, problems = newest_sound(folder.checkpoints)
+        for problem in problems:
+            log.warning("checkpoint not used: %s", problem)
+            folder.event("fault", error=problem)
+    else:
+        chosen = open_checkpoint(resume, "--resume")
+    if chosen is not None:
+        checkpoints.check_same_run(chosen, trainer.state(chosen.step))
+    return chosen
+
+
+def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None) -> None:
+    config, world, schedule = trainer.config, trainer.world, trainer.schedule
+    trained = sum(p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters())
+    log.info(
+        "run %s: %s at step %d of %d; student %.1f M parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
+        "accumulation %d = global batch %d; ZeRO-%d, %s on %s",
+        trainer.folder.path,
+        f"resumes {chosen.folder.name}" if chosen else "starts",
+        step,
+        schedule.max_steps,
+        trained / 1e6,
+        config.teacher.name if trainer.teacher else "none",
+        trainer.sources.samples,
+        world.size,
+        config.batch.micro_batch,
+        grad_accum(config, world.size),
+        config.batch.global_batch,
+        config.zero.stage,
+        trainer.precision,
+        trainer.device,
+    )
+    if trainer.sources.samples < config.batch.global_batch:
+        log.warning("batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples)
+
+
+def _save(trainer: Trainer, step: int) -> bool:
+    folder, world = trainer.folder, trainer.world
+    facts = checkpoints.save(trainer.engine, folder.checkpoints, trainer.state(step), world)
+    if world.is_main:
+        if "error" in facts:
+            folder.event("fault", step=step, error=f"save failed: {facts['error']}")
+            log.error("save of step %d failed, training goes on: %s", step, facts["error"])
+        else:
+            removed = prune(folder.checkpoints, trainer.config.run.keep_last)
+            folder.event("save", step=step, **facts, removed=removed)
+            log.info("saved step %d: %.1f MB in %.2f s", step, facts["bytes"] / 1e6, facts["seconds"])
+    return "error" not in facts
+
+
+def _stopped(folder: RunFolder, world: World, stop: StopFlag, step: int, saved: bool) -> int:
+    if world.is_main:
+        folder.event("signal", step=step, signal=stop.received, saved=saved)
+        log.info("stopped by %s after step %d; start the same command again to go on", stop.received or "a rank", step)
+    return EXIT_REQUEUE if saved else EXIT_FAULT
+
+
+def _fault(folder: RunFolder, world: World, reason: str) -> int:
+    if world.is_main:
+        folder.event("fault", error=reason)
+        log.error("ended: %s", reason)
+    return EXIT_FAULT
+
+
+def _report_damage(folder: RunFolder, step: int, batch: MicroBatch) -> None:
+    for line in batch.damaged:
+        folder.event("fault", step=step, damaged=line)
+        log.warning("replaced a damaged sample: %s", line)
+
+
+def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:
+    """Reconstructions of held-out pictures. Under ZeRO-3 all ranks must take part, since weights are gathered."""
+    config = trainer.config
+    if trainer.student.decoder is None or (trainer.config.zero.stage < 3 and not trainer.world.is_main):
+        return
+    if config.data.eval_path:
+        reader = ShardReader.from_folder(config.data.eval_path, "data.eval_path")
+    else:
+        reader = trainer.sources.readers[0]
+    pictures = fixed_pictures(reader, view_settings(config), PICTURES).to(trainer.device)
+    trainer.student.eval()
+    sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
+    trainer.student.train()
+    if trainer.world.is_main:
+        save_png(trainer.folder.samples / f"step_{step:08d}.png", sheet)
+        meter.picture(step, sheet)

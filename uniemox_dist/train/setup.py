@@ -1,0 +1,107 @@
+"""Everything that a run needs before its first step, made in one place and handed to the loop."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, Sources, view_settings
+from uniemox_dist.data.plan import Plan
+from uniemox_dist.models.student import Student
+from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.world import World
+from uniemox_dist.teach import text_cache
+from uniemox_dist.train import comm
+from uniemox_dist.train.checkpoint import RunState
+from uniemox_dist.train.engine import choose_precision, make_engine
+from uniemox_dist.train.fragments import check
+from uniemox_dist.train.schedule import Schedule
+
+log = logging.getLogger("uniemox")
+
+
+@dataclass
+class Trainer:
+    """The parts of a run."""
+
+    config: Config
+    world: World
+    device: torch.device
+    folder: RunFolder
+    sources: Sources
+    plan: Plan
+    schedule: Schedule
+    dataset: PlannedDataset
+    teacher: Teacher | None
+    student: Student
+    engine: Any
+    precision: str
+
+    def state(self, step: int) -> RunState:
+        """What a checkpoint of `step` says of the run."""
+        return RunState(
+            step,
+            self.config,
+            self.sources.identity,
+            self.precision,
+            self.teacher.identity if self.teacher else None,
+            self.teacher.width if self.teacher else None,
+        )
+
+
+def build(config: Config, world: World, device: torch.device, folder: RunFolder) -> Trainer:
+    """Opens the data, the teacher and the engine.
+
+    The order matters: data and teacher can be wrong in ways that only the user can mend, and are opened first.
+    """
+    sources = Sources(config)
+    plan = sources.plan(config)
+    schedule = Schedule.of(config, sources.samples)
+    precision: str = comm.on_main(world, lambda: choose_precision(config.optim.precision, device))
+    teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
+    vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
+    if teacher:
+        teacher.drop_text_tower()
+    # The initial weights depend on the seed alone: made on the CPU, the same on every rank.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        student = Student(config.model, config.loss, teacher.width if teacher else None)
+    settings = view_settings(config, with_person=student.has_person_branch)
+    dataset = PlannedDataset(plan, sources.readers, vectors, settings, config.run.seed)
+    engine = make_engine(student, config, world, precision, device)
+    check(engine)
+    return Trainer(
+        config, world, device, folder, sources, plan, schedule, dataset, teacher, student, engine, precision
+    )
+
+
+def _vectors(
+    config: Config, world: World, sources: Sources, teacher: Teacher, folder: RunFolder
+) -> list[CaptionVectors]:
+    """Text embeddings of all captions, from the caches beside the shards; what is missing is embedded now,
+    each rank taking its share of the shards."""
+    vectors: list[CaptionVectors] = []
+    for reader in sources.readers:
+        place: Callable[[], Path] = lambda: text_cache.cache_folder(  # noqa: E731
+            reader, teacher.id, folder.path / "cache"  # noqa: B023 (called at once)
+        )
+        cache = comm.on_main(world, place)
+        total = len(reader.manifest.shards)
+        with tqdm(total=reader.manifest.samples, desc="captions", unit="", disable=not world.is_main) as bar:
+            text_cache.build(
+                reader,
+                teacher,
+                cache,
+                batch=config.teacher.text_batch,
+                shards=range(world.rank, total, world.size),
+                progress=lambda n: bar.update(min(n * world.size, bar.total - bar.n)),  # noqa: B023
+            )
+        comm.barrier()
+        vectors.append(text_cache.TextVectors(reader, cache))
+    return vectors
