@@ -1,1 +1,1 @@
-"""Everything about data at rest: samples, tar shards, indexes, manifests. Torch-free; FORMAT.md is the contract."""
+"""Data at rest: samples, tar shards, indexes, manifests. Torch-free; FORMAT.md is the contract."""

@@ -12,8 +12,9 @@ FORMAT_NAME = "uniemox-shards"
 FORMAT_VERSION = 1
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-# Pillow's name of a picture format -> the extension inside the tar.
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+# Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with further pictures
+# (a preview, a gain map) behind its first one; phones write them under the name .jpg.
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 def make_key(name: str) -> str:
@@ -57,10 +58,10 @@ class Sample:
 
     def members(self) -> list[tuple[str, bytes]]:
         """(name, bytes) of the tar members, picture first; `.txt` is there even when there is no caption."""
-        record = json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True).encode("utf-8")
+        record = json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True, allow_nan=False)
         caption = (self.captions[0] if self.captions else "").encode("utf-8")
         return [
             (f"{self.key}.{self.extension}", self.image),
-            (f"{self.key}.json", record),
+            (f"{self.key}.json", record.encode("utf-8")),
             (f"{self.key}.txt", caption),
         ]

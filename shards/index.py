@@ -58,7 +58,8 @@ def index_path(folder: Path, shard: str) -> Path:
 def index_row(sample: Sample, location: Location) -> dict[str, Any]:
     """The row of one sample."""
     persons = [
-        {"box": list(p.box), "score": p.score, "labels": canonical_json(p.labels).decode()} for p in sample.persons
+        {"box": list(p.box), "score": p.score, "labels": canonical_json(p.labels).decode()}
+        for p in sample.persons
     ]
     return {
         "key": sample.key,
@@ -95,9 +96,11 @@ def read_index(path: Path, columns: list[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path) as file:
             missing = sorted(set(columns or SCHEMA.names) - set(file.schema_arrow.names))
             if missing:
-                raise UserError(f"{path}: the index lacks the columns {', '.join(missing)}; run `uniemox shards pack` again")
+                raise UserError(f"{path}: the index lacks the columns {', '.join(missing)}; pack again")
             return file.read(columns=columns or SCHEMA.names)
     except FileNotFoundError:
         raise UserError(f"{path}: the index is missing; copy index/ together with the tars") from None
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable index ({str(error).splitlines()[0]}); copy it again") from None
+        raise UserError(
+            f"{path}: not a readable index ({str(error).splitlines()[0]}); copy it again"
+        ) from None

@@ -74,7 +74,11 @@ def read_manifest(folder: str | Path, field: str = "path") -> Manifest:
         raise UserError(f"{field}={folder}: no such folder; build it with `uniemox shards pack`")
     if not path.is_file():
         splits = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
-        fix = f"name one of its splits: {', '.join(splits)}" if splits else "build it with `uniemox shards pack`"
+        fix = (
+            f"name one of its splits: {', '.join(splits)}"
+            if splits
+            else "build it with `uniemox shards pack`"
+        )
         raise UserError(f"{field}={folder}: holds no {MANIFEST}; {fix}")
     try:
         record = read_json(path)
@@ -91,7 +95,9 @@ def read_manifest(folder: str | Path, field: str = "path") -> Manifest:
             raise
         raise UserError(f"{path}: not a readable manifest ({error!r}); pack again or restore it") from None
     if manifest.identity != stated:
-        raise UserError(f"{path}: was edited: identity {stated[:12]} does not fit its shards; restore or pack again")
+        raise UserError(
+            f"{path}: was edited: identity {stated[:12]} does not fit its shards; restore or pack again"
+        )
     if manifest.samples == 0:
         raise UserError(f"{field}={folder}: holds no samples; pack a source with pictures")
     return manifest

@@ -1,9 +1,10 @@
-"""The pipeline source -> check -> persons -> writer, over worker processes, with the same bytes for any number.
+"""The pipeline source -> check -> persons -> writer, over any number of processes with the same bytes.
 
 Everything is written into `OUT.partial` and renamed to `OUT` when it is whole, so that a pack that was
 killed leaves no data set that looks complete.
 """
 
+import errno
 import multiprocessing
 import re
 import shutil
@@ -79,13 +80,16 @@ def pack(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _reuse(settings, out, resume)
+    detector = make_detector(settings.persons)  # a wrong name or missing runtime ends here, not in a worker
+    source = open_source(settings.layout, settings.source, SourceOptions(settings.seed, settings.columns))
+    out = out.absolute()  # so that `.` has a name, too
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    detector = make_detector(settings.persons)  # a wrong name or missing runtime ends here, not in a worker
-    source = open_source(settings.layout, settings.source, SourceOptions(settings.seed, settings.columns))
     try:
-        result = _write_all(settings, partial, _prepared(source, settings.persons, workers), progress, detector)
+        result = _write_all(
+            settings, partial, _prepared(source, settings.persons, workers), progress, detector
+        )
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -99,7 +103,9 @@ def pack(
 def _reuse(settings: PackSettings, out: Path, resume: bool) -> PackResult:
     folders = manifest_folders(out) if out.is_dir() else []
     if not (resume and folders):
-        raise UserError(f"OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack")
+        raise UserError(
+            f"OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack"
+        )
     result = PackResult(folders, reused=True)
     for folder in folders:
         manifest = read_manifest(folder, "OUT")
@@ -130,7 +136,14 @@ def _write_all(
         else:
             if name not in writers:
                 if name and not SPLIT_NAME.fullmatch(name):
-                    raise UserError(f"split={name!r} of {item.source}: not a folder name; use letters, digits, . _ -")
+                    raise UserError(
+                        f"split={name!r} of {item.source}: not a folder name; use letters, digits, . _ -"
+                    )
+                if writers and bool(name) != ("" not in writers):
+                    raise UserError(
+                        f"SOURCE={settings.source}: {item.source} has split {split!r} where others have "
+                        f"{next(iter(writers)) or None!r}; give every record a split, or none"
+                    )
                 writers[name] = ShardWriter(
                     partial / name,
                     shard_bytes=int(settings.shard_mb * 1e6),
@@ -143,8 +156,14 @@ def _write_all(
         if progress is not None:
             progress(1)
     if not writers:
-        first = f"; the first: {result.rejected[0].source}: {result.rejected[0].detail}" if result.rejected else ""
-        raise UserError(f"SOURCE={settings.source}: nothing to pack, {len(result.rejected)} records refused{first}")
+        first = (
+            f"; the first: {result.rejected[0].source}: {result.rejected[0].detail}"
+            if result.rejected
+            else ""
+        )
+        raise UserError(
+            f"SOURCE={settings.source}: nothing to pack, {len(result.rejected)} records refused{first}"
+        )
     reasons = Counter(r.reason for r in result.rejected)
     provenance = {
         "settings": asdict(settings),
@@ -183,7 +202,9 @@ def _prepared(
             splits, future = under_way.popleft()
             yield from zip(splits, future.result())
     except BrokenProcessPool:
-        raise RuntimeError("a packing worker died (killed, or out of memory); start again, with fewer --workers") from None
+        raise RuntimeError(
+            "a packing worker died (killed, or out of memory); start again, with fewer --workers"
+        ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -203,7 +224,9 @@ def _prepare(records: list[Record]) -> list[Sample | Rejected]:
     look = [item for item in checked if isinstance(item, _Checked) and item.record.persons is None]
     found = dict(zip(map(id, look), _detector.detect([item.rgb_HW3 for item in look])))
     return [
-        item if isinstance(item, Rejected) else item.finish(tuple(found.get(id(item), item.record.persons or ())))
+        item
+        if isinstance(item, Rejected)
+        else item.finish(tuple(found.get(id(item), item.record.persons or ())))
         for item in checked
     ]
 
@@ -235,9 +258,24 @@ class _Checked:
 
 def _check(record: Record) -> "_Checked | Rejected":
     try:
-        data = record.image if isinstance(record.image, bytes) else Path(record.image).read_bytes()
+        data = record.image if isinstance(record.image, bytes) else _read(record.image)
         return _Checked(record, data)
     except BadPicture as bad:
         return Rejected(record.name, bad.reason, bad.detail)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        return Rejected(record.name, "unreadable", f"{error.strerror}: {error.filename}")
+
+
+# What is wrong with a name, for good. Other errors (a disk, a network) end the pack: the data would change.
+_NO_SUCH_FILE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        if error.errno not in _NO_SUCH_FILE:
+            raise
+        raise BadPicture("unreadable", f"{error.strerror}: {path[:200]}") from None
+    except ValueError:  # a zero byte inside the name
+        raise BadPicture("unreadable", f"not a file name: {path[:200]!r}") from None

@@ -45,21 +45,43 @@ def decode(data: bytes) -> Decoded:
             if image.width * image.height > MAX_PIXELS:
                 raise BadPicture("too_large", f"{image.width} x {image.height} pixels, limit {MAX_PIXELS}")
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            rgb = on_background(upright(image), (255, 255, 255))
     except BadPicture:
         raise
     except Image.DecompressionBombError as error:
         raise BadPicture("too_large", str(error)) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged data
         raise BadPicture("corrupt", f"{type(error).__name__}: {error}") from None
-    return Decoded(np.asarray(on_background(upright, (255, 255, 255))), extension)
+    return Decoded(np.asarray(rgb), extension)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says.
+
+    Where EXIF says nothing Pillow would believe XMP, which fast JPEG decoders (and browsers) do not read:
+    person boxes found in one orientation would then be cut out of another.
+    """
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    return ImageOps.exif_transpose(image)
 
 
 def on_background(image: Image.Image, rgb: tuple[int, int, int]) -> Image.Image:
-    """The picture as RGB, with `rgb` behind its transparent pixels."""
+    """The picture as 8-bit RGB, with `rgb` behind its transparent pixels."""
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     base = Image.new("RGB", rgba.size, rgb)
     base.paste(rgba, mask=rgba.getchannel("A"))
     return base
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut all above 255 off to white."""
+    values_HW = np.asarray(image).astype(np.int64).clip(0, 65535)
+    grey = Image.fromarray(((values_HW * 255 + 32767) // 65535).astype(np.uint8))
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))
+    return grey

@@ -18,7 +18,8 @@ class ShardWriter:
     """Writes samples into `folder/000000.tar`, `000001.tar`, …, each with its index.
 
     A shard is written under a temporary name, fsynced, and renamed after its index: a tar that has its name
-    is complete. Tars hold no times, owners or extended headers, so that equal samples give equal bytes.
+    is complete. None is larger than `shard_bytes` unless a single sample is. Tars hold no times, owners or
+    extended headers, so that equal samples give equal bytes.
     """
 
     def __init__(self, folder: Path, *, shard_bytes: int, shard_samples: int, prefix: str = "") -> None:
@@ -35,11 +36,12 @@ class ShardWriter:
         """Appends a sample, beginning a new shard when this one would grow beyond its size or count."""
         data = b"".join(_member(name, content) for name, content in sample.members())
         if self._file is not None and (
-            self._file.tell() + len(data) > self.shard_bytes or len(self._rows) >= self.shard_samples
+            _finished_bytes(self._file.tell() + len(data)) > self.shard_bytes
+            or len(self._rows) >= self.shard_samples
         ):
             self._finish()
         if self._file is None:
-            self._file = open(self._temporary, "wb")
+            self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by _finish)
         offset = self._file.tell()
         location = Location(offset, len(data), offset + BLOCK, len(sample.image))
         self._file.write(data)
@@ -61,9 +63,8 @@ class ShardWriter:
 
     def _finish(self) -> None:
         assert self._file is not None
-        # Two zero blocks end a tar; padding to whole records is what tar itself writes.
-        end = self._file.tell() + 2 * BLOCK
-        self._file.write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        end = self._file.tell()
+        self._file.write(bytes(_finished_bytes(end) - end))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -83,6 +84,12 @@ class ShardWriter:
             )
         )
         self._file, self._rows = None, []
+
+
+def _finished_bytes(end: int) -> int:
+    """Size of a tar whose members end here: two zero blocks, and padding to whole records as tar does it."""
+    end += 2 * BLOCK
+    return end + -end % tarfile.RECORDSIZE
 
 
 def _member(name: str, content: bytes) -> bytes:

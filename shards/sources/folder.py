@@ -35,14 +35,26 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     has_splits = bool(tops) and tops <= SPLITS
     random.Random(str(options.seed)).shuffle(paths)
     for path in paths:
-        parts = path.split(os.sep)[:-1]
+        # File names are bytes; those that are no UTF-8 stand with \xff escapes in what is written down.
+        name = os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")
+        parts = name.split("/")[:-1]
         split = parts.pop(0) if has_splits and parts else None
-        caption = (root / path).with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+        text = _caption((root / path).with_suffix(".txt"))
         yield Record(
-            name=path.replace(os.sep, "/"),
+            name=name,
             image=str(root / path),
             captions=(text,) if text else (),
             label=parts[0] if parts else None,
             split=split,
         )
+
+
+def _caption(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not a UTF-8 text (byte {error.start}); convert it or take it away"
+        ) from None

@@ -1,9 +1,13 @@
 """Tables: Parquet or CSV with one row per picture.
 
-Columns: `image` (bytes) or `path` (relative to the table), and optionally `key`, `caption` (text or a list),
-`label`, `split`; every other column becomes an attribute.
+Columns: `image` (bytes, or a struct with `bytes`) or `path` (relative to the table), and optionally `key`,
+`caption` (text or a list), `label`, `split`; every other column becomes an attribute. In a CSV these are
+texts (`007` stays `007`), and `image` is a path. An empty text is a missing one.
 """
 
+import base64
+import datetime
+import math
 import random
 from collections.abc import Iterator
 from importlib import resources
@@ -26,7 +30,9 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     path = _locate(source)
     names = {name: options.columns.get(name, name) for name in KNOWN}
     for unknown in sorted(set(options.columns) - set(KNOWN)):
-        raise UserError(f"--column {unknown}=…: not a column that packing knows; valid are {', '.join(KNOWN)}")
+        raise UserError(
+            f"--column {unknown}=…: not a column that packing knows; valid are {', '.join(KNOWN)}"
+        )
     for first_row, table in _pieces(path, names, options):
         order = list(range(table.num_rows))
         random.Random(f"{options.seed}/{first_row}").shuffle(order)
@@ -40,7 +46,9 @@ def _locate(source: str) -> Path:
         return Path(str(resources.files("shards").joinpath("demo", SHIPPED[source])))
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"SOURCE={source}: no such table; give a .parquet or .csv file, or {', '.join(SHIPPED)}")
+        raise UserError(
+            f"SOURCE={source}: no such table; give a .parquet or .csv file, or {', '.join(SHIPPED)}"
+        )
     return path
 
 
@@ -48,7 +56,13 @@ def _pieces(path: Path, names: dict[str, str], options: SourceOptions) -> Iterat
     """(number of the first row, rows) of pieces that fit in memory, in shuffled order."""
     try:
         if path.suffix.lower() == ".csv":
-            table = pyarrow.csv.read_csv(path)
+            table = pyarrow.csv.read_csv(
+                path,
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types={column: pa.string() for column in names.values()}
+                ),
+            )
             _check_columns(table.column_names, names, path)
             yield 0, table
             return
@@ -74,17 +88,54 @@ def _check_columns(present: list[str], names: dict[str, str], path: Path) -> Non
 
 def _record(values: dict[str, Any], names: dict[str, str], row: int, path: Path) -> Record:
     known = {name: values.pop(column, None) for name, column in names.items()}
-    image = known["image"] if known["image"] is not None else known["path"]
-    if known["image"] is None and isinstance(image, str):
-        image = str(path.parent / image)
     caption = known["caption"]
-    captions = tuple(caption) if isinstance(caption, list) else (caption,) if caption else ()
-    key = known["key"]
+    captions = caption if isinstance(caption, list) else [caption]
+    attributes = {name: _plain(value) for name, value in values.items()}
     return Record(
-        name=str(key) if key is not None else f"{path.name}#{row}",
-        image=image if image is not None else b"",
+        name=_text(known["key"]) or f"{path.name}#{row}",
+        image=_image(known, names, path),
         captions=tuple(str(c) for c in captions if c),
-        label=None if known["label"] is None else str(known["label"]),
-        attributes={name: value for name, value in values.items() if value is not None},
-        split=None if known["split"] is None else str(known["split"]),
+        label=_text(known["label"]),
+        attributes={name: value for name, value in attributes.items() if value not in (None, "")},
+        split=_text(known["split"]),
     )
+
+
+def _image(known: dict[str, Any], names: dict[str, str], path: Path) -> bytes | str:
+    """The picture's bytes, or its path (from the table's folder); no bytes where both are missing."""
+    for name in ("image", "path"):
+        value = known[name]
+        if isinstance(value, dict):  # the struct of Hugging Face's image columns
+            value = value.get("bytes") or value.get("path")
+        if not value:
+            continue
+        if isinstance(value, str):
+            return str(path.parent / value)
+        if not isinstance(value, bytes):
+            raise UserError(
+                f"SOURCE={path}: the column {names[name]!r} holds {type(value).__name__}, not pictures or "
+                f"paths; name another with --column {name}=NAME"
+            )
+        return value
+    return b""
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: times in ISO 8601, NaN as null, bytes in base64, and text for the rest."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else value if math.isfinite(value) else str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return str(value)

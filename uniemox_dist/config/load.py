@@ -22,12 +22,22 @@ class _Loader(yaml.SafeLoader):
     """YAML with numbers as people write them (`1e-4` is a number, `on` is a word) and no repeated keys."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: a text that looks like one of its numbers is quoted."""
+
+
 # Own tables: SafeLoader's are shared by every user of PyYAML in the process.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in rules
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
@@ -39,12 +49,15 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
+        if isinstance(key, list | dict):
+            raise UserError(f"line {key_node.start_mark.line + 1}: a key must be a word, not {key!r}")
         if key in seen:
             raise UserError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice; keep one")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -67,28 +80,43 @@ def shipped_recipes() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
-def read_recipe(recipe: str, beside: Path | None = None) -> tuple[dict[str, Any], str]:
-    """The merged mapping of a recipe and its bases, and the name by which errors call it."""
+def read_recipe(
+    recipe: str, beside: Path | None = None, above: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], str]:
+    """The merged mapping of a recipe and its bases, and the name by which errors call it.
+
+    `beside` is the folder of the recipe that extends this one, `above` the names of all that do.
+    """
     path = Path(recipe)
-    if beside is not None and not path.is_absolute() and (beside / f"{recipe}.yaml").is_file():
-        path = beside / f"{recipe}.yaml"
+    if beside is not None:
+        near = (beside / f"{recipe}.yaml", beside / recipe)
+        path = next((candidate for candidate in near if candidate.is_file()), path)
     if path.is_file():
-        text, where, folder = path.read_text(encoding="utf-8"), str(path), path.parent
+        text, where, folder = _read_text(path), str(path), path.parent
     elif recipe in shipped_recipes():
         text = resources.files("launch").joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
         where, folder = f"recipe {recipe}", None
     else:
         names = ", ".join(shipped_recipes())
         raise UserError(f"recipe {recipe}: no such file, nor a shipped recipe; shipped are: {names}")
+    if where in above:
+        raise UserError(f"{where}: extends itself: {' -> '.join((*above, where))}")
     values = parse_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UserError(f"{where}: a recipe is a mapping of sections, found {type(values).__name__}")
     base = values.pop("extends", None)
     if base is not None:
-        if base == recipe or not isinstance(base, str):
+        if not isinstance(base, str):
             raise UserError(f"{where}: extends={base!r} must name another recipe")
-        values = merge(read_recipe(base, folder)[0], values)
+        values = merge(read_recipe(base, folder, (*above, where))[0], values)
     return values, where
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text in UTF-8; give a YAML file or the name of a recipe") from None
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +161,19 @@ def _explain(error: ValidationError) -> Iterator[str]:
             known = _known_keys(issue["loc"][:-1])
             near = difflib.get_close_matches(str(issue["loc"][-1]), known, n=1, cutoff=0.5)
             prefix = path.rpartition(".")[0]
-            hint = f"did you mean {prefix + '.' if prefix else ''}{near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = (
+                f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+                if near
+                else f"known: {', '.join(known)}"
+            )
             yield f"{path}: unknown key; {hint}"
         elif issue["type"] == "value_error":
             message = str(issue["ctx"]["error"])
-            yield message if message.startswith(path or "\0") or "." in message.split("=")[0] else f"{path}: {message}"
+            yield (
+                message
+                if message.startswith(path or "\0") or "." in message.split("=")[0]
+                else f"{path}: {message}"
+            )
         elif issue["type"] == "missing":
             yield f"{path}: required, but not given"
         else:
@@ -158,4 +194,4 @@ def _known_keys(path: tuple[Any, ...]) -> list[str]:
 
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML that loads back to the same values."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -15,7 +15,13 @@ Rgb = tuple[float, float, float]
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
 
 
 class RunConfig(Section):
@@ -80,7 +86,8 @@ class DataConfig(Section):
     max_bad_share: Share = 0.01
     """Largest share of pictures that may be replaced because they are damaged; above it the run ends."""
     scene_scale: tuple[Share, Share] = (0.2, 1.0)
-    """Smallest and largest area of the scene view's random crop, as a share of the picture."""
+    """Smallest and largest area of the scene view's random crop, as a share of the picture. The crop's sides
+    stay within 3:4, so that it may be smaller in a very wide or tall picture."""
     flip: bool = True
     """Mirror each view with probability one half."""
     person: Literal["largest", "most_confident", "random"] = "largest"
@@ -118,7 +125,8 @@ class BatchConfig(Section):
         if self.global_batch % self.streams:
             near = max(1, round(self.global_batch / self.streams)) * self.streams
             raise ValueError(
-                f"batch.global_batch={self.global_batch} is not a multiple of batch.streams={self.streams}; try {near}"
+                f"batch.global_batch={self.global_batch} is not a multiple of "
+                f"batch.streams={self.streams}; try {near}"
             )
         return self
 
@@ -158,8 +166,8 @@ class ModelConfig(Section):
         if self.image_size % self.patch_size:
             down = max(1, self.image_size // self.patch_size) * self.patch_size
             raise ValueError(
-                f"model.image_size={self.image_size} is not a multiple of model.patch_size={self.patch_size}; "
-                f"try {down} or {down + self.patch_size}"
+                f"model.image_size={self.image_size} is not a multiple of "
+                f"model.patch_size={self.patch_size}; try {down} or {down + self.patch_size}"
             )
         for width, heads, name in (
             (self.width, self.heads, ""),

@@ -71,7 +71,9 @@ class Sources:
             UserError: naming the folder that is missing, empty or damaged.
         """
         origins = config.data.origins()
-        fields = ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
+        fields = (
+            ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
+        )
         self.readers = [
             ShardReader.from_folder(origin.path, field, verify_hash=config.data.verify_hash)
             for origin, field in zip(origins, fields)
@@ -123,7 +125,9 @@ class PlannedDataset(Dataset[MicroBatch]):
         sources: list[int] = []
         damaged: list[str] = []
         for i, slot in enumerate(slots):
-            raw, source, text = self._sample(slot, scene_B3HW[i], None if person_B3HW is None else person_B3HW[i], damaged)
+            raw, source, text = self._sample(
+                slot, scene_B3HW[i], None if person_B3HW is None else person_B3HW[i], damaged
+            )
             keys.append(raw.key)
             sources.append(source)
             if text is not None:
@@ -141,16 +145,17 @@ class PlannedDataset(Dataset[MicroBatch]):
     def _sample(
         self, slot: int, scene_3HW: Tensor, person_3HW: Tensor | None, damaged: list[str]
     ) -> tuple[RawSample, int, Tensor | None]:
-        """Fills the views of a slot. A damaged sample is replaced by that of the slot one turn later, and so on:
-        a rule that needs no memory and no other rank."""
+        """Fills the views of a slot. A damaged sample is replaced by that of the slot one turn later, and so
+        on: a rule that needs no memory and no other rank."""
         for attempt in range(REPLACEMENTS):
             place = self.plan.place(slot + attempt * self.plan.streams)
             try:
                 raw = self.readers[place.source].read(place.shard, place.row)
-                scene, person = training_views(raw.image, raw.persons, self.settings, self.seed, slot)
             except DamagedSample as error:
                 damaged.append(f"slot {slot}: {error}")
                 continue
+            try:
+                scene, person = training_views(raw.image, raw.persons, self.settings, self.seed, slot)
             except ValueError as error:
                 name = self.readers[place.source].manifest.shards[place.shard].name
                 damaged.append(f"slot {slot}: {name}: {raw.key}: {error}")
@@ -196,10 +201,17 @@ def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
 
 
 class StepBatches:
-    """The micro-batches of one rank, step by step, from loader processes that are ended when this is closed."""
+    """The micro-batches of one rank, step by step, from loader processes that end when this is closed."""
 
     def __init__(
-        self, dataset: PlannedDataset, config: Config, *, first_step: int, rank: int, world_size: int, pin: bool
+        self,
+        dataset: PlannedDataset,
+        config: Config,
+        *,
+        first_step: int,
+        rank: int,
+        world_size: int,
+        pin: bool,
     ) -> None:
         batch = config.batch
         self.grad_accum = batch.global_batch // (batch.micro_batch * world_size)
@@ -208,16 +220,22 @@ class StepBatches:
             dataset,
             batch_size=None,  # an item is a micro-batch already
             sampler=PlannedSampler(
-                dataset.plan, first_step=first_step, rank=rank, world_size=world_size, micro_batch=batch.micro_batch
+                dataset.plan,
+                first_step=first_step,
+                rank=rank,
+                world_size=world_size,
+                micro_batch=batch.micro_batch,
             ),
             num_workers=workers,
             prefetch_factor=config.data.prefetch if workers else None,
             pin_memory=pin,
             worker_init_fn=_start_worker,
-            # A fork server would be a helper process that dies of the signals that Slurm sends to every process.
+            # A fork server would be a further process, one that dies of the signals that Slurm sends to all.
             multiprocessing_context="fork" if workers else None,
         )
+        before = set(multiprocessing.active_children())
         self._iterator: Iterator[MicroBatch] | None = iter(loader)
+        self._processes = [p for p in multiprocessing.active_children() if p not in before]
 
     def __enter__(self) -> "StepBatches":
         return self
@@ -231,14 +249,15 @@ class StepBatches:
         return [next(self._iterator) for _ in range(self.grad_accum)]
 
     def close(self) -> None:
-        """Ends the loader processes. They ignore SIGTERM, with which Python would end them, and wait for ever."""
+        """Ends the loader processes: they ignore SIGTERM, by which Python would end them, and would wait on."""
         self._iterator = None
         # After an error inside the iterator its traceback still holds it, and its processes run on.
-        if left := multiprocessing.active_children():
+        if left := [process for process in self._processes if process.is_alive()]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a fault
             for process in left:
                 process.kill()
                 process.join()
+        self._processes = []
 
 
 def _start_worker(_: int) -> None:

@@ -13,7 +13,7 @@ _WEYL, _MUL1, _MUL2 = -7046029254386353131, -4658895280553007687, -7723592293110
 
 
 def mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on wrapping int64 (Steele et al. 2014); integer arithmetic, hence exact anywhere."""
+    """splitmix64's finaliser on wrapping int64 (Steele et al. 2014); integers, hence exact anywhere."""
     x = x * _WEYL
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MUL1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MUL2

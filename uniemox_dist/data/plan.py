@@ -1,10 +1,10 @@
 """The order of samples: which sample belongs to which slot. Pure: no files, no clock, no rank hidden inside.
 
-Slot u = step * G + i is the i-th sample of a step's global batch. Stream u mod S owns it, and a stream belongs
-to one source for ever. Per epoch of a source its shards are shuffled, the concatenation is cut into as many
-ranges as the source has streams, and each stream walks its range, permuting within windows. So what a slot
-holds depends on (shard sizes, weights, S, G, seed, window) alone: not on ranks, workers, micro-batches or
-restarts. A rank owns S/W neighbouring streams.
+Slot u = step * G + i is the i-th sample of a step's global batch. Stream u mod S owns it, and a stream
+belongs to one source for ever. Per epoch of a source its shards are shuffled, the concatenation is cut into
+as many ranges as the source has streams, and each stream walks its range, permuting within windows. So what
+a slot holds depends on (shard sizes, weights, S, G, seed, window) alone: not on ranks, workers, micro-batches
+or restarts. A rank owns S/W neighbouring streams.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from uniemox_dist.data.draws import largest_remainder, permutation
+from uniemox_dist.runtime.errors import UserError
 
 _SHARD_ORDER, _WINDOW, _STREAM_OWNERS = 1, 2, 9
 
@@ -33,7 +34,9 @@ class Place:
 class SourcePlan:
     """The endless sequence of draws from one source."""
 
-    def __init__(self, shard_samples: Sequence[int], streams: int, seed: int, number: int, window: int) -> None:
+    def __init__(
+        self, shard_samples: Sequence[int], streams: int, seed: int, number: int, window: int
+    ) -> None:
         self.counts_M = np.asarray(shard_samples, np.int64)
         self.samples = int(self.counts_M.sum())
         self.streams, self.window, self._key = streams, window, (seed, number)
@@ -67,7 +70,7 @@ class Plan:
     """The order of samples of a run.
 
     Raises:
-        ValueError: if streams do not divide the global batch, or a source gets no stream.
+        UserError: if streams do not divide the global batch, or a source gets no stream.
     """
 
     def __init__(
@@ -81,11 +84,13 @@ class Plan:
         window: int,
     ) -> None:
         if global_batch % streams:
-            raise ValueError(f"batch.global_batch={global_batch} is not a multiple of batch.streams={streams}")
+            raise UserError(f"batch.global_batch={global_batch} is not a multiple of batch.streams={streams}")
         shares = largest_remainder(weights, streams)
         if (shares < 1).any():
             poor = int(np.argmin(shares))
-            raise ValueError(f"data.sources.{poor}.weight={weights[poor]} gives no stream of {streams}; raise it")
+            raise UserError(
+                f"data.sources.{poor}.weight={weights[poor]} gives no stream of {streams}; raise it"
+            )
         self.streams, self.global_batch = streams, global_batch
         owners = np.repeat(np.arange(len(shares)), shares)
         self.owner_S = owners[permutation(streams, seed, _STREAM_OWNERS)]

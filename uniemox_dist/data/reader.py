@@ -1,6 +1,9 @@
 """Samples by (shard, row): one positioned read of the picture, everything else from the index."""
 
+import io
+import json
 import os
+import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +80,23 @@ class ShardReader:
         captions = tuple(columns["captions"][row].as_py() or ())
         return RawSample(key, image, captions, persons, columns["label"][row].as_py())
 
+    def record(self, shard: int, row: int) -> dict[str, Any]:
+        """The sample's `.json` member, which also holds what the index leaves out (attributes, source)."""
+        handle, columns = self._shard(shard)
+        offset, length = columns["sample_offset"][row].as_py(), columns["sample_length"][row].as_py()
+        with tarfile.open(fileobj=io.BytesIO(os.pread(handle, length, offset))) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (file := tar.extractfile(member)):
+                    record: dict[str, Any] = json.loads(file.read())
+                    return record
+        raise DamagedSample(f"{self.manifest.shards[shard].name}: row {row} has no .json")
+
     def captions(self, shard: int) -> list[list[str]]:
         """The captions of a shard's rows."""
         name = self.manifest.shards[shard].name
-        rows: list[list[str]] = read_index(index_path(self.folder, name), ["captions"])["captions"].to_pylist()
+        rows: list[list[str]] = read_index(index_path(self.folder, name), ["captions"])[
+            "captions"
+        ].to_pylist()
         return rows
 
     def _shard(self, shard: int) -> tuple[int, dict[str, Any]]:
@@ -90,7 +106,10 @@ class ShardReader:
         entry = self.manifest.shards[shard]
         table = read_index(index_path(self.folder, entry.name))
         if table.num_rows != entry.samples:
-            raise UserError(f"{self.folder}: the index of {entry.name} has {table.num_rows} rows instead of {entry.samples}")
+            raise UserError(
+                f"{self.folder}: the index of {entry.name} has {table.num_rows} rows instead of "
+                f"{entry.samples}; copy index/ again"
+            )
         handle = os.open(self.folder / entry.name, os.O_RDONLY)
         self._open[shard] = (handle, {name: table[name] for name in table.column_names})
         if len(self._open) > self.OPEN_SHARDS:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from shards.persons import Person
-from shards.pictures import on_background
+from shards.pictures import on_background, upright
 from uniemox_dist.data.draws import Purpose, choice, mix64, uniform
 
 Box = tuple[int, int, int, int]
@@ -53,7 +53,7 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            rgb = on_background(ImageOps.exif_transpose(image), background)
+            rgb = on_background(upright(image), background)
     except Exception as error:  # Pillow's decoders raise many types on damaged data
         raise ValueError(f"cannot be decoded: {type(error).__name__}: {error}") from None
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -85,7 +85,7 @@ def scene_box(width: int, height: int, settings: ViewSettings, seed: int, slot: 
 
 
 def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -> Person | None:
-    """The person that the view shows; None where nobody was found. Ties: the more confident, then the earlier."""
+    """The person that the view shows; None where nobody was found. Ties: the more confident, the earlier."""
     if not persons:
         return None
     if how == "random":
@@ -96,12 +96,14 @@ def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -
 
 
 def person_box(width: int, height: int, person: Person | None, margin: float) -> Box:
-    """The person's box grown on each side by `margin` times its longer side; the whole picture without one."""
+    """The person's box, grown on each side by `margin` times its longer side; or else the whole picture."""
     if person is None:
         return 0, 0, width, height
     x1, y1, x2, y2 = person.box
     grow = margin * max((x2 - x1) * width, (y2 - y1) * height)
-    left, top = max(0, math.floor(x1 * width - grow)), max(0, math.floor(y1 * height - grow))
+    # A box without area at the right or lower edge still gets a pixel of the picture.
+    left = min(max(0, math.floor(x1 * width - grow)), width - 1)
+    top = min(max(0, math.floor(y1 * height - grow)), height - 1)
     right, bottom = min(width, math.ceil(x2 * width + grow)), min(height, math.ceil(y2 * height + grow))
     return left, top, max(1, right - left), max(1, bottom - top)
 
@@ -110,7 +112,14 @@ def cut(rgb_3HW: Tensor, box: Box, size: int, mirror: bool = False) -> Tensor:
     """Crop, antialiased bicubic resize to size×size, and mirror; uint8 in and out."""
     left, top, width, height = box
     view = F.resized_crop(
-        rgb_3HW, top, left, height, width, [size, size], interpolation=F.InterpolationMode.BICUBIC, antialias=True
+        rgb_3HW,
+        top,
+        left,
+        height,
+        width,
+        [size, size],
+        interpolation=F.InterpolationMode.BICUBIC,
+        antialias=True,
     )
     return view.flip(-1) if mirror else view
 
@@ -139,9 +148,13 @@ def training_views(
     return scene, cut(rgb, box, settings.image_size, mirrored(Purpose.PERSON_FLIP))
 
 
-def evaluation_views(data: bytes, persons: tuple[Person, ...], settings: ViewSettings) -> tuple[Tensor, Tensor]:
+def evaluation_views(
+    data: bytes, persons: tuple[Person, ...], settings: ViewSettings
+) -> tuple[Tensor, Tensor]:
     """The whole picture and the person's crop, on white, unmirrored: nothing is random."""
     rgb = decode_rgb(data)
-    person = choose_person(persons, "most_confident" if settings.person == "random" else settings.person, 0, 0)
+    person = choose_person(
+        persons, "most_confident" if settings.person == "random" else settings.person, 0, 0
+    )
     box = person_box(rgb.shape[2], rgb.shape[1], person, settings.person_margin)
     return whole(rgb, settings.image_size), cut(rgb, box, settings.image_size)

@@ -57,8 +57,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes private files; what we publish is as readable as any other file of the user's.
-        os.chmod(temporary, 0o666 & ~current_umask())
+        share(temporary)
         os.replace(temporary, final)
         fsync_dir(final.parent)
     except BaseException:
@@ -66,11 +65,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def current_umask() -> int:
-    """The process's umask (there is no way to read it without setting it)."""
-    mask = os.umask(0o022)
+def share(path: str | os.PathLike[str]) -> None:
+    """Makes a file as readable as any other of the user's: mkstemp and safetensors write private ones."""
+    mask = os.umask(0o022)  # there is no way to read it without setting it
     os.umask(mask)
-    return mask
+    os.chmod(path, 0o666 & ~mask)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

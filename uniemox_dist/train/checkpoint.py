@@ -21,7 +21,7 @@ from uniemox_dist.checkpoints.files import (
 )
 from uniemox_dist.config.schema import Config
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import publish_dir, sha256_file, write_json
+from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm
 from uniemox_dist.train.fragments import adam_step, fragments, load_fragments, shapes
@@ -126,6 +126,7 @@ def _fresh(folder: Path) -> None:
 
 def _write(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     save_file(tensors, path)
+    share(path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

@@ -1,0 +1,81 @@
+"""Opens a release, its teacher and two splits, runs the protocol, and prints its table."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import view_settings
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.evaluate import features, protocol
+from uniemox_dist.models.student import Student
+from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.release.load import load_pretrained, read_release
+from uniemox_dist.runtime.errors import UserError
+
+
+def run(
+    release: Path, train: Path, test: Path, *, teacher_name: str | None, group_by: str | None, valence: str
+) -> dict[str, Any]:
+    """The protocol on a release; the result is what evaluation.json holds.
+
+    Raises:
+        UserError: for a release without a teacher, another teacher than it was trained with, or missing data.
+    """
+    facts = read_release(release, verify=True)
+    config = Config.model_validate(facts["config"])
+    if facts["teacher"] is None:
+        raise UserError(f"RELEASE={release}: was trained without a teacher, which the protocol compares with")
+    readers = {name: ShardReader.from_folder(path, "DATA") for name, path in (("train", train), ("test", test))}
+    wanted = config.teacher if teacher_name is None else config.teacher.model_copy(update={"name": teacher_name})
+    teacher = Teacher(wanted)
+    if teacher.identity["weights_sha256"] != facts["teacher"]["weights_sha256"]:
+        raise UserError(f"--teacher={wanted.name}: is not the teacher of {release}: its weights differ")
+    student = load_pretrained(release)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)  # the very weights that the run began with
+        untrained = Student(config.model, config.loss, facts["embedding_width"]).eval()
+    students = {protocol.STUDENT: student, protocol.UNTRAINED: untrained}
+    settings = view_settings(config)
+    found = {}
+    with tqdm(total=sum(r.manifest.samples for r in readers.values()), desc="embedding", unit=" pictures") as bar:
+        for name, reader in readers.items():
+            found[name] = features.compute(
+                reader, students, teacher, settings, group_by=group_by, valence=valence, progress=bar.update
+            )
+    result = protocol.evaluate(found["train"], found["test"], student, untrained, config.run.seed)
+    return {
+        "format": "uniemox-evaluation",
+        "format_version": 1,
+        "release": str(release),
+        "step": facts["step"],
+        "data": {
+            name: {"path": str(r.folder), "identity": r.manifest.identity, "samples": r.manifest.samples}
+            for name, r in readers.items()
+        },
+        "bootstrap": {"resamples": 1000, "unit": group_by or "picture", "confidence": 0.95},
+        **result,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The table and the verdict, for a terminal."""
+    metrics = result["metrics"]
+    order = [protocol.STUDENT, protocol.UNTRAINED, protocol.TEACHER, *protocol.TRIVIAL]
+    others = [row["row"] for metric in metrics for row in metric["rows"]]
+    names = list(dict.fromkeys([name for name in order if name in others] + others))
+    width = max(map(len, names)) + 2
+    arrows = {"higher": "↑", "lower": "↓"}
+    click.echo(" " * width + "".join(f"{m['title']} {arrows[m['better']]}".rjust(26) for m in metrics))
+    for name in names:
+        cells = []
+        for metric in metrics:
+            row = next((r for r in metric["rows"] if r["row"] == name), None)
+            cells.append(f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row else "-")
+        click.echo(name.ljust(width) + "".join(cell.rjust(26) for cell in cells))
+    click.echo("")
+    for sentence in result["verdict"]:
+        click.echo(sentence)

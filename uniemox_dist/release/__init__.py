@@ -1,0 +1,1 @@
+"""Released checkpoints: consolidated, documented, and loadable without the system that trained them."""

@@ -1,0 +1,279 @@
+"""One self-contained HTML page about a run: the facts are collected here, run.html.j2 gives them their form.
+
+All that a user or a data set named is text to the template, which escapes it; only our own charts go in as they are.
+"""
+
+import base64
+import io
+import json
+import math
+import shlex
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.report.curves import History, draw, history, show
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import read_json, write_text
+from uniemox_dist.runtime.run_folder import RunFolder, read_lines
+
+FIRST_ROWS = ("student", "untrained", "teacher", "colour histogram", "24x24 pixels")
+EARLIER_SHOWN = 8
+"""Earlier pictures that are seen without unfolding, spread evenly over the run."""
+EVENTS_SHOWN = 150
+"""Events in the table; of more, the middle ones are left out."""
+SMALL_PIXELS, SMALL_BYTES = 800, 200_000
+"""Earlier pictures of more bytes are embedded in this width, so that a page of a long run still opens on a phone."""
+
+
+def write_report(run: Path, evaluation: Path | None = None, out: Path | None = None) -> Path:
+    """Writes the page and returns its path.
+
+    Raises:
+        UserError: if RUN is no run folder, or the evaluation is not one.
+    """
+    folder = RunFolder(run)
+    if not (folder.config.is_file() or folder.events.is_file()):
+        inside = sorted(p.parent.name for p in run.glob("*/config.yaml"))
+        hint = f"did you mean {run / inside[0]}?" if inside else "give run.dir/run.name, such as demo/runs/demo"
+        raise UserError(f"RUN={run}: holds no config.yaml and no events.jsonl, so it is no run folder; {hint}")
+    path = out or folder.report
+    if path.is_dir():
+        raise UserError(f"--out={path}: is a folder; give a file, such as {path / 'report.html'}")
+    found = folder.path / "evaluation.json"
+    origin = evaluation or (found if found.is_file() else None)
+    write_text(path, render(folder, read_evaluation(origin) if origin else None))
+    return path
+
+
+def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
+    """The page as HTML."""
+    text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
+    config = parse_yaml(text, str(folder.config)) if text else {}
+    metrics = [line for line in read_lines(folder.metrics) if isinstance(line, dict)]
+    events = [line for line in read_lines(folder.events) if isinstance(line, dict)]
+    past = history(metrics, events)
+    charts = draw(past, config.get("loss", {}))
+    name = folder.path.resolve().name
+    environment = read_json(folder.environment) if folder.environment.is_file() else {}
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(Path(__file__).with_name("run.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        name=name,
+        quoted=shlex.quote(name),
+        facts=summary(folder, config, metrics, events, past),
+        charts=charts,
+        svg=Markup,
+        past=past,
+        pictures=pictures(folder.samples),
+        table=table(evaluation) if evaluation else None,
+        evaluation=evaluation,
+        events=[event_row(event) for event in events],
+        most_events=EVENTS_SHOWN,
+        config=text,
+        environment=environment,
+        command=shlex.join(environment.get("command", [])),
+        checkpoints=sorted(p.parent.name for p in folder.checkpoints.glob("step_*/complete.json")),
+        written=_moment(datetime.now().timestamp()),
+    )
+
+
+def summary(
+    folder: RunFolder, config: dict[str, Any], metrics: list[Any], events: list[Any], past: History
+) -> dict[str, Any]:
+    """What the first sentence and the figures below it say; None is what is not known."""
+    run, model, data = (config.get(section) or {} for section in ("run", "model", "data"))
+    losses, batch = config.get("loss") or {}, (config.get("batch") or {}).get("global_batch")
+    starts = [event for event in events if event.get("event") == "start"]
+    ends = bool(events) and events[-1].get("event") == "end"
+    stamped = [x for x in (*past.lines[-1:], *events) if isinstance(x.get("step"), int) and x.get("time")]
+    step = max(stamped, key=lambda x: x["time"])["step"] if stamped else 0
+    epochs = past.lines[-1]["epoch"] if past.lines and past.lines[-1].get("epoch") else None
+    max_steps, exact = run.get("max_steps"), True
+    if max_steps is None and ends:
+        max_steps = step
+    elif max_steps is None and batch and run.get("epochs") and (data.get("epoch_samples") or epochs):
+        exact = bool(data.get("epoch_samples"))
+        epoch_samples = data.get("epoch_samples") or past.lines[-1]["slots"] / epochs
+        max_steps = math.ceil(round(run["epochs"] * epoch_samples / batch, 2))
+    return {
+        "parameters": _parameters(folder),
+        "model": model,
+        "teacher": (config.get("teacher") or {}).get("name") if losses.get("relation") or losses.get("similarity") else None,
+        "ranks": starts[-1].get("ranks") if starts else None,
+        "earlier_ranks": list(dict.fromkeys(s.get("ranks") for s in starts if s.get("ranks") != starts[-1].get("ranks"))),
+        "precision": starts[-1].get("precision") if starts else None,
+        "zero": (config.get("zero") or {}).get("stage"),
+        "step": step,
+        "max_steps": f"{'' if exact else 'about '}{max_steps:,}" if max_steps else None,
+        "share": min(1.0, step / max_steps) if max_steps else None,
+        "samples": f"{step * batch:,}" if batch else None,
+        "epochs": show(step * epochs / past.lines[-1]["step"]) if epochs else None,
+        "duration": duration(_worked_s(starts, [*metrics, *events])),
+        "started": _moment(starts[0]["time"]) if starts else None,
+        "state": _state(events),
+    }
+
+
+def _parameters(folder: RunFolder) -> str | None:
+    """Size of the student, from the newest checkpoint (which lists all shapes)."""
+    for complete in sorted(folder.checkpoints.glob("step_*/complete.json"), reverse=True):
+        millions = sum(math.prod(shape) for shape in read_json(complete)["parameters"].values()) / 1e6
+        return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
+    return None
+
+
+def _state(events: list[Any]) -> tuple[str, str]:
+    """(word, tone) for where the run stands; a run that was killed leaves no word of its own."""
+    last = events[-1] if events else {}
+    if last.get("event") == "end":
+        return "complete", "good"
+    if last.get("event") == "signal":
+        return "stopped by a signal; the same command goes on", "wait"
+    if last.get("event") == "fault" and "step" not in last:
+        return "ended by a fault", "bad"
+    return "running, or cut off", "wait"
+
+
+def _worked_s(starts: list[Any], lines: list[Any]) -> float:
+    """Seconds from each start to the last sign of life before the next one."""
+    times = sorted(line["time"] for line in lines if isinstance(line.get("time"), int | float))
+    bounds = [start["time"] for start in starts] + [math.inf]
+    return sum(max(t for t in times if a <= t < b) - a for a, b in zip(bounds, bounds[1:]) if b > a)
+
+
+def pictures(samples: Path) -> dict[str, Any]:
+    """The newest reconstruction as it is, the earlier ones small: some to see at once, the others to unfold."""
+    newest: dict[str, Any] | None = None
+    earlier, broken = [], []
+    for path in sorted(samples.glob("*.png"), reverse=True):
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                uri = _embed(path, picture, whole=newest is None)
+                found = {"uri": uri, "title": _title(path), "width": picture.width, "height": picture.height}
+        except (OSError, SyntaxError):  # Pillow's words for a file that is being written just now
+            broken.append(path.name)
+            continue
+        if newest is None:
+            newest = found
+        else:
+            earlier.append(found)
+    spread = {round(i * (len(earlier) - 1) / (EARLIER_SHOWN - 1)) for i in range(EARLIER_SHOWN)}
+    seen = [p for i, p in enumerate(earlier) if len(earlier) <= EARLIER_SHOWN or i in spread]
+    others = [p for p in earlier if p not in seen]
+    return {"newest": newest, "seen": seen, "others": others, "broken": broken}
+
+
+def _embed(path: Path, picture: Image.Image, *, whole: bool) -> str:
+    raw, kind = path.read_bytes(), "png"
+    if not whole and len(raw) > SMALL_BYTES:
+        small = picture.convert("RGB")
+        small.thumbnail((SMALL_PIXELS, 10 * SMALL_PIXELS))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+        raw, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(raw).decode('ascii')}"
+
+
+def _title(path: Path) -> str:
+    digits = path.stem.removeprefix("step_")
+    return f"step {int(digits):,}" if digits.isdigit() else path.stem
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """An evaluation as `uniemox evaluate protocol --json` writes it.
+
+    Raises:
+        UserError: if the file is missing or something else.
+    """
+    try:
+        found = read_json(path)
+        if found["format"] != "uniemox-evaluation" or found["format_version"] != 1:
+            raise UserError(f"{path}: is {found['format']} {found['format_version']}, this version reads uniemox-evaluation 1")
+        table(found)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"--evaluation={path}: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is no evaluation ({type(error).__name__}: {error}); write it with `uniemox evaluate protocol … --json`"
+        ) from None
+    return dict(found)
+
+
+def table(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Columns (primary metrics first) and rows of cells; a cell is None where a row has no value."""
+    metrics = sorted(evaluation["metrics"], key=lambda metric: not metric.get("primary", False))
+    cells = [_column(metric) for metric in metrics]
+    given = [row for column in cells for row in column]
+    names = [row for row in FIRST_ROWS if row in given] + [row for row in dict.fromkeys(given) if row not in FIRST_ROWS]
+    return {"metrics": metrics, "rows": [(name, [column.get(name) for column in cells]) for name in names]}
+
+
+def _column(metric: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Row name -> cell: texts, whether it is the best, and the places of low, value and high on 0…100."""
+    rows = {row["row"]: row for row in metric["rows"] if row.get("value") is not None and math.isfinite(row["value"])}
+    spans = {name: [float(row[k]) if _known(row.get(k)) else None for k in ("low", "high")] for name, row in rows.items()}
+    ends = [x for span in spans.values() for x in span if x is not None] + [row["value"] for row in rows.values()]
+    if not rows:
+        return {}
+    first, width = min(ends), (max(ends) - min(ends)) or 1.0
+    best = (max if metric.get("better") == "higher" else min)(row["value"] for row in rows.values())
+    digits = 2 if max(map(abs, ends)) >= 10 else 3 if max(map(abs, ends)) >= 0.2 else 4
+
+    def cell(value: float, low: float | None, high: float | None) -> dict[str, Any]:
+        low_, high_ = (value if end is None else end for end in (low, high))
+        return {
+            "value": f"{value:.{digits}f}",
+            "interval": None if low is None or high is None else f"{low:.{digits}f} – {high:.{digits}f}",
+            "best": value == best,
+            "at": [round(3 + 94 * (x - first) / width, 2) for x in (low_, value, high_)],
+        }
+
+    return {name: cell(float(row["value"]), *spans[name]) for name, row in rows.items()}
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def event_row(event: dict[str, Any]) -> dict[str, Any]:
+    """An event as the table shows it: when, what, and its facts in short."""
+    facts = [(key, _short(key, value)) for key, value in event.items() if key not in ("time", "event")]
+    return {"time": _moment(event.get("time")), "event": str(event.get("event", "?")), "facts": facts}
+
+
+def _short(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        rest = f" … {len(value) - 2} more" if len(value) > 3 else ""
+        return (", ".join(map(str, value[:2] if rest else value)) or "none") + rest
+    if key == "bytes" and isinstance(value, int):
+        return f"{value / 1e6:.1f} MB"
+    if key == "seconds" and isinstance(value, int | float):
+        return f"{value:.2f} s"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 240 else f"{text[:240]} …"
+
+
+def _moment(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return "–"
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    return f"{h} h {m:02d} min" if h else f"{m} min {s:02d} s" if m else f"{s} s"
