@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.format import EXTENSIONS
 
@@ -51,8 +51,15 @@ def decode(data: bytes) -> Decoded:
     except Image.DecompressionBombError as error:
         raise BadPicture("too_large", str(error)) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise BadPicture("corrupt", f"{type(error).__name__}: {error}") from None
+        raise BadPicture("corrupt", explain(error)) from None
     return Decoded(np.asarray(rgb), extension)
+
+
+def explain(error: Exception) -> str:
+    """One line on why Pillow could not decode, the same in every process (Pillow names an object's address)."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture of a known format"
+    return f"{type(error).__name__}: {error}"
 
 
 def upright(image: Image.Image) -> Image.Image:

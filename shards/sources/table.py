@@ -43,7 +43,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 
 def _locate(source: str) -> Path:
     if source in SHIPPED:
-        return Path(str(resources.files("shards").joinpath("demo", SHIPPED[source])))
+        return Path(str(resources.files("shards") / "demo" / SHIPPED[source]))
     path = Path(source)
     if not path.is_file():
         raise UserError(

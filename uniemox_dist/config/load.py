@@ -5,6 +5,7 @@ mistakes are reported at once, each with its dotted path and, for a misspelt key
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -23,7 +24,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: a text that looks like one of its numbers is quoted."""
+    """Writes what both `_Loader` and plain PyYAML read back: a text that either would mistake is quoted."""
 
 
 # Own tables: SafeLoader's are shared by every user of PyYAML in the process.
@@ -48,6 +49,8 @@ _Loader.add_implicit_resolver(
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, which construct_mapping resolves
+            continue
         key = loader.construct_object(key_node)
         if isinstance(key, list | dict):
             raise UserError(f"line {key_node.start_mark.line + 1}: a key must be a word, not {key!r}")
@@ -57,7 +60,10 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + rules
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -76,7 +82,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    folder = resources.files("launch").joinpath("recipes")
+    folder = resources.files("launch") / "recipes"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
@@ -90,11 +96,11 @@ def read_recipe(
     path = Path(recipe)
     if beside is not None:
         near = (beside / f"{recipe}.yaml", beside / recipe)
-        path = next((candidate for candidate in near if candidate.is_file()), path)
+        path = next((Path(os.path.normpath(p)) for p in near if p.is_file()), path)
     if path.is_file():
         text, where, folder = _read_text(path), str(path), path.parent
     elif recipe in shipped_recipes():
-        text = resources.files("launch").joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("launch") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
         where, folder = f"recipe {recipe}", None
     else:
         names = ", ".join(shipped_recipes())

@@ -249,7 +249,7 @@ class StepBatches:
         return [next(self._iterator) for _ in range(self.grad_accum)]
 
     def close(self) -> None:
-        """Ends the loader processes: they ignore SIGTERM, by which Python would end them, and would wait on."""
+        """Ends the loader processes: they ignore SIGTERM, with which Python would end them, and wait on."""
         self._iterator = None
         # After an error inside the iterator its traceback still holds it, and its processes run on.
         if left := [process for process in self._processes if process.is_alive()]:

@@ -15,7 +15,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from shards.persons import Person
-from shards.pictures import on_background, upright
+from shards.pictures import explain, on_background, upright
 from uniemox_dist.data.draws import Purpose, choice, mix64, uniform
 
 Box = tuple[int, int, int, int]
@@ -55,7 +55,7 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Tensor:
             image.load()
             rgb = on_background(upright(image), background)
     except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise ValueError(f"cannot be decoded: {type(error).__name__}: {error}") from None
+        raise ValueError(f"cannot be decoded: {explain(error)}") from None
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 

@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,23 @@ Line = dict[str, Any]
 _COLOURS = {
     name: f"#00fe{number:02x}"
     for number, name in enumerate(
-        ("ink", "muted", "rule", "total", "relation", "similarity", "reconstruction", "machine", "resume", "skip"), 1
+        (
+            "ink",
+            "muted",
+            "rule",
+            "total",
+            "relation",
+            "similarity",
+            "reconstruction",
+            "machine",
+            "resume",
+            "skip",
+        ),
+        1,
     )
 }
 MOST_POINTS = 150
-"""Points of a curve; more are drawn as the mean and range of neighbours, which also keeps long runs' pages small."""
+"""Points of a curve; more lines are drawn as the mean and range of neighbours."""
 LOG_FROM = 30.0
 """A quantity whose largest value is this many medians high is drawn on a logarithmic axis."""
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -53,10 +65,10 @@ class Panel:
     key: str
     title: str
     unit: str
-    note: str
     colour: str
     scale: float = 1.0
     from_zero: bool = False
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,19 +83,19 @@ class Chart:
 
 
 PANELS = (
-    Panel("loss", "Total loss", "weighted sum", "What is minimised: the three losses below, weighted.", "total"),
-    Panel("relation", "Relation, L1", "1 − cosine", "Do pictures relate to all captions as they do for the teacher?", "relation"),
-    Panel("similarity", "Similarity, L2", "1 − cosine", "How far is each picture from the teacher's embedding of it?", "similarity"),
-    Panel("reconstruction", "Reconstruction, L3", "mean squared error", "How far are the hidden patches from the truth?", "reconstruction"),
-    Panel("lr", "Learning rate", "learning rate", "Linear warm-up, then a half-cycle cosine.", "machine", from_zero=True),
-    Panel("grad_norm", "Gradient norm", "norm before clipping", "Peaks that stay mean a learning rate that is too high.", "machine"),
-    Panel("samples_per_s", "Throughput", "samples/s, all ranks", "How many samples the run takes in.", "machine", from_zero=True),
-    Panel("data_wait_share", "Waiting for data", "% of the time", "More than a few per cent: raise data.workers.", "machine", 100.0, True),
-)  # fmt: skip
+    Panel("loss", "Total loss", "weighted sum", "total"),
+    Panel("relation", "Relation, L1", "1 − cosine", "relation"),
+    Panel("similarity", "Similarity, L2", "1 − cosine", "similarity"),
+    Panel("reconstruction", "Reconstruction, L3", "mean squared error", "reconstruction"),
+    Panel("lr", "Learning rate", "learning rate", "machine", from_zero=True),
+    Panel("grad_norm", "Gradient norm", "norm before clipping", "machine"),
+    Panel("samples_per_s", "Throughput", "samples/s, all ranks", "machine", from_zero=True, suffix=" /s"),
+    Panel("data_wait_share", "Waiting for data", "% of the time", "machine", 100.0, True, " %"),
+)
 
 
 def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
-    """What stands of a run's two files: a (re)start at step s discards all that was written beyond s before it."""
+    """What stands of a run's files: a (re)start at step s discards what was written beyond s before."""
     kept: list[Line] = []
     for line in metrics:
         if not isinstance(line.get("step"), int):
@@ -92,7 +104,7 @@ def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
         while kept and kept[-1]["step"] >= line["step"]:
             kept.pop()
         kept.append(line)
-    # Lines beyond the checkpoint that have not been overtaken yet (or never met, after a change of log_every).
+    # Lines beyond the checkpoint that have not been overtaken yet (or are never met).
     for start in (event for event in events if event.get("event") == "start"):
         time, step = _number(start.get("time")), _number(start.get("step"))
         kept = [line for line in kept if not (line["step"] > step and _number(line.get("time")) < time)]
@@ -110,17 +122,23 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def draw(past: History, loss_weights: dict[str, float]) -> list[Chart]:
-    """A chart for each quantity that has values; a loss of weight 0 was not computed and has none."""
+def draw(past: History, loss: Line) -> list[Chart]:
+    """A chart for each quantity that has values; a loss that the section `loss` weighs 0 was not computed."""
     charts = []
     for panel in PANELS:
+        if panel.key == "relation" and loss.get("relation_form") == "kl":
+            panel = replace(panel, unit="KL divergence, nats")
+        if panel.key == "reconstruction" and loss.get("norm_pix"):
+            panel = replace(panel, unit="mean squared error of standardised patches")
         values = np.array([_number(line.get(panel.key)) * panel.scale for line in past.lines])
         finite = values[np.isfinite(values)]
-        if not len(finite) or loss_weights.get(panel.key, 1.0) == 0:
+        if not len(finite) or loss.get(panel.key, 1.0) == 0:
             continue
         steps = np.array([line["step"] for line in past.lines])
         svg = _svg(panel, steps, values, past)
-        charts.append(Chart(panel, svg, show(finite[-1]), show(finite.min()), show(finite.max())))
+        charts.append(
+            Chart(panel, svg, *(show(x) + panel.suffix for x in (finite[-1], finite.min(), finite.max())))
+        )
     return charts
 
 
@@ -135,7 +153,7 @@ def show(value: float) -> str:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, ...]:
-    """(steps, means, lowest, highest) of at most `most` groups of neighbours; a group without finite values is NaN."""
+    """(steps, means, lowest, highest) of at most `most` groups of neighbours; NaN where none is finite."""
     groups = np.array_split(np.arange(len(steps)), min(most, len(steps)))
     rows = []
     for group in groups:
@@ -147,10 +165,12 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
 
 def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> str:
     # Text stays text: it takes the page's font, can be selected, and is a tenth of the bytes of outlines.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.key, "path.simplify": False, "font.size": 10}):
-        figure = Figure(figsize=(5.2, 2.6))
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": panel.key, "path.simplify": False, "font.size": 10.5}
+    ):
+        figure = Figure(figsize=(5.2, 2.45))
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.115, 0.185, 0.865, 0.675))
+        axes = figure.add_axes((0.12, 0.165, 0.86, 0.7))
         x, mean, low, high = thin(steps, values)
         colour = _COLOURS[panel.colour]
         if len(steps) > len(x):
@@ -172,7 +192,9 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
     margin = max(0.5, 0.02 * (last - first))
     axes.set_xlim(first - margin, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 10_000 else f"{x:.0f}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 10_000 else f"{x:.0f}")
+    )
     if not panel.from_zero and finite.min() > 0 and finite.max() > LOG_FROM * np.median(finite):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -182,17 +204,20 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
     else:
         top, bottom = float(finite.max()), 0.0 if panel.from_zero else float(finite.min())
         room = (top - bottom) * 0.07 or abs(top) * 0.1 or 1.0
-        axes.set_ylim(bottom if panel.from_zero else bottom - room, top + room)
+        # A quantity that cannot be negative gets no axis that reaches below zero.
+        axes.set_ylim(
+            0.0 if bottom >= 0 > bottom - room else bottom - room * (not panel.from_zero), top + room
+        )
         axes.yaxis.set_major_locator(MaxNLocator(5))
         power = math.floor(math.log10(top)) if 0 < top < 0.01 else 0
         if power:
             unit += " × 10" + str(power).translate(_SUPERSCRIPT)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10**power:.4g}"))
-    axes.set_title(unit, loc="left", fontsize=9.5, color=_COLOURS["muted"], pad=6)
-    axes.set_xlabel("step", fontsize=9.5, color=_COLOURS["muted"], labelpad=2)
+    axes.set_title(unit, loc="left", fontsize=10.5, color=_COLOURS["muted"], pad=6)
+    axes.set_xlabel("step", fontsize=10.5, color=_COLOURS["muted"], labelpad=2)
     axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9.5, labelcolor=_COLOURS["ink"], pad=5)
+    axes.tick_params(length=0, labelsize=10.5, labelcolor=_COLOURS["ink"], pad=5)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_COLOURS["muted"])
 
@@ -206,15 +231,28 @@ def _mark(axes: Axes, past: History) -> None:
     skips = [step for step in past.skips if left <= step <= right]
     high = np.full(len(skips), 0.97)
     axes.plot(
-        skips, high, "x", transform=axes.get_xaxis_transform(), color=_COLOURS["skip"], markersize=5, clip_on=False
+        skips,
+        high,
+        "x",
+        transform=axes.get_xaxis_transform(),
+        color=_COLOURS["skip"],
+        markersize=5,
+        clip_on=False,
     )
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of our page: no prologue, no size, no names that another chart may have too."""
-    svg = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    """An SVG file as an element of our page: no prologue, no size, no names that another chart has too."""
+    svg = re.sub(
+        r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>",
+        "",
+        svg[svg.index("<svg") :],
+        flags=re.DOTALL,
+    )
     svg = re.sub(r' (?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg))
+    svg = re.sub(
+        r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
+    )
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)

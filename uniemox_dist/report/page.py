@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: the facts are collected here, run.html.j2 gives them their form.
 
-All that a user or a data set named is text to the template, which escapes it; only our own charts go in as they are.
+What a user or a data set named is text to the template, which escapes it; only our charts go in as they are.
 """
 
 import base64
@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from uniemox_dist.config.load import parse_yaml
-from uniemox_dist.report.curves import History, draw, history, show
+from uniemox_dist.report.curves import History, draw, history
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
@@ -28,7 +29,7 @@ EARLIER_SHOWN = 8
 EVENTS_SHOWN = 150
 """Events in the table; of more, the middle ones are left out."""
 SMALL_PIXELS, SMALL_BYTES = 800, 200_000
-"""Earlier pictures of more bytes are embedded in this width, so that a page of a long run still opens on a phone."""
+"""Earlier pictures of more bytes are embedded in this width: the page must still open on a phone."""
 
 
 def write_report(run: Path, evaluation: Path | None = None, out: Path | None = None) -> Path:
@@ -40,8 +41,12 @@ def write_report(run: Path, evaluation: Path | None = None, out: Path | None = N
     folder = RunFolder(run)
     if not (folder.config.is_file() or folder.events.is_file()):
         inside = sorted(p.parent.name for p in run.glob("*/config.yaml"))
-        hint = f"did you mean {run / inside[0]}?" if inside else "give run.dir/run.name, such as demo/runs/demo"
-        raise UserError(f"RUN={run}: holds no config.yaml and no events.jsonl, so it is no run folder; {hint}")
+        hint = (
+            f"did you mean {run / inside[0]}?" if inside else "give run.dir/run.name, such as demo/runs/demo"
+        )
+        raise UserError(
+            f"RUN={run}: holds no config.yaml and no events.jsonl, so it is no run folder; {hint}"
+        )
     path = out or folder.report
     if path.is_dir():
         raise UserError(f"--out={path}: is a folder; give a file, such as {path / 'report.html'}")
@@ -54,11 +59,11 @@ def write_report(run: Path, evaluation: Path | None = None, out: Path | None = N
 def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
-    config = parse_yaml(text, str(folder.config)) if text else {}
+    config = (parse_yaml(text, str(folder.config)) if text else None) or {}
     metrics = [line for line in read_lines(folder.metrics) if isinstance(line, dict)]
     events = [line for line in read_lines(folder.events) if isinstance(line, dict)]
     past = history(metrics, events)
-    charts = draw(past, config.get("loss", {}))
+    charts = draw(past, config.get("loss") or {})
     name = folder.path.resolve().name
     environment = read_json(folder.environment) if folder.environment.is_file() else {}
     template = jinja2.Environment(
@@ -67,10 +72,12 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
     return template.render(
         name=name,
         quoted=shlex.quote(name),
+        released=shlex.quote(f"{name}-release"),
         facts=summary(folder, config, metrics, events, past),
         charts=charts,
         svg=Markup,
         past=past,
+        resumed=sum(event.get("event") == "resume" for event in events),
         pictures=pictures(folder.samples),
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,
@@ -88,68 +95,77 @@ def summary(
     folder: RunFolder, config: dict[str, Any], metrics: list[Any], events: list[Any], past: History
 ) -> dict[str, Any]:
     """What the first sentence and the figures below it say; None is what is not known."""
-    run, model, data = (config.get(section) or {} for section in ("run", "model", "data"))
-    losses, batch = config.get("loss") or {}, (config.get("batch") or {}).get("global_batch")
-    starts = [event for event in events if event.get("event") == "start"]
-    ends = bool(events) and events[-1].get("event") == "end"
-    stamped = [x for x in (*past.lines[-1:], *events) if isinstance(x.get("step"), int) and x.get("time")]
+    run, model, data, losses = (config.get(section) or {} for section in ("run", "model", "data", "loss"))
+    batch = (config.get("batch") or {}).get("global_batch")
+    starts = [event for event in events if event.get("event") == "start" and _known(event.get("time"))]
+    last = starts[-1] if starts else {}
+    stamped = [
+        x for x in (*past.lines[-1:], *events) if isinstance(x.get("step"), int) and _known(x.get("time"))
+    ]
     step = max(stamped, key=lambda x: x["time"])["step"] if stamped else 0
-    epochs = past.lines[-1]["epoch"] if past.lines and past.lines[-1].get("epoch") else None
+    epochs = past.lines[-1].get("epoch") if past.lines else None
     max_steps, exact = run.get("max_steps"), True
-    if max_steps is None and ends:
+    if max_steps is None and any(
+        event.get("event") == "end" and event.get("step") == step for event in events
+    ):
         max_steps = step
     elif max_steps is None and batch and run.get("epochs") and (data.get("epoch_samples") or epochs):
+        # The size of the data is not in the run's folder, but follows from slots per (rounded) epoch.
         exact = bool(data.get("epoch_samples"))
-        epoch_samples = data.get("epoch_samples") or past.lines[-1]["slots"] / epochs
+        epoch_samples = data.get("epoch_samples") or past.lines[-1].get("slots", 0) / epochs
         max_steps = math.ceil(round(run["epochs"] * epoch_samples / batch, 2))
+    learns = losses.get("relation") or losses.get("similarity")
     return {
         "parameters": _parameters(folder),
         "model": model,
-        "teacher": (config.get("teacher") or {}).get("name") if losses.get("relation") or losses.get("similarity") else None,
-        "ranks": starts[-1].get("ranks") if starts else None,
-        "earlier_ranks": list(dict.fromkeys(s.get("ranks") for s in starts if s.get("ranks") != starts[-1].get("ranks"))),
-        "precision": starts[-1].get("precision") if starts else None,
+        "teacher": (config.get("teacher") or {}).get("name") if learns else None,
+        "ranks": last.get("ranks"),
+        "earlier_ranks": list(
+            dict.fromkeys(s.get("ranks") for s in starts if s.get("ranks") != last.get("ranks"))
+        ),
+        "precision": last.get("precision"),
         "zero": (config.get("zero") or {}).get("stage"),
         "step": step,
         "max_steps": f"{'' if exact else 'about '}{max_steps:,}" if max_steps else None,
         "share": min(1.0, step / max_steps) if max_steps else None,
         "samples": f"{step * batch:,}" if batch else None,
-        "epochs": show(step * epochs / past.lines[-1]["step"]) if epochs else None,
+        "epochs": f"{step * epochs / past.lines[-1]['step']:.3g}" if epochs else None,
+        "held_out": bool(data.get("eval_path")),
         "duration": duration(_worked_s(starts, [*metrics, *events])),
         "started": _moment(starts[0]["time"]) if starts else None,
-        "state": _state(events),
+        "state": _state(events, complete=bool(exact and max_steps and step >= max_steps)),
     }
 
 
 def _parameters(folder: RunFolder) -> str | None:
     """Size of the student, from the newest checkpoint (which lists all shapes)."""
     for complete in sorted(folder.checkpoints.glob("step_*/complete.json"), reverse=True):
-        millions = sum(math.prod(shape) for shape in read_json(complete)["parameters"].values()) / 1e6
+        millions = sum(math.prod(shape) for shape in read_json(complete).get("parameters", {}).values()) / 1e6
         return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
     return None
 
 
-def _state(events: list[Any]) -> tuple[str, str]:
-    """(word, tone) for where the run stands; a run that was killed leaves no word of its own."""
+def _state(events: list[Any], *, complete: bool) -> tuple[str, str, str]:
+    """(word, tone, remark) for where the run stands; a run that was killed leaves no word of its own."""
     last = events[-1] if events else {}
-    if last.get("event") == "end":
-        return "complete", "good"
+    if complete:
+        return "complete", "good", ""
     if last.get("event") == "signal":
-        return "stopped by a signal; the same command goes on", "wait"
+        return "stopped", "wait", "by a signal; the same command goes on"
     if last.get("event") == "fault" and "step" not in last:
-        return "ended by a fault", "bad"
-    return "running, or cut off", "wait"
+        return "failed", "bad", "see the last event"
+    return "running", "wait", "or killed without a word"
 
 
 def _worked_s(starts: list[Any], lines: list[Any]) -> float:
     """Seconds from each start to the last sign of life before the next one."""
-    times = sorted(line["time"] for line in lines if isinstance(line.get("time"), int | float))
+    times = sorted(line["time"] for line in lines if _known(line.get("time")))
     bounds = [start["time"] for start in starts] + [math.inf]
-    return sum(max(t for t in times if a <= t < b) - a for a, b in zip(bounds, bounds[1:]) if b > a)
+    return sum(max(t for t in times if a <= t < b) - a for a, b in pairwise(bounds) if b > a)
 
 
 def pictures(samples: Path) -> dict[str, Any]:
-    """The newest reconstruction as it is, the earlier ones small: some to see at once, the others to unfold."""
+    """The newest reconstruction as it is, the earlier ones small: some to see, the others to unfold."""
     newest: dict[str, Any] | None = None
     earlier, broken = [], []
     for path in sorted(samples.glob("*.png"), reverse=True):
@@ -165,9 +181,10 @@ def pictures(samples: Path) -> dict[str, Any]:
             newest = found
         else:
             earlier.append(found)
-    spread = {round(i * (len(earlier) - 1) / (EARLIER_SHOWN - 1)) for i in range(EARLIER_SHOWN)}
-    seen = [p for i, p in enumerate(earlier) if len(earlier) <= EARLIER_SHOWN or i in spread]
-    others = [p for p in earlier if p not in seen]
+    stride = max(1.0, (len(earlier) - 1) / (EARLIER_SHOWN - 1))
+    spread = {round(i * stride) for i in range(EARLIER_SHOWN)}
+    seen = [found for i, found in enumerate(earlier) if i in spread]
+    others = [found for i, found in enumerate(earlier) if i not in spread]
     return {"newest": newest, "seen": seen, "others": others, "broken": broken}
 
 
@@ -196,37 +213,48 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
         if found["format"] != "uniemox-evaluation" or found["format_version"] != 1:
-            raise UserError(f"{path}: is {found['format']} {found['format_version']}, this version reads uniemox-evaluation 1")
+            raise UserError(
+                f"{path}: is {found['format']} {found['format_version']}, not uniemox-evaluation 1"
+            )
         table(found)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"--evaluation={path}: {error.strerror}") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: is no evaluation ({type(error).__name__}: {error}); write it with `uniemox evaluate protocol … --json`"
-        ) from None
+        wrong = f"{type(error).__name__}: {error}"
+        hint = "write it with `uniemox evaluate protocol … --json`"
+        raise UserError(f"{path}: is no evaluation ({wrong}); {hint}") from None
     return dict(found)
 
 
 def table(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Columns (primary metrics first) and rows of cells; a cell is None where a row has no value."""
-    metrics = sorted(evaluation["metrics"], key=lambda metric: not metric.get("primary", False))
+    blank = {"better": "lower", "primary": False, "note": "", "n": None}
+    metrics = [{**blank, "title": metric["name"], **metric} for metric in evaluation["metrics"]]
+    metrics.sort(key=lambda metric: not metric["primary"])
     cells = [_column(metric) for metric in metrics]
     given = [row for column in cells for row in column]
-    names = [row for row in FIRST_ROWS if row in given] + [row for row in dict.fromkeys(given) if row not in FIRST_ROWS]
+    names = [row for row in FIRST_ROWS if row in given] + [
+        row for row in dict.fromkeys(given) if row not in FIRST_ROWS
+    ]
     return {"metrics": metrics, "rows": [(name, [column.get(name) for column in cells]) for name in names]}
 
 
 def _column(metric: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Row name -> cell: texts, whether it is the best, and the places of low, value and high on 0…100."""
-    rows = {row["row"]: row for row in metric["rows"] if row.get("value") is not None and math.isfinite(row["value"])}
-    spans = {name: [float(row[k]) if _known(row.get(k)) else None for k in ("low", "high")] for name, row in rows.items()}
-    ends = [x for span in spans.values() for x in span if x is not None] + [row["value"] for row in rows.values()]
+    rows = {row["row"]: row for row in metric["rows"] if _known(row.get("value"))}
+    spans = {
+        name: [float(row[k]) if _known(row.get(k)) else None for k in ("low", "high")]
+        for name, row in rows.items()
+    }
+    ends = [x for span in spans.values() for x in span if x is not None] + [
+        row["value"] for row in rows.values()
+    ]
     if not rows:
         return {}
     first, width = min(ends), (max(ends) - min(ends)) or 1.0
-    best = (max if metric.get("better") == "higher" else min)(row["value"] for row in rows.values())
+    best = (max if metric["better"] == "higher" else min)(row["value"] for row in rows.values())
     digits = 2 if max(map(abs, ends)) >= 10 else 3 if max(map(abs, ends)) >= 0.2 else 4
 
     def cell(value: float, low: float | None, high: float | None) -> dict[str, Any]:
@@ -264,7 +292,7 @@ def _short(key: str, value: Any) -> str:
 
 
 def _moment(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
+    if not _known(seconds):
         return "–"
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 

@@ -1,0 +1,94 @@
+"""Real ranks for tests: processes that join a gloo group and run the real loop.
+
+They are forked from a clean server that has imported torch and DeepSpeed once, so that a run costs seconds.
+"""
+
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from launch.local import free_port
+
+PRELOAD = ["torch", "deepspeed", "open_clip", "timm", "torch.utils.tensorboard", "uniemox_dist.train.loop"]
+TIMEOUT_S = 240
+
+TINY = (
+    "run.log_every=1",
+    "run.pictures_every=1000",
+    "run.epochs=null",
+    "optim.warmup_epochs=null",
+    "optim.warmup_steps=1",
+    "batch.global_batch=24",
+    "batch.streams=12",
+    "data.workers=0",
+    "model.image_size=32",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+    "optim.precision=fp32",
+)
+
+
+def run_ranks(overrides: Sequence[str], *, world_size: int, resume: str = "auto") -> list[int]:
+    """Runs the demo recipe with these settings on `world_size` ranks; returns their exit codes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    port = free_port()
+    pipes, ranks = [], []
+    for rank in range(world_size):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_rank, args=(theirs, rank, world_size, port, list(overrides), resume))
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        ranks.append(process)
+    codes: list[int] = []
+    try:
+        for pipe in pipes:
+            assert pipe.poll(TIMEOUT_S), "a rank neither ended nor failed"
+            outcome = pipe.recv()
+            assert isinstance(outcome, int), outcome
+            codes.append(outcome)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return codes
+
+
+def _rank(pipe: Connection, rank: int, world_size: int, port: int, overrides: list[str], resume: str) -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch
+
+    from uniemox_dist.config.load import load_config
+    from uniemox_dist.runtime.world import World
+    from uniemox_dist.train.loop import pretrain
+
+    torch.set_num_threads(1)
+    try:
+        world = World(rank, world_size, rank, "127.0.0.1", port)
+        pipe.send(pretrain(load_config("demo", overrides), world, resume=resume))
+    except BaseException:
+        pipe.send(traceback.format_exc())
+
+
+def losses(folder: Path) -> dict[int, tuple[float, ...]]:
+    """Loss and its three parts by step; after a resume the later line of a step counts."""
+    names = ("loss", "relation", "similarity", "reconstruction")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: tuple(line[name] for name in names) for line in lines}
+
+
+def largest_difference(a: dict[int, tuple[float, ...]], b: dict[int, tuple[float, ...]]) -> float:
+    """Largest relative difference over the steps of both."""
+    assert a.keys() == b.keys()
+    pairs: list[tuple[Any, Any]] = [(x, y) for step in a for x, y in zip(a[step], b[step])]
+    return max(abs(x - y) / max(abs(x), 1e-12) for x, y in pairs)

@@ -1,0 +1,134 @@
+"""What must not depend on how a global batch is divided: losses, gradients, resumed runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import TINY, largest_difference, losses, run_ranks
+
+from uniemox_dist.checkpoints.files import FragmentReader, complete_checkpoints
+
+BETA1 = 0.9
+
+
+def train(tmp_path: Path, data: Path, teacher: Path, name: str, *more: str, world_size: int = 1, steps: int = 3) -> Path:
+    """A real run of the tiny model; returns its folder."""
+    settings = (
+        f"run.dir={tmp_path}",
+        f"run.name={name}",
+        f"run.max_steps={steps}",
+        f"data.path={data / 'train'}",
+        "data.eval_path=null",
+        f"teacher.name=local-dir:{teacher}",
+        "run.save_every=1",
+        "run.keep_last=99",
+    )
+    codes = run_ranks([*TINY, *settings, *more], world_size=world_size)
+    assert codes == [0] * world_size
+    return tmp_path / name
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    return train(folder, tiny_data, tiny_teacher, "one", "batch.micro_batch=24", "optim.clip_grad=0", steps=6)
+
+
+def gradients(run: Path) -> dict[str, torch.Tensor]:
+    """First-step gradients, from Adam's first moment after one step: m = (1 - beta1) g."""
+    first = complete_checkpoints(run / "checkpoints")[0]
+    assert first.step == 1
+    reader = FragmentReader(first)
+    return {name: reader.parameter(name, "exp_avg") / (1 - BETA1) for name in reader.shapes}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accumulation", "zero_stage"),
+    [(1, 4, 1), (2, 1, 1), (2, 2, 2), (4, 1, 3), (2, 4, 3), (4, 2, 2)],
+)
+def test_losses_and_first_gradients_do_not_depend_on_ranks_accumulation_or_zero_stage(
+    tmp_path: Path, reference: Path, tiny_data: Path, tiny_teacher: Path, world_size: int, accumulation: int, zero_stage: int
+) -> None:
+    micro = 24 // world_size // accumulation
+    run = train(
+        tmp_path,
+        tiny_data,
+        tiny_teacher,
+        "other",
+        f"batch.micro_batch={micro}",
+        f"zero.stage={zero_stage}",
+        "optim.clip_grad=0",
+        world_size=world_size,
+        steps=6,
+    )
+    assert largest_difference(losses(reference), losses(run)) < 1e-5
+    expected, found = gradients(reference), gradients(run)
+    assert expected.keys() == found.keys()
+    norm = torch.stack([g.norm() for g in expected.values()]).norm()
+    assert norm > 0.1
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-6 * max(gradient.norm().item(), 1e-3 * norm.item()), name
+
+
+def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
+    tmp_path: Path, reference: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    settings = ("batch.micro_batch=24", "optim.clip_grad=0")
+    run = train(tmp_path, tiny_data, tiny_teacher, "again", *settings, steps=6)
+    for checkpoint in complete_checkpoints(run / "checkpoints"):
+        if checkpoint.step > 3:
+            (checkpoint.folder / "complete.json").unlink()  # as if it had been killed while saving step 4
+    train(tmp_path, tiny_data, tiny_teacher, "again", *settings, steps=6)
+    assert losses(run) == losses(reference)
+    kept = FragmentReader(complete_checkpoints(run / "checkpoints")[-1])
+    wanted = FragmentReader(complete_checkpoints(reference / "checkpoints")[-1])
+    assert all(torch.equal(kept.parameter(name), wanted.parameter(name)) for name in wanted.shapes)
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 3)), ((3, 3), (1, 2)), ((2, 2), (4, 1))])
+def test_any_ranks_and_zero_stage_resume_any_other_with_the_same_losses(
+    tmp_path: Path, reference: Path, tiny_data: Path, tiny_teacher: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    for step, (world_size, zero_stage) in ((3, before), (6, after)):
+        # The learning rate must not notice that the first part stops early.
+        run = train(
+            tmp_path,
+            tiny_data,
+            tiny_teacher,
+            "moved",
+            f"batch.micro_batch={24 // world_size}",
+            f"zero.stage={zero_stage}",
+            "optim.clip_grad=0",
+            "optim.min_lr=1e-4",
+            "optim.blr=1.0666666666666667e-3",  # peak = blr * 24/256 = min_lr: a constant rate
+            world_size=world_size,
+            steps=step,
+        )
+    whole = train(
+        tmp_path,
+        tiny_data,
+        tiny_teacher,
+        "whole",
+        "batch.micro_batch=24",
+        "optim.clip_grad=0",
+        "optim.min_lr=1e-4",
+        "optim.blr=1.0666666666666667e-3",
+        steps=6,
+    )
+    assert largest_difference(losses(whole), losses(run)) < 1e-5
+
+
+def test_bf16_resumes_bit_for_bit_on_the_same_layout(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    settings = ("batch.micro_batch=12", "optim.precision=bf16")
+    whole = train(tmp_path, tiny_data, tiny_teacher, "whole", *settings, world_size=2, steps=4)
+    parts = train(tmp_path, tiny_data, tiny_teacher, "parts", *settings, world_size=2, steps=4)
+    for checkpoint in complete_checkpoints(parts / "checkpoints")[2:]:
+        (checkpoint.folder / "complete.json").unlink()
+    train(tmp_path, tiny_data, tiny_teacher, "parts", *settings, world_size=2, steps=4)
+    assert losses(whole) == losses(parts)
+
+
+def test_the_teacher_is_neither_trained_nor_in_the_checkpoint(reference: Path, tiny_teacher: Path) -> None:
+    names = FragmentReader(complete_checkpoints(reference / "checkpoints")[-1]).shapes
+    assert {name.partition(".")[0] for name in names} == {"encoder", "to_decoder", "fusion", "decoder"}
+    assert "encoder.pos_embed" not in names  # fixed, and made anew

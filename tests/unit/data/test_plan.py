@@ -1,0 +1,218 @@
+"""The order of samples: the promises that make a run the same on any number of ranks, and after any restart."""
+
+import time
+import tracemalloc
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uniemox_dist.data.draws import largest_remainder
+from uniemox_dist.data.plan import Place, Plan
+from uniemox_dist.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Case:
+    """What decides an order of samples."""
+
+    sources: list[list[int]]
+    weights: list[float]
+    streams: int
+    turns: int
+    seed: int
+    window: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.streams * self.turns
+
+    def plan(self) -> Plan:
+        return Plan(
+            self.sources,
+            self.weights,
+            streams=self.streams,
+            global_batch=self.global_batch,
+            seed=self.seed,
+            window=self.window,
+        )
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    # Shards without samples are legal, a source without any is not. Weights within a factor of two leave
+    # each of up to three sources at least one of six streams.
+    counts = st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any)
+    sources = draw(st.lists(counts, min_size=1, max_size=3))
+    return Case(
+        sources,
+        [draw(st.floats(0.5, 1.0)) for _ in sources],
+        streams=draw(st.sampled_from([6, 8, 12])),
+        turns=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**31 - 1)),
+        window=draw(st.sampled_from([1, 2, 3, 512])),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.integers(0, 10**6), st.data())
+def test_a_step_of_all_ranks_is_the_global_batch_once(case: Case, step: int, data: st.DataObject) -> None:
+    plan = case.plan()
+    world = data.draw(st.sampled_from(divisors(case.streams)))
+    micro = data.draw(st.sampled_from(divisors(case.global_batch // world)))
+    dealt = []
+    for rank in range(world):
+        batches = plan.micro_batches(step, rank, world, micro)
+        assert [len(batch) for batch in batches] == [micro] * (case.global_batch // world // micro)
+        slots = [slot for batch in batches for slot in batch]
+        assert slots == sorted(slots) == plan.rank_slots(step, rank, world)
+        own = case.streams // world
+        assert {slot % case.streams // own for slot in slots} == {rank}  # neighbouring streams
+        dealt += slots
+    assert sorted(dealt) == list(range(step * case.global_batch, (step + 1) * case.global_batch))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overlap(case: Case) -> None:
+    plan = case.plan()
+    drawn: dict[int, list[Place]] = defaultdict(list)
+    longest = max(map(sum, case.sources))
+    for slot in range(3 * longest * case.streams):  # a source has at least one stream
+        place = plan.place(slot)
+        if len(drawn[place.source]) < 3 * sum(case.sources[place.source]):
+            drawn[place.source].append(place)
+    for number, counts in enumerate(case.sources):
+        everything = {(shard, row) for shard, count in enumerate(counts) for row in range(count)}
+        samples = len(everything)
+        for epoch in range(3):
+            places = drawn[number][epoch * samples : (epoch + 1) * samples]
+            assert [place.epoch for place in places] == [epoch] * samples
+            assert Counter((place.shard, place.row) for place in places) == Counter(everything)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.lists(st.integers(0, 5000), min_size=1, max_size=8))
+def test_a_fresh_plan_at_any_slot_equals_one_that_came_there(case: Case, slots: list[int]) -> None:
+    walked = case.plan()
+    walk = [walked.place(slot) for slot in range(max(slots) + 1)]
+    assert [case.plan().place(slot) for slot in slots] == [walk[slot] for slot in slots]
+    assert [walked.place(slot) for slot in slots] == [
+        walk[slot] for slot in slots
+    ]  # going back changes nothing
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_the_weights_decide_the_number_of_streams_for_ever(case: Case) -> None:
+    plan = case.plan()
+    shares = largest_remainder(case.weights, case.streams).tolist()
+    for turn in (0, 1, 1000):
+        owners = [plan.place(turn * case.streams + stream).source for stream in range(case.streams)]
+        assert owners == plan.owner_S.tolist()
+        assert [owners.count(number) for number in range(len(shares))] == shares
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_the_global_batch_is_only_the_cut_into_steps(case: Case) -> None:
+    slots = range(200)
+    other = Plan(
+        case.sources,
+        case.weights,
+        streams=case.streams,
+        global_batch=7 * case.global_batch,
+        seed=case.seed,
+        window=case.window,
+    )
+    assert [case.plan().place(slot) for slot in slots] == [other.place(slot) for slot in slots]
+
+
+def test_the_order_of_samples_keeps_its_values() -> None:
+    plan = Plan([[5, 0, 7], [3, 2]], [2, 1], streams=6, global_batch=6, seed=3, window=4)
+    assert plan.owner_S.tolist() == [0, 1, 0, 0, 1, 0]
+    places = [plan.place(slot) for slot in (*range(12), 10**6)]
+    assert [(p.source, p.epoch, p.shard, p.row) for p in places] == [
+        (0, 0, 0, 2),
+        (1, 0, 1, 1),
+        (0, 0, 0, 4),
+        (0, 0, 2, 2),
+        (1, 0, 0, 1),
+        (0, 0, 2, 6),
+        (0, 0, 0, 1),
+        (1, 0, 1, 0),
+        (0, 0, 0, 3),
+        (0, 0, 2, 3),
+        (1, 0, 0, 2),
+        (0, 0, 2, 4),
+        (1, 66666, 0, 1),
+    ]
+
+
+def test_another_seed_and_another_epoch_are_other_orders() -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        plan = Plan([[40, 40]], [1], streams=8, global_batch=8, seed=seed, window=16)
+        return [(p.shard, p.row) for p in (plan.place(epoch * 80 + i) for i in range(80))]
+
+    orders = [order(0, 0), order(0, 1), order(1, 0)]
+    assert all(sorted(a) == sorted(orders[0]) for a in orders)
+    for i, a in enumerate(orders):
+        for b in orders[:i]:
+            assert sum(x == y for x, y in zip(a, b)) < 12  # about one of 80 by chance
+
+
+def test_a_stream_stays_within_few_shards_for_a_whole_window() -> None:
+    plan = Plan([[1000] * 64], [1], streams=16, global_batch=16, seed=0, window=512)
+    for stream in (0, 7, 15):
+        shards = {plan.place(turn * 16 + stream).shard for turn in range(512)}
+        assert len(shards) <= 2
+    assert len({plan.place(stream).shard for stream in range(16)}) == 16  # and streams read different ones
+
+
+def test_a_billion_samples_in_100_000_shards_are_planned_quickly_and_small() -> None:
+    tracemalloc.start()
+    began = time.perf_counter()
+    plan = Plan([[10_000] * 100_000], [1], streams=768, global_batch=6144, seed=0, window=512)
+    first = [plan.place(slot) for slot in plan.rank_slots(0, rank=5, world_size=64)]
+    late = [plan.place(slot) for slot in plan.rank_slots(150_000, rank=63, world_size=64)]
+    seconds, bytes_ = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({(p.shard, p.row) for p in first}) == len({(p.shard, p.row) for p in late}) == 96
+    assert all(0 <= p.shard < 100_000 and 0 <= p.row < 10_000 for p in first + late)
+    assert {p.epoch for p in first + late} == {0}
+    assert seconds < 5
+    assert bytes_ < 32e6
+
+
+def test_fewer_samples_than_streams_still_give_whole_epochs() -> None:
+    plan = Plan([[2, 0, 1]], [1], streams=8, global_batch=8, seed=0, window=4)
+    places = [plan.place(slot) for slot in range(9)]
+    for epoch in range(3):
+        part = places[3 * epoch : 3 * epoch + 3]
+        assert sorted((p.epoch, p.shard, p.row) for p in part) == [
+            (epoch, 0, 0),
+            (epoch, 0, 1),
+            (epoch, 2, 0),
+        ]
+
+
+def test_a_source_without_a_stream_is_a_user_error_that_names_its_weight() -> None:
+    with pytest.raises(UserError) as caught:
+        Plan([[5], [5]], [1.0, 0.001], streams=6, global_batch=6, seed=0, window=4)
+    assert str(caught.value) == "data.sources.1.weight=0.001 gives no stream of 6; raise it"
+
+
+def test_streams_that_do_not_divide_the_global_batch_are_a_user_error() -> None:
+    with pytest.raises(UserError, match="batch.global_batch=10 is not a multiple of batch.streams=6"):
+        Plan([[5]], [1.0], streams=6, global_batch=10, seed=0, window=4)
+
+
+def test_an_epoch_is_a_share_of_the_slots() -> None:
+    plan = Plan([[5]], [1.0], streams=6, global_batch=6, seed=0, window=4)
+    assert plan.epoch(slots=12, epoch_samples=5) == pytest.approx(2.4)

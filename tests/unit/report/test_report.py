@@ -1,0 +1,379 @@
+"""The report: values on the page, from run folders written here line by line (no torch, no browser)."""
+
+import base64
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniemox_dist.cli.main import run as uniemox
+from uniemox_dist.config.load import dump_yaml
+from uniemox_dist.config.schema import BatchConfig, Config, DataConfig, LossConfig, RunConfig, TeacherConfig
+from uniemox_dist.report.curves import History, draw, history, show, thin
+from uniemox_dist.report.page import duration, pictures, read_evaluation, table, write_report
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.runtime.files import write_json, write_text
+from uniemox_dist.runtime.run_folder import RunFolder
+
+HOSTILE = "<script>alert('x')</script>&\"-->"
+
+
+def metric(step: int, time: float, loss: float = 1.0, **more: Any) -> dict[str, Any]:
+    values = {"relation": 0.5, "similarity": 0.3, "reconstruction": 0.2, "lr": 1e-4, "grad_norm": 2.0}
+    rates = {"samples_per_s": 40.0, "data_wait_share": 0.025, "epoch": step * 24 / 1200, "slots": step * 24}
+    return {"step": step, "time": time, "loss": loss, **values, **rates, **more}
+
+
+def config(**sections: Any) -> Config:
+    base = {
+        "run": RunConfig(max_steps=20),
+        "data": DataConfig(path="shards/train", eval_path="shards/test"),
+        "batch": BatchConfig(global_batch=24, micro_batch=12, streams=12),
+        "teacher": TeacherConfig(name="shipped:demo"),
+    }
+    return Config(**{**base, **sections})
+
+
+def sheet(path: Path, side: int = 12, seed: int = 0) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, 3 * side, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run that was killed at step 8, went on from 6 with other losses, and ended at 20."""
+    found = RunFolder(tmp_path / "emo")
+    found.create()
+    write_text(found.config, dump_yaml(config()))
+    write_json(
+        found.environment,
+        {"host": "node7", "command": ["uniemox", "pretrain", "a b"], "versions": {"torch": "2.11"}},
+    )
+    for line in [metric(s, 100 + s, loss=9.0) for s in range(2, 9, 2)] + [
+        metric(s, 200 + s) for s in range(8, 21, 2)
+    ]:
+        found.metric(line)
+    events: list[dict[str, Any]] = [
+        {"time": 100, "event": "start", "step": 0, "ranks": 2, "precision": "fp32", "host": "node7"},
+        {"time": 106, "event": "save", "step": 6, "bytes": 4_200_000, "seconds": 0.131, "removed": []},
+        {"time": 107.5, "event": "skip", "step": 7, "loss": "nan", "in_a_row": 1},
+        {"time": 200, "event": "start", "step": 6, "ranks": 3, "precision": "bf16", "host": "node7"},
+        {"time": 200, "event": "resume", "step": 6, "checkpoint": "step_00000006", "ranks": 2},
+        {"time": 212.5, "event": "skip", "step": 13, "loss": "nan", "in_a_row": 1},
+        {"time": 220, "event": "save", "step": 20, "removed": [f"step_{n}" for n in range(10)]},
+        {"time": 220, "event": "end", "step": 20},
+    ]
+    found.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    for step in (5, 10, 20):
+        sheet(found.samples / f"step_{step:08d}.png", seed=step)
+    return found
+
+
+def evaluation() -> dict[str, Any]:
+    def rows(**values: float) -> list[dict[str, Any]]:
+        return [{"row": r, "value": v, "low": v - 0.01, "high": v + 0.01} for r, v in values.items()]
+
+    return {
+        "format": "uniemox-evaluation",
+        "format_version": 1,
+        "release": "emo-release",
+        "data": {"test": {"path": "shards/test", "identity": "ab", "samples": 348}},
+        "bootstrap": {"resamples": 1000, "unit": "family", "confidence": 0.95},
+        "metrics": [
+            {"name": "probe", "title": "Linear probe", "better": "higher", "primary": False, "n": 28,
+             "rows": rows(teacher=0.83, student=0.61)},
+            {"name": "masked_mse", "title": "Masked MSE", "better": "lower", "primary": True, "note": "mask 0.75",
+             "rows": [*rows(**{"linear interpolation": 0.044, "student": 0.03}), {"row": "untrained", "value": None}]},
+        ],
+        "verdict": ["The student does not beat the teacher in Linear probe."],
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Start tags with their attributes, and the text outside of styles."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._style = "", False
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._style else data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_a_resumed_run_keeps_the_later_line_of_each_step(folder: RunFolder) -> None:
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    events = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    past = history(lines, events)
+    assert [(line["step"], line["loss"]) for line in past.lines] == [
+        *((s, 9.0) for s in (2, 4, 6)), *((s, 1.0) for s in range(8, 21, 2))
+    ]  # fmt: skip
+    assert (past.resumes, past.skips) == ([6], [13])
+
+
+def test_lines_beyond_a_resumed_checkpoint_are_gone_before_they_are_overtaken() -> None:
+    lines = [metric(s, 100 + s) for s in range(1, 9)]
+    starts = [{"time": 100, "event": "start", "step": 0}, {"time": 200, "event": "start", "step": 6}]
+    assert [line["step"] for line in history(lines, starts).lines] == [1, 2, 3, 4, 5, 6]
+    # log_every went from 1 to 10: steps 7 and 8 of the first attempt never come again.
+    assert [line["step"] for line in history([*lines, metric(10, 210)], starts).lines] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        10,
+    ]
+
+
+def test_a_lost_start_event_still_gives_no_zigzag() -> None:
+    steps = [1, 2, 3, 4, 3, 4, 5]
+    past = history([metric(s, 100 + i, loss=i) for i, s in enumerate(steps)], [])
+    assert [(line["step"], line["loss"]) for line in past.lines] == [(1, 0), (2, 1), (3, 4), (4, 5), (5, 6)]
+
+
+def test_thin_keeps_means_and_extremes_and_leaves_gaps() -> None:
+    values = np.array([1.0, 3.0, math.nan, math.nan, 5.0, math.nan])
+    steps, mean, low, high = thin(np.arange(6), values, most=3)
+    np.testing.assert_array_equal(steps, [0.5, 2.5, 4.5])
+    np.testing.assert_array_equal(mean, [2.0, math.nan, 5.0])
+    np.testing.assert_array_equal((low[0], high[0], low[2], high[2]), (1.0, 3.0, 5.0, 5.0))
+
+
+def test_charts_take_the_pages_colours_and_leave_out_losses_of_weight_0() -> None:
+    past = History([metric(s, s, grad_norm=math.nan if s == 3 else s) for s in range(1, 400)], [200], [50])
+    charts = {c.panel.key: c for c in draw(past, LossConfig(relation=0.0, norm_pix=True).model_dump())}
+    assert "relation" not in charts and len(charts) == 7
+    assert charts["reconstruction"].panel.unit == "mean squared error of standardised patches"
+    assert (charts["data_wait_share"].latest, charts["samples_per_s"].latest) == ("2.5 %", "40 /s")
+    assert (charts["grad_norm"].lowest, charts["grad_norm"].highest) == ("1", "399")
+    for chart in charts.values():
+        assert len(chart.svg) < 40_000
+        assert "var(--resume)" in chart.svg and "var(--skip)" in chart.svg
+        assert "http" not in chart.svg and "#00fe" not in chart.svg
+    ids = [i for chart in charts.values() for i in re.findall(r' id="([^"]*)"', chart.svg)]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (3.14159, "3.142"), (2.5e-5, "2.50·10⁻⁵"), (12345.6, "12346"), (math.nan, "–")],
+)
+def test_numbers_are_shown_short(value: float, text: str) -> None:
+    assert show(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(16.4, "16 s"), (61, "1 min 01 s"), (3720, "1 h 02 min"), (90000, "1 d 1 h")]
+)
+def test_durations_are_said_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
+    write_json(
+        folder.checkpoints / "step_00000020/complete.json", {"parameters": {"a": [1000, 300], "b": [50_000]}}
+    )
+    text = Page(write_report(folder.path)).text
+    # 2 x time at work: 100..108 of the first attempt, 200..220 of the second; the pause between is not work.
+    assert (
+        "A student of 0.35 M parameters (ViT 768 wide, 12 blocks, patches of 16 px in pictures of 224 px) learns from "
+        "the teacher shipped:demo on 3 ranks (earlier 2) with ZeRO stage 1 in bf16: 20 of 20 steps, 480 samples "
+        "(0.4 epochs) in 28 s."
+    ) in text
+    assert "State complete" in text.replace("Statecomplete", "State complete")
+    assert "resumed at step 6" in text and "skipped 1 step with" in text
+    assert "1 complete checkpoint (step_00000020)" in text
+
+
+def test_a_complete_run_that_is_started_again_is_still_complete(folder: RunFolder) -> None:
+    folder.event("start", step=20, ranks=3, precision="bf16", host="node7")
+    assert "Statecomplete" in Page(write_report(folder.path)).text
+
+
+@pytest.mark.parametrize(
+    ("event", "word"),
+    [
+        ({"event": "signal", "signal": "SIGTERM", "saved": True, "step": 18}, "Statestopped"),
+        ({"event": "fault", "error": "RuntimeError: NCCL"}, "Statefailed"),
+        ({"event": "fault", "damaged": "train.tar row 7", "step": 18}, "Staterunning"),
+    ],
+)
+def test_the_state_is_read_from_the_last_event(folder: RunFolder, event: dict[str, Any], word: str) -> None:
+    lines = folder.events.read_text().splitlines()[:-2]
+    folder.events.write_text("\n".join([*lines, json.dumps({"time": 221, **event})]) + "\n")
+    folder.metrics.write_text("".join(json.dumps(metric(s, 200 + s)) + "\n" for s in range(8, 19, 2)))
+    assert word in Page(write_report(folder.path)).text
+
+
+def test_steps_of_a_run_in_epochs_follow_from_its_metrics(folder: RunFolder) -> None:
+    write_text(folder.config, dump_yaml(config(run=RunConfig(epochs=10))))
+    folder.events.write_text('{"time": 100, "event": "start", "step": 0, "ranks": 1, "precision": "fp32"}\n')
+    text = Page(write_report(folder.path)).text
+    assert "20 of about 500 steps" in text  # 10 epochs x 1200 samples / 24
+    assert "on 1 rank with" in text
+
+
+def test_every_picture_is_embedded_newest_first_and_whole(folder: RunFolder) -> None:
+    page = Page(write_report(folder.path))
+    images = page.all("img")
+    assert [image["alt"] for image in images] == [
+        f"Picture, masked, reconstructed at step {s}" for s in (20, 10, 5)
+    ]
+    for image, step in zip(images, (20, 10, 5)):
+        kind, data = str(image["src"]).split(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data) == (folder.samples / f"step_{step:08d}.png").read_bytes()
+    assert "Each triple: picture, masked, reconstructed." in page.text
+
+
+def test_many_large_pictures_are_spread_out_and_made_smaller(tmp_path: Path) -> None:
+    for step in range(1, 21):
+        sheet(tmp_path / f"step_{step:08d}.png", side=300 if step < 3 or step == 20 else 8)
+    (tmp_path / "step_00000021.png").write_bytes(b"\x89PNG\r\n")
+    found = pictures(tmp_path)
+    assert (found["newest"]["title"], found["broken"]) == ("step 20", ["step_00000021.png"])
+    assert found["newest"]["uri"].startswith("data:image/png")
+    assert [p["title"] for p in found["seen"]] == [f"step {s}" for s in (19, 16, 14, 11, 9, 6, 4, 1)]
+    assert len(found["seen"]) + len(found["others"]) == 19
+    first = found["seen"][-1]["uri"].split(",")
+    assert first[0] == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(first[1]))).size == (800, 267)
+
+
+def test_the_table_has_primary_columns_first_and_marks_the_best(folder: RunFolder) -> None:
+    found = table(evaluation())
+    assert [m["title"] for m in found["metrics"]] == ["Masked MSE", "Linear probe"]
+    rows = dict(found["rows"])
+    assert list(rows) == ["student", "teacher", "linear interpolation"]
+    mse, probe = rows["student"]
+    assert (mse["value"], mse["interval"], mse["best"]) == ("0.0300", "0.0200 – 0.0400", True)
+    assert (probe["value"], probe["best"], rows["teacher"][1]["best"]) == ("0.610", False, True)
+    assert rows["teacher"][0] is None
+    assert mse["at"][0] == 3.0 and rows["linear interpolation"][0]["at"][2] == 97.0
+    write_json(folder.path / "evaluation.json", evaluation())
+    page = Page(write_report(folder.path))
+    assert "The student does not beat the teacher in Linear probe." in page.text
+    assert "Masked MSE\xa0↓" in page.html or "Masked MSE&nbsp;↓" in page.html
+    assert "Intervals hold 95 % of 1000 bootstrap resamples, drawn by family." in page.text
+    assert "Masked MSE: mask 0.75" in page.text and "secondary, n = 28" in page.text
+    assert [tr.get("class") for tr in page.all("tr")].count("student") == 1
+
+
+def test_a_run_without_evaluation_has_no_such_section(folder: RunFolder, tmp_path: Path) -> None:
+    assert "evaluation" not in {h.get("id") for h in Page(write_report(folder.path)).all("h2")}
+    write_json(tmp_path / "other.json", evaluation())
+    page = Page(write_report(folder.path, evaluation=tmp_path / "other.json"))
+    assert "evaluation" in {h.get("id") for h in page.all("h2")}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"format": "x", "format_version": 1}', '{"format": "uniemox-evaluation", "format_version": 1, "metrics": [{"name": "a", "rows": [3]}]}'])  # fmt: skip  # noqa: E501
+def test_another_file_is_refused_as_evaluation(tmp_path: Path, content: str) -> None:
+    (tmp_path / "e.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "e.json"))):
+        read_evaluation(tmp_path / "e.json")
+
+
+def test_names_and_texts_are_never_markup(folder: RunFolder, tmp_path: Path) -> None:
+    hostile = folder.path.rename(tmp_path / HOSTILE.replace("/", "∕"))
+    found = RunFolder(hostile)
+    found.event("fault", error=HOSTILE, step=20, **{HOSTILE: [HOSTILE]})
+    write_text(found.config, dump_yaml(config(teacher=TeacherConfig(name=f"local-dir:{HOSTILE}"))))
+    write_json(found.environment, {"host": HOSTILE, "command": [HOSTILE], "versions": {HOSTILE: HOSTILE}})
+    bad = evaluation()
+    bad["metrics"][0].update(title=HOSTILE, note=HOSTILE, rows=[{"row": HOSTILE, "value": 1.0}])
+    bad.update(release=HOSTILE, verdict=[HOSTILE])
+    write_json(hostile / "evaluation.json", bad)
+    sheet(hostile / "samples" / f"{HOSTILE.replace('/', '')}.png")
+    page = Page(write_report(hostile))
+    assert page.all("script") == []
+    assert page.text.count("<script>alert('x')</script>") >= 8
+    assert {tag for tag, _ in page.tags} <= set(
+        "html head meta link title style body main header p h1 h2 h3 code div i b dl dt dd small nav a section figure "
+        "figcaption svg defs g path use clippath rect text span img details summary table thead tbody tr th td ul li pre "
+        "footer".split()
+    )
+
+
+def test_the_page_loads_nothing(folder: RunFolder) -> None:
+    write_json(folder.path / "evaluation.json", evaluation())
+    page = Page(write_report(folder.path))
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            assert str(attributes.get(name, "#")).startswith(("#", "data:")), (tag, attributes)
+    assert not re.search(r"url\((?!#)|@import|https?://", page.html)
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_events_are_shortened(folder: RunFolder) -> None:
+    for step in range(300):
+        folder.event("save", step=step)
+    folder.event("fault", error="x" * 1000)
+    page = Page(write_report(folder.path))
+    assert "removed step_0, step_1 … 8 more" in Page(write_report(folder.path)).text
+    assert "bytes 4.2 MB seconds 0.13 s removed none" in page.text
+    assert "159 more in events.jsonl" in page.text  # 8 + 301, of which 10 and 140 are shown
+    assert "x" * 240 + " …" in page.text and "x" * 241 not in page.text
+
+
+def test_a_run_that_has_only_begun_says_so(tmp_path: Path) -> None:
+    found = RunFolder(tmp_path / "young")
+    found.create()
+    write_text(found.config, dump_yaml(config()))
+    text = Page(write_report(found.path)).text
+    assert "No metrics yet" in text and "No pictures yet" in text and "No events yet" in text
+    assert "none of 20 steps yet." in text
+    found.config.unlink()
+    found.events.write_text('{"time": 1, "event": "fault", "error": "no sound checkpoint"}\n')
+    assert "no sound checkpoint" in Page(write_report(found.path)).text
+
+
+def test_the_command_writes_the_page_and_refuses_other_folders(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uniemox(["report", str(folder.path)]) == EXIT_DONE
+    assert folder.report.is_file() and str(folder.report) in capsys.readouterr().out
+    assert uniemox(["report", str(folder.path), "--out", str(tmp_path / "new/page.html")]) == EXIT_DONE
+    assert (tmp_path / "new/page.html").is_file()
+    capsys.readouterr()
+    assert uniemox(["report", str(tmp_path)]) == EXIT_USER
+    assert capsys.readouterr().err == (
+        f"uniemox: error: RUN={tmp_path}: holds no config.yaml and no events.jsonl, so it is no run folder; "
+        f"did you mean {folder.path}?\n"
+    )
+    assert not (tmp_path / "report.html").exists()
+    assert uniemox(["report", str(folder.path), "--out", str(tmp_path)]) == EXIT_USER
+    assert uniemox(["report", str(folder.path), "--evaluation", str(tmp_path / "none.json")]) == EXIT_USER
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_reporting_needs_no_torch() -> None:
+    code = "import sys, uniemox_dist.report.page, uniemox_dist.cli.report; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"  # noqa: E501
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

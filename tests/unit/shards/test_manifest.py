@@ -1,0 +1,118 @@
+"""The manifest: the identity it states, and every way in which one can be unusable."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.manifest import Manifest, ShardEntry, combined_identity, manifest_folders, read_manifest
+from uniemox_dist.runtime.errors import UserError
+
+FIRST = ShardEntry("000000.tar", 3, 10240, "aa" * 32, "bb" * 32, "cc" * 32)
+SECOND = ShardEntry("000001.tar", 2, 20480, "dd" * 32, "ee" * 32, "ff" * 32)
+MANIFEST = Manifest((FIRST, SECOND), {"settings": {"seed": 0}})
+
+
+def test_the_identity_is_the_hash_that_the_format_states() -> None:
+    shards = f'[["000000.tar",3,10240,"{"aa" * 32}","{"cc" * 32}"],["000001.tar",2,20480,"{"dd" * 32}","{"ff" * 32}"]]'
+    text = '{"format_version":1,"shards":' + shards + "}"
+    assert MANIFEST.identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "x.tar"}, {"samples": 4}, {"bytes": 10241}, {"sha256": "00" * 32}, {"rows_sha256": "00" * 32}],
+)
+def test_the_identity_changes_with_each_part_of_a_shard(change: dict[str, Any]) -> None:
+    assert Manifest((replace(FIRST, **change), SECOND), {}).identity != MANIFEST.identity
+
+
+def test_the_identity_changes_with_the_order_of_shards() -> None:
+    assert Manifest((SECOND, FIRST), {}).identity != MANIFEST.identity
+
+
+def test_the_identity_ignores_provenance_and_the_bytes_of_index_files() -> None:
+    assert (
+        Manifest((replace(FIRST, index_sha256="00" * 32), SECOND), {"other": 1}).identity == MANIFEST.identity
+    )
+
+
+def test_one_source_keeps_its_identity_and_a_mix_has_one_by_order() -> None:
+    assert combined_identity(["a"]) == "a"
+    assert combined_identity(["a", "b"]) == hashlib.sha256(b'["a","b"]').hexdigest()
+    assert combined_identity(["b", "a"]) != combined_identity(["a", "b"])
+
+
+def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    MANIFEST.write(tmp_path)
+    assert read_manifest(tmp_path) == MANIFEST
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"000000.tar": 3, "000001.tar": 2}
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    assert list(record) == [
+        "format",
+        "format_version",
+        "identity",
+        "samples",
+        "bytes",
+        "shards",
+        "provenance",
+    ]
+    assert (record["format"], record["format_version"]) == ("uniemox-shards", 1)
+    assert (record["samples"], record["bytes"]) == (5, 30720)
+    assert record["shards"][0] == vars(FIRST)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    MANIFEST.write(folder)
+    record = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**record, **changes}))
+
+
+def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
+    edit(tmp_path, shards=[{**vars(FIRST), "samples": 4}, vars(SECOND)])
+    with pytest.raises(UserError, match="was edited: identity"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"format_version": 2}, {"format": "other"}])
+def test_a_newer_or_foreign_format_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edit(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"is not one this version reads \(uniemox-shards up to 1\)"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": "uniemox-shards", "format_version": "1"}', "\ufeff{}"]
+)
+def test_a_file_that_is_no_manifest_is_a_user_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_without_samples_is_refused(tmp_path: Path) -> None:
+    Manifest((), {}).write(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path, "data.path")
+    assert str(caught.value) == f"data.path={tmp_path}: holds no samples; pack a source with pictures"
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path / "no", "data.path")
+    assert (
+        str(caught.value) == f"data.path={tmp_path}/no: no such folder; build it with `uniemox shards pack`"
+    )
+
+
+def test_the_folder_above_splits_names_them(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        MANIFEST.write(tmp_path / split)
+    with pytest.raises(UserError, match="holds no manifest.json; name one of its splits: test, train"):
+        read_manifest(tmp_path)
+    assert manifest_folders(tmp_path) == [tmp_path / "test", tmp_path / "train"]
+    assert manifest_folders(tmp_path / "test") == [tmp_path / "test"]
+    assert manifest_folders(tmp_path / "nowhere") == []

@@ -1,0 +1,103 @@
+"""The whole chain on the shipped pictures: pack, pretrain, release, evaluate, report. What is complete is reused.
+
+Each step says what it does and prints the command that does the same by hand; it is run as a user would run it.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = Path("demo")
+RUN, RELEASE, SHARDS = DEMO / "runs" / "demo", DEMO / "release", DEMO / "shards"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it says, what it runs, and when its result is complete."""
+
+    title: str
+    command: list[str]
+    is_complete: Callable[[], bool] = lambda: False
+    outdated: Path | None = None
+    """Deleted before the step runs: it was made from something older."""
+
+
+def newer(target: Path, source: Path) -> bool:
+    """Whether a file is there and was made after another."""
+    return target.exists() and source.exists() and target.stat().st_mtime >= source.stat().st_mtime
+
+
+def newest_checkpoint() -> Path:
+    """The marker of the run's newest complete checkpoint."""
+    return max(RUN.glob("checkpoints/step_*/complete.json"), default=RUN / "none")
+
+
+STEPS = [
+    Step(
+        "1/5  Pack 1,599 captioned pictures into tar shards, looking for persons in each (about 1 minute)",
+        ["shards", "pack", "shipped:fluent_emoji", str(SHARDS), "--workers", "2", "--shard-samples", "256", "--resume"],
+    ),
+    Step(
+        "2/5  Pretrain a small ViT on two DeepSpeed ranks against a frozen CLIP, all three losses on (about 5 minutes)",
+        ["pretrain", "demo", "--nproc", "2"],
+    ),
+    Step(
+        "3/5  Release: consolidated weights that timm loads, with a model card and checksums",
+        ["release", str(RUN), str(RELEASE)],
+        lambda: newer(RELEASE / "SHA256SUMS", newest_checkpoint()),
+        RELEASE,
+    ),
+    Step(
+        "4/5  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 1 minute)",
+        ["evaluate", "protocol", str(RELEASE), str(SHARDS), "--json", str(RUN / "evaluation.json")],
+        lambda: newer(RUN / "evaluation.json", RELEASE / "SHA256SUMS"),
+    ),
+    Step(
+        "5/5  Report: curves, reconstructions and the table on one page",
+        ["report", str(RUN)],
+        lambda: newer(RUN / "report.html", RUN / "evaluation.json"),
+    ),
+]
+
+
+def main() -> int:
+    """Runs what is not complete; the exit code is that of the first step that failed."""
+    uniemox = Path(sys.executable).with_name("uniemox")
+    began = time.monotonic()
+    for step in STEPS:
+        print(f"\n\033[1m{step.title}\033[0m\n  $ uniemox {' '.join(step.command)}", flush=True)
+        if step.is_complete():
+            print("  complete, kept", flush=True)
+            continue
+        if step.outdated is not None and step.outdated.exists():
+            shutil.rmtree(step.outdated)
+        code = subprocess.run([uniemox, *step.command], cwd=ROOT, check=False).returncode
+        if code != 0:
+            print(f"\nstopped: this step ended with exit code {code}; `make demo` goes on from here")
+            return code
+    print(
+        f"""
+Done in {(time.monotonic() - began) / 60:.1f} minutes. Look at
+  {RUN / "report.html"}      the page: open it in a browser
+  {RELEASE}/                   the release: timm.create_model("local-dir:{RELEASE}", pretrained=True, num_classes=0)
+  {SHARDS}/train/             the shards: tar tf {SHARDS}/train/000000.tar
+  {RUN / "tensorboard"}/      tensorboard --logdir {RUN / "tensorboard"}
+Try next
+  uniemox shards stats {SHARDS}
+  uniemox pretrain demo --nproc 2 run.name=no_fusion model.fusion=none
+  uniemox shards pack YOUR_PICTURES demo/yours --layout folder
+(the commands lie in {Path(sys.executable).parent.relative_to(ROOT) if Path(sys.executable).is_relative_to(ROOT) else Path(sys.executable).parent}/)"""
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    import os
+
+    os.chdir(ROOT)
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""`uniemox report`. Torch-free."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--evaluation", type=click.Path(path_type=Path), help="Evaluation to show; default RUN/evaluation.json."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; default RUN/report.html.")
+def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
+    """Writes one self-contained HTML page about RUN (a run's folder): curves, pictures, evaluation, events.
+
+    The run may still be going on; write the page again for its newest state.
+    """
+    from uniemox_dist.report.page import write_report
+
+    path = write_report(run, evaluation, out)
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
