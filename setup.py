@@ -59,7 +59,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["uniemox_dist*", "shards*", "launch*"]),
     package_data={
-        "uniemox_dist": ["py.typed", "teach/demo_teacher/*", "release/*.j2", "evaluate/*.j2"],
+        "uniemox_dist": ["py.typed", "teach/demo_teacher/*", "release/*.j2", "report/*.j2"],
         "shards": ["FORMAT.md", "demo/*", "detectors/*"],
         "launch": ["recipes/*.yaml"],
     },

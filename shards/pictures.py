@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from shards.format import EXTENSIONS
 
@@ -56,7 +56,7 @@ def decode(data: bytes) -> Decoded:
 
 
 def explain(error: Exception) -> str:
-    """One line on why Pillow could not decode, the same in every process (Pillow names an object's address)."""
+    """Why Pillow could not decode, in the same words in every process (Pillow names an object's address)."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture of a known format"
     return f"{type(error).__name__}: {error}"
@@ -68,6 +68,11 @@ def upright(image: Image.Image) -> Image.Image:
     Where EXIF says nothing Pillow would believe XMP, which fast JPEG decoders (and browsers) do not read:
     person boxes found in one orientation would then be cut out of another.
     """
+    if data := image.info.get("exif"):
+        exif = Image.Exif()
+        exif.load(data)
+        if ExifTags.Base.Orientation not in exif:
+            return image
     for name in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(name, None)
     return ImageOps.exif_transpose(image)

@@ -1,4 +1,4 @@
-"""Data that many tests share: real pictures, packed once per session. Tests never write into these folders."""
+"""Data that many tests share: real pictures, packed once per session. No test writes into these folders."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def emoji_shards(emoji_table: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 JPEG photographs of four sizes in the label folders people/ and things/, every other one captioned."""
+    """20 JPEG photographs of four sizes in label folders (people/, things/), every other one captioned."""
     from skimage import data
 
     root = tmp_path_factory.mktemp("photos")

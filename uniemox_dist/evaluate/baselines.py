@@ -44,13 +44,17 @@ def ridge(x: np.ndarray, y: np.ndarray, groups: list[str], x_new: np.ndarray) ->
 
 
 def _ridge_path(x: np.ndarray, y: np.ndarray, x_new: np.ndarray) -> list[np.ndarray]:
-    """Predictions for every strength from one singular value decomposition."""
+    """Predictions for every strength from one eigendecomposition of the smaller Gram matrix."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     centre, scale, offset = x.mean(0), x.std(0) + 1e-6, y.mean(0)
-    u, s, vt = np.linalg.svd((x - centre) / scale, full_matrices=False)
-    projected, right = u.T @ (y - offset), ((x_new - centre) / scale) @ vt.T
-    n = len(x)
-    return [offset + right @ ((s / (s**2 + alpha * n / 100))[:, None] * projected) for alpha in ALPHAS]
+    z, z_new, n = (x - centre) / scale, (x_new - centre) / scale, len(x)
+    if x.shape[1] <= n:
+        values, vectors = np.linalg.eigh(z.T @ z)
+        left, right = vectors.T @ (z.T @ (y - offset)), z_new @ vectors
+    else:
+        values, vectors = np.linalg.eigh(z @ z.T)
+        left, right = vectors.T @ (y - offset), (z_new @ z.T) @ vectors
+    return [offset + right @ (left / (np.maximum(values, 0) + alpha * n / 100)[:, None]) for alpha in ALPHAS]
 
 
 def interpolate(patches_NP: np.ndarray, visible_V: np.ndarray, side: int, patch: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from uniemox_dist.evaluate.baselines import folds, interpolate
 from uniemox_dist.models.patches import patchify, take
 from uniemox_dist.models.student import Student
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-3, 1e-2, 1e-1)
 PROBE_FOLDS = 3
 
 
@@ -71,7 +71,7 @@ def probe(x: np.ndarray, labels: list[str], groups: list[str], x_new: np.ndarray
     names = sorted(set(labels))
     target = torch.tensor([names.index(label) for label in labels])
     centre, scale = x.mean(0), x.std(0) + 1e-6
-    x_t = torch.from_numpy((x - centre) / scale).double()
+    x_t = torch.from_numpy((x - centre) / scale).float()
     fold_n = folds(groups, PROBE_FOLDS)
     hits = np.zeros(len(PENALTIES))
     for fold in range(PROBE_FOLDS):
@@ -80,7 +80,7 @@ def probe(x: np.ndarray, labels: list[str], groups: list[str], x_new: np.ndarray
             predict = _logistic(x_t[~held], target[~held], len(names), penalty)
             hits[i] += (predict(x_t[held]) == target[held]).sum().item()
     predict = _logistic(x_t, target, len(names), PENALTIES[int(np.argmax(hits))])
-    answers = predict(torch.from_numpy((x_new - centre) / scale).double()).tolist()
+    answers = predict(torch.from_numpy((x_new - centre) / scale).float()).tolist()
     return np.array([float(names[a] == label) for a, label in zip(answers, labels_new)])
 
 
@@ -110,7 +110,7 @@ def _orders(student: Student, start: int, count: int, seed: int) -> torch.Tensor
 def _logistic(x: torch.Tensor, target: torch.Tensor, classes: int, penalty: float) -> Callable[[torch.Tensor], torch.Tensor]:
     weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()

@@ -98,7 +98,7 @@ def _valence(train: Features, test: Features) -> Metric:
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     if a.std() < 1e-12 or b.std() < 1e-12:
-        return float("nan")
+        return 0.0  # a constant answer explains nothing
     return float(np.corrcoef(a, b)[0, 1])
 
 
@@ -134,12 +134,13 @@ def _verdict(metrics: list[Metric]) -> list[str]:
         parts = [
             f"clearly better than {_and(beaten)}" if beaten else "",
             f"not distinguishable from {_and(open_)}" if open_ else "",
-            f"not better than {_and(behind)}, which it does not reach" if behind else "",
+            f"worse than {_and(behind)}" if behind else "",
         ]
         kind = "" if metric.primary else " (secondary)"
         sentences.append(f"{metric.title}{kind}: the student is {'; '.join(p for p in parts if p)}.")
-    lost = [s.partition(":")[0] for s in sentences if "not " in s]
-    sentences.append(f"Something was not beaten in: {', '.join(lost)}." if lost else "Every row was beaten in every metric.")
+    lost = [s.partition(":")[0] for s in sentences if "not distinguishable" in s or "worse than" in s]
+    where = f"Not every row was beaten in: {', '.join(lost)}." if lost else "Every row was beaten in every metric."
+    sentences.append(where)
     return sentences
 
 

@@ -257,11 +257,14 @@ def _column(metric: dict[str, Any]) -> dict[str, dict[str, Any]]:
     best = (max if metric["better"] == "higher" else min)(row["value"] for row in rows.values())
     digits = 2 if max(map(abs, ends)) >= 10 else 3 if max(map(abs, ends)) >= 0.2 else 4
 
+    def text(value: float) -> str:
+        return f"{value:.{digits}f}".replace("-", "−")
+
     def cell(value: float, low: float | None, high: float | None) -> dict[str, Any]:
         low_, high_ = (value if end is None else end for end in (low, high))
         return {
-            "value": f"{value:.{digits}f}",
-            "interval": None if low is None or high is None else f"{low:.{digits}f} – {high:.{digits}f}",
+            "value": text(value),
+            "interval": None if low is None or high is None else f"{text(low)} – {text(high)}",
             "best": value == best,
             "at": [round(3 + 94 * (x - first) / width, 2) for x in (low_, value, high_)],
         }

@@ -95,10 +95,13 @@ def make_engine(student: nn.Module, config: Config, world: World, precision: str
     The optimizer is torch's AdamW: DeepSpeed's own would compile a C++ extension at first use.
     """
     warnings.filterwarnings("ignore", module="deepspeed")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # DeepSpeed would compile this C++ operator at the first start on a CPU; only its inference uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if precision == "bf16":
         student = student.bfloat16()
     optim = config.optim

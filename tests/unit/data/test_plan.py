@@ -1,4 +1,4 @@
-"""The order of samples: the promises that make a run the same on any number of ranks, and after any restart."""
+"""The order of samples: what makes a run the same on any number of ranks, and after any restart."""
 
 import time
 import tracemalloc
@@ -98,7 +98,7 @@ def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overl
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(), st.lists(st.integers(0, 5000), min_size=1, max_size=8))
+@given(cases(), st.lists(st.integers(0, 2000), min_size=1, max_size=5))
 def test_a_fresh_plan_at_any_slot_equals_one_that_came_there(case: Case, slots: list[int]) -> None:
     walked = case.plan()
     walk = [walked.place(slot) for slot in range(max(slots) + 1)]
@@ -131,7 +131,8 @@ def test_the_global_batch_is_only_the_cut_into_steps(case: Case) -> None:
         seed=case.seed,
         window=case.window,
     )
-    assert [case.plan().place(slot) for slot in slots] == [other.place(slot) for slot in slots]
+    plan = case.plan()
+    assert [plan.place(slot) for slot in slots] == [other.place(slot) for slot in slots]
 
 
 def test_the_order_of_samples_keeps_its_values() -> None:
@@ -157,14 +158,14 @@ def test_the_order_of_samples_keeps_its_values() -> None:
 
 def test_another_seed_and_another_epoch_are_other_orders() -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, int]]:
-        plan = Plan([[40, 40]], [1], streams=8, global_batch=8, seed=seed, window=16)
+        plan = Plan([[1] * 80], [1], streams=8, global_batch=8, seed=seed, window=16)
         return [(p.shard, p.row) for p in (plan.place(epoch * 80 + i) for i in range(80))]
 
     orders = [order(0, 0), order(0, 1), order(1, 0)]
     assert all(sorted(a) == sorted(orders[0]) for a in orders)
     for i, a in enumerate(orders):
         for b in orders[:i]:
-            assert sum(x == y for x, y in zip(a, b)) < 12  # about one of 80 by chance
+            assert sum(x == y for x, y in zip(a, b)) < 8  # about one of 80 by chance
 
 
 def test_a_stream_stays_within_few_shards_for_a_whole_window() -> None:
@@ -209,7 +210,7 @@ def test_a_source_without_a_stream_is_a_user_error_that_names_its_weight() -> No
 
 
 def test_streams_that_do_not_divide_the_global_batch_are_a_user_error() -> None:
-    with pytest.raises(UserError, match="batch.global_batch=10 is not a multiple of batch.streams=6"):
+    with pytest.raises(UserError, match=r"batch\.global_batch=10 is not a multiple of batch\.streams=6"):
         Plan([[5]], [1.0], streams=6, global_batch=10, seed=0, window=4)
 
 

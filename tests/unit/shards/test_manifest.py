@@ -1,14 +1,21 @@
 """The manifest: the identity it states, and every way in which one can be unusable."""
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import shards
+from shards.format import Sample
+from shards.index import SCHEMA
 from shards.manifest import Manifest, ShardEntry, combined_identity, manifest_folders, read_manifest
+from shards.pack import PackSettings
+from shards.persons import Person
 from uniemox_dist.runtime.errors import UserError
 
 FIRST = ShardEntry("000000.tar", 3, 10240, "aa" * 32, "bb" * 32, "cc" * 32)
@@ -17,8 +24,9 @@ MANIFEST = Manifest((FIRST, SECOND), {"settings": {"seed": 0}})
 
 
 def test_the_identity_is_the_hash_that_the_format_states() -> None:
-    shards = f'[["000000.tar",3,10240,"{"aa" * 32}","{"cc" * 32}"],["000001.tar",2,20480,"{"dd" * 32}","{"ff" * 32}"]]'
-    text = '{"format_version":1,"shards":' + shards + "}"
+    first = '["000000.tar",3,10240,"' + "aa" * 32 + '","' + "cc" * 32 + '"]'
+    second = '["000001.tar",2,20480,"' + "dd" * 32 + '","' + "ff" * 32 + '"]'
+    text = '{"format_version":1,"shards":[' + first + "," + second + "]}"
     assert MANIFEST.identity == hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -111,8 +119,40 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_the_folder_above_splits_names_them(tmp_path: Path) -> None:
     for split in ("train", "test"):
         MANIFEST.write(tmp_path / split)
-    with pytest.raises(UserError, match="holds no manifest.json; name one of its splits: test, train"):
+    with pytest.raises(UserError, match=r"holds no manifest\.json; name one of its splits: test, train"):
         read_manifest(tmp_path)
     assert manifest_folders(tmp_path) == [tmp_path / "test", tmp_path / "train"]
     assert manifest_folders(tmp_path / "test") == [tmp_path / "test"]
     assert manifest_folders(tmp_path / "nowhere") == []
+
+
+# ---- FORMAT.md, the contract
+
+DOCUMENT = (Path(shards.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+SAMPLE, RECORD = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", DOCUMENT, re.S))
+
+
+def test_the_documented_manifest_has_the_documented_identity(tmp_path: Path) -> None:
+    manifest = Manifest(tuple(ShardEntry(**entry) for entry in RECORD["shards"]), RECORD["provenance"])
+    assert manifest.identity == RECORD["identity"]
+    manifest.write(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == RECORD
+    assert f"`{json.dumps({'000000.tar': 11})}`" in DOCUMENT
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"000000.tar": 11}
+
+
+def test_the_documented_sample_is_what_the_code_writes() -> None:
+    persons = tuple(Person.from_json(person) for person in SAMPLE["persons"])
+    fields = {**SAMPLE, "captions": tuple(SAMPLE["captions"]), "persons": persons}
+    assert Sample(key="k", image=b"", extension="webp", **fields).to_json() == SAMPLE
+
+
+def test_the_documented_settings_are_those_of_a_pack() -> None:
+    assert asdict(PackSettings(**RECORD["provenance"]["settings"])) == RECORD["provenance"]["settings"]
+    assert {f.name for f in dataclasses.fields(PackSettings)} == set(RECORD["provenance"]["settings"])
+
+
+def test_the_document_names_every_column_of_the_index() -> None:
+    table = DOCUMENT.split("## The index")[1].split("##")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == SCHEMA.names

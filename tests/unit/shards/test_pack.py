@@ -249,9 +249,7 @@ def test_an_error_halfway_leaves_nothing_behind(
 
 def test_a_source_where_nothing_can_be_packed_is_a_user_error(tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", [{"key": "a", "image": b"no"}])
-    with pytest.raises(
-        UserError, match="nothing to pack, 1 records refused; the first: a: not a picture"
-    ):
+    with pytest.raises(UserError, match="nothing to pack, 1 records refused; the first: a: not a picture"):
         pack_table(path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
 
@@ -301,7 +299,8 @@ def test_the_command_packs_counts_and_refuses_to_touch_what_is_there(
     before = files(out)
     assert packed_by_command(emoji_table, out) == EXIT_USER
     assert error_lines(capsys) == [
-        f"uniemox: error: OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack"
+        f"uniemox: error: OUT={out}: exists; "
+        "give another folder, delete it, or use --resume to keep a complete pack"
     ]
     assert packed_by_command(emoji_table, out, "--seed", "1", "--resume") == EXIT_USER
     assert error_lines(capsys) == [

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import shards.sources
 from shards.sources import Record, SourceOptions, open_source
 from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import sha256_file
 
 
 def records(layout: str, source: object, **options: Any) -> list[Record]:
@@ -283,11 +285,18 @@ def test_an_unknown_layout_lists_the_valid_ones() -> None:
 
 
 def test_the_shipped_table_holds_what_its_readme_says() -> None:
+    folder = Path(shards.sources.__file__).parents[1] / "demo"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert sha256_file(folder / "fluent_emoji.parquet") in readme
     found = records("table", "shipped:fluent_emoji")
     assert len(by_name(found)) == 1599
     assert Counter(record.split for record in found) == {"train": 1251, "test": 348}
-    assert Counter(record.label for record in found)["smileys-emotion"] == 166
-    assert len({record.label for record in found}) == 8
+    groups = Counter((record.label, record.split) for record in found)
+    assert len(groups) == 16
+    for label in {record.label for record in found}:
+        assert f"| {label} | {groups[label, 'train']} | {groups[label, 'test']} |" in readme
+    assert len({record.attributes["subgroup"] for record in found}) == 95
+    assert len({record.attributes["family"] for record in found}) == 1126
     assert all(
         isinstance(r.image, bytes) and r.image[8:12] == b"WEBP" and len(r.captions) == 1 for r in found
     )

@@ -1,0 +1,170 @@
+"""The whole chain through the command line, with real ranks, real kills and a fresh process at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniemox_dist.checkpoints.files import complete_checkpoints, open_checkpoint
+from uniemox_dist.release.export import student_of
+
+UNIEMOX = [sys.executable, "-m", "uniemox_dist.cli"]
+TIMEOUT_S = 240
+SETTINGS = [
+    "run.log_every=1",
+    "run.pictures_every=4",
+    "run.save_every=2",
+    "run.epochs=null",
+    "run.max_steps=16",
+    "optim.warmup_epochs=null",
+    "optim.warmup_steps=2",
+    "batch.global_batch=24",
+    "batch.micro_batch=6",
+    "data.workers=1",
+    "model.image_size=32",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+]
+
+
+def command(tmp: Path, name: str, data: Path, teacher: Path, *more: str) -> list[str]:
+    where = [f"run.dir={tmp}", f"run.name={name}", f"data.path={data / 'train'}", f"data.eval_path={data / 'test'}"]
+    return [*UNIEMOX, "pretrain", "demo", "--nproc", "2", *SETTINGS, *where, f"teacher.name=local-dir:{teacher}", *more]
+
+
+def losses(run: Path) -> dict[int, tuple[float, float, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {x["step"]: (x["relation"], x["similarity"], x["reconstruction"]) for x in lines}
+
+
+def wait_for_step(run: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be disturbed"
+        if (run / "metrics.jsonl").exists() and step in losses(run):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def uniemox(*arguments: str) -> str:
+    result = subprocess.run([*UNIEMOX, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path) -> Path:
+    """An uninterrupted run on two ranks with a loader process each."""
+    tmp = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(tmp, "run", tiny_data, tiny_teacher), check=True, timeout=TIMEOUT_S)
+    return tmp / "run"
+
+
+def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
+    assert list(losses(whole_run)) == list(range(1, 17))
+    assert [c.step for c in complete_checkpoints(whole_run / "checkpoints")] == [14, 16]  # demo keeps two
+    assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [f"step_{n:08d}.png" for n in (4, 8, 12, 16)]
+    events = [json.loads(line)["event"] for line in (whole_run / "events.jsonl").read_text().splitlines()]
+    assert events == ["start", *["save"] * 8, "end"]
+    assert (whole_run / "logs" / "rank1.log").exists()
+    assert any((whole_run / "tensorboard").iterdir())
+    assert losses(whole_run)[16][1] < 0.7 * losses(whole_run)[1][1]
+
+
+def test_killed_and_resumed_gives_the_losses_of_an_uninterrupted_run(
+    tmp_path: Path, whole_run: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    start = command(tmp_path, "run", tiny_data, tiny_teacher)
+    process = subprocess.Popen(start, start_new_session=True)
+    wait_for_step(tmp_path / "run", 5, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    for pid in [int(child) for child in children.stdout.split()] + [process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)  # loader processes notice that their rank is gone
+    assert subprocess.run(start, timeout=TIMEOUT_S, check=False).returncode == 0
+    assert losses(tmp_path / "run") == losses(whole_run)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["event"] == "resume"] in ([4], [6], [8])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_signal_saves_ends_with_75_and_the_run_goes_on(
+    tmp_path: Path, whole_run: Path, tiny_data: Path, tiny_teacher: Path, number: signal.Signals
+) -> None:
+    start = command(tmp_path, "run", tiny_data, tiny_teacher, "run.save_every=100")
+    process = subprocess.Popen(start)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    assert process.wait(TIMEOUT_S) == 75
+    saved = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert len(saved) == 1
+    assert 3 <= saved[0].step < 16
+    assert subprocess.run(start, timeout=TIMEOUT_S, check=False).returncode == 0
+    assert losses(tmp_path / "run") == losses(whole_run)
+
+
+TIMM = """
+import sys, torch, timm
+from safetensors.torch import load_file, save_file
+x = load_file(sys.argv[2])["x"]
+found = []
+for _ in range(2):
+    encoder = timm.create_model("local-dir:" + sys.argv[1], pretrained=True, num_classes=0).eval()
+    with torch.no_grad():
+        found.append(encoder(x))
+assert torch.equal(*found)
+head = timm.create_model("local-dir:" + sys.argv[1], pretrained=True, num_classes=8)
+assert head(x).shape == (len(x), 8)
+assert not {"deepspeed", "webdataset", "uniemox_dist"} & {m.partition(".")[0] for m in sys.modules}
+save_file({"y": found[0].contiguous()}, sys.argv[3])
+"""
+
+
+def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_features(tmp_path: Path, whole_run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from uniemox_dist.models.patches import normalise
+
+    out = tmp_path / "release"
+    assert "every tensor compared" in uniemox("release", str(whole_run), str(out))
+    student = student_of(open_checkpoint(whole_run, "RUN"))
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    expected = student.embed(pixels, pixels)[0]
+    save_file({"x": normalise(pixels, student.model.mean, student.model.std, torch.float32)}, tmp_path / "x.safetensors")
+    files = [str(out), str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", TIMM, *files], check=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path)
+    torch.testing.assert_close(load_file(tmp_path / "y.safetensors")["y"], expected, rtol=1e-5, atol=1e-5)
+    checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=False)
+    assert checked.returncode == 0
+    assert not [p for p in out.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".pkl")]
+
+
+def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data: Path) -> None:
+    out = tmp_path / "release"
+    uniemox("release", str(whole_run), str(out))
+    text = uniemox("evaluate", "protocol", str(out), str(tiny_data), "--json", str(tmp_path / "evaluation.json"))
+    assert "Masked MSE" in text
+    table = json.loads((tmp_path / "evaluation.json").read_text())
+    rows = {m["name"]: {r["row"]: r for r in m["rows"]} for m in table["metrics"]}
+    assert {"student", "untrained", "linear interpolation"} <= rows["masked_mse"].keys()
+    assert {"student", "untrained", "teacher", "colour histogram", "24x24 pixels", "chance"} <= rows["retrieval_r10"].keys()
+    assert {"student", "untrained", "colour histogram"} <= rows["teacher_cosine"].keys()
+    assert rows["masked_mse"]["student"]["high"] < rows["masked_mse"]["untrained"]["low"]
+    for metric in rows.values():
+        assert all(r["low"] <= r["value"] <= r["high"] for r in metric.values())
+    assert table["verdict"]
+    uniemox("report", str(whole_run), "--evaluation", str(tmp_path / "evaluation.json"), "--out", str(tmp_path / "r.html"))
+    assert "Masked MSE" in (tmp_path / "r.html").read_text()

@@ -1,0 +1,340 @@
+"""Micro-batches: the same for any workers and ranks, damaged samples replaced by rule, processes that end."""
+
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shards.format import Sample
+from shards.index import index_path, read_index
+from shards.manifest import Manifest, combined_identity, read_manifest
+from shards.writer import ShardWriter
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.draws import Purpose, choice
+from uniemox_dist.data.loader import (
+    REPLACEMENTS,
+    CaptionVectors,
+    MicroBatch,
+    PlannedDataset,
+    Sources,
+    StepBatches,
+    view_settings,
+)
+from uniemox_dist.data.views import training_views
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import sha256_bytes
+
+
+def config(*folders: Path, workers: int = 0, **batch: Any) -> Config:
+    origins = (
+        {"sources": [{"path": str(f)} for f in folders]} if len(folders) > 1 else {"path": str(folders[0])}
+    )
+    return Config.model_validate(
+        {
+            "run": {"max_steps": 1, "seed": 3},
+            "data": {**origins, "workers": workers, "shuffle_window": 8, "background": "random"},
+            "batch": {"global_batch": 12, "micro_batch": 6, "streams": 6, **batch},
+            "model": {"image_size": 32, "patch_size": 8},
+            "teacher": {"name": "shipped:demo"},
+        }
+    )
+
+
+class PlaceVectors:
+    """Stands in for a text cache: the vector of a caption is its place."""
+
+    def vector(self, shard: int, row: int, caption: int) -> Tensor:
+        return torch.tensor([shard, row, caption], dtype=torch.float16)
+
+
+def dataset(of: Config, vectors: bool = True, with_person: bool = True) -> PlannedDataset:
+    sources = Sources(of)
+    found: list[CaptionVectors] | None = [PlaceVectors() for _ in sources.readers] if vectors else None
+    settings = view_settings(of, with_person=with_person)
+    return PlannedDataset(sources.plan(of), sources.readers, found, settings, of.run.seed)
+
+
+def steps(of: Config, count: int, *, first: int = 0, rank: int = 0, world: int = 1) -> list[MicroBatch]:
+    with StepBatches(dataset(of), of, first_step=first, rank=rank, world_size=world, pin=False) as batches:
+        return [batch for _ in range(count) for batch in batches.next_step()]
+
+
+def assert_equal(a: MicroBatch, b: MicroBatch) -> None:
+    for name in ("slots_B", "scene_B3HW", "person_B3HW", "texts_BE"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert (a.keys, a.sources, a.damaged) == (b.keys, b.sources, b.damaged)
+
+
+def samples(batches: list[MicroBatch]) -> dict[int, tuple[str, int, Tensor, Tensor, Tensor]]:
+    """Slot -> everything about its sample."""
+    found = {}
+    for batch in batches:
+        assert batch.person_B3HW is not None
+        assert batch.texts_BE is not None
+        for i, slot in enumerate(batch.slots_B.tolist()):
+            assert slot not in found
+            parts = (batch.scene_B3HW[i], batch.person_B3HW[i], batch.texts_BE[i])
+            found[slot] = (batch.keys[i], batch.sources[i], *parts)
+    return found
+
+
+def assert_same_samples(a: dict[int, Any], b: dict[int, Any]) -> None:
+    assert sorted(a) == sorted(b)
+    for slot, (key, source, *tensors) in a.items():
+        assert (key, source) == b[slot][:2]
+        assert all(torch.equal(x, y) for x, y in zip(tensors, b[slot][2:]))
+
+
+# ---- the same everywhere
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_processes_change_nothing(workers: int, emoji_shards: Path) -> None:
+    folder = emoji_shards / "train"
+    plain, loaded = steps(config(folder), 4), steps(config(folder, workers=workers), 4)
+    assert len(plain) == len(loaded) == 8
+    for a, b in zip(plain, loaded):
+        assert_equal(a, b)
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 12), (1, 4), (2, 3), (3, 4), (6, 1)])
+def test_ranks_and_micro_batches_change_nothing(
+    world: int, micro: int, emoji_shards: Path, photo_shards: Path
+) -> None:
+    folders = (emoji_shards / "train", photo_shards)
+    expected = samples(steps(config(*folders), 3, first=5))
+    assert sorted(expected) == list(range(60, 96))
+    dealt = [
+        batch
+        for rank in range(world)
+        for batch in steps(config(*folders, micro_batch=micro), 3, first=5, rank=rank, world=world)
+    ]
+    assert_same_samples(samples(dealt), expected)
+
+
+def test_beginning_at_a_later_step_continues_the_same_order(emoji_shards: Path) -> None:
+    folder = emoji_shards / "train"
+    for a, b in zip(steps(config(folder), 5)[6:], steps(config(folder), 2, first=3)):
+        assert_equal(a, b)
+
+
+def test_a_micro_batch_holds_what_the_plan_says(emoji_shards: Path) -> None:
+    of = config(emoji_shards / "train")
+    data = dataset(of)
+    [batch] = [data[[7, 100, 3]]]
+    assert batch.slots_B.tolist() == [7, 100, 3]
+    assert (batch.scene_B3HW.shape, batch.scene_B3HW.dtype) == ((3, 3, 32, 32), torch.uint8)
+    assert batch.person_B3HW is not None
+    assert batch.texts_BE is not None
+    assert batch.texts_BE.dtype == torch.float32
+    for i, slot in enumerate((7, 100, 3)):
+        place = data.plan.place(slot)
+        raw = data.readers[0].read(place.shard, place.row)
+        scene, person = training_views(raw.image, raw.persons, data.settings, of.run.seed, slot)
+        assert person is not None
+        assert batch.keys[i] == raw.key
+        assert torch.equal(batch.scene_B3HW[i], scene)
+        assert torch.equal(batch.person_B3HW[i], person)
+        assert batch.texts_BE[i].tolist() == [place.shard, place.row, 0]
+
+
+def test_a_caption_is_drawn_by_slot_from_all_of_them(tmp_path: Path) -> None:
+    captions, digest = ("one", "two", "three"), sha256_bytes(png())
+    write(tmp_path, [Sample("a", png(), "png", 4, 4, "a", captions, image_sha256=digest)])
+    data = dataset(config(tmp_path, streams=1))
+    drawn = [int(data[[slot]].texts_BE[0, 2]) for slot in range(60)]  # type: ignore[index]
+    assert drawn == [choice(3, 3, slot, Purpose.CAPTION) for slot in range(60)]
+    assert set(drawn) == {0, 1, 2}
+
+
+def test_what_no_loss_needs_is_not_made(emoji_shards: Path) -> None:
+    batch = dataset(config(emoji_shards / "train"), vectors=False, with_person=False)[[0, 1]]
+    assert batch.person_B3HW is None
+    assert batch.texts_BE is None
+    moved = batch.to(torch.device("cpu"))
+    assert torch.equal(moved.scene_B3HW, batch.scene_B3HW)
+    assert moved.person_B3HW is None
+
+
+def test_the_identity_of_a_mix_is_that_of_its_sources_in_order(
+    emoji_shards: Path, photo_shards: Path
+) -> None:
+    folders = (emoji_shards / "train", photo_shards)
+    sources = Sources(config(*folders))
+    assert sources.samples == 92
+    assert sources.identity == combined_identity([read_manifest(folder).identity for folder in folders])
+    assert Sources(config(photo_shards)).identity == read_manifest(photo_shards).identity
+
+
+# ---- damage
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, items: list[Sample]) -> None:
+    writer = ShardWriter(folder, shard_bytes=10**6, shard_samples=100)
+    for item in items:
+        writer.add(item)
+    Manifest(tuple(writer.close()), {}).write(folder)
+
+
+@pytest.fixture
+def copy(emoji_shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(emoji_shards / "train", tmp_path / "train"))
+
+
+def damage(folder: Path, shard: int, row: int) -> str:
+    """Flips a byte of a picture inside its tar; returns `tar: key`."""
+    name = f"{shard:06d}.tar"
+    place = read_index(index_path(folder, name)).to_pylist()[row]
+    with open(folder / name, "r+b") as file:
+        file.seek(place["image_offset"] + place["image_length"] // 2)
+        [byte] = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    return f"{name}: {place['key']}"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_replaced_by_the_next_of_its_stream_and_reported(
+    workers: int, copy: Path
+) -> None:
+    of = config(copy, workers=workers)
+    plan = dataset(of).plan
+    before = samples(steps(of, 2))
+    places = [plan.place(8), plan.place(8 + 6)]  # of slot 8, and of the first in its place
+    names = [damage(copy, place.shard, place.row) for place in places]
+    batches = steps(of, 2)
+    after = samples(batches)
+    substitute = plan.place(8 + 12)
+    reader = Sources(of).readers[0]
+    raw = reader.read(substitute.shard, substitute.row)
+    assert after[8][0] == raw.key
+    scene, _ = training_views(raw.image, raw.persons, view_settings(of), of.run.seed, 8)
+    assert torch.equal(after[8][2], scene)  # the other sample, by the draws of this slot
+    assert after[8][4].tolist() == [substitute.shard, substitute.row, 0]
+    assert after[14][0] == raw.key  # its own neighbour is replaced by the same rule
+    hit = {8, 14}
+    assert_same_samples(
+        {s: v for s, v in after.items() if s not in hit}, {s: v for s, v in before.items() if s not in hit}
+    )
+    reported = [line for batch in batches for line in batch.damaged]
+    assert reported == [
+        f"slot 8: {names[0]}: bytes differ from the index",
+        f"slot 8: {names[1]}: bytes differ from the index",
+        f"slot 14: {names[1]}: bytes differ from the index",
+    ]
+
+
+def test_a_sample_that_cannot_be_decoded_is_replaced_and_named(tmp_path: Path) -> None:
+    good = png()
+    write(
+        tmp_path,
+        [
+            Sample(f"k{i}", image, "png", 4, 4, "s", image_sha256=sha256_bytes(image))
+            for i, image in enumerate([good, b"junk", good, good])
+        ],
+    )
+    data = dataset(config(tmp_path, streams=1))
+    slot = next(slot for slot in range(4) if data.plan.place(slot).row == 1)
+    batch = data[[slot]]
+    assert batch.keys == (f"k{data.plan.place(slot + 1).row}",)
+    assert batch.damaged == (
+        f"slot {slot}: 000000.tar: k1: cannot be decoded: not a picture of a known format",
+    )
+
+
+def test_a_data_set_without_a_whole_sample_ends_the_run(tmp_path: Path) -> None:
+    write(tmp_path, [Sample("k", b"junk", "png", 4, 4, "s", image_sha256=sha256_bytes(b"junk"))])
+    with pytest.raises(RuntimeError, match="too many damaged samples in a row: slot 0: ") as caught:
+        dataset(config(tmp_path))[[0]]
+    assert str(caught.value).count("cannot be decoded") == REPLACEMENTS
+
+
+def test_a_lost_index_ends_the_run_instead_of_replacing_samples(copy: Path) -> None:
+    data = dataset(config(copy))
+    shutil.rmtree(copy / "index")
+    with pytest.raises(UserError, match="the index is missing"):
+        data[list(range(12))]
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "folder", "empty"])
+def test_what_is_wrong_with_a_source_is_named_before_the_run(
+    kind: str, copy: Path, photo_shards: Path
+) -> None:
+    if kind == "missing":
+        (copy / "000003.tar").unlink()
+    elif kind == "cut":
+        os.truncate(copy / "000003.tar", 512)
+    elif kind == "folder":
+        shutil.rmtree(copy)
+    else:
+        Manifest((), {}).write(copy)
+    says = {
+        "missing": "shard 000003.tar is missing",
+        "cut": "shard 000003.tar has 512 bytes instead of ",
+        "folder": "no such folder; build it",
+        "empty": "holds no samples; pack a source",
+    }[kind]
+    with pytest.raises(UserError) as caught:
+        Sources(config(photo_shards, copy))
+    assert str(caught.value).startswith(f"data.sources.1.path={copy}: {says}")
+
+
+# ---- processes
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+def test_loader_processes_are_gone_after_close_and_others_live_on(emoji_shards: Path) -> None:
+    of = config(emoji_shards / "train", workers=2)
+    expected = steps(config(emoji_shards / "train"), 6)
+    first = StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False)
+    second = StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False)
+    pids = [[process.pid or 0 for process in batches._processes] for batches in (first, second)]
+    assert [len(p) for p in pids] == [2, 2]
+    first.next_step()
+    first.close()
+    assert wait_until_gone(pids[0])
+    first.close()  # again: nothing happens
+    for i in range(3):
+        for a, b in zip(second.next_step(), expected[2 * i : 2 * i + 2]):
+            assert_equal(a, b)
+    assert all(map(alive, pids[1]))
+    second.close()
+    assert wait_until_gone(pids[1])
+
+
+def test_loader_processes_are_gone_after_an_error_in_one_of_them(tmp_path: Path) -> None:
+    write(tmp_path, [Sample("k", b"junk", "png", 4, 4, "s", image_sha256=sha256_bytes(b"junk"))])
+    of = config(tmp_path, workers=2)
+    with StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False) as batches:
+        pids = [process.pid or 0 for process in batches._processes]
+        with pytest.raises(RuntimeError, match="too many damaged samples in a row") as held:
+            batches.next_step()
+    assert held.tb is not None  # and with it the iterator, which would not let its processes go
+    assert len(pids) == 2
+    assert wait_until_gone(pids)

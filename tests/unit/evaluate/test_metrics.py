@@ -1,0 +1,89 @@
+"""Scores and baselines against hand-made cases."""
+
+import numpy as np
+import pytest
+import torch
+
+from uniemox_dist.evaluate.baselines import colour_histogram, folds, interpolate, ridge, small_pixels
+from uniemox_dist.evaluate.metrics import bootstrap, cosines, in_top, probe
+from uniemox_dist.models.patches import patchify
+
+
+def test_in_top_counts_only_the_own_caption_among_the_k_nearest() -> None:
+    texts = np.eye(4)
+    pictures = np.array([[1.0, 0.5, 0, 0], [0.9, 0.5, 0.1, 0], [0.5, 0.4, 0.3, 0.2], [0, 0, 0, 1.0]])
+    captions = ["a", "b", "c", "d"]
+    assert in_top(pictures, texts, captions, k=1).tolist() == [1, 0, 0, 1]
+    assert in_top(pictures, texts, captions, k=2).tolist() == [1, 1, 0, 1]
+    assert in_top(pictures, texts, captions, k=3).tolist() == [1, 1, 1, 1]
+
+
+def test_equal_captions_are_one_and_a_constant_answer_does_not_win() -> None:
+    texts = np.array([[1.0, 0], [1.0, 0], [0, 1.0]])
+    assert in_top(np.array([[1.0, 0]] * 3), texts, ["x", "x", "y"], k=1).tolist() == [1, 1, 0]
+    constant = np.zeros((20, 3))
+    hits = in_top(constant, np.random.RandomState(0).randn(20, 3), [str(i) for i in range(20)], k=5)
+    assert hits.tolist() == [0] * 20  # everything ties: the middle rank is 9.5
+
+
+def test_ridge_finds_a_linear_map_with_either_gram_matrix() -> None:
+    random = np.random.RandomState(0)
+    for features in (5, 90):
+        x, x_new = random.randn(60, features), random.randn(20, features)
+        weight = np.zeros((features, 3))
+        weight[:4] = random.randn(4, 3)
+        groups = [str(i) for i in range(60)]
+        error = ridge(x, x @ weight + 7, groups, x_new) - (x_new @ weight + 7)
+        assert np.square(error).mean() < (1e-6 if features == 5 else 0.7 * np.square(x_new @ weight).mean())
+
+
+def test_folds_keep_groups_together() -> None:
+    groups = [f"g{i // 3}" for i in range(60)]
+    fold = folds(groups)
+    assert all(len({fold[i] for i in range(60) if groups[i] == g}) == 1 for g in set(groups))
+    assert set(fold.tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
+    random = np.random.RandomState(0)
+    labels = ["a", "b", "c"] * 40
+    centres = {"a": [4, 0], "b": [0, 4], "c": [-4, -4]}
+    x = np.array([centres[label] for label in labels]) + 0.5 * random.randn(120, 2)
+    groups = [str(i) for i in range(120)]
+    assert probe(x[:90], labels[:90], groups[:90], x[90:], labels[90:]).mean() == 1.0
+    noise = random.randn(120, 2)
+    assert probe(noise[:90], labels[:90], groups[:90], noise[90:], labels[90:]).mean() < 0.6
+
+
+def test_bootstrap_interval_widens_when_look_alikes_are_resampled_together() -> None:
+    scores = np.repeat(np.random.RandomState(1).rand(20), 10)
+    alone = bootstrap([str(i) for i in range(200)])(lambda draw: float(scores[draw].mean()))
+    together = bootstrap([str(i // 10) for i in range(200)])(lambda draw: float(scores[draw].mean()))
+    assert together[1] - together[0] > 2 * (alone[1] - alone[0])
+    assert alone[0] < scores.mean() < alone[1]
+
+
+def test_interpolation_is_exact_on_a_linear_gradient_inside_the_visible_patches() -> None:
+    side, patch = 6, 4
+    y, x = np.mgrid[0:24, 0:24] + 0.5
+    picture = np.stack([x / 24, y / 24, (x + y) / 48])
+    patches = patchify(torch.from_numpy(picture)[None], patch)[0].numpy()
+    visible = np.array([0, 5, 30, 35, 14])
+    found = interpolate(patches, visible, side, patch)
+    inner = slice(patch // 2, -patch // 2)
+    np.testing.assert_allclose(found[inner, inner], picture.transpose(1, 2, 0)[inner, inner], atol=1e-9)
+    assert found[0, 0] == pytest.approx(found[1, 1], abs=0.1)  # outside: the nearest patch's colour
+
+
+def test_histogram_and_pixels_of_a_plain_picture() -> None:
+    red = np.zeros((10, 10, 3), np.uint8)
+    red[..., 0] = 255
+    histogram = colour_histogram(red)
+    assert histogram.shape == (512,)
+    assert histogram[7 * 64] == 1
+    assert small_pixels(red).reshape(24, 24, 3)[3, 3].tolist() == [1, 0, 0]
+
+
+def test_cosines_of_rows() -> None:
+    found = cosines(np.array([[2.0, 0], [1, 1]]), np.array([[3.0, 0], [-1, -1]]))
+    np.testing.assert_allclose(found, [1, -1])
