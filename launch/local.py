@@ -43,7 +43,9 @@ def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:
     # A session of its own: Ctrl-C at a terminal reaches this launcher alone, which passes it on once.
     children = [
         subprocess.Popen(
-            command, env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True
+            command,
+            env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)},
+            start_new_session=True,
         )
         for r in range(ranks)
     ]

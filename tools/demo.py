@@ -3,6 +3,7 @@
 Each step says what it does and prints the command that does the same by hand; it is run as a user would run it.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,17 @@ def newest_checkpoint() -> Path:
 STEPS = [
     Step(
         "1/5  Pack 1,599 captioned pictures into tar shards, looking for persons in each (about 1 minute)",
-        ["shards", "pack", "shipped:fluent_emoji", str(SHARDS), "--workers", "2", "--shard-samples", "256", "--resume"],
+        [
+            "shards",
+            "pack",
+            "shipped:fluent_emoji",
+            str(SHARDS),
+            "--workers",
+            "2",
+            "--shard-samples",
+            "256",
+            "--resume",
+        ],
     ),
     Step(
         "2/5  Pretrain a small ViT on two DeepSpeed ranks against a frozen CLIP, all three losses on (about 5 minutes)",
@@ -80,24 +91,23 @@ def main() -> int:
         if code != 0:
             print(f"\nstopped: this step ended with exit code {code}; `make demo` goes on from here")
             return code
+    commands = Path(sys.executable).parent
+    commands = commands.relative_to(ROOT) if commands.is_relative_to(ROOT) else commands
     print(
         f"""
 Done in {(time.monotonic() - began) / 60:.1f} minutes. Look at
   {RUN / "report.html"}      the page: open it in a browser
   {RELEASE}/                   the release: timm.create_model("local-dir:{RELEASE}", pretrained=True, num_classes=0)
-  {SHARDS}/train/             the shards: tar tf {SHARDS}/train/000000.tar
-  {RUN / "tensorboard"}/      tensorboard --logdir {RUN / "tensorboard"}
-Try next
+  {SHARDS}/train/              the shards: tar tf {SHARDS}/train/000000.tar
+  {RUN / "tensorboard"}/      {commands}/tensorboard --logdir {RUN / "tensorboard"}
+Try next (the commands lie in {commands}/)
   uniemox shards stats {SHARDS}
   uniemox pretrain demo --nproc 2 run.name=no_fusion model.fusion=none
-  uniemox shards pack YOUR_PICTURES demo/yours --layout folder
-(the commands lie in {Path(sys.executable).parent.relative_to(ROOT) if Path(sys.executable).is_relative_to(ROOT) else Path(sys.executable).parent}/)"""
+  uniemox shards pack YOUR_PICTURES demo/yours --layout folder"""
     )
     return 0
 
 
 if __name__ == "__main__":
-    import os
-
     os.chdir(ROOT)
     sys.exit(main())

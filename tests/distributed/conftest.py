@@ -19,7 +19,9 @@ def make_teacher(out: Path, *, size: int = 32, seed: int = 0, width: int = 64, e
     preprocess = {"size": [size, size], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
     preprocess.update({"interpolation": "bicubic", "resize_mode": "squash"})
     out.mkdir(parents=True)
-    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
+    (out / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess})
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIP(**model_cfg)
@@ -46,7 +48,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     people = [i for i, label in enumerate(train["label"].to_pylist()) if label == "people-body"][:20]
     others = [i for i in range(0, train.num_rows, 20) if i not in people][:40]
-    pq.write_table(pa.concat_tables([train.take(people + others), test.slice(0, 20)]), folder / "table.parquet")
+    pq.write_table(
+        pa.concat_tables([train.take(people + others), test.slice(0, 20)]), folder / "table.parquet"
+    )
     settings = PackSettings(str(folder / "table.parquet"), "table", persons="nanodet", shard_samples=25)
     result = pack(settings, folder / "shards")
     assert dict(result.packed) == {"train": 60, "test": 20}

@@ -45,7 +45,9 @@ def run_ranks(overrides: Sequence[str], *, world_size: int, resume: str = "auto"
     pipes, ranks = [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_rank, args=(theirs, rank, world_size, port, list(overrides), resume))
+        process = context.Process(
+            target=_rank, args=(theirs, rank, world_size, port, list(overrides), resume)
+        )
         process.start()
         theirs.close()
         pipes.append(ours)

@@ -11,7 +11,9 @@ from uniemox_dist.checkpoints.files import FragmentReader, complete_checkpoints
 BETA1 = 0.9
 
 
-def train(tmp_path: Path, data: Path, teacher: Path, name: str, *more: str, world_size: int = 1, steps: int = 3) -> Path:
+def train(
+    tmp_path: Path, data: Path, teacher: Path, name: str, *more: str, world_size: int = 1, steps: int = 3
+) -> Path:
     """A real run of the tiny model; returns its folder."""
     settings = (
         f"run.dir={tmp_path}",
@@ -47,7 +49,13 @@ def gradients(run: Path) -> dict[str, torch.Tensor]:
     [(1, 4, 1), (2, 1, 1), (2, 2, 2), (4, 1, 3), (2, 4, 3), (4, 2, 2)],
 )
 def test_losses_and_first_gradients_do_not_depend_on_ranks_accumulation_or_zero_stage(
-    tmp_path: Path, reference: Path, tiny_data: Path, tiny_teacher: Path, world_size: int, accumulation: int, zero_stage: int
+    tmp_path: Path,
+    reference: Path,
+    tiny_data: Path,
+    tiny_teacher: Path,
+    world_size: int,
+    accumulation: int,
+    zero_stage: int,
 ) -> None:
     micro = 24 // world_size // accumulation
     run = train(
@@ -87,7 +95,12 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
 
 @pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 3)), ((3, 3), (1, 2)), ((2, 2), (4, 1))])
 def test_any_ranks_and_zero_stage_resume_any_other_with_the_same_losses(
-    tmp_path: Path, reference: Path, tiny_data: Path, tiny_teacher: Path, before: tuple[int, int], after: tuple[int, int]
+    tmp_path: Path,
+    reference: Path,
+    tiny_data: Path,
+    tiny_teacher: Path,
+    before: tuple[int, int],
+    after: tuple[int, int],
 ) -> None:
     for step, (world_size, zero_stage) in ((3, before), (6, after)):
         # The learning rate must not notice that the first part stops early.
@@ -118,7 +131,9 @@ def test_any_ranks_and_zero_stage_resume_any_other_with_the_same_losses(
     assert largest_difference(losses(whole), losses(run)) < 1e-5
 
 
-def test_bf16_resumes_bit_for_bit_on_the_same_layout(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+def test_bf16_resumes_bit_for_bit_on_the_same_layout(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
     settings = ("batch.micro_batch=12", "optim.precision=bf16")
     whole = train(tmp_path, tiny_data, tiny_teacher, "whole", *settings, world_size=2, steps=4)
     parts = train(tmp_path, tiny_data, tiny_teacher, "parts", *settings, world_size=2, steps=4)

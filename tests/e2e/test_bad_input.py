@@ -23,13 +23,22 @@ def places(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> dict[str, str
         (["optim.bllr=1"], "optim.bllr: unknown key; did you mean optim.blr?"),
         (["loss.relatoin=1"], "loss.relatoin: unknown key; did you mean loss.relation?"),
         (["batch.global_batch=100"], "batch.global_batch=100 is not a multiple of batch.streams=12; try 96"),
-        (["batch.micro_batch=40"], "batch.global_batch=96 is not a multiple of micro_batch x world_size = 40 x 2; try"),
+        (
+            ["batch.micro_batch=40"],
+            "batch.global_batch=96 is not a multiple of micro_batch x world_size = 40 x 2; try",
+        ),
         (["data.path={tmp}/nowhere"], "data.path={tmp}/nowhere: no such folder"),
         (["data.path={tmp}"], "data.path={tmp}: holds no manifest.json"),
         (["data.path={data}"], "name one of its splits: test, train"),
         (["model.mask_ratio=1"], "model.mask_ratio=1: input should be less than 1"),
-        (["model.image_size=100"], "model.image_size=100 is not a multiple of model.patch_size=8; try 96 or 104"),
-        (["loss.relation=0", "loss.similarity=0", "loss.reconstruction=0"], "are all 0; switch at least one on"),
+        (
+            ["model.image_size=100"],
+            "model.image_size=100 is not a multiple of model.patch_size=8; try 96 or 104",
+        ),
+        (
+            ["loss.relation=0", "loss.similarity=0", "loss.reconstruction=0"],
+            "are all 0; switch at least one on",
+        ),
         (["teacher.name=ViT-B-16"], "also needs teacher.weights, teacher.mean, teacher.std"),
         (["nonsense"], "nonsense: expected key=value"),
         (["optim.warmup_epochs=900"], "does not fit in a run of"),
@@ -46,13 +55,17 @@ def test_pretrain_names_the_mistake_before_any_rank_starts(
     assert not (Path(places["tmp"]) / "runs").exists()
 
 
-def test_ranks_that_do_not_divide_the_streams(places: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_do_not_divide_the_streams(
+    places: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = [DATA.format(**places), "run.dir={tmp}/runs".format(**places)]
     assert run(["pretrain", "demo", "--nproc", "5", *settings]) == 2
     assert "batch.streams=12 is not a multiple of the 5 ranks; use 6 ranks" in capfd.readouterr().err
 
 
-def test_a_manifest_without_samples(places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_without_samples(
+    places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from shards.manifest import Manifest
 
     (tmp_path / "empty").mkdir()
@@ -61,7 +74,9 @@ def test_a_manifest_without_samples(places: dict[str, str], tmp_path: Path, capf
     assert "holds no samples" in capfd.readouterr().err
 
 
-def test_a_missing_and_a_cut_shard_are_named(places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_and_a_cut_shard_are_named(
+    places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(Path(places["data"]) / "train", broken)
     tar = broken / "000001.tar"
@@ -78,13 +93,17 @@ def test_an_unknown_recipe_lists_the_shipped_ones(capfd: pytest.CaptureFixture[s
     assert "uniemox_vit_b16" in capfd.readouterr().err
 
 
-def test_a_teacher_file_that_does_not_fit_its_model(places: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_file_that_does_not_fit_its_model(
+    places: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     weights = f"{places['teacher']}/open_clip_model.safetensors"
     assert run(["teach", places["data"], "--teacher", "ViT-B-32", "--weights", weights]) == 2
     assert f"teacher.weights={weights}: does not fit the model ViT-B-32" in capfd.readouterr().err
 
 
-def test_a_teacher_of_another_size_in_its_folder(places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_of_another_size_in_its_folder(
+    places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(places["teacher"], folder)
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -96,7 +115,9 @@ def test_a_teacher_of_another_size_in_its_folder(places: dict[str, str], tmp_pat
     assert len(error.splitlines()) == 1
 
 
-def test_release_of_a_run_without_a_complete_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_release_of_a_run_without_a_complete_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run" / "checkpoints" / "step_00000010").mkdir(parents=True)
     assert run(["release", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
     assert "has no complete checkpoint; let the run save one first" in capfd.readouterr().err

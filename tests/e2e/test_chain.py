@@ -38,8 +38,23 @@ SETTINGS = [
 
 
 def command(tmp: Path, name: str, data: Path, teacher: Path, *more: str) -> list[str]:
-    where = [f"run.dir={tmp}", f"run.name={name}", f"data.path={data / 'train'}", f"data.eval_path={data / 'test'}"]
-    return [*UNIEMOX, "pretrain", "demo", "--nproc", "2", *SETTINGS, *where, f"teacher.name=local-dir:{teacher}", *more]
+    where = [
+        f"run.dir={tmp}",
+        f"run.name={name}",
+        f"data.path={data / 'train'}",
+        f"data.eval_path={data / 'test'}",
+    ]
+    return [
+        *UNIEMOX,
+        "pretrain",
+        "demo",
+        "--nproc",
+        "2",
+        *SETTINGS,
+        *where,
+        f"teacher.name=local-dir:{teacher}",
+        *more,
+    ]
 
 
 def losses(run: Path) -> dict[int, tuple[float, float, float]]:
@@ -58,7 +73,9 @@ def wait_for_step(run: Path, step: int, process: "subprocess.Popen[bytes]") -> N
 
 
 def uniemox(*arguments: str) -> str:
-    result = subprocess.run([*UNIEMOX, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    result = subprocess.run(
+        [*UNIEMOX, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -74,7 +91,9 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_te
 def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
     assert list(losses(whole_run)) == list(range(1, 17))
     assert [c.step for c in complete_checkpoints(whole_run / "checkpoints")] == [14, 16]  # demo keeps two
-    assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [f"step_{n:08d}.png" for n in (4, 8, 12, 16)]
+    assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [
+        f"step_{n:08d}.png" for n in (4, 8, 12, 16)
+    ]
     events = [json.loads(line)["event"] for line in (whole_run / "events.jsonl").read_text().splitlines()]
     assert events == ["start", *["save"] * 8, "end"]
     assert (whole_run / "logs" / "rank1.log").exists()
@@ -132,7 +151,9 @@ save_file({"y": found[0].contiguous()}, sys.argv[3])
 """
 
 
-def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_features(tmp_path: Path, whole_run: Path) -> None:
+def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_features(
+    tmp_path: Path, whole_run: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     from uniemox_dist.models.patches import normalise
@@ -140,12 +161,19 @@ def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_featur
     out = tmp_path / "release"
     assert "every tensor compared" in uniemox("release", str(whole_run), str(out))
     student = student_of(open_checkpoint(whole_run, "RUN"))
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(
+        0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     expected = student.embed(pixels, pixels)[0]
-    save_file({"x": normalise(pixels, student.model.mean, student.model.std, torch.float32)}, tmp_path / "x.safetensors")
+    save_file(
+        {"x": normalise(pixels, student.model.mean, student.model.std, torch.float32)},
+        tmp_path / "x.safetensors",
+    )
     files = [str(out), str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", TIMM, *files], check=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", TIMM, *files], check=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
+    )
     torch.testing.assert_close(load_file(tmp_path / "y.safetensors")["y"], expected, rtol=1e-5, atol=1e-5)
     checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=False)
     assert checked.returncode == 0
@@ -155,16 +183,27 @@ def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_featur
 def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data: Path) -> None:
     out = tmp_path / "release"
     uniemox("release", str(whole_run), str(out))
-    text = uniemox("evaluate", "protocol", str(out), str(tiny_data), "--json", str(tmp_path / "evaluation.json"))
+    text = uniemox(
+        "evaluate", "protocol", str(out), str(tiny_data), "--json", str(tmp_path / "evaluation.json")
+    )
     assert "Masked MSE" in text
     table = json.loads((tmp_path / "evaluation.json").read_text())
     rows = {m["name"]: {r["row"]: r for r in m["rows"]} for m in table["metrics"]}
     assert {"student", "untrained", "linear interpolation"} <= rows["masked_mse"].keys()
-    assert {"student", "untrained", "teacher", "colour histogram", "24x24 pixels", "chance"} <= rows["retrieval_r10"].keys()
+    assert {"student", "untrained", "teacher", "colour histogram", "24x24 pixels", "chance"} <= rows[
+        "retrieval_r10"
+    ].keys()
     assert {"student", "untrained", "colour histogram"} <= rows["teacher_cosine"].keys()
     assert rows["masked_mse"]["student"]["high"] < rows["masked_mse"]["untrained"]["low"]
     for metric in rows.values():
         assert all(r["low"] <= r["value"] <= r["high"] for r in metric.values())
     assert table["verdict"]
-    uniemox("report", str(whole_run), "--evaluation", str(tmp_path / "evaluation.json"), "--out", str(tmp_path / "r.html"))
+    uniemox(
+        "report",
+        str(whole_run),
+        "--evaluation",
+        str(tmp_path / "evaluation.json"),
+        "--out",
+        str(tmp_path / "r.html"),
+    )
     assert "Masked MSE" in (tmp_path / "r.html").read_text()

@@ -59,7 +59,9 @@ def test_a_package_imports_only_what_the_house_allows(package: str) -> None:
     for path in files:
         for name in imports(path):
             fits = any(name == p or name.startswith(f"{p}.") for p in permitted)
-            assert fits or any(p.startswith(f"{name}.") for p in permitted), f"{path.relative_to(ROOT)} imports {name}"
+            assert fits or any(p.startswith(f"{name}.") for p in permitted), (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )
 
 
 def test_nothing_imports_tools() -> None:
@@ -70,7 +72,9 @@ def test_nothing_imports_tools() -> None:
 
 def loaded_after(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return set(result.stdout.split())
 
 
@@ -89,6 +93,8 @@ def test_the_base_install_needs_no_torch(statement: str) -> None:
 
 
 def test_release_and_evaluation_load_without_deepspeed_and_webdataset() -> None:
-    loaded = loaded_after("import uniemox_dist.release.load, uniemox_dist.evaluate.run, uniemox_dist.release.export")
+    loaded = loaded_after(
+        "import uniemox_dist.release.load, uniemox_dist.evaluate.run, uniemox_dist.release.export"
+    )
     assert "torch" in loaded
     assert not loaded & {"deepspeed", "webdataset"}

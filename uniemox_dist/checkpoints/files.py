@@ -78,7 +78,7 @@ def _complete(folder: Path) -> Iterator[Checkpoint]:
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete checkpoint whose files have their hashes, and what was wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
         problem = checkpoint.problem(hashes=True)
         if problem is None:
@@ -131,7 +131,9 @@ class FragmentReader:
                 try:
                     file = safe_open(checkpoint.folder / name, "pt")
                 except SafetensorError as error:
-                    raise UserError(f"{checkpoint.folder / name}: not readable ({error}); use another checkpoint") from None
+                    raise UserError(
+                        f"{checkpoint.folder / name}: not readable ({error}); use another checkpoint"
+                    ) from None
                 for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     parameter, start, kind = key.rsplit("@", 2)
                     self._pieces.setdefault((parameter, kind), []).append((int(start), file.get_slice(key)))
@@ -150,7 +152,9 @@ class FragmentReader:
                 out[a - start : b - start] = piece[a - first : b - first]
                 covered += b - a
         if covered != length:
-            raise UserError(f"{self.checkpoint.folder}: holds {covered} of {length} numbers of {name} ({kind})")
+            raise UserError(
+                f"{self.checkpoint.folder}: holds {covered} of {length} numbers of {name} ({kind})"
+            )
         return out
 
     def parameter(self, name: str, kind: str = "fp32") -> Tensor:

@@ -13,11 +13,21 @@ def evaluate() -> None:
 @evaluate.command("protocol")
 @click.argument("release", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--train", "train_split", default="train", show_default=True, help="Split of DATA that baselines learn from.")
+@click.option(
+    "--train",
+    "train_split",
+    default="train",
+    show_default=True,
+    help="Split of DATA that baselines learn from.",
+)
 @click.option("--test", "test_split", default="test", show_default=True, help="Held-out split of DATA.")
 @click.option("--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said.")
-@click.option("--group-by", default="family", show_default=True, help="Attribute whose samples are resampled together.")
-@click.option("--valence", default="polarity", show_default=True, help="Attribute that holds a valence, if any does.")
+@click.option(
+    "--group-by", default="family", show_default=True, help="Attribute whose samples are resampled together."
+)
+@click.option(
+    "--valence", default="polarity", show_default=True, help="Attribute that holds a valence, if any does."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table there too.")
 def protocol_command(
     release: Path,

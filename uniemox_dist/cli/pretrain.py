@@ -10,7 +10,9 @@ import click
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--nproc", type=click.IntRange(1), help="Start this many ranks on this machine.")
-@click.option("--resume", default="auto", show_default=True, help="auto, never, or a checkpoint's or run's folder.")
+@click.option(
+    "--resume", default="auto", show_default=True, help="auto, never, or a checkpoint's or run's folder."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
     """Pretrains a student by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
@@ -37,7 +39,16 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         Schedule.of(config, Sources(config).samples)
         import torch
 
-        command = [sys.executable, "-m", "uniemox_dist.cli", "pretrain", recipe, *overrides, "--resume", resume]
+        command = [
+            sys.executable,
+            "-m",
+            "uniemox_dist.cli",
+            "pretrain",
+            recipe,
+            *overrides,
+            "--resume",
+            resume,
+        ]
         return run_ranks(command, nproc, gpus=torch.cuda.is_available())
     from uniemox_dist.train import comm
     from uniemox_dist.train.loop import pretrain as run

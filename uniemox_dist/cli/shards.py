@@ -16,8 +16,12 @@ def shards() -> None:
 @click.option("--layout", default="table", show_default=True, help="table or folder.")
 @click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: none.")
 @click.option("--persons", default="nanodet", show_default=True, help="Person detector: nanodet or none.")
-@click.option("--shard-size", "shard_mb", type=float, default=256, show_default=True, help="MB of a shard, at most.")
-@click.option("--shard-samples", type=click.IntRange(1), default=10_000, show_default=True, help="Samples, at most.")
+@click.option(
+    "--shard-size", "shard_mb", type=float, default=256, show_default=True, help="MB of a shard, at most."
+)
+@click.option(
+    "--shard-samples", type=click.IntRange(1), default=10_000, show_default=True, help="Samples, at most."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Order in which samples are written.")
 @click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Renames a table's column.")
 @click.option("--resume", is_flag=True, help="Keep a complete pack of the same settings.")
@@ -47,9 +51,7 @@ def pack_command(
     pairs = [column.split("=", 1) for column in columns]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"--column {columns}: expected OURS=THEIRS, such as image=jpg")
-    settings = PackSettings(
-        source, layout, persons, shard_mb, shard_samples, seed, {ours: theirs for ours, theirs in pairs}
-    )
+    settings = PackSettings(source, layout, persons, shard_mb, shard_samples, seed, dict(pairs))
     with tqdm(unit=" pictures", desc="packing") as bar:
         result = pack(settings, out, workers=workers, resume=resume, progress=bar.update)
     if result.reused:

@@ -63,7 +63,9 @@ def trivial_errors(student: Student, scenes_n3HW: torch.Tensor, seed: int) -> di
     return {"linear interpolation": np.array(linear), "mean of visible patches": np.array(constant)}
 
 
-def probe(x: np.ndarray, labels: list[str], groups: list[str], x_new: np.ndarray, labels_new: list[str]) -> np.ndarray:
+def probe(
+    x: np.ndarray, labels: list[str], groups: list[str], x_new: np.ndarray, labels_new: list[str]
+) -> np.ndarray:
     """1 where a linear classifier on standardised features names the right label.
 
     Multinomial logistic regression by L-BFGS; the penalty is chosen by cross-validation over groups.
@@ -84,7 +86,9 @@ def probe(x: np.ndarray, labels: list[str], groups: list[str], x_new: np.ndarray
     return np.array([float(names[a] == label) for a, label in zip(answers, labels_new)])
 
 
-def bootstrap(clusters: list[str], resamples: int = 1000) -> Callable[[Callable[[np.ndarray], float]], tuple[float, float]]:
+def bootstrap(
+    clusters: list[str], resamples: int = 1000
+) -> Callable[[Callable[[np.ndarray], float]], tuple[float, float]]:
     """A function that gives the 95 % percentile interval of a statistic of sample numbers.
 
     Whole clusters are drawn with replacement, since look-alikes are not independent observations.
@@ -92,7 +96,10 @@ def bootstrap(clusters: list[str], resamples: int = 1000) -> Callable[[Callable[
     names = sorted(set(clusters))
     members = [np.flatnonzero(np.array(clusters) == name) for name in names]
     random = np.random.RandomState(0)
-    draws = [np.concatenate([members[i] for i in random.randint(0, len(names), len(names))]) for _ in range(resamples)]
+    draws = [
+        np.concatenate([members[i] for i in random.randint(0, len(names), len(names))])
+        for _ in range(resamples)
+    ]
 
     def interval(statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
         values = np.array([statistic(draw) for draw in draws])
@@ -107,7 +114,9 @@ def _orders(student: Student, start: int, count: int, seed: int) -> torch.Tensor
     return patch_order(torch.arange(start, start + count), SCENE_VIEW, seed, student.model.patches)
 
 
-def _logistic(x: torch.Tensor, target: torch.Tensor, classes: int, penalty: float) -> Callable[[torch.Tensor], torch.Tensor]:
+def _logistic(
+    x: torch.Tensor, target: torch.Tensor, classes: int, penalty: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
     weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")

@@ -34,16 +34,23 @@ class Metric:
     statistic: Callable[[np.ndarray, np.ndarray], float] = lambda scores, draw: float(scores[draw].mean())
 
 
-def evaluate(train: Features, test: Features, student: Student, untrained: Student, seed: int) -> dict[str, Any]:
+def evaluate(
+    train: Features, test: Features, student: Student, untrained: Student, seed: int
+) -> dict[str, Any]:
     """The table and the verdict, as they go into evaluation.json."""
     metrics = [metric for metric in _metrics(train, test, student, untrained, seed) if metric.scores]
     return {"metrics": [_rows(metric) for metric in metrics], "verdict": _verdict(metrics)}
 
 
-def _metrics(train: Features, test: Features, student: Student, untrained: Student, seed: int) -> list[Metric]:
+def _metrics(
+    train: Features, test: Features, student: Student, untrained: Student, seed: int
+) -> list[Metric]:
     metrics = []
     if student.decoder is not None:
-        scores = {STUDENT: masked_errors(student, test.scenes, seed), UNTRAINED: masked_errors(untrained, test.scenes, seed)}
+        scores = {
+            STUDENT: masked_errors(student, test.scenes, seed),
+            UNTRAINED: masked_errors(untrained, test.scenes, seed),
+        }
         scores.update(trivial_errors(student, test.scenes, seed))
         note = f"squared error of masked pixels, 0..1, mask ratio {student.model.mask_ratio}"
         metrics.append(Metric("masked_mse", "Masked MSE", "lower", True, note, scores, test.groups))
@@ -77,7 +84,9 @@ def _probe(train: Features, test: Features) -> Metric:
         common = max(set(labels), key=labels.count)
         scores["most common label"] = np.array([float(label == common) for label in wanted])
     note = f"accuracy over {len(set(labels))} labels; encoder's class token, before fusion"
-    return Metric("linear_probe", "Linear probe", "higher", False, note, scores, [test.groups[i] for i in held])
+    return Metric(
+        "linear_probe", "Linear probe", "higher", False, note, scores, [test.groups[i] for i in held]
+    )
 
 
 def _valence(train: Features, test: Features) -> Metric:
@@ -92,7 +101,14 @@ def _valence(train: Features, test: Features) -> Metric:
     note = f"an illustration only, n = {int(held.sum())}: Pearson correlation of a ridge from the features"
     clusters = [g for g, h in zip(test.groups, held) if h]
     return Metric(
-        "valence", "Valence", "higher", False, note, scores, clusters, lambda s, draw: _pearson(s[draw], truth[draw])
+        "valence",
+        "Valence",
+        "higher",
+        False,
+        note,
+        scores,
+        clusters,
+        lambda s, draw: _pearson(s[draw], truth[draw]),
     )
 
 
@@ -122,7 +138,9 @@ def _verdict(metrics: list[Metric]) -> list[str]:
             continue
         interval = bootstrap(metric.clusters)
         sign = 1 if metric.better == "higher" else -1
-        beaten, open_, behind = [], [], []
+        beaten: list[str] = []
+        open_: list[str] = []
+        behind: list[str] = []
         for row, scores in metric.scores.items():
             if row == STUDENT:
                 continue
@@ -139,7 +157,11 @@ def _verdict(metrics: list[Metric]) -> list[str]:
         kind = "" if metric.primary else " (secondary)"
         sentences.append(f"{metric.title}{kind}: the student is {'; '.join(p for p in parts if p)}.")
     lost = [s.partition(":")[0] for s in sentences if "not distinguishable" in s or "worse than" in s]
-    where = f"Not every row was beaten in: {', '.join(lost)}." if lost else "Every row was beaten in every metric."
+    where = (
+        f"Not every row was beaten in: {', '.join(lost)}."
+        if lost
+        else "Every row was beaten in every metric."
+    )
     sentences.append(where)
     return sentences
 

@@ -29,8 +29,12 @@ def run(
     config = Config.model_validate(facts["config"])
     if facts["teacher"] is None:
         raise UserError(f"RELEASE={release}: was trained without a teacher, which the protocol compares with")
-    readers = {name: ShardReader.from_folder(path, "DATA") for name, path in (("train", train), ("test", test))}
-    wanted = config.teacher if teacher_name is None else config.teacher.model_copy(update={"name": teacher_name})
+    readers = {
+        name: ShardReader.from_folder(path, "DATA") for name, path in (("train", train), ("test", test))
+    }
+    wanted = (
+        config.teacher if teacher_name is None else config.teacher.model_copy(update={"name": teacher_name})
+    )
     teacher = Teacher(wanted)
     if teacher.identity["weights_sha256"] != facts["teacher"]["weights_sha256"]:
         raise UserError(f"--teacher={wanted.name}: is not the teacher of {release}: its weights differ")
@@ -41,7 +45,9 @@ def run(
     students = {protocol.STUDENT: student, protocol.UNTRAINED: untrained}
     settings = view_settings(config)
     found = {}
-    with tqdm(total=sum(r.manifest.samples for r in readers.values()), desc="embedding", unit=" pictures") as bar:
+    with tqdm(
+        total=sum(r.manifest.samples for r in readers.values()), desc="embedding", unit=" pictures"
+    ) as bar:
         for name, reader in readers.items():
             found[name] = features.compute(
                 reader, students, teacher, settings, group_by=group_by, valence=valence, progress=bar.update

@@ -14,7 +14,9 @@ class Decoder(nn.Module):
     """MAE's decoder on timm's blocks. Tokens may come in any order, since each carries its position;
     masked ones go last, so that the prediction is a slice and nothing is sorted back."""
 
-    def __init__(self, *, width: int, depth: int, heads: int, mlp_ratio: float, side: int, patch_values: int) -> None:
+    def __init__(
+        self, *, width: int, depth: int, heads: int, mlp_ratio: float, side: int, patch_values: int
+    ) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sincos_positions(width, side), persistent=False)

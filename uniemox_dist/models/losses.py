@@ -10,7 +10,12 @@ from torch.nn import functional as F
 
 
 def relation_loss(
-    fused_BE: Tensor, teacher_BE: Tensor, texts_GE: Tensor, *, form: str = "cosine", logit_scale: float = 100.0
+    fused_BE: Tensor,
+    teacher_BE: Tensor,
+    texts_GE: Tensor,
+    *,
+    form: str = "cosine",
+    logit_scale: float = 100.0,
 ) -> Tensor:
     """L1, relation distillation from paired and unpaired pairs.
 

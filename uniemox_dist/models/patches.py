@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def normalise(pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+def normalise(
+    pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
+) -> Tensor:
     """uint8 pixels to standardised floats, on the device that holds them."""
     shape = (1, 3, 1, 1)
     mean_1311 = pixels_B3HW.new_tensor(mean, dtype=torch.float32).view(shape)

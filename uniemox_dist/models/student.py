@@ -105,7 +105,9 @@ class Student(nn.Module):
         if self.decoder is not None:
             visible_BV, masked_BM = self.split(views.scene_order_BN)
             predicted_BMP = self.decoder(scene_BTF, visible_BV, masked_BM)
-            target_BMP = losses.reconstruction_targets(take(patches_BNP, masked_BM), norm_pix=self.loss.norm_pix)
+            target_BMP = losses.reconstruction_targets(
+                take(patches_BNP, masked_BM), norm_pix=self.loss.norm_pix
+            )
             parts[2] = losses.reconstruction_loss(predicted_BMP, target_BMP)
         weights = (self.loss.relation, self.loss.similarity, self.loss.reconstruction)
         total = torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()

@@ -42,7 +42,9 @@ class Teacher:
             if not weights.is_file():
                 raise UserError(f"teacher.weights={weights}: no such file")
             if config.name not in open_clip.list_models():
-                raise UserError(f"teacher.name={config.name}: not an open_clip model; see open_clip.list_models()")
+                raise UserError(
+                    f"teacher.name={config.name}: not an open_clip model; see open_clip.list_models()"
+                )
         self.model = _create(name, pretrained, config).eval().requires_grad_(False).to(self.device)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.mean, self.std = tuple(statistics["mean"]), tuple(statistics["std"])
@@ -108,18 +110,22 @@ def local_folder(config: TeacherConfig) -> Path | None:
     if config.name.startswith(SHIPPED):
         if config.name != "shipped:demo":
             raise UserError(f"teacher.name={config.name}: not shipped; there is shipped:demo")
-        return Path(str(resources.files("uniemox_dist").joinpath("teach", "demo_teacher")))
+        return Path(str(resources.files("uniemox_dist").joinpath("teach/demo_teacher")))
     return None
 
 
 def _read_local(folder: Path, config: TeacherConfig) -> tuple[dict[str, Any], Path]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"teacher.name={config.name}: {folder} lacks {name} (open_clip's local-dir layout)")
+            raise UserError(
+                f"teacher.name={config.name}: {folder} lacks {name} (open_clip's local-dir layout)"
+            )
     statistics = read_json(folder / CONFIG).get("preprocess_cfg", {})
     for key in ("mean", "std"):
         if key not in statistics:
-            raise UserError(f"teacher.name={config.name}: preprocess_cfg in {CONFIG} does not state {key}; add it")
+            raise UserError(
+                f"teacher.name={config.name}: preprocess_cfg in {CONFIG} does not state {key}; add it"
+            )
     return statistics, folder / WEIGHTS
 
 

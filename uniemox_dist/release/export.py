@@ -76,7 +76,7 @@ def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path) -> di
     info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
     arguments = encoder_arguments(config.model)
     name = TIMM_NAMES.get(config.model.width, "vit_base_patch16_224")
-    encoder = timm.create_model(name, num_classes=0, **arguments)
+    encoder: Any = timm.create_model(name, num_classes=0, **arguments)
     encoder.load_state_dict(student.encoder.state_dict())
     size = config.model.image_size
     statistics = {
@@ -110,12 +110,18 @@ def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path) -> di
         "embedding_width": info["embedding_width"],
         "teacher": info["teacher"],
         "data_identity": info["data_identity"],
-        "losses": {k: lines[-1][k] for k in ("loss", "relation", "similarity", "reconstruction")} if lines else None,
+        "losses": {k: lines[-1][k] for k in ("loss", "relation", "similarity", "reconstruction")}
+        if lines
+        else None,
         "config": info["config"],
     }
     write_json(out / FACTS, facts)
-    template = resources.files("uniemox_dist").joinpath("release", "model_card.md.j2").read_text(encoding="utf-8")
-    card = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template)
+    template = (
+        resources.files("uniemox_dist").joinpath("release/model_card.md.j2").read_text(encoding="utf-8")
+    )
+    card = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(
+        template
+    )
     write_text(out / "README.md", card.render(facts=facts, model=config.model, config=config))
     return facts
 

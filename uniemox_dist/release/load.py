@@ -76,6 +76,8 @@ def read_release(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
             digest, _, name = line.partition("  ")
             if sha256_file(folder / name) != digest:
-                raise UserError(f"RELEASE={folder}: {name} was altered (SHA-256 differs); copy the release again")
+                raise UserError(
+                    f"RELEASE={folder}: {name} was altered (SHA-256 differs); copy the release again"
+                )
     facts: dict[str, Any] = read_json(folder / FACTS)
     return facts

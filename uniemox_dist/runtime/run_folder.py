@@ -17,7 +17,17 @@ from typing import Any, TextIO
 
 from uniemox_dist.runtime.errors import UserError
 
-PACKAGES = ("uniemox-dist", "torch", "torchvision", "deepspeed", "timm", "open_clip_torch", "webdataset", "pyarrow", "numpy")
+PACKAGES = (
+    "uniemox-dist",
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "timm",
+    "open_clip_torch",
+    "webdataset",
+    "pyarrow",
+    "numpy",
+)
 
 
 class RunFolder:
@@ -47,7 +57,7 @@ class RunFolder:
         Raises:
             UserError: if another process is training here.
         """
-        self._lock = open(self.path / "lock", "a+", encoding="utf-8")
+        self._lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while the process lives)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -84,7 +94,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """Versions and host, for environment.json and the start event."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -71,7 +71,9 @@ def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, 
         outcome["error"] = f"{temporary / name}: {error}"
     outcomes = _all(outcome, world)
     updates = adam_step(engine)
-    facts: dict[str, Any] = comm.on_main(world, lambda: _publish(temporary, final, outcomes, state, engine, world, updates))
+    facts: dict[str, Any] = comm.on_main(
+        world, lambda: _publish(temporary, final, outcomes, state, engine, world, updates)
+    )
     return {**facts, "seconds": round(time.perf_counter() - began, 3)}
 
 
@@ -100,7 +102,10 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         ("batch", "global_batch"),
         ("batch", "streams"),
         *((section, key) for section in ("model", "loss") for key in new[section]),
-        *(("data", key) for key in ("shuffle_window", "scene_scale", "flip", "person", "person_margin", "background")),
+        *(
+            ("data", key)
+            for key in ("shuffle_window", "scene_scale", "flip", "person", "person_margin", "background")
+        ),
     ]
     lines = [
         f"{section}.{key} was {old[section].get(key)} and is {new[section][key]}"
@@ -108,7 +113,9 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         if old[section].get(key) != new[section][key]
     ]
     if checkpoint.info["data_identity"] != state.data_identity:
-        lines.append(f"the data was {checkpoint.info['data_identity'][:12]} and is {state.data_identity[:12]}")
+        lines.append(
+            f"the data was {checkpoint.info['data_identity'][:12]} and is {state.data_identity[:12]}"
+        )
     before, now = checkpoint.info["teacher"] or {}, state.teacher or {}
     if before.get("weights_sha256") != now.get("weights_sha256"):
         lines.append("the teacher's weights are others")

@@ -61,7 +61,8 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices only: none on biases, norms, tokens and the fusion weight."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in NO_DECAY
@@ -77,7 +78,10 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
         "gradient_accumulation_steps": grad_accum(config, world_size),
         "gradient_clipping": config.optim.clip_grad,
         "zero_optimization": {"stage": config.zero.stage},
-        "bf16": {"enabled": precision == "bf16", **({"check_grad_overflow": True} if precision == "bf16" else {})},
+        "bf16": {
+            "enabled": precision == "bf16",
+            **({"check_grad_overflow": True} if precision == "bf16" else {}),
+        },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -89,7 +93,9 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
     return merge(ours, config.deepspeed)
 
 
-def make_engine(student: nn.Module, config: Config, world: World, precision: str, device: torch.device) -> Any:
+def make_engine(
+    student: nn.Module, config: Config, world: World, precision: str, device: torch.device
+) -> Any:
     """Wraps the student for ZeRO training.
 
     The optimizer is torch's AdamW: DeepSpeed's own would compile a C++ extension at first use.

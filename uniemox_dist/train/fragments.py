@@ -44,7 +44,9 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         start, length, group, offset = place
         state = optimizer.optimizer.state[flats[group]]
         whole = {"fp32": flats[group], **{kind: state[kind] for kind in KINDS[1:]}}
-        yield Fragment(name, start, {k: t.detach().view(-1).narrow(0, offset, length) for k, t in whole.items()})
+        yield Fragment(
+            name, start, {k: t.detach().view(-1).narrow(0, offset, length) for k, t in whole.items()}
+        )
 
 
 def adam_step(engine: Any) -> float:
@@ -75,7 +77,6 @@ def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
                 p.copy_(reader.parameter(name))
 
 
-
 def check(engine: Any) -> None:
     """Looks for the DeepSpeed internals that checkpoints rest on.
 
@@ -93,7 +94,9 @@ def check(engine: Any) -> None:
     torch.distributed.all_reduce(total)
     expected = sum(torch.Size(shape).numel() for shape in shapes(engine).values())
     if round(total.item()) != expected:
-        raise RuntimeError(f"ZeRO partitions cover {round(total.item())} of {expected} numbers; install a tested DeepSpeed")
+        raise RuntimeError(
+            f"ZeRO partitions cover {round(total.item())} of {expected} numbers; install a tested DeepSpeed"
+        )
 
 
 def _flat_partitions(engine: Any) -> list[Tensor]:
@@ -125,4 +128,9 @@ def _place(engine: Any, p: Any) -> tuple[int, int, int, int] | None:
     if mapping is None:
         return None
     in_parameter = mapping.lp_fragment_address
-    return in_parameter.start, in_parameter.numel, mapping.param_group_index, mapping.hp_fragment_address.start
+    return (
+        in_parameter.start,
+        in_parameter.numel,
+        mapping.param_group_index,
+        mapping.hp_fragment_address.start,
+    )

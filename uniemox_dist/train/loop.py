@@ -43,7 +43,12 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
     meter = Meter(folder, trainer.schedule, config.batch.global_batch, writes=world.is_main, first_step=first)
     try:
         with StepBatches(
-            trainer.dataset, config, first_step=first, rank=world.rank, world_size=world.size, pin=device.type == "cuda"
+            trainer.dataset,
+            config,
+            first_step=first,
+            rank=world.rank,
+            world_size=world.size,
+            pin=device.type == "cuda",
         ) as batches:
             return _train(trainer, meter, stop, first, batches)
     except Exception as error:
@@ -73,9 +78,13 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
         if not result.applied and world.is_main:
             folder.event("skip", step=step, loss=str(result.loss), in_a_row=skipped_in_a_row)
         if skipped_in_a_row >= config.optim.max_skipped:
-            return _fault(folder, world, f"{skipped_in_a_row} steps in a row had a non-finite loss; lower optim.blr")
+            return _fault(
+                folder, world, f"{skipped_in_a_row} steps in a row had a non-finite loss; lower optim.blr"
+            )
         if meter.damaged > max(8, config.data.max_bad_share * meter.samples):
-            return _fault(folder, world, f"{meter.damaged} of {meter.samples} pictures are damaged; see {folder.events}")
+            return _fault(
+                folder, world, f"{meter.damaged} of {meter.samples} pictures are damaged; see {folder.events}"
+            )
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
             meter.write(step, result, lr)
@@ -87,7 +96,9 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
                 return _stopped(folder, world, stop, step, saved)
     if world.is_main:
         folder.event("end", step=step)
-        log.info("done: %d steps, %d skipped, %d damaged samples replaced", step, meter.skipped, meter.damaged)
+        log.info(
+            "done: %d steps, %d skipped, %d damaged samples replaced", step, meter.skipped, meter.damaged
+        )
     return EXIT_DONE
 
 
@@ -122,7 +133,9 @@ def _choose(trainer: Trainer, resume: str) -> Checkpoint | None:
     folder = trainer.folder
     if resume == "never":
         if any(folder.checkpoints.glob("step_*")):
-            raise UserError(f"--resume never: {folder.path} has checkpoints; give another run.name or delete them")
+            raise UserError(
+                f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
+            )
         return None
     if resume == "auto":
         chosen, problems = newest_sound(folder.checkpoints)
@@ -138,7 +151,9 @@ def _choose(trainer: Trainer, resume: str) -> Checkpoint | None:
 
 def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None) -> None:
     config, world, schedule = trainer.config, trainer.world, trainer.schedule
-    trained = sum(p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters())
+    trained = sum(
+        p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters()
+    )
     log.info(
         "run %s: %s at step %d of %d; student %.1f M parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
         "accumulation %d = global batch %d; ZeRO-%d, %s on %s",
@@ -158,7 +173,9 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None) -> None:
         trainer.device,
     )
     if trainer.sources.samples < config.batch.global_batch:
-        log.warning("batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples)
+        log.warning(
+            "batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples
+        )
 
 
 def _save(trainer: Trainer, step: int) -> bool:
@@ -178,7 +195,11 @@ def _save(trainer: Trainer, step: int) -> bool:
 def _stopped(folder: RunFolder, world: World, stop: StopFlag, step: int, saved: bool) -> int:
     if world.is_main:
         folder.event("signal", step=step, signal=stop.received, saved=saved)
-        log.info("stopped by %s after step %d; start the same command again to go on", stop.received or "a rank", step)
+        log.info(
+            "stopped by %s after step %d; start the same command again to go on",
+            stop.received or "a rank",
+            step,
+        )
     return EXIT_REQUEUE if saved else EXIT_FAULT
 
 

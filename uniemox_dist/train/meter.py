@@ -17,7 +17,9 @@ log = logging.getLogger("uniemox")
 class Meter:
     """Times and losses of a run; writes on rank 0 only."""
 
-    def __init__(self, folder: RunFolder, schedule: Schedule, global_batch: int, *, writes: bool, first_step: int) -> None:
+    def __init__(
+        self, folder: RunFolder, schedule: Schedule, global_batch: int, *, writes: bool, first_step: int
+    ) -> None:
         self.folder, self.schedule, self.global_batch, self.writes = folder, schedule, global_batch, writes
         self.skipped = self.damaged = self.samples = 0
         self._board: Any = None
@@ -28,7 +30,9 @@ class Meter:
                 # purge_step hides what an earlier attempt wrote beyond the checkpoint that is resumed.
                 self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
             except OSError as error:
-                log.warning("%s: %s; training goes on without TensorBoard", folder.tensorboard, error.strerror)
+                log.warning(
+                    "%s: %s; training goes on without TensorBoard", folder.tensorboard, error.strerror
+                )
         self._begin()
 
     def _begin(self) -> None:
@@ -105,7 +109,9 @@ class Meter:
         for name, value in line.items():
             if name not in ("step", "time", "slots"):
                 group = "loss" if name in ("loss", "relation", "similarity", "reconstruction") else "run"
-                self._guard(lambda tag=f"{group}/{name}", value=value: self._board.add_scalar(tag, value, step))
+                self._guard(
+                    lambda tag=f"{group}/{name}", value=value: self._board.add_scalar(tag, value, step)
+                )
 
     def _guard(self, write: Any) -> None:
         """A TensorBoard folder that cannot be written costs the pictures, never the run."""

@@ -18,7 +18,7 @@ GREY = 0.5
 
 def fixed_pictures(reader: ShardReader, settings: ViewSettings, count: int) -> Tensor:
     """The first `count` pictures of a data set as scene views, uint8 B×3×H×W (packing has shuffled them)."""
-    views = []
+    views: list[Tensor] = []
     for shard, entry in enumerate(reader.manifest.shards):
         for row in range(min(entry.samples, count - len(views))):
             raw = reader.read(shard, row)

@@ -1,8 +1,8 @@
 """Everything that a run needs before its first step, made in one place and handed to the loop."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +88,13 @@ def _vectors(
     each rank taking its share of the shards."""
     vectors: list[CaptionVectors] = []
     for reader in sources.readers:
-        place: Callable[[], Path] = lambda: text_cache.cache_folder(  # noqa: E731
-            reader, teacher.id, folder.path / "cache"  # noqa: B023 (called at once)
-        )
-        cache = comm.on_main(world, place)
-        total = len(reader.manifest.shards)
-        with tqdm(total=reader.manifest.samples, desc="captions", unit="", disable=not world.is_main) as bar:
+        place = partial(text_cache.cache_folder, reader, teacher.id, folder.path / "cache")
+        cache: Path = comm.on_main(world, place)
+        shards = range(world.rank, len(reader.manifest.shards), world.size)
+        own = sum(reader.manifest.shards[shard].samples for shard in shards)
+        with tqdm(total=own, desc="captions of rank 0", unit="", disable=not world.is_main) as bar:
             text_cache.build(
-                reader,
-                teacher,
-                cache,
-                batch=config.teacher.text_batch,
-                shards=range(world.rank, total, world.size),
-                progress=lambda n: bar.update(min(n * world.size, bar.total - bar.n)),  # noqa: B023
+                reader, teacher, cache, batch=config.teacher.text_batch, shards=shards, progress=bar.update
             )
         comm.barrier()
         vectors.append(text_cache.TextVectors(reader, cache))

@@ -88,7 +88,9 @@ def train_step(
     local = torch.cat(
         [
             losses * share,
-            losses.new_tensor([float(stop), sum(len(b.damaged) for b in batches), sum(len(b.keys) for b in batches)]),
+            losses.new_tensor(
+                [float(stop), sum(len(b.damaged) for b in batches), sum(len(b.keys) for b in batches)]
+            ),
         ]
     )
     loss, relation, similarity, reconstruction, stops, damaged, keys = sum_over_ranks(local)
@@ -107,4 +109,3 @@ def train_step(
         damaged=round(damaged),
         keys=round(keys),
     )
-

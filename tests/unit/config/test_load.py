@@ -80,18 +80,18 @@ def test_a_key_like_no_other_lists_the_known_ones(small: str) -> None:
         ("run.epochs=2", "give one of run.max_steps=1 and run.epochs=2.0"),
         ("run.max_steps=null", "give one of run.max_steps=None and run.epochs=None"),
         ("data.path=null", "give either data.path (one folder) or data.sources (a list of path and weight)"),
-        ("data.sources=[{path: y}]", "give either data.path (one folder) or data.sources (a list of path and weight)"),  # noqa: E501
+        ("data.sources=[{path: y}]", "give either data.path (one folder) or data.sources (a list of path and weight)"),
         ("data.scene_scale=[0.5,0.2]", "data.scene_scale=(0.5, 0.2): needs 0 < smallest <= largest <= 1"),
         ("batch.streams=7", "batch.global_batch=768 is not a multiple of batch.streams=7; try 770"),
-        ("model.image_size=100", "model.image_size=100 is not a multiple of model.patch_size=16; try 96 or 112"),  # noqa: E501
+        ("model.image_size=100", "model.image_size=100 is not a multiple of model.patch_size=16; try 96 or 112"),
         ("model.width=50", "model.width=50 must be a multiple of 4 and of model.heads=12"),
-        ("model.decoder_heads=7", "model.decoder_width=512 must be a multiple of 4 and of model.decoder_heads=7"),  # noqa: E501
+        ("model.decoder_heads=7", "model.decoder_width=512 must be a multiple of 4 and of model.decoder_heads=7"),
         ("model.mask_ratio=0.999", "model.mask_ratio=0.999 leaves 0 of 196 patches visible"),
         ("zero.stage=0", "zero.stage=0: input should be 1, 2 or 3"),
-        ("data.person=smallest", "data.person='smallest': input should be 'largest', 'most_confident' or 'random'"),  # noqa: E501
+        ("data.person=smallest", "data.person='smallest': input should be 'largest', 'most_confident' or 'random'"),
         ("run.name=../x", "run.name='../x': string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         ("run.epochs=.inf", "run.epochs=inf: input should be a finite number"),
-        ("teacher.name=ViT-B-16", "teacher.name=ViT-B-16 is an open_clip model name and also needs teacher.weights, "  # noqa: E501
+        ("teacher.name=ViT-B-16", "teacher.name=ViT-B-16 is an open_clip model name and also needs teacher.weights, "
          "teacher.mean, teacher.std; or give teacher.name=local-dir:PATH"),
     ],
 )  # fmt: skip

@@ -47,12 +47,17 @@ def test_relation_loss_as_kl_between_softmaxes_at_the_teachers_scale() -> None:
     p, q = softmax(20 * unit(teacher) @ texts.T), softmax(20 * unit(fused) @ texts.T)
     expected = float((p * np.log(p / q)).sum(axis=1).mean())
     tensors = [torch.tensor(x) for x in (fused, teacher, texts)]
-    assert losses.relation_loss(*tensors, form="kl", logit_scale=20.0).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.relation_loss(*tensors, form="kl", logit_scale=20.0).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_relation_loss_is_zero_for_equal_directions_whatever_their_length() -> None:
     teacher, texts = rows(3, 6, 0), unit(rows(8, 6, 1))
-    assert losses.relation_loss(torch.tensor(5 * teacher), torch.tensor(teacher), torch.tensor(texts)).item() < 1e-6
+    assert (
+        losses.relation_loss(torch.tensor(5 * teacher), torch.tensor(teacher), torch.tensor(texts)).item()
+        < 1e-6
+    )
 
 
 def test_relation_loss_over_micro_batches_averages_to_that_of_the_whole_batch() -> None:

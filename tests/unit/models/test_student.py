@@ -13,7 +13,14 @@ from uniemox_dist.models.patches import normalise, patchify, sincos_positions, t
 from uniemox_dist.models.student import Student, Targets, Views
 
 MODEL = ModelConfig(
-    image_size=32, patch_size=8, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
+    image_size=32,
+    patch_size=8,
+    width=32,
+    depth=2,
+    heads=2,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_heads=2,
 )
 E, B = 12, 3
 
@@ -24,7 +31,9 @@ def student(model: ModelConfig = MODEL, **loss: float) -> Student:
 
 
 def pictures(seed: int) -> Tensor:
-    return torch.randint(0, 256, (B, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (B, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def views() -> Views:
@@ -79,7 +88,9 @@ def test_only_masked_patches_count_in_reconstruction() -> None:
 
 def test_total_is_the_weighted_sum_of_the_parts() -> None:
     total, parts = student(relation=2, similarity=0.5, reconstruction=3)(views(), targets())
-    assert total.item() == pytest.approx(2 * parts[0].item() + 0.5 * parts[1].item() + 3 * parts[2].item(), rel=1e-6)
+    assert total.item() == pytest.approx(
+        2 * parts[0].item() + 0.5 * parts[1].item() + 3 * parts[2].item(), rel=1e-6
+    )
 
 
 def test_fusion_is_the_psychological_prior() -> None:
@@ -128,7 +139,9 @@ def test_every_trained_parameter_gets_a_gradient_and_the_targets_none() -> None:
     assert goal.pictures_BE is not None
     total, _ = model(views(), goal)
     total.backward()
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    missing = [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert missing == []
     assert model.encoder.pos_embed.grad is None
     assert not goal.pictures_BE.requires_grad
