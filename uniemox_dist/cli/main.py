@@ -75,7 +75,9 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            return _say(str(missing_extra(package, EXTRAS[package])), EXIT_USER)
+            # One extra that is enough, rather than one after the other.
+            extra = "train" if arguments[:1] in (["pretrain"], ["teach"]) else EXTRAS[package]
+            return _say(str(missing_extra(package, extra)), EXIT_USER)
         traceback.print_exc()
         return EXIT_FAULT
     except (click.Abort, KeyboardInterrupt):

@@ -85,8 +85,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def mixed_table(emoji_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 good pictures in two splits, and five bad ones between them."""
-    rows = pq.read_table(emoji_table).to_pylist()[50:90]
+    """192 good pictures in two splits, and five bad ones between them: more than two workers have under way."""
+    rows = pq.read_table(emoji_table).to_pylist()
+    rows += [{**row, "key": f"{row['key']}-again"} for row in rows]
     for i, (key, (image, _)) in enumerate(BAD.items()):
         rows.insert(7 * i, {**rows[0], "key": f"bad-{key}", "image": image})
     return table(tmp_path_factory.mktemp("mixed") / "t.parquet", rows)
@@ -96,12 +97,9 @@ def test_every_number_of_workers_and_every_run_writes_the_same_bytes(
     mixed_table: Path, tmp_path: Path
 ) -> None:
     for name, workers in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
-        result = pack_table(mixed_table, tmp_path / name, workers=workers, shard_samples=7)
-        assert (result.records, dict(result.packed), len(result.rejected)) == (
-            45,
-            {"train": 22, "test": 18},
-            5,
-        )
+        result = pack_table(mixed_table, tmp_path / name, workers=workers, shard_samples=40)
+        assert (result.records, len(result.rejected)) == (197, 5)
+        assert result.packed == {"train": 144, "test": 48}
     first = files(tmp_path / "a")
     assert [first == files(tmp_path / name) for name in "bcd"] == [True, True, True]
     assert {"rejected.parquet", "test/manifest.json", "test/sizes.json", "train/000003.tar"} <= set(first)
@@ -150,9 +148,9 @@ def test_each_bad_picture_is_refused_with_its_reason_and_the_rest_is_packed(
         f"bad-{k}": reason for k, (_, reason) in BAD.items()
     }
     assert all(row["detail"] for row in refused)
-    assert result.records == sum(result.packed.values()) + len(refused) == 45
+    assert result.records == sum(result.packed.values()) + len(refused) == 197
     provenance = read_manifest(tmp_path / "out/train").provenance
-    assert provenance["records"] == 45
+    assert provenance["records"] == 197
     assert provenance["rejected"] == {"corrupt": 2, "empty": 1, "format": 1, "too_large": 1}
     assert provenance["settings"]["source"] == str(mixed_table)
 

@@ -1,0 +1,102 @@
+"""What a run derives from its settings: schedule, accumulation, parameter groups, its place in the world."""
+
+import math
+
+import pytest
+import torch
+
+from uniemox_dist.config.load import load_config
+from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
+from uniemox_dist.models.student import Student
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train.engine import choose_precision, deepspeed_config, grad_accum, parameter_groups
+from uniemox_dist.train.schedule import Schedule
+
+
+def config(*overrides: str) -> Config:
+    return load_config("uniemox_vit_b16", overrides)
+
+
+def test_the_papers_schedule_in_steps() -> None:
+    schedule = Schedule.of(config(), samples=100_000)
+    assert schedule.max_steps == math.ceil(200 * 100_000 / 768)
+    assert schedule.warmup_steps == math.ceil(40 * 100_000 / 768)
+    assert schedule.peak_lr == pytest.approx(1e-3 * 768 / 256)
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_min_lr() -> None:
+    schedule = Schedule(max_steps=110, warmup_steps=10, peak_lr=1.0, min_lr=0.1, epoch_samples=1)
+    assert [schedule.lr(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert schedule.lr(10) == pytest.approx(1.0)
+    assert schedule.lr(60) == pytest.approx(0.55)
+    assert schedule.lr(109) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert schedule.lr(110) == pytest.approx(0.1)
+
+
+def test_a_mix_measured_in_epochs_needs_the_size_of_an_epoch() -> None:
+    mix = config("data.path=null", "data.sources=[{path: a, weight: 2}, {path: b}]")
+    with pytest.raises(UserError, match="epoch_samples"):
+        Schedule.of(mix, samples=10)
+
+
+@pytest.mark.parametrize(("ranks", "micro", "expected"), [(1, 32, 24), (8, 32, 3), (24, 32, 1), (96, 8, 1)])
+def test_accumulation_is_derived(ranks: int, micro: int, expected: int) -> None:
+    assert grad_accum(config(f"batch.micro_batch={micro}"), ranks) == expected
+
+
+def test_accumulation_that_does_not_come_out_even_names_a_fix() -> None:
+    with pytest.raises(UserError, match=r"try batch.micro_batch=24"):
+        grad_accum(config("batch.micro_batch=25"), 8)
+    with pytest.raises(UserError, match=r"use (6|8) ranks"):
+        grad_accum(config(), 7)
+
+
+def test_weight_decay_is_on_matrices_only() -> None:
+    model = ModelConfig(
+        image_size=32, patch_size=8, width=32, depth=1, heads=2, decoder_width=16, decoder_heads=2
+    )
+    student = Student(model, LossConfig(), 8)
+    names = {id(p): name for name, p in student.named_parameters()}
+    decayed, plain = ({names[id(p)] for p in group["params"]} for group in parameter_groups(student, 0.05))
+    assert "encoder.patch_embed.proj.weight" in decayed
+    assert {"encoder.cls_token", "decoder.mask_token", "fusion.weight", "fusion.norm.weight"} <= plain
+    assert all(name.endswith("weight") for name in decayed)
+    assert decayed | plain == {n for n, p in student.named_parameters() if p.requires_grad}
+
+
+def test_the_deepspeed_configuration_merges_the_passthrough_last_but_keeps_batches_ours() -> None:
+    made = deepspeed_config(
+        config("zero.stage=2", "deepspeed.zero_optimization.overlap_comm=false"), 8, "bf16"
+    )
+    assert made["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert (made["train_batch_size"], made["gradient_accumulation_steps"]) == (768, 3)
+    assert made["bf16"]["enabled"]
+    with pytest.raises(UserError, match=r"deepspeed.train_batch_size: is derived"):
+        deepspeed_config(config("deepspeed.train_batch_size=1"), 8, "fp32")
+
+
+def test_precision_is_taken_as_asked_or_measured() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("bf16", cpu) == "bf16"
+    assert choose_precision("auto", cpu) in ("fp32", "bf16")
+
+
+def test_the_world_is_read_from_torchrun_or_slurm() -> None:
+    meet = {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}
+    assert World.from_env({}) == World()
+    assert World.from_env({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **meet}) == World(
+        3, 8, 1, "a", 1234
+    )
+    slurm = {
+        "SLURM_PROCID": "5",
+        "SLURM_STEP_NUM_TASKS": "6",
+        "SLURM_LOCALID": "1",
+        "SLURM_NTASKS": "9",
+        **meet,
+    }
+    assert World.from_env(slurm) == World(5, 6, 1, "a", 1234)
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        World.from_env({"RANK": "0", "WORLD_SIZE": "2"})
+    # A batch script runs outside srun, with one task.
+    assert World.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == World()
