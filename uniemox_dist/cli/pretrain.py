@@ -86,6 +86,6 @@ def teach(folder: Path, teacher: str, weights: str | None, batch: int) -> None:
     for found in folders:
         reader = ShardReader.from_folder(found, "DIR")
         cache = text_cache.cache_folder(reader, model.id, found / "cache")
-        with tqdm(total=reader.manifest.samples, desc=str(found), unit=" samples") as bar:
+        with tqdm(total=reader.manifest.samples, desc=str(found), unit=" samples", disable=None) as bar:
             embedded = text_cache.build(reader, model, cache, batch=batch, progress=bar.update)
         click.echo(f"{found}: {embedded} captions embedded into {cache}")

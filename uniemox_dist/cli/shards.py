@@ -52,7 +52,7 @@ def pack_command(
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"--column {columns}: expected OURS=THEIRS, such as image=jpg")
     settings = PackSettings(source, layout, persons, shard_mb, shard_samples, seed, dict(pairs))
-    with tqdm(unit=" pictures", desc="packing") as bar:
+    with tqdm(unit=" pictures", desc="packing", disable=None) as bar:
         result = pack(settings, out, workers=workers, resume=resume, progress=bar.update)
     if result.reused:
         click.echo(f"{out} is complete: {result.records} samples, nothing to do")

@@ -19,6 +19,7 @@ from uniemox_dist.data.draws import Purpose, choice
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
 from uniemox_dist.data.views import ViewSettings, training_views
+from uniemox_dist.runtime.errors import UserError
 
 REPLACEMENTS = 8
 """Damaged samples in a row, on one stream, after which the data set is taken to be unusable."""
@@ -246,7 +247,11 @@ class StepBatches:
     def next_step(self) -> list[MicroBatch]:
         """All micro-batches of the next step."""
         assert self._iterator is not None
-        return [next(self._iterator) for _ in range(self.grad_accum)]
+        try:
+            return [next(self._iterator) for _ in range(self.grad_accum)]
+        except UserError as error:
+            # From a loader process it arrives wrapped in that process's whole traceback.
+            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
 
     def close(self) -> None:
         """Ends the loader processes: they ignore SIGTERM, with which Python would end them, and wait on."""

@@ -46,7 +46,10 @@ def run(
     settings = view_settings(config)
     found = {}
     with tqdm(
-        total=sum(r.manifest.samples for r in readers.values()), desc="embedding", unit=" pictures"
+        total=sum(r.manifest.samples for r in readers.values()),
+        desc="embedding",
+        unit=" pictures",
+        disable=None,
     ) as bar:
         for name, reader in readers.items():
             found[name] = features.compute(

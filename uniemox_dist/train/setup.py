@@ -92,7 +92,9 @@ def _vectors(
         cache: Path = comm.on_main(world, place)
         shards = range(world.rank, len(reader.manifest.shards), world.size)
         own = sum(reader.manifest.shards[shard].samples for shard in shards)
-        with tqdm(total=own, desc="captions of rank 0", unit="", disable=not world.is_main) as bar:
+        with tqdm(
+            total=own, desc="captions of rank 0", unit="", disable=None if world.is_main else True
+        ) as bar:
             text_cache.build(
                 reader, teacher, cache, batch=config.teacher.text_batch, shards=shards, progress=bar.update
             )
