@@ -273,7 +273,7 @@ def measure(
 @click.command()
 @click.option("--table", type=click.Path(path_type=Path, exists=True), help="Default: the shipped table.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--steps", type=click.IntRange(0), default=500, show_default=True, help="0: only measure OUT.")
+@click.option("--steps", type=click.IntRange(0), default=600, show_default=True, help="0: only measure OUT.")
 @click.option("--batch", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--lr", type=float, default=4e-3, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)

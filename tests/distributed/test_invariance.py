@@ -1,5 +1,6 @@
 """What must not depend on how a global batch is divided: losses, gradients, resumed runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,27 @@ def test_the_teacher_is_neither_trained_nor_in_the_checkpoint(reference: Path, t
     names = FragmentReader(complete_checkpoints(reference / "checkpoints")[-1]).shapes
     assert {name.partition(".")[0] for name in names} == {"encoder", "to_decoder", "fusion", "decoder"}
     assert "encoder.pos_embed" not in names  # fixed, and made anew
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "fp32"), (3, "fp32"), (2, "bf16")])
+def test_steps_with_non_finite_gradients_change_nothing_and_end_the_run_after_some(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path, zero_stage: int, precision: str
+) -> None:
+    settings = [
+        f"run.dir={tmp_path}",
+        "run.name=wild",
+        "run.max_steps=40",
+        f"data.path={tiny_data / 'train'}",
+        "data.eval_path=null",
+        f"teacher.name=local-dir:{tiny_teacher}",
+        "batch.micro_batch=12",
+        "optim.blr=1e30",
+        "optim.max_skipped=3",
+        f"zero.stage={zero_stage}",
+        f"optim.precision={precision}",
+        "run.save_every=1000",
+    ]
+    assert run_ranks([*TINY, *settings], world_size=2) == [1, 1]
+    events = [json.loads(line) for line in (tmp_path / "wild" / "events.jsonl").read_text().splitlines()]
+    assert [e["in_a_row"] for e in events if e["event"] == "skip"][-3:] == [1, 2, 3]
+    assert "3 steps in a row had a non-finite loss" in events[-1]["error"]

@@ -72,19 +72,13 @@ def run(
 
 def print_table(result: dict[str, Any]) -> None:
     """The table and the verdict, for a terminal."""
-    metrics = result["metrics"]
     order = [protocol.STUDENT, protocol.UNTRAINED, protocol.TEACHER, *protocol.TRIVIAL]
-    others = [row["row"] for metric in metrics for row in metric["rows"]]
-    names = list(dict.fromkeys([name for name in order if name in others] + others))
-    width = max(map(len, names)) + 2
-    arrows = {"higher": "↑", "lower": "↓"}
-    click.echo(" " * width + "".join(f"{m['title']} {arrows[m['better']]}".rjust(26) for m in metrics))
-    for name in names:
-        cells = []
-        for metric in metrics:
-            row = next((r for r in metric["rows"] if r["row"] == name), None)
-            cells.append(f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" if row else "-")
-        click.echo(name.ljust(width) + "".join(cell.rjust(26) for cell in cells))
+    for metric in result["metrics"]:
+        kind = "" if metric["primary"] else ", secondary"
+        click.echo(f"\n{metric['title']} ({metric['better']} is better{kind}): {metric['note']}")
+        place = {name: i for i, name in enumerate(order)}
+        for row in sorted(metric["rows"], key=lambda r: place.get(r["row"], len(place))):
+            click.echo(f"  {row['row']:24s} {row['value']:7.4f}   [{row['low']:.4f}, {row['high']:.4f}]")
     click.echo("")
     for sentence in result["verdict"]:
         click.echo(sentence)

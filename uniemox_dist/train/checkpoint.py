@@ -52,10 +52,7 @@ def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, 
     began = time.perf_counter()
     final = folder / step_folder(state.step)
     temporary = folder / f".{final.name}.tmp"
-    if final.exists():
-        # A resumed run reached the step of a checkpoint that was refused as damaged: ours takes its place.
-        comm.on_main(world, lambda: shutil.rmtree(final, ignore_errors=True))
-    comm.on_main(world, lambda: _fresh(temporary))
+    comm.on_main(world, lambda: _make_room(temporary, final))
     name = f"part_{world.rank:05d}.safetensors"
     outcome: dict[str, Any] = {"name": name}
     try:
@@ -126,9 +123,11 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         )
 
 
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _make_room(temporary: Path, final: Path) -> None:
+    # A resumed run can reach the step of a checkpoint that was passed over as damaged: ours takes its place.
+    shutil.rmtree(final, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
 
 
 def _write(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
