@@ -23,22 +23,24 @@ from uniemox_dist.runtime.errors import UserError
 
 KNOWN = ("image", "path", "key", "caption", "label", "split")
 SHIPPED = {"shipped:fluent_emoji": "fluent_emoji.parquet"}
+PIECE_BYTES = 256 << 20
+"""Row groups are read and shuffled together up to this size (one at least)."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the rows in a seeded order: row groups are shuffled, and rows within each."""
+    """Yields the rows in a seeded order: row groups are shuffled, then the rows of as many as fit in memory."""
     path = _locate(source)
     names = {name: options.columns.get(name, name) for name in KNOWN}
     for unknown in sorted(set(options.columns) - set(KNOWN)):
         raise UserError(
             f"--column {unknown}=…: not a column that packing knows; valid are {', '.join(KNOWN)}"
         )
-    for first_row, table in _pieces(path, names, options):
+    for numbers, table in _pieces(path, names, options):
         order = list(range(table.num_rows))
-        random.Random(f"{options.seed}/{first_row}").shuffle(order)
+        random.Random(f"{options.seed}/{numbers[0]}").shuffle(order)
         for row in order:
             values = {name: column[row].as_py() for name, column in zip(table.column_names, table.columns)}
-            yield _record(values, names, first_row + row, path)
+            yield _record(values, names, numbers[row], path)
 
 
 def _locate(source: str) -> Path:
@@ -52,8 +54,11 @@ def _locate(source: str) -> Path:
     return path
 
 
-def _pieces(path: Path, names: dict[str, str], options: SourceOptions) -> Iterator[tuple[int, pa.Table]]:
-    """(number of the first row, rows) of pieces that fit in memory, in shuffled order."""
+def _pieces(
+    path: Path, names: dict[str, str], options: SourceOptions
+) -> Iterator[tuple[list[int], pa.Table]]:
+    """(row numbers, rows) of pieces that fit in memory. Tables are often sorted by label: a piece is several row
+    groups from all over the table, so that neighbours in a shard are not neighbours there."""
     try:
         if path.suffix.lower() == ".csv":
             table = pyarrow.csv.read_csv(
@@ -64,7 +69,8 @@ def _pieces(path: Path, names: dict[str, str], options: SourceOptions) -> Iterat
                 ),
             )
             _check_columns(table.column_names, names, path)
-            yield 0, table
+            if table.num_rows:
+                yield list(range(table.num_rows)), table
             return
         with pq.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names, names, path)
@@ -72,8 +78,15 @@ def _pieces(path: Path, names: dict[str, str], options: SourceOptions) -> Iterat
             starts = [sum(counts[:i]) for i in range(len(counts))]
             order = list(range(len(counts)))
             random.Random(f"{options.seed}").shuffle(order)
-            for group in order:
-                yield starts[group], file.read_row_group(group)
+            while order:
+                groups: list[int] = []
+                size = 0
+                while order and (not groups or size < PIECE_BYTES):
+                    groups.append(order.pop())
+                    size += file.metadata.row_group(groups[-1]).total_byte_size
+                numbers = [starts[g] + i for g in groups for i in range(counts[g])]
+                if numbers:
+                    yield numbers, file.read_row_groups(groups)
     except pa.ArrowInvalid as error:
         raise UserError(f"SOURCE={path}: not a readable table: {str(error).splitlines()[0]}") from None
 
