@@ -45,7 +45,7 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Tensor:
     """
     if data[:2] == b"\xff\xd8":
         try:
-            # Faster than Pillow by a factor of two to five; unusual files (CMYK, …) go the way below.
+            # The fast path for what most pictures are; unusual files (CMYK, …) go the way below.
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
         except RuntimeError:

@@ -18,6 +18,12 @@ class StopFlag:
             signal.signal(number, self._on_signal)
         return self
 
+    def ignore_from_now_on(self) -> None:
+        """The loop is over and only the way out is left. srun --kill-on-bad-exit sends SIGTERM to the ranks that
+        leave a little later than the first, which would turn their 75 into 143."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt

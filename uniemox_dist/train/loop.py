@@ -55,6 +55,7 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
         folder.event("fault", rank=world.rank, error=f"{type(error).__name__}: {error}")
         raise
     finally:
+        stop.ignore_from_now_on()
         meter.close()
 
 
