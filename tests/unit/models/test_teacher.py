@@ -83,3 +83,25 @@ def test_an_unknown_open_clip_name_is_refused(tiny_teacher: Path) -> None:
     statistics = (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="not an open_clip model"):
         Teacher(TeacherConfig(name="ViT-B-61", weights=weights, mean=statistics, std=statistics))
+
+
+def test_the_shipped_teacher_loads_offline_and_knows_a_heart_from_a_house(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import pyarrow.parquet as pq
+
+    from uniemox_dist.data.views import decode_rgb, whole
+
+    teacher = Teacher(TeacherConfig(name="shipped:demo"))
+    assert (teacher.size, teacher.width, teacher.mean) == (80, 128, (0.5, 0.5, 0.5))
+    table = pq.read_table(Path(__file__).parents[3] / "shards/demo/fluent_emoji.parquet")
+    rows = [
+        r
+        for r in table.to_pylist()
+        if r["caption"].split(":")[0] in ("red heart", "house", "dog face", "pizza")
+    ]
+    assert len(rows) == 4
+    pictures = teacher.embed_pictures(torch.stack([whole(decode_rgb(r["image"]), 80) for r in rows]))
+    similarity = pictures @ teacher.embed_texts([r["caption"] for r in rows]).T
+    assert similarity.argmax(1).tolist() == [0, 1, 2, 3]
