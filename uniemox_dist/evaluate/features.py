@@ -17,6 +17,7 @@ from uniemox_dist.data.views import ViewSettings, evaluation_views
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.errors import UserError
 
 BATCH = 64
 
@@ -111,6 +112,14 @@ def _samples(reader: ShardReader, settings: ViewSettings) -> Iterator[tuple[Tens
     """Finite: each sample of the data set once."""
     for shard, entry in enumerate(reader.manifest.shards):
         for row in range(entry.samples):
-            raw = reader.read(shard, row)
-            scene, person = evaluation_views(raw.image, raw.persons, settings)
+            try:
+                raw = reader.read(shard, row)
+                scene, person = evaluation_views(raw.image, raw.persons, settings)
+            except UserError:
+                raise
+            except ValueError as error:
+                # A sample that is left out would change every figure: that is for a person to decide.
+                raise UserError(
+                    f"DATA={reader.folder}: {entry.name}, row {row}: {error}; pack again"
+                ) from None
             yield scene, person, {**reader.record(shard, row), "key": raw.key}

@@ -231,5 +231,8 @@ def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:
     sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
     trainer.student.train()
     if trainer.world.is_main:
-        save_png(trainer.folder.samples / f"step_{step:08d}.png", sheet)
+        try:
+            save_png(trainer.folder.samples / f"step_{step:08d}.png", sheet)
+        except OSError as error:
+            log.warning("%s: %s; training goes on without it", trainer.folder.samples, error.strerror)
         meter.picture(step, sheet)

@@ -1,5 +1,7 @@
 """Reconstructions of a fixed set of held-out pictures, while a run goes on and for its report."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,26 @@ from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.views import ViewSettings, evaluation_views
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
+from uniemox_dist.runtime.errors import UserError
 
 GREY = 0.5
 
 
 def fixed_pictures(reader: ShardReader, settings: ViewSettings, count: int) -> Tensor:
-    """The first `count` pictures of a data set as scene views, uint8 B×3×H×W (packing has shuffled them)."""
-    views: list[Tensor] = []
+    """The first `count` sound pictures of a data set as scene views, uint8 B×3×H×W (packing has shuffled them)."""
+    return torch.stack(list(islice(_sound_views(reader, settings), count)))
+
+
+def _sound_views(reader: ShardReader, settings: ViewSettings) -> Iterator[Tensor]:
     for shard, entry in enumerate(reader.manifest.shards):
-        for row in range(min(entry.samples, count - len(views))):
-            raw = reader.read(shard, row)
-            views.append(evaluation_views(raw.image, raw.persons, settings)[0])
-    return torch.stack(views)
+        for row in range(entry.samples):
+            try:
+                raw = reader.read(shard, row)
+                yield evaluation_views(raw.image, raw.persons, settings)[0]
+            except UserError:
+                raise
+            except ValueError:  # damaged: training reports it, these pictures go on without it
+                continue
 
 
 @torch.no_grad()
