@@ -85,7 +85,10 @@ def pack(
     out = out.absolute()  # so that `.` has a name, too
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"OUT={out}: cannot be written ({error.strerror}); give another folder") from None
     try:
         result = _write_all(
             settings, partial, _prepared(source, settings.persons, workers), progress, detector

@@ -62,7 +62,7 @@ def on_main(world: World, work: Callable[[], T]) -> T:
         dist.broadcast_object_list(outcome, src=0)
     kind, value = outcome[0]
     if kind == "user":
-        raise UserError(value)
+        raise UserError(value if world.is_main else "")  # said once, not by every rank
     return value  # type: ignore[no-any-return]
 
 
