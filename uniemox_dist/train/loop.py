@@ -93,7 +93,11 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
             _pictures(trainer, meter, step)
         if step % config.run.save_every == 0 or last or result.stop:
             saved = _save(trainer, step)
-            if result.stop:
+            if last and not saved:
+                return _fault(
+                    folder, world, "the last checkpoint could not be saved; make room and start again"
+                )
+            if result.stop and not last:
                 return _stopped(folder, world, stop, step, saved)
     if world.is_main:
         folder.event("end", step=step)
