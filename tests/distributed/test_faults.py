@@ -106,3 +106,9 @@ def test_too_many_damaged_pictures_end_the_run(tmp_path: Path, settings: list[st
         (folder / shard.name).write_bytes(data)
     assert run_ranks([*settings, f"data.path={folder}"], world_size=1) == [1]
     assert "pictures are damaged" in str(events(tmp_path / "run")[-1]["error"])
+
+
+def test_a_precision_that_was_measured_is_kept_when_resuming(tmp_path: Path, settings: list[str]) -> None:
+    assert run_ranks([*settings, "optim.precision=bf16", "run.max_steps=2"], world_size=1) == [0]
+    assert run_ranks([*settings, "optim.precision=auto", "run.max_steps=3"], world_size=1) == [0]
+    assert [e["precision"] for e in events(tmp_path / "run") if e["event"] == "start"] == ["bf16", "bf16"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from uniemox_dist.checkpoints.files import complete_checkpoints
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, Sources, view_settings
 from uniemox_dist.data.plan import Plan
@@ -63,7 +64,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
     sources = Sources(config)
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.samples)
-    precision: str = comm.on_main(world, lambda: choose_precision(config.optim.precision, device))
+    precision: str = comm.on_main(world, lambda: _precision(config, device, folder))
     teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
     vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
     if teacher:
@@ -79,6 +80,14 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
     return Trainer(
         config, world, device, folder, sources, plan, schedule, dataset, teacher, student, engine, precision
     )
+
+
+def _precision(config: Config, device: torch.device, folder: RunFolder) -> str:
+    """`auto` is decided once: a resumed run keeps what its checkpoints were made with, on whatever machine."""
+    earlier = complete_checkpoints(folder.checkpoints)
+    if config.optim.precision == "auto" and earlier:
+        return str(earlier[-1].info["precision"])
+    return choose_precision(config.optim.precision, device)
 
 
 def _vectors(
