@@ -19,11 +19,11 @@ from PIL import Image
 
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.report.curves import History, draw, history
+from uniemox_dist.report.evaluation import is_number, read_evaluation, table
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 
-FIRST_ROWS = ("student", "untrained", "teacher", "colour histogram", "24x24 pixels")
 EARLIER_SHOWN = 8
 """Earlier pictures that are seen without unfolding, spread evenly over the run."""
 EVENTS_SHOWN = 150
@@ -97,10 +97,10 @@ def summary(
     """What the first sentence and the figures below it say; None is what is not known."""
     run, model, data, losses = (config.get(section) or {} for section in ("run", "model", "data", "loss"))
     batch = (config.get("batch") or {}).get("global_batch")
-    starts = [event for event in events if event.get("event") == "start" and _known(event.get("time"))]
+    starts = [event for event in events if event.get("event") == "start" and is_number(event.get("time"))]
     last = starts[-1] if starts else {}
     stamped = [
-        x for x in (*past.lines[-1:], *events) if isinstance(x.get("step"), int) and _known(x.get("time"))
+        x for x in (*past.lines[-1:], *events) if isinstance(x.get("step"), int) and is_number(x.get("time"))
     ]
     step = max(stamped, key=lambda x: x["time"])["step"] if stamped else 0
     epochs = past.lines[-1].get("epoch") if past.lines else None
@@ -159,7 +159,7 @@ def _state(events: list[Any], *, complete: bool) -> tuple[str, str, str]:
 
 def _worked_s(starts: list[Any], lines: list[Any]) -> float:
     """Seconds from each start to the last sign of life before the next one."""
-    times = sorted(line["time"] for line in lines if _known(line.get("time")))
+    times = sorted(line["time"] for line in lines if is_number(line.get("time")))
     bounds = [start["time"] for start in starts] + [math.inf]
     return sum(max(t for t in times if a <= t < b) - a for a, b in pairwise(bounds) if b > a)
 
@@ -204,78 +204,6 @@ def _title(path: Path) -> str:
     return f"step {int(digits):,}" if digits.isdigit() else path.stem
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """An evaluation as `uniemox evaluate protocol --json` writes it.
-
-    Raises:
-        UserError: if the file is missing or something else.
-    """
-    try:
-        found = read_json(path)
-        if found["format"] != "uniemox-evaluation" or found["format_version"] != 1:
-            raise UserError(
-                f"{path}: is {found['format']} {found['format_version']}, not uniemox-evaluation 1"
-            )
-        table(found)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"--evaluation={path}: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        wrong = f"{type(error).__name__}: {error}"
-        hint = "write it with `uniemox evaluate protocol … --json`"
-        raise UserError(f"{path}: is no evaluation ({wrong}); {hint}") from None
-    return dict(found)
-
-
-def table(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Columns (primary metrics first) and rows of cells; a cell is None where a row has no value."""
-    blank = {"better": "lower", "primary": False, "note": "", "n": None}
-    metrics = [{**blank, "title": metric["name"], **metric} for metric in evaluation["metrics"]]
-    metrics.sort(key=lambda metric: not metric["primary"])
-    cells = [_column(metric) for metric in metrics]
-    given = [row for column in cells for row in column]
-    names = [row for row in FIRST_ROWS if row in given] + [
-        row for row in dict.fromkeys(given) if row not in FIRST_ROWS
-    ]
-    return {"metrics": metrics, "rows": [(name, [column.get(name) for column in cells]) for name in names]}
-
-
-def _column(metric: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Row name -> cell: texts, whether it is the best, and the places of low, value and high on 0…100."""
-    rows = {row["row"]: row for row in metric["rows"] if _known(row.get("value"))}
-    spans = {
-        name: [float(row[k]) if _known(row.get(k)) else None for k in ("low", "high")]
-        for name, row in rows.items()
-    }
-    ends = [x for span in spans.values() for x in span if x is not None] + [
-        row["value"] for row in rows.values()
-    ]
-    if not rows:
-        return {}
-    first, width = min(ends), (max(ends) - min(ends)) or 1.0
-    best = (max if metric["better"] == "higher" else min)(row["value"] for row in rows.values())
-    digits = 2 if max(map(abs, ends)) >= 10 else 3 if max(map(abs, ends)) >= 0.2 else 4
-
-    def text(value: float) -> str:
-        return f"{value:.{digits}f}".replace("-", "−")
-
-    def cell(value: float, low: float | None, high: float | None) -> dict[str, Any]:
-        low_, high_ = (value if end is None else end for end in (low, high))
-        return {
-            "value": text(value),
-            "interval": None if low is None or high is None else f"{text(low)} – {text(high)}",
-            "best": value == best,
-            "at": [round(3 + 94 * (x - first) / width, 2) for x in (low_, value, high_)],
-        }
-
-    return {name: cell(float(row["value"]), *spans[name]) for name, row in rows.items()}
-
-
-def _known(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def event_row(event: dict[str, Any]) -> dict[str, Any]:
     """An event as the table shows it: when, what, and its facts in short."""
     facts = [(key, _short(key, value)) for key, value in event.items() if key not in ("time", "event")]
@@ -295,7 +223,7 @@ def _short(key: str, value: Any) -> str:
 
 
 def _moment(seconds: Any) -> str:
-    if not _known(seconds):
+    if not is_number(seconds):
         return "–"
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 

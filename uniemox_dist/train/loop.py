@@ -11,8 +11,9 @@ from pathlib import Path
 from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkpoint, prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.loader import MicroBatch, StepBatches, view_settings
+from uniemox_dist.data.loader import MicroBatch, view_settings
 from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, environment, start_logging

@@ -24,9 +24,9 @@ from uniemox_dist.data.loader import (
     MicroBatch,
     PlannedDataset,
     Sources,
-    StepBatches,
     view_settings,
 )
+from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.data.views import training_views
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import sha256_bytes

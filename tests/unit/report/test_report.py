@@ -19,7 +19,8 @@ from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import BatchConfig, Config, DataConfig, LossConfig, RunConfig, TeacherConfig
 from uniemox_dist.report.curves import History, draw, history, show, thin
-from uniemox_dist.report.page import duration, pictures, read_evaluation, table, write_report
+from uniemox_dist.report.evaluation import read_evaluation, table
+from uniemox_dist.report.page import duration, pictures, write_report
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder
