@@ -121,7 +121,3 @@ class Plan:
         """A rank's slots of one step, cut into micro-batches."""
         slots = self.rank_slots(step, rank, world_size)
         return [slots[i : i + micro_batch] for i in range(0, len(slots), micro_batch)]
-
-    def epoch(self, slots: int, epoch_samples: int) -> float:
-        """Passes over the data after a number of slots."""
-        return slots / epoch_samples

@@ -212,8 +212,3 @@ def test_a_source_without_a_stream_is_a_user_error_that_names_its_weight() -> No
 def test_streams_that_do_not_divide_the_global_batch_are_a_user_error() -> None:
     with pytest.raises(UserError, match=r"batch\.global_batch=10 is not a multiple of batch\.streams=6"):
         Plan([[5]], [1.0], streams=6, global_batch=10, seed=0, window=4)
-
-
-def test_an_epoch_is_a_share_of_the_slots() -> None:
-    plan = Plan([[5]], [1.0], streams=6, global_batch=6, seed=0, window=4)
-    assert plan.epoch(slots=12, epoch_samples=5) == pytest.approx(2.4)
