@@ -1,4 +1,4 @@
-"""Source layouts: one small file each, with one generator of `Record`s.
+"""Source layouts: one small file each, with one generator of `Record`s. See README.md here.
 
 A new layout is a module with `read(source, options) -> Iterator[Record]` and a line in `LAYOUTS`.
 """
@@ -13,37 +13,77 @@ from uniemox_dist.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A picture inside a larger file, such as a tar."""
+
+    path: str
+    """Local path or URL."""
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture inside a column of a Parquet file."""
+
+    path: str
+    """Local path or URL."""
+    column: str
+    row_group: int
+    row: int
+    """Within the row group."""
+
+
+Image = bytes | str | Slice | Cell
+"""The encoded picture itself, the path or URL of its file, or its place inside a larger file."""
+
+
+@dataclass(frozen=True)
 class Record:
-    """A picture as a source offers it, before anything was checked."""
+    """A picture as a source offers it, before anything was read or checked."""
 
     name: str
-    """Unique within the source; becomes the key where it is a legal one."""
-    image: bytes | str
-    """Encoded picture, or the path of its file."""
+    """Unique within the source and split; becomes the key where it is a legal one."""
+    image: Image
     captions: tuple[str, ...] = ()
     label: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    """JSON values."""
     split: str | None = None
     persons: tuple[Person, ...] | None = None
     """Boxes that the source brings; None if it brings none and a detector may look."""
+    group: str | None = None
+    """Part of its label from which splits of our own take equal shares, such as UBE's search engines."""
+    size: int | None = None
+    """Bytes of the encoded picture, where they are known without reading it."""
+    refused: tuple[str, str] | None = None
+    """(reason, detail) of a picture that the layout itself cannot offer, such as one without its file: it is
+    counted and listed with all that is refused."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """What a layout may need to know besides the path."""
 
-    seed: int = 0
-    """Order in which records come: label folders in their own order would give label-sorted streams."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renamed columns of a table: our name -> the table's."""
+    source_persons: bool = False
+    """Whether the user asked for the source's own person boxes (`--persons source`), however costly to read."""
 
 
 Reader = Callable[[str, SourceOptions], Iterator[Record]]
-LAYOUTS = {"table": "shards.sources.table", "folder": "shards.sources.folder"}
+LAYOUTS = {
+    "coco": "shards.sources.coco",
+    "emoset": "shards.sources.emoset",
+    "emotic": "shards.sources.emotic",
+    "folder": "shards.sources.folder",
+    "table": "shards.sources.table",
+    "wds": "shards.sources.wds",
+}
 
 
 def open_source(layout: str, source: str, options: SourceOptions) -> Iterator[Record]:
-    """The records of a source.
+    """The records of a source, in an order that depends on its content alone.
 
     Raises:
         UserError: for an unknown layout or a source that is not of this layout.
