@@ -1,13 +1,15 @@
 """The manifest of a data set: its shards, their hashes, and the identity that runs and releases record."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.format import FORMAT_NAME, FORMAT_VERSION
+from shards.storage import Place, is_local, place
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import canonical_json, read_json, sha256_bytes, write_json
+from uniemox_dist.runtime.files import canonical_json, sha256_bytes, write_json
 
 MANIFEST = "manifest.json"
 
@@ -62,15 +64,15 @@ class Manifest:
         )
 
 
-def read_manifest(folder: str | Path, field: str = "path") -> Manifest:
+def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     """Reads and checks a manifest; `field` is what error lines call the folder.
 
     Raises:
         UserError: if the folder, its manifest or its samples are missing, or the format is newer than ours.
     """
-    folder = Path(folder)
+    folder = place(folder, field)
     path = folder / MANIFEST
-    if not folder.is_dir():
+    if is_local(folder) and not folder.is_dir():  # object stores have no folders
         raise UserError(f"{field}={folder}: no such folder; build it with `uniemox shards pack`")
     if not path.is_file():
         splits = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
@@ -81,7 +83,7 @@ def read_manifest(folder: str | Path, field: str = "path") -> Manifest:
         )
         raise UserError(f"{field}={folder}: holds no {MANIFEST}; {fix}")
     try:
-        record = read_json(path)
+        record = json.loads(path.read_text(encoding="utf-8"))
         version = record["format_version"]
         if record["format"] != FORMAT_NAME or version > FORMAT_VERSION:
             raise UserError(
@@ -103,11 +105,11 @@ def read_manifest(folder: str | Path, field: str = "path") -> Manifest:
     return manifest
 
 
-def manifest_folders(folder: Path) -> list[Path]:
+def manifest_folders(folder: Place) -> list[Place]:
     """The folder itself if it has a manifest, otherwise its splits that have one."""
     if (folder / MANIFEST).is_file():
         return [folder]
-    return sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
+    return sorted((p.parent for p in folder.glob(f"*/{MANIFEST}")), key=str)
 
 
 def combined_identity(identities: Sequence[str]) -> str:

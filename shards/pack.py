@@ -1,284 +1,312 @@
 """The pipeline source -> check -> persons -> writer, over any number of processes with the same bytes.
 
-Everything is written into `OUT.partial` and renamed to `OUT` when it is whole, so that a pack that was
-killed leaves no data set that looks complete.
+Everything is written into `OUT.partial` and renamed to `OUT` when it is whole. Whole shards stay there when a
+pack is killed, with a journal of them, so that `resume` goes on behind the last one.
 """
 
 import errno
-import multiprocessing
-import re
+import fcntl
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.format import Sample, make_key
+from shards.captions import load_captioner
+from shards.duplicates import Seen
+from shards.fetch import CellReader
+from shards.index import index_path, read_index
+from shards.journal import Journal, Step, has_steps
+from shards.listing import Listing
 from shards.manifest import Manifest, manifest_folders, read_manifest
-from shards.persons import PersonDetector, make_detector
-from shards.pictures import BadPicture, decode
-from shards.sources import Record, SourceOptions, open_source
-from shards.writer import ShardWriter
+from shards.persons import make_detector
+from shards.prepare import Batch, Preparation, Ready, Rejected
+from shards.presets import find_preset
+from shards.settings import PackSettings
+from shards.sources import SourceOptions, open_source
+from shards.workers import Task, prepare_all
+from shards.writer import Encoded, ShardWriter
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import atomic_path, publish_dir, sha256_bytes
+from uniemox_dist.runtime.files import atomic_path, publish_dir, write_json
 
-SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CHUNK = 16  # records per task: amortises the hand-over, and fills a detector batch
+WORK = ".work"
+PART = "part.json"
 REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
-@dataclass(frozen=True)
-class PackSettings:
-    """What decides the bytes of a pack; stands in the manifest's provenance."""
+class Progress(Protocol):
+    """What a pack tells while it runs; tqdm's bars are such."""
 
-    source: str
-    layout: str
-    persons: str = "nanodet"
-    shard_mb: float = 256.0
-    shard_samples: int = 10_000
-    seed: int = 0
-    columns: dict[str, str] = field(default_factory=dict)
+    total: float | None
 
-
-@dataclass(frozen=True)
-class Rejected:
-    """A record that was refused, and why."""
-
-    source: str
-    reason: str
-    detail: str
+    def update(self, n: float = 1) -> Any:
+        """`n` more records are done."""
 
 
 @dataclass
 class PackResult:
     """What a pack did. `records` = sum of `packed` + `rejected`, always."""
 
-    folders: list[Path]
+    folders: list[Path] = field(default_factory=list)
     records: int = 0
     packed: Counter[str] = field(default_factory=Counter)
     with_person: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     reused: bool = False
+    resumed: int = 0
+    """Records that an interrupted pack had done before."""
 
 
 def pack(
-    settings: PackSettings, out: Path, *, workers: int = 0, resume: bool = False, progress: Any = None
+    settings: PackSettings,
+    out: Path,
+    *,
+    workers: int = 0,
+    resume: bool = False,
+    part: tuple[int, int] | None = None,
+    progress: Progress | None = None,
 ) -> PackResult:
-    """Packs a source into `out` (or `out/<split>` where the source names splits).
-
-    `progress` is called with the number of records done, as they are done.
+    """Packs a source, or one part of it, into `out` (or `out/<split>` where there are splits).
 
     Raises:
-        UserError: `out` exists, or the source is not of its layout, or holds nothing that can be packed.
+        UserError: `out` exists, the source is not of its layout or holds nothing that can be packed, or there is
+            no room to write.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return _reuse(settings, out, resume)
+        return _reuse(settings, part, out, resume)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime ends here, not in a worker
-    source = open_source(settings.layout, settings.source, SourceOptions(settings.seed, settings.columns))
+    captioner = load_captioner(settings.captions)
+    preset = find_preset(settings.preset)
     out = out.absolute()  # so that `.` has a name, too
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"OUT={out}: cannot be written ({error.strerror}); give another folder") from None
-    try:
-        result = _write_all(
-            settings, partial, _prepared(source, settings.persons, workers), progress, detector
+    with _partial(out, resume) as partial:
+        work = partial / WORK
+        options = SourceOptions(settings.columns, settings.persons == "source")
+        records = open_source(settings.layout, preset.locate(settings.source), options)
+        listing = Listing.of(
+            records, work, seed=settings.seed, preset=preset, keep_labels=settings.keep_labels
         )
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if out.is_dir():
-        out.rmdir()
-    publish_dir(partial, out)
-    result.folders = manifest_folders(out)
-    return result
+        provenance = {
+            "settings": settings.to_json(),
+            "captions": None if captioner is None else captioner.identity,
+            "labels": list(preset.labels),
+            "splits": {"made": preset.split or preset.divide, "seed": settings.seed}
+            if listing.made_splits
+            else None,
+            "detector": detector.identity,
+            "source_sha256": listing.digest,
+        }
+        preparation = Preparation(
+            settings.persons, settings.check, settings.shrink, settings.filters, captioner, work
+        )
+        journal = Journal(work, {**provenance, "part": part})
+        run = _Run(settings, partial, listing, part, journal, progress)
+        run.go(preparation, workers)
+        run.finish(provenance, part)
+        if out.is_dir():
+            out.rmdir()
+        publish_dir(partial, out)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    run.result.folders = manifest_folders(out)
+    return run.result
 
 
-def _reuse(settings: PackSettings, out: Path, resume: bool) -> PackResult:
+def _reuse(settings: PackSettings, part: tuple[int, int] | None, out: Path, resume: bool) -> PackResult:
     folders = manifest_folders(out) if out.is_dir() else []
-    if not (resume and folders):
+    if not (resume and (folders or (out / PART).is_file())):
         raise UserError(
             f"OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack"
         )
     result = PackResult(folders, reused=True)
     for folder in folders:
         manifest = read_manifest(folder, "OUT")
-        if manifest.provenance.get("settings") != asdict(settings):
+        stated = manifest.provenance
+        if stated.get("settings") != settings.to_json() or (stated.get("part") or None) != (
+            part and list(part)
+        ):
             raise UserError(f"OUT={out}: was packed with other settings; give another folder or delete it")
         result.packed[folder.name if folder != out else ""] = manifest.samples
     result.records = sum(result.packed.values())
+    shutil.rmtree(out / WORK, ignore_errors=True)
     return result
 
 
-def _write_all(
-    settings: PackSettings,
-    partial: Path,
-    prepared: Iterable[tuple[str | None, Sample | Rejected]],
-    progress: Any,
-    detector: PersonDetector,
-) -> PackResult:
-    result = PackResult([])
-    writers: dict[str, ShardWriter] = {}
-    keys: set[str] = set()
-    for split, item in prepared:
-        result.records += 1
-        name = split or ""
-        if isinstance(item, Sample) and item.key in keys:
-            item = Rejected(item.source, "duplicate_key", f"another record has the key {item.key}")
-        if isinstance(item, Rejected):
-            result.rejected.append(item)
-        else:
-            if name not in writers:
-                if name and not SPLIT_NAME.fullmatch(name):
-                    raise UserError(
-                        f"split={name!r} of {item.source}: not a folder name; use letters, digits, . _ -"
-                    )
-                if writers and bool(name) != ("" not in writers):
-                    raise UserError(
-                        f"SOURCE={settings.source}: {item.source} has split {split!r} where others have "
-                        f"{next(iter(writers)) or None!r}; give every record a split, or none"
-                    )
-                writers[name] = ShardWriter(
-                    partial / name,
-                    shard_bytes=int(settings.shard_mb * 1e6),
-                    shard_samples=settings.shard_samples,
-                )
-            keys.add(item.key)
-            writers[name].add(item)
-            result.packed[name] += 1
-            result.with_person += bool(item.persons)
-        if progress is not None:
-            progress(1)
-    if not writers:
-        first = (
-            f"; the first: {result.rejected[0].source}: {result.rejected[0].detail}"
-            if result.rejected
-            else ""
-        )
+@contextmanager
+def _partial(out: Path, resume: bool) -> Iterator[Path]:
+    """The folder that becomes `out`: this process's alone, kept after an error if it holds whole shards."""
+    partial = out.with_name(f"{out.name}.partial")
+    work = partial / WORK
+    if has_steps(work) and not resume:
         raise UserError(
-            f"SOURCE={settings.source}: nothing to pack, {len(result.rejected)} records refused{first}"
+            f"OUT={out}: an interrupted pack lies in {partial.name}; go on with --resume, or delete it"
         )
-    reasons = Counter(r.reason for r in result.rejected)
-    provenance = {
-        "settings": asdict(settings),
-        "detector": detector.identity,
-        "records": result.records,
-        "rejected": dict(sorted(reasons.items())),
-    }
-    with atomic_path(partial / "rejected.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(r) for r in result.rejected], schema=REJECTED), temporary)
-    for name, writer in writers.items():
-        Manifest(tuple(writer.close()), provenance).write(partial / name)
-    return result
-
-
-def _prepared(
-    records: Iterator[Record], persons: str, workers: int
-) -> Iterator[tuple[str | None, Sample | Rejected]]:
-    """Prepares records in order; a bounded number of chunks is under way at any time."""
-    chunks = iter(lambda: list(islice(records, CHUNK)), [])
-    if workers == 0:
-        _start_worker(persons)
-        for chunk in chunks:
-            yield from zip((r.split for r in chunk), _prepare(chunk))
-        return
-    # Fresh processes: a forked onnxruntime or pyarrow may hold locks of threads that do not exist any more.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(persons,))
     try:
-        under_way: deque[tuple[list[str | None], Future[list[Sample | Rejected]]]] = deque()
-        for chunk in chunks:
-            under_way.append(([r.split for r in chunk], pool.submit(_prepare, chunk)))
-            if len(under_way) > 4 * workers:
-                splits, future = under_way.popleft()
-                yield from zip(splits, future.result())
-        while under_way:
-            splits, future = under_way.popleft()
-            yield from zip(splits, future.result())
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a packing worker died (killed, or out of memory); start again, with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-_detector: PersonDetector | None = None
-
-
-def _start_worker(persons: str) -> None:
-    global _detector
-    _detector = make_detector(persons, threads=1)
-
-
-def _prepare(records: list[Record]) -> list[Sample | Rejected]:
-    """Reads, decodes and looks for persons; runs in a worker."""
-    assert _detector is not None
-    checked = [_check(record) for record in records]
-    look = [item for item in checked if isinstance(item, _Checked) and item.record.persons is None]
-    found = dict(zip(map(id, look), _detector.detect([item.rgb_HW3 for item in look])))
-    return [
-        item
-        if isinstance(item, Rejected)
-        else item.finish(tuple(found.get(id(item), item.record.persons or ())))
-        for item in checked
-    ]
-
-
-class _Checked:
-    """A record whose picture was decoded, waiting for its persons."""
-
-    def __init__(self, record: Record, data: bytes) -> None:
-        decoded = decode(data)
-        self.record, self.data = record, data
-        self.rgb_HW3, self.extension = decoded.rgb_HW3, decoded.extension
-
-    def finish(self, persons: tuple[Any, ...]) -> Sample:
-        height, width = self.rgb_HW3.shape[:2]
-        return Sample(
-            key=make_key(self.record.name),
-            image=self.data,
-            extension=self.extension,
-            width=width,
-            height=height,
-            source=self.record.name,
-            captions=self.record.captions,
-            label=self.record.label,
-            attributes=self.record.attributes,
-            persons=persons,
-            image_sha256=sha256_bytes(self.data),
-        )
-
-
-def _check(record: Record) -> "_Checked | Rejected":
-    try:
-        data = record.image if isinstance(record.image, bytes) else _read(record.image)
-        return _Checked(record, data)
-    except BadPicture as bad:
-        return Rejected(record.name, bad.reason, bad.detail)
-
-
-# What is wrong with a name, for good. Other errors (a disk, a network) end the pack: the data would change.
-_NO_SUCH_FILE = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-)
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
+        work.mkdir(parents=True, exist_ok=True)
+        lock = open(work / "lock", "w")  # noqa: SIM115 (held until the end)
     except OSError as error:
-        if error.errno not in _NO_SUCH_FILE:
-            raise
-        raise BadPicture("unreadable", f"{error.strerror}: {path[:200]}") from None
-    except ValueError:  # a zero byte inside the name
-        raise BadPicture("unreadable", f"not a file name: {path[:200]!r}") from None
+        raise UserError(f"OUT={out}: cannot be written ({error.strerror}); give another folder") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"OUT={out}: another process is packing into {partial.name}; wait for it") from None
+    try:
+        if not has_steps(work):
+            _clear(partial)
+        yield partial
+    except BaseException as error:
+        whole = has_steps(work)
+        if not whole:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            kept = f"the whole shards stay in {partial.name}: " if whole else "nothing was kept: "
+            again = "the same command with --resume goes on" if whole else "start again"
+            raise UserError(f"OUT={out}: {error.strerror}; {kept}make room, then {again}") from None
+        raise
+    finally:
+        lock.close()
+
+
+def _clear(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.name != WORK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class _Run:
+    """One walk over the order of packing, from where the journal ends."""
+
+    def __init__(
+        self,
+        settings: PackSettings,
+        folder: Path,
+        listing: Listing,
+        part: tuple[int, int] | None,
+        journal: Journal,
+        progress: Progress | None,
+    ) -> None:
+        self.settings, self.folder, self.listing = settings, folder, listing
+        self.journal, self.progress = journal, progress
+        self.prefix = "" if part is None else f"p{part[0]:03d}-"
+        self.order_M, self.piece_M = listing.order(part)
+        self.result = PackResult(records=len(self.order_M))
+        self.writers: dict[str, ShardWriter] = {}
+        self.seen = Seen(listing)
+        self.position = 0
+        """Records consumed, in the order of packing."""
+        self._refused: list[tuple[int, Rejected]] = []  # since the last step
+
+    def go(self, preparation: Preparation, workers: int) -> None:
+        """Packs what is left."""
+        for step in self.journal.steps(self.folder):
+            self._replay(step)
+        self.result.resumed = self.position
+        if self.progress is not None:
+            self.progress.total = len(self.order_M)
+            self.progress.update(self.position)
+        for task, batch in prepare_all(self._tasks(), preparation, workers):
+            self._take(task, batch)
+            if self.progress is not None:
+                self.progress.update(len(task.numbers))
+        for writer in self.writers.values():
+            writer.close()
+
+    def finish(self, provenance: dict[str, Any], part: tuple[int, int] | None) -> None:
+        """Writes manifests and the list of what was refused."""
+        result = self.result
+        if not self.writers and part is None:
+            first = result.rejected[0] if result.rejected else None
+            because = f"; the first: {first.source}: {first.detail}" if first else ""
+            raise UserError(
+                f"SOURCE={self.settings.source}: nothing to pack, {len(result.rejected)} records refused{because}"
+            )
+        reasons = Counter(rejected.reason for rejected in result.rejected)
+        provenance |= {"records": result.records, "rejected": dict(sorted(reasons.items()))}
+        if part is not None:
+            provenance["part"] = list(part)
+            write_json(self.folder / PART, {**provenance, "packed": dict(result.packed)})
+        write_rejected(self.folder, [asdict(rejected) for rejected in result.rejected])
+        for name, writer in self.writers.items():
+            Manifest(tuple(writer.entries), provenance).write(self.folder / name)
+        self.listing.spool.close()
+
+    def _tasks(self) -> Iterator[Task]:
+        cells = CellReader()
+        spool = self.listing.spool
+        for start in range(self.position, len(self.order_M), CHUNK):
+            numbers = self.order_M[start : start + CHUNK].tolist()
+            lines = [spool.line(number) for number in numbers]
+            images: list[bytes | str | None] = [None] * len(numbers)
+            for i, piece in enumerate(self.piece_M[start : start + CHUNK].tolist()):
+                if piece >= 0 and (cell := self.listing.cell(lines[i])) is not None:
+                    images[i] = cells.read(cell, piece)
+            yield Task(numbers, lines, images)
+
+    def _take(self, task: Task, batch: Batch) -> None:
+        data, offset = memoryview(batch.data), 0
+        for number, item in zip(task.numbers, batch.items):
+            if isinstance(item, Ready):
+                encoded = Encoded(data[offset : offset + item.length], item.image_length, item.fields)
+                offset += item.length
+                refusal = self.seen.refusal(number, item.fields["key"], item.fields["image_sha256"])
+                if refusal is None:
+                    self._write(number, encoded)
+                else:
+                    item = Rejected(item.source, *refusal)
+            if isinstance(item, Rejected):
+                self.result.rejected.append(item)
+                self._refused.append((number, item))
+            self.position += 1
+
+    def _write(self, number: int, sample: Encoded) -> None:
+        name = self.listing.split(number)
+        if name not in self.writers:
+            for writer in self.writers.values():
+                writer.close()  # records come split after split: one shard at a time is open
+            self.writers[name] = self._writer(name)
+        self.writers[name].append(sample)
+        self.result.packed[name] += 1
+        self.result.with_person += bool(sample.fields["persons"])
+
+    def _writer(self, name: str) -> ShardWriter:
+        def finished(entry: Any) -> None:
+            self.journal.append(Step(name, entry, self.position, self._refused))
+            self._refused = []
+
+        return ShardWriter(
+            self.folder / name,
+            shard_bytes=int(self.settings.shard_mb * 1e6),
+            shard_samples=self.settings.shard_samples,
+            prefix=self.prefix,
+            finished=finished,
+        )
+
+    def _replay(self, step: Step) -> None:
+        """Takes over a shard that an interrupted pack left."""
+        if step.split not in self.writers:
+            self.writers[step.split] = self._writer(step.split)
+        self.writers[step.split].entries.append(step.entry)
+        path = index_path(self.folder / step.split, step.entry.name)
+        table = read_index(path, ["key", "image_sha256", "persons"])
+        refused = {number for number, _ in step.refused}
+        numbers = [n for n in self.order_M[self.position : step.next].tolist() if n not in refused]
+        assert len(numbers) == table.num_rows, f"{path}: the journal does not fit"
+        for number, key, sha256 in zip(numbers, table["key"].to_pylist(), table["image_sha256"].to_pylist()):
+            self.seen.refusal(number, key, sha256)
+        self.result.packed[step.split] += table.num_rows
+        self.result.with_person += pc.sum(pc.greater(pc.list_value_length(table["persons"]), 0)).as_py()
+        self.result.rejected += [rejected for _, rejected in step.refused]
+        self.position = step.next
+
+
+def write_rejected(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rejected.parquet."""
+    with atomic_path(folder / "rejected.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=REJECTED), temporary)

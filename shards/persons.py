@@ -7,7 +7,7 @@ fork, so a packer's worker calls `make_detector` itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -85,7 +85,8 @@ class PersonDetector(Protocol):
 class NoDetector:
     """Finds nobody: for sources that bring their own persons, and for packing without onnxruntime."""
 
-    name: str = "none"
+    def __init__(self, name: str = "none") -> None:
+        self.name = name
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -95,28 +96,27 @@ class NoDetector:
         return [[] for _ in pictures]
 
 
-def _make_none(threads: int) -> PersonDetector:
-    return NoDetector()
-
-
-def _make_nanodet(threads: int) -> PersonDetector:
-    from shards.nanodet import NanoDet  # here, because that module imports Person from this one
-
-    return NanoDet(threads=threads)
-
-
-_MAKERS: dict[str, Callable[[int], PersonDetector]] = {"nanodet": _make_nanodet, "none": _make_none}
-
-
 def make_detector(spec: str, *, threads: int = 1) -> PersonDetector:
     """The detector that `--persons SPEC` names, running on `threads` CPU threads.
 
-    Raises UserError for an unknown name or a count of threads below 1, and where the detector's package
-    is not installed.
+    Raises UserError for an unknown name or a count of threads below 1, where the detector's package is not
+    installed, and for a FILE that is no detector.
     """
-    maker = _MAKERS.get(spec)
-    if maker is None:
-        raise UserError(f"--persons {spec!r} is no person detector; valid: {', '.join(_MAKERS)}")
+    kind, _, file = spec.partition(":")
+    if spec not in ("nanodet", "source", "none") and not (kind == "onnx" and file):
+        raise UserError(
+            f"--persons {spec!r} is no person detector; valid: nanodet, onnx:FILE (a YOLO-type export), "
+            "source (only the boxes that the source brings), none"
+        )
     if threads < 1:
         raise UserError(f"threads={threads} of the person detector is below 1; try 1")
-    return maker(threads)
+    # Imported here, because these modules import Person from this one.
+    if kind == "nanodet":
+        from shards.nanodet import NanoDet
+
+        return NanoDet(threads=threads)
+    if kind == "onnx":
+        from shards.yolo import YoloOnnx
+
+        return YoloOnnx(file, threads=threads)
+    return NoDetector(spec)

@@ -22,15 +22,24 @@ class BadPicture(ValueError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A fully decoded picture."""
+    """A picture that was looked at."""
 
-    rgb_HW3: np.ndarray
-    """uint8, upright, on white where it was transparent."""
     extension: str
+    width: int
+    """Pixels, of the upright picture."""
+    height: int
+    rgb_HW3: np.ndarray | None = None
+    """uint8, upright, on white where it was transparent; smaller than the picture where the caller allowed it.
+    None where nobody asked for pixels."""
 
 
-def decode(data: bytes) -> Decoded:
-    """Decodes every pixel (a header check alone accepts half a file).
+def inspect(data: bytes, *, check: str = "decode", pixels_side: int | None = None) -> Decoded:
+    """Checks a picture, and decodes it where its pixels are wanted.
+
+    `check` "decode" reads all of its compressed data (a header check alone accepts half a file); a JPEG is then
+    decoded at an eighth of its size where no pixels are wanted: that goes through every bit of its entropy-coded
+    data, which is where damage shows, and leaves out most of the arithmetic. "header" trusts the header.
+    `pixels_side` asks for pixels; a JPEG may then come at a half, a quarter or an eighth, with no side below it.
 
     Raises:
         BadPicture: reasons `empty`, `format`, `too_large` or `corrupt`.
@@ -42,17 +51,46 @@ def decode(data: bytes) -> Decoded:
             if image.format not in EXTENSIONS:
                 raise BadPicture("format", f"{image.format} is not one of {', '.join(EXTENSIONS)}")
             extension = EXTENSIONS[image.format]
-            if image.width * image.height > MAX_PIXELS:
-                raise BadPicture("too_large", f"{image.width} x {image.height} pixels, limit {MAX_PIXELS}")
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadPicture("too_large", f"{width} x {height} pixels, limit {MAX_PIXELS}")
+            if check == "header" and pixels_side is None:
+                turned = is_turned(image)
+                return Decoded(extension, *((height, width) if turned else (width, height)))
+            if extension == "jpg":
+                image.draft(None, (pixels_side or 1, pixels_side or 1))
             image.load()
-            rgb = on_background(upright(image), (255, 255, 255))
+            turned = is_turned(image)
+            rgb = None
+            if pixels_side is not None:
+                rgb = np.asarray(on_background(upright(image), (255, 255, 255)))
     except BadPicture:
         raise
     except Image.DecompressionBombError as error:
         raise BadPicture("too_large", str(error)) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged data
         raise BadPicture("corrupt", explain(error)) from None
-    return Decoded(np.asarray(rgb), extension)
+    return Decoded(extension, *((height, width) if turned else (width, height)), rgb)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF's orientation swaps width and height."""
+    if not image.info.get("exif"):
+        return False
+    exif = Image.Exif()
+    exif.load(image.info["exif"])
+    return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The whole picture as H×W×3 uint8 RGB, upright, on white where it was transparent.
+
+    Raises:
+        BadPicture: as `inspect` does.
+    """
+    rgb = inspect(data, pixels_side=MAX_PIXELS).rgb_HW3
+    assert rgb is not None
+    return rgb
 
 
 def explain(error: Exception) -> str:

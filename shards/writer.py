@@ -1,17 +1,35 @@
 """Samples into tar shards: fixed bytes, a new shard when one is full, each published only when whole."""
 
-import io
+import hashlib
 import os
 import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.format import Sample
-from shards.index import Location, index_path, index_row, rows_sha256, write_index
+from shards.index import index_fields, index_path, rows_sha256, write_index
 from shards.manifest import ShardEntry
 from uniemox_dist.runtime.files import fsync_dir, sha256_file
 
-BLOCK = 512
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample ready to be written: its tar members, and what the index says of it besides places."""
+
+    data: bytes | memoryview
+    image_length: int
+    fields: dict[str, Any]
+
+
+def encode(sample: Sample) -> Encoded:
+    """A sample's tar members, one after the other."""
+    data = b"".join(part for name, content in sample.members() for part in _member(name, content))
+    return Encoded(data, len(sample.image), index_fields(sample))
 
 
 class ShardWriter:
@@ -19,39 +37,67 @@ class ShardWriter:
 
     A shard is written under a temporary name, fsynced, and renamed after its index: a tar that has its name
     is complete. None is larger than `shard_bytes` unless a single sample is. Tars hold no times, owners or
-    extended headers, so that equal samples give equal bytes.
+    extended headers, so that equal samples give equal bytes. `finished` is called after each shard.
     """
 
-    def __init__(self, folder: Path, *, shard_bytes: int, shard_samples: int, prefix: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shard_bytes: int,
+        shard_samples: int,
+        prefix: str = "",
+        entries: list[ShardEntry] | None = None,
+        finished: Callable[[ShardEntry], Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.shard_bytes = shard_bytes
         self.shard_samples = shard_samples
         self.prefix = prefix
-        self.entries: list[ShardEntry] = []
+        self.entries = entries or []
+        """Shards that are whole; an interrupted pack goes on behind those that it left."""
+        self.finished = finished
         self._file: BinaryIO | None = None
+        self._end = 0
+        self._digest = hashlib.sha256()
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, sample: Sample) -> None:
         """Appends a sample, beginning a new shard when this one would grow beyond its size or count."""
-        data = b"".join(_member(name, content) for name, content in sample.members())
+        self.append(encode(sample))
+
+    def append(self, sample: Encoded) -> None:
+        """`add`, for a sample that was encoded elsewhere."""
+        length = len(sample.data)
         if self._file is not None and (
-            _finished_bytes(self._file.tell() + len(data)) > self.shard_bytes
-            or len(self._rows) >= self.shard_samples
+            _finished_bytes(self._end + length) > self.shard_bytes or len(self._rows) >= self.shard_samples
         ):
             self._finish()
         if self._file is None:
-            self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by _finish)
-        offset = self._file.tell()
-        location = Location(offset, len(data), offset + BLOCK, len(sample.image))
-        self._file.write(data)
-        self._rows.append(index_row(sample, location))
+            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by _finish)
+            self._end, self._digest = 0, hashlib.sha256()
+        places = {
+            "sample_offset": self._end,
+            "sample_length": length,
+            "image_offset": self._end + BLOCK,
+            "image_length": sample.image_length,
+        }
+        self._write(sample.data)
+        self._rows.append({"key": sample.fields["key"], **places, **sample.fields})
 
     def close(self) -> list[ShardEntry]:
         """Finishes the last shard and returns all of them."""
         if self._file is not None:
             self._finish()
         return self.entries
+
+    def abandon(self) -> None:
+        """Leaves the shard that is not whole; those before it stay."""
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+            self._file = None
 
     @property
     def _name(self) -> str:
@@ -61,11 +107,17 @@ class ShardWriter:
     def _temporary(self) -> Path:
         return self.folder / f".{self._name}.tmp"
 
+    def _write(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._digest.update(data)
+        self._end += len(data)
+        rest = memoryview(data)
+        while rest:  # an unbuffered write may take a part only
+            rest = rest[self._file.write(rest) :]
+
     def _finish(self) -> None:
         assert self._file is not None
-        end = self._file.tell()
-        self._file.write(bytes(_finished_bytes(end) - end))
-        self._file.flush()
+        self._write(bytes(_finished_bytes(self._end) - self._end))
         os.fsync(self._file.fileno())
         self._file.close()
         index = index_path(self.folder, self._name)
@@ -73,17 +125,18 @@ class ShardWriter:
         final = self.folder / self._name
         os.replace(self._temporary, final)
         fsync_dir(self.folder)
-        self.entries.append(
-            ShardEntry(
-                name=final.name,
-                samples=len(self._rows),
-                bytes=final.stat().st_size,
-                sha256=sha256_file(final),
-                index_sha256=sha256_file(index),
-                rows_sha256=rows_sha256(self._rows),
-            )
+        entry = ShardEntry(
+            name=final.name,
+            samples=len(self._rows),
+            bytes=self._end,
+            sha256=self._digest.hexdigest(),
+            index_sha256=sha256_file(index),
+            rows_sha256=rows_sha256(self._rows),
         )
         self._file, self._rows = None, []
+        self.entries.append(entry)
+        if self.finished is not None:
+            self.finished(entry)
 
 
 def _finished_bytes(end: int) -> int:
@@ -92,12 +145,31 @@ def _finished_bytes(end: int) -> int:
     return end + -end % tarfile.RECORDSIZE
 
 
-def _member(name: str, content: bytes) -> bytes:
-    """Header, content and padding of one tar member, in the plain ustar form with fixed fields."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = len(content), 0o644, 0
-    buffer = io.BytesIO()
-    buffer.write(info.tobuf(tarfile.USTAR_FORMAT))
-    buffer.write(content)
-    buffer.write(bytes(-len(content) % BLOCK))
-    return buffer.getvalue()
+def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Header, content and padding of one tar member."""
+    return _header(name, len(content)), content, bytes(-len(content) % BLOCK)
+
+
+def _header(name: str, size: int) -> bytes:
+    """A header in the plain ustar form with fixed fields (tarfile needs ten times as long for the same bytes).
+
+    Its checksum is the sum of all bytes, with blanks in the checksum's own place.
+    """
+    template, total = _template()
+    varied = name.encode("ascii")
+    length = f"{size:011o}".encode()
+    checksum = total + sum(varied) + sum(length)
+    return b"".join(
+        (varied, template[len(varied) : 124], length, template[135:148], b"%06o\0" % checksum, template[155:])
+    )
+
+
+@lru_cache(maxsize=1)
+def _template() -> tuple[bytes, int]:
+    """A header without name, size and checksum, and the sum of its bytes."""
+    info = tarfile.TarInfo("")
+    info.mode, info.mtime = 0o644, 0
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[124:135] = bytes(11)
+    header[148:156] = b" " * 8
+    return bytes(header), sum(header)

@@ -1,148 +1,209 @@
 """Tables: Parquet or CSV with one row per picture.
 
-Columns: `image` (bytes, or a struct with `bytes`) or `path` (relative to the table), and optionally `key`,
-`caption` (text or a list), `label`, `split`; every other column becomes an attribute. In a CSV these are
-texts (`007` stays `007`), and `image` is a path. An empty text is a missing one.
+SOURCE is a file, a folder of `.parquet` files, or a pattern with `*`. Columns: `image` (bytes, or a struct
+with `bytes`) or `path` (relative to the table), and optionally `key`, `caption` (text or a list), `label`,
+`split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an attribute. In
+a CSV all values are texts (`007` stays `007`), and `image` is a path. An empty text is a missing one.
 """
 
 import base64
+import csv
 import datetime
+import json
 import math
-import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from glob import has_magic
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from shards.sources import Record, SourceOptions
+from shards.persons import Person
+from shards.sources import Cell, Image, Record, SourceOptions
+from shards.storage import Place, place
 from uniemox_dist.runtime.errors import UserError
 
-KNOWN = ("image", "path", "key", "caption", "label", "split")
+KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
 SHIPPED = {"shipped:fluent_emoji": "fluent_emoji.parquet"}
-PIECE_BYTES = 256 << 20
-"""Row groups are read and shuffled together up to this size (one at least)."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the rows in a seeded order: row groups are shuffled, then the rows of as many as fit in memory."""
-    path = _locate(source)
-    names = {name: options.columns.get(name, name) for name in KNOWN}
+    """Yields the rows, file by file."""
     for unknown in sorted(set(options.columns) - set(KNOWN)):
         raise UserError(
             f"--column {unknown}=…: not a column that packing knows; valid are {', '.join(KNOWN)}"
         )
-    for numbers, table in _pieces(path, names, options):
-        order = list(range(table.num_rows))
-        random.Random(f"{options.seed}/{numbers[0]}").shuffle(order)
-        for row in order:
-            values = {name: column[row].as_py() for name, column in zip(table.column_names, table.columns)}
-            yield _record(values, names, numbers[row], path)
+    names = {name: options.columns.get(name, name) for name in KNOWN}
+    for path in _locate(source):
+        yield from (_csv if path.suffix.lower() in (".csv", ".tsv") else _parquet)(path, names)
 
 
-def _locate(source: str) -> Path:
+def _locate(source: str) -> list[Place]:
     if source in SHIPPED:
-        return Path(str(resources.files("shards") / "demo" / SHIPPED[source]))
-    path = Path(source)
-    if not path.is_file():
+        return [Path(str(resources.files("shards") / "demo" / SHIPPED[source]))]
+    if has_magic(source):
+        folder, _, pattern = source.rpartition("/")
+        found = sorted(place(folder or ".", "SOURCE").glob(pattern), key=str)
+    else:
+        root = place(source, "SOURCE")
+        found = [root] if root.is_file() else sorted(root.glob("*.parquet"), key=str) if root.is_dir() else []
+    if not found:
         raise UserError(
-            f"SOURCE={source}: no such table; give a .parquet or .csv file, or {', '.join(SHIPPED)}"
+            f"SOURCE={source}: no such table; give a .parquet or .csv file, a folder of .parquet files, or "
+            f"{', '.join(SHIPPED)}"
         )
-    return path
+    return found
 
 
-def _pieces(
-    path: Path, names: dict[str, str], options: SourceOptions
-) -> Iterator[tuple[list[int], pa.Table]]:
-    """(row numbers, rows) of pieces that fit in memory. Tables are often sorted by label: a piece is several row
-    groups from all over the table, so that neighbours in a shard are not neighbours there."""
+def _parquet(path: Place, names: dict[str, str]) -> Iterator[Record]:
     try:
-        if path.suffix.lower() == ".csv":
-            table = pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types={column: pa.string() for column in names.values()}
-                ),
-            )
-            _check_columns(table.column_names, names, path)
-            if table.num_rows:
-                yield list(range(table.num_rows)), table
-            return
-        with pq.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow.names, names, path)
-            counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            starts = [sum(counts[:i]) for i in range(len(counts))]
-            order = list(range(len(counts)))
-            random.Random(f"{options.seed}").shuffle(order)
-            while order:
-                groups: list[int] = []
-                size = 0
-                while order and (not groups or size < PIECE_BYTES):
-                    groups.append(order.pop())
-                    size += file.metadata.row_group(groups[-1]).total_byte_size
-                numbers = [starts[g] + i for g in groups for i in range(counts[g])]
-                if numbers:
-                    yield numbers, file.read_row_groups(groups)
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+            schema = file.schema_arrow
+            _check_columns(schema.names, names, path)
+            pictures = [n for n in (names["image"], names["path"]) if n in schema.names]
+            kinds = {n: _kind(schema.field(n).type, n, path) for n in pictures}
+            inline = [n for n in pictures if kinds[n] == "bytes"]
+            others = [n for n in schema.names if n not in inline]
+            first = 0
+            for group in range(file.num_row_groups):
+                metadata = file.metadata.row_group(group)
+                size = _column_bytes(metadata, inline) // max(1, metadata.num_rows)
+                for row, values in enumerate(_rows(file, group, metadata.num_rows, others)):
+                    image: Image = b""
+                    if inline:
+                        image = Cell(str(path), inline[0], group, row)
+                    elif text := next((values[n] for n in pictures if values.get(n)), None):
+                        image = _beside(path, text)
+                    yield _record(values, names, f"{path.name}#{first + row}", image, size or None)
+                first += metadata.num_rows
     except pa.ArrowInvalid as error:
         raise UserError(f"SOURCE={path}: not a readable table: {str(error).splitlines()[0]}") from None
 
 
-def _check_columns(present: list[str], names: dict[str, str], path: Path) -> None:
+def _rows(file: pq.ParquetFile, group: int, count: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """A row group without its pictures: those are fetched later, in the order of packing."""
+    if not columns:
+        yield from ({} for _ in range(count))
+        return
+    for batch in file.iter_batches(4096, row_groups=[group], columns=columns):
+        yield from batch.to_pylist()
+
+
+def _csv(path: Place, names: dict[str, str]) -> Iterator[Record]:
+    csv.field_size_limit(1 << 24)
+    try:
+        with path.open("r", encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            header = next(lines, [])
+            _check_columns(header, names, path)
+            for row, cells in enumerate(lines):
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise UserError(
+                        f"SOURCE={path}: line {lines.line_num} has {len(cells)} values where the header has "
+                        f"{len(header)}; mend its commas or quotes"
+                    )
+                values: dict[str, Any] = dict(zip(header, cells))
+                text = values.get(names["image"]) or values.get(names["path"])
+                image: Image = _beside(path, text) if text else b""
+                yield _record(values, names, f"{path.name}#{row}", image, None)
+    except csv.Error as error:
+        raise UserError(
+            f"SOURCE={path}: not a readable table: line {lines.line_num}: {error}; mend its quotes"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"SOURCE={path}: not UTF-8 text ({error.reason}); convert it") from None
+
+
+def _kind(kind: pa.DataType, name: str, path: Place) -> str:
+    """`bytes` where a column holds pictures (a struct of Hugging Face's may hold paths, too), `path` for texts."""
+    if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "bytes"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+        return "path"
+    raise UserError(
+        f"SOURCE={path}: the column {name!r} holds {kind}, not pictures or paths; name another with "
+        f"--column image=NAME"
+    )
+
+
+def _column_bytes(metadata: Any, names: list[str]) -> int:
+    columns = [metadata.column(i) for i in range(metadata.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+
+
+def _check_columns(present: list[str], names: dict[str, str], path: Place) -> None:
     if names["image"] not in present and names["path"] not in present:
         raise UserError(
             f"SOURCE={path}: has neither the column {names['image']!r} (picture bytes) nor {names['path']!r} "
             f"(picture file); its columns are {', '.join(present)}; name one with --column image=NAME"
         )
+    for ours, theirs in names.items():
+        if ours != theirs and theirs not in present:
+            raise UserError(
+                f"--column {ours}={theirs}: {path} has no such column; its columns are {', '.join(present)}"
+            )
 
 
-def _record(values: dict[str, Any], names: dict[str, str], row: int, path: Path) -> Record:
-    known = {name: values.pop(column, None) for name, column in names.items()}
+def _record(
+    values: dict[str, Any], names: dict[str, str], name: str, image: Image, size: int | None
+) -> Record:
+    known = {ours: values.pop(theirs, None) for ours, theirs in names.items()}
     caption = known["caption"]
     captions = caption if isinstance(caption, list) else [caption]
-    attributes = {name: _plain(value) for name, value in values.items()}
+    attributes = {name: plain(value) for name, value in values.items()}
+    name = _text(known["key"]) or name
+    try:
+        persons = _persons(known["persons"])
+    except (ValueError, KeyError, TypeError) as error:
+        return Record(name, image, refused=("annotation", f"the column {names['persons']!r}: {error}"))
     return Record(
-        name=_text(known["key"]) or f"{path.name}#{row}",
-        image=_image(known, names, path),
+        name=name,
+        image=image,
         captions=tuple(str(c) for c in captions if c),
         label=_text(known["label"]),
         attributes={name: value for name, value in attributes.items() if value not in (None, "")},
         split=_text(known["split"]),
+        persons=persons,
+        size=size,
     )
 
 
-def _image(known: dict[str, Any], names: dict[str, str], path: Path) -> bytes | str:
-    """The picture's bytes, or its path (from the table's folder); no bytes where both are missing."""
-    for name in ("image", "path"):
-        value = known[name]
-        if isinstance(value, dict):  # the struct of Hugging Face's image columns
-            value = value.get("bytes") or value.get("path")
-        if not value:
-            continue
-        if isinstance(value, str):
-            return str(path.parent / value)
-        if not isinstance(value, bytes):
-            raise UserError(
-                f"SOURCE={path}: the column {names[name]!r} holds {type(value).__name__}, not pictures or "
-                f"paths; name another with --column {name}=NAME"
-            )
-        return value
-    return b""
+def _persons(value: Any) -> tuple[Person, ...] | None:
+    """The column `persons`: a list of structs, or the same as JSON text."""
+    entries = json.loads(value) if isinstance(value, str) and value else value
+    if not entries:
+        return None
+    persons = []
+    for entry in entries:
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"holds {type(entry).__name__} where a box, score and labels are expected")
+        labels = entry.get("labels") or {}
+        labels = json.loads(labels) if isinstance(labels, str) else labels
+        persons.append(
+            Person.from_json({"box": entry["box"], "score": entry.get("score", 1.0), "labels": labels})
+        )
+    return tuple(persons)
+
+
+def _beside(path: Place, text: str) -> str:
+    """A path as a table states it: absolute, a URL, or from the table's folder."""
+    return text if "://" in text else str(path.parent / text)
 
 
 def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it: times in ISO 8601, NaN as null, bytes in base64, and text for the rest."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -25,10 +25,11 @@ MEMO = 200_000
 
 
 def cache_folder(reader: ShardReader, teacher_id: str, fallback: Path) -> Path:
-    """Where the cache of a data set lies: beside its shards, or below `fallback` if that cannot be written."""
-    beside = reader.folder / "cache" / teacher_id
-    if beside.is_dir() or os.access(reader.folder, os.W_OK):
-        return beside
+    """Where the cache of a data set lies: beside its shards, or below `fallback` if those are remote or read-only."""
+    if reader.is_local:
+        beside = reader.folder / "cache" / teacher_id
+        if beside.is_dir() or os.access(reader.folder, os.W_OK):
+            return beside
     return fallback / reader.manifest.identity[:16] / teacher_id
 
 

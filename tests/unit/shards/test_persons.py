@@ -17,6 +17,7 @@ from skimage import data
 
 from shards import nanodet, persons
 from shards.nanodet import NanoDet
+from shards.onnx_session import suppress
 from shards.persons import NoDetector, Person, PersonDetector, make_detector
 from uniemox_dist.runtime.errors import UserError
 
@@ -116,11 +117,34 @@ def test_what_is_found_does_not_depend_on_batch_mates_or_threads(detector: Perso
     assert detector.detect([]) == []
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
+def test_a_picture_gives_the_same_bits_alone_and_in_a_batch_of_any_size(
+    detector: PersonDetector, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Shards are to be byte-identical wherever the packer's chunks are cut.
+    pictures = [picture_of(name)[shift:] for shift in (0, 40) for name in ("astronaut", "camera", "coffee")]
+    alone = [detector.detect([picture])[0] for picture in pictures]
+    monkeypatch.setattr(nanodet, "BATCH", batch)
+    batched = NanoDet()
+    assert batched.detect(pictures) == alone
+
+    assert isinstance(detector, NanoDet)
+    names = nanodet.SCORE_OUTPUTS + nanodet.BIN_OUTPUTS
+    x = np.empty((batch, 3, 416, 416), np.float32)
+    for x_CHW, picture in zip(x, pictures):
+        nanodet.preprocess(picture, out=x_CHW)
+    together = detector._session.run(names, {"input_1": x[: len(pictures)]})
+    single = detector._session.run(names, {"input_1": x[:1]})
+    for several, one in zip(together, single):
+        np.testing.assert_array_equal(several[:1], one)
+
+
 def test_preprocessing_is_bgr_standardised_and_channels_first() -> None:
-    x = nanodet.preprocess(np.full((10, 20, 3), (255, 128, 0), np.uint8))
-    assert (x.shape, x.dtype, x.flags.c_contiguous) == ((1, 3, 416, 416), np.float32, True)
+    x = np.empty((3, 416, 416), np.float32)
+    nanodet.preprocess(np.full((10, 20, 3), (255, 128, 0), np.uint8), out=x)
     expected = [(0 - 103.53) / 57.375, (128 - 116.28) / 57.12, (255 - 123.675) / 58.395]
-    np.testing.assert_allclose(x[0, :, 7, 300], expected, rtol=1e-5)
+    np.testing.assert_allclose(x[:, 7, 300], expected, rtol=1e-5)
+    np.testing.assert_array_equal(x, np.broadcast_to(x[:, 7:8, 300:301], x.shape))
 
 
 class FakeSession:
@@ -179,10 +203,10 @@ def test_suppression_keeps_the_best_of_each_overlapping_pair() -> None:
     boxes, scores = np.array([first, second, third, far, far]), np.array([0.9, 0.8, 0.95, 0.7, 0.7])
     # The third beats the first (IoU 0.12 / 0.16 = 0.75); the second then meets the third at 0.08 / 0.20 = 0.4
     # and stays, though it meets the first at 0.12 / 0.20 = 0.6; of the two equals the earlier one stays.
-    assert nanodet.suppress(boxes, scores, 0.6) == [2, 1, 3]
-    assert nanodet.suppress(boxes[:2], scores[:2], 0.61) == [0, 1]
-    assert nanodet.suppress(boxes[:2], scores[:2], 0.59) == [0]
-    assert nanodet.suppress(np.zeros((0, 4)), np.zeros(0), 0.6) == []
+    assert suppress(boxes, scores, 0.6) == [2, 1, 3]
+    assert suppress(boxes[:2], scores[:2], 0.61) == [0, 1]
+    assert suppress(boxes[:2], scores[:2], 0.59) == [0]
+    assert suppress(np.zeros((0, 4)), np.zeros(0), 0.6) == []
 
 
 def test_a_person_is_clipped_rounded_and_survives_json() -> None:
@@ -204,18 +228,21 @@ def test_a_person_without_a_proper_box_or_score_is_refused(box: tuple, score: fl
         Person(box, score)
 
 
-def test_none_finds_nobody() -> None:
-    nobody = make_detector("none")
+@pytest.mark.parametrize("spec", ["none", "source"])
+def test_none_and_source_find_nobody(spec: str) -> None:
+    nobody = make_detector(spec)
     assert isinstance(nobody, NoDetector)
-    assert nobody.identity == {"name": "none"}
+    assert nobody.name == spec
+    assert nobody.identity == {"name": spec}
     assert nobody.detect([picture_of("astronaut")] * 2) == [[], []]
 
 
-@pytest.mark.parametrize("spec", ["yolo", "", "NanoDet", "onnx:model.onnx"])
+@pytest.mark.parametrize("spec", ["yolo", "", "NanoDet", "onnx", "onnx:", "nanodet:x"])
 def test_an_unknown_detector_is_a_user_error_that_lists_the_valid_ones(spec: str) -> None:
     with pytest.raises(UserError) as caught:
         make_detector(spec)
-    assert str(caught.value) == f"--persons {spec!r} is no person detector; valid: nanodet, none"
+    valid = "nanodet, onnx:FILE (a YOLO-type export), source (only the boxes that the source brings), none"
+    assert str(caught.value) == f"--persons {spec!r} is no person detector; valid: {valid}"
 
 
 def test_a_missing_onnxruntime_is_a_user_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +267,6 @@ def test_the_identity_names_the_shipped_file_and_the_thresholds(detector: Person
 
 
 def test_importing_the_detectors_needs_neither_onnxruntime_nor_torch() -> None:
-    code = "import sys, shards.persons, shards.nanodet; print({'onnxruntime', 'torch'} & set(sys.modules))"
+    code = "import sys, shards.persons, shards.nanodet, shards.yolo; print({'onnxruntime', 'torch'} & set(sys.modules))"
     output = subprocess.check_output([sys.executable, "-c", code], cwd=SHARDS.parent, text=True)
     assert output.strip() == "set()"

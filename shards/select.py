@@ -1,0 +1,149 @@
+"""Subsets without copying pictures: tars are linked, and their indexes say which samples belong."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards.expressions import apply_filter
+from shards.index import index_path, read_index, rows_sha256, write_index
+from shards.links import link, publishing
+from shards.manifest import Manifest, ShardEntry, read_manifest
+from shards.presets import cut, draw64
+from shards.storage import read_range
+from shards.writer import BLOCK, Encoded, ShardWriter
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import sha256_file
+
+COPY_BYTES, COPY_SAMPLES = 256_000_000, 10_000
+"""Of a shard that `copy` writes, at most: what `shards pack` takes by default."""
+Chooser = Callable[[pa.Table], np.ndarray]
+"""Of the rows of an index: bool, whether each belongs to the subset."""
+
+
+def select(
+    folder: Path,
+    out: Path,
+    *,
+    labels: tuple[str, ...] = (),
+    filter_text: str | None = None,
+    copy: bool = False,
+) -> Manifest:
+    """The samples of a data set with one of some labels and for which a filter holds, as a data set of its own.
+
+    With `copy` the pictures are written into new tars, so that readers that know no index see the subset, too.
+
+    Raises:
+        UserError: if nothing is left, a label occurs nowhere, the filter is none, or `out` exists.
+    """
+    manifest = read_manifest(folder, "DIR")
+    known = _labels(folder, manifest) if labels else {}
+    for label in labels:
+        if label not in known:
+            some = ", ".join(sorted(map(str, known))[:12])
+            raise UserError(f"--label={label}: no sample of {folder} has it; its labels are {some}")
+
+    def chosen(table: pa.Table) -> np.ndarray:
+        keep_R = np.ones(table.num_rows, bool)
+        if labels:
+            keep_R &= np.array([label in labels for label in table["label"].to_pylist()], bool)
+        if filter_text is not None:
+            keep_R &= np.asarray(apply_filter(table, filter_text).to_numpy(zero_copy_only=False), bool)
+        return keep_R
+
+    why = {"labels": list(labels), "filter": filter_text}
+    with publishing(out) as partial:
+        subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
+        if subset is None:
+            raise UserError(f"DIR={folder}: no sample is left by {_words(labels, filter_text)}; ask for less")
+    return subset
+
+
+def split(
+    folder: Path, out: Path, shares: dict[str, float], *, seed: int = 0, copy: bool = False
+) -> dict[str, Manifest]:
+    """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys.
+
+    Raises:
+        UserError: if a split would be empty, or `out` exists.
+    """
+    manifest = read_manifest(folder, "DIR")
+    codes: dict[str | None, int] = {}
+    strata: list[int] = []
+    draws: list[int] = []
+    for entry in manifest.shards:
+        table = read_index(index_path(folder, entry.name), ["key", "label"])
+        strata += [codes.setdefault(label, len(codes)) for label in table["label"].to_pylist()]
+        draws += [draw64(seed, key) for key in table["key"].to_pylist()]
+    share_N = cut(np.array(strata), np.array(draws, np.uint64), shares)
+    made: dict[str, Manifest] = {}
+    with publishing(out) as partial:
+        for number, name in enumerate(shares):
+            rows = iter(np.split(share_N == number, np.cumsum([entry.samples for entry in manifest.shards])))
+            why = {"split": {"shares": shares, "seed": seed, "name": name}}
+            subset = _subset(folder, manifest, partial / name, lambda _, rows=rows: next(rows), why, copy)
+            if subset is None:
+                raise UserError(
+                    f"--shares {name}={shares[name]}: no sample falls into it; give it a larger share"
+                )
+            made[name] = subset
+    return made
+
+
+def _subset(
+    folder: Path, manifest: Manifest, target: Path, chooser: Chooser, why: dict[str, Any], copy: bool
+) -> Manifest | None:
+    """Writes the chosen samples as a data set into `target`; None if there are none."""
+    entries: list[ShardEntry] = []
+    writer = ShardWriter(target, shard_bytes=COPY_BYTES, shard_samples=COPY_SAMPLES) if copy else None
+    for entry in manifest.shards:
+        table = read_index(index_path(folder, entry.name))
+        keep_R = chooser(table)
+        if not keep_R.any():
+            continue
+        rows = table.filter(pa.array(keep_R)).to_pylist()
+        if writer is not None:
+            _copy(folder / entry.name, rows, writer)
+            continue
+        link(folder / entry.name, target / entry.name)
+        if len(rows) == entry.samples:
+            link(index_path(folder, entry.name), index_path(target, entry.name))
+            entries.append(entry)
+            continue
+        index = index_path(target, entry.name)
+        write_index(index, rows)
+        sums = {"index_sha256": sha256_file(index), "rows_sha256": rows_sha256(rows)}
+        entries.append(replace(entry, samples=len(rows), **sums))
+    if writer is not None:
+        entries = writer.close()
+    if not entries:
+        return None
+    subset = Manifest(tuple(entries), {**manifest.provenance, **why, "of": manifest.identity})
+    subset.write(target)
+    return subset
+
+
+def _copy(tar: Path, rows: list[dict[str, Any]], writer: ShardWriter) -> None:
+    for row in rows:
+        if row["image_offset"] != row["sample_offset"] + BLOCK:
+            raise UserError(
+                f"--copy: {tar} was not written by `shards pack`; copy it with `uniemox shards pack --layout wds`"
+            )
+        data = read_range(tar, row["sample_offset"], row["sample_length"])
+        fields = {k: v for k, v in row.items() if not k.endswith(("_offset", "_length"))}
+        writer.append(Encoded(data, row["image_length"], fields))
+
+
+def _labels(folder: Path, manifest: Manifest) -> set[str | None]:
+    found: set[str | None] = set()
+    for entry in manifest.shards:
+        found.update(read_index(index_path(folder, entry.name), ["label"])["label"].unique().to_pylist())
+    return found
+
+
+def _words(labels: tuple[str, ...], filter_text: str | None) -> str:
+    parts = [f"--label {label}" for label in labels] + ([f"--filter {filter_text!r}"] if filter_text else [])
+    return " and ".join(parts) or "no condition"

@@ -1,0 +1,71 @@
+"""What a user asks of a pack: the settings that decide its bytes."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shards.prepare import Filters
+from shards.reencode import Shrink
+from uniemox_dist.runtime.errors import UserError
+
+CHECKS = ("decode", "header")
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Stands in the manifest's provenance, so that a data set tells how it was made."""
+
+    source: str
+    layout: str = "table"
+    persons: str = "nanodet"
+    shard_mb: float = 256.0
+    shard_samples: int = 10_000
+    seed: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
+    preset: str | None = None
+    captions: str | None = None
+    """Templates: None (given captions pass unchanged), "shipped", or a YAML file."""
+    check: str = "decode"
+    """"decode" goes through every picture's data, "header" trusts its header."""
+    shrink: Shrink = field(default_factory=Shrink)
+    filters: Filters = field(default_factory=Filters)
+    keep_labels: tuple[str, ...] = ()
+    """Labels that are packed; none: all."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what cannot be meant."""
+        if self.shard_mb <= 0:
+            raise UserError(f"--shard-size={self.shard_mb}: give a positive number of MB")
+        if self.check not in CHECKS:
+            raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
+        if not 1 <= self.shrink.quality <= 100:
+            raise UserError(f"--quality={self.shrink.quality}: give 1 to 100")
+        if self.filters.aspect is not None and self.filters.aspect < 1:
+            raise UserError(f"--keep-aspect={self.filters.aspect}: longer over shorter side is 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {
+            **asdict(self),
+            "keep_labels": list(self.keep_labels),
+            "filters": _lists(asdict(self.filters)),
+        }
+
+
+def _lists(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`I/N` as (I, N) with I from 1 to N; 0/N is N/N, so that counting from 0 covers the same parts.
+
+    Raises:
+        UserError: for anything else.
+    """
+    first, _, second = text.partition("/")
+    if (
+        not (first.isdecimal() and second.isdecimal())
+        or not 0 <= int(first) <= int(second)
+        or int(second) < 1
+    ):
+        raise UserError(f"--part={text}: expected I/N with I from 1 to N, such as 3/8")
+    return int(first) or int(second), int(second)

@@ -1,0 +1,179 @@
+"""COCO captions: a JSON of captions per split, pictures in a folder of the same name.
+
+    SOURCE/annotations/captions_train2017.json     also instances_train2017.json for person boxes
+    SOURCE/annotations/captions_val2017.json
+    SOURCE/train2017/000000000009.jpg              or SOURCE/images/train2017/…
+    SOURCE/val2017/000000000139.jpg
+
+SOURCE may also be one captions_*.json; its pictures then lie in a folder as above, or beside it, or in
+`images/` beside it. One record per picture with all its captions. Person boxes are read only on request
+(`--persons source`): the instances file of one split has 450 MB.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.persons import Person
+from shards.sources import Record, SourceOptions
+from shards.storage import Place, place
+from uniemox_dist.runtime.errors import UserError
+
+CAPTIONS = re.compile(r"captions_(?P<part>(?P<split>train|val|test)(?P<year>\d*))\.json")
+_PROBES = 16  # pictures looked for to tell the picture folder
+
+
+def read(source: str, options: SourceOptions) -> Iterator[Record]:
+    """Yields the pictures by file of captions, then by picture name.
+
+    Raises:
+        UserError: no captions, a file that is no COCO JSON, captions of several years, or no instances file
+            where the source's persons are asked for.
+    """
+    for path in _caption_files(source):
+        yield from _read_part(path, options)
+
+
+def _caption_files(source: str) -> list[Place]:
+    root = place(source, "SOURCE")
+    if root.name.endswith(".json"):
+        # Absolute, because a bare file name has no parent in which pictures could be looked for.
+        return [root.absolute() if isinstance(root, Path) else root]
+    found = {path.name: path for path in (root / "annotations").glob("captions_*.json")}
+    known = {name: match for name in sorted(found) if (match := CAPTIONS.fullmatch(name))}
+    if not known:
+        raise UserError(
+            f"SOURCE={source}: holds no annotations/captions_<split><year>.json (split: train, val, test); "
+            "give the folder that holds annotations/, or one captions JSON"
+        )
+    years = sorted({match["year"] for match in known.values()})
+    if len(years) > 1:
+        # Most pictures of val2014 are in train2017: packed together, they would be in both splits.
+        raise UserError(
+            f"SOURCE={source}: annotations/ holds captions of several years ({', '.join(known)}) that share "
+            "pictures across splits; keep those of one year, or give one captions JSON"
+        )
+    return [found[name] for name in known]
+
+
+def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
+    match = CAPTIONS.fullmatch(path.name)
+    part, split = (match["part"], match["split"]) if match else ("", None)
+    content = _load(path, ("images", "annotations"))
+    images: list[dict[str, Any]] = []
+    captions: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+    try:
+        images = sorted(content["images"], key=lambda image: image["file_name"])
+        names = [str(image["file_name"]) for image in images]
+        ids = {image["id"] for image in images}
+        for entry in content["annotations"]:
+            captions[entry["image_id"]].append((int(entry["id"]), str(entry["caption"]).strip()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(path, error) from None
+    if not images:
+        raise UserError(f"{path}: lists no images; give the captions_*.json as COCO publishes it")
+    if len(ids) != len(images):
+        raise UserError(f"{path}: lists an image id twice; give the captions_*.json as COCO publishes it")
+    persons = _persons(path, images) if options.source_persons else None
+    folder = _picture_folder(path, part, names[:_PROBES])
+    for name, image in zip(names, images):
+        texts = dict.fromkeys(text for _, text in sorted(captions[image["id"]]) if text)
+        yield Record(
+            name=f"{part}/{name}" if part else name,
+            image=str(folder / name),
+            captions=tuple(texts),
+            attributes={"coco_id": image["id"]},
+            split=split,
+            persons=None if persons is None else persons[image["id"]],
+        )
+
+
+def _picture_folder(path: Place, part: str, names: list[str]) -> Place:
+    """The first folder that holds one of these pictures; the published one if none does."""
+    here = path.parent
+    folders: list[Place] = [here, here / "images", here.parent / "images"]
+    if part:
+        named: list[Place] = [
+            base / inner for base in (here.parent, here) for inner in (part, f"images/{part}")
+        ]
+        folders = named + folders
+    return next((folder for folder in folders if any((folder / n).is_file() for n in names)), folders[0])
+
+
+def _persons(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[Person, ...]]:
+    """Image id -> its persons, the largest first."""
+    where = path.parent / path.name.replace("captions_", "instances_", 1)
+    if where == path or not where.is_file():
+        raise UserError(
+            f"--persons source: {where if where != path else f'instances_* beside {path}'} is missing; "
+            "take it from COCO's annotations zip, or use another --persons"
+        )
+    sizes: dict[Any, tuple[Any, Any]] = {
+        image["id"]: (image.get("width"), image.get("height")) for image in images
+    }
+    for number, size in sizes.items():
+        if not all(isinstance(side, (int, float)) and side > 0 for side in size):
+            raise UserError(
+                f"{path}: image {number} has width and height {size[0]} and {size[1]}, by which boxes cannot "
+                "be divided; give positive numbers, or use another --persons"
+            )
+    content = _load(where, ("annotations", "categories"))
+    found: dict[Any, list[tuple[float, int, Person]]] = defaultdict(list)
+    try:
+        kinds = {entry["id"] for entry in content["categories"] if entry["name"] == "person"}
+        for entry in content["annotations"]:
+            if entry["category_id"] in kinds and not entry["iscrowd"] and entry["image_id"] in sizes:
+                person = _person(entry["bbox"], sizes[entry["image_id"]])
+                if person is not None:
+                    found[entry["image_id"]].append((-_area(entry["bbox"]), int(entry["id"]), person))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(where, error) from None
+    if not kinds:
+        raise UserError(f"{where}: has no category 'person'; give COCO's own instances file")
+    return {
+        number: tuple(person for *_, person in sorted(found[number], key=lambda item: item[:2]))
+        for number in sizes
+    }
+
+
+def _area(box: list[float]) -> float:
+    return float(box[2]) * float(box[3])
+
+
+def _person(box: list[float], size: tuple[float, float]) -> Person | None:
+    """None for a box without area within the picture."""
+    x, y, width, height = map(float, box)
+    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
+        return None
+    person = Person((x / size[0], y / size[1], (x + width) / size[0], (y + height) / size[1]), score=1.0)
+    x1, y1, x2, y2 = person.box
+    return person if x2 > x1 and y2 > y1 else None
+
+
+def _load(path: Place, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object in a file, with lists under `keys`."""
+    try:
+        content = json.loads(path.read_bytes(), object_hook=_without_outline)
+    except FileNotFoundError:
+        raise UserError(f"SOURCE: {path} is missing; give COCO's folder or one captions JSON") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error}); download it again") from None
+    for key in keys:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"{path}: has no list {key!r}; give the file as COCO publishes it")
+    return dict(content)
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    # Outlines are nearly all of an instances file: kept, they would take several GB.
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _malformed(path: Place, error: Exception) -> UserError:
+    what = f"an entry lacks {error}" if isinstance(error, KeyError) else f"an entry is malformed ({error})"
+    return UserError(f"{path}: {what}; give the file as COCO publishes it")

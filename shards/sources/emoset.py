@@ -1,0 +1,127 @@
+"""EmoSet-118K: a list of rows per split, and a JSON of attributes per picture.
+
+    SOURCE/info.json                                    {"emotion": {"label2idx": {"amusement": 0, …}}, …}
+    SOURCE/train.json, val.json, test.json              one of them at least
+    SOURCE/image/amusement/amusement_00000.jpg
+    SOURCE/annotation/amusement/amusement_00000.json    {"brightness": 0.4, "scene": "bakery/shop", …}
+
+A row is `[label, image_id, image, annotation]`, or in the older release `[label, image, annotation]`;
+`annotation` may be missing or null. `label2idx` may also stand at the top level of info.json. Labels travel
+by name: the position in a release's list says nothing about another's.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from shards.sources import Record, SourceOptions
+from shards.storage import Place, place
+from uniemox_dist.runtime.errors import UserError
+
+SPLITS = ("train", "val", "test")
+ATTRIBUTES = ("scene", "object", "facial_expression", "human_action", "brightness", "colorfulness")
+POLARITY = {
+    **dict.fromkeys(("amusement", "awe", "contentment", "excitement"), "positive"),
+    **dict.fromkeys(("anger", "disgust", "fear", "sadness"), "negative"),
+}
+
+Row = tuple[str, str, str | None]
+"""(label, image, annotation)"""
+
+
+def read(source: str, options: SourceOptions) -> Iterator[Record]:
+    """Yields the pictures by split (train, val, test), then by path.
+
+    Raises:
+        UserError: no info.json, no list of a split, or one that is not made as above.
+    """
+    root = place(source, "SOURCE")
+    labels = _labels(root / "info.json")
+    lists = [(split, root / f"{split}.json") for split in SPLITS if (root / f"{split}.json").is_file()]
+    if not lists:
+        raise UserError(
+            f"SOURCE={source}: holds none of train.json, val.json, test.json; give EmoSet-118K's folder"
+        )
+    for split, path in lists:
+        for row in sorted(_rows(path), key=lambda row: row[1]):
+            yield _record(root, split, row, labels)
+
+
+def _record(root: Place, split: str, row: Row, labels: list[str]) -> Record:
+    label, image, annotation = row
+    attributes: dict[str, Any] = {}
+    refused = None
+    if label not in labels:
+        refused = ("label", f"label {label!r} is not one of {', '.join(labels)}")
+    elif annotation is not None:
+        attributes, problem = _attributes(root, annotation)
+        refused = ("annotation", f"{annotation}: {problem}") if problem else None
+    if label in POLARITY:
+        attributes["polarity"] = POLARITY[label]
+    return Record(
+        name=image,
+        image=str(root / image),
+        label=label,
+        attributes=attributes,
+        split=split,
+        refused=refused,
+    )
+
+
+def _attributes(root: Place, annotation: str) -> tuple[dict[str, Any], str]:
+    """(attributes as the file has them, without empty ones; what is wrong with the file or '')."""
+    try:
+        content = json.loads((root / annotation).read_bytes(), parse_constant=lambda _: None)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, "no such file"
+    except (IsADirectoryError, PermissionError) as error:
+        return {}, f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        return {}, f"not a JSON file ({error})"
+    if not isinstance(content, dict):
+        return {}, f"holds a {type(content).__name__}, not an object"
+    return {name: content[name] for name in ATTRIBUTES if content.get(name) not in (None, "", [], {})}, ""
+
+
+def _labels(path: Place) -> list[str]:
+    content = _load(path, "is missing; give EmoSet-118K's folder, which holds it")
+    if isinstance(content, dict):
+        emotion = content.get("emotion")
+        for holder in (emotion, content):
+            names = holder.get("label2idx") if isinstance(holder, dict) else None
+            if names and isinstance(names, dict):
+                return sorted(names)
+    raise UserError(
+        f"{path}: holds no labels under emotion.label2idx or label2idx; give the file as EmoSet publishes it"
+    )
+
+
+def _rows(path: Place) -> list[Row]:
+    content = _load(path, "is missing; download it again")
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: not a list of rows, or an empty one; give the file as EmoSet publishes it")
+    return [_row(path, number, row) for number, row in enumerate(content, start=1)]
+
+
+def _row(path: Place, number: int, row: Any) -> Row:
+    if isinstance(row, list) and 2 <= len(row) <= 4:
+        label, image, annotation = [row[0], *row[2 if len(row) == 4 else 1 :], None][:3]
+        texts = (
+            isinstance(label, str) and isinstance(image, str) and isinstance(annotation, (str, type(None)))
+        )
+        if texts and label and image:
+            return label, image, annotation or None
+    shown = json.dumps(row, ensure_ascii=False)
+    raise UserError(
+        f"{path}: row {number} is {shown[:120]}; give [label, image_id, image, annotation] "
+        "or [label, image, annotation] with names and paths"
+    )
+
+
+def _load(path: Place, missing: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"SOURCE: {path} {missing}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error}); download it again") from None

@@ -1,0 +1,247 @@
+"""EMOTIC: annotated persons in pictures of four collections.
+
+    SOURCE/Annotations.mat              or SOURCE/Annotations/Annotations.mat
+    SOURCE/train.csv, val.csv, test.csv instead of it: the usual conversion, one row per person
+    SOURCE/emotic/mscoco/images/….jpg   or SOURCE/images/mscoco/…, or SOURCE/mscoco/…
+
+A CSV has the columns Folder, Filename, Image Size ([width, height]), BBox ([x1, y1, x2, y2]) and
+Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance]), Gender and Age.
+
+One record per picture with all its persons, each with labels of its own: `categories` (of the 26), `valence`,
+`arousal`, `dominance` (1 to 10), `gender`, `age`. Where several annotators looked (val and test), their
+combined labels are taken. Boxes reach over the picture's edge: they are clipped, and dropped where nothing
+remains.
+"""
+
+import ast
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards.persons import Person
+from shards.sources import Record, SourceOptions
+from shards.storage import Place, place
+from uniemox_dist.runtime.errors import UserError, missing_extra
+
+SPLITS = ("train", "val", "test")
+CATEGORIES = (
+    *("Affection", "Anger", "Annoyance", "Anticipation", "Aversion", "Confidence", "Disapproval"),
+    *("Disconnection", "Disquietment", "Doubt/Confusion", "Embarrassment", "Engagement", "Esteem"),
+    *("Excitement", "Fatigue", "Fear", "Happiness", "Pain", "Peace", "Pleasure", "Sadness"),
+    *("Sensitivity", "Suffering", "Surprise", "Sympathy", "Yearning"),
+)
+DIMENSIONS = ("valence", "arousal", "dominance")
+COLUMNS = ("Folder", "Filename", "Image Size", "BBox", "Categorical_Labels")
+"""Without these a CSV is not EMOTIC's."""
+
+_SPELLINGS = {
+    **{name.casefold(): name for name in CATEGORIES},
+    **dict.fromkeys(("disquitement", "disquiet"), "Disquietment"),  # both are in published files
+}
+_PROBES = 16  # pictures looked for to tell the picture folder
+
+
+@dataclass
+class _Picture:
+    boxed: list[tuple[float, Person]] = field(default_factory=list)
+    """(-area, person)"""
+    categories: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, size: Sequence[float], box: Sequence[float], labels: dict[str, Any]) -> None:
+        self.categories.update(labels["categories"])
+        if len(size) != 2 or not all(math.isfinite(side) and side > 0 for side in size):
+            self.problems.append(f"image size {list(size)} cannot divide a box")
+            return
+        width, height = size
+        try:
+            person = Person((box[0] / width, box[1] / height, box[2] / width, box[3] / height), 1.0, labels)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return
+        x1, y1, x2, y2 = person.box
+        # A box has 5 decimals; beyond 10 an area is float noise, which would order boxes of equal size.
+        self.boxed.append((-round((x2 - x1) * (y2 - y1), 10), person))
+
+    def record(self, root: Place, name: str, split: str) -> Record:
+        seen = [person for area, person in sorted(self.boxed, key=lambda pair: pair[0]) if area < 0]
+        if not seen and not self.problems:
+            self.problems.append("no annotated person's box lies within the picture")
+        return Record(
+            name=name,
+            image=str(root / name),
+            attributes={"categories": sorted(self.categories)},
+            split=split,
+            persons=tuple(seen),
+            refused=("annotation", self.problems[0]) if self.problems else None,
+        )
+
+
+def read(source: str, options: SourceOptions) -> Iterator[Record]:
+    """Yields the pictures by split (train, val, test), then by path.
+
+    Raises:
+        UserError: neither a .mat nor a CSV, a broken one, or a category that is none of the 26.
+    """
+    root = place(source, "SOURCE")
+    mats = [
+        path for path in (root / "Annotations.mat", root / "Annotations/Annotations.mat") if path.is_file()
+    ]
+    tables = [(split, root / f"{split}.csv") for split in SPLITS if (root / f"{split}.csv").is_file()]
+    if mats:
+        splits = _from_mat(mats[0])
+    elif tables:
+        splits = ((split, _from_csv(path)) for split, path in tables)
+    else:
+        raise UserError(
+            f"SOURCE={source}: holds neither Annotations.mat nor train.csv, val.csv or test.csv; "
+            "give EMOTIC's folder"
+        )
+    folders = [root / "emotic", root / "images", root]
+    for split, pictures in splits:
+        names = sorted(pictures)
+        held = (folder for folder in folders if any((folder / name).is_file() for name in names[:_PROBES]))
+        folder = next(held, folders[0])
+        for name in names:
+            yield pictures[name].record(folder, name, split)
+
+
+def _labels(
+    where: str, categories: Sequence[Any], dimensions: Sequence[float], **texts: Any
+) -> dict[str, Any]:
+    """A person's labels as JSON values, without what is unknown."""
+    found: set[str] = set()
+    for name in filter(None, (str(name).strip() for name in categories)):
+        if name.casefold() not in _SPELLINGS:
+            raise UserError(f"{where}: {name!r} is no category of EMOTIC; valid are {', '.join(CATEGORIES)}")
+        found.add(_SPELLINGS[name.casefold()])
+    labels: dict[str, Any] = {"categories": sorted(found)}
+    labels |= {name: value for name, value in zip(DIMENSIONS, dimensions) if math.isfinite(value)}
+    return labels | {
+        name: text.strip() for name, text in texts.items() if isinstance(text, str) and text.strip()
+    }
+
+
+# ---- CSV
+
+
+def _from_csv(path: Place) -> dict[str, _Picture]:
+    pictures: dict[str, _Picture] = {}
+    try:
+        lines = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        present = list(lines.fieldnames or ())
+        if missing := [name for name in COLUMNS if name not in present]:
+            raise UserError(
+                f"{path}: lacks the columns {', '.join(missing)}; present are {', '.join(present) or 'none'}"
+            )
+        for row in lines:
+            where = f"{path}, line {lines.line_num}"
+            box = _numbers(row, "BBox", where)
+            if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+                raise UserError(f"{where}: BBox is {row['BBox']!r}; give [x1, y1, x2, y2] in pixels")
+            labels = _labels(
+                where,
+                _cell(row, "Categorical_Labels", where),
+                _numbers(row, "Continuous_Labels", where),
+                gender=row.get("Gender"),
+                age=row.get("Age"),
+            )
+            name = _name(where, row["Folder"], row["Filename"])
+            pictures.setdefault(name, _Picture()).add(_numbers(row, "Image Size", where), box, labels)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV in UTF-8 ({error}); convert it") from None
+    if not pictures:
+        raise UserError(f"{path}: has no rows; take it away or convert Annotations.mat again")
+    return pictures
+
+
+def _cell(row: dict[str, Any], column: str, where: str) -> list[Any]:
+    """The list that a cell spells; empty for an empty cell or a missing column."""
+    # A bare nan is no literal, yet it is what Python prints for a list of floats with NaN.
+    text = re.sub(r"\bnan\b", "None", (row.get(column) or "").strip())
+    try:
+        value = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = None
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: {column} is {row[column]!r:.80}; give a list such as [1, 2]")
+    return list(value)
+
+
+def _numbers(row: dict[str, Any], column: str, where: str) -> list[float]:
+    """The numbers that a cell lists; NaN for what is none."""
+    return [_number(value) for value in _cell(row, column, where)]
+
+
+def _name(where: str, folder: Any, filename: Any) -> str:
+    if not isinstance(filename, str) or not filename.strip():
+        raise UserError(f"{where}: names no picture; give a Folder and a Filename")
+    inner = folder.strip().strip("/") if isinstance(folder, str) else ""
+    return f"{inner}/{filename.strip()}" if inner else filename.strip()
+
+
+# ---- Annotations.mat
+
+
+def _from_mat(path: Place) -> Iterator[tuple[str, dict[str, _Picture]]]:
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise missing_extra("scipy", "emotic") from None
+    try:
+        content = loadmat(io.BytesIO(path.read_bytes()), struct_as_record=False, squeeze_me=True)
+    except Exception as error:  # scipy raises many types on damaged files
+        raise UserError(f"{path}: not a MATLAB 5 file ({error}); download it again") from None
+    present = [split for split in SPLITS if split in content]
+    if not present:
+        names = ", ".join(name for name in content if not name.startswith("__")) or "none"
+        raise UserError(f"{path}: holds none of train, val, test but {names}; give EMOTIC's own file")
+    for split in present:
+        pictures: dict[str, _Picture] = {}
+        for number, entry in enumerate(_each(content[split]), start=1):
+            name = _name(f"{path}, {split}({number})", _get(entry, "folder"), _get(entry, "filename"))
+            picture = pictures.setdefault(name, _Picture())
+            stated = _get(entry, "image_size")
+            size = [_number(_get(stated, side)) for side in ("n_col", "n_row")]
+            for person in _each(_get(entry, "person")):
+                box = [_number(value) for value in _each(_get(person, "body_bbox"))]
+                labels = _mat_labels(f"{path}, {split}({number}) {name}", person)
+                picture.add(size, box if len(box) == 4 else [math.nan] * 4, labels)
+        yield split, pictures
+
+
+def _mat_labels(where: str, person: Any) -> dict[str, Any]:
+    annotators = _each(_get(person, "annotations_categories"))
+    categories = [name for annotator in annotators for name in _each(_get(annotator, "categories"))]
+    if hasattr(person, "combined_categories"):
+        categories = _each(person.combined_categories)
+    combined = "combined_continuous" if hasattr(person, "combined_continuous") else "annotations_continuous"
+    means = []
+    for dimension in DIMENSIONS:
+        given = [_number(_get(annotator, dimension)) for annotator in _each(_get(person, combined))]
+        known = [value for value in given if math.isfinite(value)]
+        means.append(sum(known) / len(known) if known else math.nan)
+    return _labels(where, categories, means, gender=_get(person, "gender"), age=_get(person, "age"))
+
+
+def _get(struct: Any, name: str) -> Any:
+    """A field of a MATLAB struct; an empty array, MATLAB's nothing, where there is none."""
+    return getattr(struct, name, np.empty(0))
+
+
+def _each(value: Any) -> list[Any]:
+    """The elements of a MATLAB array: reading squeezes one of a single element to the element."""
+    return list(np.atleast_1d(value).ravel())
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,110 @@
+"""Speed of the person detector on one thread: `python tools/bench_detector.py [--json FILE]`.
+
+Each way of running it sees the same 64 crops of photographs, in turns; a way's figure is its best round.
+`plain` is one picture at a time with the textbook preprocessing, on the file given by `--original` if any;
+for `--persons onnx:FILE` give `--persons`. Pin it to one core (`taskset -c 0`) where others are at work.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from skimage import data
+
+from shards import nanodet
+from shards.nanodet import BGR_MEAN, BGR_STD, SIDE_PX, NanoDet
+from shards.onnx_session import open_session
+from shards.persons import Person, make_detector
+from uniemox_dist.runtime.files import atomic_path
+
+PHOTOS = ("astronaut", "coffee", "rocket", "chelsea", "hubble_deep_field", "retina")
+PICTURES = 64
+CROP_PX = 500
+BATCHES = (1, 2, 4, 8, 16)
+
+Way = Callable[[list[np.ndarray]], list[list[Person]]]
+
+
+def crops() -> list[np.ndarray]:
+    """Crops of at most 500 px a side, at places drawn with a fixed seed."""
+    photos = [getattr(data, name)() for name in PHOTOS]
+    random = np.random.default_rng(0)
+    pictures = []
+    for i in range(PICTURES):
+        photo = photos[i % len(photos)]
+        top, left = (random.integers(0, max(side - CROP_PX, 0) + 1) for side in photo.shape[:2])
+        pictures.append(np.ascontiguousarray(photo[top : top + CROP_PX, left : left + CROP_PX]))
+    return pictures
+
+
+def plain(original: Path | None) -> Way:
+    """One by one, each array made anew."""
+    detector = NanoDet()
+    if original is not None:
+        detector._session = open_session(original.read_bytes(), threads=1, persons="nanodet")
+    names = nanodet.SCORE_OUTPUTS + nanodet.BIN_OUTPUTS
+
+    def detect_one(picture: np.ndarray) -> list[Person]:
+        resized = Image.fromarray(picture).resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+        bgr = np.asarray(resized, np.float32)[:, :, ::-1]
+        x = np.ascontiguousarray(((bgr - BGR_MEAN) / BGR_STD).transpose(2, 0, 1)[None])
+        outputs = detector._session.run(names, {"input_1": x})
+        scores = np.concatenate([values[0, :, nanodet.PERSON_CLASS] for values in outputs[:3]])
+        return detector._persons(scores, np.concatenate([values[0] for values in outputs[3:]]))
+
+    return lambda pictures: [detect_one(picture) for picture in pictures]
+
+
+def batched(batch: int) -> Way:
+    nanodet.BATCH = batch
+    detector = NanoDet()
+
+    def detect(pictures: list[np.ndarray]) -> list[list[Person]]:
+        nanodet.BATCH = batch
+        return detector.detect(pictures)
+
+    return detect
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there, too")
+    parser.add_argument("--original", type=Path, metavar="ONNX", help="the file `plain` runs")
+    parser.add_argument("--persons", metavar="SPEC", help="a further detector, as `--persons` names it")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+
+    ways = {"plain": plain(options.original)} | {f"batch {n}": batched(n) for n in BATCHES}
+    if options.persons:
+        ways[options.persons] = make_detector(options.persons, threads=1).detect
+    pictures = crops()
+    best_s = dict.fromkeys(ways, float("inf"))
+    persons = {}
+    for _ in range(options.rounds):
+        for name, detect in ways.items():
+            start = time.perf_counter()
+            persons[name] = sum(map(len, detect(pictures)))
+            best_s[name] = min(best_s[name], time.perf_counter() - start)
+
+    print(f"{PICTURES} pictures, onnxruntime {onnxruntime.__version__}, 1 thread, best of {options.rounds}")
+    print(f"{'way':<12} {'pictures/s':>10} {'ms/picture':>10} {'persons':>8}")
+    rows = [
+        {"way": name, "pictures_per_s": round(PICTURES / s, 2), "persons": persons[name]}
+        for name, s in best_s.items()
+    ]
+    for row, s in zip(rows, best_s.values()):
+        print(f"{row['way']:<12} {row['pictures_per_s']:>10} {s / PICTURES * 1e3:>10.1f} {row['persons']:>8}")
+    if options.json:
+        with atomic_path(options.json) as temporary:
+            temporary.write_text(
+                json.dumps({"pictures": PICTURES, "threads": 1, "ways": rows}, indent=1) + "\n"
+            )
+
+
+if __name__ == "__main__":
+    main()
