@@ -20,6 +20,7 @@ BASE = [
     "pydantic>=2.7",  # the configuration; attribute docstrings came with 2.7
     "pyyaml>=6.0",  # recipes
     "tqdm>=4.66",  # progress bars
+    "universal_pathlib>=0.2.6",  # pathlib's words for what fsspec reaches
 ]
 MODELS = [
     "torch>=2.11",  # what the code is written for; run with 2.14 and 2.15 so far
@@ -36,8 +37,17 @@ TRAIN = [
 ]
 CLUSTER = ["submitit>=1.5.2"]  # the Python way into Slurm
 PERSONS = ["onnxruntime>=1.17"]  # the person detector
+EMOTIC = ["scipy>=1.11"]  # reads EMOTIC's Annotations.mat
+REMOTE = [  # reading sources and shards from elsewhere; for gs:// install gcsfs
+    "s3fs>=2024.2",  # s3://
+    "aiohttp>=3.9",  # http:// and https://
+]
 ONNX = ["onnx>=1.16", "onnxscript>=0.1"]  # torch's exporter needs both
 DEV = [
+    *EMOTIC,
+    *REMOTE,
+    "onnx>=1.16",  # small detectors made in tests
+    "moto[server]>=5",  # a real S3 server on loopback
     "hypothesis>=6.100",  # property tests of the plan
     "mypy>=1.11",
     "pytest>=8",
@@ -60,7 +70,7 @@ setup(
     packages=find_packages(include=["uniemox_dist*", "shards*", "launch*"]),
     package_data={
         "uniemox_dist": ["py.typed", "teach/demo_teacher/*", "release/*.j2", "report/*.j2"],
-        "shards": ["FORMAT.md", "demo/*", "detectors/*"],
+        "shards": ["*.md", "*.yaml", "*.j2", "demo/*", "detectors/*", "sources/*.yaml", "sources/*.md"],
         "launch": ["recipes/*.yaml"],
     },
     install_requires=BASE,
@@ -70,7 +80,9 @@ setup(
         "cluster": CLUSTER,
         "persons": PERSONS,
         "onnx": ONNX,
-        "all": [*TRAIN, *CLUSTER, *PERSONS, *ONNX],
+        "emotic": EMOTIC,
+        "remote": REMOTE,
+        "all": [*TRAIN, *CLUSTER, *PERSONS, *EMOTIC, *REMOTE, *ONNX],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["uniemox = uniemox_dist.cli.main:main"]},

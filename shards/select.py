@@ -11,6 +11,7 @@ import pyarrow as pa
 from shards.expressions import apply_filter
 from shards.index import index_path, read_index, rows_sha256, write_index
 from shards.links import link, publishing
+from shards.listing import SPLIT_NAME
 from shards.manifest import Manifest, ShardEntry, read_manifest
 from shards.presets import cut, draw64
 from shards.storage import read_range
@@ -91,6 +92,24 @@ def split(
                 )
             made[name] = subset
     return made
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """`train=80,val=10,test=10` as names and shares.
+
+    Raises:
+        UserError: for anything else.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            shares[name] = 0.0
+        if not SPLIT_NAME.fullmatch(name) or not 0 < shares[name] < float("inf"):
+            raise UserError(f"--shares={text}: {part!r} is not NAME=SHARE; try train=80,val=10,test=10")
+    return shares
 
 
 def _subset(

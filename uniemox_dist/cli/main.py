@@ -11,7 +11,10 @@ from uniemox_dist import __version__
 from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, UserError, missing_extra
 
 COMMANDS = {
-    "shards": ("uniemox_dist.cli.shards", "Pack pictures into tar shards, and look into them."),
+    "shards": (
+        "uniemox_dist.cli.datasets",
+        "Pack pictures into tar shards; check, describe and choose among them.",
+    ),
     "teach": ("uniemox_dist.cli.pretrain", "Cache a teacher's text embeddings beside the shards."),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),

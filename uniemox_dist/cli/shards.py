@@ -134,17 +134,3 @@ def _limits(option: str, text: str | None) -> tuple[int, int | None]:
     if limits[1] is not None and limits[1] < limits[0]:
         raise UserError(f"{option}={text}: the least is larger than the most; exchange them")
     return limits
-
-
-@shards.command("stats")
-@click.argument("folder", type=click.Path(path_type=Path))
-def stats_command(folder: Path) -> None:
-    """Prints what is in FOLDER (a data set, or several splits): samples, labels, captions, persons."""
-    from shards.report import describe
-    from uniemox_dist.runtime.errors import UserError
-
-    texts = describe(folder)
-    if not texts:
-        raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
-    for text in texts:
-        click.echo(text)

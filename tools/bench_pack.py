@@ -1,0 +1,125 @@
+"""Packing beside simpler ways, on the same photos, in one run: prints a table, `--json FILE` writes it.
+
+Rows: this packer with 2 workers (going through every picture's data, and only hashing), a plain loop of Pillow's
+`.load()` and `webdataset.ShardWriter`, and `tar cf`. Photos: crops of scikit-image's own, 500 pixels wide, each
+with bytes of its own. Every way runs `--repeat` times in turn; the best time of each counts, and none waits for the
+disk (except that the packer calls fsync for each shard, which the others do not).
+"""
+
+import argparse
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def make_photos(folder: Path, count: int, width: int) -> int:
+    """Writes `count` JPEGs and returns their bytes."""
+    from skimage import data
+
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    size = 0
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        share = rng.uniform(0.6, 1.0)
+        w, h = int(photo.width * share), int(photo.height * share)
+        x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
+        crop = photo.crop((x, y, x + w, y + h)).resize((width, round(width * h / w)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        crop.save(buffer, "JPEG", quality=90)
+        path = folder / ("joy", "awe")[i % 2] / f"{i:06d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+        size += len(buffer.getvalue())
+    return size
+
+
+def packer(photos: Path, out: Path, workers: int, check: str) -> None:
+    """This project's packer, as its command line runs it but for Python's own start."""
+    from shards.pack import pack
+    from shards.settings import PackSettings
+
+    pack(PackSettings(str(photos), "folder", persons="none", check=check), out, workers=workers)
+
+
+def plain_loop(photos: Path, out: Path) -> None:
+    """What one writes in ten lines: every picture decoded, then written with its label."""
+    import webdataset
+
+    out.mkdir()
+    with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=10_000, maxsize=256e6, verbose=0) as writer:
+        for path in sorted(photos.rglob("*.jpg")):
+            data = path.read_bytes()
+            Image.open(io.BytesIO(data)).load()
+            writer.write({"__key__": path.stem, "jpg": data, "json": {"label": path.parent.name}, "txt": ""})
+
+
+def tar(photos: Path, out: Path) -> None:
+    """GNU tar, into one file."""
+    out.mkdir()
+    subprocess.run(["tar", "cf", out / "all.tar", "-C", photos, "."], check=True)
+
+
+def measure(ways: dict[str, Callable[[Path], None]], work: Path, repeat: int) -> dict[str, float]:
+    """Best seconds of each way."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(repeat):
+        for name, way in ways.items():
+            out = work / "out"
+            start = time.perf_counter()
+            way(out)
+            best[name] = min(best[name], time.perf_counter() - start)
+            shutil.rmtree(out)
+    return best
+
+
+def main() -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=6000)
+    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench_pack_") as name:
+        work = Path(name)
+        photos = work / "photos"
+        photos.mkdir()
+        size = make_photos(photos, arguments.photos, arguments.width)
+        workers = arguments.workers
+        ways: dict[str, Callable[[Path], None]] = {
+            f"uniemox, {workers} workers, every picture decoded": lambda out: packer(photos, out, workers, "decode"),
+            "plain loop, every picture decoded": lambda out: plain_loop(photos, out),
+            f"uniemox, {workers} workers, hashed only": lambda out: packer(photos, out, workers, "header"),
+            "tar cf": lambda out: tar(photos, out),
+        }
+        seconds = measure(ways, work, arguments.repeat)
+    rows = [
+        {"way": way, "seconds": s, "pictures_per_s": arguments.photos / s, "mb_per_s": size / 1e6 / s}
+        for way, s in seconds.items()
+    ]
+    print(f"{arguments.photos} photos of {arguments.width} pixels, {size / 1e6:.0f} MB, best of {arguments.repeat}\n")
+    for row in rows:
+        print(f"{row['way']:50} {row['seconds']:7.2f} s {row['pictures_per_s']:8.0f}/s {row['mb_per_s']:7.0f} MB/s")
+    decoded, loop, hashed, plain = (row["seconds"] for row in rows)
+    ratios = {"decoded_to_plain_loop": loop / decoded, "hashed_to_tar": plain / hashed}
+    print(f"\ndecoded: {ratios['decoded_to_plain_loop']:.2f} times the plain loop's speed (aim: 3)")
+    print(f"hashed:  {ratios['hashed_to_tar']:.2f} times tar's speed (aim: 0.5)")
+    if arguments.json is not None:
+        facts = {"photos": arguments.photos, "width": arguments.width, "bytes": size, "rows": rows, **ratios}
+        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

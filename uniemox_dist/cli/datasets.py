@@ -1,0 +1,169 @@
+"""`uniemox shards …` for data sets that are there: look into, check, join, choose, adopt. Torch-free."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from uniemox_dist.cli.shards import WORKERS, shards
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+OUT = click.argument("out", type=click.Path(path_type=Path))
+CHECK = click.option(
+    "--check",
+    type=click.Choice(["decode", "header"]),
+    default="decode",
+    show_default=True,
+    help="Go through all data of every picture, or trust its header.",
+)
+
+
+@shards.command("index")
+@FOLDER
+@WORKERS
+@CHECK
+def index_command(folder: Path, workers: int, check: str) -> None:
+    """Makes the tars in DIR streamable as they are: writes an index for each, and a manifest.
+
+    For tars that others wrote, such as img2dataset. What cannot be used stands in DIR/rejected.parquet.
+    """
+    from shards.adopt import index_folder
+
+    with _bar("indexing", "tars") as bar:
+        manifest, rejected = index_folder(folder, workers=workers, check=check, progress=bar)
+    records = manifest.samples + len(rejected)
+    click.echo(f"{folder}: {len(manifest.shards)} shards, identity {manifest.identity[:12]}")
+    click.echo(f"{records} records = {manifest.samples} indexed + {len(rejected)} refused")
+    for refused in rejected[:5]:
+        click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
+
+
+@shards.command("verify")
+@FOLDER
+@WORKERS
+@CHECK
+@click.option(
+    "--quarantine", is_flag=True, help="Move bad shards to DIR/quarantine and rewrite the manifest."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings here, too.")
+def verify_command(folder: Path, workers: int, check: str, quarantine: bool, json_file: Path | None) -> int:
+    """Reads everything in DIR again: counts, hashes, and every picture. Exit code 2 if anything is wrong."""
+    from shards import verify
+    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER
+    from uniemox_dist.runtime.files import write_json
+
+    folders = verify.folders_of(folder)
+    with _bar("verifying", "shards") as bar:
+        verdicts = verify.verify(folders, workers=workers, check=check, progress=bar)
+    bad = [verdict for verdict in verdicts if verdict.problems]
+    for verdict in bad:
+        for problem in verdict.problems:
+            click.echo(f"{verdict.folder / verdict.shard}: {problem}")
+    samples = sum(verdict.samples for verdict in verdicts)
+    click.echo(f"{folder}: {len(verdicts)} shards, {samples} samples: {len(bad) or 'no'} bad shards")
+    moved = verify.quarantine(verdicts) if quarantine else {}
+    for found, manifest in moved.items():
+        left = "nothing is left" if manifest is None else f"{manifest.samples} samples are left"
+        click.echo(f"{found}: bad shards moved to {found / verify.QUARANTINE}; {left}")
+    if json_file is not None:
+        findings = [
+            {"shard": str(v.folder / v.shard), "samples": v.samples, "problems": list(v.problems)}
+            for v in verdicts
+        ]
+        write_json(
+            json_file, {"shards": len(verdicts), "samples": samples, "bad": len(bad), "findings": findings}
+        )
+    return EXIT_USER if bad else EXIT_DONE
+
+
+@shards.command("stats")
+@FOLDER
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here, too.")
+def stats_command(folder: Path, json_file: Path | None) -> None:
+    """Prints what is in DIR (a data set, or several splits): samples, labels, captions, persons."""
+    from shards.report import describe, describe_json
+    from shards.verify import folders_of
+    from uniemox_dist.runtime.files import write_json
+
+    folders_of(folder)
+    for text in describe(folder):
+        click.echo(text)
+    if json_file is not None:
+        write_json(json_file, describe_json(folder))
+
+
+@shards.command("report")
+@FOLDER
+@click.option("--out", type=click.Path(path_type=Path), help="The page  [default: DIR/report.html]")
+def report_command(folder: Path, out: Path | None) -> None:
+    """Writes one HTML page about DIR: pictures of every label with person boxes, histograms, what was refused."""
+    from shards.page import write_page
+
+    from shards.verify import folders_of
+
+    folders_of(folder)
+    page = out or folder / "report.html"
+    write_page(folder, page)
+    click.echo(f"wrote {page}")
+
+
+@shards.command("merge")
+@OUT
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
+    """Joins the PARTS that `shards pack --part I/N` wrote into one data set OUT, without copying tars.
+
+    Pictures that several parts packed are marked in the index and left out of all counts. The parts may be deleted
+    afterwards.
+    """
+    from shards.merge import merge
+
+    result = merge(out, list(parts))
+    for split, count in sorted(result.packed.items()):
+        click.echo(f"{out / split}: {count} samples")
+    packed = sum(result.packed.values())
+    click.echo(
+        f"{result.records} records = {packed} packed + {sum(result.refused.values())} refused, "
+        f"{result.marked} of them because another part packed the same"
+    )
+
+
+@shards.command("select")
+@FOLDER
+@OUT
+@click.option("--label", "labels", multiple=True, help="Keep samples with this label (may be repeated).")
+@click.option("--filter", "filter_text", metavar="EXPR", help="Such as 'side >= 256 and persons > 0'.")
+@click.option("--copy", is_flag=True, help="Write new tars instead of linking to the old ones.")
+def select_command(
+    folder: Path, out: Path, labels: tuple[str, ...], filter_text: str | None, copy: bool
+) -> None:
+    """Makes a data set OUT of some samples of DIR; the pictures stay where they are, and the tars are linked.
+
+    EXPR knows width, height, side, aspect, bytes, label, caption, captions, persons, key and image_sha256.
+    """
+    from shards.select import select
+
+    subset = select(folder, out, labels=labels, filter_text=filter_text, copy=copy)
+    click.echo(
+        f"{out}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
+    )
+
+
+@shards.command("split")
+@FOLDER
+@OUT
+@click.option("--shares", default="train=80,val=10,test=10", show_default=True, help="Names and shares.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which samples fall where.")
+@click.option("--copy", is_flag=True, help="Write new tars instead of linking to the old ones.")
+def split_command(folder: Path, out: Path, shares: str, seed: int, copy: bool) -> None:
+    """Cuts DIR into splits OUT/<name>, label by label; the tars are linked."""
+    from shards.select import parse_shares, split
+
+    for name, subset in split(folder, out, parse_shares(shares), seed=seed, copy=copy).items():
+        click.echo(f"{out / name}: {subset.samples} samples, identity {subset.identity[:12]}")
+
+
+def _bar(what: str, unit: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(unit=f" {unit}", desc=what, disable=None)
