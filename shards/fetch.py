@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from shards.pictures import BadPicture
 from shards.sources import Cell, Image, Slice
-from shards.storage import is_remote, place, read_range
+from shards.storage import is_remote, open_seekable, place, read_range
 
 REMOTE_READS = 16
 """Remote pictures that one worker asks for at a time: what takes long there is waiting."""
@@ -95,7 +95,7 @@ class CellReader:
             self._piece, self._groups = piece, {}
         key = (cell.path, cell.row_group)
         if key not in self._groups:
-            with place(cell.path).open("rb") as raw, pq.ParquetFile(raw) as file:
+            with open_seekable(place(cell.path)) as raw, pq.ParquetFile(raw) as file:
                 self._groups[key] = file.read_row_group(cell.row_group, [cell.column])[cell.column]
         value = self._groups[key][cell.row].as_py()
         if isinstance(value, dict):  # the struct of Hugging Face's image columns

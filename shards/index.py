@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.format import Sample
-from shards.storage import Place
+from shards.storage import Place, open_seekable
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import atomic_path, canonical_json, sha256_bytes
 
@@ -95,7 +95,7 @@ def read_all_rows(path: Place, columns: list[str] | None = None) -> pa.Table:
     """`read_index` with refused rows, and the column `refused` where the file has it."""
     try:
         # ParquetFile rather than read_table: the latter takes `k=v` folder names for columns.
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+        with open_seekable(path) as raw, pq.ParquetFile(raw) as file:
             present = file.schema_arrow.names
             missing = sorted(set(columns or SCHEMA.names) - set(present))
             if missing:

@@ -5,9 +5,11 @@ Reading only: shards are written to local or network file systems.
 
 from __future__ import annotations
 
+import io
 import os
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from upath import UPath
 
@@ -67,9 +69,37 @@ def read_range(where: Place, offset: int, length: int) -> bytes:
     if is_local(where):
         with open(where, "rb") as file:
             return os.pread(file.fileno(), length, offset)
+    if _has_ranges(where):
+        remote = cast(Any, where)
+        data: bytes = remote.fs.cat_file(remote.path, start=offset, end=offset + length)
+        return data
+    return _whole(str(where))[offset : offset + length]
+
+
+def open_seekable(where: Place) -> BinaryIO:
+    """A file to seek in. Remote ones are read by ranges where the server has them, and whole otherwise."""
+    if is_local(where) or _has_ranges(where):
+        return cast(BinaryIO, where.open("rb"))
+    return io.BytesIO(_whole(str(where)))
+
+
+def _has_ranges(where: Place) -> bool:
+    """Whether a server sends parts of files: every object store does, a plain HTTP server may not."""
     remote = cast(Any, where)
-    data: bytes = remote.fs.cat_file(remote.path, start=offset, end=offset + length)
-    return data
+    if remote.protocol not in ("http", "https"):
+        return True
+    server = str(where).split("/", 3)[2]
+    if server not in _RANGES:
+        _RANGES[server] = len(remote.fs.cat_file(remote.path, start=0, end=1)) <= 1
+    return _RANGES[server]
+
+
+_RANGES: dict[str, bool] = {}
+
+
+@lru_cache(maxsize=2)  # readers walk few files at a time
+def _whole(url: str) -> bytes:
+    return bytes(place(url).read_bytes())
 
 
 def find_files(where: Place) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from shards.storage import Place
+from shards.storage import Place, open_seekable
 from uniemox_dist.runtime.errors import UserError
 
 PICTURES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"})
@@ -58,7 +58,7 @@ def groups(path: Place, field_name: str = "SOURCE") -> Iterator[Group]:
         UserError: if the file is compressed, damaged, or not a tar.
     """
     try:
-        with path.open("rb") as raw:
+        with open_seekable(path) as raw:
             _refuse_compressed(raw, path, field_name)
             yield from _groups(raw)
     except (tarfile.TarError, EOFError) as error:

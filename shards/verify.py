@@ -1,6 +1,6 @@
 """`uniemox shards verify`: is what lies there what was packed? Counts, hashes, places and every picture."""
 
-import os
+import hashlib
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -16,8 +16,9 @@ from shards.index import index_path, read_all_rows, rows_sha256, to_rows
 from shards.manifest import MANIFEST, Manifest, ShardEntry, manifest_folders, read_manifest
 from shards.pack import Progress
 from shards.pictures import BadPicture, inspect
+from shards.storage import Place, open_seekable, size_of
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import sha256_bytes, sha256_file
+from uniemox_dist.runtime.files import sha256_bytes
 
 QUARANTINE = "quarantine"
 WORST = 5
@@ -126,18 +127,18 @@ def _verify_shard(folder: Path, entry: ShardEntry, check: str) -> Verdict:
 
 def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
     tar, index = folder / entry.name, index_path(folder, entry.name)
-    if not tar.is_file():
+    size = size_of(tar)
+    if size is None:
         yield "the tar is missing"
         return
-    size = tar.stat().st_size
     if size != entry.bytes:
         yield f"has {size} bytes instead of {entry.bytes}"
-    elif sha256_file(tar) != entry.sha256:
+    elif _sha256(tar) != entry.sha256:
         yield "its bytes are not those that were packed (SHA-256)"
-    if not index.is_file():
+    if size_of(index) is None:
         yield "its index is missing"
         return
-    if sha256_file(index) != entry.index_sha256:
+    if _sha256(index) != entry.index_sha256:
         yield "its index is not the one that was written (SHA-256)"
     try:
         rows = to_rows(read_all_rows(index))
@@ -149,16 +150,25 @@ def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
         yield f"its index has {len(live)} samples instead of {entry.samples}"
     if rows_sha256(rows) != entry.rows_sha256:
         yield "its index says other things than the manifest's hash of its rows"
-    damaged = [damage for row in live if (damage := _damage(tar, row, check))]
+    with open_seekable(tar) as file:
+        damaged = [damage for row in live if (damage := _damage(file, row, check))]
     yield from damaged[:WORST]
     if len(damaged) > WORST:
         yield f"and {len(damaged) - WORST} more damaged samples"
 
 
-def _damage(tar: Path, row: dict[str, Any], check: str) -> str | None:
+def _sha256(path: Place) -> str:
+    digest = hashlib.sha256()
+    with open_seekable(path) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _damage(file: BinaryIO, row: dict[str, Any], check: str) -> str | None:
     """What is wrong with one sample."""
-    with open(tar, "rb") as file:
-        data = os.pread(file.fileno(), row["image_length"], row["image_offset"])
+    file.seek(row["image_offset"])
+    data = file.read(row["image_length"])
     if len(data) != row["image_length"]:
         return f"{row['key']}: lies beyond the end of the tar"
     if sha256_bytes(data) != row["image_sha256"]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from shards.persons import Person
 from shards.sources import Cell, Image, Record, SourceOptions
-from shards.storage import Place, place
+from shards.storage import Place, open_seekable, place
 from uniemox_dist.runtime.errors import UserError
 
 KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
@@ -59,7 +59,7 @@ def _locate(source: str) -> list[Place]:
 
 def _parquet(path: Place, names: dict[str, str]) -> Iterator[Record]:
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+        with open_seekable(path) as raw, pq.ParquetFile(raw) as file:
             schema = file.schema_arrow
             _check_columns(schema.names, names, path)
             pictures = [n for n in (names["image"], names["path"]) if n in schema.names]

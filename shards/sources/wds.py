@@ -18,7 +18,7 @@ from shards.persons import Person
 from shards.sources import Record, Slice, SourceOptions
 from shards.sources.folder import SPLITS
 from shards.sources.table import plain
-from shards.storage import Place, place
+from shards.storage import Place, open_seekable, place
 from shards.tars import Group, groups
 from uniemox_dist.runtime.errors import UserError
 
@@ -61,7 +61,7 @@ def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
     if not beside.is_file():
         return {}
     try:
-        with beside.open("rb") as file:
+        with open_seekable(beside) as file:
             table = pq.read_table(file)
     except pa.ArrowInvalid as error:
         raise UserError(
@@ -148,7 +148,7 @@ def _content(tar: Place, offset: int, length: int) -> bytes:
     if _open is None or _open[0] != str(tar):
         if _open is not None:
             _open[1].close()
-        _open = (str(tar), tar.open("rb"))
+        _open = (str(tar), open_seekable(tar))
     _open[1].seek(offset)
     data: bytes = _open[1].read(length)
     return data

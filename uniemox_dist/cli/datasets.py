@@ -7,7 +7,20 @@ import click
 
 from uniemox_dist.cli.shards import WORKERS, shards
 
+
+class _Folder(click.ParamType):
+    """A data set's folder, which may lie elsewhere."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from shards.storage import place
+
+        return place(value, "DIR")
+
+
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+REMOTE_FOLDER = click.argument("folder", type=_Folder(), metavar="DIR")
 OUT = click.argument("out", type=click.Path(path_type=Path))
 CHECK = click.option(
     "--check",
@@ -39,7 +52,7 @@ def index_command(folder: Path, workers: int, check: str) -> None:
 
 
 @shards.command("verify")
-@FOLDER
+@REMOTE_FOLDER
 @WORKERS
 @CHECK
 @click.option(
@@ -49,9 +62,12 @@ def index_command(folder: Path, workers: int, check: str) -> None:
 def verify_command(folder: Path, workers: int, check: str, quarantine: bool, json_file: Path | None) -> int:
     """Reads everything in DIR again: counts, hashes, and every picture. Exit code 2 if anything is wrong."""
     from shards import verify
-    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER
+    from shards.storage import is_local
+    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
     from uniemox_dist.runtime.files import write_json
 
+    if quarantine and not is_local(folder):
+        raise UserError("--quarantine: DIR is remote, and only local files can be moved")
     folders = verify.folders_of(folder)
     with _bar("verifying", "shards") as bar:
         verdicts = verify.verify(folders, workers=workers, check=check, progress=bar)
@@ -77,7 +93,7 @@ def verify_command(folder: Path, workers: int, check: str, quarantine: bool, jso
 
 
 @shards.command("stats")
-@FOLDER
+@REMOTE_FOLDER
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here, too.")
 def stats_command(folder: Path, json_file: Path | None) -> None:
     """Prints what is in DIR (a data set, or several splits): samples, labels, captions, persons."""
@@ -93,15 +109,19 @@ def stats_command(folder: Path, json_file: Path | None) -> None:
 
 
 @shards.command("report")
-@FOLDER
+@REMOTE_FOLDER
 @click.option("--out", type=click.Path(path_type=Path), help="The page  [default: DIR/report.html]")
 def report_command(folder: Path, out: Path | None) -> None:
     """Writes one HTML page about DIR: pictures of every label with person boxes, histograms, what was refused."""
     from shards.page import write_page
 
+    from shards.storage import is_local
     from shards.verify import folders_of
+    from uniemox_dist.runtime.errors import UserError
 
     folders_of(folder)
+    if out is None and not is_local(folder):
+        raise UserError("--out: give the file to write, since DIR is remote")
     page = out or folder / "report.html"
     write_page(folder, page)
     click.echo(f"wrote {page}")

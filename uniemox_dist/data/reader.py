@@ -63,6 +63,8 @@ class ShardReader:
     def folder(self) -> Place:
         """Where the data set lies; a connection of this process, since none survives a fork."""
         if self._place is None or self._place[0] != os.getpid():
+            if self._place is not None and not is_local(self._place[1]):
+                self._open.clear()  # what was opened before a fork speaks through its parent's connection
             self._place = (os.getpid(), place(self.url))
         return self._place[1]
 
@@ -117,17 +119,18 @@ class ShardReader:
         return rows
 
     def _shard(self, shard: int) -> tuple[int | Place, dict[str, Any]]:
+        folder = self.folder
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         entry = self.manifest.shards[shard]
-        table = read_index(index_path(self.folder, entry.name))
+        table = read_index(index_path(folder, entry.name))
         if table.num_rows != entry.samples:
             raise UserError(
                 f"{self.url}: the index of {entry.name} has {table.num_rows} rows instead of "
                 f"{entry.samples}; copy index/ again"
             )
-        tar = self.folder / entry.name
+        tar = folder / entry.name
         handle = os.open(tar, os.O_RDONLY) if is_local(tar) else tar
         self._open[shard] = (handle, {name: table[name] for name in table.column_names})
         if len(self._open) > self.OPEN_SHARDS:

@@ -95,7 +95,9 @@ def mixed_table(emoji_table: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     rows = pq.read_table(emoji_table).to_pylist()
     present = {row["key"] for row in rows}
     more = [row for row in pq.read_table(DEMO).slice(100, 400).to_pylist() if row["key"] not in present]
-    rows += [row for row in more if row["split"] == "train"][:72] + [r for r in more if r["split"] == "test"][:24]
+    rows += [row for row in more if row["split"] == "train"][:72] + [r for r in more if r["split"] == "test"][
+        :24
+    ]
     for i, (key, (image, _)) in enumerate(BAD.items()):
         rows.insert(7 * i, {**rows[0], "key": f"bad-{key}", "image": image})
     return table(tmp_path_factory.mktemp("mixed") / "t.parquet", rows)

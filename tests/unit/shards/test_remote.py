@@ -1,0 +1,167 @@
+"""Sources and shards that lie elsewhere: a real S3 server and a plain HTTP server, both on loopback."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from shards.manifest import read_manifest
+from shards.pack import PackSettings, pack
+from shards.storage import place
+from uniemox_dist.cli.main import run
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An empty bucket of a real S3 server; its address stands in the environment, as with any S3 store."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        server.start()
+        host, port = server.get_host_and_port()
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("pictures")
+        yield "s3://pictures"
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def website(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder, and where a plain HTTP server serves it. That server knows nothing of byte ranges."""
+    root = tmp_path_factory.mktemp("website")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield root, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def upload(source: Path, url: str) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().put(str(source), url.removeprefix("s3://"), recursive=True)
+
+
+def identities(out: Path) -> list[str]:
+    return [read_manifest(path.parent).identity for path in sorted(out.rglob("manifest.json"))]
+
+
+def packed(source: object, layout: str, out: Path, workers: int = 0) -> list[str]:
+    pack(PackSettings(str(source), layout, persons="none", shard_samples=8), out, workers=workers)
+    return identities(out)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_on_s3_packs_to_the_same_bytes_as_on_disk(
+    workers: int, bucket: str, photo_folder: Path, tmp_path: Path
+) -> None:
+    upload(photo_folder, f"{bucket}/photos{workers}")
+    remote = packed(f"{bucket}/photos{workers}", "folder", tmp_path / "remote", workers)
+    assert remote == packed(photo_folder, "folder", tmp_path / "local")
+
+
+def test_a_table_and_tars_on_s3_pack_to_the_same_bytes_as_on_disk(
+    bucket: str, emoji_table: Path, photo_shards: Path, tmp_path: Path
+) -> None:
+    upload(emoji_table, f"{bucket}/tables/emoji.parquet")
+    upload(photo_shards, f"{bucket}/tars")
+    table = packed(f"{bucket}/tables/emoji.parquet", "table", tmp_path / "a")
+    assert table == packed(emoji_table, "table", tmp_path / "b")
+    assert packed(f"{bucket}/tars", "wds", tmp_path / "c") == packed(photo_shards, "wds", tmp_path / "d")
+
+
+def test_a_table_on_the_web_and_the_pictures_it_names(
+    website: tuple[Path, str], photo_folder: Path, tmp_path: Path
+) -> None:
+    root, url = website
+    shutil.copytree(photo_folder, root / "photos")
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.jpg"))
+    lines = [
+        "path,key,label",
+        *(f"{name},k{i},{Path(name).parts[1]}" for i, name in enumerate(names)),
+        "no.jpg,none,x",
+    ]
+    (root / "list.csv").write_text("\n".join(lines))
+    result = pack(PackSettings(f"{url}/list.csv", "table", persons="none"), tmp_path / "out")
+    assert result.packed == {"": 20}
+    assert [(r.source, r.reason) for r in result.rejected] == [("none", "unreadable")]
+    manifest = read_manifest(tmp_path / "out")
+    reader = ShardReader(tmp_path / "out", manifest)
+    pictures = {reader.read(0, row).key: reader.read(0, row).image for row in range(20)}
+    assert pictures["k3"] == (root / names[3]).read_bytes()
+
+
+class Pictures(Dataset[bytes]):
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self.places = [(s, r) for s, shard in enumerate(reader.manifest.shards) for r in range(shard.samples)]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> bytes:
+        return self.reader.read(*self.places[number]).image
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_shards_elsewhere_are_read_by_ranges_in_this_process_and_in_loader_workers(
+    kind: str, bucket: str, website: tuple[Path, str], photo_shards: Path
+) -> None:
+    if kind == "s3":
+        upload(photo_shards, f"{bucket}/shards")
+        url = f"{bucket}/shards"
+    else:
+        shutil.copytree(photo_shards, website[0] / "shards")
+        url = f"{website[1]}/shards"
+    local = Pictures(ShardReader.from_folder(photo_shards, "data.path"))
+    remote = Pictures(ShardReader.from_folder(url, "data.path"))
+    assert not remote.reader.is_local
+    expected = [local[i] for i in range(len(local))]
+    assert [remote[i] for i in range(len(remote))] == expected
+    loader = DataLoader(remote, batch_size=None, num_workers=2)
+    assert list(loader) == expected
+    assert remote.reader.record(0, 0) == local.reader.record(0, 0)
+
+
+def test_mistakes_with_addresses_are_one_line(
+    bucket: str, website: tuple[Path, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for source, layout, says in (
+        (f"{bucket}/nowhere", "folder", f"SOURCE={bucket}/nowhere: no such folder"),
+        (f"{website[1]}/nowhere.parquet", "table", f"SOURCE={website[1]}/nowhere.parquet: no such table"),
+        ("zz://x", "folder", "SOURCE=zz://x: Unsupported filesystem"),
+    ):
+        assert (
+            run(["shards", "pack", source, str(tmp_path / "out"), "--layout", layout, "--persons", "none"])
+            == EXIT_USER
+        )
+        error = capfd.readouterr().err
+        assert says in error
+        assert "Traceback" not in error
+    with pytest.raises(UserError, match=f"data.path={bucket}/nowhere: holds no manifest.json"):
+        ShardReader.from_folder(f"{bucket}/nowhere", "data.path")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_addresses_are_local_paths(photo_shards: Path) -> None:
+    assert place(f"file://{photo_shards}") == photo_shards
+    assert run(["shards", "stats", f"file://{photo_shards}"]) == EXIT_DONE
