@@ -207,6 +207,7 @@ class _Run:
         """Packs what is left."""
         for step in self.journal.steps(self.folder):
             self._replay(step)
+        self._tidy()
         self.result.resumed = self.position
         if self.progress is not None:
             self.progress.total = len(self.order_M)
@@ -287,6 +288,18 @@ class _Run:
             prefix=self.prefix,
             finished=finished,
         )
+
+    def _tidy(self) -> None:
+        """Deletes what a killed pack left besides whole shards: temporary files, a tar that is not in the journal."""
+        whole = {
+            path
+            for name, writer in self.writers.items()
+            for entry in writer.entries
+            for path in (self.folder / name / entry.name, index_path(self.folder / name, entry.name))
+        }
+        for path in self.folder.rglob("*"):
+            if path.is_file() and WORK not in path.relative_to(self.folder).parts and path not in whole:
+                path.unlink()
 
     def _replay(self, step: Step) -> None:
         """Takes over a shard that an interrupted pack left."""

@@ -318,7 +318,11 @@ def test_an_out_that_is_a_file_or_a_foreign_folder_stays_untouched(emoji_table: 
     ("more", "line"),
     [
         (["--layout", "zip"], "--layout=zip: not known; valid are coco, emoset, emotic, folder, table, wds"),
-        (["--persons", "yolo"], "--persons 'yolo' is no person detector; valid: nanodet, none"),
+        (
+            ["--persons", "yolo"],
+            "--persons 'yolo' is no person detector; valid: nanodet, onnx:FILE (a YOLO-type export), source (only "
+            "the boxes that the source brings), none",
+        ),
         (["--shard-size", "0"], "--shard-size=0.0: give a positive number of MB"),
         (["--column", "image"], "--column ('image',): expected OURS=THEIRS, such as image=jpg"),
     ],
