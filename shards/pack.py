@@ -8,7 +8,7 @@ import errno
 import fcntl
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,13 +24,13 @@ from shards.fetch import CellReader
 from shards.index import index_path, read_index
 from shards.journal import Journal, Step, has_steps
 from shards.listing import Listing
-from shards.manifest import Manifest, manifest_folders, read_manifest
+from shards.manifest import Manifest, ShardEntry, manifest_folders, read_manifest
 from shards.persons import make_detector
 from shards.prepare import Batch, Preparation, Ready, Rejected
 from shards.presets import find_preset
 from shards.settings import PackSettings
 from shards.sources import SourceOptions, open_source
-from shards.workers import Task, prepare_all
+from shards.workers import Task, Workers
 from shards.writer import Encoded, ShardWriter
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import atomic_path, publish_dir, write_json
@@ -86,7 +86,7 @@ def pack(
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
     out = out.absolute()  # so that `.` has a name, too
-    with _partial(out, resume) as partial:
+    with _partial(out, resume) as partial, Workers(workers) as pool:
         work = partial / WORK
         options = SourceOptions(settings.columns, settings.persons == "source")
         records = open_source(settings.layout, preset.locate(settings.source), options)
@@ -108,7 +108,7 @@ def pack(
         )
         journal = Journal(work, {**provenance, "part": part})
         run = _Run(settings, partial, listing, part, journal, progress)
-        run.go(preparation, workers)
+        run.go(preparation, pool)
         run.finish(provenance, part)
         if out.is_dir():
             out.rmdir()
@@ -203,7 +203,7 @@ class _Run:
         """Records consumed, in the order of packing."""
         self._refused: list[tuple[int, Rejected]] = []  # since the last step
 
-    def go(self, preparation: Preparation, workers: int) -> None:
+    def go(self, preparation: Preparation, workers: Workers) -> None:
         """Packs what is left."""
         for step in self.journal.steps(self.folder):
             self._replay(step)
@@ -212,12 +212,16 @@ class _Run:
         if self.progress is not None:
             self.progress.total = len(self.order_M)
             self.progress.update(self.position)
-        for task, batch in prepare_all(self._tasks(), preparation, workers):
-            self._take(task, batch)
-            if self.progress is not None:
-                self.progress.update(len(task.numbers))
-        for writer in self.writers.values():
-            writer.close()
+        try:
+            for task, batch in workers.prepare(self._tasks(), preparation):
+                self._take(task, batch)
+                if self.progress is not None:
+                    self.progress.update(len(task.numbers))
+            for writer in self.writers.values():
+                writer.close()
+        finally:
+            for writer in self.writers.values():
+                writer.settle()  # after an error, too: a shard that is full becomes whole
 
     def finish(self, provenance: dict[str, Any], part: tuple[int, int] | None) -> None:
         """Writes manifests and the list of what was refused."""
@@ -277,16 +281,17 @@ class _Run:
         self.result.with_person += bool(sample.fields["persons"])
 
     def _writer(self, name: str) -> ShardWriter:
-        def finished(entry: Any) -> None:
-            self.journal.append(Step(name, entry, self.position, self._refused))
+        def closing() -> Callable[[ShardEntry], None]:
+            position, refused = self.position, self._refused
             self._refused = []
+            return lambda entry: self.journal.append(Step(name, entry, position, refused))
 
         return ShardWriter(
             self.folder / name,
             shard_bytes=int(self.settings.shard_mb * 1e6),
             shard_samples=self.settings.shard_samples,
             prefix=self.prefix,
-            finished=finished,
+            closing=closing,
         )
 
     def _tidy(self) -> None:

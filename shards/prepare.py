@@ -70,6 +70,8 @@ class Rejected:
     source: str
     reason: str
     detail: str
+    length = 0
+    """It has no bytes in a batch."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,16 @@ class Ready:
     fields: dict[str, Any]
 
 
+Item = Ready | Rejected
+
+
 @dataclass(frozen=True)
 class Batch:
     """What became of some records, in their order."""
 
-    data: bytes
-    """The tar members of all that are ready, one sample after the other."""
-    items: list[Ready | Rejected] = field(default_factory=list)
+    data: bytes | memoryview
+    """The tar members of all that are ready, one sample after the other. Valid until the next batch is asked for."""
+    items: list[Item]
 
 
 class Preparer:
@@ -99,8 +104,11 @@ class Preparer:
         self.detector: PersonDetector = make_detector(preparation.persons, threads=1)
         self.looks = preparation.persons not in ("none", "source")
 
-    def __call__(self, lines: list[bytes], images: list[bytes | str | None]) -> Batch:
-        """Prepares the records of some spooled lines; `images` stand for pictures that were fetched already."""
+    def __call__(
+        self, lines: list[bytes], images: list[bytes | str | None]
+    ) -> tuple[list[bytes | memoryview], list[Item]]:
+        """(tar members, what became of each record) for the records of some spooled lines; `images` stand for
+        pictures that were fetched already."""
         records = [parse(line, self.settings.folder) for line in lines]
         records = [r if i is None else replace(r, image=i) for r, i in zip(records, images)]
         wanted = [record for record in records if record.refused is None]
@@ -114,16 +122,16 @@ class Preparer:
             look, self.detector.detect([item.rgb_HW3 for item in look if item.rgb_HW3 is not None])
         ):
             item.persons = tuple(persons)
-        parts: list[bytes] = []
-        items: list[Ready | Rejected] = []
+        parts: list[bytes | memoryview] = []
+        items: list[Item] = []
         for one in seen:
             if isinstance(one, Rejected):
                 items.append(one)
                 continue
             encoded = encode(one.sample())
-            parts.append(bytes(encoded.data))
+            parts.append(encoded.data)
             items.append(Ready(one.record.name, len(encoded.data), encoded.image_length, encoded.fields))
-        return Batch(b"".join(parts), items)
+        return parts, items
 
     def _see(self, record: Record, data: bytes | BadPicture) -> "_Seen | Rejected":
         settings = self.settings

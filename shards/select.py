@@ -83,15 +83,21 @@ def split(
     made: dict[str, Manifest] = {}
     with publishing(out) as partial:
         for number, name in enumerate(shares):
-            rows = iter(np.split(share_N == number, np.cumsum([entry.samples for entry in manifest.shards])))
+            chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
             why = {"split": {"shares": shares, "seed": seed, "name": name}}
-            subset = _subset(folder, manifest, partial / name, lambda _, rows=rows: next(rows), why, copy)
+            subset = _subset(folder, manifest, partial / name, chosen, why, copy)
             if subset is None:
                 raise UserError(
                     f"--shares {name}={shares[name]}: no sample falls into it; give it a larger share"
                 )
             made[name] = subset
     return made
+
+
+def _in_turn(keep_N: np.ndarray, samples: list[int]) -> Chooser:
+    """Hands out a choice over all samples shard after shard."""
+    pieces = iter(np.split(keep_N, np.cumsum(samples)))
+    return lambda _: next(pieces)
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -134,8 +140,10 @@ def _subset(
             continue
         index = index_path(target, entry.name)
         write_index(index, rows)
-        sums = {"index_sha256": sha256_file(index), "rows_sha256": rows_sha256(rows)}
-        entries.append(replace(entry, samples=len(rows), **sums))
+        index_sha256 = sha256_file(index)
+        entries.append(
+            replace(entry, samples=len(rows), index_sha256=index_sha256, rows_sha256=rows_sha256(rows))
+        )
     if writer is not None:
         entries = writer.close()
     if not entries:

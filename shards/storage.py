@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from upath import UPath
-
 from uniemox_dist.runtime.errors import UserError
 
 Place = Path
@@ -51,6 +49,8 @@ def place(path: str | Place, field: str = "path") -> Place:
     if not is_remote(path):
         return Path(path.removeprefix("file://").removeprefix("local://"))
     protocol = path.partition("://")[0]
+    from upath import UPath  # here: local packing has no use for it, and starts faster
+
     try:
         found = UPath(path)
         found.fs  # noqa: B018 (opens the file system, which imports its package)

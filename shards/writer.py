@@ -4,6 +4,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +38,8 @@ class ShardWriter:
 
     A shard is written under a temporary name, fsynced, and renamed after its index: a tar that has its name
     is complete. None is larger than `shard_bytes` unless a single sample is. Tars hold no times, owners or
-    extended headers, so that equal samples give equal bytes. `finished` is called after each shard.
+    extended headers, so that equal samples give equal bytes. The disk is waited for in a thread, while the next
+    shard is written; `closing` is called when a shard is full, and what it returns when that shard is whole.
     """
 
     def __init__(
@@ -47,20 +49,21 @@ class ShardWriter:
         shard_bytes: int,
         shard_samples: int,
         prefix: str = "",
-        entries: list[ShardEntry] | None = None,
-        finished: Callable[[ShardEntry], Any] | None = None,
+        closing: Callable[[], Callable[[ShardEntry], Any]] | None = None,
     ) -> None:
         self.folder = folder
         self.shard_bytes = shard_bytes
         self.shard_samples = shard_samples
         self.prefix = prefix
-        self.entries = entries or []
+        self.entries: list[ShardEntry] = []
         """Shards that are whole; an interrupted pack goes on behind those that it left."""
-        self.finished = finished
+        self.closing = closing
         self._file: BinaryIO | None = None
         self._end = 0
         self._digest = hashlib.sha256()
         self._rows: list[dict[str, Any]] = []
+        self._thread = ThreadPoolExecutor(1)
+        self._publishing: Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, sample: Sample) -> None:
@@ -75,7 +78,8 @@ class ShardWriter:
         ):
             self._finish()
         if self._file is None:
-            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by _finish)
+            self.settle()
+            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by _publish)
             self._end, self._digest = 0, hashlib.sha256()
         places = {
             "sample_offset": self._end,
@@ -90,22 +94,22 @@ class ShardWriter:
         """Finishes the last shard and returns all of them."""
         if self._file is not None:
             self._finish()
+        self.settle()
         return self.entries
 
-    def abandon(self) -> None:
-        """Leaves the shard that is not whole; those before it stay."""
-        if self._file is not None:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            self._file = None
+    def settle(self) -> None:
+        """Waits until every shard that is full is whole.
 
-    @property
-    def _name(self) -> str:
-        return f"{self.prefix}{len(self.entries):06d}.tar"
+        Raises:
+            OSError: if it could not be written.
+        """
+        if self._publishing is not None:
+            pending, self._publishing = self._publishing, None
+            pending.result()
 
     @property
     def _temporary(self) -> Path:
-        return self.folder / f".{self._name}.tmp"
+        return self.folder / f".{self.prefix}{len(self.entries):06d}.tar.tmp"
 
     def _write(self, data: bytes | memoryview) -> None:
         assert self._file is not None
@@ -118,25 +122,37 @@ class ShardWriter:
     def _finish(self) -> None:
         assert self._file is not None
         self._write(bytes(_finished_bytes(self._end) - self._end))
-        os.fsync(self._file.fileno())
-        self._file.close()
-        index = index_path(self.folder, self._name)
-        write_index(index, self._rows)
-        final = self.folder / self._name
-        os.replace(self._temporary, final)
+        done = self.closing() if self.closing is not None else lambda _: None
+        full = (self._file, self._rows, self._end, self._digest.hexdigest(), done)
+        self._file, self._rows = None, []
+        self._publishing = self._thread.submit(self._publish, *full)
+
+    def _publish(
+        self,
+        file: BinaryIO,
+        rows: list[dict[str, Any]],
+        size: int,
+        sha256: str,
+        done: Callable[[ShardEntry], Any],
+    ) -> None:
+        with file:
+            os.fsync(file.fileno())
+        temporary = Path(file.name)
+        final = temporary.with_name(temporary.name[1:].removesuffix(".tmp"))
+        index = index_path(self.folder, final.name)
+        write_index(index, rows)
+        os.replace(temporary, final)
         fsync_dir(self.folder)
         entry = ShardEntry(
             name=final.name,
-            samples=len(self._rows),
-            bytes=self._end,
-            sha256=self._digest.hexdigest(),
+            samples=len(rows),
+            bytes=size,
+            sha256=sha256,
             index_sha256=sha256_file(index),
-            rows_sha256=rows_sha256(self._rows),
+            rows_sha256=rows_sha256(rows),
         )
-        self._file, self._rows = None, []
         self.entries.append(entry)
-        if self.finished is not None:
-            self.finished(entry)
+        done(entry)
 
 
 def _finished_bytes(end: int) -> int:

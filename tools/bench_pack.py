@@ -20,6 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+DISTINCT = 1000
+"""Pictures with pixels of their own."""
+
 
 def make_photos(folder: Path, count: int, width: int) -> int:
     """Writes `count` JPEGs and returns their bytes."""
@@ -27,19 +30,27 @@ def make_photos(folder: Path, count: int, width: int) -> int:
 
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    encoded: list[bytes] = []
     size = 0
     for i in range(count):
-        photo = photos[i % len(photos)]
-        share = rng.uniform(0.6, 1.0)
-        w, h = int(photo.width * share), int(photo.height * share)
-        x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
-        crop = photo.crop((x, y, x + w, y + h)).resize((width, round(width * h / w)), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        crop.save(buffer, "JPEG", quality=90)
+        if i < DISTINCT:
+            photo = photos[i % len(photos)]
+            share = rng.uniform(0.6, 1.0)
+            w, h = int(photo.width * share), int(photo.height * share)
+            x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
+            crop = photo.crop((x, y, x + w, y + h))
+            buffer = io.BytesIO()
+            crop.resize((width, round(width * h / w)), Image.Resampling.LANCZOS).save(
+                buffer, "JPEG", quality=90
+            )
+            encoded.append(buffer.getvalue())
+        # The same pixels again get a comment of their own, so that no two files have the same bytes.
+        comment = b"\xff\xfe\x00\x0a" + b"%08d" % i
+        content = encoded[i % DISTINCT][:2] + comment + encoded[i % DISTINCT][2:]
         path = folder / ("joy", "awe")[i % 2] / f"{i:06d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-        size += len(buffer.getvalue())
+        path.write_bytes(content)
+        size += len(content)
     return size
 
 
@@ -84,8 +95,10 @@ def measure(ways: dict[str, Callable[[Path], None]], work: Path, repeat: int) ->
 
 def main() -> int:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=6000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photos", type=int, default=20_000)
     parser.add_argument("--width", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
@@ -98,7 +111,9 @@ def main() -> int:
         size = make_photos(photos, arguments.photos, arguments.width)
         workers = arguments.workers
         ways: dict[str, Callable[[Path], None]] = {
-            f"uniemox, {workers} workers, every picture decoded": lambda out: packer(photos, out, workers, "decode"),
+            f"uniemox, {workers} workers, every picture decoded": lambda out: packer(
+                photos, out, workers, "decode"
+            ),
             "plain loop, every picture decoded": lambda out: plain_loop(photos, out),
             f"uniemox, {workers} workers, hashed only": lambda out: packer(photos, out, workers, "header"),
             "tar cf": lambda out: tar(photos, out),
@@ -108,9 +123,13 @@ def main() -> int:
         {"way": way, "seconds": s, "pictures_per_s": arguments.photos / s, "mb_per_s": size / 1e6 / s}
         for way, s in seconds.items()
     ]
-    print(f"{arguments.photos} photos of {arguments.width} pixels, {size / 1e6:.0f} MB, best of {arguments.repeat}\n")
+    print(
+        f"{arguments.photos} photos of {arguments.width} pixels, {size / 1e6:.0f} MB, best of {arguments.repeat}\n"
+    )
     for row in rows:
-        print(f"{row['way']:50} {row['seconds']:7.2f} s {row['pictures_per_s']:8.0f}/s {row['mb_per_s']:7.0f} MB/s")
+        print(
+            f"{row['way']:50} {row['seconds']:7.2f} s {row['pictures_per_s']:8.0f}/s {row['mb_per_s']:7.0f} MB/s"
+        )
     decoded, loop, hashed, plain = (row["seconds"] for row in rows)
     ratios = {"decoded_to_plain_loop": loop / decoded, "hashed_to_tar": plain / hashed}
     print(f"\ndecoded: {ratios['decoded_to_plain_loop']:.2f} times the plain loop's speed (aim: 3)")

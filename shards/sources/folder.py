@@ -38,6 +38,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     del paths
     tops = {path.split("/")[0] for path in pictures if "/" in path}
     has_splits = bool(tops) and tops <= SPLITS.keys()
+    base = str(root).rstrip("/")
     for path in pictures:
         # File names are bytes; those that are no UTF-8 stand with \xff escapes in what is written down.
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -47,7 +48,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         text = _caption(root / beside) if beside in texts else ""
         yield Record(
             name=name,
-            image=str(root / path),
+            image=f"{base}/{path}",
             captions=(text,) if text else (),
             label=parts[0] if parts else None,
             group="/".join(parts[1:]) or None,
