@@ -8,8 +8,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from shards.encode import index_fields
 from shards.format import Sample, make_key
-from shards.index import index_fields, index_path, rows_sha256, write_index
+from shards.index import index_path, rows_sha256, write_index
 from shards.manifest import MANIFEST, Manifest, ShardEntry
 from shards.pack import Progress, write_rejected
 from shards.pictures import BadPicture, inspect

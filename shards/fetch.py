@@ -5,13 +5,10 @@ import os
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from shards.pictures import BadPicture
-from shards.sources import Cell, Image, Slice
-from shards.storage import is_remote, open_seekable, place, read_range
+from shards.sources import Image, Slice
+from shards.storage import is_remote, place, read_range
 
 REMOTE_READS = 16
 """Remote pictures that one worker asks for at a time: what takes long there is waiting."""
@@ -59,7 +56,7 @@ def _read(image: Image) -> bytes:
             return bytes(place(image).read_bytes())
         with open(image.removeprefix("file://"), "rb", buffering=0) as file:
             return file.read()
-    assert isinstance(image, Slice), f"{type(image).__name__} is fetched by CellReader"
+    assert isinstance(image, Slice), f"{type(image).__name__} is fetched by cells.CellReader"
     if is_remote(image.path):
         return read_range(place(image.path), image.offset, image.length)
     return os.pread(_handle(image.path), image.length, image.offset)
@@ -80,26 +77,3 @@ def _handle(path: str) -> int:
 
 def _shown(path: str) -> str:
     return os.fsencode(path[:200]).decode("utf-8", "backslashreplace")
-
-
-class CellReader:
-    """Pictures out of Parquet columns, by pieces: the row groups of one piece are in memory, no others."""
-
-    def __init__(self) -> None:
-        self._piece: int | None = None
-        self._groups: dict[tuple[str, int], Any] = {}
-
-    def read(self, cell: Cell, piece: int) -> bytes | str:
-        """The picture of a cell, or the path of its file where the column holds that."""
-        if piece != self._piece:
-            self._piece, self._groups = piece, {}
-        key = (cell.path, cell.row_group)
-        if key not in self._groups:
-            with open_seekable(place(cell.path)) as raw, pq.ParquetFile(raw) as file:
-                self._groups[key] = file.read_row_group(cell.row_group, [cell.column])[cell.column]
-        value = self._groups[key][cell.row].as_py()
-        if isinstance(value, dict):  # the struct of Hugging Face's image columns
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, str) and value:
-            return value if "://" in value else str(place(cell.path).parent / value)
-        return value or b""

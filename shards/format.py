@@ -11,6 +11,7 @@ from uniemox_dist.runtime.files import sha256_bytes
 FORMAT_NAME = "uniemox-shards"
 FORMAT_VERSION = 1
 
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 # Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with further pictures
 # (a preview, a gain map) behind its first one; phones write them under the name .jpg.
@@ -58,7 +59,7 @@ class Sample:
 
     def members(self) -> list[tuple[str, bytes]]:
         """(name, bytes) of the tar members, picture first; `.txt` is there even when there is no caption."""
-        record = json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True, allow_nan=False)
+        record = _JSON.encode(self.to_json())
         caption = (self.captions[0] if self.captions else "").encode("utf-8")
         return [
             (f"{self.key}.{self.extension}", self.image),

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.format import Sample
 from shards.storage import Place, open_seekable
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import atomic_path, canonical_json, sha256_bytes
@@ -47,23 +46,6 @@ pack has one; joining parts marks what several of them packed."""
 def index_path(folder: Place, shard: str) -> Place:
     """The index beside shard `000012.tar`: index/000012.parquet."""
     return folder / "index" / f"{shard.removesuffix('.tar')}.parquet"
-
-
-def index_fields(sample: Sample) -> dict[str, Any]:
-    """What the index says of a sample wherever it lies in a tar."""
-    persons = [
-        {"box": list(p.box), "score": p.score, "labels": canonical_json(p.labels).decode()}
-        for p in sample.persons
-    ]
-    return {
-        "key": sample.key,
-        "width": sample.width,
-        "height": sample.height,
-        "label": sample.label,
-        "captions": list(sample.captions),
-        "persons": persons,
-        "image_sha256": sample.image_sha256,
-    }
 
 
 def rows_sha256(rows: Sequence[dict[str, Any]]) -> str:

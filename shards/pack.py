@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.captions import load_captioner
+from shards.cells import CellReader
 from shards.duplicates import Seen
-from shards.fetch import CellReader
+from shards.encode import Encoded
 from shards.index import index_path, read_index
 from shards.journal import Journal, Step, has_steps
 from shards.listing import Listing
@@ -31,7 +32,7 @@ from shards.presets import find_preset
 from shards.settings import PackSettings
 from shards.sources import SourceOptions, open_source
 from shards.workers import Task, Workers
-from shards.writer import Encoded, ShardWriter
+from shards.writer import ShardWriter
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import atomic_path, publish_dir, write_json
 

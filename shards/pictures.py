@@ -46,6 +46,8 @@ def inspect(data: bytes, *, check: str = "decode", pixels_side: int | None = Non
     """
     if not data:
         raise BadPicture("empty", "no bytes")
+    if check == "header" and pixels_side is None and (size := _jpeg_size(data)) is not None:
+        return Decoded("jpg", *size)
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format not in EXTENSIONS:
@@ -71,6 +73,24 @@ def inspect(data: bytes, *, check: str = "decode", pixels_side: int | None = Non
     except Exception as error:  # Pillow's decoders raise many types on damaged data
         raise BadPicture("corrupt", explain(error)) from None
     return Decoded(extension, *((height, width) if turned else (width, height)), rgb)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a plain JPEG, which Pillow takes ten times as long to find. None where Pillow should look:
+    other formats, rare kinds of JPEG, anything with EXIF or XMP, nothing but a header, too many pixels."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            is_whole = width and height and at + 2 + length < len(data)
+            return (width, height) if is_whole and width * height <= MAX_PIXELS else None
+        if not (0xE0 <= marker <= 0xEF or marker in (0xDB, 0xC4, 0xFE, 0xDD)) or marker == 0xE1:
+            return None
+        at += 2 + length
+    return None
 
 
 def is_turned(image: Image.Image) -> bool:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.captions import Captioner
+from shards.encode import index_fields, members
 from shards.fetch import fetch_all
 from shards.format import Sample, make_key
 from shards.persons import Person, PersonDetector, make_detector
@@ -15,8 +15,10 @@ from shards.pictures import BadPicture, inspect
 from shards.reencode import Shrink, shrink
 from shards.sources import Record
 from shards.spool import parse
-from shards.writer import encode
 from uniemox_dist.runtime.files import sha256_bytes
+
+if TYPE_CHECKING:  # pydantic takes its time to load, and most packs compose no captions
+    from shards.captions import Captioner
 
 DETECTOR_SIDE = 640
 """Pixels that each side of a JPEG keeps, at least, where a detector looks: larger pictures decode faster smaller,
@@ -58,7 +60,7 @@ class Preparation:
     check: str = "decode"
     shrink: Shrink = field(default_factory=Shrink)
     filters: Filters = field(default_factory=Filters)
-    captioner: Captioner | None = None
+    captioner: "Captioner | None" = None
     folder: Path = Path()
     """Of the spool."""
 
@@ -106,7 +108,7 @@ class Preparer:
 
     def __call__(
         self, lines: list[bytes], images: list[bytes | str | None]
-    ) -> tuple[list[bytes | memoryview], list[Item]]:
+    ) -> tuple[list[bytes], list[Item]]:
         """(tar members, what became of each record) for the records of some spooled lines; `images` stand for
         pictures that were fetched already."""
         records = [parse(line, self.settings.folder) for line in lines]
@@ -122,15 +124,18 @@ class Preparer:
             look, self.detector.detect([item.rgb_HW3 for item in look if item.rgb_HW3 is not None])
         ):
             item.persons = tuple(persons)
-        parts: list[bytes | memoryview] = []
+        parts: list[bytes] = []
         items: list[Item] = []
         for one in seen:
             if isinstance(one, Rejected):
                 items.append(one)
                 continue
-            encoded = encode(one.sample())
-            parts.append(encoded.data)
-            items.append(Ready(one.record.name, len(encoded.data), encoded.image_length, encoded.fields))
+            sample = one.sample()
+            pieces = members(sample)
+            parts += pieces
+            items.append(
+                Ready(one.record.name, sum(map(len, pieces)), len(sample.image), index_fields(sample))
+            )
         return parts, items
 
     def _see(self, record: Record, data: bytes | BadPicture) -> "_Seen | Rejected":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shards.encode import BLOCK, Encoded
 from shards.expressions import apply_filter
 from shards.index import index_path, read_index, rows_sha256, write_index
 from shards.links import link, publishing
@@ -15,7 +16,7 @@ from shards.listing import SPLIT_NAME
 from shards.manifest import Manifest, ShardEntry, read_manifest
 from shards.presets import cut, draw64
 from shards.storage import read_range
-from shards.writer import BLOCK, Encoded, ShardWriter
+from shards.writer import ShardWriter
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import sha256_file
 

@@ -20,6 +20,9 @@ from shards.prepare import Batch, Item, Preparation, Preparer
 WAITING_BYTES = 96 << 20
 """Of results that wait for an earlier one: workers stay busy, and the parent stays small."""
 
+PIECES = 512  # of one write: half of what Linux allows
+ONE_WRITE = 1 << 30  # bytes; one write moves 2 GiB at most
+
 
 @dataclass(frozen=True)
 class Task:
@@ -39,7 +42,7 @@ class Slot:
         self._map: mmap.mmap | None = None
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
-    def put(self, parts: Sequence[bytes | memoryview]) -> None:
+    def put(self, parts: Sequence[bytes]) -> None:
         """Replaces the content."""
         _write_all(self._fd, parts)
 
@@ -172,10 +175,18 @@ def _work(
     return items
 
 
-def _write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
+def _write_all(fd: int, parts: Sequence[bytes]) -> None:
     offset = 0
-    for part in parts:
-        view = memoryview(part)
-        while view:  # one write moves 2 GiB at most
-            written = os.pwrite(fd, view, offset)
-            view, offset = view[written:], offset + written
+    for start in range(0, len(parts), PIECES):
+        pieces = parts[start : start + PIECES]
+        total, written = sum(map(len, pieces)), 0
+        if total < ONE_WRITE:
+            written = os.pwritev(fd, pieces, offset)
+        if written < total:  # a write may take a part only; what is missing goes piece by piece
+            written = 0
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    done = os.pwrite(fd, view, offset + written)
+                    view, written = view[done:], written + done
+        offset += total

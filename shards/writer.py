@@ -5,32 +5,14 @@ import os
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shards.encode import BLOCK, Encoded, encode
 from shards.format import Sample
-from shards.index import index_fields, index_path, rows_sha256, write_index
+from shards.index import index_path, rows_sha256, write_index
 from shards.manifest import ShardEntry
 from uniemox_dist.runtime.files import fsync_dir, sha256_file
-
-BLOCK = tarfile.BLOCKSIZE
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A sample ready to be written: its tar members, and what the index says of it besides places."""
-
-    data: bytes | memoryview
-    image_length: int
-    fields: dict[str, Any]
-
-
-def encode(sample: Sample) -> Encoded:
-    """A sample's tar members, one after the other."""
-    data = b"".join(part for name, content in sample.members() for part in _member(name, content))
-    return Encoded(data, len(sample.image), index_fields(sample))
 
 
 class ShardWriter:
@@ -159,33 +141,3 @@ def _finished_bytes(end: int) -> int:
     """Size of a tar whose members end here: two zero blocks, and padding to whole records as tar does it."""
     end += 2 * BLOCK
     return end + -end % tarfile.RECORDSIZE
-
-
-def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
-    """Header, content and padding of one tar member."""
-    return _header(name, len(content)), content, bytes(-len(content) % BLOCK)
-
-
-def _header(name: str, size: int) -> bytes:
-    """A header in the plain ustar form with fixed fields (tarfile needs ten times as long for the same bytes).
-
-    Its checksum is the sum of all bytes, with blanks in the checksum's own place.
-    """
-    template, total = _template()
-    varied = name.encode("ascii")
-    length = f"{size:011o}".encode()
-    checksum = total + sum(varied) + sum(length)
-    return b"".join(
-        (varied, template[len(varied) : 124], length, template[135:148], b"%06o\0" % checksum, template[155:])
-    )
-
-
-@lru_cache(maxsize=1)
-def _template() -> tuple[bytes, int]:
-    """A header without name, size and checksum, and the sum of its bytes."""
-    info = tarfile.TarInfo("")
-    info.mode, info.mtime = 0o644, 0
-    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    header[124:135] = bytes(11)
-    header[148:156] = b" " * 8
-    return bytes(header), sum(header)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -32,8 +33,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value: sorted keys, no spaces, UTF-8. Hashes are taken over this form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
+    return _CANONICAL.encode(value).encode("utf-8")
 
 
 def fsync_dir(path: str | os.PathLike[str]) -> None:
