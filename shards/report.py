@@ -1,35 +1,71 @@
-"""What is in these shards, from their indexes alone."""
+"""What is in these shards, in words for the terminal and in numbers for programs; from their indexes alone."""
 
-from collections import Counter
-from pathlib import Path
+from typing import Any
 
-import pyarrow.compute as pc
+from shards.storage import Place
+from shards.summary import Summary, refusals, summarise_all
 
-from shards.index import index_path, read_index
-from shards.manifest import manifest_folders, read_manifest
-
-
-def describe(folder: Path) -> list[str]:
-    """One paragraph of text for each data set at or directly below a folder."""
-    return [_describe_one(found) for found in manifest_folders(folder)]
+LABELS_SHOWN = 30
 
 
-def _describe_one(folder: Path) -> str:
-    manifest = read_manifest(folder, "DIR")
-    labels: Counter[str] = Counter()
-    persons: Counter[int] = Counter()
-    captions = 0
-    for shard in manifest.shards:
-        table = read_index(index_path(folder, shard.name), ["label", "captions", "persons"])
-        labels.update(label or "(none)" for label in table["label"].to_pylist())
-        persons.update(pc.list_value_length(table["persons"]).to_pylist())
-        captions += pc.sum(pc.list_value_length(table["captions"])).as_py() or 0
-    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
-    lines = [
-        f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {megabytes:.1f} MB, "
-        f"identity {manifest.identity[:12]}",
-        f"  captions: {captions}",
-        "  persons per picture: " + ", ".join(f"{n}: {count}" for n, count in sorted(persons.items())),
-        "  labels: " + ", ".join(f"{label} {count}" for label, count in labels.most_common()),
-    ]
-    return "\n".join(lines)
+def describe(folder: Place) -> list[str]:
+    """One paragraph of text for each data set at or directly below a folder, and one about what was refused."""
+    refused = {reason: len(rows) for reason, rows in refusals(folder).items()}
+    texts = [_describe_one(summary) for summary in summarise_all(folder)]
+    if refused:
+        texts.append("refused: " + ", ".join(f"{reason} {count}" for reason, count in refused.items()))
+    return texts
+
+
+def describe_json(folder: Place) -> dict[str, Any]:
+    """The same as JSON values, data set by data set."""
+    return {
+        "data_sets": [_numbers(summary) for summary in summarise_all(folder)],
+        "refused": {reason: len(rows) for reason, rows in refusals(folder).items()},
+    }
+
+
+def _describe_one(summary: Summary) -> str:
+    manifest, tallies = summary.manifest, summary.tallies
+    people = tallies["persons"]
+    labels = summary.labels.most_common(LABELS_SHOWN)
+    more = len(summary.labels) - len(labels)
+    return "\n".join(
+        [
+            f"{summary.folder}: {manifest.samples} samples in {len(manifest.shards)} shards, "
+            f"{summary.bytes / 1e6:.1f} MB, identity {manifest.identity[:12]}",
+            f"  captions: {summary.captions}, {_range(summary, 'caption')} characters; "
+            f"{summary.captionless} pictures without",
+            "  persons per picture: " + ", ".join(f"{n}: {people.counts[n]}" for n in people.values),
+            f"  sides: {_range(summary, 'short')} by {_range(summary, 'long')} pixels; "
+            f"pictures of {_range(summary, 'kilobytes')} kB (least to most, median)",
+            "  labels: "
+            + ", ".join(f"{'(none)' if label is None else label} {count}" for label, count in labels)
+            + (f" and {more} more" if more > 0 else ""),
+        ]
+    )
+
+
+def _range(summary: Summary, name: str) -> str:
+    low, median, high = _quantiles(summary, name)
+    return f"{low} to {high} ({median})" if high > low else f"{low}"
+
+
+def _quantiles(summary: Summary, name: str) -> tuple[int, int, int]:
+    tally = summary.tallies[name]
+    return tally.quantile(0), tally.quantile(0.5), tally.quantile(1)
+
+
+def _numbers(summary: Summary) -> dict[str, Any]:
+    return {
+        "folder": str(summary.folder),
+        "identity": summary.manifest.identity,
+        "samples": summary.manifest.samples,
+        "shards": len(summary.manifest.shards),
+        "bytes": summary.bytes,
+        "captions": summary.captions,
+        "without_caption": summary.captionless,
+        "with_person": summary.with_person,
+        "labels": {"" if label is None else label: count for label, count in summary.labels.most_common()},
+        "least_median_most": {name: list(_quantiles(summary, name)) for name in summary.tallies},
+    }
