@@ -37,7 +37,8 @@ def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.
         return None
     low, high = int(values[0]), int(values[-1])
     if len(values) <= 12 and high - low < 40:
-        edges = np.arange(low, high + 2) - 0.5
+        beside = max(0, (7 - (high - low)) // 2)  # a lone value should not fill the whole chart
+        edges = np.arange(max(0, low - beside), high + beside + 2) - 0.5
         is_log = False
     else:
         is_log = low > 0 and high > 8 * low
