@@ -57,7 +57,8 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 
 
 def _extension(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[2].lower()
+    _, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
 
 
 def _walk(root: Path) -> list[str]:

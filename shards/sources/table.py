@@ -3,7 +3,7 @@
 SOURCE is a file, a folder of `.parquet` files, or a pattern with `*`. Columns: `image` (bytes, or a struct
 with `bytes`) or `path` (relative to the table), and optionally `key`, `caption` (text or a list), `label`,
 `split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an attribute. In
-a CSV all values are texts (`007` stays `007`), and `image` is a path. An empty text is a missing one.
+a CSV these are texts (`007` stays `007`), and `image` is a path. An empty text is a missing one.
 """
 
 import base64
@@ -11,6 +11,7 @@ import csv
 import datetime
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from glob import has_magic
 from importlib import resources
@@ -97,7 +98,10 @@ def _csv(path: Place, names: dict[str, str]) -> Iterator[Record]:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             header = next(lines, [])
+            if not header:
+                raise UserError(f"SOURCE={path}: not a readable table: it is empty")
             _check_columns(header, names, path)
+            known = set(names.values())
             for row, cells in enumerate(lines):
                 if not cells:
                     continue
@@ -106,7 +110,9 @@ def _csv(path: Place, names: dict[str, str]) -> Iterator[Record]:
                         f"SOURCE={path}: line {lines.line_num} has {len(cells)} values where the header has "
                         f"{len(header)}; mend its commas or quotes"
                     )
-                values: dict[str, Any] = dict(zip(header, cells))
+                values: dict[str, Any] = {
+                    name: cell if name in known else _number(cell) for name, cell in zip(header, cells)
+                }
                 text = values.get(names["image"]) or values.get(names["path"])
                 image: Image = _beside(path, text) if text else b""
                 yield _record(values, names, f"{path.name}#{row}", image, None)
@@ -192,6 +198,13 @@ def _persons(value: Any) -> tuple[Person, ...] | None:
 def _beside(path: Place, text: str) -> str:
     """A path as a table states it: absolute, a URL, or from the table's folder."""
     return text if "://" in text else str(path.parent / text)
+
+
+def _number(text: str) -> Any:
+    """A cell of a CSV as a number where it looks like one and nothing is lost; otherwise the text itself."""
+    if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+([eE][-+]?\d+)?", text) else text
 
 
 def _text(value: Any) -> str | None:
