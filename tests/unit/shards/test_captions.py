@@ -129,5 +129,5 @@ def test_mistakes_name_file_field_and_problem(tmp_path: Path, text: str, says: s
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"no\.yaml: cannot be read"):
         load_captioner(str(tmp_path / "no.yaml"))

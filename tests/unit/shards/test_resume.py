@@ -87,9 +87,10 @@ def test_resuming_writes_the_bytes_of_an_undisturbed_pack(
 def test_an_interrupted_pack_is_not_overwritten_unasked(
     dirty_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    with monkeypatch.context() as patch:
         patch.setattr(shards.pack, "ShardWriter", Stopping)
-        pack(settings(dirty_table), tmp_path / "out")
+        with pytest.raises(RuntimeError):
+            pack(settings(dirty_table), tmp_path / "out")
     before = files(tmp_path / "out.partial")
     with pytest.raises(
         UserError, match=r"an interrupted pack lies in out\.partial; go on with --resume, or delete"
