@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from functools import lru_cache
+from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -100,6 +101,16 @@ _RANGES: dict[str, bool] = {}
 @lru_cache(maxsize=2)  # readers walk few files at a time
 def _whole(url: str) -> bytes:
     return bytes(place(url).read_bytes())
+
+
+def matching(pattern: str, field: str = "path") -> list[Place] | None:
+    """What a pattern with `*`, `?` or `[…]` names, in order; None for a path that is no pattern."""
+    parts = pattern.split("/")
+    first = next((i for i, part in enumerate(parts) if has_magic(part)), None)
+    if first is None:
+        return None
+    base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+    return sorted(place(base, field).glob("/".join(parts[first:])), key=str)
 
 
 def find_files(where: Place) -> list[str]:

@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from glob import has_magic
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from shards.persons import Person
 from shards.sources import Cell, Image, Record, SourceOptions
-from shards.storage import Place, open_seekable, place
+from shards.storage import Place, matching, open_seekable, place
 from uniemox_dist.runtime.errors import UserError
 
 KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
@@ -44,10 +43,8 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 def _locate(source: str) -> list[Place]:
     if source in SHIPPED:
         return [Path(str(resources.files("shards") / "demo" / SHIPPED[source]))]
-    if has_magic(source):
-        folder, _, pattern = source.rpartition("/")
-        found = sorted(place(folder or ".", "SOURCE").glob(pattern), key=str)
-    else:
+    found = matching(source, "SOURCE")
+    if found is None:
         root = place(source, "SOURCE")
         found = [root] if root.is_file() else sorted(root.glob("*.parquet"), key=str) if root.is_dir() else []
     if not found:

@@ -8,7 +8,6 @@ columns of img2dataset's `.parquet` beside a tar. A key that occurs in several t
 
 import json
 from collections.abc import Iterator
-from glob import has_magic
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from shards.persons import Person
 from shards.sources import Record, Slice, SourceOptions
 from shards.sources.folder import SPLITS
 from shards.sources.table import plain
-from shards.storage import Place, open_seekable, place
+from shards.storage import Place, matching, open_seekable, place
 from shards.tars import Group, groups
 from uniemox_dist.runtime.errors import UserError
 
@@ -38,9 +37,8 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 
 def _tars(root: Place, source: str) -> Iterator[tuple[Place, str | None]]:
     found: list[tuple[Place, str | None]]
-    if has_magic(source):
-        folder, _, pattern = source.rpartition("/")
-        found = [(tar, None) for tar in sorted(place(folder or ".").glob(pattern), key=str)]
+    if (named := matching(source, "SOURCE")) is not None:
+        found = [(tar, None) for tar in named]
     elif root.is_file():
         found = [(root, None)]
     elif root.is_dir():
