@@ -203,9 +203,11 @@ def test_row_groups_of_a_piece_stay_together(tmp_path: Path, monkeypatch: pytest
         ]
         assert [p for p, _ in mine] == sorted(p for p, _ in mine)  # one piece after the other
         together = {p: {g for q, g in mine if q == p} for p, _ in mine}
-        assert len(together) == 4
-        assert all(len(found) == 3 for found in together.values())
-        assert together[0] != {0, 1, 2}  # from all over the table
+        assert 3 <= len(together) <= 6
+        assert sum(len(found) for found in together.values()) == 12  # no row group is fetched for two pieces
+        assert any(
+            max(found) - min(found) >= len(found) for found in together.values()
+        )  # from all over the table
 
 
 def test_listing_the_same_gives_the_same_hash_and_another_source_another(tmp_path: Path) -> None:
