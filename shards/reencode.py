@@ -44,7 +44,7 @@ def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
             width, height = image.size
             icc = image.info.get("icc_profile")
             if form == "JPEG":
-                image.draft(None, (int(2 * scale * width), int(2 * scale * height)))
+                image.draft(None, (max(1, int(2 * scale * width)), max(1, int(2 * scale * height))))
             image.load()
             picture = upright(image)
             if is_turned(image):
