@@ -1,15 +1,17 @@
 """Captions composed from label and attributes, by templates that users can edit: see captions.yaml."""
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.runtime.errors import UserError
@@ -17,16 +19,43 @@ from uniemox_dist.runtime.files import canonical_json
 
 _TOKEN = re.compile(r"\[\[|\]\]|\{\{|\}\}|\[|\]|\{[^{}\[\]]*\}|[{}]|[^\[\]{}]+")
 _ESCAPED = {"[[": "[", "]]": "]", "{{": "{", "}}": "}"}
+_ARTICLE = re.compile(r"\b([Aa])\(n\)(?=\W*(\w*))")
+_AN = re.compile(
+    r"(?!eu|one\b|once|uku|us[eu]|ut[ei]|uni(?![dmn]))[aeiou]|hour|hono|honest|heir", re.IGNORECASE
+)
+"""Words that take "an". Exceptions go by sound: a unicorn, an hour."""
+
+
+def _sound(template: str) -> str:
+    parts = _parse(template)
+    if not any(_fields(tokens) for _, tokens in parts):
+        raise ValueError(
+            "has no {field}: every picture would get the same caption; name one, such as {label}"
+        )
+    if any(optional and not _fields(tokens) for optional, tokens in parts):
+        raise ValueError("has a part in [ ] without a {field}; name one there, or write [[ ]] for brackets")
+    return template
+
+
+def _rising(words: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    limits = [limit for limit, _ in words]
+    if any(low >= high for low, high in pairwise(limits)):
+        raise ValueError("the limits do not rise; the first one not below a number counts, so sort them")
+    return words
 
 
 class _Field(BaseModel):
     """How the values of one field are said."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    most: int | None = Field(default=None, ge=1)
     lower: bool = False
-    words: list[tuple[float, str]] | None = None
     names: dict[str, str] = {}
+    words: Annotated[list[tuple[FiniteFloat, str]], AfterValidator(_rising)] | None = None
+    lead: list[str] = []
+    most: int | None = Field(default=None, ge=1, strict=True)
+    article: bool = False
+    bare: list[str] = []
+    join: str | None = None
 
 
 class _Templates(BaseModel):
@@ -34,17 +63,8 @@ class _Templates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     given: Literal["keep", "add"] = "keep"
-    templates: list[str] = Field(min_length=1)
+    templates: list[Annotated[str, AfterValidator(_sound)]] = Field(min_length=1)
     fields: dict[str, _Field] = {}
-
-    @field_validator("templates")
-    @classmethod
-    def _are_sound(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            parts = _parse(template)
-            if not any(isinstance(token, _Name) for _, tokens in parts for token in tokens):
-                raise ValueError(f"{template!r} has no {{field}}: every picture would get the same caption")
-        return templates
 
 
 class _Name(str):
@@ -87,31 +107,40 @@ def load_captioner(spec: str | None) -> Captioner | None:
     """
     if spec is None or spec == "none":
         return None
+    where = f"--captions={spec}"
     try:
         if spec == "shipped":
             text = (resources.files("shards") / "captions.yaml").read_text(encoding="utf-8")
         else:
             text = Path(spec).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--captions={spec}: cannot be read ({error}); give `shipped` or a YAML file"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: cannot be read ({error}); give `shipped` or a YAML file") from None
+    values = parse_yaml(text, where)
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: holds no `templates:`; start from a copy of the shipped captions.yaml")
     try:
-        settings = _Templates.model_validate(parse_yaml(text, spec))
+        settings = _Templates.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_mistake(spec, dict(found)) for found in error.errors())) from None
+        raise UserError("\n".join(f"{where}: {line}" for line in _mistakes(error))) from None
     return Captioner(canonical_json(settings.model_dump(mode="json")))
 
 
-def _mistake(spec: str, found: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in found["loc"])
-    problem = found["msg"].removeprefix("Value error, ")
-    known = (
-        "; valid are given, templates, fields"
-        if found["type"] == "extra_forbidden" and "." not in where
-        else ""
-    )
-    return f"--captions={spec}: {where}: {problem[:1].lower()}{problem[1:]}{known}"
+def _mistakes(error: ValidationError) -> Iterator[str]:
+    for issue in error.errors():
+        path = ".".join(str(part) for part in issue["loc"])
+        problem = issue["msg"].removeprefix("Value error, ")
+        problem = problem[:1].lower() + problem[1:]
+        if issue["type"] == "extra_forbidden":
+            model = _Templates if len(issue["loc"]) == 1 else _Field
+            near = difflib.get_close_matches(str(issue["loc"][-1]), model.model_fields, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            yield f"{path}: unknown key; {meant}valid are {', '.join(model.model_fields)}"
+        elif issue["type"] == "missing":
+            yield f"{path}: required, but not given"
+        elif issue["type"] == "string_type":
+            yield f"{path}={issue['input']!r}: not a text; write it in quotes"
+        else:
+            yield f"{path}={issue['input']!r}: {problem}"
 
 
 @lru_cache(maxsize=4)
@@ -132,63 +161,82 @@ def _parse(template: str) -> tuple[_Part, ...]:
     for token in _TOKEN.findall(template):
         if token in ("[", "]"):
             if (token == "[") == optional:
-                raise ValueError(
-                    f"{template!r}: brackets do not fit; optional parts stand in one pair of [ ] each"
-                )
+                raise ValueError("brackets do not fit; optional parts stand in one pair of [ ] each")
             parts.append((optional, tuple(tokens)))
             tokens, optional = [], token == "["
         elif token in _ESCAPED:
             tokens.append(_ESCAPED[token])
-        elif token[0] == "{" and len(token) > 2:
+        elif token[0] == "{" and token[1:-1].strip():
             tokens.append(_Name(token[1:-1].strip()))
         elif token[0] in "{}":
-            raise ValueError(f"{template!r}: braces do not fit; a field is {{name}}")
+            raise ValueError("braces do not fit; a field is {name}, and braces themselves are {{ }}")
         else:
             tokens.append(token)
     if optional:
-        raise ValueError(f"{template!r}: an optional part [ is not closed")
+        raise ValueError("an optional part [ is not closed; close it with ]")
     return (*parts, (False, tuple(tokens)))
 
 
+def _fields(tokens: tuple[str, ...]) -> list[str]:
+    return [token for token in tokens if isinstance(token, _Name)]
+
+
 def _compose(parts: tuple[_Part, ...], values: Mapping[str, Any], fields: Mapping[str, _Field]) -> str:
-    """The caption of one template; "" where a field outside of optional parts is not known."""
+    """The caption of one template; "" where no field is known, or one outside of optional parts is not."""
     said: list[str] = []
+    known = 0
     for optional, tokens in parts:
         words = [
-            _say(values.get(token), fields.get(token)) if isinstance(token, _Name) else token
+            _say(values.get(token), fields.get(token, _PLAIN)) if isinstance(token, _Name) else token
             for token in tokens
         ]
         if all(words):
             said += words
+            known += len(_fields(tokens))
         elif not optional:
             return ""
-    text = re.sub(
-        r"\b([Aa])\(n\)(\s+)(?=(.))",
-        lambda m: m[1] + ("n" if m[3] in "aeiouAEIOU" else "") + m[2],
-        "".join(said),
-    )
+    if not known:
+        return ""
+    text = _ARTICLE.sub(lambda found: found[1] + ("n" if _AN.match(found[2]) else ""), "".join(said))
     text = re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s+", " ", text)).strip(" ,;:")
     return text[:1].upper() + text[1:]
 
 
-def _say(value: Any, field: _Field | None) -> str:
+def _say(value: Any, field: _Field) -> str:
     """A value in words; "" where there is none."""
-    if isinstance(value, list | tuple):
-        items = [said for said in (_say(item, field) for item in value) if said]
-        items = list(dict.fromkeys(items))[: field.most if field else None]
-        return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
-    if (
-        value is None
-        or isinstance(value, bool | dict)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
+    items = value if isinstance(value, list | tuple) else [value]
+    said = list(dict.fromkeys(word for word in (_say_one(item, field) for item in items) if word))
+    said = said[: field.most]
+    if field.article:
+        said = [_with_article(word, field.bare) for word in said]
+    if field.join is not None:
+        return field.join.join(said)
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+
+
+def _say_one(value: Any, field: _Field) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return ""
-    if field is not None and str(value) in field.names:
-        return field.names[str(value)]
-    if field is not None and field.words is not None:
-        try:
-            return next((word for limit, word in field.words if float(value) <= limit), "")
-        except ValueError:
-            return ""
-    said = re.sub(r"[\s_/]+", " ", str(value)).strip()
-    return said.lower() if field is not None and field.lower else said
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    text = str(value)
+    whole, slash, last = text.rpartition("/")
+    said = re.sub(r"[\s_/]+", " ", f"{last} {whole}" if slash and last in field.lead else text).strip()
+    said = said.lower() if field.lower else said
+    for name in (text, said):
+        if name in field.names:
+            return field.names[name]
+    if field.words is None:
+        return said
+    try:
+        return next((word for limit, word in field.words if float(value) <= limit), "")
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _with_article(words: str, bare: list[str]) -> str:
+    few = words.startswith(("some ", "a ", "an ")) or words.lower().split()[-1] in bare
+    return words if few else f"a(n) {words}"
+
+
+_PLAIN = _Field()

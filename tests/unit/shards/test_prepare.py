@@ -265,10 +265,10 @@ def test_composed_captions_are_stored_and_their_templates_recorded(tmp_path: Pat
     packed(tmp_path, rows, captions="shipped")
     assert rows_of(tmp_path / "out")["a"]["captions"] == [
         "A picture that evokes awe, showing an ice rink.",
-        "A picture of an ice rink.",
+        "A picture of an ice rink, evoking awe.",
     ]
     templates = read_manifest(tmp_path / "out").provenance["captions"]["templates"]
-    assert templates[0].startswith("A picture that evokes {label}")
+    assert any("{label}" in template for template in templates)
 
 
 def test_persons_of_the_source_are_kept_and_sorted_and_others_looked_for(tmp_path: Path) -> None:
