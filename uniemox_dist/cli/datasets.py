@@ -114,7 +114,6 @@ def stats_command(folder: Path, json_file: Path | None) -> None:
 def report_command(folder: Path, out: Path | None) -> None:
     """Writes one HTML page about DIR: pictures of every label with person boxes, histograms, what was refused."""
     from shards.page import write_page
-
     from shards.storage import is_local
     from shards.verify import folders_of
     from uniemox_dist.runtime.errors import UserError

@@ -1,7 +1,6 @@
 """`uniemox pretrain` and `uniemox teach`."""
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -60,21 +59,27 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("location", metavar="DIR")
 @click.option("--teacher", required=True, help="local-dir:PATH, shipped:demo, or an open_clip model name.")
 @click.option("--weights", help="File of weights, with an open_clip model name.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Captions at once.")
-def teach(folder: Path, teacher: str, weights: str | None, batch: int) -> None:
-    """Caches the embeddings of all captions below FOLDER beside its shards, for pretraining to use."""
+def teach(location: str, teacher: str, weights: str | None, batch: int) -> None:
+    """Caches the embeddings of all captions below DIR beside its shards, for pretraining to use."""
     from tqdm import tqdm
 
     from shards.manifest import manifest_folders
+    from shards.storage import is_local, place
     from uniemox_dist.config.schema import TeacherConfig
     from uniemox_dist.data.reader import ShardReader
     from uniemox_dist.models.teacher import Teacher
     from uniemox_dist.runtime.errors import UserError
     from uniemox_dist.teach import text_cache
 
+    folder = place(location, "DIR")
+    if not is_local(folder):
+        raise UserError(
+            f"DIR={location}: is remote; pretraining caches such captions in the run's folder itself"
+        )
     folders = manifest_folders(folder)
     if not folders:
         raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
