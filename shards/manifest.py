@@ -1,20 +1,26 @@
 """The manifest of a data set: its shards, their hashes, and the identity that runs and releases record."""
 
+import hashlib
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shards.format import FORMAT_NAME, FORMAT_VERSION
+from shards.os_errors import said
 from shards.storage import Place, is_local, place
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import canonical_json, sha256_bytes, write_json
+from uniemox_dist.runtime.files import atomic_path, canonical_json, sha256_bytes, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, SIZES = "manifest.json", "sizes.json"
+_HASHED_AT_ONCE = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a hundred thousand of them
 class ShardEntry:
     """One shard as the manifest knows it."""
 
@@ -36,32 +42,48 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     provenance: dict[str, Any]
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples of all shards."""
         return sum(shard.samples for shard in self.shards)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """SHA-256 of the canonical JSON of format version and, per shard, name, samples, bytes and hashes."""
-        shards = [[s.name, s.samples, s.bytes, s.sha256, s.rows_sha256] for s in self.shards]
-        return sha256_bytes(canonical_json({"format_version": FORMAT_VERSION, "shards": shards}))
+        empty = canonical_json({"format_version": FORMAT_VERSION, "shards": []})
+        digest = hashlib.sha256(empty.removesuffix(b"]}"))
+        # Piecewise: the whole text would need as much memory as the manifest itself.
+        for first in range(0, len(self.shards), _HASHED_AT_ONCE):
+            piece = self.shards[first : first + _HASHED_AT_ONCE]
+            text = canonical_json([[s.name, s.samples, s.bytes, s.sha256, s.rows_sha256] for s in piece])
+            digest.update((b"," if first else b"") + text[1:-1])
+        digest.update(b"]}")
+        return digest.hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        """Of all tars."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What sizes.json says: shard name -> samples."""
+        return {shard.name: shard.samples for shard in self.shards}
 
     def write(self, folder: Path) -> None:
-        """Writes manifest.json, and sizes.json for open_clip's reader."""
-        write_json(folder / "sizes.json", {shard.name: shard.samples for shard in self.shards})
-        write_json(
-            folder / MANIFEST,
-            {
-                "format": FORMAT_NAME,
-                "format_version": FORMAT_VERSION,
-                "identity": self.identity,
-                "samples": self.samples,
-                "bytes": sum(shard.bytes for shard in self.shards),
-                "shards": [asdict(shard) for shard in self.shards],
-                "provenance": self.provenance,
-            },
-        )
+        """Writes manifest.json, and sizes.json for open_clip's reader: both, or none where there is no room."""
+        record = {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "identity": self.identity,
+            "samples": self.samples,
+            "bytes": self.bytes,
+            "shards": [asdict(shard) for shard in self.shards],
+            "provenance": self.provenance,
+        }
+        with atomic_path(folder / MANIFEST) as manifest, atomic_path(folder / SIZES) as sizes:
+            write_json(manifest, record)
+            write_json(sizes, self.sizes)
 
 
 def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
@@ -83,26 +105,76 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
         )
         raise UserError(f"{field}={folder}: holds no {MANIFEST}; {fix}")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["format_version"]
-        if record["format"] != FORMAT_NAME or version > FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format {record['format']} {version} is not one this version reads "
-                f"({FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
-            )
-        manifest = Manifest(tuple(ShardEntry(**s) for s in record["shards"]), record["provenance"])
-        stated = record["identity"]
-    except (ValueError, KeyError, TypeError) as error:
+        manifest, stated = _parse(path.read_text(encoding="utf-8"), path)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable manifest ({error!r}); pack again or restore it") from None
-    if manifest.identity != stated:
-        raise UserError(
-            f"{path}: was edited: identity {stated[:12]} does not fit its shards; restore or pack again"
-        )
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(f"{path}: cannot be read ({said(error)}); pack again or restore it") from None
+    for what, given, actual in zip(("identity", "samples", "bytes"), stated, _sums(manifest)):
+        if given != actual:
+            raise UserError(
+                f"{path}: was edited: {what} {str(given)[:12]} does not fit its shards; restore or pack again"
+            )
     if manifest.samples == 0:
         raise UserError(f"{field}={folder}: holds no samples; pack a source with pictures")
     return manifest
+
+
+def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
+    """A manifest, and the sums over its shards that the text states."""
+    record = json.loads(text, object_hook=_entry_or_object, parse_float=_finite, parse_constant=_finite)
+    version = record["format_version"]
+    if record["format"] != FORMAT_NAME or not 1 <= version <= FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format {record['format']} {version} is not one this version reads "
+            f"({FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
+        )
+    manifest = Manifest(tuple(record["shards"]), record["provenance"])
+    if strange := [entry for entry in manifest.shards if not _is_entry(entry)]:
+        raise ValueError(f"{strange[0]} is no shard")
+    if not isinstance(manifest.provenance, dict):
+        raise ValueError("provenance is no object")
+    if len(manifest.sizes) != len(manifest.shards):
+        raise ValueError("a shard is named twice")
+    return manifest, (record["identity"], record["samples"], record["bytes"])
+
+
+def _sums(manifest: Manifest) -> tuple[Any, ...]:
+    return manifest.identity, manifest.samples, manifest.bytes
+
+
+_FIELDS = ShardEntry.__dataclass_fields__.keys()
+_SHARD_NAME = re.compile(r"[^/\0]+\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _entry_or_object(found: dict[str, Any]) -> ShardEntry | dict[str, Any]:
+    """What the JSON reader makes of an object: of a shard's the entry, at once, since the dictionaries of all
+    shards together need as much memory as everything else of a start. So provenance holds no such object."""
+    return ShardEntry(**found) if found.keys() == _FIELDS else found
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, ShardEntry):
+        return False
+    texts = (entry.name, entry.sha256, entry.index_sha256, entry.rows_sha256)
+    counts = (entry.samples, entry.bytes)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and _SHARD_NAME.fullmatch(entry.name) is not None
+        and all(_SHA256.fullmatch(text) for text in texts[1:])
+        and all(type(count) is int and 0 <= count < 1 << 63 for count in counts)
+    )
+
+
+def _finite(text: str) -> float:
+    """A number of the JSON text; NaN and infinity are none in the format, and could not be written again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
 
 
 def manifest_folders(folder: Place) -> list[Place]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from dataclasses import replace
+import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,30 @@ def test_the_identity_is_the_hash_that_the_format_states() -> None:
     second = '["000001.tar",2,20480,"' + "dd" * 32 + '","' + "ff" * 32 + '"]'
     text = '{"format_version":1,"shards":[' + first + "," + second + "]}"
     assert MANIFEST.identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000])
+def test_the_identity_of_any_number_of_shards_is_that_of_one_text(count: int) -> None:
+    entries = [replace(FIRST, name=f"{i:06d}é.tar", samples=i) for i in range(count)]
+    shards = [[e.name, e.samples, e.bytes, e.sha256, e.rows_sha256] for e in entries]
+    text = json.dumps(
+        {"format_version": 1, "shards": shards}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    assert Manifest(tuple(entries), {}).identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_reading_needs_little_more_memory_than_the_text_and_the_entries(tmp_path: Path) -> None:
+    entries = [
+        replace(FIRST, name=f"{i:06d}.tar", **dict.fromkeys(("sha256", "index_sha256"), f"{i:064x}"))
+        for i in range(5000)
+    ]
+    Manifest(tuple(entries), {}).write(tmp_path)
+    tracemalloc.start()
+    manifest = read_manifest(tmp_path)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.shards == tuple(entries)
+    assert most < kept + 1.3 * (tmp_path / "manifest.json").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -69,7 +94,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
     ]
     assert (record["format"], record["format_version"]) == ("uniemox-shards", 1)
     assert (record["samples"], record["bytes"]) == (5, 30720)
-    assert record["shards"][0] == vars(FIRST)
+    assert record["shards"][0] == asdict(FIRST)
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -79,8 +104,15 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
-    edit(tmp_path, shards=[{**vars(FIRST), "samples": 4}, vars(SECOND)])
+    edit(tmp_path, shards=[{**asdict(FIRST), "samples": 4}, asdict(SECOND)])
     with pytest.raises(UserError, match="was edited: identity"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("entry", [1, "000000.tar", [], {}, {**asdict(FIRST), "more": 1}])
+def test_an_entry_that_is_no_shard_is_refused(tmp_path: Path, entry: Any) -> None:
+    edit(tmp_path, shards=[asdict(FIRST), entry])
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest .* is no shard"):
         read_manifest(tmp_path)
 
 
