@@ -26,6 +26,7 @@ MODELS = [
     "torch>=2.11",  # what the code is written for; run with 2.14 and 2.15 so far
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
+    "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
     "safetensors>=0.4.3",  # every file of weights that we write or read
 ]
 TRAIN = [

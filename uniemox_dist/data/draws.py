@@ -24,6 +24,8 @@ class Purpose(IntEnum):
     PERSON = 7
     PERSON_FLIP = 8
     BACKGROUND = 9
+    SCENE_JITTER = 10
+    PERSON_JITTER = 11
 
 
 def mix64(*keys: int) -> int:

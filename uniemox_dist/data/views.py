@@ -1,127 +1,93 @@
-"""Two views from one decode: the scene (random resized crop) and the person (the crop of a detected person).
+"""Views from one decode: crops resized to the student's input, by a plan of boxes.
 
-Everything random is drawn by (seed, slot, purpose). Pixels stay uint8; normalisation happens on the device.
+Pixels stay uint8; normalisation happens on the device, for student and teacher alike. Views are B×3×H×W in the
+channels-last order in which decoders write them.
 """
 
-import io
-import math
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from shards.persons import Person
-from shards.pictures import explain, on_background, upright
-from uniemox_dist.data.draws import Purpose, choice, mix64, uniform
-
-Box = tuple[int, int, int, int]
-"""Left, top, width, height in pixels."""
-WHITE = (255, 255, 255)
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """How views are made; the fields of the same names in the configuration say what they mean."""
-
-    image_size: int = 224
-    scene_scale: tuple[float, float] = (0.2, 1.0)
-    flip: bool = True
-    person: str = "largest"
-    person_margin: float = 0.15
-    background: str = "white"
-    with_person: bool = True
-    """False without fusion: the person view is not made at all."""
+from uniemox_dist.data.crops import (
+    WHITE,
+    Box,
+    Rgb,
+    View,
+    ViewPlan,
+    ViewSettings,
+    evaluation_plan,
+    scaled,
+    training_plan,
+)
+from uniemox_dist.data.decode import decode_rgb as decode_array
 
 
-def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Tensor:
+class Renderer(Protocol):
+    """Draws planned views. `render` below does it on the CPU; a decoder on a GPU would do it in the training process,
+    from the same bytes and plans."""
+
+    def __call__(
+        self, data: bytes, size: tuple[int, int], plan: ViewPlan, scene_3HW: Tensor, person_3HW: Tensor | None
+    ) -> None:
+        """Fills the views of one encoded picture; `size` is its stated width and height, upright.
+
+        Raises:
+            ValueError: if it cannot be decoded, or has another size.
+        """
+        ...
+
+
+def render(
+    data: bytes, size: tuple[int, int], plan: ViewPlan, scene_3HW: Tensor, person_3HW: Tensor | None
+) -> None:
+    """Fills the planned views of one encoded picture (uint8).
+
+    Raises:
+        ValueError: if it cannot be decoded, or has another size than stated.
+    """
+    array_HW3, scale = decode_array(data, plan.background, plan.scale)
+    stated = (-(-size[0] // scale), -(-size[1] // scale))
+    found = (array_HW3.shape[1], array_HW3.shape[0])
+    if found != stated:
+        raise ValueError(f"has {found[0]} x {found[1]} pixels where {stated[0]} x {stated[1]} are stated")
+    rgb_3HW = torch.from_numpy(array_HW3).permute(2, 0, 1)
+    for view, out in ((plan.scene, scene_3HW), (plan.person, person_3HW)):
+        if view is not None and out is not None:
+            out.copy_(draw(rgb_3HW, view, out.shape[-1], scale))
+
+
+def draw(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
+    """One view of a picture that was decoded at 1/scale: crop, resize, colour, mirror."""
+    picture = cut(rgb_3HW, scaled(view.box, scale) if scale > 1 else view.box, size)
+    if view.jitter is not None:
+        brightness, contrast, saturation = view.jitter
+        picture = F.adjust_brightness(picture, brightness)
+        picture = F.adjust_contrast(picture, contrast)
+        picture = F.adjust_saturation(picture, saturation)
+    return picture.flip(-1) if view.mirror else picture
+
+
+def cut(rgb_3HW: Tensor, box: Box, size: int) -> Tensor:
+    """Crop and antialiased bicubic resize to size×size; uint8 in and out."""
+    left, top, width, height = box
+    crop_13HW = rgb_3HW[None, :, top : top + height, left : left + width]
+    if (width, height) == (size, size):
+        return crop_13HW[0]
+    return interpolate(crop_13HW, (size, size), mode="bicubic", antialias=True)[0]
+
+
+def decode_rgb(data: bytes, background: Rgb = WHITE) -> Tensor:
     """Encoded picture to uint8 3×H×W, upright, with `background` behind transparent pixels.
 
     Raises:
         ValueError: if it cannot be decoded.
     """
-    if data[:2] == b"\xff\xd8":
-        try:
-            # The fast path for what most pictures are; unusual files (CMYK, …) go the way below.
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError:
-            pass
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            rgb = on_background(upright(image), background)
-    except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise ValueError(f"cannot be decoded: {explain(error)}") from None
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-
-def background_colour(settings: ViewSettings, seed: int, slot: int) -> tuple[int, int, int]:
-    """The colour behind transparent pixels in a slot."""
-    if settings.background == "white":
-        return WHITE
-    bits = mix64(seed, slot, Purpose.BACKGROUND)
-    return bits & 255, (bits >> 8) & 255, (bits >> 16) & 255
-
-
-def scene_box(width: int, height: int, settings: ViewSettings, seed: int, slot: int) -> Box:
-    """The random resized crop: area share uniform in `scene_scale`, log aspect ratio uniform in 3/4…4/3.
-
-    Where the drawn shape is larger than the picture it is shrunk to fit (torchvision draws again instead,
-    which would make the number of draws depend on the picture).
-    """
-    low, high = settings.scene_scale
-    area = width * height * (low + (high - low) * uniform(seed, slot, Purpose.SCENE_AREA))
-    aspect = math.exp(math.log(4 / 3) * (2 * uniform(seed, slot, Purpose.SCENE_ASPECT) - 1))
-    crop_w, crop_h = math.sqrt(area * aspect), math.sqrt(area / aspect)
-    shrink = min(1.0, width / crop_w, height / crop_h)
-    w, h = max(1, round(crop_w * shrink)), max(1, round(crop_h * shrink))
-    left = int(uniform(seed, slot, Purpose.SCENE_X) * (width - w + 1))
-    top = int(uniform(seed, slot, Purpose.SCENE_Y) * (height - h + 1))
-    return left, top, w, h
-
-
-def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -> Person | None:
-    """The person that the view shows; None where nobody was found. Ties: the more confident, the earlier."""
-    if not persons:
-        return None
-    if how == "random":
-        return persons[choice(len(persons), seed, slot, Purpose.PERSON)]
-    if how == "most_confident":
-        return max(persons, key=lambda p: p.score)
-    return max(persons, key=lambda p: ((p.box[2] - p.box[0]) * (p.box[3] - p.box[1]), p.score))
-
-
-def person_box(width: int, height: int, person: Person | None, margin: float) -> Box:
-    """The person's box, grown on each side by `margin` times its longer side; or else the whole picture."""
-    if person is None:
-        return 0, 0, width, height
-    x1, y1, x2, y2 = person.box
-    grow = margin * max((x2 - x1) * width, (y2 - y1) * height)
-    # A box without area at the right or lower edge still gets a pixel of the picture.
-    left = min(max(0, math.floor(x1 * width - grow)), width - 1)
-    top = min(max(0, math.floor(y1 * height - grow)), height - 1)
-    right, bottom = min(width, math.ceil(x2 * width + grow)), min(height, math.ceil(y2 * height + grow))
-    return left, top, max(1, right - left), max(1, bottom - top)
-
-
-def cut(rgb_3HW: Tensor, box: Box, size: int, mirror: bool = False) -> Tensor:
-    """Crop, antialiased bicubic resize to size×size, and mirror; uint8 in and out."""
-    left, top, width, height = box
-    view = F.resized_crop(
-        rgb_3HW,
-        top,
-        left,
-        height,
-        width,
-        [size, size],
-        interpolation=F.InterpolationMode.BICUBIC,
-        antialias=True,
-    )
-    return view.flip(-1) if mirror else view
+    return torch.from_numpy(decode_array(data, background)[0]).permute(2, 0, 1)
 
 
 def whole(rgb_3HW: Tensor, size: int) -> Tensor:
@@ -133,28 +99,46 @@ def training_views(
     data: bytes, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> tuple[Tensor, Tensor | None]:
     """Scene and person view (uint8 3×size×size) of one slot; no person view where the settings say so."""
-    rgb = decode_rgb(data, background_colour(settings, seed, slot))
-    height, width = rgb.shape[1:]
-
-    def mirrored(purpose: Purpose) -> bool:
-        return settings.flip and uniform(seed, slot, purpose) < 0.5
-
-    box = scene_box(width, height, settings, seed, slot)
-    scene = cut(rgb, box, settings.image_size, mirrored(Purpose.SCENE_FLIP))
-    if not settings.with_person:
-        return scene, None
-    person = choose_person(persons, settings.person, seed, slot)
-    box = person_box(width, height, person, settings.person_margin)
-    return scene, cut(rgb, box, settings.image_size, mirrored(Purpose.PERSON_FLIP))
+    width, height = size_of(data)
+    plan = training_plan(width, height, persons, settings, seed, slot)
+    scene, person = empty_views(1, settings.image_size), None
+    if plan.person is not None:
+        person = empty_views(1, settings.image_size)
+    render(data, (width, height), plan, scene[0], None if person is None else person[0])
+    return scene[0], None if person is None else person[0]
 
 
 def evaluation_views(
     data: bytes, persons: tuple[Person, ...], settings: ViewSettings
 ) -> tuple[Tensor, Tensor]:
     """The whole picture and the person's crop, on white, unmirrored: nothing is random."""
-    rgb = decode_rgb(data)
-    person = choose_person(
-        persons, "most_confident" if settings.person == "random" else settings.person, 0, 0
-    )
-    box = person_box(rgb.shape[2], rgb.shape[1], person, settings.person_margin)
-    return whole(rgb, settings.image_size), cut(rgb, box, settings.image_size)
+    width, height = size_of(data)
+    views = empty_views(2, settings.image_size)
+    render(data, (width, height), evaluation_plan(width, height, persons, settings), views[0], views[1])
+    return views[0], views[1]
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of the upright picture, from its header.
+
+    Raises:
+        ValueError: if it has none that can be read.
+    """
+    from shards.pictures import BadPicture, inspect
+
+    try:
+        picture = inspect(data, check="header")
+    except BadPicture as bad:
+        raise ValueError(f"cannot be decoded: {bad.detail}") from None
+    return picture.width, picture.height
+
+
+def empty_views(count: int, size: int, *, shared: bool = False) -> Tensor:
+    """Room for views: uint8 count×3×size×size, channels last; in shared memory where another process reads it."""
+    shape = (count, size, size, 3)
+    if shared:
+        storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+        views_BHW3 = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    else:
+        views_BHW3 = torch.empty(shape, dtype=torch.uint8)
+    return views_BHW3.permute(0, 3, 1, 2)

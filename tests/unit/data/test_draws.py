@@ -37,6 +37,8 @@ def test_the_purposes_keep_their_numbers() -> None:
         "PERSON": 7,
         "PERSON_FLIP": 8,
         "BACKGROUND": 9,
+        "SCENE_JITTER": 10,
+        "PERSON_JITTER": 11,
     }
 
 

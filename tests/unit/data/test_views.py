@@ -13,19 +13,16 @@ from torch import Tensor
 
 from shards.persons import Person
 from shards.pictures import decode
-from uniemox_dist.data.draws import Purpose, uniform
-from uniemox_dist.data.views import (
+from uniemox_dist.data.crops import (
+    View,
     ViewSettings,
     background_colour,
     choose_person,
-    cut,
-    decode_rgb,
-    evaluation_views,
     person_box,
     scene_box,
-    training_views,
-    whole,
 )
+from uniemox_dist.data.draws import Purpose, uniform
+from uniemox_dist.data.views import cut, decode_rgb, draw, evaluation_views, training_views, whole
 
 ASTRONAUT = np.asarray(Image.fromarray(data.astronaut()).resize((192, 128)))
 RED, GREY = (220, 20, 40), (128, 128, 128)
@@ -185,7 +182,7 @@ def test_a_resize_is_pillows_antialiased_bicubic_within_a_grey_level() -> None:
 def test_a_mirrored_view_is_the_exact_mirror() -> None:
     rgb = torch.from_numpy(ASTRONAUT.copy()).permute(2, 0, 1)
     for box in ((0, 0, 192, 128), (13, 7, 101, 99)):
-        assert torch.equal(cut(rgb, box, 48, mirror=True), cut(rgb, box, 48).flip(-1))
+        assert torch.equal(draw(rgb, View(box, mirror=True), 48), draw(rgb, View(box), 48).flip(-1))
 
 
 def test_the_whole_picture_is_squeezed_and_nothing_is_cut_off() -> None:
@@ -254,10 +251,10 @@ def test_the_scene_view_is_the_cut_of_its_box_for_the_slot() -> None:
         rgb = decode_rgb(file)
         flipped = uniform(9, slot, Purpose.SCENE_FLIP) < 0.5
         flips[flipped] += 1
-        assert torch.equal(scene, cut(rgb, scene_box(192, 128, settings, 9, slot), 48, flipped))
+        assert torch.equal(scene, draw(rgb, View(scene_box(192, 128, settings, 9, slot), flipped), 48))
         flipped = uniform(9, slot, Purpose.PERSON_FLIP) < 0.5
         assert person is not None
-        assert torch.equal(person, cut(rgb, (0, 0, 192, 128), 48, flipped))
+        assert torch.equal(person, draw(rgb, View((0, 0, 192, 128), flipped), 48))
     assert 15 < flips[True] < 45
 
 

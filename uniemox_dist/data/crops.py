@@ -1,0 +1,170 @@
+"""Where the views of a slot lie in its picture: pure functions of the picture's size, its persons, seed and slot.
+
+No pixel is needed here. So a decoder, on the CPU or on a GPU, knows before it begins which parts of a picture are
+wanted and how small it may come.
+"""
+
+import math
+from dataclasses import dataclass
+
+from shards.persons import Person
+from uniemox_dist.data.draws import Purpose, choice, mix64, uniform
+
+Box = tuple[int, int, int, int]
+"""Left, top, width, height in pixels of the upright picture."""
+Rgb = tuple[int, int, int]
+WHITE: Rgb = (255, 255, 255)
+DENSITY = 2.0
+"""Pixels that a crop keeps at least for each pixel of the view, along each side, when a picture comes smaller. With 2
+a view stays within half a grey level of the one from the whole picture, on average over sharp photos; with 1 it is 1
+to 2 levels off."""
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views are made; the fields of the same names in the configuration say what they mean."""
+
+    image_size: int = 224
+    scene_scale: tuple[float, float] = (0.2, 1.0)
+    flip: bool = True
+    person: str = "largest"
+    person_margin: float = 0.15
+    background: str = "white"
+    colour_jitter: float = 0.0
+    with_person: bool = True
+    """False without fusion: the person view is not made at all."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a picture."""
+
+    box: Box
+    mirror: bool = False
+    jitter: tuple[float, float, float] | None = None
+    """Factors of brightness, contrast and saturation, applied in this order."""
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """The views of one slot, all that is random in them drawn."""
+
+    scene: View
+    person: View | None
+    background: Rgb
+    """Behind transparent pixels."""
+    scale: int
+    """1, 2, 4 or 8: the picture may be decoded at 1/scale of its sides; boxes are whole pixels there too."""
+
+
+def training_plan(
+    width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
+) -> ViewPlan:
+    """The two views of a slot, of a picture of this size."""
+
+    def view(box: Box, flip: Purpose, jitter: Purpose) -> View:
+        return View(
+            box, settings.flip and uniform(seed, slot, flip) < 0.5, _jitter(settings, seed, slot, jitter)
+        )
+
+    scene = view(scene_box(width, height, settings, seed, slot), Purpose.SCENE_FLIP, Purpose.SCENE_JITTER)
+    person = None
+    if settings.with_person:
+        chosen = choose_person(persons, settings.person, seed, slot)
+        box = person_box(width, height, chosen, settings.person_margin)
+        person = view(box, Purpose.PERSON_FLIP, Purpose.PERSON_JITTER)
+    return planned(scene, person, background_colour(settings, seed, slot), settings.image_size)
+
+
+def evaluation_plan(width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings) -> ViewPlan:
+    """The whole picture and the person's crop, on white, unmirrored: nothing is random."""
+    how = "most_confident" if settings.person == "random" else settings.person
+    box = person_box(width, height, choose_person(persons, how, 0, 0), settings.person_margin)
+    return planned(View((0, 0, width, height)), View(box), WHITE, settings.image_size)
+
+
+def planned(scene: View, person: View | None, background: Rgb, image_size: int) -> ViewPlan:
+    """A plan with the largest scale that all its boxes allow."""
+    views = [scene] if person is None else [scene, person]
+    side = min(min(view.box[2:]) for view in views)
+    scale = next((k for k in (8, 4, 2) if side >= k * DENSITY * image_size), 1)
+    if scale > 1:
+        scene = View(_snapped(scene.box, scale), scene.mirror, scene.jitter)
+        if person is not None:
+            person = View(_snapped(person.box, scale), person.mirror, person.jitter)
+    return ViewPlan(scene, person, background, scale)
+
+
+def scaled(box: Box, scale: int) -> Box:
+    """A planned box in a picture decoded at 1/scale."""
+    left, top, width, height = (edge // scale for edge in box)
+    return left, top, width, height
+
+
+def background_colour(settings: ViewSettings, seed: int, slot: int) -> Rgb:
+    """The colour behind transparent pixels in a slot."""
+    if settings.background == "white":
+        return WHITE
+    bits = mix64(seed, slot, Purpose.BACKGROUND)
+    return bits & 255, (bits >> 8) & 255, (bits >> 16) & 255
+
+
+def scene_box(width: int, height: int, settings: ViewSettings, seed: int, slot: int) -> Box:
+    """The random resized crop: area share uniform in `scene_scale`, log aspect ratio uniform in 3/4…4/3.
+
+    Where the drawn shape is larger than the picture it is shrunk to fit (torchvision draws again instead,
+    which would make the number of draws depend on the picture).
+    """
+    low, high = settings.scene_scale
+    area = width * height * (low + (high - low) * uniform(seed, slot, Purpose.SCENE_AREA))
+    aspect = math.exp(math.log(4 / 3) * (2 * uniform(seed, slot, Purpose.SCENE_ASPECT) - 1))
+    crop_w, crop_h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    shrink = min(1.0, width / crop_w, height / crop_h)
+    w, h = max(1, round(crop_w * shrink)), max(1, round(crop_h * shrink))
+    left = int(uniform(seed, slot, Purpose.SCENE_X) * (width - w + 1))
+    top = int(uniform(seed, slot, Purpose.SCENE_Y) * (height - h + 1))
+    return left, top, w, h
+
+
+def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -> Person | None:
+    """The person that the view shows; None where nobody was found. Ties: the more confident, the earlier."""
+    if not persons:
+        return None
+    if how == "random":
+        return persons[choice(len(persons), seed, slot, Purpose.PERSON)]
+    if how == "most_confident":
+        return max(persons, key=lambda p: p.score)
+    return max(persons, key=lambda p: ((p.box[2] - p.box[0]) * (p.box[3] - p.box[1]), p.score))
+
+
+def person_box(width: int, height: int, person: Person | None, margin: float) -> Box:
+    """The person's box, grown on each side by `margin` times its longer side; or else the whole picture."""
+    if person is None:
+        return 0, 0, width, height
+    x1, y1, x2, y2 = person.box
+    grow = margin * max((x2 - x1) * width, (y2 - y1) * height)
+    # A box without area at the right or lower edge still gets a pixel of the picture.
+    left = min(max(0, math.floor(x1 * width - grow)), width - 1)
+    top = min(max(0, math.floor(y1 * height - grow)), height - 1)
+    right, bottom = min(width, math.ceil(x2 * width + grow)), min(height, math.ceil(y2 * height + grow))
+    return left, top, max(1, right - left), max(1, bottom - top)
+
+
+def _snapped(box: Box, scale: int) -> Box:
+    """The box with its edges on whole pixels of the smaller picture. The last pixel there may stand for a part of one
+    only, and is left out: stretching it would move everything else by a fraction of a pixel, which is seen at once."""
+    left, top, width, height = box
+    right, bottom = (left + width) // scale * scale, (top + height) // scale * scale
+    left, top = left // scale * scale, top // scale * scale
+    return left, top, right - left, bottom - top
+
+
+def _jitter(
+    settings: ViewSettings, seed: int, slot: int, purpose: Purpose
+) -> tuple[float, float, float] | None:
+    if not settings.colour_jitter:
+        return None
+    brightness, contrast, saturation = (
+        1 + settings.colour_jitter * (2 * uniform(seed, slot, purpose, part) - 1) for part in range(3)
+    )
+    return brightness, contrast, saturation
