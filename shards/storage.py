@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from glob import has_magic
 from pathlib import Path
@@ -126,3 +128,21 @@ def size_of(where: Place) -> int | None:
         return int(where.stat().st_size) if where.is_file() else None
     except FileNotFoundError:
         return None
+
+
+def sizes_of(folder: Place, names: Sequence[str]) -> list[int | None]:
+    """Bytes of several files of one folder, None where there is none.
+
+    An object store lists its folder; a web server is asked for each file, for many at a time.
+    """
+    if is_local(folder):
+        return [size_of(folder / name) for name in names]
+    remote = cast(Any, folder)
+    if remote.protocol not in ("http", "https") and len(names) > 4:
+        listed = {
+            entry["name"].rpartition("/")[2]: entry["size"]
+            for entry in remote.fs.ls(remote.path, detail=True)
+        }
+        return [listed.get(name) for name in names]
+    with ThreadPoolExecutor(16) as threads:
+        return list(threads.map(lambda name: size_of(folder / name), names))

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from uniemox_dist import __version__
-from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, UserError, missing_extra
+from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, Fault, UserError, missing_extra
 
 COMMANDS = {
     "shards": (
@@ -75,6 +75,8 @@ def run(arguments: list[str]) -> int:
         return EXIT_USER
     except UserError as error:
         return _say(str(error), EXIT_USER)
+    except Fault as error:
+        return _say(str(error), EXIT_FAULT)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:

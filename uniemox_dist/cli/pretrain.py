@@ -29,13 +29,15 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     world = World.from_env()
     if nproc is not None and world.size == 1:
         from launch.local import run_ranks
-        from uniemox_dist.data.loader import Sources
+        from uniemox_dist.data.sources import Sources
         from uniemox_dist.train.engine import grad_accum
         from uniemox_dist.train.schedule import Schedule
 
         # What only the user can mend is said once here, before any rank starts.
         grad_accum(config, nproc)
-        Schedule.of(config, Sources(config).samples)
+        sources = Sources(config)
+        sources.plan(config)
+        Schedule.of(config, sources.epoch_samples(config))
         import torch
 
         command = [

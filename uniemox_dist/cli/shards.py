@@ -55,7 +55,12 @@ def shards() -> None:
     "--seed", type=int, default=0, show_default=True, help="Order of samples, and splits that we make."
 )
 @click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Renames a table's column.")
-@click.option("--part", "part_text", metavar="I/N", help="Pack only part I of N; `shards merge` joins them.")
+@click.option(
+    "--part",
+    "part_text",
+    metavar="I/N",
+    help="Pack only part I of N, from 1 (0/N is N/N, so that arrays may count from 0); `shards merge` joins them.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted pack; keep a complete one.")
 def pack_command(
     source: str, out: Path, workers: int, resume: bool, part_text: str | None, **options: Any

@@ -43,6 +43,8 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 3
     """Complete checkpoints kept; older ones are deleted."""
+    trace: bool = False
+    """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
     pictures_every: PositiveInt = 500
     """Steps between reconstruction pictures (samples/ and TensorBoard)."""
     timeout_s: PositiveInt = 1800
@@ -60,8 +62,16 @@ class SourceConfig(Section):
 
     path: str
     """Folder with manifest.json."""
-    weight: PositiveFloat = 1.0
-    """Share of the slots, relative to the other sources."""
+    weight: PositiveFloat | None = None
+    """Share of the slots, relative to the other sources; 1 where neither this nor repeat is given."""
+    repeat: PositiveFloat | None = None
+    """How often each sample is seen in an epoch of the mix (or give weight); for all sources or for none."""
+
+    @model_validator(mode="after")
+    def _one_share(self) -> "SourceConfig":
+        if self.weight is not None and self.repeat is not None:
+            raise ValueError(f"give either weight={self.weight} or repeat={self.repeat}")
+        return self
 
 
 class DataConfig(Section):
@@ -72,7 +82,7 @@ class DataConfig(Section):
     sources: tuple[SourceConfig, ...] = ()
     """Several folders with weights (or give path)."""
     epoch_samples: PositiveInt | None = None
-    """Samples that count as one epoch; needed for a mix that is measured in epochs."""
+    """Samples that count as one epoch; needed for a mix by weights that is measured in epochs."""
     eval_path: str | None = None
     """Held-out shards: their first pictures are reconstructed while training."""
     shuffle_window: PositiveInt = 512
@@ -81,10 +91,20 @@ class DataConfig(Section):
     """Loader processes per rank; 0 decodes in the training process."""
     prefetch: PositiveInt = 2
     """Micro-batches prepared ahead per loader process."""
+    timeout_s: PositiveInt = 300
+    """Seconds that a step waits for a micro-batch; then the run ends and names the loader process and its sample."""
+    retry_s: float = Field(default=60.0, ge=0.0)
+    """Seconds for which a read that fails is tried again, before the run ends."""
+    cache_dir: str | None = None
+    """Folder on the node's own disk for whole shards, shared by all ranks of a node; for remote or slow sources."""
+    cache_gb: PositiveFloat = 100.0
+    """Largest size of cache_dir, in units of 10^9 bytes; what was not used for longest makes room."""
     verify_hash: bool = True
     """Check each picture's SHA-256 as it is read."""
     max_bad_share: Share = 0.01
     """Largest share of pictures that may be replaced because they are damaged; above it the run ends."""
+    strict: bool = False
+    """End the run at the first damaged picture instead of replacing it."""
     scene_scale: tuple[Share, Share] = (0.2, 1.0)
     """Smallest and largest area of the scene view's random crop, as a share of the picture. The crop's sides
     stay within 3:4, so that it may be smaller in a very wide or tall picture."""
@@ -96,6 +116,8 @@ class DataConfig(Section):
     """How far the person's box grows on each side, as a share of its longer side."""
     background: Literal["white", "random"] = "white"
     """What stands behind transparent pixels; random is one colour per slot."""
+    colour_jitter: Share = 0.0
+    """Brightness, contrast and saturation of each view are multiplied by 1 - this … 1 + this."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DataConfig":
@@ -103,7 +125,23 @@ class DataConfig(Section):
             raise ValueError("give either data.path (one folder) or data.sources (a list of path and weight)")
         if not 0 < self.scene_scale[0] <= self.scene_scale[1]:
             raise ValueError(f"data.scene_scale={self.scene_scale}: needs 0 < smallest <= largest <= 1")
+        repeats = [source.repeat is not None for source in self.sources]
+        if any(repeats) and not all(repeats):
+            missing = repeats.index(False)
+            raise ValueError(
+                f"data.sources.{missing} has no repeat where others have one; give all one, or none"
+            )
+        if self.timeout_s <= self.retry_s:
+            raise ValueError(
+                f"data.timeout_s={self.timeout_s} must exceed data.retry_s={self.retry_s:g}, during which a read may "
+                f"still succeed"
+            )
         return self
+
+    @property
+    def by_repeats(self) -> bool:
+        """Whether the mix states how often each sample is seen in an epoch, rather than shares."""
+        return any(source.repeat is not None for source in self.sources)
 
     def origins(self) -> tuple[SourceConfig, ...]:
         """The mix as a list, also when it is one folder."""
@@ -284,6 +322,16 @@ class Config(Section):
     zero: ZeroConfig = ZeroConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys of DeepSpeed's own configuration, merged last."""
+
+    @model_validator(mode="after")
+    def _epochs_have_a_length(self) -> "Config":
+        data = self.data
+        if self.run.max_steps is None and data.sources and not (data.epoch_samples or data.by_repeats):
+            raise ValueError(
+                f"run.epochs={self.run.epochs:g} of a mix needs data.epoch_samples, or a repeat for each of "
+                f"data.sources; or give run.max_steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_is_complete(self) -> "Config":

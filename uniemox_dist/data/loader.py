@@ -1,19 +1,22 @@
-"""Micro-batches by plan: the sources of a run, and a map-style data set whose item is one micro-batch."""
+"""Micro-batches by plan: a map-style data set whose item is one micro-batch."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from shards.manifest import combined_identity
 from uniemox_dist.config.schema import Config
+from uniemox_dist.data.crops import ViewSettings, training_plan
 from uniemox_dist.data.draws import Purpose, choice
+from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
-from uniemox_dist.data.views import ViewSettings, training_views
+from uniemox_dist.data.views import Renderer, empty_views, render
+from uniemox_dist.runtime.errors import Fault
 
 REPLACEMENTS = 8
 """Damaged samples in a row, on one stream, after which the data set is taken to be unusable."""
@@ -34,67 +37,33 @@ class MicroBatch:
     slots_B: Tensor
     """int64."""
     scene_B3HW: Tensor
-    """uint8."""
+    """uint8, channels last."""
     person_B3HW: Tensor | None
-    """uint8; None without a person branch."""
+    """As the scene; None without a person branch."""
     texts_BE: Tensor | None
     """fp32 unit rows; None when no loss needs texts."""
     keys: tuple[str, ...]
     sources: tuple[int, ...]
     damaged: tuple[str, ...]
     """One line per sample that was replaced."""
+    counts: Counts
+    """What reading this micro-batch cost."""
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the DataLoader, so that copies to a GPU can run beside the step."""
-        tensors = {n: getattr(self, n) for n in ("slots_B", "scene_B3HW", "person_B3HW", "texts_BE")}
-        return replace(self, **{n: t.pin_memory() for n, t in tensors.items() if t is not None})
+        return self._with({name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Asynchronous copy of the tensors to a device."""
+        return self._with({n: tensor.to(device, non_blocking=True) for n, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {n: getattr(self, n) for n in ("slots_B", "scene_B3HW", "person_B3HW", "texts_BE")}
-        moved = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
-        return replace(self, **moved)
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-
-class Sources:
-    """The data sets of a run, and what the plan needs to know of them."""
-
-    def __init__(self, config: Config) -> None:
-        """Opens every source of the mix.
-
-        Raises:
-            UserError: naming the folder that is missing, empty or damaged.
-        """
-        origins = config.data.origins()
-        fields = (
-            ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
-        )
-        self.readers = [
-            ShardReader.from_folder(origin.path, field, verify_hash=config.data.verify_hash)
-            for origin, field in zip(origins, fields)
-        ]
-        self.weights = [origin.weight for origin in origins]
-
-    @property
-    def samples(self) -> int:
-        """Samples of all sources."""
-        return sum(reader.manifest.samples for reader in self.readers)
-
-    @property
-    def identity(self) -> str:
-        """The identity of the data, recorded by checkpoints."""
-        return combined_identity([reader.manifest.identity for reader in self.readers])
-
-    def plan(self, config: Config) -> Plan:
-        """The order of samples of a run over these sources."""
-        return Plan(
-            [[shard.samples for shard in reader.manifest.shards] for reader in self.readers],
-            self.weights,
-            streams=config.batch.streams,
-            global_batch=config.batch.global_batch,
-            seed=config.run.seed,
-            window=config.data.shuffle_window,
-        )
+    def _with(self, tensors: dict[str, Tensor]) -> "MicroBatch":
+        changed: MicroBatch = replace(self, **tensors)  # type: ignore[arg-type]
+        return changed
 
 
 class PlannedDataset(Dataset[MicroBatch]):
@@ -107,19 +76,28 @@ class PlannedDataset(Dataset[MicroBatch]):
         vectors: Sequence[CaptionVectors] | None,
         settings: ViewSettings,
         seed: int,
+        *,
+        strict: bool = False,
+        renderer: Renderer = render,
     ) -> None:
         self.plan, self.readers, self.vectors = plan, readers, vectors
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.strict, self.renderer = settings, seed, strict, renderer
+        self.at: Tensor | None = None
+        """Shared with the training process: for each loader process the slot it works on, and since when (ns)."""
 
     def __getitem__(self, slots: Sequence[int]) -> MicroBatch:
-        shape = (len(slots), 3, self.settings.image_size, self.settings.image_size)
-        scene_B3HW = torch.empty(shape, dtype=torch.uint8)
-        person_B3HW = torch.empty(shape, dtype=torch.uint8) if self.settings.with_person else None
+        worker = get_worker_info()
+        size, shared = self.settings.image_size, worker is not None
+        scene_B3HW = empty_views(len(slots), size, shared=shared)
+        person_B3HW = empty_views(len(slots), size, shared=shared) if self.settings.with_person else None
+        before = [replace(reader.origin.counts) for reader in self.readers]
         texts: list[Tensor] = []
         keys: list[str] = []
         sources: list[int] = []
         damaged: list[str] = []
         for i, slot in enumerate(slots):
+            if worker is not None:
+                self._tell(worker.id, slot)
             raw, source, text = self._sample(
                 slot, scene_B3HW[i], None if person_B3HW is None else person_B3HW[i], damaged
             )
@@ -127,6 +105,8 @@ class PlannedDataset(Dataset[MicroBatch]):
             sources.append(source)
             if text is not None:
                 texts.append(text)
+        if worker is not None:
+            self._tell(worker.id, -1)
         return MicroBatch(
             slots_B=torch.tensor(list(slots), dtype=torch.int64),
             scene_B3HW=scene_B3HW,
@@ -135,7 +115,23 @@ class PlannedDataset(Dataset[MicroBatch]):
             keys=tuple(keys),
             sources=tuple(sources),
             damaged=tuple(damaged),
+            counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), Counts()),
         )
+
+    def name(self, slot: int) -> str:
+        """What lies at a slot, in words that help to find it."""
+        place = self.plan.place(slot)
+        reader = self.readers[place.source]
+        return f"slot {slot}: {reader.url}/{reader.manifest.shards[place.shard].name}, row {place.row}"
+
+    def close(self) -> None:
+        """Closes the files that this process has open."""
+        for reader in self.readers:
+            reader.close()
+
+    def _tell(self, worker: int, slot: int) -> None:
+        if self.at is not None:
+            self.at[worker, 0], self.at[worker, 1] = slot, time.monotonic_ns()
 
     def _sample(
         self, slot: int, scene_3HW: Tensor, person_3HW: Tensor | None, damaged: list[str]
@@ -144,27 +140,26 @@ class PlannedDataset(Dataset[MicroBatch]):
         on: a rule that needs no memory and no other rank."""
         for attempt in range(REPLACEMENTS):
             place = self.plan.place(slot + attempt * self.plan.streams)
+            reader = self.readers[place.source]
             try:
-                raw = self.readers[place.source].read(place.shard, place.row)
+                raw = reader.read(place.shard, place.row)
+                try:
+                    plan = training_plan(raw.width, raw.height, raw.persons, self.settings, self.seed, slot)
+                    self.renderer(raw.image, (raw.width, raw.height), plan, scene_3HW, person_3HW)
+                except ValueError as error:
+                    name = reader.manifest.shards[place.shard].name
+                    raise DamagedSample(f"{name}: {raw.key}: {error}") from None
             except DamagedSample as error:
                 damaged.append(f"slot {slot}: {error}")
+                if self.strict:
+                    raise Fault(f"data.strict: a damaged sample: {damaged[-1]}") from None
                 continue
-            try:
-                scene, person = training_views(raw.image, raw.persons, self.settings, self.seed, slot)
-            except ValueError as error:
-                name = self.readers[place.source].manifest.shards[place.shard].name
-                damaged.append(f"slot {slot}: {name}: {raw.key}: {error}")
-                continue
-            scene_3HW.copy_(scene)
-            if person_3HW is not None:
-                assert person is not None
-                person_3HW.copy_(person)
             text = None
             if self.vectors is not None:
                 caption = choice(max(1, len(raw.captions)), self.seed, slot, Purpose.CAPTION)
                 text = self.vectors[place.source].vector(place.shard, place.row, caption)
             return raw, place.source, text
-        raise RuntimeError("too many damaged samples in a row: " + "; ".join(damaged[-REPLACEMENTS:]))
+        raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-REPLACEMENTS:]))
 
 
 def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
@@ -177,5 +172,6 @@ def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
         person=data.person,
         person_margin=data.person_margin,
         background=data.background,
+        colour_jitter=data.colour_jitter,
         with_person=with_person,
     )

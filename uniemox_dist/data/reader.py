@@ -2,16 +2,17 @@
 
 import io
 import json
-import os
 import tarfile
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shards.index import index_path, read_index
 from shards.manifest import Manifest, read_manifest
 from shards.persons import Person
-from shards.storage import Place, is_local, place, read_range, size_of
+from shards.storage import Place, is_local, place, sizes_of
+from uniemox_dist.data.origin import Origin
+from uniemox_dist.data.rows import Row, Rows
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import sha256_bytes
 
@@ -26,6 +27,9 @@ class RawSample:
 
     key: str
     image: bytes
+    width: int
+    """Pixels, of the upright picture."""
+    height: int
     captions: tuple[str, ...]
     persons: tuple[Person, ...]
     label: str | None
@@ -34,39 +38,42 @@ class RawSample:
 class ShardReader:
     """Random access to one data set, local or remote. Cheap to pickle: files are opened where they are used."""
 
-    OPEN_SHARDS = 64
-    """Shards whose file handle and index are kept; a loader process walks few at a time."""
+    KEEP_ROWS = 1 << 16
+    """Rows of indexes that are kept, some 300 bytes each; who walks many streams at once asks for more."""
 
-    def __init__(self, folder: str | Place, manifest: Manifest, *, verify_hash: bool = True) -> None:
+    def __init__(
+        self, folder: str | Place, manifest: Manifest, *, field: str = "path", verify_hash: bool = True
+    ) -> None:
         self.url = str(folder)
         self.manifest = manifest
         self.verify_hash = verify_hash
-        self._open: OrderedDict[int, tuple[int | Place, dict[str, Any]]] = OrderedDict()
-        self._place: tuple[int, Place] | None = None
+        self.origin = Origin(self.url, field)
+        self.keep_rows = self.KEEP_ROWS
+        self._rows: Rows | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | Place, field: str, *, verify_hash: bool = True) -> "ShardReader":
-        """Opens a data set, checking that each tar and index is there with the stated size.
+    def from_folder(
+        cls, folder: str | Place, field: str, *, verify_hash: bool = True, share: tuple[int, int] = (0, 1)
+    ) -> "ShardReader":
+        """Opens a data set, checking that each tar is there with the stated size.
+
+        `share` (rank, ranks) checks one part of the shards only, where every rank checks its own.
 
         Raises:
             UserError: naming the folder, or the first shard that is missing or cut.
         """
         manifest = read_manifest(folder, field)
-        for shard in manifest.shards:
-            size = size_of(place(folder, field) / shard.name)
+        shards = manifest.shards[share[0] :: share[1]]
+        for shard, size in zip(shards, sizes_of(place(folder, field), [shard.name for shard in shards])):
             if size != shard.bytes:
                 state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                 raise UserError(f"{field}={folder}: shard {shard.name} {state}; copy it again or pack again")
-        return cls(folder, manifest, verify_hash=verify_hash)
+        return cls(folder, manifest, field=field, verify_hash=verify_hash)
 
     @property
     def folder(self) -> Place:
-        """Where the data set lies; a connection of this process, since none survives a fork."""
-        if self._place is None or self._place[0] != os.getpid():
-            if self._place is not None and not is_local(self._place[1]):
-                self._open.clear()  # what was opened before a fork speaks through its parent's connection
-            self._place = (os.getpid(), place(self.url))
-        return self._place[1]
+        """Where the data set lies."""
+        return self.origin.folder
 
     @property
     def is_local(self) -> bool:
@@ -74,41 +81,51 @@ class ShardReader:
         return is_local(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_place": None}
+        return {**self.__dict__, "_rows": None}
 
     def close(self) -> None:
         """Closes the files that are open; the reader opens them again where it needs them."""
-        while self._open:
-            _close(self._open.popitem()[1][0])
+        self.origin.close()
 
     def read(self, shard: int, row: int) -> RawSample:
         """The sample at a place.
 
         Raises:
             DamagedSample: if its bytes are not what was packed.
+            Fault: if they cannot be read.
         """
-        handle, columns = self._shard(shard)
-        key = columns["key"][row].as_py()
-        length = columns["image_length"][row].as_py()
-        image = _bytes(handle, columns["image_offset"][row].as_py(), length)
-        if len(image) != length or (
-            self.verify_hash and sha256_bytes(image) != columns["image_sha256"][row].as_py()
-        ):
-            raise DamagedSample(f"{self.manifest.shards[shard].name}: {key}: bytes differ from the index")
-        persons = tuple(Person(tuple(p["box"]), p["score"]) for p in columns["persons"][row].as_py() or ())
-        captions = tuple(columns["captions"][row].as_py() or ())
-        return RawSample(key, image, captions, persons, columns["label"][row].as_py())
+        if self._rows is None:
+            self._rows = Rows(self.keep_rows)
+        entry = self.manifest.shards[shard]
+        rows = self._rows
+        found = self.origin.persistent(
+            f"the index of {entry.name}", lambda: rows.row(self.folder, shard, entry, row)
+        )
+        image = self.origin.read(entry, found.offset, found.length)
+        if not self._is_whole(image, found) and self.origin.cache is not None:
+            # A damaged copy must not change the data: only what the origin holds is the sample.
+            self.origin.cache.discard(entry)
+            image = self.origin.read(entry, found.offset, found.length, cached=False)
+        if not self._is_whole(image, found):
+            raise DamagedSample(f"{entry.name}: {found.key}: bytes differ from the index")
+        return RawSample(
+            found.key, image, found.width, found.height, found.captions, found.persons, found.label
+        )
 
     def record(self, shard: int, row: int) -> dict[str, Any]:
         """The sample's `.json` member, which also holds what the index leaves out (attributes, source)."""
-        handle, columns = self._shard(shard)
-        offset, length = columns["sample_offset"][row].as_py(), columns["sample_length"][row].as_py()
-        with tarfile.open(fileobj=io.BytesIO(_bytes(handle, offset, length))) as tar:
-            for member in tar:
-                if member.name.endswith(".json") and (file := tar.extractfile(member)):
-                    record: dict[str, Any] = json.loads(file.read())
-                    return record
-        raise DamagedSample(f"{self.manifest.shards[shard].name}: row {row} has no .json")
+        return self.records(shard, [row])[0]
+
+    def records(self, shard: int, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """`record` of several rows of one shard.
+
+        Raises:
+            DamagedSample: if one of them has none.
+        """
+        entry = self.manifest.shards[shard]
+        table = read_index(index_path(self.folder, entry.name), ["sample_offset", "sample_length"])
+        places = [(table["sample_offset"][row].as_py(), table["sample_length"][row].as_py()) for row in rows]
+        return [self._record(shard, row, *found) for row, found in zip(rows, places)]
 
     def captions(self, shard: int) -> list[list[str]]:
         """The captions of a shard's rows."""
@@ -118,30 +135,15 @@ class ShardReader:
         ].to_pylist()
         return rows
 
-    def _shard(self, shard: int) -> tuple[int | Place, dict[str, Any]]:
-        folder = self.folder
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
+    def _is_whole(self, image: bytes, row: Row) -> bool:
+        return len(image) == row.length and (not self.verify_hash or sha256_bytes(image) == row.sha256)
+
+    def _record(self, shard: int, row: int, offset: int, length: int) -> dict[str, Any]:
         entry = self.manifest.shards[shard]
-        table = read_index(index_path(folder, entry.name))
-        if table.num_rows != entry.samples:
-            raise UserError(
-                f"{self.url}: the index of {entry.name} has {table.num_rows} rows instead of "
-                f"{entry.samples}; copy index/ again"
-            )
-        tar = folder / entry.name
-        handle = os.open(tar, os.O_RDONLY) if is_local(tar) else tar
-        self._open[shard] = (handle, {name: table[name] for name in table.column_names})
-        if len(self._open) > self.OPEN_SHARDS:
-            _close(self._open.popitem(last=False)[1][0])
-        return self._open[shard]
-
-
-def _bytes(handle: int | Place, offset: int, length: int) -> bytes:
-    return os.pread(handle, length, offset) if isinstance(handle, int) else read_range(handle, offset, length)
-
-
-def _close(handle: int | Place) -> None:
-    if isinstance(handle, int):
-        os.close(handle)
+        data = self.origin.read(entry, offset, length)
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (file := tar.extractfile(member)):
+                    record: dict[str, Any] = json.loads(file.read())
+                    return record
+        raise DamagedSample(f"{entry.name}: row {row} has no .json")

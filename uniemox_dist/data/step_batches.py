@@ -1,19 +1,30 @@
 """The micro-batches of one rank, step by step, from loader processes.
 
-Loader processes hold no state of the stream: what they are asked for names its slots.
+Loader processes hold no state of the stream: what they are asked for names its slots. One that dies or is stuck ends
+the step with an error that names it and the sample that it was working on.
 """
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
 from uniemox_dist.data.plan import Plan
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.data.sources import kept_rows
+from uniemox_dist.runtime.errors import Fault, UserError
+
+LOOK_S = 5
+"""How often a rank that waits for a micro-batch looks whether its loader processes live."""
+JOIN_S = 5.0
+"""How long a killed process is waited for: one that hangs in a read of a dead file system cannot even be killed."""
 
 
 class PlannedSampler(Sampler[list[int]]):
@@ -30,6 +41,27 @@ class PlannedSampler(Sampler[list[int]]):
             step += 1
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An error that says all there is to say; as an exception it would arrive wrapped in a process's traceback."""
+
+    user: bool
+    text: str
+
+
+class _Told(Dataset[MicroBatch | Failure]):
+    """The data set in a loader process: errors with a message of their own become items."""
+
+    def __init__(self, dataset: PlannedDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, slots: Sequence[int]) -> MicroBatch | Failure:
+        try:
+            return self.dataset[slots]
+        except (UserError, Fault) as error:
+            return Failure(isinstance(error, UserError), str(error))
+
+
 class StepBatches:
     """The micro-batches of one rank, step by step, from loader processes that end when this is closed."""
 
@@ -43,11 +75,23 @@ class StepBatches:
         world_size: int,
         pin: bool,
     ) -> None:
-        batch = config.batch
+        batch, data = config.batch, config.data
+        self.dataset, self.timeout_s = dataset, data.timeout_s
         self.grad_accum = batch.global_batch // (batch.micro_batch * world_size)
-        workers = config.data.workers
+        workers = data.workers
+        for reader in dataset.readers:
+            reader.keep_rows = kept_rows(config, world_size)
+        # Slot, time and process of each loader process; in memory that they share with this one.
+        self._at = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
+        dataset.at = self._at
+        at = self._at
+
+        def start(worker: int) -> None:
+            _start_worker(worker)
+            at[worker, 2] = os.getpid()
+
         loader = DataLoader(
-            dataset,
+            _Told(dataset),
             batch_size=None,  # an item is a micro-batch already
             sampler=PlannedSampler(
                 dataset.plan,
@@ -57,41 +101,99 @@ class StepBatches:
                 micro_batch=batch.micro_batch,
             ),
             num_workers=workers,
-            prefetch_factor=config.data.prefetch if workers else None,
+            prefetch_factor=data.prefetch if workers else None,
             pin_memory=pin,
-            worker_init_fn=_start_worker,
+            timeout=min(LOOK_S, data.timeout_s) if workers else 0,
+            worker_init_fn=start,
             # A fork server would be a further process, one that dies of the signals that Slurm sends to all.
             multiprocessing_context="fork" if workers else None,
         )
         before = set(multiprocessing.active_children())
-        self._iterator: Iterator[MicroBatch] | None = iter(loader)
+        self._iterator: Iterator[MicroBatch | Failure] | None = iter(loader)
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
 
     def __enter__(self) -> "StepBatches":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # torch reports a dead loader process from a signal handler: in whatever line the step was then.
+        fault = self._explained(error) if isinstance(error, RuntimeError) else None
         self.close()
+        if fault is not None:
+            raise fault from None
 
     def next_step(self) -> list[MicroBatch]:
-        """All micro-batches of the next step."""
-        assert self._iterator is not None
-        try:
-            return [next(self._iterator) for _ in range(self.grad_accum)]
-        except UserError as error:
-            # From a loader process it arrives wrapped in that process's whole traceback.
-            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
+        """All micro-batches of the next step.
+
+        Raises:
+            Fault: if a loader process died or is stuck, naming it and its sample; or if the data cannot be read.
+        """
+        return [self._next() for _ in range(self.grad_accum)]
 
     def close(self) -> None:
         """Ends the loader processes: they ignore SIGTERM, with which Python would end them, and wait on."""
-        self._iterator = None
+        left = [process for process in self._processes if process.is_alive()]
+        if left and self._iterator is not None:
+            # Otherwise torch's signal handler would call their end a fault. What it watches can be taken back only here.
+            torch._C._remove_worker_pids(id(self._iterator))
+            self._iterator._worker_pids_set = False  # type: ignore[attr-defined]
         # After an error inside the iterator its traceback still holds it, and its processes run on.
-        if left := [process for process in self._processes if process.is_alive()]:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a fault
-            for process in left:
-                process.kill()
-                process.join()
+        self._iterator = None
+        for process in left:
+            process.kill()
+        for process in left:
+            process.join(JOIN_S)
+            if process.is_alive():
+                # At its end Python would wait for this process, and so for ever.
+                multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
         self._processes = []
+        self.dataset.close()
+
+    def _next(self) -> MicroBatch:
+        assert self._iterator is not None
+        began = time.monotonic()
+        while True:
+            try:
+                found = next(self._iterator)
+                break
+            except RuntimeError as error:
+                # torch gives up after its timeout and can be asked again; by then it has looked for dead processes.
+                if "timed out" in str(error) and time.monotonic() - began < self.timeout_s:
+                    continue
+                if (fault := self._explained(error)) is not None:
+                    raise fault from None
+                raise
+        if isinstance(found, Failure):
+            raise (UserError if found.user else Fault)(found.text)
+        return found
+
+    def _explained(self, error: RuntimeError) -> Fault | None:
+        """Which loader process an error of torch's is about, and its sample; None if it is about none."""
+        text = str(error)
+        if "DataLoader worker" not in text and "DataLoader timed out" not in text:
+            return None
+        dead = {process.pid: process.exitcode for process in self._processes if not process.is_alive()}
+        now = time.monotonic_ns()
+        lines = []
+        for worker, (slot, since_ns, pid) in enumerate(self._at.tolist()):
+            at = "between two micro-batches" if slot < 0 else f"at {self.dataset.name(slot)}"
+            if pid in dead:
+                lines.append(f"loader process {worker} (pid {pid}) died{_how(dead[pid])} {at}")
+            elif "timed out" in text and slot >= 0 and now - since_ns > self.timeout_s * 1e9 / 2:
+                lines.append(
+                    f"loader process {worker} (pid {pid}) has been stuck for {(now - since_ns) / 1e9:.0f} s {at}"
+                )
+        waited = f"; no micro-batch within data.timeout_s={self.timeout_s}" if "timed out" in text else ""
+        return Fault(("; ".join(lines) or text.strip().splitlines()[0]) + waited)
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is None or exitcode >= 0:
+        return f" (exit code {exitcode})"
+    name = signal.Signals(-exitcode).name
+    return f" of {name}" + (" (killed, perhaps for its memory)" if name == "SIGKILL" else "")
 
 
 def _start_worker(_: int) -> None:

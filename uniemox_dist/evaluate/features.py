@@ -3,21 +3,20 @@
 Shape legend: n samples, D encoder width, E teacher embedding width, C captions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from uniemox_dist.data.crops import ViewSettings
+from uniemox_dist.data.finite import evaluation_batches
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.views import ViewSettings, evaluation_views
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.runtime.errors import UserError
 
 BATCH = 64
 
@@ -59,12 +58,10 @@ def compute(
     rows: dict[str, list[Any]] = {name: [] for name in ("key", "label", "caption", "group", "valence")}
     arrays: dict[str, list[np.ndarray]] = {}
     scenes: list[Tensor] = []
-    samples = _samples(reader, settings)
-    while batch := list(islice(samples, BATCH)):
-        scene_B3HW = torch.stack([scene for scene, _, _ in batch])
-        person_B3HW = torch.stack([person for _, person, _ in batch])
+    for batch in evaluation_batches(reader, settings, batch=BATCH):
+        scene_B3HW, person_B3HW = batch.scene_B3HW, batch.person_B3HW
         scenes.append(scene_B3HW)
-        for _, _, record in batch:
+        for record in batch.records:
             attributes = record["attributes"]
             rows["key"].append(record["key"])
             rows["label"].append(record["label"])
@@ -76,7 +73,7 @@ def compute(
             "encoder/colour histogram": np.stack([colour_histogram(p) for p in pictures]),
             "encoder/24x24 pixels": np.stack([small_pixels(p) for p in pictures]),
             "teacher": teacher.embed_pictures(scene_B3HW).numpy(),
-            "texts": teacher.embed_texts(rows["caption"][-len(batch) :]).numpy(),
+            "texts": teacher.embed_texts(rows["caption"][-len(batch.records) :]).numpy(),
         }
         found["encoder/teacher"] = found["teacher"]
         for name, student in students.items():
@@ -86,7 +83,7 @@ def compute(
                 found[f"fused/{name}"] = unit(fused.float().numpy())
         for name, array in found.items():
             arrays.setdefault(name, []).append(array)
-        progress(len(batch))
+        progress(len(batch.records))
     whole = {name: np.concatenate(parts) for name, parts in arrays.items()}
     return Features(
         keys=rows["key"],
@@ -106,20 +103,3 @@ def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length one."""
     lengths: np.ndarray = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.maximum(lengths, 1e-12)
-
-
-def _samples(reader: ShardReader, settings: ViewSettings) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Finite: each sample of the data set once."""
-    for shard, entry in enumerate(reader.manifest.shards):
-        for row in range(entry.samples):
-            try:
-                raw = reader.read(shard, row)
-                scene, person = evaluation_views(raw.image, raw.persons, settings)
-            except UserError:
-                raise
-            except ValueError as error:
-                # A sample that is left out would change every figure: that is for a person to decide.
-                raise UserError(
-                    f"DATA={reader.folder}: {entry.name}, row {row}: {error}; pack again"
-                ) from None
-            yield scene, person, {**reader.record(shard, row), "key": raw.key}

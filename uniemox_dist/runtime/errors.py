@@ -11,6 +11,10 @@ class UserError(ValueError):
     """A user's mistake: one line naming field, value and fix; the command ends with exit code 2."""
 
 
+class Fault(RuntimeError):
+    """Something broke that no setting mends, and the message says all of it: one line, exit code 1."""
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an import that an optional extra would have provided."""
     return UserError(f'{package} is not installed; install it with: pip install "uniemox-dist[{extra}]"')

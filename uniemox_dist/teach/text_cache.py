@@ -20,6 +20,8 @@ from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.files import canonical_json, sha256_bytes, write_bytes
 
 FORMAT = "uniemox-texts-1"
+OPEN_FILES = 256
+"""Cache files that one process has open: mapped into memory, so that they cost little."""
 MEMO = 200_000
 """Captions remembered across shards while a cache is built; 512 fp16 numbers each make 200 MB."""
 
@@ -83,7 +85,7 @@ class TextVectors:
         """The unit row (E, fp16) of one caption."""
         if shard not in self._open:
             file = safe_open(self.paths[shard], "pt")
-            if len(self._open) >= ShardReader.OPEN_SHARDS:
+            if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open)))
             self._open[shard] = (file.get_slice("texts"), file.get_tensor("first").tolist())
         texts, first = self._open[shard]

@@ -101,14 +101,25 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         *((section, key) for section in ("model", "loss") for key in new[section]),
         *(
             ("data", key)
-            for key in ("shuffle_window", "scene_scale", "flip", "person", "person_margin", "background")
+            for key in (
+                "shuffle_window",
+                "scene_scale",
+                "flip",
+                "person",
+                "person_margin",
+                "background",
+                "colour_jitter",
+            )
         ),
     ]
     lines = [
         f"{section}.{key} was {old[section].get(key)} and is {new[section][key]}"
         for section, key in fixed
-        if old[section].get(key) != new[section][key]
+        if key in old[section] and old[section][key] != new[section][key]
     ]
+    shares_before, shares_now = _shares(old["data"]), _shares(new["data"])
+    if shares_before != shares_now:
+        lines.append(f"the weights or repeats of data.sources were {shares_before} and are {shares_now}")
     if checkpoint.info["data_identity"] != state.data_identity:
         lines.append(
             f"the data was {checkpoint.info['data_identity'][:12]} and is {state.data_identity[:12]}"
@@ -182,3 +193,8 @@ def _publish(
         shutil.rmtree(temporary, ignore_errors=True)
         return {"error": errors[0]}
     return {"bytes": sum(outcome["bytes"] for outcome in outcomes)}
+
+
+def _shares(data: dict[str, Any]) -> list[float]:
+    """What decides how a mix is dealt: each source's weight, or its repeats."""
+    return [source.get("repeat") or source.get("weight") or 1.0 for source in data["sources"]]

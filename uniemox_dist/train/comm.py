@@ -1,6 +1,7 @@
 """What ranks tell each other. Works without a process group too: then this process is the whole world."""
 
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -64,6 +65,42 @@ def on_main(world: World, work: Callable[[], T]) -> T:
     if kind == "user":
         raise UserError(value if world.is_main else "")  # said once, not by every rank
     return value  # type: ignore[no-any-return]
+
+
+def on_all(world: World, work: Callable[[], T]) -> T:
+    """Runs `work` on every rank and returns this rank's own result; a UserError of any rank is raised on all alike."""
+    error: str | None = None
+    try:
+        result = work()
+    except UserError as problem:
+        error = str(problem)
+    errors: list[Any] = [error]
+    if dist.is_initialized():
+        errors = [None] * world.size
+        dist.all_gather_object(errors, error)
+    if found := next((problem for problem in errors if problem is not None), None):
+        raise UserError(found if world.is_main else "")  # said once, not by every rank
+    return result
+
+
+def ranks_on_this_node(world: World) -> int:
+    """How many ranks share this node's disk. Collective."""
+    names: list[Any] = [socket.gethostname()] * world.size
+    if dist.is_initialized():
+        dist.all_gather_object(names, socket.gethostname())
+    return names.count(socket.gethostname())
+
+
+def gather_numbers(values: list[float], world: World) -> list[list[float]]:
+    """A few numbers of every rank, rank after rank."""
+    if not dist.is_initialized() or world.size == 1:
+        return [values]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    rows = own.new_empty((world.size, len(values)))
+    dist.all_gather(list(rows.unbind()), own)
+    found: list[list[float]] = rows.tolist()
+    return found
 
 
 def sum_over_ranks(values: Tensor) -> list[float]:

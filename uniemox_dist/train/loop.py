@@ -11,8 +11,9 @@ from pathlib import Path
 from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkpoint, prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.loader import MicroBatch, view_settings
+from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.sources import describe_data
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
 from uniemox_dist.runtime.files import write_json, write_text
@@ -20,12 +21,13 @@ from uniemox_dist.runtime.run_folder import RunFolder, environment, start_loggin
 from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import checkpoint as checkpoints
-from uniemox_dist.train import comm, setup
+from uniemox_dist.train import comm, damage, setup
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.meter import Meter
 from uniemox_dist.train.pictures import fixed_pictures, grid, reconstructions, save_png
 from uniemox_dist.train.setup import Trainer
 from uniemox_dist.train.step import train_step
+from uniemox_dist.train.trace import Trace
 
 log = logging.getLogger("uniemox")
 PICTURES = 8
@@ -41,7 +43,8 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
     start_logging(folder, world.rank)
     trainer = setup.build(config, world, device, folder)
     first = _start(trainer, resume)
-    meter = Meter(folder, trainer.schedule, config.batch.global_batch, writes=world.is_main, first_step=first)
+    caches = config.data.cache_dir is not None
+    meter = Meter(folder, trainer.schedule, trainer.plan, world, first_step=first, caches=caches)
     try:
         with StepBatches(
             trainer.dataset,
@@ -66,6 +69,7 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
         log.info("%s is complete: %d of %d steps", folder.path, step, schedule.max_steps)
         return EXIT_DONE
     skipped_in_a_row = 0
+    trace = Trace(folder, world.rank, config) if config.run.trace else None
     while step < schedule.max_steps:
         began = time.perf_counter()
         batch = batches.next_step()
@@ -73,10 +77,11 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
         lr = schedule.lr(step)
         result = train_step(trainer.engine, trainer.teacher, batch, config, world, lr=lr, stop=bool(stop))
         step += 1
-        meter.count(result, waited_s)
+        meter.count(result, batch, waited_s)
+        if trace is not None:
+            trace.write(step, batch)
         skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
-        for micro in batch:
-            _report_damage(folder, step, micro)
+        damage.report(folder, step, batch)
         if not result.applied and world.is_main:
             folder.event("skip", step=step, loss=str(result.loss), in_a_row=skipped_in_a_row)
         if skipped_in_a_row >= config.optim.max_skipped:
@@ -84,9 +89,10 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
                 folder, world, f"{skipped_in_a_row} steps in a row had a non-finite loss; lower optim.blr"
             )
         if meter.damaged > max(8, config.data.max_bad_share * meter.samples):
-            return _fault(
-                folder, world, f"{meter.damaged} of {meter.samples} pictures are damaged; see {folder.events}"
-            )
+            comm.barrier()  # until every rank has reported its own
+            share = f"more than data.max_bad_share={config.data.max_bad_share:g}"
+            found = f"{meter.damaged} of {meter.samples} pictures are damaged, {share}"
+            return _fault(folder, world, f"{found}: {damage.describe(folder)}")
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
             meter.write(step, result, lr)
@@ -117,6 +123,7 @@ def _start(trainer: Trainer, resume: str) -> int:
     """Loads the checkpoint that rank 0 chose, writes down what runs, and returns the first step."""
     folder, world, config = trainer.folder, trainer.world, trainer.config
     chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(trainer, resume))
+    local_ranks = comm.ranks_on_this_node(world)
     step = 0
     if chosen is not None:
         step = checkpoints.load(trainer.engine, chosen)
@@ -130,7 +137,7 @@ def _start(trainer: Trainer, resume: str) -> int:
             folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=saved["world_size"])
             if (saved["world_size"], saved["zero_stage"]) != (world.size, config.zero.stage):
                 log.info("checkpoint of %d ranks, ZeRO-%d", saved["world_size"], saved["zero_stage"])
-        _introduce(trainer, step, chosen)
+        _introduce(trainer, step, chosen, local_ranks)
     comm.barrier()
     return step
 
@@ -155,7 +162,7 @@ def _choose(trainer: Trainer, resume: str) -> Checkpoint | None:
     return chosen
 
 
-def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None) -> None:
+def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ranks: int) -> None:
     config, world, schedule = trainer.config, trainer.world, trainer.schedule
     trained = sum(
         p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters()
@@ -178,6 +185,8 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None) -> None:
         trainer.precision,
         trainer.device,
     )
+    for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
+        log.info("%s", line)
     if trainer.sources.samples < config.batch.global_batch:
         log.warning(
             "batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples
@@ -214,12 +223,6 @@ def _fault(folder: RunFolder, world: World, reason: str) -> int:
         folder.event("fault", error=reason)
         log.error("ended: %s", reason)
     return EXIT_FAULT
-
-
-def _report_damage(folder: RunFolder, step: int, batch: MicroBatch) -> None:
-    for line in batch.damaged:
-        folder.event("fault", step=step, damaged=line)
-        log.warning("replaced a damaged sample: %s", line)
 
 
 def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:

@@ -2,28 +2,53 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
 import torch
 
+from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.plan import Plan
 from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train.comm import gather_numbers
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
 log = logging.getLogger("uniemox")
+LOSSES = {"loss", "relation", "similarity", "reconstruction"}
+DATA = {
+    "data_wait_share",
+    "data_wait_share_max",
+    "bytes_read_per_rank",
+    "bytes_read_per_rank_max",
+    "read_retries",
+    "cache_hit_share",
+    "source_samples",
+    "damaged_samples",
+}
 
 
 class Meter:
-    """Times and losses of a run; writes on rank 0 only."""
+    """Times, losses and reading of a run; every rank counts, rank 0 writes."""
 
     def __init__(
-        self, folder: RunFolder, schedule: Schedule, global_batch: int, *, writes: bool, first_step: int
+        self,
+        folder: RunFolder,
+        schedule: Schedule,
+        plan: Plan,
+        world: World,
+        *,
+        first_step: int,
+        caches: bool = False,
     ) -> None:
-        self.folder, self.schedule, self.global_batch, self.writes = folder, schedule, global_batch, writes
+        self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
+        self.global_batch, self.writes = plan.global_batch, world.is_main
         self.skipped = self.damaged = self.samples = 0
         self._board: Any = None
-        if writes:
+        if self.writes:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -36,18 +61,19 @@ class Meter:
         self._begin()
 
     def _begin(self) -> None:
-        self._since, self._steps, self._waited_s = time.perf_counter(), 0, 0.0
+        self._since, self._steps, self._waited_s, self._read = time.perf_counter(), 0, 0.0, Counts()
 
-    def count(self, result: StepResult, waited_s: float) -> None:
-        """Takes in a step, and the seconds that it waited for data."""
+    def count(self, result: StepResult, batches: Sequence[MicroBatch], waited_s: float) -> None:
+        """Takes in a step, and the seconds that this rank waited for its micro-batches."""
         self._steps += 1
         self._waited_s += waited_s
+        self._read = sum((batch.counts for batch in batches), self._read)
         self.skipped += not result.applied
         self.damaged += result.damaged
         self.samples += result.keys
 
     def write(self, step: int, result: StepResult, lr: float) -> dict[str, Any]:
-        """Closes an interval: rates are of the interval, losses of its last step."""
+        """Closes an interval: rates are of the interval, losses of its last step. Collective over all ranks."""
         seconds = time.perf_counter() - self._since
         slots = step * self.global_batch
         samples_per_s = self._steps * self.global_batch / seconds
@@ -62,7 +88,8 @@ class Meter:
             "lr": lr,
             "grad_norm": result.grad_norm,
             "samples_per_s": round(samples_per_s, 2),
-            "data_wait_share": round(self._waited_s / seconds, 4),
+            **self._reading(seconds),
+            "source_samples": self.plan.source_samples(step),
             "skipped_steps": self.skipped,
             "damaged_samples": self.damaged,
             "host_memory_gb": round(psutil.Process().memory_info().rss / 1e9, 3),
@@ -93,6 +120,25 @@ class Meter:
         self._begin()
         return line
 
+    def _reading(self, seconds: float) -> dict[str, Any]:
+        """What all ranks' reading was like in this interval: the slowest rank is the one that all others wait for."""
+        counts = self._read
+        own = [
+            self._waited_s / seconds,
+            *map(float, (counts.bytes, counts.reads, counts.hits, counts.retries)),
+        ]
+        waits, read, reads, hits, retries = zip(*gather_numbers(own, self.world))
+        found = {
+            "data_wait_share": round(sum(waits) / len(waits), 4),
+            "data_wait_share_max": round(max(waits), 4),
+            "bytes_read_per_rank": round(sum(read) / len(read)),
+            "bytes_read_per_rank_max": round(max(read)),
+            "read_retries": round(sum(retries)),
+        }
+        if self.caches:
+            found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
+        return found
+
     def picture(self, step: int, sheet: Any) -> None:
         """A sheet of reconstructions (uint8 H×W×3) to TensorBoard."""
         if self._board is not None:
@@ -107,10 +153,15 @@ class Meter:
         if self._board is None:
             return
         for name, value in line.items():
-            if name not in ("step", "time", "slots"):
-                group = "loss" if name in ("loss", "relation", "similarity", "reconstruction") else "run"
+            if name in ("step", "time", "slots"):
+                continue
+            group = "loss" if name in LOSSES else "data" if name in DATA else "run"
+            values = (
+                {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            )
+            for tag, number in values.items():
                 self._guard(
-                    lambda tag=f"{group}/{name}", value=value: self._board.add_scalar(tag, value, step)
+                    lambda tag=f"{group}/{tag}", number=number: self._board.add_scalar(tag, number, step)
                 )
 
     def _guard(self, write: Any) -> None:

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.masks import SCENE_VIEW, patch_order
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.views import ViewSettings, evaluation_views
+from uniemox_dist.data.views import evaluation_views
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError

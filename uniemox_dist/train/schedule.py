@@ -18,13 +18,8 @@ class Schedule:
     epoch_samples: int
 
     @classmethod
-    def of(cls, config: Config, samples: int) -> "Schedule":
-        """Derives steps from epochs; `samples` is the size of the data."""
-        if config.data.sources and config.data.epoch_samples is None and config.run.max_steps is None:
-            raise UserError(
-                "data.epoch_samples: a mix that is measured in run.epochs needs it; or give run.max_steps"
-            )
-        epoch_samples = config.data.epoch_samples or samples
+    def of(cls, config: Config, epoch_samples: int) -> "Schedule":
+        """Derives steps from epochs."""
         G = config.batch.global_batch
         max_steps = config.run.max_steps or math.ceil(float(config.run.epochs or 0) * epoch_samples / G)
         optim = config.optim

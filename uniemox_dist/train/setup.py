@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from uniemox_dist.checkpoints.files import complete_checkpoints
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, Sources, view_settings
+from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan
+from uniemox_dist.data.sources import Sources
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.run_folder import RunFolder
@@ -61,9 +62,9 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
 
     The order matters: data and teacher can be wrong in ways that only the user can mend, and are opened first.
     """
-    sources = Sources(config)
+    sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
-    schedule = Schedule.of(config, sources.samples)
+    schedule = Schedule.of(config, sources.epoch_samples(config))
     precision: str = comm.on_main(world, lambda: _precision(config, device, folder))
     teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
     vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
@@ -74,7 +75,9 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
         torch.manual_seed(config.run.seed)
         student = Student(config.model, config.loss, teacher.width if teacher else None)
     settings = view_settings(config, with_person=student.has_person_branch)
-    dataset = PlannedDataset(plan, sources.readers, vectors, settings, config.run.seed)
+    dataset = PlannedDataset(
+        plan, sources.readers, vectors, settings, config.run.seed, strict=config.data.strict
+    )
     engine = make_engine(student, config, world, precision, device)
     check(engine)
     return Trainer(

@@ -23,9 +23,9 @@ from uniemox_dist.data.loader import (
     CaptionVectors,
     MicroBatch,
     PlannedDataset,
-    Sources,
     view_settings,
 )
+from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.data.views import training_views
 from uniemox_dist.runtime.errors import UserError

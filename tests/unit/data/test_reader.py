@@ -20,6 +20,7 @@ from shards.index import index_path, read_index
 from shards.manifest import Manifest, read_manifest
 from shards.persons import Person
 from shards.writer import ShardWriter
+from uniemox_dist.data import origin
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.runtime.errors import UserError
 
@@ -132,7 +133,8 @@ def test_a_reader_travels_to_another_process_without_its_open_files(emoji_shards
     reader = open_reader(emoji_shards / "train")
     before = reader.read(0, 0)
     again = pickle.loads(pickle.dumps(reader))
-    assert again._open == {}
+    assert again._rows is None
+    assert not again.origin._handles
     assert again.read(0, 0) == before
 
 
@@ -143,7 +145,7 @@ def test_only_so_many_shards_are_open_at_a_time(emoji_shards: Path, monkeypatch:
             os.path.realpath(link).startswith(str(emoji_shards)) for link in links if os.path.islink(link)
         )
 
-    monkeypatch.setattr(ShardReader, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(origin, "HANDLES", 2)
     reader = open_reader(emoji_shards / "train")
     before = open_files()
     first = [reader.read(shard, 0) for shard in range(5)]

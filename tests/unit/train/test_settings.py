@@ -19,7 +19,7 @@ def config(*overrides: str) -> Config:
 
 
 def test_the_papers_schedule_in_steps() -> None:
-    schedule = Schedule.of(config(), samples=100_000)
+    schedule = Schedule.of(config(), 100_000)
     assert schedule.max_steps == math.ceil(200 * 100_000 / 768)
     assert schedule.warmup_steps == math.ceil(40 * 100_000 / 768)
     assert schedule.peak_lr == pytest.approx(1e-3 * 768 / 256)
@@ -35,9 +35,15 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_min_lr() -> None:
 
 
 def test_a_mix_measured_in_epochs_needs_the_size_of_an_epoch() -> None:
-    mix = config("data.path=null", "data.sources=[{path: a, weight: 2}, {path: b}]")
-    with pytest.raises(UserError, match="epoch_samples"):
-        Schedule.of(mix, samples=10)
+    by_weights = ("data.path=null", "data.sources=[{path: a, weight: 2}, {path: b}]")
+    with pytest.raises(UserError, match=r"needs data\.epoch_samples, or a repeat for each"):
+        config(*by_weights)
+    assert config(*by_weights, "data.epoch_samples=10").data.epoch_samples == 10
+    assert config(
+        "data.path=null", "data.sources=[{path: a, repeat: 2}, {path: b, repeat: 1}]"
+    ).data.by_repeats
+    with pytest.raises(UserError, match=r"data\.sources\.1 has no repeat where others have one"):
+        config("data.path=null", "data.sources=[{path: a, repeat: 2}, {path: b}]")
 
 
 @pytest.mark.parametrize(("ranks", "micro", "expected"), [(1, 32, 24), (8, 32, 3), (24, 32, 1), (96, 8, 1)])

@@ -1,0 +1,149 @@
+"""Loader processes that die, hang or meet data that cannot be read: the step ends with one line that says what."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_loader import config, dataset, wait_until_gone
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import MicroBatch, PlannedDataset
+from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.step_batches import StepBatches
+from uniemox_dist.runtime.errors import Fault, UserError
+
+
+def with_data(of: Config, **changes: Any) -> Config:
+    return of.model_copy(update={"data": of.data.model_copy(update=changes)})
+
+
+def open_batches(data: PlannedDataset, of: Config) -> StepBatches:
+    return StepBatches(data, of, first_step=0, rank=0, world_size=1, pin=False)
+
+
+def take(batches: StepBatches, steps: int) -> None:
+    for _ in range(steps):
+        batches.next_step()
+
+
+class Trap:
+    """A renderer that does something else at one picture of its process."""
+
+    def __init__(self, number: int, action: Callable[[], None]) -> None:
+        self.left, self.action = number, action
+
+    def __call__(self, *_: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.action()
+
+
+def die(of: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), of)
+
+
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_loader_process_that_dies_is_named_with_its_sample(what: int, emoji_shards: Path) -> None:
+    of = config(emoji_shards / "train", workers=2)
+    data = dataset(of)
+    data.renderer = Trap(4, die(what))  # each process has its own copy: both die at their fourth picture
+    place = data.plan.place(3)
+    name = data.readers[0].manifest.shards[place.shard].name
+    batches = open_batches(data, of)
+    pids = [process.pid or 0 for process in batches._processes]
+    with pytest.raises(Fault) as caught, batches:
+        take(batches, 2)
+    found = re.search(r"loader process 0 \(pid (\d+)\) died of (\w+)", str(caught.value))
+    assert found, str(caught.value)
+    assert int(found[1]) in pids
+    assert found[2] == signal.Signals(what).name
+    assert f"at slot 3: {emoji_shards}/train/{name}, row {place.row}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert wait_until_gone(pids)
+
+
+def test_a_death_that_is_noticed_inside_the_step_is_named_too(emoji_shards: Path) -> None:
+    """torch's signal handler raises wherever the training process is at that moment; the next step says it, too."""
+    of = config(emoji_shards / "train", workers=1)
+    data = dataset(of)
+    data.renderer = Trap(20, die(signal.SIGKILL))  # in the second step's micro-batches, which are made ahead
+
+    def work_between_batches() -> None:
+        with open_batches(data, of) as batches:
+            take(batches, 1)
+            for _ in range(300):
+                time.sleep(0.01)
+            take(batches, 2)
+
+    with pytest.raises(Fault, match=r"loader process 0 \(pid \d+\) died of SIGKILL .*slot 19: "):
+        work_between_batches()
+
+
+def test_a_loader_process_that_is_stuck_is_named_with_its_sample_within_the_time(emoji_shards: Path) -> None:
+    of = with_data(config(emoji_shards / "train", workers=2), timeout_s=2, retry_s=0.0)
+    data = dataset(of)
+    data.renderer = Trap(8, lambda: time.sleep(3600))  # as a read from a dead file system
+    batches = open_batches(data, of)
+    pids = [process.pid or 0 for process in batches._processes]
+    with pytest.raises(Fault) as caught, batches:
+        take(batches, 2)
+    says = str(caught.value)
+    assert re.search(r"loader process 0 \(pid \d+\) has been stuck for \d+ s at slot 13: ", says), says
+    assert says.endswith("no micro-batch within data.timeout_s=2")
+    assert wait_until_gone(pids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_with_a_message_of_its_own_arrives_as_that_one_line(
+    workers: int, emoji_shards: Path
+) -> None:
+    of = config(emoji_shards / "train", workers=workers)
+    for kind in (UserError, Fault):
+        data = dataset(of)
+
+        def fail(*_: object, kind: type[Exception] = kind) -> None:
+            raise kind("what is wrong")
+
+        data.renderer = fail if kind is Fault else _damaged_index(data)
+        says = "what is wrong" if kind is Fault else "the index is missing"
+        with pytest.raises(kind, match=says) as caught, open_batches(data, of) as batches:
+            batches.next_step()
+        assert "\n" not in str(caught.value)
+
+
+def _damaged_index(data: PlannedDataset) -> Any:
+    data.readers[0].origin.url += "/elsewhere"
+    return data.renderer
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_reading_cost_travels_with_the_micro_batches(workers: int, emoji_shards: Path) -> None:
+    of = config(emoji_shards / "train", workers=workers)
+    data = dataset(of)
+    with open_batches(data, of) as batches:
+        found: list[MicroBatch] = [batch for _ in range(4) for batch in batches.next_step()]
+    for batch in found:
+        lengths = []
+        for slot in batch.slots_B.tolist():
+            place = data.plan.place(slot)
+            lengths.append(len(data.readers[0].read(place.shard, place.row).image))
+        assert batch.counts == Counts(reads=6, bytes=sum(lengths), hits=0, retries=0)
+
+
+def test_signals_that_slurm_sends_do_not_reach_loader_processes(emoji_shards: Path) -> None:
+    of = config(emoji_shards / "train", workers=2)
+    with open_batches(dataset(of), of) as batches:
+        first = batches.next_step()
+        for process in batches._processes:
+            for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+                os.kill(process.pid or 0, name)
+        again = [batch for _ in range(5) for batch in batches.next_step()]
+        assert all(process.is_alive() for process in batches._processes)
+    assert [batch.slots_B.tolist() for batch in [*first, *again]] == [
+        list(range(start, start + 6)) for start in range(0, 72, 6)
+    ]

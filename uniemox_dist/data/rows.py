@@ -1,0 +1,124 @@
+"""Rows of an index, a row group at a time, in the form that costs least to ask one by one."""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards.index import group_ends, index_path, read_group
+from shards.manifest import ShardEntry
+from shards.persons import Person
+from shards.storage import Place
+from uniemox_dist.runtime.errors import UserError
+
+COLUMNS = [
+    "key",
+    "image_offset",
+    "image_length",
+    "width",
+    "height",
+    "label",
+    "captions",
+    "persons",
+    "image_sha256",
+]
+
+
+SHARDS_KEPT = 1 << 14
+"""Shards whose row groups' ends are remembered: a few numbers each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the index says of one sample."""
+
+    key: str
+    offset: int
+    """Of the encoded picture, bytes from the start of the tar."""
+    length: int
+    width: int
+    """Pixels, of the upright picture."""
+    height: int
+    label: str | None
+    captions: tuple[str, ...]
+    persons: tuple[Person, ...]
+    sha256: str
+
+
+class RowGroup:
+    """Neighbouring rows, as columns: some 300 bytes a row."""
+
+    def __init__(self, table: pa.Table) -> None:
+        column = {name: table[name].combine_chunks() for name in COLUMNS}
+        self._texts = {name: column[name] for name in ("key", "label", "captions", "persons", "image_sha256")}
+        self._numbers = {
+            name: column[name].to_numpy() for name in ("image_offset", "image_length", "width", "height")
+        }
+        # Most rows have nobody: their number is asked before a list is made.
+        self._persons = np.diff(column["persons"].offsets.to_numpy())
+
+    def row(self, i: int) -> Row:
+        """The i-th of these rows."""
+        text, number = self._texts, self._numbers
+        people: list[dict[str, Any]] = text["persons"][i].as_py() if self._persons[i] else []
+        return Row(
+            key=text["key"][i].as_py(),
+            offset=int(number["image_offset"][i]),
+            length=int(number["image_length"][i]),
+            width=int(number["width"][i]),
+            height=int(number["height"][i]),
+            label=text["label"][i].as_py(),
+            captions=tuple(text["captions"][i].as_py() or ()),
+            persons=tuple(Person(tuple(p["box"]), p["score"]) for p in people),
+            sha256=text["image_sha256"][i].as_py(),
+        )
+
+
+class Rows:
+    """The row groups of a data set that were asked for last: at most `keep` rows, but one group always.
+
+    A stream walks through windows of its shards, so that the rows in use are few, however large the data set is.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self._ends: dict[int, list[int]] = {}
+        self._groups: OrderedDict[tuple[int, int], tuple[RowGroup, int]] = OrderedDict()
+        self._kept = 0
+
+    def row(self, folder: Place, shard: int, entry: ShardEntry, row: int) -> Row:
+        """One row of a shard's index.
+
+        Raises:
+            UserError: if the index is missing, damaged, or has another number of rows than the manifest says.
+        """
+        ends = self._ends.get(shard)
+        if ends is None:
+            ends = self._ends[shard] = group_ends(index_path(folder, entry.name))
+            if ends[-1] != entry.samples:
+                raise UserError(
+                    f"{folder}: the index of {entry.name} has {ends[-1]} rows instead of {entry.samples}; copy "
+                    f"index/ again"
+                )
+            if len(self._ends) > SHARDS_KEPT:
+                del self._ends[next(iter(self._ends))]
+        number = bisect_right(ends, row)
+        start = ends[number - 1] if number else 0
+        found = self._groups.get((shard, number))
+        if found is None:
+            group = RowGroup(read_group(index_path(folder, entry.name), number, COLUMNS))
+            self._add((shard, number), group, ends[number] - start)
+        else:
+            group = found[0]
+            self._groups.move_to_end((shard, number))
+        return group.row(row - start)
+
+    def _add(self, name: tuple[int, int], group: RowGroup, rows: int) -> None:
+        self._groups[name] = group, rows
+        self._kept += rows
+        while self._kept > self.keep and len(self._groups) > 1:
+            _, (_, oldest) = self._groups.popitem(last=False)
+            self._kept -= oldest
