@@ -125,7 +125,12 @@ def find_files(where: Place) -> list[str]:
 def size_of(where: Place) -> int | None:
     """Bytes of a file; None where there is none."""
     try:
-        return int(where.stat().st_size) if where.is_file() else None
+        if is_local(where):
+            return where.stat().st_size if where.is_file() else None
+        remote = cast(Any, where)
+        # Not is_file(): for a web server that asks for the whole file.
+        info = remote.fs.info(remote.path)
+        return int(info["size"]) if info["type"] == "file" and info["size"] is not None else None
     except FileNotFoundError:
         return None
 

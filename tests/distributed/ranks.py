@@ -6,8 +6,9 @@ They are forked from a clean server that has imported torch and DeepSpeed once, 
 import json
 import multiprocessing
 import os
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,17 @@ TINY = (
 )
 
 
-def run_ranks(overrides: Sequence[str], *, world_size: int, resume: str = "auto") -> list[int]:
-    """Runs the demo recipe with these settings on `world_size` ranks; returns their exit codes."""
+def run_ranks(
+    overrides: Sequence[str],
+    *,
+    world_size: int,
+    resume: str = "auto",
+    kill_when: Callable[[], bool] | None = None,
+) -> list[int]:
+    """Runs the demo recipe with these settings on `world_size` ranks; returns their exit codes.
+
+    As soon as `kill_when` is true all ranks are killed (SIGKILL), and nothing is returned.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     port = free_port()
@@ -54,6 +64,13 @@ def run_ranks(overrides: Sequence[str], *, world_size: int, resume: str = "auto"
         ranks.append(process)
     codes: list[int] = []
     try:
+        if kill_when is not None:
+            deadline = time.monotonic() + TIMEOUT_S
+            while not kill_when():
+                assert time.monotonic() < deadline, "the moment to kill the ranks never came"
+                assert all(process.is_alive() for process in ranks), "a rank ended before it was killed"
+                time.sleep(0.005)
+            return codes
         for pipe in pipes:
             assert pipe.poll(TIMEOUT_S), "a rank neither ended nor failed"
             outcome = pipe.recv()

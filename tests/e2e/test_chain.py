@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from web import serve
 
+from shards.manifest import read_manifest
 from uniemox_dist.checkpoints.files import complete_checkpoints, open_checkpoint
 from uniemox_dist.release.export import student_of
 
@@ -207,3 +209,41 @@ def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data:
         str(tmp_path / "r.html"),
     )
     assert "Masked MSE" in (tmp_path / "r.html").read_text()
+
+
+def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_when_it_is_back(
+    tmp_path: Path, whole_run: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    shards = read_manifest(tiny_data / "train").shards
+    with serve(tiny_data) as web:
+        start = command(
+            tmp_path, "run", tiny_data, tiny_teacher, f"data.path={web.url}/train", "data.retry_s=2"
+        )
+        web.away_after = 150
+        first = subprocess.run(start, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert first.returncode == 1, first.stderr
+        faults = [line for line in first.stderr.splitlines() if "could not be read for 2 s" in line]
+        assert faults, first.stderr
+        assert f"data.path={web.url}/train: shard 0" in faults[0]
+        assert "the run can go on from its last checkpoint" in faults[0]
+        assert "Traceback" not in first.stderr
+        done = max(losses(tmp_path / "run"))
+        assert 1 <= done < 16
+        web.away_after = None
+        web.asked.clear()
+        cache = tmp_path / "cache"
+        again = [*start, f"data.cache_dir={cache}", "data.cache_gb=1"]
+        second = subprocess.run(again, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert second.returncode == 0, second.stderr
+        assert f"cache {cache}: 1 GB; this node walks through " in second.stdout
+    assert losses(tmp_path / "run") == losses(whole_run)
+    # Each shard came into the node's cache once, for both ranks and all their loader processes.
+    assert sorted(path.name for path in cache.glob("*.tar")) == sorted(f"{s.sha256}.tar" for s in shards)
+    whole = [
+        name for name, first_byte, count in web.asked if (first_byte, count) in {(0, s.bytes) for s in shards}
+    ]
+    assert sorted(whole) == sorted(shard.name for shard in shards)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0].get("cache_hit_share") is None
+    assert lines[-1]["cache_hit_share"] == 1.0
+    assert lines[-1]["bytes_read_per_rank_max"] == 0

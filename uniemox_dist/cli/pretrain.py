@@ -51,11 +51,16 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
             resume,
         ]
         return run_ranks(command, nproc, gpus=torch.cuda.is_available())
+    from uniemox_dist.runtime.errors import Fault
     from uniemox_dist.train import comm
     from uniemox_dist.train.loop import pretrain as run
 
     try:
         return run(config, world, resume=resume)
+    except RuntimeError as error:
+        if not comm.is_lost_peer(error):
+            raise
+        raise Fault(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
     finally:
         comm.close()
 
@@ -70,6 +75,7 @@ def teach(location: str, teacher: str, weights: str | None, batch: int) -> None:
     from tqdm import tqdm
 
     from shards.manifest import manifest_folders
+    from shards.os_errors import writing
     from shards.storage import is_local, place
     from uniemox_dist.config.schema import TeacherConfig
     from uniemox_dist.data.reader import ShardReader
@@ -92,7 +98,9 @@ def teach(location: str, teacher: str, weights: str | None, batch: int) -> None:
     model = Teacher(TeacherConfig(name=teacher, weights=weights, mean=statistics, std=statistics))
     for found in folders:
         reader = ShardReader.from_folder(found, "DIR")
-        cache = text_cache.cache_folder(reader, model.id, found / "cache")
-        with tqdm(total=reader.manifest.samples, desc=str(found), unit=" samples", disable=None) as bar:
+        cache = text_cache.beside_shards(reader, model.id)
+        bar = tqdm(total=reader.manifest.samples, desc=str(found), unit=" samples", disable=None)
+        elsewhere = "teach a copy that can be written, or let pretraining keep it in the run's folder"
+        with bar, writing(f"DIR={found}: its cache", elsewhere):
             embedded = text_cache.build(reader, model, cache, batch=batch, progress=bar.update)
         click.echo(f"{found}: {embedded} captions embedded into {cache}")

@@ -4,6 +4,7 @@ Loader processes hold no state of the stream: what they are asked for names its 
 the step with an error that names it and the sample that it was working on.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -84,10 +85,10 @@ class StepBatches:
         # Slot, time and process of each loader process; in memory that they share with this one.
         self._at = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
         dataset.at = self._at
-        at = self._at
+        at, parent = self._at, os.getpid()
 
         def start(worker: int) -> None:
-            _start_worker(worker)
+            _start_worker(parent)
             at[worker, 2] = os.getpid()
 
         loader = DataLoader(
@@ -136,7 +137,7 @@ class StepBatches:
         """Ends the loader processes: they ignore SIGTERM, with which Python would end them, and wait on."""
         left = [process for process in self._processes if process.is_alive()]
         if left and self._iterator is not None:
-            # Otherwise torch's signal handler would call their end a fault. What it watches can be taken back only here.
+            # Otherwise torch would call their end a fault: its signal handler watches what was named to it.
             torch._C._remove_worker_pids(id(self._iterator))
             self._iterator._worker_pids_set = False  # type: ignore[attr-defined]
         # After an error inside the iterator its traceback still holds it, and its processes run on.
@@ -196,8 +197,13 @@ def _how(exitcode: int | None) -> str:
     return f" of {name}" + (" (killed, perhaps for its memory)" if name == "SIGKILL" else "")
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
+    # A killed training process takes its loader processes with it: they share its lock on the run's folder, which
+    # the next attempt wants at once. (prctl's option 1 is PR_SET_PDEATHSIG.)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
     # Slurm signals every process of a step; only the training process acts on it.
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)

@@ -42,6 +42,14 @@ def init(world: World, timeout_s: int) -> torch.device:
     return device
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone: the reason is in that rank's own words."""
+    text = str(error)
+    return any(
+        part in text for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    )
+
+
 def close() -> None:
     """Leaves the process group."""
     if dist.is_initialized():

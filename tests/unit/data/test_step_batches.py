@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_loader import config, dataset, wait_until_gone
+from test_loader import alive, config, dataset, wait_until_gone
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
@@ -147,3 +147,25 @@ def test_signals_that_slurm_sends_do_not_reach_loader_processes(emoji_shards: Pa
     assert [batch.slots_B.tolist() for batch in [*first, *again]] == [
         list(range(start, start + 6)) for start in range(0, 72, 6)
     ]
+
+
+def test_loader_processes_die_with_a_training_process_that_is_killed(
+    emoji_shards: Path, tmp_path: Path
+) -> None:
+    """They share its lock on the run's folder, which the next attempt wants at once."""
+    of = config(emoji_shards / "train", workers=2)
+    pids = tmp_path / "pids"
+    trainer = os.fork()
+    if trainer == 0:
+        batches = open_batches(dataset(of), of)
+        batches.next_step()
+        (tmp_path / "made").write_text(" ".join(str(process.pid) for process in batches._processes))
+        (tmp_path / "made").rename(pids)
+        time.sleep(3600)
+    while not pids.exists():
+        time.sleep(0.01)
+    loaders = [int(pid) for pid in pids.read_text().split()]
+    assert all(map(alive, loaders))
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    assert wait_until_gone(loaders)
