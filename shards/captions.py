@@ -122,7 +122,11 @@ def load_captioner(spec: str | None) -> Captioner | None:
         settings = _Templates.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(f"{where}: {line}" for line in _mistakes(error))) from None
-    return Captioner(canonical_json(settings.model_dump(mode="json")))
+    try:
+        return Captioner(canonical_json(settings.model_dump(mode="json")))
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{where}: holds {half!r}, half of a character; write the character itself") from None
 
 
 def _mistakes(error: ValidationError) -> Iterator[str]:

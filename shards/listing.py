@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from shards.format import make_key
+from shards.manifest import MANIFEST
 from shards.presets import Labels, Preset, cut, draw64
+from shards.recordable import recordable
 from shards.sources import Cell, Record
 from shards.spool import Spool, parse
 from uniemox_dist.runtime.errors import UserError
 
-SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # file systems take 255 bytes
+RESERVED = {MANIFEST, "sizes.json", "rejected.parquet", "part.json"}
+"""Files of ours that lie where the folders of splits do."""
 PIECE_BYTES = 96 << 20
 """Row groups of a table are fetched and shuffled together up to this size (one at least)."""
 FIRST = {"test": 0, "val": 1, "train": 2}
@@ -42,6 +46,7 @@ class Listing:
         self._sizes = array("q")  # of the blocks
         self._draws = array("Q")
         self._keys = array("Q")
+        self._refused = array("b")
 
     @classmethod
     def of(
@@ -53,11 +58,16 @@ class Listing:
         preset: Preset,
         keep_labels: tuple[str, ...],
     ) -> "Listing":
-        """Lists a source. Labels get their declared spelling; records with another one are marked as refused."""
+        """Lists a source. Labels get their declared spelling; records with another one, and those that cannot be
+        written down, are marked as refused.
+
+        Raises:
+            UserError: for a split that is no folder name, and where only some records have one.
+        """
         listing = cls(folder, seed)
         declared, kept = Labels(preset.labels), Labels(keep_labels)
         for record in records:
-            listing._append(_with_label(record, declared, kept), preset.by_group)
+            listing._append(_with_label(recordable(record), declared, kept), preset.by_group)
         listing.splits, listing.labels = list(listing._codes["split"]), list(listing._codes["label"])
         listing._settle_splits(preset)
         listing.digest = listing.spool.seal()
@@ -110,6 +120,7 @@ class Listing:
         self._arrays["block"].append(self._block(record))
         self._draws.append(draw64(self.seed, f"{split}/{record.name}"))
         self._keys.append(key_hash(make_key(record.name)))
+        self._refused.append(record.refused is not None)
         self.spool.append(record)
 
     def _code(self, kind: str, value: Any) -> int:
@@ -140,13 +151,21 @@ class Listing:
                 split_N[of_given] = codes[cut(strata_N[of_given], draws_N[of_given], shares)]
         self.split_N = split_N
         self.made_splits = self.splits != given_splits
-        for name in self.splits:
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        """Of what may be packed: a refused record goes nowhere, whatever its split."""
+        packed_N = np.frombuffer(self._refused, np.int8) == 0
+        used = [self.splits[code] for code in np.unique(self.split_N[packed_N]).tolist()]
+        for name in used:
             if name and not SPLIT_NAME.fullmatch(name):
                 raise UserError(f"SOURCE: split={name!r}: not a folder name; use letters, digits, . _ -")
-        if None in self.splits and len(self.splits) > 1:
-            number = int(np.flatnonzero(split_N == self.splits.index(None))[0])
+            if name in RESERVED:
+                raise UserError(f"SOURCE: split={name!r}: a file of ours has this name; rename the split")
+        if None in used and len(used) > 1:
+            number = int(np.flatnonzero(packed_N & (self.split_N == self.splits.index(None)))[0])
             raise UserError(
-                f"SOURCE: record {number} has no split where others have {_some(self.splits)}; give every record "
+                f"SOURCE: record {number} has no split where others have {_some(used)}; give every record "
                 f"a split, or none"
             )
 

@@ -1,15 +1,29 @@
 """Decoding and checking pictures with Pillow, for everything that happens before training."""
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shards.format import EXTENSIONS
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused as decompression bombs (Pillow's own limit, 1 GiB as 16-bit RGB)."""
+
+# EXIF orientation -> what makes the stored picture upright (EXIF 2.3, tag 0x0112).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadPicture(ValueError):
@@ -48,31 +62,45 @@ def inspect(data: bytes, *, check: str = "decode", pixels_side: int | None = Non
         raise BadPicture("empty", "no bytes")
     if check == "header" and pixels_side is None and (size := _jpeg_size(data)) is not None:
         return Decoded("jpg", *size)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format not in EXTENSIONS:
-                raise BadPicture("format", f"{image.format} is not one of {', '.join(EXTENSIONS)}")
-            extension = EXTENSIONS[image.format]
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadPicture("too_large", f"{width} x {height} pixels, limit {MAX_PIXELS}")
-            if check == "header" and pixels_side is None:
-                turned = is_turned(image)
-                return Decoded(extension, *((height, width) if turned else (width, height)))
+    with opened(data) as image:
+        width, height = image.size
+        extension = EXTENSIONS[image.format or ""]
+        rgb = None
+        if check != "header" or pixels_side is not None:
             if extension == "jpg":
                 image.draft(None, (pixels_side or 1, pixels_side or 1))
             image.load()
-            turned = is_turned(image)
-            rgb = None
             if pixels_side is not None:
                 rgb = np.asarray(on_background(upright(image), (255, 255, 255)))
-    except BadPicture:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadPicture("too_large", str(error)) from None
-    except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise BadPicture("corrupt", explain(error)) from None
-    return Decoded(extension, *((height, width) if turned else (width, height)), rgb)
+        if is_turned(image):
+            width, height = height, width
+    return Decoded(extension, width, height, rgb)
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """A picture of a format and size that can be packed; what Pillow raises inside becomes `BadPicture`, and what it
+    warns of (odd metadata, large pictures) is nothing that the user should mend.
+
+    Raises:
+        BadPicture: reasons `format`, `too_large` or `corrupt`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                if image.format not in EXTENSIONS:
+                    raise BadPicture("format", f"{image.format} is not one of {', '.join(EXTENSIONS)}")
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width} x {image.height}"
+                    raise BadPicture("too_large", f"{size} pixels, limit {MAX_PIXELS}")
+                yield image
+        except BadPicture:
+            raise
+        except Image.DecompressionBombError as error:
+            raise BadPicture("too_large", str(error)) from None
+        except Exception as error:  # Pillow's decoders raise many types on damaged data
+            raise BadPicture("corrupt", explain(error)) from None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -93,13 +121,28 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where it says nothing, or nothing that can be read.
+
+    An orientation that only XMP states does not count: fast JPEG decoders (and browsers) do not read it, and person
+    boxes found in one orientation would then be cut out of another.
+    """
+    if not (data := image.info.get("exif")):
+        return 1
+    exif = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif.load(data)
+            found = int(exif.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parser raises many types; what it cannot read says nothing
+        return 1
+    return found if found in _TURNS else 1
+
+
 def is_turned(image: Image.Image) -> bool:
     """Whether EXIF's orientation swaps width and height."""
-    if not image.info.get("exif"):
-        return False
-    exif = Image.Exif()
-    exif.load(image.info["exif"])
-    return exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return orientation(image) in (5, 6, 7, 8)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -121,19 +164,13 @@ def explain(error: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says.
-
-    Where EXIF says nothing Pillow would believe XMP, which fast JPEG decoders (and browsers) do not read:
-    person boxes found in one orientation would then be cut out of another.
-    """
-    if data := image.info.get("exif"):
-        exif = Image.Exif()
-        exif.load(data)
-        if ExifTags.Base.Orientation not in exif:
-            return image
-    for name in ("xmp", "XML:com.adobe.xmp"):
-        image.info.pop(name, None)
-    return ImageOps.exif_transpose(image)
+    """The picture turned as its EXIF says, then without it."""
+    turn = _TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info.pop("exif", None)
+    return turned
 
 
 def on_background(image: Image.Image, rgb: tuple[int, int, int]) -> Image.Image:

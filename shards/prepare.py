@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.boxes import with_upright_boxes
 from shards.encode import index_fields, members
 from shards.fetch import fetch_all
 from shards.format import Sample, make_key
@@ -144,6 +145,7 @@ class Preparer:
         try:
             if isinstance(data, BadPicture):
                 raise data
+            record = with_upright_boxes(record, data)
             shrinks = settings.shrink.max_side or settings.shrink.min_side
             check = "header" if shrinks else settings.check
             picture = inspect(data, check=check, pixels_side=DETECTOR_SIDE if look and not shrinks else None)

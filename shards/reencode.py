@@ -2,12 +2,13 @@
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from shards.format import EXTENSIONS
-from shards.pictures import MAX_PIXELS, BadPicture, explain, is_turned, on_background, upright
+from shards.pictures import is_turned, on_background, opened, upright
 
 
 @dataclass(frozen=True)
@@ -36,30 +37,32 @@ def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
     Raises:
         BadPicture: if it cannot be decoded.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadPicture("too_large", f"{image.width} x {image.height} pixels, limit {MAX_PIXELS}")
-            form = "JPEG" if EXTENSIONS[image.format or ""] == "jpg" else str(image.format)
-            width, height = image.size
-            icc = image.info.get("icc_profile")
-            if form == "JPEG":
-                image.draft(None, (max(1, int(2 * scale * width)), max(1, int(2 * scale * height))))
-            image.load()
-            picture = upright(image)
-            if is_turned(image):
-                width, height = height, width
-            has_alpha = form != "JPEG" and ("A" in picture.getbands() or "transparency" in picture.info)
-            picture = picture.convert("RGBA") if has_alpha else on_background(picture, (255, 255, 255))
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            options = {} if icc is None or picture.mode != "RGB" else {"icc_profile": icc}
-            if form != "PNG":
-                options["quality"] = quality
-            picture.save(buffer, form, **options)
-    except BadPicture:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on damaged data
-        raise BadPicture("corrupt", explain(error)) from None
+    with opened(data) as image:
+        form = "JPEG" if EXTENSIONS[image.format or ""] == "jpg" else str(image.format)
+        width, height = image.size
+        icc = image.info.get("icc_profile")
+        if form == "JPEG":
+            image.draft(None, (max(1, int(2 * scale * width)), max(1, int(2 * scale * height))))
+        image.load()
+        picture = upright(image)
+        if is_turned(image):
+            width, height = height, width
+        has_alpha = form != "JPEG" and ("A" in picture.getbands() or "transparency" in picture.info)
+        picture = picture.convert("RGBA") if has_alpha else on_background(picture, (255, 255, 255))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        options: dict[str, Any] = {}
+        if not _is_of_rgb(icc):
+            picture.info.pop("icc_profile", None)  # from where a PNG would take it
+        elif picture.mode == "RGB":
+            options["icc_profile"] = icc
+        if form != "PNG":
+            options["quality"] = quality
+        picture.save(buffer, form, **options)
     return buffer.getvalue(), np.asarray(on_background(picture, (255, 255, 255)))
+
+
+def _is_of_rgb(icc: bytes | None) -> bool:
+    """Whether a profile says what RGB values mean: that of a CMYK or grey picture describes nothing any more."""
+    return icc is not None and icc[16:20] == b"RGB "  # ICC.1:2022, 7.2.6: the data colour space

@@ -1,9 +1,11 @@
 """What a user asks of a pack: the settings that decide its bytes."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shards.prepare import Filters
+from shards.recordable import text
 from shards.reencode import Shrink
 from uniemox_dist.runtime.errors import UserError
 
@@ -33,39 +35,43 @@ class PackSettings:
 
     def __post_init__(self) -> None:
         """Raises UserError for what cannot be meant."""
-        if self.shard_mb <= 0:
+        if not self.source:
+            raise UserError('SOURCE="": is empty; name a table, a folder or tars, such as . for this folder')
+        if not 0 < self.shard_mb * 1e6 < math.inf:  # NaN is no number of MB either
             raise UserError(f"--shard-size={self.shard_mb}: give a positive number of MB")
         if self.check not in CHECKS:
             raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
         if not 1 <= self.shrink.quality <= 100:
             raise UserError(f"--quality={self.shrink.quality}: give 1 to 100")
-        if self.filters.aspect is not None and self.filters.aspect < 1:
-            raise UserError(f"--keep-aspect={self.filters.aspect}: longer over shorter side is 1 or more")
+        if self.filters.aspect is not None and not 1 <= self.filters.aspect < math.inf:
+            raise UserError(
+                f"--keep-aspect={self.filters.aspect}: longer over shorter side is 1 or more, and finite"
+            )
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return {
-            **asdict(self),
-            "keep_labels": list(self.keep_labels),
-            "filters": _lists(asdict(self.filters)),
-        }
+        """The settings as JSON values; what is no Unicode, such as bytes of a file name, stands as escapes."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
 
-def _lists(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return text(value) if isinstance(value, str) else value
 
 
-def parse_part(text: str) -> tuple[int, int]:
+def parse_part(part: str) -> tuple[int, int]:
     """`I/N` as (I, N) with I from 1 to N; 0/N is N/N, so that counting from 0 covers the same parts.
 
     Raises:
         UserError: for anything else.
     """
-    first, _, second = text.partition("/")
+    first, _, second = part.partition("/")
     if (
         not (first.isdecimal() and second.isdecimal())
         or not 0 <= int(first) <= int(second)
         or int(second) < 1
     ):
-        raise UserError(f"--part={text}: expected I/N with I from 1 to N, such as 3/8")
+        raise UserError(f"--part={part}: expected I/N with I from 1 to N, such as 3/8")
     return int(first) or int(second), int(second)

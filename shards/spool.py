@@ -74,7 +74,7 @@ def parse(line: bytes, folder: Path = Path()) -> Record:
     persons = fields.get("persons")
     if persons is not None:
         fields["persons"] = tuple(map(Person.from_json, persons))
-    for name in ("captions", "refused"):
+    for name in ("captions", "refused", "boxes_size"):
         if fields.get(name) is not None:
             fields[name] = tuple(fields[name])
     return Record(image=image, **fields)
@@ -84,7 +84,17 @@ def _fields(record: Record) -> dict[str, Any]:
     """The fields that say something, without the picture."""
     fields = {
         name: getattr(record, name)
-        for name in ("name", "captions", "label", "attributes", "split", "group", "size", "refused")
+        for name in (
+            "name",
+            "captions",
+            "label",
+            "attributes",
+            "split",
+            "boxes_size",
+            "group",
+            "size",
+            "refused",
+        )
     }
     kept = {name: value for name, value in fields.items() if value not in (None, (), {})}
     if record.persons is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 
 from shards.prepare import Batch, Item, Preparation, Preparer
+from uniemox_dist.runtime.errors import Fault
 
 WAITING_BYTES = 96 << 20
 """Of results that wait for an earlier one: workers stay busy, and the parent stays small."""
@@ -89,7 +90,7 @@ class Workers:
         """Prepares tasks, in order.
 
         Raises:
-            RuntimeError: if a worker dies.
+            Fault: if a worker dies.
         """
         if self._pool is None:
             preparer = Preparer(preparation)
@@ -100,7 +101,7 @@ class Workers:
         try:
             yield from self._in_order(tasks, preparation, self._pool)
         except BrokenProcessPool:
-            raise RuntimeError(
+            raise Fault(
                 "a packing worker died (killed, or out of memory); go on with --resume, and fewer --workers"
             ) from None
 

@@ -245,6 +245,17 @@ def test_all_mistakes_are_named_with_file_field_and_value(tmp_path: Path, text: 
         assert line.startswith(f"--captions={tmp_path / 'c.yaml'}: {problem}")
 
 
+@pytest.mark.parametrize(
+    "place", ['templates: ["\\uD800{label}"]', 'templates: ["{x}"]\nfields: {x: {names: {a: "\\uDC00"}}}']
+)
+def test_half_a_character_is_refused_in_one_line(tmp_path: Path, place: str) -> None:
+    with pytest.raises(UserError) as caught:
+        made(tmp_path, place)
+    [line] = str(caught.value).split("\n")
+    assert line.startswith(f"--captions={tmp_path / 'c.yaml'}: holds '\\ud")
+    assert line.endswith("half of a character; write the character itself")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.yaml: cannot be read"):
         load_captioner(str(tmp_path / "no.yaml"))

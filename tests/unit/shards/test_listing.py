@@ -150,6 +150,30 @@ def test_records_with_and_without_a_split_do_not_mix(tmp_path: Path) -> None:
         listed(tmp_path, [Record("a", "x", split="train"), Record("b", "x")])
 
 
+def test_a_refused_record_needs_no_split(tmp_path: Path) -> None:
+    """A layout may not know the split of a row that it cannot read: nothing of it is packed anywhere."""
+    refused = Record("c", b"", refused=("annotation", "broken"))
+    listing = listed(tmp_path, [Record("a", "x", split="train"), refused, Record("b", "x", split="test")])
+    assert sorted(listing.split(i) for i in range(3)) == ["", "test", "train"]
+    listing = listed(
+        tmp_path / "2", [Record("a", "x"), Record("c", "x", split="../x", refused=("label", "l"))]
+    )
+    assert listing.split(0) == ""
+
+
+@pytest.mark.parametrize("name", ["rejected.parquet", "part.json", "manifest.json", "sizes.json"])
+def test_a_split_that_is_called_like_a_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        listed(tmp_path, [Record("a", "x", split=name)])
+    assert str(caught.value) == f"SOURCE: split={name!r}: a file of ours has this name; rename the split"
+
+
+@pytest.mark.parametrize("name", [".work", ".partial", "x" * 201, "a/b", "ä"])
+def test_a_split_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a folder name; use letters, digits"):
+        listed(tmp_path, [Record("a", "x", split=name)])
+
+
 # ---- order
 
 

@@ -1,8 +1,11 @@
 """What becomes of single pictures: odd formats, damage, shrinking, filters, captions and persons."""
 
 import io
+import os
 import random
+import socket
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ from skimage import data
 from shards.index import index_path, read_index
 from shards.manifest import read_manifest
 from shards.pack import PackResult, PackSettings, pack
+from shards.persons import Person
 from shards.pictures import MAX_PIXELS, BadPicture, _jpeg_size, inspect
 from shards.prepare import Filters
 from shards.reencode import Shrink, shrink
+from shards.sources import Record
 from uniemox_dist.cli.main import run
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.runtime.errors import EXIT_USER
@@ -168,6 +173,78 @@ def test_the_quick_look_at_a_header_agrees_with_pillow() -> None:
     assert _jpeg_size(b"\xff\xd8") is None
 
 
+def app1(content: bytes) -> bytes:
+    """A JPEG with a segment where cameras write EXIF."""
+    plain = encoded(SMALL, "JPEG")
+    segment = b"Exif\0\0" + content
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+
+
+def tiff(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """Big-endian EXIF of (tag, type, count, 4 bytes)."""
+    fields = b"".join(struct.pack(">HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"MM\0*" + struct.pack(">IH", 8, len(entries)) + fields + bytes(4)
+
+
+BROKEN_EXIF = {
+    "garbage": app1(b"garbage"),
+    "empty": app1(b""),
+    "cut": app1(tiff((0x112, 3, 1, b"\0\6\0\0"))[:17]),
+    "leads out": app1(tiff((0x10F, 2, 100, b"\xff\xff\xff\0"))),
+    "text": app1(tiff((0x112, 2, 4, b"six\0"))),
+    "nine": app1(tiff((0x112, 3, 1, b"\0\x09\0\0"))),
+    "png": encoded(SMALL, "PNG", exif=b"Exif\0\0garbage"),
+    "webp": encoded(SMALL, "WEBP", exif=b"Exif\0\0garbage"),
+}
+
+
+@pytest.mark.parametrize("check", ["decode", "header"])
+def test_exif_that_cannot_be_read_says_nothing(
+    check: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"key": key.replace(" ", ""), "image": image} for key, image in BROKEN_EXIF.items()]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = packed(tmp_path, rows, check=check)
+        shrunk = [shrink(image, 0.5, 90)[1].shape for image in BROKEN_EXIF.values()]
+    assert (result.rejected, [str(w.message) for w in said], capfd.readouterr().err) == ([], [], "")
+    assert {(row["width"], row["height"]) for row in rows_of(tmp_path / "out").values()} == {(96, 64)}
+    assert set(shrunk) == {(32, 48, 3)}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_pixels_are_those_that_pillow_turns(form: str, orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    image = encoded(SMALL, form, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB"))
+    np.testing.assert_array_equal(inspect(image, pixels_side=MAX_PIXELS).rgb_HW3, expected)
+
+
+def test_pipes_devices_sockets_and_folders_that_are_called_pictures_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/good.jpg").write_bytes(encoded(SMALL, "JPEG"))
+    os.mkfifo(tmp_path / "in/pipe.jpg")
+    (tmp_path / "in/zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "in/folder").mkdir()
+    (tmp_path / "t.csv").write_text(
+        "path\n" + "".join(f"in/{name}\n" for name in ("good.jpg", "pipe.jpg", "zero.jpg", "s.jpg", "folder"))
+    )
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "in/s.jpg"))
+        result = pack(PackSettings(str(tmp_path / "t.csv"), persons="none"), tmp_path / "out")
+    assert result.packed == {"": 1}
+    assert {r.source: (r.reason, r.detail.partition(": ")[0]) for r in result.rejected} == {
+        "t.csv#1": ("unreadable", "not a regular file"),
+        "t.csv#2": ("unreadable", "not a regular file"),
+        "t.csv#3": ("unreadable", "No such device or address"),
+        "t.csv#4": ("unreadable", "Is a directory"),
+    }
+
+
 # ---- shrinking
 
 
@@ -217,6 +294,37 @@ def test_a_shrunk_picture_is_upright_and_says_nothing_of_turning(orientation: in
 
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(turned(orientation)))).resize(again.size)
     assert np.abs(np.asarray(again).astype(int) - np.asarray(upright).astype(int)).mean() < 12
+
+
+def profile(space: bytes) -> bytes:
+    """An ICC profile whose header names a colour space."""
+    from PIL import ImageCms
+
+    data_ = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    data_[16:20] = space
+    return bytes(data_)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "space", "stays"),
+    [
+        ("RGB", "JPEG", b"RGB ", True),
+        ("RGB", "PNG", b"RGB ", True),
+        ("RGB", "WEBP", b"RGB ", True),
+        ("RGBA", "PNG", b"RGB ", True),
+        ("CMYK", "JPEG", b"CMYK", False),
+        ("L", "JPEG", b"GRAY", False),
+        ("L", "PNG", b"GRAY", False),
+        ("LA", "PNG", b"GRAY", False),
+    ],
+)
+def test_a_shrunk_picture_keeps_only_a_profile_of_rgb(
+    mode: str, form: str, space: bytes, stays: bool
+) -> None:
+    given = encoded(SMALL.convert(mode), form, icc_profile=profile(space))
+    again = Image.open(io.BytesIO(shrink(given, 0.5, 90)[0]))
+    assert again.mode == ("RGBA" if "A" in mode else "RGB")
+    assert again.info.get("icc_profile") == (profile(space) if stays else None)
 
 
 # ---- filters, captions, persons
@@ -289,12 +397,35 @@ def test_persons_of_the_source_are_kept_and_sorted_and_others_looked_for(tmp_pat
     assert (len(found["own"]["persons"]), found["looked"]["persons"]) == (2, [])
 
 
+def test_boxes_that_were_drawn_in_the_stored_picture_are_turned_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = (Person((0.0, 0.0, 0.25, 0.5), 1.0),)
+    records = [
+        Record(key, turned(6) + bytes([i]), persons=people, boxes_size=size)
+        for i, (key, size) in enumerate({"stored": (96, 64), "upright": (64, 96), "unknown": None}.items())
+    ]
+    monkeypatch.setattr("shards.pack.open_source", lambda *_: iter(records))
+    pack(PackSettings("any", persons="none"), tmp_path / "out")
+    found = {key: row["persons"][0]["box"] for key, row in rows_of(tmp_path / "out").items()}
+    assert found == {
+        "stored": [0.5, 0.0, 1.0, 0.25],
+        "upright": [0.0, 0.0, 0.25, 0.5],
+        "unknown": [0.0, 0.0, 0.25, 0.5],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--keep-side", "x"], "--keep-side=x: expected MIN or MIN:MAX"),
         (["--keep-side", "200:100"], "--keep-side=200:100: the least is larger than the most"),
         (["--keep-aspect", "0.5"], "--keep-aspect=0.5: longer over shorter side is 1 or more"),
+        (["--keep-aspect", "nan"], "--keep-aspect=nan: longer over shorter side is 1 or more, and finite"),
+        (["--keep-aspect", "inf"], "--keep-aspect=inf: longer over shorter side is 1 or more, and finite"),
+        (["--shard-size", "nan"], "--shard-size=nan: give a positive number of MB"),
+        (["--shard-size", "inf"], "--shard-size=inf: give a positive number of MB"),
+        (["--shard-size", "1e308"], "--shard-size=1e+308: give a positive number of MB"),
         (["--quality", "0"], "--quality=0: give 1 to 100"),
         (["--preset", "nine"], "--preset=nine: not known"),
         (["--captions", "/nowhere.yaml"], "--captions=/nowhere.yaml: cannot be read"),
@@ -320,6 +451,20 @@ def test_wrong_options_are_one_line_and_leave_nothing(
     [line] = [text for text in capfd.readouterr().err.splitlines() if "uniemox: error" in text]
     assert says in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_source_is_not_this_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["shards", "pack", "", str(tmp_path / "out")]) == EXIT_USER
+    assert 'SOURCE="": is empty; name a table, a folder or tars' in capfd.readouterr().err
+
+
+def test_settings_that_are_no_unicode_stand_as_escapes() -> None:
+    made = PackSettings("a\udcff", columns={"image": "\udcfe"}, keep_labels=("\udcfd",)).to_json()
+    assert (made["source"], made["columns"], made["keep_labels"]) == (
+        "a\\udcff",
+        {"image": "\\udcfe"},
+        ["\\udcfd"],
+    )
 
 
 def test_part_zero_is_the_last_so_that_counting_from_zero_covers_the_same() -> None:

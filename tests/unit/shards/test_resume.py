@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import shards.pack
+import shards.walk
 from shards.manifest import read_manifest
 from shards.pack import PackSettings, pack
 from uniemox_dist.cli.main import run
@@ -36,7 +36,7 @@ def settings(table: Path, **more: Any) -> PackSettings:
     return PackSettings(str(table), "table", **{"persons": "none", "shard_samples": 7, **more})
 
 
-class Stopping(shards.pack.ShardWriter):
+class Stopping(shards.walk.ShardWriter):
     """Ends with an error when `after` shards are whole."""
 
     after = 2
@@ -65,7 +65,7 @@ def test_resuming_writes_the_bytes_of_an_undisturbed_pack(
 ) -> None:
     whole = pack(settings(dirty_table), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(shards.pack, "ShardWriter", Stopping)
+        patch.setattr(shards.walk, "ShardWriter", Stopping)
         patch.setattr(Stopping, "after", after)
         patch.setattr(Stopping, "error", error)
         with pytest.raises(type(error)):
@@ -88,7 +88,7 @@ def test_an_interrupted_pack_is_not_overwritten_unasked(
     dirty_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shards.pack, "ShardWriter", Stopping)
+        patch.setattr(shards.walk, "ShardWriter", Stopping)
         with pytest.raises(RuntimeError):
             pack(settings(dirty_table), tmp_path / "out")
     before = files(tmp_path / "out.partial")
@@ -96,8 +96,10 @@ def test_an_interrupted_pack_is_not_overwritten_unasked(
         UserError, match=r"an interrupted pack lies in out\.partial; go on with --resume, or delete"
     ):
         pack(settings(dirty_table), tmp_path / "out")
-    with pytest.raises(UserError, match="cannot go on: other settings: seed=1 was 0"):
-        pack(settings(dirty_table, seed=1), tmp_path / "out", resume=True)
+    with pytest.raises(UserError, match="cannot go on: other settings: seed=1 was 0, part=2/3 was none; use"):
+        pack(settings(dirty_table, seed=1), tmp_path / "out", resume=True, part=(2, 3))
+    with pytest.raises(UserError, match="cannot go on: other settings: part=2/3 was none; use"):
+        pack(settings(dirty_table), tmp_path / "out", resume=True, part=(2, 3))
     rows = pq.read_table(dirty_table)
     pq.write_table(rows.slice(0, 100), dirty_table)
     with pytest.raises(UserError, match="cannot go on: its source has changed"):
