@@ -25,7 +25,7 @@ class Person:
 
     `box` is clipped and rounded, and `score` rounded, whoever makes the person: annotations often reach
     over the picture's edge, and fixed decimals keep the bytes of a shard independent of float noise.
-    Raises ValueError for a box or score that is not finite, and for a box whose corners are swapped.
+    Raises ValueError for a box that is not finite or whose corners are swapped, and for a score outside 0..1.
     """
 
     box: tuple[float, float, float, float]
@@ -41,6 +41,8 @@ class Person:
             raise ValueError(f"a person's box and score must be finite, got {self.box} and {self.score}")
         if x2 < x1 or y2 < y1:
             raise ValueError(f"a person's box is (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2, got {self.box}")
+        if not 0 <= self.score <= 1:
+            raise ValueError(f"a person's score is between 0 and 1, got {self.score}")
         object.__setattr__(self, "box", (_fraction(x1), _fraction(y1), _fraction(x2), _fraction(y2)))
         object.__setattr__(self, "score", round(float(self.score), SCORE_DECIMALS))
 

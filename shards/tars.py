@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import BinaryIO
 
 from shards.storage import Place, open_seekable
@@ -16,13 +17,15 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file in a tar."""
+    """One member of a tar that is no folder."""
 
     extension: str
     """After the first dot of the base name, in lower case."""
     offset: int
     """Of its content, bytes."""
     length: int
+    is_file: bool = True
+    """False for links, sparse files and devices, whose content cannot be read by position."""
 
 
 @dataclass
@@ -37,13 +40,17 @@ class Group:
     """Where the next group may begin."""
 
     def find(self, extension: str) -> Member | None:
-        """The first member with this extension."""
-        return next((member for member in self.members if member.extension == extension), None)
+        """The first member with this extension; one that shares more of the picture's name goes before."""
+        first = self.pictures[0].extension if self.pictures else ""
+        inner = first[: first.rfind(".") + 1]  # `v2.` of photo.v2.jpg
+        named = {member.extension: member for member in reversed(self.members)}
+        return named.get(f"{inner}{extension}", named.get(extension))
 
-    @property
+    @cached_property
     def pictures(self) -> list[Member]:
-        """Members whose extension is a picture's."""
-        return [member for member in self.members if member.extension in PICTURES]
+        """Members whose extension is a picture's; where there are none, those with more dots (`photo.v2.jpg`)."""
+        plain = [member for member in self.members if member.extension in PICTURES]
+        return plain or [m for m in self.members if m.extension.rpartition(".")[2] in PICTURES]
 
     @property
     def is_unsafe(self) -> bool:
@@ -75,9 +82,10 @@ def _groups(raw: BinaryIO) -> Iterator[Group]:
     with tarfile.open(fileobj=raw, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member it has seen
-            if not member.isreg() or member.sparse is not None:
+            if member.isdir():
                 continue
-            if member.offset_data + member.size > end:
+            is_file = member.isreg() and member.sparse is None
+            if is_file and member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"ends inside {member.name!r}")
             folder, slash, base = member.name.rpartition("/")
             dots = len(base) - len(base.lstrip("."))  # leading dots belong to the name
@@ -87,8 +95,8 @@ def _groups(raw: BinaryIO) -> Iterator[Group]:
                 if current is not None:
                     yield current
                 current = Group(name, member.offset)
-            current.members.append(Member(extension.lower(), member.offset_data, member.size))
-            current.end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
+            current.members.append(Member(extension.lower(), member.offset_data, member.size, is_file))
+            current.end = tar.offset  # where the next header is
         raw.seek(tar.offset)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes this for an end, too
             raise tarfile.ReadError(f"no valid header and no end mark at byte {tar.offset}")

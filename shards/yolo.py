@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shards.nanodet import shipped_weights
 from shards.onnx_session import open_session, suppress
 from shards.persons import Person
 from uniemox_dist.runtime.errors import UserError
@@ -22,9 +23,11 @@ BATCH = 4  # where the file leaves it open
 SIDE_PX = 640  # where neither the file's input nor its metadata says
 GREY = 114
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+STRIDES_PX = (4, 8, 16, 32, 64)
 ACCEPTED = (
     "accepted is a self-contained ONNX file as Ultralytics exports detectors: one input Nx3xHxW (float32 or "
-    "float16) and a first output 1xAx(5+C) (v5), 1x(4+C)xA (v8, v11) or 1xKx6 (end to end, v10)"
+    "float16) and a first output 1xAx(5+C) (v5), 1x(4+C)xA (v8, v11) or 1xKx6 (end to end, v10), where A counts "
+    "the cells of several strides"
 )
 
 
@@ -47,6 +50,11 @@ class YoloOnnx:
         except OSError as error:
             raise self._refused(f"cannot be read ({error.strerror})") from error
         self._sha256 = hashlib.sha256(weights).hexdigest()
+        if weights == shipped_weights():
+            raise UserError(
+                f"--persons onnx:{path}: the file is the NanoDet that ships with this package, no YOLO; "
+                "use --persons nanodet"
+            )
         try:
             self._session = open_session(weights, threads=threads, persons=f"onnx:{path}")
         except UserError:
@@ -95,7 +103,8 @@ class YoloOnnx:
         )  # the others lie in the grey, or are no boxes
         boxes_N4, scores_N = boxes_N4[inside], scores_N[inside]
         kept = suppress(boxes_N4, scores_N, self.nms_iou)
-        return [Person(box=tuple(boxes_N4[i].tolist()), score=float(scores_N[i])) for i in kept]
+        # A product of half-precision numbers may come out above 1.
+        return [Person(box=tuple(boxes_N4[i].tolist()), score=min(float(scores_N[i]), 1.0)) for i in kept]
 
     def _decode(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (A×4, pixels of the input) and the person's scores (A) of one picture's output."""
@@ -160,19 +169,35 @@ class YoloOnnx:
         classes = None if self._names is None else len(self._names)
         if output.ndim == 3 and len(output) == batch:
             rows, columns = output.shape[1:]
-            # v5 with one class is six wide, too; three anchors a cell, at strides 8 to 32 or to 64, tell it.
-            cells = np.cumsum([(height // stride) * (width // stride) for stride in (8, 16, 32, 64)])
-            if columns == 6 and not (classes in (1, None) and rows in 3 * cells[2:]):
+            cells = cell_counts(height, width)
+            threes = {3 * count for count in cells}
+            # v5 with one class is six wide, too; only it has three anchors a cell.
+            if columns == 6 and not (classes in (1, None) and rows in threes):
                 return "end to end"
-            if rows < columns and rows > 4 and classes in (rows - 4, None):
+            if 4 < rows < columns and classes in (rows - 4, None) and columns in cells:
                 return "v8"
-            if columns < rows and columns > 5 and classes in (columns - 5, None):
+            # Some of v5's kind, such as v6, have one anchor a cell.
+            if 5 < columns < rows and classes in (columns - 5, None) and rows in threes | cells:
                 return "v5"
         known = "" if classes is None else f" and names of {classes} classes"
         raise self._refused(f"has an output {'x'.join(map(str, output.shape))}{known}")
 
     def _refused(self, found: str) -> UserError:
         return UserError(f"--persons onnx:{self._path}: the file {found}; {ACCEPTED}")
+
+
+def cell_counts(height: int, width: int) -> set[int]:
+    """How many cells a detector's strides have over an input of this size (pixels): 8 to 32 mostly, some from 4 or 16
+    on, some up to 64.
+
+    Outputs of other networks (features of patches, the scores of one stride) have other lengths; taken for boxes
+    they would find nobody without a word.
+    """
+    return {
+        sum((height // stride) * (width // stride) for stride in STRIDES_PX[first:last])
+        for first in range(3)
+        for last in (4, 5)
+    }
 
 
 def one_line(error: Exception) -> str:

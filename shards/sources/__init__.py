@@ -43,7 +43,7 @@ class Record:
     """A picture as a source offers it, before anything was read or checked."""
 
     name: str
-    """Unique within the source and split; becomes the key where it is a legal one."""
+    """Unique within the source; becomes the key where it is a legal one."""
     image: Image
     captions: tuple[str, ...] = ()
     label: str | None = None
@@ -52,6 +52,9 @@ class Record:
     split: str | None = None
     persons: tuple[Person, ...] | None = None
     """Boxes that the source brings; None if it brings none and a detector may look."""
+    boxes_size: tuple[float, float] | None = None
+    """Width and height in pixels of the picture that the boxes were drawn in, as the source states them, where that
+    may be the picture as it is stored, before EXIF turns it. None: the boxes are fractions of the upright one."""
     group: str | None = None
     """Part of its label from which splits of our own take equal shares, such as UBE's search engines."""
     size: int | None = None

@@ -7,10 +7,9 @@
 
 SOURCE may also be one captions_*.json; its pictures then lie in a folder as above, or beside it, or in
 `images/` beside it. One record per picture with all its captions. Person boxes are read only on request
-(`--persons source`): the instances file of one split has 450 MB.
+(`--persons source`): the instances file of one split has 450 MB. They are in pixels of the picture as it is stored.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -20,6 +19,7 @@ from typing import Any
 
 from shards.persons import Person
 from shards.sources import Record, SourceOptions
+from shards.sources.values import BAD_VALUE, load_json, text
 from shards.storage import Place, place
 from uniemox_dist.runtime.errors import UserError
 
@@ -71,17 +71,18 @@ def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
         names = [str(image["file_name"]) for image in images]
         ids = {image["id"] for image in images}
         for entry in content["annotations"]:
-            captions[entry["image_id"]].append((int(entry["id"]), str(entry["caption"]).strip()))
-    except (KeyError, TypeError, ValueError) as error:
+            captions[entry["image_id"]].append((int(entry["id"]), (text(entry["caption"]) or "").strip()))
+    except BAD_VALUE as error:
         raise _malformed(path, error) from None
     if not images:
         raise UserError(f"{path}: lists no images; give the captions_*.json as COCO publishes it")
     if len(ids) != len(images):
         raise UserError(f"{path}: lists an image id twice; give the captions_*.json as COCO publishes it")
-    persons = _persons(path, images) if options.source_persons else None
+    sizes = _sizes(path, images) if options.source_persons else {}
+    persons = _persons(path, sizes) if options.source_persons else None
     folder = _picture_folder(path, part, names[:_PROBES])
     for name, image in zip(names, images):
-        texts = dict.fromkeys(text for _, text in sorted(captions[image["id"]]) if text)
+        texts = dict.fromkeys(caption for _, caption in sorted(captions[image["id"]]) if caption)
         yield Record(
             name=f"{part}/{name}" if part else name,
             image=str(folder / name),
@@ -89,6 +90,7 @@ def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
             attributes={"coco_id": image["id"]},
             split=split,
             persons=None if persons is None else persons[image["id"]],
+            boxes_size=sizes.get(image["id"]),
         )
 
 
@@ -104,7 +106,19 @@ def _picture_folder(path: Place, part: str, names: list[str]) -> Place:
     return next((folder for folder in folders if any((folder / n).is_file() for n in names)), folders[0])
 
 
-def _persons(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[Person, ...]]:
+def _sizes(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[float, float]]:
+    """Image id -> its width and height in pixels."""
+    sizes: dict[Any, Any] = {image["id"]: (image.get("width"), image.get("height")) for image in images}
+    for number, size in sizes.items():
+        if not all(isinstance(side, (int, float)) and 0 < side < math.inf for side in size):
+            raise UserError(
+                f"{path}: image {number} has width and height {size[0]} and {size[1]}, by which boxes cannot "
+                "be divided; give positive numbers, or use another --persons"
+            )
+    return sizes
+
+
+def _persons(path: Place, sizes: dict[Any, tuple[float, float]]) -> dict[Any, tuple[Person, ...]]:
     """Image id -> its persons, the largest first."""
     where = path.parent / path.name.replace("captions_", "instances_", 1)
     if where == path or not where.is_file():
@@ -112,15 +126,6 @@ def _persons(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[Perso
             f"--persons source: {where if where != path else f'instances_* beside {path}'} is missing; "
             "take it from COCO's annotations zip, or use another --persons"
         )
-    sizes: dict[Any, tuple[Any, Any]] = {
-        image["id"]: (image.get("width"), image.get("height")) for image in images
-    }
-    for number, size in sizes.items():
-        if not all(isinstance(side, (int, float)) and side > 0 for side in size):
-            raise UserError(
-                f"{path}: image {number} has width and height {size[0]} and {size[1]}, by which boxes cannot "
-                "be divided; give positive numbers, or use another --persons"
-            )
     content = _load(where, ("annotations", "categories"))
     found: dict[Any, list[tuple[float, int, Person]]] = defaultdict(list)
     try:
@@ -130,7 +135,7 @@ def _persons(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[Perso
                 person = _person(entry["bbox"], sizes[entry["image_id"]])
                 if person is not None:
                     found[entry["image_id"]].append((-_area(entry["bbox"]), int(entry["id"]), person))
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_VALUE as error:
         raise _malformed(where, error) from None
     if not kinds:
         raise UserError(f"{where}: has no category 'person'; give COCO's own instances file")
@@ -157,7 +162,7 @@ def _person(box: list[float], size: tuple[float, float]) -> Person | None:
 def _load(path: Place, keys: tuple[str, ...]) -> dict[str, Any]:
     """The JSON object in a file, with lists under `keys`."""
     try:
-        content = json.loads(path.read_bytes(), object_hook=_without_outline)
+        content = load_json(path.read_bytes(), object_hook=_without_outline)
     except FileNotFoundError:
         raise UserError(f"SOURCE: {path} is missing; give COCO's folder or one captions JSON") from None
     except ValueError as error:

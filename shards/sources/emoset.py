@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.sources import Record, SourceOptions
+from shards.sources.values import content, load_json, plain
 from shards.storage import Place, place
 from uniemox_dist.runtime.errors import UserError
 
@@ -55,7 +56,7 @@ def _record(root: Place, split: str, row: Row, labels: list[str]) -> Record:
         refused = ("label", f"label {label!r} is not one of {', '.join(labels)}")
     elif annotation is not None:
         attributes, problem = _attributes(root, annotation)
-        refused = ("annotation", f"{annotation}: {problem}") if problem else None
+        refused = ("annotation", f"{annotation[:120]}: {problem}") if problem else None
     if label in POLARITY:
         attributes["polarity"] = POLARITY[label]
     return Record(
@@ -71,23 +72,23 @@ def _record(root: Place, split: str, row: Row, labels: list[str]) -> Record:
 def _attributes(root: Place, annotation: str) -> tuple[dict[str, Any], str]:
     """(attributes as the file has them, without empty ones; what is wrong with the file or '')."""
     try:
-        content = json.loads((root / annotation).read_bytes(), parse_constant=lambda _: None)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}, "no such file"
-    except (IsADirectoryError, PermissionError) as error:
-        return {}, f"cannot be read ({error.strerror})"
+        data = content(root / annotation)
+    except ValueError as error:
+        return {}, str(error)
+    try:
+        found = load_json(data)
+        if not isinstance(found, dict):
+            return {}, f"holds a {type(found).__name__}, not an object"
+        values = {name: plain(found.get(name)) for name in ATTRIBUTES}
     except ValueError as error:
         return {}, f"not a JSON file ({error})"
-    if not isinstance(content, dict):
-        return {}, f"holds a {type(content).__name__}, not an object"
-    return {name: content[name] for name in ATTRIBUTES if content.get(name) not in (None, "", [], {})}, ""
+    return {name: value for name, value in values.items() if value not in (None, "", [], {})}, ""
 
 
 def _labels(path: Place) -> list[str]:
-    content = _load(path, "is missing; give EmoSet-118K's folder, which holds it")
-    if isinstance(content, dict):
-        emotion = content.get("emotion")
-        for holder in (emotion, content):
+    found = _load(path, "is missing; give EmoSet-118K's folder, which holds it")
+    if isinstance(found, dict):
+        for holder in (found.get("emotion"), found):
             names = holder.get("label2idx") if isinstance(holder, dict) else None
             if names and isinstance(names, dict):
                 return sorted(names)
@@ -97,10 +98,10 @@ def _labels(path: Place) -> list[str]:
 
 
 def _rows(path: Place) -> list[Row]:
-    content = _load(path, "is missing; download it again")
-    if not isinstance(content, list) or not content:
+    rows = _load(path, "is missing; download it again")
+    if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: not a list of rows, or an empty one; give the file as EmoSet publishes it")
-    return [_row(path, number, row) for number, row in enumerate(content, start=1)]
+    return [_row(path, number, row) for number, row in enumerate(rows, start=1)]
 
 
 def _row(path: Place, number: int, row: Any) -> Row:
@@ -120,7 +121,7 @@ def _row(path: Place, number: int, row: Any) -> Row:
 
 def _load(path: Place, missing: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return load_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"SOURCE: {path} {missing}") from None
     except ValueError as error:

@@ -9,12 +9,11 @@ Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance
 
 One record per picture with all its persons, each with labels of its own: `categories` (of the 26), `valence`,
 `arousal`, `dominance` (1 to 10), `gender`, `age`. Where several annotators looked (val and test), their
-combined labels are taken. Boxes reach over the picture's edge: they are clipped, and dropped where nothing
-remains.
+combined labels are taken. Boxes are in pixels of the picture as it is stored, unless the stated size lies the other
+way. They reach over its edge: they are clipped, and dropped where nothing remains.
 """
 
 import ast
-import csv
 import io
 import math
 import re
@@ -26,6 +25,7 @@ import numpy as np
 
 from shards.persons import Person
 from shards.sources import Record, SourceOptions
+from shards.sources.csv_rows import csv_rows
 from shards.storage import Place, place
 from uniemox_dist.runtime.errors import UserError, missing_extra
 
@@ -53,13 +53,15 @@ class _Picture:
     """(-area, person)"""
     categories: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    size: tuple[float, float] | None = None
+    """Width and height, pixels."""
 
     def add(self, size: Sequence[float], box: Sequence[float], labels: dict[str, Any]) -> None:
         self.categories.update(labels["categories"])
         if len(size) != 2 or not all(math.isfinite(side) and side > 0 for side in size):
             self.problems.append(f"image size {list(size)} cannot divide a box")
             return
-        width, height = size
+        width, height = self.size = (size[0], size[1])
         try:
             person = Person((box[0] / width, box[1] / height, box[2] / width, box[3] / height), 1.0, labels)
         except ValueError as error:
@@ -79,6 +81,7 @@ class _Picture:
             attributes={"categories": sorted(self.categories)},
             split=split,
             persons=tuple(seen),
+            boxes_size=self.size,
             refused=("annotation", self.problems[0]) if self.problems else None,
         )
 
@@ -133,32 +136,28 @@ def _labels(
 
 def _from_csv(path: Place) -> dict[str, _Picture]:
     pictures: dict[str, _Picture] = {}
-    try:
-        lines = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        present = list(lines.fieldnames or ())
-        if missing := [name for name in COLUMNS if name not in present]:
-            raise UserError(
-                f"{path}: lacks the columns {', '.join(missing)}; present are {', '.join(present) or 'none'}"
-            )
-        for row in lines:
-            where = f"{path}, line {lines.line_num}"
-            box = _numbers(row, "BBox", where)
-            if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
-                raise UserError(f"{where}: BBox is {row['BBox']!r}; give [x1, y1, x2, y2] in pixels")
-            labels = _labels(
-                where,
-                _cell(row, "Categorical_Labels", where),
-                _numbers(row, "Continuous_Labels", where),
-                gender=row.get("Gender"),
-                age=row.get("Age"),
-            )
-            name = _name(where, row["Folder"], row["Filename"])
-            pictures.setdefault(name, _Picture()).add(_numbers(row, "Image Size", where), box, labels)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV in UTF-8 ({error}); convert it") from None
+    for _, line, row in csv_rows(path, lambda header: _check_columns(header, path)):
+        where = f"{path}, line {line}"
+        box = _numbers(row, "BBox", where)
+        if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+            raise UserError(f"{where}: BBox is {row['BBox']!r}; give [x1, y1, x2, y2] in pixels")
+        labels = _labels(
+            where,
+            _cell(row, "Categorical_Labels", where),
+            _numbers(row, "Continuous_Labels", where),
+            gender=row.get("Gender"),
+            age=row.get("Age"),
+        )
+        name = _name(where, row["Folder"], row["Filename"])
+        pictures.setdefault(name, _Picture()).add(_numbers(row, "Image Size", where), box, labels)
     if not pictures:
         raise UserError(f"{path}: has no rows; take it away or convert Annotations.mat again")
     return pictures
+
+
+def _check_columns(present: list[str], path: Place) -> None:
+    if missing := [name for name in COLUMNS if name not in present]:
+        raise UserError(f"{path}: lacks the columns {', '.join(missing)}; present are {', '.join(present)}")
 
 
 def _cell(row: dict[str, Any], column: str, where: str) -> list[Any]:

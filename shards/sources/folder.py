@@ -1,8 +1,9 @@
 """Picture folders: label folders, with or without split folders above them.
 
-`SOURCE/<split>/<label>/…/picture` when every top folder is called train, val, test or the like, otherwise
-`SOURCE/<label>/…/picture`; pictures directly in SOURCE have no label. Folders between label and picture are
-the record's group. A text file of the same name beside a picture (`x.txt` for `x.jpg`) is its caption.
+`SOURCE/<split>/<label>/…/picture` when the top folders are called train, val, test or the like (in any case),
+`SOURCE/<label>/…/picture` when none is; pictures directly in SOURCE have no label. Folders between label and picture
+are the record's group. A text file of the same name beside a picture (`x.txt` for `x.jpg`) is its caption. Hidden
+folders and `__MACOSX` are left out.
 """
 
 import os
@@ -10,42 +11,43 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.sources import Record, SourceOptions
-from shards.storage import Place, find_files, is_local, place
+from shards.sources.files import SPLITS, is_clutter
+from shards.sources.values import content
+from shards.storage import find_files, is_local, place
 from shards.tars import PICTURES
 from uniemox_dist.runtime.errors import UserError
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the pictures by name; names are paths relative to the source."""
+    """Yields the pictures by name; names are paths relative to the source.
+
+    Raises:
+        UserError: no such folder, no pictures in it, or folders of splits beside others.
+    """
     root = place(source, "SOURCE")
     if not root.is_dir():
         raise UserError(f"SOURCE={source}: no such folder")
     paths = _walk(root) if is_local(root) else find_files(root)
+    paths = [path for path in paths if not any(map(is_clutter, path.split("/")[:-1]))]
     pictures = sorted(path for path in paths if _extension(path) in PICTURES)
     if not pictures:
         raise UserError(f"SOURCE={source}: holds no pictures ({', '.join(sorted(PICTURES))})")
     texts = {path for path in paths if path.endswith(".txt")}
     del paths
-    tops = {path.split("/")[0] for path in pictures if "/" in path}
-    has_splits = bool(tops) and tops <= SPLITS.keys()
+    has_splits = _has_splits(source, {path.split("/")[0] for path in pictures if "/" in path})
     base = str(root).rstrip("/")
     for path in pictures:
         # File names are bytes; those that are no UTF-8 stand with \xff escapes in what is written down.
-        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        name = _escaped(path)
         parts = name.split("/")[:-1]
-        split = SPLITS[parts.pop(0)] if has_splits and parts else None
+        split = SPLITS[parts.pop(0).lower()] if has_splits and parts else None
         beside = f"{path[: path.rindex('.')]}.txt"
-        text = _caption(root / beside) if beside in texts else ""
+        text, refused = "", None
+        if beside in texts:
+            try:
+                text = content(root / beside).decode("utf-8-sig").strip()
+            except ValueError as error:
+                refused = ("annotation", f"its caption {_escaped(beside.rpartition('/')[2])}: {error}")
         yield Record(
             name=name,
             image=f"{base}/{path}",
@@ -53,7 +55,21 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
             label=parts[0] if parts else None,
             group="/".join(parts[1:]) or None,
             split=split,
+            refused=refused,
         )
+
+
+def _has_splits(source: str, tops: set[str]) -> bool:
+    """Whether the top folders are splits."""
+    splits = {top for top in tops if top.lower() in SPLITS}
+    if others := sorted(tops - splits)[:8]:
+        if splits:
+            raise UserError(
+                f"SOURCE={source}: holds folders of splits ({', '.join(sorted(splits))}) beside others "
+                f"({_escaped(', '.join(others))}); take one kind away, or rename a label that is called like a split"
+            )
+        return False
+    return bool(splits)
 
 
 def _extension(path: str) -> str:
@@ -85,10 +101,5 @@ def _walk(root: Path) -> list[str]:
     return found
 
 
-def _caption(path: Place) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not a UTF-8 text (byte {error.start}); convert it or take it away"
-        ) from None
+def _escaped(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -3,20 +3,22 @@
 SOURCE is a tar, a folder of tars (`SOURCE/<split>/*.tar` where there are none at its top), or a pattern with
 `*`. Of a sample, `.txt` is the caption, `.cls` the label, and `.json` may hold `caption` or `captions`,
 `label`, `persons` and `attributes` as our own shards do; all other fields become attributes, as do the
-columns of img2dataset's `.parquet` beside a tar. A key that occurs in several tars counts once per tar.
+columns of img2dataset's `.parquet` beside a tar. A key that occurs in several tars counts once per tar. Members are
+one sample while their names are the same up to the first dot; its picture is the first member with a picture's
+extension, or where there is none such as `x.v2.jpg`, which is described by `x.v2.txt` before `x.txt`.
 """
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.persons import Person
+from shards.cells import whole_parquet
+from shards.recordable import recordable
 from shards.sources import Record, Slice, SourceOptions
-from shards.sources.folder import SPLITS
-from shards.sources.table import plain
+from shards.sources.files import SPLITS, is_clutter, name_below
+from shards.sources.values import BAD_VALUE, attributes, captions, load_json, persons, text
 from shards.storage import Place, matching, open_seekable, place
 from shards.tars import Group, groups
 from uniemox_dist.runtime.errors import UserError
@@ -27,15 +29,22 @@ _OWN = {"caption", "captions", "label", "persons", "attributes", "source", "imag
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the samples tar by tar; names are `tar/sample`, or what our own shards call the source."""
-    root = place(source, "SOURCE")
-    for tar, split in _tars(root, source):
-        rows = table_rows(tar)
+    """Yields the samples tar by tar; names are `tar/sample`, or what our own shards call the source.
+
+    Raises:
+        UserError: no tars, or one that is not whole.
+    """
+    tars = _tars(source)
+    own_names = len(tars) == 1 or _are_one_pack([tar for tar, _ in tars])
+    for tar, split in tars:
+        name, rows = name_below(tar, source), table_rows(tar)
         for group in groups(tar):
-            yield from sample_records(tar, group, split, rows)
+            yield from sample_records(tar, group, split, rows, name, own_names)
 
 
-def _tars(root: Place, source: str) -> Iterator[tuple[Place, str | None]]:
+def _tars(source: str) -> list[tuple[Place, str | None]]:
+    """The tars with their splits."""
+    root = place(source, "SOURCE")
     found: list[tuple[Place, str | None]]
     if (named := matching(source, "SOURCE")) is not None:
         found = [(tar, None) for tar in named]
@@ -43,14 +52,30 @@ def _tars(root: Place, source: str) -> Iterator[tuple[Place, str | None]]:
         found = [(root, None)]
     elif root.is_dir():
         found = [(tar, None) for tar in sorted(root.glob("*.tar"), key=str)] or [
-            (tar, SPLITS.get(tar.parent.name, tar.parent.name))
+            (tar, SPLITS.get(tar.parent.name.lower(), tar.parent.name))
             for tar in sorted(root.glob("*/*.tar"), key=str)
+            if not is_clutter(tar.parent.name)
         ]
     else:
         raise UserError(f"SOURCE={source}: no such file or folder")
     if not found:
         raise UserError(f"SOURCE={source}: holds no tars; give a folder of .tar files, or a pattern")
-    yield from found
+    return found
+
+
+def _are_one_pack(tars: list[Place]) -> bool:
+    """Whether tars lie in data sets of ours that were made from one listing: what their samples were called there is
+    unique among them, too."""
+    listings = {_listing(folder) for folder in {str(tar.parent): tar.parent for tar in tars}.values()}
+    return len(listings) == 1 and None not in listings
+
+
+def _listing(folder: Place) -> str | None:
+    """The hash of the listing that a data set was made from; None where its manifest states none."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_bytes())["provenance"]["source_sha256"])
+    except (OSError, *BAD_VALUE):
+        return None
 
 
 def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
@@ -58,40 +83,57 @@ def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
     beside = tar.parent / f"{tar.name.removesuffix('.tar')}.parquet"
     if not beside.is_file():
         return {}
-    try:
-        with open_seekable(beside) as file:
-            table = pq.read_table(file)
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{beside}: not a readable table ({str(error).splitlines()[0]}); take it away"
-        ) from None
-    if "key" not in table.column_names:
-        return {}
-    return {str(row["key"]): row for row in table.to_pylist()}
+    with whole_parquet(str(beside)), open_seekable(beside) as file:
+        rows = pq.read_table(file, use_threads=False).to_pylist()
+    return {str(row["key"]): row for row in rows if "key" in row}
 
 
 def sample_records(
-    tar: Place, group: Group, split: str | None, rows: dict[str, dict[str, Any]]
+    tar: Place,
+    group: Group,
+    split: str | None,
+    rows: dict[str, dict[str, Any]],
+    tar_name: str | None = None,
+    own_names: bool = True,
 ) -> Iterator[Record]:
-    """The record of a group of members, and refused ones for whatever cannot be used."""
-    name = f"{tar.name}/{group.name}"
-    pictures = group.pictures
-    if not pictures:
-        if group.find("json") or group.find("txt"):
-            yield Record(name, b"", split=split, refused=("no_picture", "has no picture among its members"))
+    """The record of a group of members, and refused ones for whatever cannot be used.
+
+    `tar_name` is what names begin with; `own_names` says whether samples of ours keep the name of their source.
+    """
+    return map(recordable, _sample_records(tar, group, split, rows, tar_name or tar.name, own_names))
+
+
+def _sample_records(
+    tar: Place,
+    group: Group,
+    split: str | None,
+    rows: dict[str, dict[str, Any]],
+    tar_name: str,
+    own_names: bool,
+) -> Iterator[Record]:
+    name = f"{tar_name}/{group.name}"
+
+    def refused(reason: str, detail: str) -> Record:
+        return Record(name, b"", split=split, refused=(reason, detail))
+
+    if not group.pictures:
+        yield refused("no_picture", "has no picture among its members")
         return
-    first, *others = pictures
-    image = Slice(str(tar), first.offset, first.length)
+    first, *others = group.pictures
     if group.is_unsafe:
-        yield Record(name, image, split=split, refused=("unsafe_name", "its name leads out of the folder"))
-        return
-    try:
-        fields = {**rows.get(group.name, {}), **_json(tar, group)}
-        record = _record(name, image, split, fields, _text(tar, group, "txt"), _text(tar, group, "cls"))
-    except (ValueError, KeyError, TypeError) as error:
-        yield Record(name, image, split=split, refused=("annotation", f"its .json or .txt: {error}"))
-        return
-    yield record
+        yield refused("unsafe_name", "its name leads out of the folder")
+    elif not first.is_file:
+        yield refused("no_picture", f"its .{first.extension} is a link to a file, not the file")
+    else:
+        try:
+            fields = {**rows.get(group.name, {}), **_json(tar, group)}
+            if {"source", "image_sha256"} <= fields.keys():  # a sample of ours
+                own = str(fields["source"])
+                name = own if own_names else f"{tar_name}/{own}"
+            image = Slice(str(tar), first.offset, first.length)
+            yield _record(name, image, split, fields, _text(tar, group, "txt"), _text(tar, group, "cls"))
+        except BAD_VALUE as error:
+            yield refused("annotation", f"its .json or .txt: {error}")
     for other in others:
         detail = f"a second picture (.{other.extension}) of one key"
         yield Record(f"{name}.{other.extension}", b"", split=split, refused=("duplicate_key", detail))
@@ -99,32 +141,24 @@ def sample_records(
 
 def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], txt: str, cls: str) -> Record:
     """The record of a sample; `fields` are those of its `.json` and of its row in the table beside the tar."""
-    given = fields.get("captions")
-    captions = [str(caption) for caption in given] if isinstance(given, list) else []
-    captions = [text for text in captions if text] or [text for text in (txt, fields.get("caption")) if text][
-        :1
-    ]
-    label = fields.get("label") if fields.get("label") is not None else cls or None
     own = fields.get("attributes")
-    attributes = dict(own) if isinstance(own, dict) else {}
-    attributes |= {k: v for k, v in fields.items() if k not in _OWN | _DOWNLOAD}
-    attributes = {str(key): plain(value) for key, value in attributes.items()}
-    persons = fields.get("persons")
+    more = {key: value for key, value in fields.items() if key not in _OWN | _DOWNLOAD}
+    label = text(fields.get("label"))
     return Record(
-        name=str(fields["source"]) if {"source", "image_sha256"} <= fields.keys() else name,
+        name=name,
         image=image,
-        captions=tuple(captions),
-        label=None if label is None else str(label),
-        attributes={key: value for key, value in attributes.items() if value not in (None, "")},
+        captions=captions(fields.get("captions")) or captions(txt) or captions(fields.get("caption")),
+        label=cls or None if label is None else label,
+        attributes=attributes({**own, **more} if isinstance(own, dict) else more),
         split=split,
-        persons=tuple(map(Person.from_json, persons)) if persons else None,
+        persons=persons(fields.get("persons")),
         size=image.length,
     )
 
 
 def _json(tar: Place, group: Group) -> dict[str, Any]:
-    text = _text(tar, group, "json")
-    fields = json.loads(text) if text else {}
+    found = _text(tar, group, "json")
+    fields = load_json(found) if found else {}
     if not isinstance(fields, dict):
         raise ValueError(f"holds {type(fields).__name__}, not an object")
     return fields
@@ -134,6 +168,8 @@ def _text(tar: Place, group: Group, extension: str) -> str:
     member = group.find(extension)
     if member is None:
         return ""
+    if not member.is_file:
+        raise ValueError(f"its .{member.extension} is a link to a file, not the file")
     return _content(tar, member.offset, member.length).decode("utf-8-sig").strip()
 
 

@@ -215,6 +215,25 @@ def test_a_malformed_coco_file_is_named_with_what_is_wrong(tmp_path: Path, conte
     assert phrase in text
 
 
+def test_coco_boxes_come_with_the_size_of_the_picture_that_they_were_drawn_in(tmp_path: Path) -> None:
+    found = records("coco", coco(tmp_path), source_persons=True)
+    assert [record.boxes_size for record in found] == [(200, 100), (640, 426), (10, 10)]
+    assert {record.boxes_size for record in records("coco", tmp_path)} == {None}
+
+
+def test_a_coco_caption_that_is_null_is_none_and_one_that_is_no_text_is_malformed(tmp_path: Path) -> None:
+    path = coco(tmp_path) / "annotations/captions_val2017.json"
+    content = coco_captions()
+    content["annotations"][3]["caption"] = None
+    put_json(path, content)
+    assert [record.captions for record in records("coco", tmp_path)][1] == ()
+    content["annotations"][3]["caption"] = {"en": "x"}
+    put_json(path, content)
+    assert "an entry is malformed (holds an object where a text is expected)" in error_of("coco", tmp_path)
+    path.write_text("[" * 100_000)
+    assert f"{path}: not a JSON file (its values are nested too deeply)" in error_of("coco", tmp_path)
+
+
 def test_a_folder_or_file_that_is_not_coco_says_what_it_should_hold(tmp_path: Path) -> None:
     assert "holds no annotations/captions_<split><year>.json" in error_of("coco", tmp_path)
     assert f"{tmp_path}/x.json is missing" in error_of("coco", tmp_path / "x.json")
@@ -320,6 +339,26 @@ def test_an_emoset_annotation_that_is_named_but_missing_or_broken_refuses_the_re
         "annotation/list.json: holds a list, not an object",
         "annotation/none.json: no such file",
     ]
+
+
+def test_an_emoset_annotation_that_no_file_can_have_or_no_reader_follows_refuses_the_record(
+    tmp_path: Path,
+) -> None:
+    for name, text in (("deep", "[" * 100_000), ("nested", '{"object": ' + "[" * 200 + "]" * 200 + "}")):
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    put_json(tmp_path / "infinite.json", {"brightness": math.inf, "colorfulness": math.nan})
+    names = ("deep.json", "infinite.json", "loop.json", "nested.json", "x" * 300)
+    rows = [["fear", f"{name}.jpg", name] for name in names]
+    found = {record.name[:-4]: record for record in records("emoset", emoset(tmp_path, {"train": rows}))}
+    assert {name[:13]: record.refused and record.refused[1] for name, record in found.items()} == {
+        "deep.json": "deep.json: not a JSON file (its values are nested too deeply)",
+        "infinite.json": None,
+        "loop.json": "loop.json: cannot be read (Too many levels of symbolic links)",
+        "nested.json": "nested.json: not a JSON file (its values are nested more than 64 deep)",
+        "x" * 13: f"{'x' * 120}: cannot be read (File name too long)",
+    }
+    assert found["infinite.json"].attributes == {"brightness": "inf", "polarity": "negative"}
 
 
 def test_an_emoset_label_that_info_json_does_not_know_refuses_the_record(tmp_path: Path) -> None:
@@ -490,6 +529,36 @@ def test_a_broken_emotic_row_is_named_with_file_and_line(
 ) -> None:
     text = error_of("emotic", emotic_csv(tmp_path / "train.csv", cells(), row))
     assert text.startswith(f"{tmp_path}/train.csv, {phrase}")
+
+
+@pytest.mark.parametrize(
+    ("broken", "phrase"),
+    [
+        (
+            '1,mscoco/images,b.jpg,"[200, 100]\n',
+            "not a readable table: line 4: ',' expected after '\"'; mend its quotes",
+        ),
+        ('1,mscoco/images,b.jpg,"[200, "100]"\n', "not a readable table: line 3: ',' expected after '\"'"),
+        ("1,mscoco/images\n", "line 3 has 2 values where the header has 9; mend its commas or quotes"),
+    ],
+)
+def test_a_row_of_an_emotic_csv_with_a_quote_out_of_place_swallows_no_others(
+    tmp_path: Path, broken: str, phrase: str
+) -> None:
+    path = emotic_csv(tmp_path / "train.csv", cells(), cells(filename="c.jpg")) / "train.csv"
+    header, first, last = path.read_text().splitlines(keepends=True)
+    path.write_text(header + first + broken + last)
+    assert error_of("emotic", tmp_path).startswith(f"SOURCE={path}: {phrase}")
+
+
+def test_an_emotic_csv_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    emotic_csv(tmp_path / "train.csv", (*cells(), "Kid"), header=(*HEADER, "Age"))
+    assert "has 2 columns called 'Age'; rename or remove all but one" in error_of("emotic", tmp_path)
+
+
+def test_emotic_boxes_come_with_the_size_of_the_picture_that_they_were_drawn_in(tmp_path: Path) -> None:
+    [record] = records("emotic", emotic_csv(tmp_path / "train.csv", cells()))
+    assert record.boxes_size == (200, 100)
 
 
 def test_an_emotic_csv_of_other_columns_says_which_are_there(tmp_path: Path) -> None:

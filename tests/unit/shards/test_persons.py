@@ -228,6 +228,12 @@ def test_a_person_without_a_proper_box_or_score_is_refused(box: tuple, score: fl
         Person(box, score)
 
 
+@pytest.mark.parametrize("score", [-0.1, 1.1, 1e300])
+def test_a_person_with_a_score_beyond_0_and_1_is_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="a person's score is between 0 and 1, got "):
+        Person((0, 0, 1, 1), score)
+
+
 @pytest.mark.parametrize("spec", ["none", "source"])
 def test_none_and_source_find_nobody(spec: str) -> None:
     nobody = make_detector(spec)

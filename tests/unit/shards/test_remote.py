@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.manifest import read_manifest
 from shards.pack import PackSettings, pack
+from shards.sources import SourceOptions, open_source
 from shards.storage import place
 from uniemox_dist.cli.main import run
 from uniemox_dist.data.reader import ShardReader
@@ -108,6 +109,14 @@ def test_a_table_on_the_web_and_the_pictures_it_names(
     reader = ShardReader(tmp_path / "out", manifest)
     pictures = {reader.read(0, row).key: reader.read(0, row).image for row in range(20)}
     assert pictures["k3"] == (root / names[3]).read_bytes()
+
+
+def test_files_of_one_name_in_several_folders_elsewhere_are_told_apart(bucket: str, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / f"{folder}.csv").write_text(f"path,label\n{folder}.jpg,x\n")
+        upload(tmp_path / f"{folder}.csv", f"{bucket}/two/{folder}/list.csv")
+    names = [record.name for record in open_source("table", f"{bucket}/two/*/list.csv", SourceOptions())]
+    assert names == ["a/list.csv#0", "b/list.csv#0"]
 
 
 class Pictures(Dataset[bytes]):

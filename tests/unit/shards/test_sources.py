@@ -54,13 +54,35 @@ def test_top_folders_called_like_splits_are_splits_and_those_below_labels(tmp_pa
     assert all(record.image == str(tmp_path / name) for name, record in found.items())
 
 
-def test_one_other_top_folder_makes_all_of_them_labels(tmp_path: Path) -> None:
-    tree(tmp_path, "train/a/1.jpg", "joy/2.jpg", "3.jpg")
+def test_top_folders_none_of_which_is_called_like_a_split_are_labels(tmp_path: Path) -> None:
+    tree(tmp_path, "trains/a/1.jpg", "joy/2.jpg", "3.jpg")
     found = by_name(records("folder", tmp_path))
     assert {name: (r.split, r.label) for name, r in found.items()} == {
-        "train/a/1.jpg": (None, "train"),
+        "trains/a/1.jpg": (None, "trains"),
         "joy/2.jpg": (None, "joy"),
         "3.jpg": (None, None),
+    }
+
+
+def test_folders_of_splits_beside_others_are_named_in_one_line(tmp_path: Path) -> None:
+    tree(tmp_path, "Train/a/1.jpg", "joy/2.jpg", "awe/2.jpg", "3.jpg")
+    with pytest.raises(UserError) as caught:
+        records("folder", tmp_path)
+    assert str(caught.value) == (
+        f"SOURCE={tmp_path}: holds folders of splits (Train) beside others (awe, joy); take one kind away, or rename "
+        "a label that is called like a split"
+    )
+
+
+def test_the_case_of_split_folders_does_not_matter_and_clutter_is_left_out(tmp_path: Path) -> None:
+    tree(tmp_path, "Train/joy/1.jpg", "VALID/awe/2.jpg", "test/joy/3.jpg")
+    tree(tmp_path, "__MACOSX/train/joy/._1.jpg", ".cache/4.jpg", "test/joy/.thumbs/5.jpg", "test/joy/.6.jpg")
+    found = by_name(records("folder", tmp_path))
+    assert {name: (r.split, r.label) for name, r in found.items()} == {
+        "Train/joy/1.jpg": ("train", "joy"),
+        "VALID/awe/2.jpg": ("val", "awe"),
+        "test/joy/3.jpg": ("test", "joy"),
+        "test/joy/.6.jpg": ("test", "joy"),
     }
 
 
@@ -94,11 +116,20 @@ def test_a_text_beside_a_picture_is_its_caption(tmp_path: Path) -> None:
     }
 
 
-def test_a_caption_that_is_no_utf8_is_named(tmp_path: Path) -> None:
-    tree(tmp_path, "a.jpg")
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"a\.txt: not a UTF-8 text \(byte 3\)"):
-        records("folder", tmp_path)
+def test_a_caption_that_cannot_be_read_refuses_its_picture_alone(tmp_path: Path) -> None:
+    tree(tmp_path, "bytes.jpg", "fine.jpg", "loop.jpg", "nowhere.jpg")
+    (tmp_path / "bytes.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "nowhere.txt").symlink_to("no such file")
+    found = by_name(records("folder", tmp_path))
+    reason, detail = found["bytes.jpg"].refused or ("", "")
+    assert (reason, detail[:45]) == ("annotation", "its caption bytes.txt: 'utf-8' codec can't de")
+    refused = {name: found[f"{name}.jpg"].refused for name in ("fine", "loop", "nowhere")}
+    assert refused == {
+        "fine": None,
+        "loop": ("annotation", "its caption loop.txt: cannot be read (Too many levels of symbolic links)"),
+        "nowhere": ("annotation", "its caption nowhere.txt: no such file"),
+    }
 
 
 def test_other_files_are_no_records_and_pictures_of_other_formats_are_offered(tmp_path: Path) -> None:
@@ -320,10 +351,12 @@ def test_the_shipped_table_holds_what_its_readme_says() -> None:
         ('path,label\na.jpg,"joy"x,1\n', "line 2: ',' expected after '\"'; mend its quotes"),
         ("path,label\na.jpg\n", "line 2 has 1 values where the header has 2; mend its commas or quotes"),
         ("label,text\njoy,x\n", "has neither the column 'image'"),
+        ("path,label,path\na.jpg,x,b.jpg\n", "has 2 columns called 'path'; rename or remove all but one"),
+        ("path\ncaf\udce9.jpg\n", "not a CSV in UTF-8 ("),
     ],
 )
 def test_a_broken_csv_names_its_line(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError) as caught:
         records("table", tmp_path / "t.csv")
     assert says in str(caught.value)
@@ -336,6 +369,34 @@ def test_several_tables_are_one_source(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "*.parquet"):
         found = records("table", source)
         assert [(r.name, image_of(r)) for r in found] == [("a.parquet#0", b"a"), ("b.parquet#0", b"b")]
+
+
+def test_tables_of_one_name_in_several_folders_have_records_of_different_names(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        parquet(tmp_path / name / "data.parquet", [{"image": name.encode()}])
+    found = records("table", tmp_path / "*/data.parquet")
+    assert [(r.name, image_of(r)) for r in found] == [("a/data.parquet#0", b"a"), ("b/data.parquet#0", b"b")]
+
+
+def test_a_table_damaged_in_a_column_is_named_whoever_reads_that_column(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "t.parquet", [{"image": bytes(range(200)), "caption": "c" * 200}])
+    whole, columns = path.read_bytes(), pq.ParquetFile(path).metadata.row_group(0)
+    offsets = {columns.column(i).path_in_schema: columns.column(i).data_page_offset for i in range(2)}
+    for column, read in (("caption", records), ("image", lambda *source: image_of(records(*source)[0]))):
+        at = offsets[column]
+        path.write_bytes(whole[:at] + b"\xff" * 30 + whole[at + 30 :])
+        with pytest.raises(UserError) as caught:
+            read("table", path)
+        assert str(caught.value).startswith(f"SOURCE={path}: not a readable table: ")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_values_that_are_no_texts_refuse_their_row_which_keeps_its_split(tmp_path: Path) -> None:
+    rows = [{"image": b"x", "split": "train", "key": "a", "caption": {"en": "c"}}]
+    [record] = records("table", parquet(tmp_path / "t.parquet", rows))
+    detail = "the column 'caption': holds an object where a text is expected"
+    assert (record.name, record.split, record.refused) == ("a", "train", ("annotation", detail))
 
 
 def test_persons_of_a_table_are_the_sources_own(tmp_path: Path) -> None:

@@ -131,15 +131,14 @@ def test_our_own_shards_come_back_as_they_were(tiny_data: Path, tmp_path: Path) 
 
 def test_splits_are_folders_of_tars_and_labels_stand_in_cls(tmp_path: Path) -> None:
     write_tar(tmp_path / "train/a.tar", {"x.jpg": jpeg(1), "x.cls": b"3"})
-    write_tar(
-        tmp_path / "validation/b.tar", {"deep/y.v2.jpg": jpeg(2), "deep/y.v2.txt": b"no: another extension"}
-    )
+    write_tar(tmp_path / "Validation/b.tar", {"deep/y.jpg": jpeg(2), "deep/y.txt": b"\xef\xbb\xbf two \n"})
+    write_tar(tmp_path / "__MACOSX/._b.tar", {})
     found = records(tmp_path)
-    assert [(r.name, r.split, r.label) for r in found] == [("a.tar/x", "train", "3")]
-    write_tar(tmp_path / "validation/b.tar", {"deep/y.jpg": jpeg(2), "deep/y.txt": b"\xef\xbb\xbf two \n"})
-    found = records(tmp_path)
-    assert [(r.split, r.captions) for r in found] == [("train", ()), ("val", ("two",))]
-    assert [r.name for r in records(tmp_path / "*/a.tar")] == ["a.tar/x"]
+    assert [(r.name, r.split, r.label, r.captions) for r in found] == [
+        ("Validation/b.tar/deep/y", "val", None, ("two",)),
+        ("train/a.tar/x", "train", "3", ()),
+    ]
+    assert [r.name for r in records(tmp_path / "*/a.tar")] == ["train/a.tar/x"]
     assert [r.name for r in records(tmp_path / "train/a.tar")] == ["a.tar/x"]
 
 
@@ -170,6 +169,7 @@ BAD_MEMBERS = {
     "._b.jpg": b"resource fork",
     "b.jpg": jpeg(7),
     "README": b"hello",
+    "v1.2.jpg": jpeg(8),
 }
 REASONS = {
     "a.tar/../../evil": "unsafe_name",
@@ -179,6 +179,7 @@ REASONS = {
     "a.tar/broken": "annotation",
     "a.tar/list": "annotation",
     "a.tar/._b": "corrupt",
+    "a.tar/README": "no_picture",
 }
 
 
@@ -187,12 +188,165 @@ def test_what_cannot_be_used_is_refused_with_its_reason_and_nothing_is_extracted
     before = sorted(tmp_path.rglob("*"))
     result = pack(PackSettings(str(tmp_path / "in/deep/a.tar"), "wds", persons="none"), tmp_path / "out")
     assert {refused.source: refused.reason for refused in result.rejected} == REASONS
-    assert result.packed == {"": 2}
-    assert result.records == 2 + len(REASONS)
+    assert result.packed == {"": 3}
+    assert result.records == 3 + len(REASONS)
     assert (
         sorted(path for path in tmp_path.rglob("*") if "out" not in path.parts[len(tmp_path.parts) :])
         == before
     )
+
+
+def test_a_picture_with_dots_in_its_name_brings_the_texts_that_share_them(tmp_path: Path) -> None:
+    members = {
+        "photo.txt": b"of all",
+        "photo.cls": b"7",
+        "photo.v2.jpg": jpeg(1),
+        "photo.v2.txt": b"its own",
+        "photo.v3.jpg": jpeg(2),
+        "mask.seg.png": jpeg(3),
+        "mask.jpg": jpeg(4),
+    }
+    first, second, plain = records(write_tar(tmp_path / "a.tar", members))
+    assert (first.name, first.captions, first.label, bytes_of(first)) == (
+        "a.tar/photo",
+        ("its own",),
+        "7",
+        jpeg(1),
+    )
+    assert (second.name, second.refused) == (
+        "a.tar/photo.v3.jpg",
+        ("duplicate_key", "a second picture (.v3.jpg) of one key"),
+    )
+    assert (plain.name, plain.refused, bytes_of(plain)) == ("a.tar/mask", None, jpeg(4))
+
+
+def test_links_inside_of_tars_are_refused_and_never_left_out(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | str]] = [
+        ("real.jpg", jpeg(1)),
+        ("hard.jpg", "real.jpg"),
+        ("label.jpg", jpeg(2)),
+        ("label.cls", "real.cls"),
+        ("two.jpg", jpeg(3)),
+        ("two.png", "real.jpg"),
+        ("end.jpg", jpeg(4)),
+    ]
+    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                if isinstance(content, str):
+                    info.type, info.linkname = kind, content
+                    tar.addfile(info)
+                else:
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        found = records(tmp_path / "a.tar")
+        assert {r.name: r.refused and r.refused[0] for r in found} == {
+            "a.tar/real": None,
+            "a.tar/hard": "no_picture",
+            "a.tar/label": "annotation",
+            "a.tar/two": None,
+            "a.tar/two.png": "duplicate_key",
+            "a.tar/end": None,
+        }
+        assert bytes_of(found[-1]) == jpeg(4)
+        assert [group.offset for group in groups(tmp_path / "a.tar")][1:] == [
+            group.end for group in groups(tmp_path / "a.tar")
+        ][:-1]
+
+
+def own(source: str) -> bytes:
+    return json.dumps({"source": source, "image_sha256": "0" * 64, "captions": ["c"]}).encode()
+
+
+def data_set(folder: Path, listing: str | None, source: str, number: int) -> None:
+    """Two tars that look like ours."""
+    for tar in ("000000", "000001"):
+        write_tar(
+            folder / f"{tar}.tar", {"k.jpg": jpeg(number + int(tar)), "k.json": own(f"{source}{int(tar)}")}
+        )
+    if listing is not None:
+        (folder / "manifest.json").write_text(json.dumps({"provenance": {"source_sha256": listing}}))
+
+
+@pytest.mark.parametrize(
+    ("listings", "names"),
+    [
+        (("a", "a"), ["train#0", "train#1", "val#0", "val#1"]),
+        (("a", "b"), [f"{folder}/00000{i}.tar/{folder}#{i}" for folder in ("train", "val") for i in (0, 1)]),
+        (("a", None), [f"{folder}/00000{i}.tar/{folder}#{i}" for folder in ("train", "val") for i in (0, 1)]),
+    ],
+    ids=["one pack", "two packs", "unknown"],
+)
+def test_samples_of_ours_keep_their_sources_name_where_one_pack_made_it_unique(
+    listings: tuple[str | None, ...], names: list[str], tmp_path: Path
+) -> None:
+    for split, listing, number in zip(("train", "val"), listings, (0, 10)):
+        data_set(tmp_path / split, listing, f"{split}#", number)
+    for source in (tmp_path, tmp_path / "*/*.tar"):
+        assert [record.name for record in records(source)] == names
+    assert [record.name for record in records(tmp_path / "train/000001.tar")] == ["train#1"]
+
+
+def test_tars_of_one_name_in_several_folders_pack_whole(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 100)):
+        write_tar(tmp_path / f"in/{split}/00000.tar", {f"{i}.jpg": jpeg(first + i) for i in range(4)})
+    result = pack(PackSettings(str(tmp_path / "in"), "wds", persons="none"), tmp_path / "out")
+    assert (result.packed, result.rejected) == ({"train": 4, "val": 4}, [])
+    pattern = str(tmp_path / "in/*/00000.tar")
+    assert pack(PackSettings(pattern, "wds", persons="none"), tmp_path / "all").packed == {"": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ('{"caption": 5}', ("5",)),
+        ('{"caption": ["one", "", "two"]}', ("one", "two")),
+        ('{"caption": NaN}', ()),
+        ('{"persons": [{"box": [0, 0, 1, 1], "score": 1, "labels": {"valence": NaN}}]}', ()),
+        ('{"caption": {"en": "x"}}', "holds an object where a text is expected"),
+        ('{"label": [1]}', "holds a list where a text is expected"),
+        ('{"caption": "hi \\ud83d"}', "captions.0: "),
+        ('{"x": "\\ud83d"}', "attributes.x: "),
+        ("[" * 100_000, "its values are nested too deeply"),
+        ('{"x": ' + "[" * 200 + "]" * 200 + "}", "its values are nested more than 64 deep"),
+        (
+            '{"persons": [{"box": [0, 0, 1, 1], "score": 1e300}]}',
+            "a person's score is between 0 and 1, got 1e+300",
+        ),
+        (
+            '{"persons": [{"box": [0, 0, 1, 1' + "0" * 400 + '], "score": 1}]}',
+            "int too large to convert to float",
+        ),
+        ('{"persons": {"box": [0, 0, 1, 1]}}', "holds an object where a list of persons is expected"),
+        (
+            '{"persons": [{"box": [0, 0, 1, 1], "labels": [1]}]}',
+            "labels: holds a list where an object is expected",
+        ),
+    ],
+)
+def test_odd_values_in_a_json_become_texts_or_refuse_their_sample(
+    text: str, becomes: tuple[str, ...] | str, tmp_path: Path
+) -> None:
+    [record] = records(write_tar(tmp_path / "a.tar", {"x.jpg": jpeg(1), "x.json": text.encode()}))
+    if isinstance(becomes, tuple):
+        assert (record.refused, record.captions) == (None, becomes)
+        assert [person.labels for person in record.persons or ()] in ([], [{"valence": None}])
+    else:
+        assert record.refused is not None
+        assert record.refused[0] == "annotation"
+        assert becomes in record.refused[1]
+
+
+def test_numbers_in_the_table_beside_a_tar_are_captions_and_a_damaged_table_is_named(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.tar", {"a.jpg": jpeg(1)})
+    pq.write_table(pa.table({"key": ["a"], "caption": [5]}), tmp_path / "0.parquet")
+    assert [record.captions for record in records(tar)] == [("5",)]
+    (tmp_path / "0.parquet").write_bytes(b"junk")
+    with pytest.raises(
+        UserError, match=r"0\.parquet: not a readable table: .*; copy it again or take it away$"
+    ):
+        records(tar)
 
 
 def cut(path: Path, at: int) -> Path:
@@ -255,7 +409,7 @@ def test_the_command_counts_what_it_refuses(tmp_path: Path, capfd: pytest.Captur
     write_tar(tmp_path / "a.tar", BAD_MEMBERS)
     write_tar(tmp_path / "b.tar", {"x.txt": b"no picture at all"})
     assert run(["shards", "index", str(tmp_path)]) == EXIT_DONE
-    assert f"{3 + len(REASONS)} records = 2 indexed + {1 + len(REASONS)} refused" in capfd.readouterr().out
+    assert f"{4 + len(REASONS)} records = 3 indexed + {1 + len(REASONS)} refused" in capfd.readouterr().out
     assert [entry.name for entry in read_manifest(tmp_path).shards] == ["a.tar"]
     refused = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert {row["source"]: row["reason"] for row in refused} == {**REASONS, "b.tar/x": "no_picture"}

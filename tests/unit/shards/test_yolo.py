@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from shards import yolo
+from shards.nanodet import shipped_weights
 from shards.persons import make_detector
-from shards.yolo import YoloOnnx, letterbox
+from shards.yolo import YoloOnnx, cell_counts, letterbox
 from uniemox_dist.runtime.errors import UserError
 
 NAMES = {0: "car", 1: "Person", 2: "dog"}
@@ -19,7 +20,12 @@ NAMES = {0: "car", 1: "Person", 2: "dog"}
 SHIFTS = ((0, 0, 0, 0), (1, 0, 1, 0), (0, 0, 0, 0))
 SCORES = ((0.1, 0.9, 0.2), (0.1, 0.8, 0.2), (0.9, 0.1, 0.1))
 OBJECTNESS = 0.75
-ANCHORS = {"v5": 12, "v8": 12, "end to end": 7}
+
+
+def anchors_of(kind: str, size: tuple[int, int]) -> int:
+    """The cells at strides 8, 16 and 32; v5 has three anchors each."""
+    cells = sum((size[0] // stride) * (size[1] // stride) for stride in (8, 16, 32))
+    return {"v5": 3 * cells, "v8": cells, "end to end": 7}[kind]
 
 
 def red_rectangle(
@@ -38,7 +44,7 @@ def red_rectangle(
     """Writes a detector of the rectangle whose red exceeds its green by 0.7; returns its `--persons`."""
     height, width = size
     corner_kind = kind == "end to end"
-    anchors = anchors or ANCHORS[kind]
+    anchors = anchors or anchors_of(kind, size)
     empty = anchors - len(scores)
     if corner_kind:  # score and class of each anchor: the best
         extra = [[max(row), row.index(max(row))] for row in scores] + [[0.0, 0.0]] * empty
@@ -237,6 +243,21 @@ def test_a_box_in_the_grey_beside_the_picture_is_dropped_and_others_are_clipped(
     assert person.box == pytest.approx((0, 0, 30 / 64, 20 / 32), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "cells"),
+    [(640, 8400), (1280, 102_000 // 3), (640, 34_000), (416, 2535 // 3)],
+    ids=["v8", "v5 with stride 64", "v8 with stride 4", "v3-tiny"],
+)
+def test_outputs_of_published_exports_are_known(side: int, cells: int) -> None:
+    assert cells in cell_counts(side, side)
+
+
+def test_a_score_above_one_by_rounding_is_one(tmp_path: Path) -> None:
+    spec = red_rectangle(tmp_path / "red.onnx", "v8", scores=((0.0, 1.002, 0.0),), shifts=((0,) * 4,))
+    [[person]] = make_detector(spec).detect([picture(64, 64, (8, 8, 40, 60))])
+    assert person.score == 1
+
+
 def test_the_identity_names_file_bytes_and_thresholds(tmp_path: Path) -> None:
     detector = make_detector(red_rectangle(tmp_path / "red.onnx", "v8"))
     sha256 = hashlib.sha256((tmp_path / "red.onnx").read_bytes()).hexdigest()
@@ -261,6 +282,15 @@ def test_a_missing_file_and_one_that_is_no_onnx_are_user_errors(tmp_path: Path) 
         assert "is refused by onnxruntime (" in refusal(f"onnx:{tmp_path / 'text.onnx'}")
 
 
+def test_the_shipped_nanodet_is_told_by_its_own_name(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(shipped_weights())
+    with pytest.raises(
+        UserError, match=r"is the NanoDet that ships with this package, .*use --persons nanodet$"
+    ):
+        make_detector(f"onnx:{copy}")
+
+
 def test_names_without_a_person_or_that_cannot_be_read_are_user_errors(tmp_path: Path) -> None:
     no_person = red_rectangle(tmp_path / "red.onnx", "v8", names={0: "car", 1: "cat", 2: "dog"})
     assert "knows no class 'person' (the names in its metadata: car, cat, dog)" in refusal(no_person)
@@ -277,6 +307,9 @@ def test_names_without_a_person_or_that_cannot_be_read_are_user_errors(tmp_path:
         ((1, 56, 84), {0: "person"}),  # a pose model: 51 values too many
         ((1, 84, 7), NAMES),  # v8 turned round
         ((2, 300, 6), None),  # another batch
+        ((1, 64, 80), None),  # the scores of a single stride
+        ((1, 17, 768), None),  # features of patches
+        ((1, 85, 64), NAMES | {i: str(i) for i in range(3, 81)}),  # boxes of a single stride
     ],
 )
 def test_another_output_is_a_user_error_that_says_which(
