@@ -10,6 +10,8 @@ import numpy as np
 from shards.summary import Tally
 
 BINS = 32
+WIDE = 8 * BINS
+"""Whole numbers of a range from which on a logarithmic axis says more than a linear one."""
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 440, 190, 46, 34, 10
 
 
@@ -26,8 +28,8 @@ class Histogram:
 def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.0) -> Histogram | None:
     """How often values occur, in percent of each data set; None where nothing was counted.
 
-    Values are those of the tallies times `scale`. Few different values get a bar each; many get bins, equally wide
-    on a logarithmic axis where they span more than a factor of eight.
+    Values are those of the tallies times `scale`. Few different values get a bar each; many get bins of equally many
+    values, or where they span a wide range, bins that are equally wide on a logarithmic axis.
     """
     joined = Tally()
     for tally in tallies:
@@ -41,8 +43,8 @@ def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.
         edges = np.arange(max(0, low - beside), high + beside + 2) - 0.5
         is_log = False
     else:
-        is_log = low > 0 and high > 8 * low
-        edges = np.geomspace(low, high + 1, BINS + 1) if is_log else np.linspace(low, high + 1, BINS + 1)
+        is_log = low > 0 and high > 8 * low and high - low > WIDE
+        edges = _log_edges(low, high) if is_log else _even_edges(low, high)
     shares = [_shares(tally, edges) for tally in tallies]
     whole = Tally()
     for tally in tallies:
@@ -52,6 +54,18 @@ def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.
         whole.counts = counts
     median = whole.quantile(0.5) * scale
     return Histogram(title, unit, _draw(edges, shares, scale, is_log), f"{median:,.4g}")
+
+
+def _even_edges(low: int, high: int) -> np.ndarray:
+    width = math.ceil(
+        (high - low + 1) / BINS
+    )  # a whole number: bins with one value more than others would stand out
+    return np.arange(low, high + width + 1, width) - 0.5
+
+
+def _log_edges(low: int, high: int) -> np.ndarray:
+    edges = np.round(np.geomspace(low, high + 1, BINS + 1))  # between whole numbers: no bin is without any
+    return np.unique(edges) - 0.5
 
 
 def _shares(tally: Tally, edges: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.parquet import open_parquet
+from shards.parquet import THREADS, open_parquet
 from shards.storage import Place
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import atomic_path, canonical_json, sha256_bytes
@@ -84,7 +84,7 @@ def read_all_rows(path: Place, columns: list[str] | None = None, *, sha256: str 
     """`read_index` with refused rows, and the column `refused` where the file has it."""
     with _opened(path, columns, sha256) as file:
         marks = [REFUSED.name] if _has_refused(file) else []
-        return _checked(path, file.read(columns=[*(columns or SCHEMA.names), *marks]))
+        return _checked(path, file.read(columns=[*(columns or SCHEMA.names), *marks], use_threads=THREADS))
 
 
 def group_ends(path: Place) -> list[int]:
@@ -108,7 +108,7 @@ def read_group(path: Place, number: int, columns: list[str]) -> pa.Table:
     """
     with _opened(path, columns) as file:
         if not _has_refused(file):
-            return _checked(path, file.read_row_group(number, columns=columns))
+            return _checked(path, file.read_row_group(number, columns=columns, use_threads=THREADS))
     return read_index(path, columns)
 
 

@@ -1,19 +1,26 @@
 """Parts of a parallel pack into one data set: manifests and indexes are written, tars are linked."""
 
+import io
 import json
+import tarfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from shards.duplicates import same_picture
-from shards.index import index_path, read_all_rows, rows_sha256, to_rows, write_index
+from shards.encode import BLOCK
+from shards.index import index_path, rows_sha256, to_rows, write_index
 from shards.links import link, publishing
 from shards.listing import split_rank
 from shards.manifest import Manifest, ShardEntry, manifest_folders, read_manifest
-from shards.pack import PART, write_rejected
+from shards.os_errors import reading, writing
+from shards.pack import write_rejected
+from shards.partial import PART
+from shards.refusals import NAME as REJECTED_NAME
+from shards.refusals import read_rejected
+from shards.storage import read_range
+from shards.trusted import all_rows_of, check_tar
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, sha256_file
 
@@ -31,16 +38,19 @@ class MergeResult:
 
 
 def merge(out: Path, parts: list[Path]) -> MergeResult:
-    """Joins all parts of one pack under `out`. The parts stay as they are, and may be deleted afterwards.
+    """Joins all parts of one pack under `out`. The parts stay as they are, and may be deleted afterwards unless the
+    tars are symbolic links, as on another file system.
 
     Of a picture or key that several parts packed one stays: that of the test split before others, then of the
-    earlier part. The others are marked in their index, and left out of all counts.
+    earlier part. The others are marked in their index, and left out of all counts; a shard of marked samples only,
+    or a split of such shards, is left out.
 
     Raises:
-        UserError: if parts are missing, given twice, of other settings or not whole, or `out` exists.
+        UserError: if parts are missing, given twice, of other settings or not whole, or `out` exists or cannot be
+            written.
     """
     notes = _check(parts)
-    with publishing(out) as partial:
+    with writing(f"OUT={out}"), publishing(out) as partial:
         return _join(partial, notes)
 
 
@@ -48,15 +58,8 @@ def _check(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """The parts in order, with what each says of itself."""
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for folder in parts:
-        if not (folder / PART).is_file():
-            raise UserError(
-                f"PARTS={folder}: holds no {PART}; give folders that `shards pack --part I/N` finished"
-            )
-        try:
-            note = read_json(folder / PART)
-            number, of = note["part"]
-        except (json.JSONDecodeError, KeyError, ValueError):
-            raise UserError(f"PARTS={folder}: {PART} cannot be read; pack this part again") from None
+        note = _note(folder)
+        number, of = note["part"]
         if number in found:
             raise UserError(
                 f"PARTS={folder}: is part {number}/{of}, as {found[number][0]} is; give each part once"
@@ -79,81 +82,155 @@ def _check(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     return ordered
 
 
+def _note(folder: Path) -> dict[str, Any]:
+    """What a part says of itself: its number, and how many records it packed and refused."""
+    if not (folder / PART).is_file():
+        raise UserError(
+            f"PARTS={folder}: holds no {PART}; give folders that `shards pack --part I/N` finished"
+        )
+    try:
+        with reading(f"PARTS={folder}: {PART}", "pack this part again"):
+            note: dict[str, Any] = read_json(folder / PART)
+        (number, of), records = note["part"], note["records"]
+        packed, rejected = list(note["packed"].values()), list(note["rejected"].values())
+        is_sound = all(type(value) is int for value in (number, of, records, *packed, *rejected))
+        if not is_sound or not 1 <= number <= of or records != sum(packed) + sum(rejected):
+            raise ValueError("its numbers do not fit each other")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"PARTS={folder}: {PART} cannot be read; pack this part again") from None
+    return note
+
+
 def _join(partial: Path, notes: list[tuple[Path, dict[str, Any]]]) -> MergeResult:
-    refused: Counter[str] = Counter()
-    rejected: list[dict[str, Any]] = []
+    rejected: list[dict[str, str]] = []
+    found: list[tuple[str, Path, Manifest]] = []
     for folder, note in notes:
-        refused.update(note["rejected"])
-        rejected += pq.read_table(folder / "rejected.parquet").to_pylist()
-    found = [
-        (data.name if data != folder else "", data)
-        for folder, _ in notes
-        for data in manifest_folders(folder)
-    ]
+        of_part, listed = _contents(folder, note)
+        found += of_part
+        rejected += listed
     found.sort(key=lambda item: split_rank(item[0]))  # stable: parts stay in order
     entries: dict[str, list[ShardEntry]] = {}
     marks = _Marks()
-    for split, folder in found:
-        for entry in read_manifest(folder, "PARTS").shards:
-            entries.setdefault(split, []).append(_take(entry, folder, partial / split, split, marks))
-    refused.update(row["reason"] for row in marks.rejected)
+    for split, folder, manifest in found:
+        for entry in manifest.shards:
+            taken = _take(entry, folder, partial / split, split, marks)
+            if taken is not None:
+                entries.setdefault(split, []).append(taken)
+    if not entries:
+        raise UserError(
+            f"PARTS: nothing was packed in any of the {len(notes)} parts; look at their {REJECTED_NAME}"
+        )
+    rejected += marks.rejected
+    refused = Counter(row["reason"] for row in rejected)
     records = sum(note["records"] for _, note in notes)
     shared = {k: v for k, v in notes[0][1].items() if k not in ("part", "packed")}
     counts = {"records": records, "rejected": dict(sorted(refused.items()))}
     for split, shards in entries.items():
         Manifest(tuple(shards), {**shared, **counts, "parts": len(notes)}).write(partial / split)
-    write_rejected(partial, rejected + marks.rejected)
+    write_rejected(partial, rejected)
     packed = {split: sum(entry.samples for entry in shards) for split, shards in entries.items()}
-    if not packed:
-        raise UserError(
-            f"PARTS: nothing was packed in any of the {len(notes)} parts; look at their rejected.parquet"
-        )
     return MergeResult(packed, refused, len(marks.rejected), records)
 
 
-def _take(entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Marks") -> ShardEntry:
-    """Links one shard and its index into `target`; writes the index anew if rows of it are marked."""
+def _contents(
+    folder: Path, note: dict[str, Any]
+) -> tuple[list[tuple[str, Path, Manifest]], list[dict[str, str]]]:
+    """(split, folder, manifest) of a part's data sets, and what it refused: all that it counts, or an error."""
+    found = [
+        (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
+        for data in manifest_folders(folder)
+    ]
+    rejected = read_rejected(folder)
+    if rejected is None:
+        raise UserError(f"PARTS={folder}: {REJECTED_NAME} is missing; pack this part again")
+    reasons = Counter(row["reason"] for row in rejected)
+    if {split: manifest.samples for split, _, manifest in found} != note["packed"]:
+        raise UserError(f"PARTS={folder}: holds other samples than its {PART} counts; pack this part again")
+    if reasons != Counter(note["rejected"]):
+        raise UserError(
+            f"PARTS={folder}: {REJECTED_NAME} lists other records than {PART} counts; pack this part again"
+        )
+    return found, rejected
+
+
+def _take(entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Marks") -> ShardEntry | None:
+    """Links one shard and its index into `target`; writes the index anew if rows of it are marked. None, and nothing
+    is linked, if all of them are."""
     tar, index = folder / entry.name, index_path(folder, entry.name)
-    if not tar.is_file() or tar.stat().st_size != entry.bytes:
-        raise UserError(f"PARTS={folder}: {entry.name} is missing or cut; pack this part again")
+    check_tar(folder, entry, "PARTS")
+    rows = to_rows(all_rows_of(folder, entry))
+    is_marked = marks.add(rows, split, tar)
+    samples = sum("refused" not in row for row in rows)
+    if not samples:
+        return None
     link(tar, target / entry.name)
-    rows = to_rows(read_all_rows(index))
-    if not marks.add(rows, split, entry.name):
+    if not is_marked:
         link(index, index_path(target, entry.name))
         return entry
     write_index(index_path(target, entry.name), rows)
     return replace(
         entry,
-        samples=sum("refused" not in row for row in rows),
+        samples=samples,
         index_sha256=sha256_file(index_path(target, entry.name)),
         rows_sha256=rows_sha256(rows),
     )
 
 
+class _Met(NamedTuple):
+    """A sample that was met: enough to compare another with it, and to find its name."""
+
+    split: str
+    label: str | None
+    tar: Path
+    key: str
+    begin: int
+    """Of the tar members behind the picture, bytes."""
+    end: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any], split: str, tar: Path) -> "_Met":
+        begin = row["image_offset"] + row["image_length"]
+        end = row["sample_offset"] + row["sample_length"]
+        return cls(split, row["label"], tar, row["key"], begin + -begin % BLOCK, end)
+
+    @property
+    def name(self) -> str:
+        """What the source called the record, by its `.json`; `tar/key` where that cannot be read."""
+        try:
+            data = read_range(self.tar, self.begin, self.end - self.begin)
+            with tarfile.open(fileobj=io.BytesIO(data)) as members:
+                file = members.extractfile(members.next() or "")
+                return str(json.loads(file.read())["source"]) if file else ""
+        except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+            return f"{self.tar.name}/{self.key}"
+
+
 class _Marks:
-    """Which samples of all parts were met before. About 300 bytes of memory for each."""
+    """Which samples of all parts were met before. About 400 bytes of memory for each."""
 
     def __init__(self) -> None:
-        self.rejected: list[dict[str, Any]] = []
-        self._met: dict[int, tuple[str, str | None, str]] = {}  # content -> split, label, where
+        self.rejected: list[dict[str, str]] = []
+        self._met: dict[int, _Met] = {}  # by content
         self._keys: set[str] = set()
 
-    def add(self, rows: list[dict[str, Any]], split: str, shard: str) -> bool:
+    def add(self, rows: list[dict[str, Any]], split: str, tar: Path) -> bool:
         """Marks the rows of a shard that are to go; whether there are any."""
         before = len(self.rejected)
         for row in rows:
             if "refused" in row:
                 continue
-            content, name = int(row["image_sha256"][:32], 16), f"{shard}/{row['key']}"
-            if content in self._met:
-                first_split, first_label, first = self._met[content]
-                reason, detail = same_picture(split, row["label"], first_split, first_label, first)
-            elif row["key"] in self._keys:
-                reason, detail = "duplicate_key", f"a sample of another part has the key {row['key']}"
+            content, sample = int(row["image_sha256"][:32], 16), _Met.of(row, split, tar)
+            first = self._met.get(content)
+            if first is not None:
+                reason, detail = same_picture(split, sample.label, first.split, first.label, first.name)
+            elif sample.key in self._keys:
+                reason, detail = "duplicate_key", f"a sample of another part has the key {sample.key}"
             else:
-                self._met[content] = (split, row["label"], name)
-                self._keys.add(row["key"])
+                self._met[content] = sample
+                self._keys.add(sample.key)
                 continue
             row["refused"] = reason
-            self.rejected.append({"source": name, "reason": reason, "detail": detail})
+            self.rejected.append({"source": sample.name, "reason": reason, "detail": detail})
         return len(self.rejected) > before

@@ -15,11 +15,12 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from shards.charts import Histogram, histogram
-from shards.index import index_path, read_index
+from shards.os_errors import writing
 from shards.pictures import BadPicture, decode
 from shards.storage import Place, read_range
 from shards.summary import Summary, refusals, summarise_all
-from uniemox_dist.runtime.files import write_text
+from shards.trusted import rows_of
+from uniemox_dist.runtime.files import write_bytes
 
 LABELS_SHOWN = 24
 PICTURES_SHOWN = 12
@@ -57,13 +58,32 @@ class Sheet:
     tiles: list[Tile]
 
 
+@dataclass(frozen=True)
+class Account:
+    """What is known of the records behind a page's samples."""
+
+    records: int | None
+    """Of the whole pack that these samples were part of; None where that is not recorded."""
+    is_whole: bool
+    """Whether the samples, and the refusals that are listed beside them, are all of these records."""
+    refused: dict[str, tuple[int, list[dict[str, str]]]] | None
+    """Reason -> how often, and some of them; of the whole pack, without any, where no list lies beside the samples."""
+    is_listed: bool
+    """Whether a list lies beside the samples."""
+    quarantined: int
+    """Shards that were taken out later."""
+
+
 def write_page(folder: Place, out: Path) -> None:
-    """Writes the page about the data sets at or directly below a folder."""
+    """Writes the page about the data sets at or directly below a folder.
+
+    Raises:
+        UserError: if they cannot be read, or `out` cannot be written.
+    """
     summaries = summarise_all(folder)
     charts = [chart for item in CHARTS if (chart := _chart(item, summaries)) is not None]
     labels = sum((summary.labels for summary in summaries), start=type(summaries[0].labels)())
     shown = [label for label, _ in labels.most_common(LABELS_SHOWN)]
-    refused = refusals(folder)
     provenance = summaries[0].manifest.provenance
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("shards", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -72,18 +92,42 @@ def write_page(folder: Place, out: Path) -> None:
         name=folder.name or "data set",
         summaries=summaries,
         samples=sum(summary.manifest.samples for summary in summaries),
-        bytes=sum(summary.bytes for summary in summaries),
+        bytes=sum(summary.manifest.bytes for summary in summaries),
         charts=charts,
         svg=Markup,
         labels=labels.most_common(LABELS_SHOWN),
         most=max(labels.values(), default=1),
         hidden=len(labels) - len(shown),
         sheets=_sheets(summaries, shown, labels),
-        refused={reason: (len(rows), rows[:EXAMPLES]) for reason, rows in refused.items()},
-        records=provenance.get("records"),
+        account=_account(folder, summaries),
         provenance=_plain(provenance),
     )
-    write_text(out, page)
+    with writing(f"--out={out}", "give a file in a folder that can be written"):
+        write_bytes(out, page.encode("utf-8", "backslashreplace"))  # file names may hold what is no UTF-8
+
+
+def _account(folder: Place, summaries: list[Summary]) -> Account:
+    """What these samples are of the pack that they came from. A manifest states the numbers of the whole pack, even
+    that of a single split or of a selection, so that they have to add up before they are these samples' own."""
+    provenances = [summary.manifest.provenance for summary in summaries]
+    first = provenances[0]
+    of_one_pack = all(
+        provenance.get(name) == first.get(name)
+        for provenance in provenances
+        for name in ("records", "source_sha256")
+    )
+    records = first.get("records") if of_one_pack else None
+    records = records if isinstance(records, int) else None
+    listed = refusals(folder)
+    counted = sum(summary.manifest.samples for summary in summaries) + sum(map(len, (listed or {}).values()))
+    refused: dict[str, tuple[int, list[dict[str, str]]]] | None = None
+    if listed is not None:
+        refused = {reason: (len(rows), rows[:EXAMPLES]) for reason, rows in listed.items()}
+    elif records is not None and isinstance(stated := first.get("rejected"), dict):
+        refused = {str(reason): (count, []) for reason, count in stated.items() if isinstance(count, int)}
+    moved = [provenance.get("quarantined") for provenance in provenances]
+    quarantined = sum(len(names) for names in moved if isinstance(names, list))
+    return Account(records, records == counted, refused, listed is not None, quarantined)
 
 
 def _chart(item: tuple[str, str, str, float], summaries: list[Summary]) -> Histogram | None:
@@ -98,7 +142,7 @@ def _sheets(summaries: list[Summary], shown: list[str | None], labels: Any) -> l
     draw = random.Random("contact sheets")
     for summary in summaries:
         for shard in summary.manifest.shards:
-            table = read_index(index_path(summary.folder, shard.name))
+            table = rows_of(summary.folder, shard)
             for row, label in enumerate(table["label"].to_pylist()):
                 if label not in chosen:
                     continue

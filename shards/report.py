@@ -10,7 +10,7 @@ LABELS_SHOWN = 30
 
 def describe(folder: Place) -> list[str]:
     """One paragraph of text for each data set at or directly below a folder, and one about what was refused."""
-    refused = {reason: len(rows) for reason, rows in refusals(folder).items()}
+    refused = _refused(folder)
     texts = [_describe_one(summary) for summary in summarise_all(folder)]
     if refused:
         texts.append("refused: " + ", ".join(f"{reason} {count}" for reason, count in refused.items()))
@@ -21,8 +21,12 @@ def describe_json(folder: Place) -> dict[str, Any]:
     """The same as JSON values, data set by data set."""
     return {
         "data_sets": [_numbers(summary) for summary in summarise_all(folder)],
-        "refused": {reason: len(rows) for reason, rows in refusals(folder).items()},
+        "refused": _refused(folder),
     }
+
+
+def _refused(folder: Place) -> dict[str, int]:
+    return {reason: len(rows) for reason, rows in (refusals(folder) or {}).items()}
 
 
 def _describe_one(summary: Summary) -> str:
@@ -33,7 +37,7 @@ def _describe_one(summary: Summary) -> str:
     return "\n".join(
         [
             f"{summary.folder}: {manifest.samples} samples in {len(manifest.shards)} shards, "
-            f"{summary.bytes / 1e6:.1f} MB, identity {manifest.identity[:12]}",
+            f"{summary.manifest.bytes / 1e6:.1f} MB, identity {manifest.identity[:12]}",
             f"  captions: {summary.captions}, {_range(summary, 'caption')} characters; "
             f"{summary.captionless} pictures without",
             "  persons per picture: " + ", ".join(f"{n}: {people.counts[n]}" for n in people.values),
@@ -62,7 +66,7 @@ def _numbers(summary: Summary) -> dict[str, Any]:
         "identity": summary.manifest.identity,
         "samples": summary.manifest.samples,
         "shards": len(summary.manifest.shards),
-        "bytes": summary.bytes,
+        "bytes": summary.manifest.bytes,
         "captions": summary.captions,
         "without_caption": summary.captionless,
         "with_person": summary.with_person,

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.index import index_path, read_index
 from shards.manifest import Manifest, manifest_folders, read_manifest
+from shards.refusals import read_rejected
 from shards.storage import Place
+from shards.trusted import rows_of
 
 COLUMNS = ["width", "height", "image_length", "label", "captions", "persons"]
 QUANTITIES = {
@@ -68,21 +69,16 @@ class Summary:
         """Samples with at least one person."""
         return int(self.tallies["persons"].counts[1:].sum())
 
-    @property
-    def bytes(self) -> int:
-        """Of all tars."""
-        return sum(shard.bytes for shard in self.manifest.shards)
-
 
 def summarise(folder: Place) -> Summary:
     """Counts what is in one data set.
 
     Raises:
-        UserError: if its manifest or an index cannot be read.
+        UserError: if its manifest or an index cannot be read, or they do not fit each other.
     """
     summary = Summary(folder, read_manifest(folder, "DIR"))
     for shard in summary.manifest.shards:
-        _add(summary, read_index(index_path(folder, shard.name), COLUMNS))
+        _add(summary, rows_of(folder, shard, COLUMNS))
     return summary
 
 
@@ -91,19 +87,18 @@ def summarise_all(folder: Place) -> list[Summary]:
     return [summarise(found) for found in manifest_folders(folder)]
 
 
-def refusals(folder: Place) -> dict[str, list[dict[str, str]]]:
-    """What rejected.parquet says, by reason, the most frequent first; {} where there is no such file."""
-    import pyarrow.parquet as pq
+def refusals(folder: Place) -> dict[str, list[dict[str, str]]] | None:
+    """What rejected.parquet says, by reason, the most frequent first; None where there is no such file.
 
-    from shards.storage import open_seekable
-
-    path = folder / "rejected.parquet"
-    if not path.is_file():
-        return {}
+    Raises:
+        UserError: if it cannot be read.
+    """
+    rows = read_rejected(folder)
+    if rows is None:
+        return None
     found: dict[str, list[dict[str, str]]] = {}
-    with open_seekable(path) as raw:
-        for row in pq.read_table(raw).to_pylist():
-            found.setdefault(row["reason"], []).append(row)
+    for row in rows:
+        found.setdefault(row["reason"], []).append(row)
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 

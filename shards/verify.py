@@ -1,22 +1,21 @@
 """`uniemox shards verify`: is what lies there what was packed? Counts, hashes, places and every picture."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-
 from shards.index import index_path, read_all_rows, rows_sha256, to_rows
-from shards.manifest import MANIFEST, Manifest, ShardEntry, manifest_folders, read_manifest
-from shards.pack import Progress
+from shards.manifest import MANIFEST, SIZES, Manifest, ShardEntry, manifest_folders, read_manifest
+from shards.os_errors import said, writing
 from shards.pictures import BadPicture, inspect
-from shards.storage import Place, open_seekable, size_of
+from shards.pool import in_order
+from shards.storage import Place, is_local, open_seekable, size_of
+from shards.walk import Progress
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import sha256_bytes
 
@@ -27,7 +26,7 @@ WORST = 5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with one shard."""
+    """What is wrong with one shard, or with another file of a data set."""
 
     folder: Path
     shard: str
@@ -38,64 +37,82 @@ class Verdict:
 def verify(
     folders: list[Path], *, workers: int = 0, check: str = "decode", progress: Progress | None = None
 ) -> list[Verdict]:
-    """Checks every shard of some data sets; one verdict each, in order.
+    """Checks every shard of some data sets; one verdict each, in order, and one for each other file that is wrong.
 
     `check` "decode" goes through the data of every picture, "header" only hashes it.
 
     Raises:
         UserError: if a manifest cannot be read.
+        Fault: if a worker is killed.
     """
-    jobs = [(folder, entry) for folder in folders for entry in read_manifest(folder, "DIR").shards]
+    manifests = {folder: read_manifest(folder, "DIR") for folder in folders}
+    jobs = [(folder, entry) for folder, manifest in manifests.items() for entry in manifest.shards]
     if progress is not None:
         progress.total = len(jobs)
     verdicts = []
-    for verdict in _map(jobs, check, workers):
+    for verdict in in_order(_verify_shard, *zip(*jobs), repeat(check), workers=workers):
         verdicts.append(verdict)
         if progress is not None:
             progress.update(1)
-    for folder in folders:
-        named = {entry.name for found, entry in jobs if found == folder}
+    for folder, manifest in manifests.items():
         verdicts += [
             Verdict(folder, tar.name, 0, ("lies there, but the manifest does not name it",))
             for tar in sorted(folder.glob("*.tar"))
-            if tar.name not in named
+            if tar.name not in manifest.sizes
         ]
+        if (problem := _sizes_problem(folder, manifest)) is not None:
+            verdicts.append(Verdict(folder, SIZES, 0, (problem,)))
     return verdicts
+
+
+def _sizes_problem(folder: Place, manifest: Manifest) -> str | None:
+    if size_of(folder / SIZES) is None:
+        return "is missing"
+    try:
+        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return "cannot be read"
+    return None if sizes == manifest.sizes else "has other samples than the manifest"
 
 
 def quarantine(verdicts: list[Verdict]) -> dict[Path, Manifest | None]:
     """Moves bad shards into `quarantine/` of their data set and writes its manifest anew; None where none is left.
 
     The data set gets another identity, and its provenance names what was moved.
+
+    Raises:
+        UserError: if a data set cannot be written; nothing in it is moved then.
     """
     written: dict[Path, Manifest | None] = {}
     for folder in sorted({verdict.folder for verdict in verdicts if verdict.problems}):
-        bad = {
-            verdict.shard: verdict.problems
-            for verdict in verdicts
-            if verdict.folder == folder and verdict.problems
-        }
-        manifest = read_manifest(folder, "DIR")
-        kept = tuple(entry for entry in manifest.shards if entry.name not in bad)
-        moved = [*manifest.provenance.get("quarantined", []), *sorted(bad)]
-        written[folder] = None
-        if kept:  # before the files go: a manifest that names what is not there cannot be read
-            smaller = Manifest(kept, {**manifest.provenance, "quarantined": moved})
-            smaller.write(folder)
-            written[folder] = smaller
-        else:
-            _move(folder / MANIFEST, folder)
-        for name in bad:
-            _move(folder / name, folder)
-            _move(index_path(folder, name), folder)
+        named = {verdict.shard for verdict in verdicts if verdict.folder == folder and verdict.problems}
+        with writing(f"DIR={folder}", "verify a copy that can be written"):
+            written[folder] = _without(folder, sorted(named - {SIZES}))
     return written
+
+
+def _without(folder: Path, bad: list[str]) -> Manifest | None:
+    manifest = read_manifest(folder, "DIR")
+    kept = tuple(entry for entry in manifest.shards if entry.name not in bad)
+    before = manifest.provenance.get("quarantined")
+    moved = [*(before if isinstance(before, list) else []), *bad]
+    if bad:
+        (folder / QUARANTINE / "index").mkdir(parents=True, exist_ok=True)
+    if kept:  # before the files go: a manifest that names what is not there cannot be read
+        more = {"quarantined": moved} if moved else {}
+        manifest = Manifest(kept, {**manifest.provenance, **more})
+        manifest.write(folder)
+    else:
+        _move(folder / MANIFEST, folder)
+    for name in bad:
+        _move(folder / name, folder)
+        _move(index_path(folder, name), folder)
+    return manifest if kept else None
 
 
 def _move(path: Path, folder: Path) -> None:
     if path.exists():
-        target = folder / QUARANTINE / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
+        shutil.move(path, folder / QUARANTINE / path.relative_to(folder))
 
 
 def folders_of(folder: Path) -> list[Path]:
@@ -110,19 +127,15 @@ def folders_of(folder: Path) -> list[Path]:
     return found
 
 
-def _map(jobs: list[tuple[Path, ShardEntry]], check: str, workers: int) -> Iterator[Verdict]:
-    if not jobs:
-        return
-    arguments = (*zip(*jobs), repeat(check))
-    if not workers:
-        yield from map(_verify_shard, *arguments)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_verify_shard, *arguments)
-
-
 def _verify_shard(folder: Path, entry: ShardEntry, check: str) -> Verdict:
-    return Verdict(folder, entry.name, entry.samples, tuple(_problems(folder, entry, check)))
+    problems: list[str] = []
+    try:
+        problems += _problems(folder, entry, check)
+    except OSError as error:
+        if not is_local(folder):  # a server may be away for a while: that says nothing about the shard
+            raise
+        problems.append(f"cannot be read ({said(error)})")
+    return Verdict(folder, entry.name, entry.samples, tuple(problems))
 
 
 def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
@@ -142,7 +155,7 @@ def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
         yield "its index is not the one that was written (SHA-256)"
     try:
         rows = to_rows(read_all_rows(index))
-    except (UserError, pa.ArrowException) as error:
+    except UserError as error:
         yield f"its index cannot be read: {error}"
         return
     live = [row for row in rows if "refused" not in row]
@@ -151,7 +164,7 @@ def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
     if rows_sha256(rows) != entry.rows_sha256:
         yield "its index says other things than the manifest's hash of its rows"
     with open_seekable(tar) as file:
-        damaged = [damage for row in live if (damage := _damage(file, row, check))]
+        damaged = [damage for row in live if (damage := _damage(file, row, size, check))]
     yield from damaged[:WORST]
     if len(damaged) > WORST:
         yield f"and {len(damaged) - WORST} more damaged samples"
@@ -165,12 +178,12 @@ def _sha256(path: Place) -> str:
     return digest.hexdigest()
 
 
-def _damage(file: BinaryIO, row: dict[str, Any], check: str) -> str | None:
-    """What is wrong with one sample."""
+def _damage(file: BinaryIO, row: dict[str, Any], size: int, check: str) -> str | None:
+    """What is wrong with one sample of a tar of `size` bytes."""
+    if row["image_offset"] + row["image_length"] > size:
+        return f"{row['key']}: lies beyond the end of the tar"
     file.seek(row["image_offset"])
     data = file.read(row["image_length"])
-    if len(data) != row["image_length"]:
-        return f"{row['key']}: lies beyond the end of the tar"
     if sha256_bytes(data) != row["image_sha256"]:
         return f"{row['key']}: the picture's bytes are not where or what the index says (SHA-256)"
     try:

@@ -30,6 +30,8 @@ CHECK = click.option(
     help="Go through all data of every picture, or trust its header.",
 )
 
+ELSEWHERE = "give a file in a folder that can be written"
+
 
 @shards.command("index")
 @FOLDER
@@ -62,6 +64,7 @@ def index_command(folder: Path, workers: int, check: str) -> None:
 def verify_command(folder: Path, workers: int, check: str, quarantine: bool, json_file: Path | None) -> int:
     """Reads everything in DIR again: counts, hashes, and every picture. Exit code 2 if anything is wrong."""
     from shards import verify
+    from shards.os_errors import writing
     from shards.storage import is_local
     from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
     from uniemox_dist.runtime.files import write_json
@@ -76,19 +79,24 @@ def verify_command(folder: Path, workers: int, check: str, quarantine: bool, jso
         for problem in verdict.problems:
             click.echo(f"{verdict.folder / verdict.shard}: {problem}")
     samples = sum(verdict.samples for verdict in verdicts)
-    click.echo(f"{folder}: {len(verdicts)} shards, {samples} samples: {len(bad) or 'no'} bad shards")
-    moved = verify.quarantine(verdicts) if quarantine else {}
-    for found, manifest in moved.items():
-        left = "nothing is left" if manifest is None else f"{manifest.samples} samples are left"
-        click.echo(f"{found}: bad shards moved to {found / verify.QUARANTINE}; {left}")
+    tars, bad_tars = ([v for v in some if v.shard.endswith(".tar")] for some in (verdicts, bad))
+    click.echo(f"{folder}: {len(tars)} shards, {samples} samples: {len(bad_tars) or 'no'} bad shards")
     if json_file is not None:
         findings = [
             {"shard": str(v.folder / v.shard), "samples": v.samples, "problems": list(v.problems)}
             for v in verdicts
         ]
-        write_json(
-            json_file, {"shards": len(verdicts), "samples": samples, "bad": len(bad), "findings": findings}
+        numbers = {"shards": len(tars), "samples": samples, "bad": len(bad_tars), "findings": findings}
+        with writing(f"--json={json_file}", ELSEWHERE):
+            write_json(json_file, numbers)
+    moved = verify.quarantine(verdicts) if quarantine else {}
+    for found, manifest in moved.items():
+        has_bad_tars = any(verdict.folder == found for verdict in bad_tars)
+        did = (
+            f"bad shards moved to {found / verify.QUARANTINE}" if has_bad_tars else "sizes.json written anew"
         )
+        left = "nothing is left" if manifest is None else f"{manifest.samples} samples are left"
+        click.echo(f"{found}: {did}; {left}")
     return EXIT_USER if bad else EXIT_DONE
 
 
@@ -97,6 +105,7 @@ def verify_command(folder: Path, workers: int, check: str, quarantine: bool, jso
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here, too.")
 def stats_command(folder: Path, json_file: Path | None) -> None:
     """Prints what is in DIR (a data set, or several splits): samples, labels, captions, persons."""
+    from shards.os_errors import writing
     from shards.report import describe, describe_json
     from shards.verify import folders_of
     from uniemox_dist.runtime.files import write_json
@@ -105,7 +114,9 @@ def stats_command(folder: Path, json_file: Path | None) -> None:
     for text in describe(folder):
         click.echo(text)
     if json_file is not None:
-        write_json(json_file, describe_json(folder))
+        numbers = describe_json(folder)
+        with writing(f"--json={json_file}", ELSEWHERE):
+            write_json(json_file, numbers)
 
 
 @shards.command("report")
@@ -132,8 +143,8 @@ def report_command(folder: Path, out: Path | None) -> None:
 def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
     """Joins the PARTS that `shards pack --part I/N` wrote into one data set OUT, without copying tars.
 
-    Pictures that several parts packed are marked in the index and left out of all counts. The parts may be deleted
-    afterwards.
+    Pictures that several parts packed are marked in the index and left out of all counts. The tars are hard links, so
+    that the parts may be deleted afterwards; on another file system they are symbolic links, and the parts must stay.
     """
     from shards.merge import merge
 
@@ -145,6 +156,7 @@ def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
         f"{result.records} records = {packed} packed + {sum(result.refused.values())} refused, "
         f"{result.marked} of them because another part packed the same"
     )
+    _tell_links(out)
 
 
 @shards.command("select")
@@ -156,7 +168,8 @@ def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
 def select_command(
     folder: Path, out: Path, labels: tuple[str, ...], filter_text: str | None, copy: bool
 ) -> None:
-    """Makes a data set OUT of some samples of DIR; the pictures stay where they are, and the tars are linked.
+    """Makes a data set OUT of some samples of DIR; the pictures stay where they are, and the tars are linked: hard, so
+    that DIR may be deleted, or on another file system by symbolic links, and DIR must stay.
 
     EXPR knows width, height, side, aspect, bytes, label, caption, captions, persons, key and image_sha256.
     """
@@ -166,6 +179,7 @@ def select_command(
     click.echo(
         f"{out}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
+    _tell_links(out)
 
 
 @shards.command("split")
@@ -175,11 +189,24 @@ def select_command(
 @click.option("--seed", type=int, default=0, show_default=True, help="Which samples fall where.")
 @click.option("--copy", is_flag=True, help="Write new tars instead of linking to the old ones.")
 def split_command(folder: Path, out: Path, shares: str, seed: int, copy: bool) -> None:
-    """Cuts DIR into splits OUT/<name>, label by label; the tars are linked."""
+    """Cuts DIR into splits OUT/<name>, label by label; the tars are linked as by `select`."""
     from shards.select import parse_shares, split
 
     for name, subset in split(folder, out, parse_shares(shares), seed=seed, copy=copy).items():
         click.echo(f"{out / name}: {subset.samples} samples, identity {subset.identity[:12]}")
+    _tell_links(out)
+
+
+def _tell_links(out: Path) -> None:
+    """Says which folders have to stay, where tars are symbolic links."""
+    links = [path for path in out.rglob("*.tar") if path.is_symlink()]
+    if links:
+        folders = sorted({str(path.resolve().parent) for path in links})
+        more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+        click.echo(
+            f"{len(links)} tars are symbolic links, as they lie on another file system: {', '.join(folders[:3])}{more} "
+            f"must stay where they are"
+        )
 
 
 def _bar(what: str, unit: str) -> Any:

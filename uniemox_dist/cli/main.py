@@ -27,6 +27,7 @@ EXTRAS = {
     "torchvision": "models",
     "timm": "models",
     "safetensors": "models",
+    "simplejpeg": "models",
     "deepspeed": "train",
     "open_clip": "train",
     "tensorboard": "train",
@@ -70,9 +71,13 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return EXIT_USER
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        see = f" See `{context.command_path} --help`." if context is not None else ""
+        return _say(" ".join(error.format_message().split()) + see, EXIT_USER)
     except UserError as error:
         return _say(str(error), EXIT_USER)
     except Fault as error:
@@ -91,6 +96,12 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("UNIEMOX_TRACEBACK"):
             traceback.print_exc()
         return _say(f"{error.filename or 'input/output'}: {error.strerror or error}", EXIT_FAULT)
+    except Exception as error:
+        # botocore's errors are no OSErrors, and importing it for an except clause takes its time.
+        if type(error).__module__ == "botocore.exceptions" and "Credentials" in type(error).__name__:
+            fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            return _say(f"s3://: {error}; {fix}", EXIT_USER)
+        raise
 
 
 def _say(text: str, code: int) -> int:

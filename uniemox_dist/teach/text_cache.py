@@ -5,7 +5,7 @@ the captions of row r are texts[first[r]:first[r+1]]; a row without captions has
 name the teacher and hash the captions, so that a cache of other captions is never used.
 """
 
-import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,29 @@ MEMO = 200_000
 def cache_folder(reader: ShardReader, teacher_id: str, fallback: Path) -> Path:
     """Where the cache of a data set lies: beside its shards, or below `fallback` if those are remote or read-only."""
     if reader.is_local:
-        beside = reader.folder / "cache" / teacher_id
-        if beside.is_dir() or os.access(reader.folder, os.W_OK):
+        beside = beside_shards(reader, teacher_id)
+        if _can_write(beside if beside.is_dir() else reader.folder) or _has_all(reader, beside):
             return beside
     return fallback / reader.manifest.identity[:16] / teacher_id
+
+
+def beside_shards(reader: ShardReader, teacher_id: str) -> Path:
+    """Where the cache of a local data set lies if its folder can be written."""
+    return reader.folder / "cache" / teacher_id
+
+
+def _has_all(reader: ShardReader, folder: Path) -> bool:
+    return all(_file(reader, folder, shard).is_file() for shard in range(len(reader.manifest.shards)))
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # permissions do not tell: root may write all but a read-only mount
+            return True
+    except OSError:
+        return False
 
 
 def build(
@@ -64,8 +83,12 @@ def build(
                 memo.update(zip(piece, teacher.embed_texts(piece).half().cpu().unbind()))
             embedded += len(new)
             first = torch.tensor([0, *map(len, rows)]).cumsum(0)
-            data = save({"texts": torch.stack([memo[text] for text in texts]), "first": first}, metadata)
-            write_bytes(path, data)
+            vectors_TE = torch.empty(
+                0, teacher.width, dtype=torch.half
+            )  # a shard may hold marked samples only
+            if texts:
+                vectors_TE = torch.stack([memo[text] for text in texts])
+            write_bytes(path, save({"texts": vectors_TE, "first": first}, metadata))
         if progress is not None:
             progress(len(rows))
     return embedded

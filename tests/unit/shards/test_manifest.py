@@ -42,8 +42,7 @@ def test_the_identity_of_any_number_of_shards_is_that_of_one_text(count: int) ->
 
 def test_reading_needs_little_more_memory_than_the_text_and_the_entries(tmp_path: Path) -> None:
     entries = [
-        replace(FIRST, name=f"{i:06d}.tar", **dict.fromkeys(("sha256", "index_sha256"), f"{i:064x}"))
-        for i in range(5000)
+        replace(FIRST, name=f"{i:06d}.tar", sha256=f"{i:064x}", index_sha256=f"{i:064x}") for i in range(5000)
     ]
     Manifest(tuple(entries), {}).write(tmp_path)
     tracemalloc.start()
@@ -114,6 +113,78 @@ def test_an_entry_that_is_no_shard_is_refused(tmp_path: Path, entry: Any) -> Non
     edit(tmp_path, shards=[asdict(FIRST), entry])
     with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest .* is no shard"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": 1},
+        {"name": "../000000.tar"},
+        {"name": "000000"},
+        {"samples": "3"},
+        {"samples": True},
+        {"samples": -1},
+        {"bytes": 1.5},
+        {"bytes": 10**400},
+        {"bytes": float("nan")},
+        {"sha256": None},
+        {"rows_sha256": "00"},
+    ],
+)
+def test_a_shard_with_a_value_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edit(tmp_path, shards=[{**asdict(FIRST), **changes}, asdict(SECOND)])
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"provenance": None},
+        {"provenance": "x"},
+        {"provenance": {"x": float("nan")}},
+        {"provenance": {"x": [float("inf")]}},
+        {"format_version": "1"},
+        {"shards": None},
+        {"shards": [asdict(FIRST), asdict(FIRST)]},
+    ],
+)
+def test_a_field_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edit(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(tmp_path)
+
+
+def test_numbers_that_only_look_finite_are_refused(tmp_path: Path) -> None:
+    edit(tmp_path, provenance={"x": "HUGE"})
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"HUGE"', "1e999"))
+    with pytest.raises(UserError, match="1e999 is no number"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["samples", "bytes"])
+def test_an_edited_sum_is_refused(tmp_path: Path, field: str) -> None:
+    edit(tmp_path, **{field: 7})
+    with pytest.raises(UserError, match=f"was edited: {field} 7 does not fit its shards"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_and_its_sizes_are_written_both_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MANIFEST.write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, value: Any) -> None:
+        if "shards" in value:
+            raise OSError(28, "No space left on device")
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr("shards.manifest.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        Manifest((FIRST,), {}).write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("changes", [{"format_version": 2}, {"format": "other"}])

@@ -198,3 +198,41 @@ def test_a_repacked_selection_is_what_plain_readers_see(photo_shards: Path, tmp_
     )
     assert result.packed == {"": 8}
     assert pictures(tmp_path / "small") == pictures(tmp_path / "linked")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a=1,a=1", "a stands there twice; give each split one share"),
+        ("a=1e308,b=1e308", "the sum is too large"),
+        ("a=nan", "'a=nan' is not NAME=SHARE"),
+        ("a=inf", "'a=inf' is not NAME=SHARE"),
+        ("a=0,b=1", "'a=0' is not NAME=SHARE"),
+    ],
+)
+def test_shares_that_cannot_be_given_are_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_shares(text)
+    assert str(caught.value).startswith(f"--shares={text}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["shards", "verify", "x", "--workers", "-1"],
+            "Invalid value for '--workers': -1 is not in the range",
+        ),
+        (["shards", "verify", "x", "--bogus"], "No such option"),
+        (["shards", "verify"], "Missing argument 'DIR'"),
+        (["shards", "bogus"], "No such command 'bogus'"),
+        (["shards", "index", "x", "--check", "all"], "Invalid value for '--check': 'all' is not one of"),
+    ],
+)
+def test_a_command_line_that_is_none_is_one_line_that_names_the_help(
+    arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == EXIT_USER
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"uniemox: error: {says}")
+    assert line.endswith("--help`.")

@@ -1,6 +1,9 @@
 """Caption embeddings beside the shards: row by row, and only for the teacher and captions they were made from."""
 
 import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +13,8 @@ import torch
 from conftest import make_teacher
 from safetensors.torch import load_file, save_file
 
+from shards.index import index_path, read_index, rows_sha256, write_index
+from shards.manifest import Manifest, read_manifest
 from shards.merge import merge
 from shards.pack import PackSettings, pack
 from uniemox_dist.cli.main import run
@@ -17,6 +22,7 @@ from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER
+from uniemox_dist.runtime.files import sha256_file
 from uniemox_dist.teach.text_cache import TextVectors, build, cache_folder
 
 
@@ -76,6 +82,60 @@ def test_rows_that_a_merge_marked_have_no_vector_and_shift_none(
     reader = ShardReader.from_folder(tmp_path / "out", "data.path")
     build(reader, teacher, tmp_path / "cache", batch=64)
     assert check_rows(reader, tmp_path / "cache", teacher) == 30
+
+
+def test_a_shard_of_marked_samples_only_has_no_vectors(
+    captioned: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    manifest = read_manifest(captioned)
+    entries = list(manifest.shards)
+    index = index_path(captioned, entries[1].name)
+    rows = [{**row, "refused": "duplicate"} for row in read_index(index).to_pylist()]
+    write_index(index, rows)
+    entries[1] = replace(
+        entries[1], samples=0, index_sha256=sha256_file(index), rows_sha256=rows_sha256(rows)
+    )
+    Manifest(tuple(entries), manifest.provenance).write(captioned)
+    reader = ShardReader.from_folder(captioned, "data.path")
+    build(reader, teacher, tmp_path / "cache", batch=8)
+    empty = load_file(tmp_path / "cache/000001.safetensors")
+    assert (empty["texts"].shape, empty["first"].tolist()) == ((0, teacher.width), [0])
+    left = 40 - sum(len(row["captions"]) or 1 for row in rows)
+    assert check_rows(reader, tmp_path / "cache", teacher) == left
+    assert build(reader, teacher, tmp_path / "cache", batch=8) == 0
+
+
+@pytest.fixture
+def read_only(captioned: Path) -> Iterator[Path]:
+    """`captioned` on a read-only file system, which not even root can write."""
+    command = ["mount", "--bind", str(captioned), str(captioned)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting needs privileges")
+    subprocess.run(["mount", "-o", "remount,bind,ro", captioned], check=True)
+    yield captioned
+    subprocess.run(["umount", "-l", captioned], check=False)
+
+
+def test_a_folder_that_cannot_be_written_gets_no_cache(
+    read_only: Path, tiny_teacher: Path, teacher: Teacher, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader = ShardReader.from_folder(read_only, "data.path")
+    assert cache_folder(reader, teacher.id, tmp_path / "run").is_relative_to(tmp_path / "run")
+    assert run(["teach", str(read_only), "--teacher", f"local-dir:{tiny_teacher}"]) == EXIT_USER
+    says = f"uniemox: error: DIR={read_only}: its cache: cannot be written (Read-only file system); teach a copy that"
+    assert [line for line in capfd.readouterr().err.splitlines() if line.startswith(says)]
+
+
+def test_a_read_only_cache_is_used_where_it_is_complete(
+    captioned: Path, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader.from_folder(captioned, "data.path")
+    beside = captioned / "cache" / teacher.id
+    build(reader, teacher, beside, batch=64)
+    monkeypatch.setattr("uniemox_dist.teach.text_cache._can_write", lambda _: False)
+    assert cache_folder(reader, teacher.id, tmp_path / "run") == beside
+    (beside / "000002.safetensors").unlink()
+    assert cache_folder(reader, teacher.id, tmp_path / "run").is_relative_to(tmp_path / "run")
 
 
 def test_a_cache_is_kept_while_teacher_and_captions_are_the_same(
