@@ -63,7 +63,7 @@ def originals(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image
     return "scikit-image's photos", [Image.fromarray(getattr(data, name)()) for name in names]
 
 
-def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int) -> int:
+def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int, quality: int) -> int:
     """Writes `count` JPEGs `width` pixels wide, each a crop of its own; returns their bytes."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int
         w, h = int(photo.width * share), int(photo.height * share)
         x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
         crop = photo.resize((width, round(width * h / w)), Image.Resampling.LANCZOS, (x, y, x + w, y + h))
-        crop.save(folder / f"{i:05d}.jpg", quality=90)
+        crop.save(folder / f"{i:05d}.jpg", quality=quality)
         size += (folder / f"{i:05d}.jpg").stat().st_size
     return size
 
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,024 pixels wide")
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 500, 1024])
     parser.add_argument("--count", type=int, default=400, help="pictures of each width")
+    parser.add_argument("--quality", type=int, default=80, help="of the JPEGs; the photos' own is 80")
     parser.add_argument("--seconds", type=float, default=6, help="of each row, each time")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--gpu", type=float, default=1000, help="samples per second that a GPU takes")
@@ -202,12 +203,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         what, photos = originals(options.photos, scratch)
-        print(f"{what}; {options.count} crops a width, JPEG quality 90; samples per second of one core\n")
+        print(
+            f"{what}; {options.count} crops a width, JPEG quality {options.quality}; samples per second of one core\n"
+        )
         print(
             f"{'width':>6s} {'KB':>5s} {'(a) ours':>9s} {'(b) plain':>9s} {'(c) decode':>10s}   a/b   a/c  cores"
         )
         for width in options.widths:
-            size = write_photos(photos, scratch / f"{width}/x", width, options.count)
+            size = write_photos(photos, scratch / f"{width}/x", width, options.count, options.quality)
             shards = scratch / f"shards{width}"
             pack(PackSettings(str(scratch / f"{width}"), "folder", persons="none", shard_samples=100), shards)
             best = dict.fromkeys("abc", 0.0)
@@ -220,9 +223,8 @@ def main() -> None:
             rows.append(
                 {"width": width, **best, "a_to_b": a / b, "a_to_c": a / c, "cores": cores, "ms": parts}
             )
-            print(
-                f"{width:6d} {size / options.count / 1e3:5.0f} {a:9.0f} {b:9.0f} {c:10.0f} {a / b:5.2f} {a / c:5.2f} {cores:6d}"
-            )
+            rates = f"{a:9.0f} {b:9.0f} {c:10.0f} {a / b:5.2f} {a / c:5.2f} {cores:6d}"
+            print(f"{width:6d} {size / options.count / 1e3:5.0f} {rates}")
     print(f"\ncores: of loader processes that a GPU needs at {options.gpu:g} samples/s\n")
     print(f"milliseconds a sample{'':6s}" + "".join(f"{row['width']:>8d}" for row in rows))
     for part in rows[0]["ms"]:

@@ -85,11 +85,20 @@ class PlannedDataset(Dataset[MicroBatch]):
         self.at: Tensor | None = None
         """Shared with the training process: for each loader process the slot it works on, and since when (ns)."""
 
+    @property
+    def views(self) -> int:
+        """Views of one sample."""
+        return 2 if self.settings.with_person else 1
+
     def __getitem__(self, slots: Sequence[int]) -> MicroBatch:
+        return self.make(slots, empty_views(self.views * len(slots), self.settings.image_size))
+
+    def make(self, slots: Sequence[int], room: Tensor) -> MicroBatch:
+        """The micro-batch of some slots; its scenes, and behind them its persons, lie in `room`."""
         worker = get_worker_info()
-        size, shared = self.settings.image_size, worker is not None
-        scene_B3HW = empty_views(len(slots), size, shared=shared)
-        person_B3HW = empty_views(len(slots), size, shared=shared) if self.settings.with_person else None
+        B = len(slots)
+        scene_B3HW = room[:B]
+        person_B3HW = room[B : 2 * B] if self.settings.with_person else None
         before = [replace(reader.origin.counts) for reader in self.readers]
         texts: list[Tensor] = []
         keys: list[str] = []

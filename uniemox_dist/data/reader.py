@@ -102,11 +102,13 @@ class ShardReader:
             f"the index of {entry.name}", lambda: rows.row(self.folder, shard, entry, row)
         )
         image = self.origin.read(entry, found.offset, found.length)
-        if not self._is_whole(image, found) and self.origin.cache is not None:
+        whole = self._is_whole(image, found)
+        if not whole and self.origin.cache is not None:
             # A damaged copy must not change the data: only what the origin holds is the sample.
             self.origin.cache.discard(entry)
             image = self.origin.read(entry, found.offset, found.length, cached=False)
-        if not self._is_whole(image, found):
+            whole = self._is_whole(image, found)
+        if not whole:
             raise DamagedSample(f"{entry.name}: {found.key}: bytes differ from the index")
         return RawSample(
             found.key, image, found.width, found.height, found.captions, found.persons, found.label

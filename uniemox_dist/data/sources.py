@@ -81,12 +81,16 @@ class Sources:
         return min(self.bytes, streams * (1 + math.ceil(window / mean)) * largest)
 
 
-def loader_bytes(config: Config, ranks: int) -> int:
-    """Bytes that one loader process holds at most besides its program: its finished micro-batches, the one in work,
-    and the rows of indexes that its rank's streams walk through."""
-    data, batch = config.data, config.batch
-    views = batch.micro_batch * 2 * 3 * config.model.image_size**2
-    return (data.prefetch + 1) * views + kept_rows(config, ranks) * ROW_BYTES
+def shared_micro_batches(config: Config, ranks: int) -> int:
+    """Micro-batches that one rank and its loader processes hold at a time: those ahead, and those of one step."""
+    batch, data = config.batch, config.data
+    return data.workers * data.prefetch + batch.global_batch // (batch.micro_batch * ranks) + 1
+
+
+def loader_bytes(config: Config, ranks: int) -> tuple[int, int]:
+    """Bytes of views that a rank shares with its loader processes, and of index rows in each of them, at most."""
+    views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2
+    return shared_micro_batches(config, ranks) * views, kept_rows(config, ranks) * ROW_BYTES
 
 
 def kept_rows(config: Config, ranks: int) -> int:
@@ -99,9 +103,10 @@ def kept_rows(config: Config, ranks: int) -> int:
 def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, local_ranks: int) -> list[str]:
     """What an operator should know of a run's data: how a mix is dealt, what loaders hold, what a cache needs."""
     data, batch = config.data, config.batch
+    shared, rows = loader_bytes(config, ranks)
     lines = [
-        f"loader: {data.workers} processes a rank, each with up to {data.prefetch} micro-batches ahead: at most "
-        f"{loader_bytes(config, ranks) / 1e6:.0f} MB beside its program"
+        f"loader: {data.workers} processes a rank; at most {shared / 1e6:.0f} MB of views shared among them "
+        f"({shared_micro_batches(config, ranks)} micro-batches), and {rows / 1e6:.0f} MB of index rows in each"
     ]
     if len(sources.readers) > 1:
         total = sum(sources.weights)

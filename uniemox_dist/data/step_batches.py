@@ -9,17 +9,22 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.data.buffers import NONE, ViewBuffers
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
 from uniemox_dist.data.plan import Plan
-from uniemox_dist.data.sources import kept_rows
+from uniemox_dist.data.sources import kept_rows, shared_micro_batches
+from uniemox_dist.data.views import empty_views
 from uniemox_dist.runtime.errors import Fault, UserError
 
 LOOK_S = 5
@@ -28,17 +33,27 @@ JOIN_S = 5.0
 """How long a killed process is waited for: one that hangs in a read of a dead file system cannot even be killed."""
 
 
-class PlannedSampler(Sampler[list[int]]):
-    """The micro-batches of one rank from a step on, without end."""
+class PlannedSampler(Sampler[tuple[list[int], int]]):
+    """The micro-batches of one rank from a step on, without end, each with the buffer that its views go into."""
 
-    def __init__(self, plan: Plan, *, first_step: int, rank: int, world_size: int, micro_batch: int) -> None:
-        self.plan, self.first_step = plan, first_step
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        first_step: int,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        buffers: ViewBuffers | None = None,
+    ) -> None:
+        self.plan, self.first_step, self.buffers = plan, first_step, buffers
         self.rank, self.world_size, self.micro_batch = rank, world_size, micro_batch
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
         step = self.first_step
         while True:
-            yield from self.plan.micro_batches(step, self.rank, self.world_size, self.micro_batch)
+            for slots in self.plan.micro_batches(step, self.rank, self.world_size, self.micro_batch):
+                yield slots, NONE if self.buffers is None else self.buffers.take()
             step += 1
 
 
@@ -50,15 +65,64 @@ class Failure:
     text: str
 
 
-class _Told(Dataset[MicroBatch | Failure]):
-    """The data set in a loader process: errors with a message of their own become items."""
+@dataclass(frozen=True)
+class Sent:
+    """A micro-batch on its way from a loader process: its views lie in a shared buffer, all else is small."""
 
-    def __init__(self, dataset: PlannedDataset) -> None:
-        self.dataset = dataset
+    pool: int
+    """Which StepBatches of the training process lent the buffer."""
+    number: int
+    """Of the buffer; or NONE, and then the views come along."""
+    views: Tensor | None
+    batch: MicroBatch
+    """Without tensors."""
+    slots: np.ndarray
+    texts: np.ndarray | None
 
-    def __getitem__(self, slots: Sequence[int]) -> MicroBatch | Failure:
+    @classmethod
+    def of(cls, batch: MicroBatch, pool: int, number: int, room: Tensor) -> "Sent":
+        """What a loader process sends."""
+        bare = replace(batch, slots_B=_NOTHING, scene_B3HW=_NOTHING, person_B3HW=None, texts_BE=None)
+        texts = None if batch.texts_BE is None else batch.texts_BE.numpy()
+        return cls(pool, number, room if number == NONE else None, bare, batch.slots_B.numpy(), texts)
+
+    def received(self) -> MicroBatch:
+        """The micro-batch, in the training process. Its buffer is free again when its views are gone."""
+        views = self.views
+        if views is None:
+            views = _lenders[self.pool].lend(self.number)
+        B = len(self.slots)
+        return replace(
+            self.batch,
+            slots_B=torch.from_numpy(self.slots),
+            scene_B3HW=views[:B],
+            person_B3HW=views[B:] if len(views) > B else None,
+            texts_BE=None if self.texts is None else torch.from_numpy(self.texts),
+        )
+
+    def pin_memory(self) -> MicroBatch:
+        """Called by the DataLoader's thread in the training process."""
+        return self.received().pin_memory()
+
+
+_NOTHING = torch.empty(0)
+_lenders: "WeakValueDictionary[int, ViewBuffers]" = WeakValueDictionary()
+
+
+class _Loaded(Dataset[Sent | Failure]):
+    """The data set in a loader process: views into shared buffers, errors with a message of their own as items."""
+
+    def __init__(self, dataset: PlannedDataset, buffers: ViewBuffers | None) -> None:
+        self.dataset, self.buffers, self.pool = dataset, buffers, id(buffers)
+
+    def __getitem__(self, task: tuple[list[int], int]) -> Sent | Failure:
+        slots, number = task
         try:
-            return self.dataset[slots]
+            if self.buffers is None or number == NONE:
+                room = empty_views(self.dataset.views * len(slots), self.dataset.settings.image_size)
+            else:
+                room = self.buffers.room(number)
+            return Sent.of(self.dataset.make(slots, room), self.pool, number, room)
         except (UserError, Fault) as error:
             return Failure(isinstance(error, UserError), str(error))
 
@@ -91,8 +155,14 @@ class StepBatches:
             _start_worker(parent)
             at[worker, 2] = os.getpid()
 
+        self._buffers: ViewBuffers | None = None
+        if workers:
+            views = dataset.views * batch.micro_batch
+            count = shared_micro_batches(config, world_size)
+            self._buffers = ViewBuffers(count, views, dataset.settings.image_size)
+            _lenders[id(self._buffers)] = self._buffers
         loader = DataLoader(
-            _Told(dataset),
+            _Loaded(dataset, self._buffers),
             batch_size=None,  # an item is a micro-batch already
             sampler=PlannedSampler(
                 dataset.plan,
@@ -100,6 +170,7 @@ class StepBatches:
                 rank=rank,
                 world_size=world_size,
                 micro_batch=batch.micro_batch,
+                buffers=self._buffers,
             ),
             num_workers=workers,
             prefetch_factor=data.prefetch if workers else None,
@@ -110,7 +181,7 @@ class StepBatches:
             multiprocessing_context="fork" if workers else None,
         )
         before = set(multiprocessing.active_children())
-        self._iterator: Iterator[MicroBatch | Failure] | None = iter(loader)
+        self._iterator: Iterator[MicroBatch | Sent | Failure] | None = iter(loader)
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
 
     def __enter__(self) -> "StepBatches":
@@ -168,7 +239,7 @@ class StepBatches:
                 raise
         if isinstance(found, Failure):
             raise (UserError if found.user else Fault)(found.text)
-        return found
+        return found.received() if isinstance(found, Sent) else found
 
     def _explained(self, error: RuntimeError) -> Fault | None:
         """Which loader process an error of torch's is about, and its sample; None if it is about none."""

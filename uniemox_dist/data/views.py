@@ -6,7 +6,6 @@ channels-last order in which decoders write them.
 
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -75,9 +74,11 @@ def draw(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
 def cut(rgb_3HW: Tensor, box: Box, size: int) -> Tensor:
     """Crop and antialiased bicubic resize to size×size; uint8 in and out."""
     left, top, width, height = box
-    crop_13HW = rgb_3HW[None, :, top : top + height, left : left + width]
+    crop_3HW = rgb_3HW[:, top : top + height, left : left + width]
     if (width, height) == (size, size):
-        return crop_13HW[0]
+        return crop_3HW
+    # As a batch of one in channels-last order (`[None]` alone would hide that order): resizing needs half the time.
+    crop_13HW = crop_3HW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return interpolate(crop_13HW, (size, size), mode="bicubic", antialias=True)[0]
 
 
@@ -133,12 +134,6 @@ def size_of(data: bytes) -> tuple[int, int]:
     return picture.width, picture.height
 
 
-def empty_views(count: int, size: int, *, shared: bool = False) -> Tensor:
-    """Room for views: uint8 count×3×size×size, channels last; in shared memory where another process reads it."""
-    shape = (count, size, size, 3)
-    if shared:
-        storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-        views_BHW3 = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-    else:
-        views_BHW3 = torch.empty(shape, dtype=torch.uint8)
-    return views_BHW3.permute(0, 3, 1, 2)
+def empty_views(count: int, size: int) -> Tensor:
+    """Room for views: uint8 count×3×size×size, channels last."""
+    return torch.empty((count, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

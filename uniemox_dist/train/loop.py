@@ -82,6 +82,7 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
             trace.write(step, batch)
         skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
         damage.report(folder, step, batch)
+        batch.clear()  # the loader may use its memory again
         if not result.applied and world.is_main:
             folder.event("skip", step=step, loss=str(result.loss), in_a_row=skipped_in_a_row)
         if skipped_in_a_row >= config.optim.max_skipped:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_loader import alive, config, dataset, wait_until_gone
 
 from uniemox_dist.config.schema import Config
@@ -169,3 +170,34 @@ def test_loader_processes_die_with_a_training_process_that_is_killed(
     os.kill(trainer, signal.SIGKILL)
     os.waitpid(trainer, 0)
     assert wait_until_gone(loaders)
+
+
+def test_memory_of_views_is_used_again_only_when_nobody_looks_at_it_any_more(emoji_shards: Path) -> None:
+    of = config(emoji_shards / "train", workers=1)
+    plain = config(emoji_shards / "train")
+    steps = 12
+    with open_batches(dataset(plain), plain) as batches:
+        expected = [batch.scene_B3HW.clone() for _ in range(steps) for batch in batches.next_step()]
+    with open_batches(dataset(of), of) as batches:
+        pointers, kept = set(), []
+        for step in range(steps):
+            for batch in batches.next_step():
+                pointers.add(batch.scene_B3HW.data_ptr())
+                if step % 3 == 0:
+                    kept.append(batch.scene_B3HW[2:])  # a view of a view keeps the buffer
+        assert len(pointers) < 2 * steps
+    wanted = [expected[2 * step + i][2:] for step in range(0, steps, 3) for i in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, wanted, strict=True))
+
+
+def test_more_micro_batches_than_buffers_are_held_without_harm(emoji_shards: Path) -> None:
+    of, plain = config(emoji_shards / "train", workers=2), config(emoji_shards / "train")
+    with open_batches(dataset(of), of) as batches, open_batches(dataset(plain), plain) as others:
+        held = [batch for _ in range(20) for batch in batches.next_step()]
+        expected = [batch for _ in range(20) for batch in others.next_step()]
+    for a, b in zip(held, expected, strict=True):
+        assert torch.equal(a.scene_B3HW, b.scene_B3HW)
+        assert a.person_B3HW is not None
+        assert b.person_B3HW is not None
+        assert torch.equal(a.person_B3HW, b.person_B3HW)
+        assert a.keys == b.keys
