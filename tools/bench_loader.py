@@ -51,7 +51,9 @@ def originals(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image
         fetched = subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, capture_output=True, check=False)
         if fetched.returncode == 0:
             with tarfile.open(next(scratch.glob("*.tgz"))) as tar:
-                members = sorted((m for m in tar if m.name.endswith("-1500.jpg")), key=lambda m: m.name)
+                # The package holds each photo twice, in folders of its own.
+                found = {m.name.rpartition("/")[2]: m for m in tar if m.name.endswith("-1500.jpg")}
+                members = [found[name] for name in sorted(found)]
                 files = [io.BytesIO(tar.extractfile(m).read()) for m in members]  # type: ignore[union-attr]
             return f"{len(files)} photos of {PACKAGE}", [Image.open(file).convert("RGB") for file in files]
     if folder is not None:

@@ -105,7 +105,18 @@ def test_too_many_damaged_pictures_end_the_run(tmp_path: Path, settings: list[st
             data[offset + 50] ^= 255
         (folder / shard.name).write_bytes(data)
     assert run_ranks([*settings, f"data.path={folder}"], world_size=1) == [1]
-    assert "pictures are damaged" in str(events(tmp_path / "run")[-1]["error"])
+    says = str(events(tmp_path / "run")[-1]["error"])
+    assert "pictures are damaged, more than data.max_bad_share=0.01: 00000" in says
+    named = says.partition("=0.01: ")[2].split("; ")
+    assert len(named) > 8
+    assert len(set(named)) == len(named)
+    keys = set(read_index(index_path(folder, "000000.tar"), ["key"])["key"].to_pylist())
+    ours = [line for line in named if line.startswith("000000.tar: ")]
+    assert ours
+    for line in ours:
+        tar, key, why = line.split(": ")
+        assert (tar, why) == ("000000.tar", "bytes differ from the index")
+        assert key in keys
 
 
 def test_a_precision_that_was_measured_is_kept_when_resuming(tmp_path: Path, settings: list[str]) -> None:

@@ -100,6 +100,12 @@ def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
     assert events == ["start", *["save"] * 8, "end"]
     assert (whole_run / "logs" / "rank1.log").exists()
     assert any((whole_run / "tensorboard").iterdir())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(whole_run / "tensorboard")).Reload()
+    for name in ("data_wait_share", "bytes_read_per_rank", "source_samples/0", "damaged_samples"):
+        assert [scalar.step for scalar in board.Scalars(f"data/{name}")] == list(range(1, 17))
+    assert board.Scalars("data/source_samples/0")[-1].value == 16 * 24
     assert losses(whole_run)[16][1] < 0.7 * losses(whole_run)[1][1]
 
 

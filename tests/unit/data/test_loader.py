@@ -28,7 +28,7 @@ from uniemox_dist.data.loader import (
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.data.views import training_views
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.errors import Fault, UserError
 from uniemox_dist.runtime.files import sha256_bytes
 
 
@@ -253,6 +253,28 @@ def test_a_sample_that_cannot_be_decoded_is_replaced_and_named(tmp_path: Path) -
     assert batch.damaged == (
         f"slot {slot}: 000000.tar: k1: cannot be decoded: not a picture of a known format",
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_strict_ends_at_the_first_damaged_sample_and_names_it(workers: int, copy: Path) -> None:
+    of = config(copy, workers=workers)
+    strict = of.model_copy(update={"data": of.data.model_copy(update={"strict": True})})
+    place = dataset(of).plan.place(8)
+    name = damage(copy, place.shard, place.row)
+    data = dataset(of)
+    data.strict = True
+    batches = StepBatches(data, strict, first_step=0, rank=0, world_size=1, pin=False)
+    with pytest.raises(Fault) as caught, batches:
+        batches.next_step()
+    assert str(caught.value) == f"data.strict: a damaged sample: slot 8: {name}: bytes differ from the index"
+
+
+def test_each_rank_checks_its_own_part_of_the_shards(copy: Path) -> None:
+    (copy / "000003.tar").unlink()
+    for rank in (1, 2):
+        assert Sources(config(copy), rank=rank, world_size=3).samples == 72
+    with pytest.raises(UserError, match=r"shard 000003\.tar is missing"):  # shards 0 and 3
+        Sources(config(copy), rank=0, world_size=3)
 
 
 def test_a_data_set_without_a_whole_sample_ends_the_run(tmp_path: Path) -> None:
