@@ -73,9 +73,12 @@ class Origin:
         self.counts.reads += 1
         # Opened for each read: a copy that made room for others would keep its space while anybody held it open.
         if cached and self.cache is not None and (copy := self.cache.open(entry)) is not None:
-            self.counts.hits += 1
             try:
-                return os.pread(copy, length, offset)
+                data = os.pread(copy, length, offset)
+                self.counts.hits += 1
+                return data
+            except OSError as error:  # the node's disk; the origin has it too
+                log.warning("cache %s: %s: %s", self.cache.folder, entry.name, error.strerror)
             finally:
                 os.close(copy)
         data = self.persistent(f"shard {entry.name}", lambda: self._once(entry, offset, length))

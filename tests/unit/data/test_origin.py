@@ -149,6 +149,30 @@ def test_a_damaged_copy_does_not_change_the_data(copy: Path, cached: ShardReader
     assert not file.exists() or file.read_bytes() == (copy / entry.name).read_bytes()
 
 
+def test_a_disk_that_fails_under_the_cache_is_gone_around(
+    cached: ShardReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = [cached.read(1, row) for row in range(16)]
+    bring_in(cached)
+    entry = cached.manifest.shards[1]
+    assert cached.origin.cache is not None
+    copy = cached.origin.cache.open(entry)
+    assert copy is not None
+    inode = os.fstat(copy).st_ino
+    os.close(copy)
+    real = os.pread
+
+    def pread(handle: int, length: int, offset: int) -> bytes:
+        if os.fstat(handle).st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(handle, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    hits = cached.origin.counts.hits
+    assert [cached.read(1, row) for row in range(16)] == sound
+    assert cached.origin.counts.hits == hits
+
+
 def test_a_cache_too_small_for_a_shard_leaves_everything_as_it_is(copy: Path, tmp_path: Path) -> None:
     reader, plain = (ShardReader.from_folder(copy, "data.path") for _ in range(2))
     reader.origin.cache = ShardCache(tmp_path / "cache", 1000)
