@@ -20,6 +20,7 @@ UNIEMOX = [sys.executable, "-m", "uniemox_dist.cli"]
 TIMEOUT_S = 240
 SETTINGS = [
     "run.log_every=1",
+    "optim.precision=fp32",  # `auto` is measured, and may differ between two runs on a busy machine
     "run.pictures_every=4",
     "run.save_every=2",
     "run.epochs=null",
