@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -72,6 +73,15 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"]) -> int:
         failed = [c for c in children if c.poll() not in (None, EXIT_DONE, EXIT_REQUEUE)]
         if failed and deadline is None:
             deadline = time.monotonic() + GRACE_S
+            for child in failed:
+                if child.returncode < 0:  # it could say nothing itself
+                    name = signal.Signals(-child.returncode).name
+                    perhaps = " (killed, perhaps for its memory)" if name == "SIGKILL" else ""
+                    rank = children.index(child)
+                    print(
+                        f"uniemox: error: rank {rank} (pid {child.pid}) died of {name}{perhaps}",
+                        file=sys.stderr,
+                    )
         if deadline is not None and time.monotonic() > deadline:
             for child in children:
                 if child.poll() is None:

@@ -87,13 +87,15 @@ def read_all_rows(path: Place, columns: list[str] | None = None, *, sha256: str 
         return _checked(path, file.read(columns=[*(columns or SCHEMA.names), *marks], use_threads=THREADS))
 
 
-def group_ends(path: Place) -> list[int]:
+def group_ends(path: Place, *, sha256: str | None = None) -> list[int]:
     """Where the row groups of an index end, as numbers of rows: what `read_group` reads at a time.
+
+    With `sha256` the whole file is read once, and has to have that hash.
 
     Raises:
         UserError: as `read_index` does.
     """
-    with _opened(path, None) as file:
+    with _opened(path, None, sha256) as file:
         if not _has_refused(file):
             lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             return list(accumulate(lengths)) or [0]

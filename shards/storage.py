@@ -131,7 +131,11 @@ def size_of(where: Place) -> int | None:
         # Not is_file(): for a web server that asks for the whole file.
         info = remote.fs.info(remote.path)
         return int(info["size"]) if info["type"] == "file" and info["size"] is not None else None
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # fsspec says so of every answer of a web server that is no success; only some of them mean it.
+        status = getattr(error.__cause__, "status", 404)
+        if status not in (404, 410):
+            raise OSError(f"{where}: the server answers {status}") from None
         return None
 
 

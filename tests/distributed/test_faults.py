@@ -2,11 +2,14 @@
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from ranks import TINY, losses, run_ranks
 
+from shards.index import index_path, read_index, write_index
+from shards.manifest import read_manifest
 from uniemox_dist.checkpoints.files import complete_checkpoints
 
 
@@ -69,6 +72,7 @@ def test_resuming_with_settings_that_decide_data_or_model_is_refused(
         ("run.seed=1", "run.seed was 0 and is 1"),
         ("model.depth=3", "model.depth was 2 and is 3"),
         ("data.flip=false", "data.flip was True and is False"),
+        ("data.verify_hash=false", "data.verify_hash was True and is False"),
     ):
         with pytest.raises(AssertionError, match=says):
             run_ranks([*settings, change], world_size=1)
@@ -78,8 +82,6 @@ def test_resuming_with_settings_that_decide_data_or_model_is_refused(
 def test_a_damaged_picture_is_replaced_and_counted(
     tmp_path: Path, settings: list[str], tiny_data: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(tiny_data / "train", tmp_path / "data")
     tar = tmp_path / "data" / "000000.tar"
     data = bytearray(tar.read_bytes())
@@ -92,11 +94,6 @@ def test_a_damaged_picture_is_replaced_and_counted(
 
 
 def test_too_many_damaged_pictures_end_the_run(tmp_path: Path, settings: list[str], tiny_data: Path) -> None:
-    import shutil
-
-    from shards.index import index_path, read_index
-    from shards.manifest import read_manifest
-
     folder = tmp_path / "data"
     shutil.copytree(tiny_data / "train", folder)
     for shard in read_manifest(folder).shards:
@@ -123,3 +120,37 @@ def test_a_precision_that_was_measured_is_kept_when_resuming(tmp_path: Path, set
     assert run_ranks([*settings, "optim.precision=bf16", "run.max_steps=2"], world_size=1) == [0]
     assert run_ranks([*settings, "optim.precision=auto", "run.max_steps=3"], world_size=1) == [0]
     assert [e["precision"] for e in events(tmp_path / "run") if e["event"] == "start"] == ["bf16", "bf16"]
+
+
+def test_a_mix_dealt_by_weights_does_not_go_on_by_repeats(
+    tmp_path: Path, settings: list[str], tiny_data: Path
+) -> None:
+    def mix(share: str) -> list[str]:
+        sources = ", ".join(f"{{path: {tiny_data / name}, {share}: 1}}" for name in ("train", "test"))
+        return [*settings, "data.path=null", f"data.sources=[{sources}]"]
+
+    assert run_ranks(mix("weight"), world_size=1) == [0]
+    says = "the weights or repeats of data.sources were weight 1, weight 1 and are repeat 1, repeat 1"
+    with pytest.raises(AssertionError, match=says):
+        run_ranks(mix("repeat"), world_size=1)
+
+
+def test_held_out_pictures_that_are_not_there_are_said_before_the_first_step(
+    tmp_path: Path, settings: list[str]
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(AssertionError, match=f"UserError: data.eval_path={nowhere}: no such folder"):
+        run_ranks([*settings, f"data.eval_path={nowhere}"], world_size=1)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_index_that_is_not_the_manifests_ends_the_run(
+    tmp_path: Path, settings: list[str], tiny_data: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data / "train", folder)
+    path = index_path(folder, "000001.tar")
+    rows = read_index(path).to_pylist()
+    write_index(path, rows[::-1])
+    with pytest.raises(AssertionError, match=r"000001\.parquet: the index is not the one that was written"):
+        run_ranks([*settings, f"data.path={folder}"], world_size=1)

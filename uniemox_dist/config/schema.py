@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+Amount = Annotated[float, Field(gt=0.0, le=1e6)]
 Rgb = tuple[float, float, float]
 
 
@@ -62,9 +63,9 @@ class SourceConfig(Section):
 
     path: str
     """Folder with manifest.json."""
-    weight: PositiveFloat | None = None
+    weight: Amount | None = None
     """Share of the slots, relative to the other sources; 1 where neither this nor repeat is given."""
-    repeat: PositiveFloat | None = None
+    repeat: Amount | None = None
     """How often each sample is seen in an epoch of the mix (or give weight); for all sources or for none."""
 
     @model_validator(mode="after")

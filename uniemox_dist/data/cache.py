@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import math
 import os
+import re
 import tempfile
 import threading
 from collections import deque
@@ -18,8 +19,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from shards.manifest import ShardEntry
+from shards.manifest import MANIFEST, ShardEntry
 from uniemox_dist.runtime.errors import UserError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class _Process:
@@ -54,6 +57,10 @@ class ShardCache:
         """
         self.folder, self.max_bytes, self.chunk_bytes = Path(folder), max_bytes, chunk_bytes
         self._processes: dict[int, _Process] = {}
+        if (self.folder / MANIFEST).exists():
+            raise UserError(
+                f"data.cache_dir={folder}: is a data set itself (it has a {MANIFEST}); name an empty folder"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # os.access would grant root everything
@@ -205,11 +212,11 @@ class ShardCache:
 
     def _make_room(self, needed: int) -> bool:
         """Deletes dead parts and, if `needed` bytes fit then, the complete shards that were used longest ago."""
-        taken = sum(_living_bytes(part) for part in self.folder.glob("*.part"))
+        taken = sum(_living_bytes(part) for part in self._own(".part"))
         if taken + needed > self.max_bytes:
             return False
         tars: list[tuple[int, int, Path]] = []  # modification time in ns, bytes, path
-        for tar in self.folder.glob("*.tar"):
+        for tar in self._own(".tar"):
             with suppress(FileNotFoundError):  # open() deletes a cut one without the lock
                 tars.append((tar.stat().st_mtime_ns, tar.stat().st_size, tar))
         taken += sum(size for _, size, _ in tars)
@@ -218,6 +225,11 @@ class ShardCache:
                 tar.unlink(missing_ok=True)  # who has it open reads on: POSIX keeps its bytes until then
                 taken -= size
         return True
+
+    def _own(self, suffix: str) -> list[Path]:
+        """The cache's own files: whatever else lies in the folder is somebody's, and stays."""
+        found = self.folder.glob(f"*{suffix}")
+        return [path for path in found if _SHA256.fullmatch(path.name.removesuffix(suffix))]
 
     def _settle(self, handle: int, part: Path, tar: Path | None) -> None:
         """Gives a part its final name, or deletes it, and lets go of it."""

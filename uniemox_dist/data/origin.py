@@ -65,7 +65,7 @@ class Origin:
         return self._folder[1]
 
     def read(self, entry: ShardEntry, offset: int, length: int, *, cached: bool = True) -> bytes:
-        """Bytes of a tar; fewer where it ends. Not from the cache where a copy there turned out to be damaged.
+        """Bytes of a tar. Not from the cache where a copy there turned out to be damaged.
 
         Raises:
             Fault: if they cannot be read, again and again for `retry_s`, or the tar is gone.
@@ -81,7 +81,7 @@ class Origin:
                 log.warning("cache %s: %s: %s", self.cache.folder, entry.name, error.strerror)
             finally:
                 os.close(copy)
-        data = self.persistent(f"shard {entry.name}", lambda: self._once(entry, offset, length))
+        data = self.persistent(f"shard {entry.name}", lambda: self._all(entry, offset, length))
         self.counts.bytes += len(data)
         if self.cache is not None:
             # Ranges first, so that no step waits for a whole shard; the shard comes behind them.
@@ -131,6 +131,12 @@ class Origin:
             # Ranks that failed together should not come back together.
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+
+    def _all(self, entry: ShardEntry, offset: int, length: int) -> bytes:
+        data = self._once(entry, offset, length)
+        if len(data) < length:  # a connection that broke off, or a tar that was cut: no damage of one picture
+            raise OSError(f"{len(data)} bytes instead of {length} at byte {offset}: was it cut?")
+        return data
 
     def _once(self, entry: ShardEntry, offset: int, length: int) -> bytes:
         folder = self.folder

@@ -111,7 +111,8 @@ class Plan:
         if (shares < 1).any():
             poor = int(np.argmin(shares))
             raise UserError(
-                f"data.sources.{poor}.weight={weights[poor]} gives no stream of {streams}; raise it"
+                f"data.sources.{poor}: its {100 * weights[poor] / sum(weights):.2g} % of the slots give none of "
+                f"batch.streams={streams}; raise its weight or repeat, or batch.streams"
             )
         self.streams, self.global_batch = streams, global_batch
         owners = np.repeat(np.arange(len(shares)), shares)

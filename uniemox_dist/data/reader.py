@@ -103,9 +103,10 @@ class ShardReader:
         )
         image = self.origin.read(entry, found.offset, found.length)
         whole = self._is_whole(image, found)
-        if not whole and self.origin.cache is not None:
-            # A damaged copy must not change the data: only what the origin holds is the sample.
-            self.origin.cache.discard(entry)
+        if not whole:
+            # Neither a damaged copy in a cache nor a fault on the way may change the data: it is what the origin holds.
+            if self.origin.cache is not None:
+                self.origin.cache.discard(entry)
             image = self.origin.read(entry, found.offset, found.length, cached=False)
             whole = self._is_whole(image, found)
         if not whole:
@@ -130,11 +131,17 @@ class ShardReader:
         return [self._record(shard, row, *found) for row, found in zip(rows, places)]
 
     def captions(self, shard: int) -> list[list[str]]:
-        """The captions of a shard's rows."""
-        name = self.manifest.shards[shard].name
-        rows: list[list[str]] = read_index(index_path(self.folder, name), ["captions"])[
-            "captions"
-        ].to_pylist()
+        """The captions of a shard's rows.
+
+        Raises:
+            UserError: if the index is not the one that the manifest states.
+        """
+        entry = self.manifest.shards[shard]
+        path = index_path(self.folder, entry.name)
+        table = self.origin.persistent(
+            f"the index of {entry.name}", lambda: read_index(path, ["captions"], sha256=entry.index_sha256)
+        )
+        rows: list[list[str]] = table["captions"].to_pylist()
         return rows
 
     def _is_whole(self, image: bytes, row: Row) -> bool:

@@ -97,7 +97,7 @@ class Rows:
         """
         ends = self._ends.get(shard)
         if ends is None:
-            ends = self._ends[shard] = group_ends(index_path(folder, entry.name))
+            ends = self._ends[shard] = group_ends(index_path(folder, entry.name), sha256=entry.index_sha256)
             if ends[-1] != entry.samples:
                 raise UserError(
                     f"{folder}: the index of {entry.name} has {ends[-1]} rows instead of {entry.samples}; copy "

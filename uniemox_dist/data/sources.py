@@ -7,6 +7,7 @@ from shards.index import ROW_GROUP
 from shards.manifest import combined_identity
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.cache import ShardCache
+from uniemox_dist.data.origin import Origin
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 
@@ -27,10 +28,7 @@ class Sources:
         origins = data.origins()
         fields = ["data.path"] if data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
         self.readers = [
-            ShardReader.from_folder(
-                origin.path, field, verify_hash=data.verify_hash, share=(rank, world_size)
-            )
-            for origin, field in zip(origins, fields)
+            _open(origin.path, field, config, (rank, world_size)) for origin, field in zip(origins, fields)
         ]
         cache = ShardCache(Path(data.cache_dir), int(data.cache_gb * 1e9)) if data.cache_dir else None
         for reader in self.readers:
@@ -79,6 +77,17 @@ class Sources:
         largest = max(shard.bytes for reader in self.readers for shard in reader.manifest.shards)
         mean = self.samples / sum(len(reader.manifest.shards) for reader in self.readers)
         return min(self.bytes, streams * (1 + math.ceil(window / mean)) * largest)
+
+
+def _open(path: str, field: str, config: Config, share: tuple[int, int]) -> ShardReader:
+    """A source; as every read later on, its manifest and sizes are asked for again while that may help."""
+    origin = Origin(path, field)
+    origin.retry_s = config.data.retry_s
+    verify = config.data.verify_hash
+    return origin.persistent(
+        "its manifest and the sizes of its shards",
+        lambda: ShardReader.from_folder(path, field, verify_hash=verify, share=share),
+    )
 
 
 def shared_micro_batches(config: Config, ranks: int) -> int:

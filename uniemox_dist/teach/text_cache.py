@@ -17,6 +17,7 @@ from torch import Tensor
 
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.errors import Fault
 from uniemox_dist.runtime.files import canonical_json, sha256_bytes, write_bytes
 
 FORMAT = "uniemox-texts-1"
@@ -107,7 +108,14 @@ class TextVectors:
     def vector(self, shard: int, row: int, caption: int) -> Tensor:
         """The unit row (E, fp16) of one caption."""
         if shard not in self._open:
-            file = safe_open(self.paths[shard], "pt")
+            try:
+                file = safe_open(self.paths[shard], "pt")
+            except Exception as error:  # safetensors raises its own type for a damaged file
+                why = str(error).splitlines()[0]
+                raise Fault(
+                    f"{self.paths[shard]}: the cache of caption embeddings cannot be read ({why}); start again, and "
+                    f"it is made anew"
+                ) from None
             if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open)))
             self._open[shard] = (file.get_slice("texts"), file.get_tensor("first").tolist())

@@ -109,6 +109,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
                 "person_margin",
                 "background",
                 "colour_jitter",
+                "verify_hash",
             )
         ),
     ]
@@ -119,7 +120,9 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
     ]
     shares_before, shares_now = _shares(old["data"]), _shares(new["data"])
     if shares_before != shares_now:
-        lines.append(f"the weights or repeats of data.sources were {shares_before} and are {shares_now}")
+        lines.append(
+            f"the weights or repeats of data.sources were {', '.join(shares_before)} and are {', '.join(shares_now)}"
+        )
     if checkpoint.info["data_identity"] != state.data_identity:
         lines.append(
             f"the data was {checkpoint.info['data_identity'][:12]} and is {state.data_identity[:12]}"
@@ -195,6 +198,9 @@ def _publish(
     return {"bytes": sum(outcome["bytes"] for outcome in outcomes)}
 
 
-def _shares(data: dict[str, Any]) -> list[float]:
+def _shares(data: dict[str, Any]) -> list[str]:
     """What decides how a mix is dealt: each source's weight, or its repeats."""
-    return [source.get("repeat") or source.get("weight") or 1.0 for source in data["sources"]]
+    return [
+        f"repeat {source['repeat']:g}" if source.get("repeat") else f"weight {source.get('weight') or 1.0:g}"
+        for source in data["sources"]
+    ]

@@ -12,7 +12,6 @@ from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkp
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
@@ -97,8 +96,6 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
             meter.write(step, result, lr)
-        if step % config.run.pictures_every == 0 or last:
-            _pictures(trainer, meter, step)
         if step % config.run.save_every == 0 or last or result.stop:
             saved = _save(trainer, step)
             if last and not saved:
@@ -107,6 +104,8 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
                 )
             if result.stop and not last:
                 return _stopped(folder, world, stop, step, saved)
+        if step % config.run.pictures_every == 0 or last:
+            _pictures(trainer, meter, step)
     if world.is_main:
         folder.event("end", step=step)
         log.info(
@@ -231,11 +230,7 @@ def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:
     config = trainer.config
     if trainer.student.decoder is None or (trainer.config.zero.stage < 3 and not trainer.world.is_main):
         return
-    if config.data.eval_path:
-        reader = ShardReader.from_folder(config.data.eval_path, "data.eval_path")
-    else:
-        reader = trainer.sources.readers[0]
-    pictures = fixed_pictures(reader, view_settings(config), PICTURES).to(trainer.device)
+    pictures = fixed_pictures(trainer.shown, view_settings(config), PICTURES).to(trainer.device)
     trainer.student.eval()
     sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
     trainer.student.train()

@@ -13,6 +13,7 @@ from uniemox_dist.checkpoints.files import complete_checkpoints
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan
+from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
@@ -37,6 +38,8 @@ class Trainer:
     device: torch.device
     folder: RunFolder
     sources: Sources
+    shown: ShardReader
+    """Of its pictures some are reconstructed while training."""
     plan: Plan
     schedule: Schedule
     dataset: PlannedDataset
@@ -62,6 +65,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
 
     The order matters: data and teacher can be wrong in ways that only the user can mend, and are opened first.
     """
+    held_out = _held_out(config, world)
     sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))
@@ -81,8 +85,26 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
     engine = make_engine(student, config, world, precision, device)
     check(engine)
     return Trainer(
-        config, world, device, folder, sources, plan, schedule, dataset, teacher, student, engine, precision
+        config,
+        world,
+        device,
+        folder,
+        sources,
+        held_out or sources.readers[0],
+        plan,
+        schedule,
+        dataset,
+        teacher,
+        student,
+        engine,
+        precision,
     )
+
+
+def _held_out(config: Config, world: World) -> ShardReader | None:
+    """The data set whose pictures are shown while training, where the settings name one."""
+    path = config.data.eval_path
+    return comm.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
 
 
 def _precision(config: Config, device: torch.device, folder: RunFolder) -> str:

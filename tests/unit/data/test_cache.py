@@ -598,3 +598,26 @@ def test_a_pickled_cache_is_shared_by_spawned_processes(tmp_path: Path, caches: 
     assert result.stdout == origin.contents[0]
     bring(cache, origin, 1)
     assert files(cache) == tars(origin, 0, 1)
+
+
+def test_files_that_are_not_the_caches_own_are_neither_counted_nor_deleted(
+    tmp_path: Path, caches: Any
+) -> None:
+    origin = Origin(tmp_path, [3000, 3000])
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    others = {"backup.tar": 5000, "000000.tar": 4000, f"{'x' * 64}.tar": 10, "unfinished.part": 7}
+    for name, size in others.items():
+        (folder / name).write_bytes(bytes(size))
+    cache = caches(folder, 4000)
+    for shard in (0, 1):
+        bring(cache, origin, shard)
+        assert content(cache, origin.entries[shard]) == origin.contents[shard]
+    assert files(cache) == {**others, **tars(origin, 1)}
+
+
+def test_a_data_sets_own_folder_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="is a data set itself"):
+        ShardCache(tmp_path, 1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json"]

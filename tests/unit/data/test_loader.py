@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from web import serve
 
 from shards.format import Sample
 from shards.index import index_path, read_index
@@ -275,6 +276,26 @@ def test_each_rank_checks_its_own_part_of_the_shards(copy: Path) -> None:
         assert Sources(config(copy), rank=rank, world_size=3).samples == 72
     with pytest.raises(UserError, match=r"shard 000003\.tar is missing"):  # shards 0 and 3
         Sources(config(copy), rank=0, world_size=3)
+
+
+def test_a_web_server_that_is_away_at_the_start_is_a_fault_and_no_missing_shard(copy: Path) -> None:
+    with serve(copy.parent) as web:
+        of = config(copy)
+        data = of.data.model_copy(update={"path": f"{web.url}/train", "retry_s": 0.0})
+        of = of.model_copy(update={"data": data})
+        assert Sources(of).samples == 72
+        web.away_after = 0
+        with pytest.raises(Fault) as caught:
+            Sources(of)
+        says = (
+            f"data.path={web.url}/train: its manifest and the sizes of its shards could not be read for 0 s ("
+        )
+        assert str(caught.value).startswith(says)
+        assert "the server answers 503" in str(caught.value)
+        web.away_after = None
+        (copy / "000003.tar").unlink()
+        with pytest.raises(UserError, match=r"shard 000003\.tar is missing"):
+            Sources(of)
 
 
 def test_a_data_set_without_a_whole_sample_ends_the_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from shards.index import index_path, read_index
 from uniemox_dist.data import origin as module
 from uniemox_dist.data.cache import ShardCache
 from uniemox_dist.data.origin import Counts, Origin
-from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.runtime.errors import Fault
 
 
@@ -99,6 +99,42 @@ def test_a_stale_handle_is_opened_anew(
     monkeypatch.setattr(os, "pread", pread)
     assert reader.read(0, 0) == before
     assert len(failed) == reader.origin.counts.retries == len(no_waiting) == 1
+
+
+def test_a_short_answer_is_a_read_error_and_no_damage(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, no_waiting: list[float]
+) -> None:
+    reader = ShardReader.from_folder(copy, "data.path")
+    reader.origin.retry_s = 10
+    before = reader.read(0, 0)
+    real, short = os.pread, [3]
+
+    def pread(handle: int, length: int, offset: int) -> bytes:
+        short[0] -= 1
+        return real(handle, length if short[0] < 0 else length // 2, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert reader.read(0, 0) == before
+    assert reader.origin.counts.retries == len(no_waiting) == 3
+
+
+def test_wrong_bytes_are_read_once_more_before_a_sample_is_called_damaged(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader.from_folder(copy, "data.path")
+    before = reader.read(0, 0)
+    real, wrong = os.pread, [1]
+
+    def pread(handle: int, length: int, offset: int) -> bytes:
+        wrong[0] -= 1
+        data = real(handle, length, offset)
+        return data if wrong[0] < 0 else bytes(len(data))
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert reader.read(0, 0) == before
+    wrong[0] = 2
+    with pytest.raises(DamagedSample, match="bytes differ from the index"):
+        reader.read(0, 1)
 
 
 # ---- the cache

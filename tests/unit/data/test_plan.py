@@ -260,7 +260,10 @@ def test_fewer_samples_than_streams_still_give_whole_epochs() -> None:
 def test_a_source_without_a_stream_is_a_user_error_that_names_its_weight() -> None:
     with pytest.raises(UserError) as caught:
         Plan([[5], [5]], [1.0, 0.001], streams=6, global_batch=6, seed=0, window=4)
-    assert str(caught.value) == "data.sources.1.weight=0.001 gives no stream of 6; raise it"
+    says = (
+        "data.sources.1: its 0.1 % of the slots give none of batch.streams=6; raise its weight or repeat, or "
+    )
+    assert str(caught.value) == f"{says}batch.streams"
 
 
 def test_streams_that_do_not_divide_the_global_batch_are_a_user_error() -> None:

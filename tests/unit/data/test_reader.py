@@ -22,7 +22,7 @@ from shards.persons import Person
 from shards.writer import ShardWriter
 from uniemox_dist.data import origin
 from uniemox_dist.data.reader import DamagedSample, ShardReader
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.errors import Fault, UserError
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_tar_cut_while_it_is_open_is_noticed_even_without_hashes(copy: Path) -
     reader = open_reader(copy, verify_hash=False)
     last = reader.manifest.shards[0].samples - 1
     os.truncate(copy / "000000.tar", 20_000)
-    with pytest.raises(DamagedSample, match=r"000000\.tar: .*: bytes differ"):
+    with pytest.raises(Fault, match=r"shard 000000\.tar could not be read .* was it cut\?"):
         reader.read(0, last)
 
 
@@ -125,7 +125,7 @@ def test_a_missing_or_foreign_index_is_a_user_error(copy: Path) -> None:
     with pytest.raises(UserError, match=r"000000\.parquet: the index is missing; copy index/"):
         open_reader(copy).read(0, 0)
     shutil.copy(index_path(copy, "000004.tar"), index_path(copy, "000000.tar"))
-    with pytest.raises(UserError, match=r"the index of 000000\.tar has 8 rows instead of 16"):
+    with pytest.raises(UserError, match=r"000000\.parquet: the index is not the one that was written"):
         open_reader(copy).read(0, 0)
 
 

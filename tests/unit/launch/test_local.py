@@ -63,3 +63,10 @@ def test_signals_reach_every_rank(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(60) == 75
+
+
+def test_a_rank_that_was_killed_is_named_by_the_launcher(capfd: pytest.CaptureFixture[str]) -> None:
+    assert ranks("os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(0.3)", 2) == 1
+    error = capfd.readouterr().err
+    assert "uniemox: error: rank 1 (pid " in error
+    assert "died of SIGKILL (killed, perhaps for its memory)" in error
