@@ -17,7 +17,7 @@ WHITE: Rgb = (255, 255, 255)
 DENSITY = 2.0
 """Pixels that a crop keeps at least for each pixel of the view, along each side, when a picture comes smaller. At this
 bound a view differs from that of the whole decode by half a grey level on average over sharp photos, and by less the
-more a crop has. At 1.5 it is 0.8 and some photos exceed 1, at 1.25 it is 1.1 (docs/benchmarks/stream.md)."""
+more a crop has. Below 2 some photos exceed 1 (docs/benchmarks/stream.md)."""
 
 
 @dataclass(frozen=True)

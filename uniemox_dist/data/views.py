@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from shards.persons import Person
+from shards.pictures import BadPicture, inspect
 from uniemox_dist.data.crops import (
     WHITE,
     Box,
@@ -125,8 +126,6 @@ def size_of(data: bytes) -> tuple[int, int]:
     Raises:
         ValueError: if it has none that can be read.
     """
-    from shards.pictures import BadPicture, inspect
-
     try:
         picture = inspect(data, check="header")
     except BadPicture as bad:
