@@ -70,7 +70,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["uniemox_dist*", "shards*", "launch*"]),
     package_data={
-        "uniemox_dist": ["py.typed", "teach/demo_teacher/*", "release/*.j2", "report/*.j2"],
+        "uniemox_dist": ["py.typed", "config/*.json", "teach/demo_teacher/*", "release/*.j2", "report/*.j2"],
         "shards": ["*.md", "*.yaml", "*.j2", "demo/*", "detectors/*", "sources/*.yaml", "sources/*.md"],
         "launch": ["recipes/*.yaml"],
     },

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from uniemox_dist.config.vits import fill_in
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Amount = Annotated[float, Field(gt=0.0, le=1e6)]
@@ -173,6 +175,13 @@ class BatchConfig(Section):
 class ModelConfig(Section):
     """The student: encoder, decoder, fusion and the masks that it sees."""
 
+    name: str | None = None
+    """A timm vision transformer, or vit_tiny, vit_small, vit_base, vit_large, vit_huge: states width, depth, heads and
+    mlp_ratio, and patch_size and image_size too unless they are given."""
+    init_from: str | None = None
+    """Weights to start from: a file in MAE's or timm's layout, a release, or a run's checkpoint. Not read on resume."""
+    positions: Literal["fixed", "learned"] = "fixed"
+    """Positions of the encoder: fixed 2-D sine-cosine (or those of init_from), or trained from there."""
     image_size: PositiveInt = 224
     """Side of both views, pixels."""
     patch_size: PositiveInt = 16
@@ -191,14 +200,28 @@ class ModelConfig(Section):
     """Decoder blocks."""
     decoder_heads: PositiveInt = 16
     """Decoder attention heads."""
+    drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Largest probability that a block of the encoder is skipped for a sample; grows linearly with depth from 0."""
     mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0)
     """Fraction of patches removed from each view."""
-    fusion: Literal["prior", "none"] = "prior"
-    """How scene and person are joined: the psychological prior, or the scene alone (no person branch)."""
+    mask: Literal["random", "block", "person"] = "random"
+    """Which patches are removed: any, rectangles, or (in the scene) a share of them on the person."""
+    mask_person_share: Share = 0.5
+    """With mask=person: share of the removed patches that lie on the person, as far as there are so many."""
+    fusion: Literal["prior", "multi_head", "attention", "gated_mlp", "none"] = "prior"
+    """How scene and person are joined: the psychological prior, one of the released code's other ways, or the scene
+    alone (no person branch)."""
+    fusion_heads: PositiveInt = 8
+    """Heads of the fusions multi_head, attention and gated_mlp."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Pixel mean of the student's input, 0..1 (ImageNet's)."""
     std: Rgb = (0.229, 0.224, 0.225)
     """Pixel standard deviation of the student's input, 0..1 (ImageNet's)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        return fill_in(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "ModelConfig":
@@ -216,6 +239,10 @@ class ModelConfig(Section):
                 raise ValueError(
                     f"model.{name}width={width} must be a multiple of 4 and of model.{name}heads={heads}"
                 )
+        if self.fusion in ("multi_head", "attention", "gated_mlp") and self.decoder_width % self.fusion_heads:
+            raise ValueError(
+                f"model.fusion_heads={self.fusion_heads} does not divide model.decoder_width={self.decoder_width}"
+            )
         if not 0 < self.visible < self.patches:
             raise ValueError(
                 f"model.mask_ratio={self.mask_ratio} leaves {self.visible} of {self.patches} patches visible"
@@ -248,6 +275,10 @@ class TeacherConfig(Section):
     """Number format of the picture tower; auto is bf16 on a GPU and fp32 elsewhere."""
     text_batch: PositiveInt = 256
     """Captions embedded at once when the text cache is built."""
+    source: Literal["live", "cache"] = "live"
+    """Run the picture tower in every step, or replay views and embeddings that `uniemox teach --views` stored."""
+    compile: bool = False
+    """Compile the picture tower with torch.compile."""
 
 
 class LossConfig(Section):
@@ -263,6 +294,14 @@ class LossConfig(Section):
     """Standardise each target patch of L3 by its own mean and variance."""
     relation_form: Literal["cosine", "kl"] = "cosine"
     """The paper's cosine between rows of similarities, or a KL between their softmaxes."""
+    relation_over: Literal["global", "local"] = "global"
+    """Texts that L1 compares with: those of the step's global batch, or of the rank's own micro-batch alone."""
+    person_reconstruction: bool = False
+    """Reconstruct the person view too; L3 is then the mean over both views."""
+    schedule: dict[Literal["relation", "similarity", "reconstruction"], tuple[tuple[Share, Weight], ...]] = (
+        Field(default_factory=dict)
+    )
+    """For a loss, points (share of the run, factor): its weight is multiplied by a line through them."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> "LossConfig":
@@ -270,6 +309,16 @@ class LossConfig(Section):
             raise ValueError(
                 "loss.relation, loss.similarity and loss.reconstruction are all 0; switch at least one on"
             )
+        for name, points in self.schedule.items():
+            shares = [share for share, _ in points]
+            if not points or shares != sorted(set(shares)):
+                raise ValueError(
+                    f"loss.schedule.{name}={points}: needs points with growing shares of the run"
+                )
+            if not getattr(self, name):
+                raise ValueError(
+                    f"loss.schedule.{name}: loss.{name}=0 is off for the whole run; give it a weight"
+                )
         return self
 
     @property
@@ -295,6 +344,10 @@ class OptimConfig(Section):
     """Epochs of linear warm-up; without either, a tenth of the run."""
     min_lr: Weight = 0.0
     """Learning rate at the end of the half-cycle cosine."""
+    layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Learning rate of an encoder layer over that of the next one; all that is not encoder has the full rate."""
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Decay, per step, of an exponential moving average of the encoder's weights; 0 keeps none."""
     clip_grad: Weight = 0.0
     """Largest norm of the gradients; 0 switches clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -306,8 +359,20 @@ class OptimConfig(Section):
 class ZeroConfig(Section):
     """DeepSpeed ZeRO."""
 
-    stage: Literal[1, 2, 3] = 1
-    """1 shards optimizer states, 2 also gradients, 3 also parameters. (0 applies NaN gradients in fp32.)"""
+    stage: Literal[0, 1, 2, 3] = 1
+    """1 shards optimizer states, 2 also gradients, 3 also parameters; 0 shards nothing (fp32 only, for debugging)."""
+
+
+class ComputeConfig(Section):
+    """How passes are computed; changes no result beyond rounding."""
+
+    compile: bool = False
+    """Compile the student's blocks with torch.compile."""
+    checkpoint_blocks: bool = False
+    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more time."""
+    peak_tflops: PositiveFloat | None = None
+    """The device's stated peak, 10^12 floating-point operations per second in the run's number format; known for
+    common GPUs. Model FLOP utilisation is measured against it."""
 
 
 class Config(Section):
@@ -321,6 +386,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
+    compute: ComputeConfig = ComputeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys of DeepSpeed's own configuration, merged last."""
 
@@ -344,4 +410,19 @@ class Config(Section):
                     + ", ".join(f"teacher.{k}" for k in missing)
                     + "; or give teacher.name=local-dir:PATH"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> "Config":
+        loss = self.loss
+        if loss.person_reconstruction and not loss.reconstruction:
+            raise ValueError(
+                "loss.person_reconstruction needs loss.reconstruction, which is 0; give it a weight"
+            )
+        if self.teacher.source == "cache" and not loss.needs_teacher:
+            raise ValueError(
+                "teacher.source=cache: no loss needs a teacher; switch loss.relation or loss.similarity on"
+            )
+        if self.optim.precision == "bf16" and self.zero.stage == 0:
+            raise ValueError("zero.stage=0 works in fp32 only; use zero.stage=1, or optim.precision=fp32")
         return self

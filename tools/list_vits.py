@@ -1,0 +1,46 @@
+"""Writes the shapes of timm's vision transformers to uniemox_dist/config/vits.json, where no torch is needed to know
+them. Run it when a new timm brings new names:  python tools/list_vits.py
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+OUT = Path(__file__).parent.parent / "uniemox_dist/config/vits.json"
+
+
+def shapes() -> dict[str, dict[str, Any]]:
+    """Name -> shape, of the plain vision transformers that this timm knows."""
+    found = {}
+    for name in sorted(timm.list_models("*vit*", module="vision_transformer") + timm.list_models("deit*")):
+        if name.startswith("test_"):
+            continue
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                vit = timm.create_model(name, num_classes=0, class_token=True, global_pool="token")
+            except TypeError:  # of a family with other arguments
+                continue
+        block = vit.blocks[0]
+        if type(vit) is not VisionTransformer or not hasattr(block, "attn"):
+            continue
+        found[name] = {
+            "image_size": vit.patch_embed.img_size[0],
+            "patch_size": vit.patch_embed.patch_size[0],
+            "width": vit.embed_dim,
+            "depth": len(vit.blocks),
+            "heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
+        }
+    return found
+
+
+if __name__ == "__main__":
+    lines = [f"  {json.dumps(name)}: {json.dumps(shape)}" for name, shape in shapes().items()]
+    OUT.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    print(f"{OUT}: {len(lines)} names")

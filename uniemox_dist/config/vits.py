@@ -1,0 +1,53 @@
+"""Shapes of encoders by name, without torch: timm's vision transformers, from a table that tools/list_vits.py writes."""
+
+import difflib
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+SIZES = {
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
+    "vit_huge": "vit_huge_patch14_224",
+}
+FREE = ("image_size", "patch_size")
+"""What a named encoder leaves to be chosen."""
+
+
+@cache
+def shapes() -> dict[str, dict[str, Any]]:
+    """Shapes by name: image_size, patch_size, width, depth, heads, mlp_ratio."""
+    table: dict[str, dict[str, Any]] = json.loads(
+        resources.files("uniemox_dist").joinpath("config/vits.json").read_text(encoding="utf-8")
+    )
+    return {**table, **{short: table[name] for short, name in SIZES.items()}}
+
+
+def timm_name(name: str) -> str:
+    """timm's own name of an encoder."""
+    return SIZES.get(name, name)
+
+
+def fill_in(values: dict[str, Any]) -> dict[str, Any]:
+    """A model section with what its name says.
+
+    Raises:
+        ValueError: for an unknown name, or a value that contradicts the name.
+    """
+    name = values.get("name")
+    if not isinstance(name, str):
+        return values
+    if name not in shapes():
+        near = difflib.get_close_matches(name, list(shapes()), n=3, cutoff=0.4) or list(SIZES)
+        raise ValueError(f"model.name={name}: no vision transformer of timm's; nearest: {', '.join(near)}")
+    shape = shapes()[name]
+    given = {key: value for key, value in values.items() if value is not None or key not in shape}
+    for key, value in shape.items():
+        if key not in FREE and key in given and given[key] != value:
+            raise ValueError(
+                f"model.{key}={given[key]} contradicts model.name={name}, whose {key} is {value:g}; give model.{key}=null, or no name"
+            )
+    return {**shape, **given}
