@@ -9,9 +9,11 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from uniemox_dist.checkpoints.files import (
     COMPLETE,
+    FIXED,
     FORMAT,
     FORMAT_VERSION,
     Checkpoint,
@@ -44,9 +46,12 @@ class RunState:
         return self.step * self.config.batch.global_batch
 
 
-def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, Any]:
+def save(
+    engine: Any, folder: Path, state: RunState, world: World, fixed: dict[str, Tensor]
+) -> dict[str, Any]:
     """Saves a checkpoint; collective. Returns facts for the event: seconds and bytes, or `error`.
 
+    `fixed` are the parameters that are not trained, which rank 0 writes.
     A failed write (a full disk) leaves no folder behind and does not raise: training goes on.
     """
     began = time.perf_counter()
@@ -62,6 +67,8 @@ def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, 
             for kind, tensor in f.tensors.items()
         }
         outcome.update(_write(temporary / name, tensors))
+        if world.is_main:
+            outcome["fixed"] = _write(temporary / FIXED, fixed)
     except OSError as error:
         outcome["error"] = f"{temporary / name}: {error.strerror or error}"
     except Exception as error:  # safetensors reports a full disk as its own type
@@ -98,7 +105,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         ("run", "seed"),
         ("batch", "global_batch"),
         ("batch", "streams"),
-        *((section, key) for section in ("model", "loss") for key in new[section]),
+        *((section, key) for section in ("model", "loss") for key in new[section] if key != "init_from"),
         *(
             ("data", key)
             for key in (
@@ -170,8 +177,11 @@ def _publish(
     updates: float,
 ) -> dict[str, Any]:
     errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
+    files: dict[str, dict[str, Any]] = {}
     try:
         if not errors:
+            files = {o["name"]: {"bytes": o["bytes"], "sha256": o["sha256"]} for o in outcomes}
+            files[FIXED] = outcomes[0]["fixed"]
             info = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
@@ -186,7 +196,7 @@ def _publish(
                 "embedding_width": state.embedding_width,
                 "parameters": shapes(engine),
                 "config": state.config.model_dump(mode="json"),
-                "files": {o["name"]: {"bytes": o["bytes"], "sha256": o["sha256"]} for o in outcomes},
+                "files": files,
             }
             write_json(temporary / COMPLETE, info)
             publish_dir(temporary, final)
@@ -195,7 +205,7 @@ def _publish(
     if errors:
         shutil.rmtree(temporary, ignore_errors=True)
         return {"error": errors[0]}
-    return {"bytes": sum(outcome["bytes"] for outcome in outcomes)}
+    return {"bytes": sum(facts["bytes"] for facts in files.values())}
 
 
 def _shares(data: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -89,6 +89,17 @@ def on_all(world: World, work: Callable[[], T]) -> T:
     if found := next((problem for problem in errors if problem is not None), None):
         raise UserError(found if world.is_main else "")  # said once, not by every rank
     return result
+
+
+@torch.no_grad()
+def give_to_all(tensors: Iterable[Tensor], world: World, device: torch.device) -> None:
+    """Overwrites tensors on the CPU by those of rank 0, one after the other. Collective."""
+    if world.size == 1:
+        return
+    for tensor in tensors:
+        there = tensor.detach().to(device)
+        dist.broadcast(there, src=0)
+        tensor.copy_(there)
 
 
 def ranks_on_this_node(world: World) -> int:

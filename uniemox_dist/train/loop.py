@@ -1,6 +1,6 @@
 """The pretraining loop: read it first.
 
-Start: resume > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
+Start: resume > init_from > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
 agree on whether to stop. A stop is a complete save and exit code 75.
 """
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkpoint, prune
+from uniemox_dist.checkpoints.files import prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, environment, start_logging
 from uniemox_dist.runtime.signals import StopFlag
@@ -43,8 +43,8 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     comm.on_main(world, lambda: _open_folder(folder))
     start_logging(folder, world.rank)
-    trainer = setup.build(config, world, device, folder)
-    first = _start(trainer, resume)
+    trainer = setup.build(config, world, device, folder, resume)
+    first = _start(trainer)
     caches = config.data.cache_dir is not None
     meter = Meter(folder, trainer.schedule, trainer.plan, world, first_step=first, caches=caches)
     try:
@@ -134,10 +134,9 @@ def _open_folder(folder: RunFolder) -> None:
     folder.lock()
 
 
-def _start(trainer: Trainer, resume: str) -> int:
+def _start(trainer: Trainer) -> int:
     """Loads the checkpoint that rank 0 chose, writes down what runs, and returns the first step."""
-    folder, world, config = trainer.folder, trainer.world, trainer.config
-    chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(trainer, resume))
+    folder, world, config, chosen = trainer.folder, trainer.world, trainer.config, trainer.chosen
     local_ranks = comm.ranks_on_this_node(world)
     step = 0
     if chosen is not None:
@@ -152,33 +151,15 @@ def _start(trainer: Trainer, resume: str) -> int:
             folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=saved["world_size"])
             if (saved["world_size"], saved["zero_stage"]) != (world.size, config.zero.stage):
                 log.info("checkpoint of %d ranks, ZeRO-%d", saved["world_size"], saved["zero_stage"])
-        _introduce(trainer, step, chosen, local_ranks)
+        if trainer.loaded is not None:
+            folder.event("init", **trainer.loaded.facts())
+        _introduce(trainer, step, local_ranks)
     comm.barrier()
     return step
 
 
-def _choose(trainer: Trainer, resume: str) -> Checkpoint | None:
-    folder = trainer.folder
-    if resume == "never":
-        if any(folder.checkpoints.glob("step_*")):
-            raise UserError(
-                f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
-            )
-        return None
-    if resume == "auto":
-        chosen, problems = newest_sound(folder.checkpoints)
-        for problem in problems:
-            log.warning("checkpoint not used: %s", problem)
-            folder.event("fault", error=problem)
-    else:
-        chosen = open_checkpoint(resume, "--resume")
-    if chosen is not None:
-        checkpoints.check_same_run(chosen, trainer.state(chosen.step))
-    return chosen
-
-
-def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ranks: int) -> None:
-    config, world, schedule = trainer.config, trainer.world, trainer.schedule
+def _introduce(trainer: Trainer, step: int, local_ranks: int) -> None:
+    config, world, schedule, chosen = trainer.config, trainer.world, trainer.schedule, trainer.chosen
     trained = sum(
         p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters()
     )
@@ -200,6 +181,9 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ran
         trainer.precision,
         trainer.device,
     )
+    if trainer.loaded is not None:
+        for line in trainer.loaded.describe().splitlines():
+            log.info("%s", line)
     for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
         log.info("%s", line)
     if trainer.sources.samples < config.batch.global_batch:
@@ -210,7 +194,7 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ran
 
 def _save(trainer: Trainer, step: int) -> bool:
     folder, world = trainer.folder, trainer.world
-    facts = checkpoints.save(trainer.engine, folder.checkpoints, trainer.state(step), world)
+    facts = checkpoints.save(trainer.engine, folder.checkpoints, trainer.state(step), world, trainer.fixed)
     if world.is_main:
         if "error" in facts:
             folder.event("fault", step=step, error=f"save failed: {facts['error']}")

@@ -9,19 +9,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from uniemox_dist.checkpoints.files import complete_checkpoints
+from uniemox_dist.checkpoints.files import (
+    Checkpoint,
+    fixed_parameters,
+    load_fixed,
+    newest_sound,
+    open_checkpoint,
+)
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
+from uniemox_dist.models.init_from import Loaded, load_into
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
 from uniemox_dist.train import comm
-from uniemox_dist.train.checkpoint import RunState
+from uniemox_dist.train.checkpoint import RunState, check_same_run
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
 from uniemox_dist.train.schedule import Schedule
@@ -47,41 +55,45 @@ class Trainer:
     student: Student
     engine: Any
     precision: str
+    chosen: Checkpoint | None
+    """The checkpoint that the run goes on from."""
+    loaded: Loaded | None
+    """What came from `model.init_from`, in a run that does not go on from a checkpoint."""
+    fixed: dict[str, torch.Tensor]
+    """The student's parameters that are not trained, in fp32: the engine may round or partition its own."""
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
-        return RunState(
-            step,
-            self.config,
-            self.sources.identity,
-            self.precision,
-            self.teacher.identity if self.teacher else None,
-            self.teacher.width if self.teacher else None,
-        )
+        return _state(step, self.config, self.sources, self.precision, self.teacher)
 
 
-def build(config: Config, world: World, device: torch.device, folder: RunFolder) -> Trainer:
-    """Opens the data, the teacher and the engine.
+def build(
+    config: Config, world: World, device: torch.device, folder: RunFolder, resume: str = "auto"
+) -> Trainer:
+    """Opens the data, the checkpoint, the teacher and the engine.
 
-    The order matters: data and teacher can be wrong in ways that only the user can mend, and are opened first.
+    The order matters: what can be wrong in ways that only the user can mend is opened first. Weights are those of the
+    checkpoint, or of `model.init_from`, or drawn by the seed.
     """
     held_out = _held_out(config, world)
     sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))
-    precision: str = comm.on_main(world, lambda: _precision(config, device, folder))
+    chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(folder, resume))
+    precision: str = comm.on_main(world, lambda: _precision(config, device, chosen))
     teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
+    if chosen is not None:
+        state = _state(chosen.step, config, sources, precision, teacher)
+        comm.on_main(world, lambda: check_same_run(chosen, state))
+    student, loaded = _student(config, world, device, chosen, teacher.width if teacher else None)
     vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
     if teacher:
         teacher.drop_text_tower()
-    # The initial weights depend on the seed alone: made on the CPU, the same on every rank.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        student = Student(config.model, config.loss, teacher.width if teacher else None)
     settings = view_settings(config, with_person=student.has_person_branch)
     dataset = PlannedDataset(
         plan, sources.readers, vectors, settings, config.run.seed, strict=config.data.strict
     )
+    fixed = fixed_parameters(student)
     engine = make_engine(student, config, world, precision, device)
     check(engine)
     return Trainer(
@@ -98,7 +110,57 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
         student,
         engine,
         precision,
+        chosen,
+        loaded,
+        fixed,
     )
+
+
+def _choose(folder: RunFolder, resume: str) -> Checkpoint | None:
+    """The checkpoint to go on from; on rank 0 alone, since hashing them takes its time."""
+    if resume == "never":
+        if any(folder.checkpoints.glob("step_*")):
+            raise UserError(
+                f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
+            )
+        return None
+    if resume != "auto":
+        return open_checkpoint(resume, "--resume")
+    chosen, problems = newest_sound(folder.checkpoints)
+    for problem in problems:
+        log.warning("checkpoint not used: %s", problem)
+        folder.event("fault", error=problem)
+    return chosen
+
+
+def _state(step: int, config: Config, sources: Sources, precision: str, teacher: Teacher | None) -> RunState:
+    return RunState(
+        step,
+        config,
+        sources.identity,
+        precision,
+        teacher.identity if teacher else None,
+        teacher.width if teacher else None,
+    )
+
+
+def _student(
+    config: Config, world: World, device: torch.device, chosen: Checkpoint | None, embedding_width: int | None
+) -> tuple[Student, Loaded | None]:
+    """The student on the CPU, the same on every rank. A checkpoint gives what is not trained now, and the rest to the
+    engine; `model.init_from` is read only without one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        student = Student(config.model, config.loss, embedding_width)
+    path = config.model.init_from
+    if chosen is not None:
+        comm.on_all(world, lambda: load_fixed(student, chosen))
+        return student, None
+    if path is None:
+        return student, None
+    loaded: Loaded = comm.on_main(world, lambda: load_into(student, path))
+    comm.give_to_all(student.parameters(), world, device)
+    return student, loaded
 
 
 def _held_out(config: Config, world: World) -> ShardReader | None:
@@ -107,11 +169,10 @@ def _held_out(config: Config, world: World) -> ShardReader | None:
     return comm.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
 
 
-def _precision(config: Config, device: torch.device, folder: RunFolder) -> str:
+def _precision(config: Config, device: torch.device, chosen: Checkpoint | None) -> str:
     """`auto` is decided once: a resumed run keeps what its checkpoints were made with, on whatever machine."""
-    earlier = complete_checkpoints(folder.checkpoints)
-    if config.optim.precision == "auto" and earlier:
-        return str(earlier[-1].info["precision"])
+    if config.optim.precision == "auto" and chosen is not None:
+        return str(chosen.info["precision"])
     return choose_precision(config.optim.precision, device)
 
 
