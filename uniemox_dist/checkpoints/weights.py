@@ -143,19 +143,10 @@ def _read_file(path: Path, where: str) -> dict[str, Tensor]:
         raise UserError(
             f"{where}: holds pickled code ({code[1]}), which is not run; save its state dict alone, as safetensors"
         ) from None
-    except OSError as error:
-        raise UserError(f"{where}: {path.name} cannot be read: {error.strerror or error}") from None
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         # What damaged files raise, of many types.
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = words.splitlines()[0].split(". ")[0]
         raise UserError(f"{where}: {path.name} is not readable as weights ({reason})") from None
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
