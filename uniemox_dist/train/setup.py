@@ -22,6 +22,8 @@ from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
 from uniemox_dist.train import comm
 from uniemox_dist.train.checkpoint import RunState
+from uniemox_dist.train.compute import check_compiler
+from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
 from uniemox_dist.train.schedule import Schedule
@@ -47,6 +49,7 @@ class Trainer:
     student: Student
     engine: Any
     precision: str
+    ema: Ema | None
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
@@ -65,6 +68,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
 
     The order matters: data and teacher can be wrong in ways that only the user can mend, and are opened first.
     """
+    comm.on_all(world, lambda: check_compiler(config.compute, device))
     held_out = _held_out(config, world)
     sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
@@ -98,6 +102,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
         student,
         engine,
         precision,
+        Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
     )
 
 
@@ -110,9 +115,13 @@ def _held_out(config: Config, world: World) -> ShardReader | None:
 def _precision(config: Config, device: torch.device, folder: RunFolder) -> str:
     """`auto` is decided once: a resumed run keeps what its checkpoints were made with, on whatever machine."""
     earlier = complete_checkpoints(folder.checkpoints)
-    if config.optim.precision == "auto" and earlier:
+    if config.optim.precision != "auto":
+        return config.optim.precision
+    if config.zero.stage == 0:
+        return "fp32"
+    if earlier:
         return str(earlier[-1].info["precision"])
-    return choose_precision(config.optim.precision, device)
+    return choose_precision("auto", device)
 
 
 def _vectors(
