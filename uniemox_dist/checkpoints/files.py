@@ -2,8 +2,9 @@
 `complete.json`, which is written last: a folder without it, or without its name, does not exist for anyone.
 
 A fragment `NAME@START@KIND` holds the numbers START… of the flattened parameter NAME; kinds are the fp32 weights
-and both Adam moments. Reading copies overlaps, so that any number of ranks and any ZeRO stage reads any other's.
-Parameters that are not trained (fixed positions) stand whole, under their names, in `fixed.safetensors`.
+and both Adam moments, and of the encoder, where the run keeps one, the moving average. Reading copies overlaps, so that
+any number of ranks and any ZeRO stage reads any other's. Parameters that are not trained (fixed positions) stand whole,
+under their names, in `fixed.safetensors`.
 """
 
 import re
@@ -25,6 +26,7 @@ FIXED = "fixed.safetensors"
 FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
+EMA = "ema"
 NAME = re.compile(r"step_(\d{8})")
 
 
@@ -169,6 +171,11 @@ class FragmentReader:
                 for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     parameter, start, kind = key.rsplit("@", 2)
                     self._pieces.setdefault((parameter, kind), []).append((int(start), file.get_slice(key)))
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether it holds a moving average of the encoder's weights."""
+        return any(kind == EMA for _, kind in self._pieces)
 
     def read(self, name: str, kind: str, start: int, length: int) -> Tensor:
         """`length` fp32 numbers of the flattened parameter from `start` on.

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm
+from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.fragments import adam_step, fragments, load_fragments, shapes
 
 
@@ -47,7 +49,12 @@ class RunState:
 
 
 def save(
-    engine: Any, folder: Path, state: RunState, world: World, fixed: dict[str, Tensor]
+    engine: Any,
+    folder: Path,
+    state: RunState,
+    world: World,
+    fixed: dict[str, Tensor],
+    ema: Ema | None = None,
 ) -> dict[str, Any]:
     """Saves a checkpoint; collective. Returns facts for the event: seconds and bytes, or `error`.
 
@@ -63,7 +70,7 @@ def save(
     try:
         tensors = {
             fragment_key(f.name, f.start, kind): tensor.cpu().clone()
-            for f in fragments(engine)
+            for f in chain(fragments(engine), ema.fragments() if ema else ())
             for kind, tensor in f.tensors.items()
         }
         outcome.update(_write(temporary / name, tensors))

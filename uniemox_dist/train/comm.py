@@ -122,12 +122,10 @@ def gather_numbers(values: list[float], world: World) -> list[list[float]]:
     return found
 
 
-def sum_over_ranks(values: Tensor) -> list[float]:
-    """The sum of a small vector over all ranks; the one host synchronisation of a step."""
+def sum_over_ranks(values: Tensor) -> None:
+    """Makes a small vector the sum of all ranks' vectors, in place; the host does not wait for the result."""
     if dist.is_initialized():
         dist.all_reduce(values)
-    result: list[float] = values.tolist()
-    return result
 
 
 def barrier() -> None:

@@ -90,6 +90,8 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
             loss_weights=schedule.loss_weights(step),
             stop=bool(stop),
         )
+        if trainer.ema is not None and result.applied:
+            trainer.ema.update()
         step += 1
         meter.count(result, batch, waited_s)
         if trace is not None:
@@ -141,6 +143,8 @@ def _start(trainer: Trainer) -> int:
     step = 0
     if chosen is not None:
         step = checkpoints.load(trainer.engine, chosen)
+        if trainer.ema is not None and not trainer.ema.load(chosen) and world.is_main:
+            log.warning("%s holds no moving average: it starts from the weights", chosen.folder.name)
     if world.is_main:
         write_text(folder.config, dump_yaml(config))
         facts = environment()
@@ -194,7 +198,9 @@ def _introduce(trainer: Trainer, step: int, local_ranks: int) -> None:
 
 def _save(trainer: Trainer, step: int) -> bool:
     folder, world = trainer.folder, trainer.world
-    facts = checkpoints.save(trainer.engine, folder.checkpoints, trainer.state(step), world, trainer.fixed)
+    facts = checkpoints.save(
+        trainer.engine, folder.checkpoints, trainer.state(step), world, trainer.fixed, trainer.ema
+    )
     if world.is_main:
         if "error" in facts:
             folder.event("fault", step=step, error=f"save failed: {facts['error']}")
@@ -231,7 +237,8 @@ def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:
         return
     pictures = fixed_pictures(trainer.shown, view_settings(config), PICTURES).to(trainer.device)
     trainer.student.eval()
-    sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
+    with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own
+        sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
     trainer.student.train()
     if trainer.world.is_main:
         try:

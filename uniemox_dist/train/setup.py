@@ -30,6 +30,8 @@ from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
 from uniemox_dist.train import comm
 from uniemox_dist.train.checkpoint import RunState, check_same_run
+from uniemox_dist.train.compute import check_compiler
+from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
 from uniemox_dist.train.schedule import Schedule
@@ -61,6 +63,7 @@ class Trainer:
     """What came from `model.init_from`, in a run that does not go on from a checkpoint."""
     fixed: dict[str, torch.Tensor]
     """The student's parameters that are not trained, in fp32: the engine may round or partition its own."""
+    ema: Ema | None
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
@@ -75,6 +78,7 @@ def build(
     The order matters: what can be wrong in ways that only the user can mend is opened first. Weights are those of the
     checkpoint, or of `model.init_from`, or drawn by the seed.
     """
+    comm.on_all(world, lambda: check_compiler(config.compute, device))
     held_out = _held_out(config, world)
     sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
@@ -113,6 +117,7 @@ def build(
         chosen,
         loaded,
         fixed,
+        Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
     )
 
 
@@ -171,9 +176,13 @@ def _held_out(config: Config, world: World) -> ShardReader | None:
 
 def _precision(config: Config, device: torch.device, chosen: Checkpoint | None) -> str:
     """`auto` is decided once: a resumed run keeps what its checkpoints were made with, on whatever machine."""
-    if config.optim.precision == "auto" and chosen is not None:
+    if config.optim.precision != "auto":
+        return config.optim.precision
+    if config.zero.stage == 0:
+        return "fp32"
+    if chosen is not None:
         return str(chosen.info["precision"])
-    return choose_precision(config.optim.precision, device)
+    return choose_precision("auto", device)
 
 
 def _vectors(
