@@ -1,4 +1,4 @@
-"""Shapes of encoders by name, without torch: timm's vision transformers, from a table that tools/list_vits.py writes."""
+"""Shapes of encoders by name, without torch: timm's vision transformers, from a table that tools/list_vits.py wrote."""
 
 import difflib
 import json
@@ -48,6 +48,7 @@ def fill_in(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in shape.items():
         if key not in FREE and key in given and given[key] != value:
             raise ValueError(
-                f"model.{key}={given[key]} contradicts model.name={name}, whose {key} is {value:g}; give model.{key}=null, or no name"
+                f"model.{key}={given[key]} contradicts model.name={name}, whose {key} is {value:g}; give "
+                f"model.{key}=null, or no name"
             )
     return {**shape, **given}

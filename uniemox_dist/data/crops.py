@@ -32,7 +32,9 @@ class ViewSettings:
     background: str = "white"
     colour_jitter: float = 0.0
     with_person: bool = True
-    """False without fusion: the person view is not made at all."""
+    """False without a person branch: the person view is not made at all."""
+    person_grid: int = 0
+    """Patches along a side of the scene view for which it is said whether they show the person; 0: not asked."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,19 @@ def person_box(width: int, height: int, person: Person | None, margin: float) ->
     top = min(max(0, math.floor(y1 * height - grow)), height - 1)
     right, bottom = min(width, math.ceil(x2 * width + grow)), min(height, math.ceil(y2 * height + grow))
     return left, top, max(1, right - left), max(1, bottom - top)
+
+
+def on_person(view: View, person: Person | None, width: int, height: int, side: int) -> list[bool]:
+    """Which of the side×side patches of a view have their centre on the person, row by row."""
+    if person is None:
+        return [False] * side**2
+    left, top, w, h = view.box
+    x1, y1, x2, y2 = person.box
+    xs = [x1 * width <= left + (i + 0.5) * w / side <= x2 * width for i in range(side)]
+    ys = [y1 * height <= top + (i + 0.5) * h / side <= y2 * height for i in range(side)]
+    if view.mirror:
+        xs.reverse()
+    return [x and y for y in ys for x in xs]
 
 
 def _snapped(box: Box, scale: int) -> Box:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from uniemox_dist.data.buffers import NONE, ViewBuffers
-from uniemox_dist.data.loader import MicroBatch, PlannedDataset
+from uniemox_dist.data.loader import SMALL, VIEWS, MicroBatch, PlannedDataset
 from uniemox_dist.data.views import empty_views
 from uniemox_dist.runtime.errors import Fault, UserError
 
@@ -33,36 +33,31 @@ class Sent:
     views: Tensor | None
     batch: MicroBatch
     """Without tensors."""
-    slots: np.ndarray
-    texts: np.ndarray | None
+    small: dict[str, np.ndarray]
+    """Its other tensors by name."""
 
     @classmethod
     def of(cls, batch: MicroBatch, pool: int, number: int, room: Tensor) -> "Sent":
         """What a loader process sends."""
-        bare = replace(batch, slots_B=_NOTHING, scene_B3HW=_NOTHING, person_B3HW=None, texts_BE=None)
-        texts = None if batch.texts_BE is None else batch.texts_BE.numpy()
-        return cls(pool, number, room if number == NONE else None, bare, batch.slots_B.numpy(), texts)
+        bare: MicroBatch = replace(batch, **dict.fromkeys((*VIEWS, *SMALL)))  # type: ignore[arg-type]
+        small = {name: tensor.numpy() for name in SMALL if (tensor := getattr(batch, name)) is not None}
+        return cls(pool, number, room if number == NONE else None, bare, small)
 
     def received(self) -> MicroBatch:
         """The micro-batch, in the training process. Its buffer is free again when its views are gone."""
         views = self.views
         if views is None:
             views = LENDERS[self.pool].lend(self.number)
-        B = len(self.slots)
-        return replace(
-            self.batch,
-            slots_B=torch.from_numpy(self.slots),
-            scene_B3HW=views[:B],
-            person_B3HW=views[B:] if len(views) > B else None,
-            texts_BE=None if self.texts is None else torch.from_numpy(self.texts),
-        )
+        B = len(self.small["slots_B"])
+        small = {name: torch.from_numpy(array) for name, array in self.small.items()}
+        person_B3HW = views[B:] if len(views) > B else None
+        return replace(self.batch, scene_B3HW=views[:B], person_B3HW=person_B3HW, **small)  # type: ignore[arg-type]
 
     def pin_memory(self) -> MicroBatch:
         """Called by the DataLoader's thread in the training process."""
         return self.received().pin_memory()
 
 
-_NOTHING = torch.empty(0)
 LENDERS: "WeakValueDictionary[int, ViewBuffers]" = WeakValueDictionary()
 """The buffers of this process by their `id`."""
 

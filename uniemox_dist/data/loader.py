@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.crops import ViewSettings, training_plan
+from uniemox_dist.data.crops import ViewPlan, ViewSettings, choose_person, on_person, training_plan
 from uniemox_dist.data.draws import Purpose, choice
 from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.plan import Plan
@@ -30,6 +30,10 @@ class CaptionVectors(Protocol):
         ...
 
 
+VIEWS = ("scene_B3HW", "person_B3HW")
+SMALL = ("slots_B", "texts_BE", "pictures_BE", "on_person_BN")
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """One micro-batch, in slot order. Shapes: B samples, E teacher embedding width."""
@@ -42,6 +46,10 @@ class MicroBatch:
     """As the scene; None without a person branch."""
     texts_BE: Tensor | None
     """fp32 unit rows; None when no loss needs texts."""
+    pictures_BE: Tensor | None
+    """fp32 unit rows: the teacher's embeddings of the scenes, where they are stored; None with a live teacher."""
+    on_person_BN: Tensor | None
+    """bool: which patches of the scene show the person; None where masks do not ask."""
     keys: tuple[str, ...]
     sources: tuple[int, ...]
     damaged: tuple[str, ...]
@@ -58,7 +66,7 @@ class MicroBatch:
         return self._with({n: tensor.to(device, non_blocking=True) for n, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {n: getattr(self, n) for n in ("slots_B", "scene_B3HW", "person_B3HW", "texts_BE")}
+        tensors = {n: getattr(self, n) for n in (*VIEWS, *SMALL)}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def _with(self, tensors: dict[str, Tensor]) -> "MicroBatch":
@@ -100,29 +108,27 @@ class PlannedDataset(Dataset[MicroBatch]):
         scene_B3HW = room[:B]
         person_B3HW = room[B : 2 * B] if self.settings.with_person else None
         before = [replace(reader.origin.counts) for reader in self.readers]
-        texts: list[Tensor] = []
-        keys: list[str] = []
-        sources: list[int] = []
+        found: list[_Found] = []
         damaged: list[str] = []
         for i, slot in enumerate(slots):
             if worker is not None:
                 self._tell(worker.id, slot)
-            raw, source, text = self._sample(
-                slot, scene_B3HW[i], None if person_B3HW is None else person_B3HW[i], damaged
+            found.append(
+                self._sample(slot, scene_B3HW[i], None if person_B3HW is None else person_B3HW[i], damaged)
             )
-            keys.append(raw.key)
-            sources.append(source)
-            if text is not None:
-                texts.append(text)
         if worker is not None:
             self._tell(worker.id, -1)
         return MicroBatch(
             slots_B=torch.tensor(list(slots), dtype=torch.int64),
             scene_B3HW=scene_B3HW,
             person_B3HW=person_B3HW,
-            texts_BE=torch.stack(texts).float() if texts else None,
-            keys=tuple(keys),
-            sources=tuple(sources),
+            texts_BE=_stacked([one.text_E for one in found]),
+            pictures_BE=_stacked([one.picture_E for one in found]),
+            on_person_BN=torch.tensor([one.on_person for one in found])
+            if self.settings.person_grid
+            else None,
+            keys=tuple(one.key for one in found),
+            sources=tuple(one.source for one in found),
             damaged=tuple(damaged),
             counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), Counts()),
         )
@@ -144,7 +150,7 @@ class PlannedDataset(Dataset[MicroBatch]):
 
     def _sample(
         self, slot: int, scene_3HW: Tensor, person_3HW: Tensor | None, damaged: list[str]
-    ) -> tuple[RawSample, int, Tensor | None]:
+    ) -> "_Found":
         """Fills the views of a slot. A damaged sample is replaced by that of the slot one turn later, and so
         on: a rule that needs no memory and no other rank."""
         for attempt in range(REPLACEMENTS):
@@ -167,8 +173,29 @@ class PlannedDataset(Dataset[MicroBatch]):
             if self.vectors is not None:
                 caption = choice(max(1, len(raw.captions)), self.seed, slot, Purpose.CAPTION)
                 text = self.vectors[place.source].vector(place.shard, place.row, caption)
-            return raw, place.source, text
+            return _Found(raw.key, place.source, text, None, self._on_person(raw, plan, slot))
         raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-REPLACEMENTS:]))
+
+    def _on_person(self, raw: RawSample, plan: ViewPlan, slot: int) -> list[bool]:
+        person = choose_person(raw.persons, self.settings.person, self.seed, slot)
+        return on_person(plan.scene, person, raw.width, raw.height, self.settings.person_grid)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a slot holds besides its views."""
+
+    key: str
+    source: int
+    text_E: Tensor | None
+    picture_E: Tensor | None
+    on_person: list[bool]
+
+
+def _stacked(rows: list[Tensor | None]) -> Tensor | None:
+    """fp32 rows, or None where there are none."""
+    there = [row for row in rows if row is not None]
+    return torch.stack(there).float() if there else None
 
 
 def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
@@ -183,4 +210,7 @@ def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
         background=data.background,
         colour_jitter=data.colour_jitter,
         with_person=with_person,
+        person_grid=config.model.image_size // config.model.patch_size
+        if config.model.mask == "person"
+        else 0,
     )

@@ -1,15 +1,28 @@
-"""Random masks as a pure function of (seed, slot, view): the same on every device and number of ranks.
+"""Masks as a pure function of (seed, slot, view) and of where the person is: the same on every device and number of
+ranks, since nothing but integers decides.
 
-The argsort of hashed patch numbers is a random permutation; its first V entries are the visible patches.
-Shape legend: B samples, N patches, V visible patches.
+Every mask is an order of a view's patches: the first V are visible, the others masked, V the same for all samples.
+Shape legend: B samples, N patches, V visible patches, K rectangles.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from uniemox_dist.config.schema import ModelConfig
+
 SCENE_VIEW, PERSON_VIEW = 0, 1
+_ORDER, _RECTANGLES = 0, 1
 # The 64-bit constants of the splitmix64 finaliser, as the signed integers that torch has.
 _WEYL, _MUL1, _MUL2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
+BLOCKS = 48
+"""Rectangles drawn for a mask of blocks; those behind the last that is needed do not count."""
+ASPECT = 0.3
+"""Narrowest shape of a rectangle, as the ratio of its sides (BEiT, Bao et al. 2022)."""
+SMALLEST = 0.08
+"""Smallest area of a rectangle, as a share of the view (BEiT's 16 of 196 patches)."""
+LARGEST = 0.3
 
 
 def mix(x: Tensor) -> Tensor:
@@ -20,9 +33,85 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
+def masked_order(
+    model: ModelConfig, slots_B: Tensor, view: int, seed: int, on_person_BN: Tensor | None = None
+) -> Tensor:
+    """The order of patches, int64 B×N, by the strategy that `model.mask` names.
+
+    Args:
+        on_person_BN: which patches of this view show the person; without it a mask by person is a random one.
+    """
+    if model.mask == "block":
+        return block_order(slots_B, view, seed, model.image_size // model.patch_size)
+    order_BN = patch_order(slots_B, view, seed, model.patches)
+    if model.mask == "person" and on_person_BN is not None:
+        return person_order(order_BN, on_person_BN, model.visible, model.mask_person_share)
+    return order_BN
+
+
 def patch_order(slots_B: Tensor, view: int, seed: int, patches: int) -> Tensor:
-    """A random order of the patches of each sample: int64 B×N. The first V are visible, the others masked."""
-    seed_key = mix(torch.tensor(seed, dtype=torch.int64, device=slots_B.device))
-    sample_key_B1 = mix(slots_B[:, None] * 4 + view + seed_key)
-    patch_N = torch.arange(patches, device=slots_B.device)
-    return mix(sample_key_B1 + patch_N).argsort(dim=1, stable=True)
+    """A random order: the argsort of hashed patch numbers is a random permutation."""
+    return _hashed(slots_B, view, seed, patches).argsort(dim=1, stable=True)
+
+
+def person_order(order_BN: Tensor, on_person_BN: Tensor, visible: int, share: float) -> Tensor:
+    """Of the masked patches, `share` lie on the person, as far as the person has so many and the rest of the view the
+    others; which ones is random, by the given order."""
+    masked = order_BN.shape[1] - visible
+    on_BN = on_person_BN.gather(1, order_BN).long()
+    persons_B1 = on_BN.sum(dim=1, keepdim=True)
+    others_B1 = order_BN.shape[1] - persons_B1
+    wanted_B1 = torch.full_like(persons_B1, int(share * masked + 0.5)).minimum(persons_B1)
+    wanted_B1 = wanted_B1.maximum(masked - others_B1)
+    # In each of the two groups the first ones of the random order are visible.
+    hidden_BN = torch.where(
+        on_BN > 0,
+        on_BN.cumsum(1) > persons_B1 - wanted_B1,
+        (1 - on_BN).cumsum(1) > others_B1 - (masked - wanted_B1),
+    )
+    return order_BN.gather(1, hidden_BN.long().argsort(dim=1, stable=True))
+
+
+def block_order(slots_B: Tensor, view: int, seed: int, side: int) -> Tensor:
+    """Masked patches form rectangles of random sizes, shapes and places, as many as are needed; of the last
+    one only some patches, at random (block-wise masking, BEiT, Bao et al. 2022)."""
+    device = slots_B.device
+    draws_BK3 = _hashed(slots_B, view, seed, 3 * BLOCKS, _RECTANGLES).view(-1, BLOCKS, 3)
+    draws_BK3 = (draws_BK3 >> 16) & 0xFFFFFFFFFFFF  # no sign, of which a remainder would make a mess
+    shapes_S2 = _shapes(side, device)
+    shape_BK2 = shapes_S2[draws_BK3[:, :, 0] % shapes_S2.shape[0]]
+    # A rectangle may reach over the edge: else patches at the edges would hardly ever be masked.
+    first_BK2 = draws_BK3[:, :, 1:] % (side + shape_BK2 - 1) - shape_BK2 + 1
+    patch_N = torch.arange(side**2, device=device)
+    at_N2 = torch.stack([patch_N // side, patch_N % side], dim=1)
+    inside_BKN = ((at_N2 >= first_BK2[:, :, None]) & (at_N2 < (first_BK2 + shape_BK2)[:, :, None])).all(-1)
+    numbers_K1 = torch.arange(BLOCKS, device=device)[:, None]
+    first_cover_BN = torch.where(inside_BKN, numbers_K1, BLOCKS).amin(dim=1)
+    random_BN = patch_order(slots_B, view, seed, side**2)
+    # What no rectangle or a late one covers comes first: it is visible.
+    late_BN = first_cover_BN.gather(1, random_BN).argsort(dim=1, stable=True, descending=True)
+    return random_BN.gather(1, late_BN)
+
+
+def _hashed(slots_B: Tensor, view: int, seed: int, count: int, purpose: int = _ORDER) -> Tensor:
+    """Random int64 numbers, B×count."""
+    sample_key_B1 = mix(slots_B[:, None] * 4 + view + _seed_key(seed + (purpose << 32)))
+    return mix(sample_key_B1 + torch.arange(count, device=slots_B.device))
+
+
+@lru_cache(maxsize=4)
+def _seed_key(seed: int) -> int:
+    return int(mix(torch.tensor(seed, dtype=torch.int64)))
+
+
+@lru_cache(maxsize=8)
+def _shapes(side: int, device: torch.device) -> Tensor:
+    """Heights and widths that a rectangle may have, S×2."""
+    sides = range(1, side + 1)
+    shapes = [
+        (h, w)
+        for h in sides
+        for w in sides
+        if SMALLEST * side**2 <= h * w <= max(1.0, LARGEST * side**2) and ASPECT <= h / w <= 1 / ASPECT
+    ]
+    return torch.tensor(shapes or [(1, 1)], device=device)

@@ -1,12 +1,13 @@
-"""The decoder: from visible tokens to the pixels of the masked patches of the scene view.
+"""The decoder: from visible tokens to the pixels of the masked patches of a view.
 
-Shape legend: B samples, V visible and M masked patches, D encoder width, F decoder width, P patch values.
+Shape legend: B views, V visible and M masked patches, D encoder width, F decoder width, P patch values.
 """
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from uniemox_dist.models.encoder import through
 from uniemox_dist.models.patches import sincos_positions
 
 
@@ -18,19 +19,18 @@ class Decoder(nn.Module):
         self, *, width: int, depth: int, heads: int, mlp_ratio: float, side: int, patch_values: int
     ) -> None:
         super().__init__()
+        self.grad_checkpointing = False
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", sincos_positions(width, side), persistent=False)
+        self.pos_embed = nn.Parameter(sincos_positions(width, side), requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.prediction = nn.Linear(width, patch_values)
 
     def forward(self, tokens_BTF: Tensor, visible_BV: Tensor, masked_BM: Tensor) -> Tensor:
         """Class and visible tokens (T = 1+V, already projected to width F) to predictions B×M×P."""
-        positions: Tensor = self.positions  # type: ignore[assignment]
-        masked_BMF = self.mask_token + positions[0, 1:][masked_BM]
-        cls_B1F = tokens_BTF[:, :1] + positions[:, :1]
-        visible_BVF = tokens_BTF[:, 1:] + positions[0, 1:][visible_BV]
+        masked_BMF = self.mask_token + self.pos_embed[0, 1:][masked_BM]
+        cls_B1F = tokens_BTF[:, :1] + self.pos_embed[:, :1]
+        visible_BVF = tokens_BTF[:, 1:] + self.pos_embed[0, 1:][visible_BV]
         x = torch.cat([cls_B1F, visible_BVF, masked_BMF], dim=1)
-        for block in self.blocks:
-            x = block(x)
+        x = through(self.blocks, x, again=self.grad_checkpointing and self.training)
         return self.prediction(self.norm(x[:, -masked_BM.shape[1] :]))

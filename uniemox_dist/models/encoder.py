@@ -1,17 +1,34 @@
 """The student's encoder: a timm VisionTransformer that is shown visible patches only.
 
 Its state dict is timm's own, so that a released encoder loads into `timm.create_model` as it is.
-Shape legend: B views, N patches, V visible patches, P values of a patch, D width.
+Shape legend: B views, N patches, V visible patches, R register tokens, P values of a patch, D width.
 """
 
 from typing import Any
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from uniemox_dist.config.schema import ModelConfig
+from uniemox_dist.config.vits import timm_name
 from uniemox_dist.models.patches import sincos_positions, take
+
+
+def encoder_arguments(model: ModelConfig) -> dict[str, Any]:
+    """timm's arguments of an encoder, all stated that matter (timm would silently assume others).
+
+    With a name, the rest of the architecture is that name's; without one, it is a plain ViT.
+    """
+    arguments: dict[str, Any] = {"img_size": model.image_size, "patch_size": model.patch_size}
+    if model.name is not None:
+        # α and β are class tokens: an architecture that pools otherwise gets one.
+        return {**arguments, "class_token": True, "global_pool": "token"}
+    shape = {"embed_dim": model.width, "depth": model.depth, "num_heads": model.heads}
+    return {**arguments, **shape, "mlp_ratio": model.mlp_ratio}
 
 
 class PatchProjection(nn.Conv2d):
@@ -28,25 +45,51 @@ class PatchProjection(nn.Conv2d):
 class MaskedEncoder(VisionTransformer):
     """timm's pre-norm ViT with class token and fixed 2-D sine-cosine positions, over visible patches."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        """`arguments` are timm's VisionTransformer arguments; see `Student.encoder_arguments`."""
-        super().__init__(**arguments, num_classes=0, weight_init="skip")
-        width, patch = arguments["embed_dim"], arguments["patch_size"]
-        self.patch_embed.proj = PatchProjection(3, width, kernel_size=patch, stride=patch)
-        side = arguments["img_size"] // patch
-        self.pos_embed = nn.Parameter(sincos_positions(width, side), requires_grad=False)
+    def __init__(self, model: ModelConfig) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(_plain(model).__dict__)
+        proj = self.patch_embed.proj
+        self.patch_embed.proj = PatchProjection(
+            3, self.embed_dim, kernel_size=proj.kernel_size, stride=proj.stride, bias=proj.bias is not None
+        )
+        assert self.pos_embed is not None
+        positions = sincos_positions(self.embed_dim, model.image_size // model.patch_size)
+        if self.no_embed_class:  # the class token has no position
+            positions = positions[:, 1:]
+        elif self.num_reg_tokens:  # registers have none either, but rows in the table
+            positions = F.pad(positions, (0, 0, self.num_reg_tokens, 0))
+        self.pos_embed = nn.Parameter(positions, requires_grad=model.positions == "learned")
 
     def forward(self, patches_BNP: Tensor, visible_BV: Tensor) -> Tensor:  # type: ignore[override]
         """Normalised patches and the numbers of the visible ones to tokens B×(1+V)×D, class token first."""
         assert self.pos_embed is not None
         assert self.cls_token is not None
-        tokens_BVD = self.patch_embed.proj(take(patches_BNP, visible_BV))
-        tokens_BVD = tokens_BVD + self.pos_embed[0, 1:][visible_BV]
-        cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(tokens_BVD.shape[0], -1, -1)
-        x = torch.cat([cls_B1D, tokens_BVD], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        B = patches_BNP.shape[0]
+        prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], 1)
+        first = 0  # row of the first patch in the table of positions
+        if not self.no_embed_class:
+            first = self.num_prefix_tokens
+            prefix = prefix + self.pos_embed[:, :first]
+        tokens_BVD = self.patch_embed.norm(self.patch_embed.proj(take(patches_BNP, visible_BV)))
+        tokens_BVD = tokens_BVD + self.pos_embed[0, first:][visible_BV]
+        x = self.norm_pre(torch.cat([prefix.expand(B, -1, -1), tokens_BVD], dim=1))
+        x = self.norm(through(self.blocks, x, again=self.grad_checkpointing and self.training))
+        return x if self.reg_token is None else torch.cat([x[:, :1], x[:, self.num_prefix_tokens :]], dim=1)
+
+
+def through(blocks: Any, x: Tensor, *, again: bool) -> Tensor:
+    """Through all blocks; `again`: keep only their inputs, and compute the rest again in the backward pass."""
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+    return x
+
+
+def _plain(model: ModelConfig) -> VisionTransformer:
+    arguments = {**encoder_arguments(model), "num_classes": 0, "drop_path_rate": model.drop_path}
+    if model.name is None:
+        return VisionTransformer(**arguments, weight_init="skip")
+    vit: Any = timm.create_model(timm_name(model.name), pretrained=False, **arguments)
+    return vit  # type: ignore[no-any-return]
 
 
 def initialise(module: nn.Module) -> None:
@@ -62,6 +105,6 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-    for name in ("cls_token", "mask_token"):
+    for name in ("cls_token", "reg_token", "mask_token"):
         if isinstance(token := getattr(module, name, None), nn.Parameter):
             nn.init.normal_(token, std=0.02)

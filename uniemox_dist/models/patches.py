@@ -3,6 +3,8 @@
 Shape legend: B samples, N patches of a view, K chosen patches, P = 3·p·p values of a patch, D width.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,10 +14,19 @@ def normalise(
     pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
 ) -> Tensor:
     """uint8 pixels to standardised floats, on the device that holds them."""
-    shape = (1, 3, 1, 1)
-    mean_1311 = pixels_B3HW.new_tensor(mean, dtype=torch.float32).view(shape)
-    std_1311 = pixels_B3HW.new_tensor(std, dtype=torch.float32).view(shape)
+    mean_1311, std_1311 = _statistics(tuple(mean), tuple(std), pixels_B3HW.device)
     return ((pixels_B3HW.float() / 255 - mean_1311) / std_1311).to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Kept on the device: a copy from the host in every pass would make the host wait. Not buffers of a module, whose
+    numbers would become bf16 with it."""
+    with torch.inference_mode(False):
+        both = torch.tensor([mean, std], dtype=torch.float32, device=device).view(2, 1, 3, 1, 1)
+    return both[0], both[1]
 
 
 def patchify(images_B3HW: Tensor, patch_size: int) -> Tensor:

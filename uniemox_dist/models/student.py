@@ -5,7 +5,6 @@ embedding width, G samples of the step's global batch.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models import losses
 from uniemox_dist.models.decoder import Decoder
 from uniemox_dist.models.encoder import MaskedEncoder, initialise
-from uniemox_dist.models.fusion import PriorFusion
+from uniemox_dist.models.fusion import Fusion, make_fusion
 from uniemox_dist.models.patches import normalise, patchify, take
 
 
@@ -25,9 +24,9 @@ class Views:
     scene_B3HW: Tensor
     """uint8."""
     person_B3HW: Tensor | None
-    """uint8; None without fusion."""
+    """uint8; None without a person branch."""
     scene_order_BN: Tensor
-    """Random order of the scene's patches: the first V are visible, the others masked."""
+    """Order of the scene's patches: the first V are visible, the others masked."""
     person_order_BN: Tensor | None
 
 
@@ -38,18 +37,8 @@ class Targets:
     pictures_BE: Tensor | None = None
     texts_GE: Tensor | None = None
     logit_scale: float = 100.0
-
-
-def encoder_arguments(model: ModelConfig) -> dict[str, Any]:
-    """timm's VisionTransformer arguments of an encoder, all stated (timm would silently assume others)."""
-    return {
-        "img_size": model.image_size,
-        "patch_size": model.patch_size,
-        "embed_dim": model.width,
-        "depth": model.depth,
-        "num_heads": model.heads,
-        "mlp_ratio": model.mlp_ratio,
-    }
+    loss_weights_3: Tensor | None = None
+    """Weights of relation, similarity and reconstruction in this step; None: those of the configuration."""
 
 
 class Student(nn.Module):
@@ -59,13 +48,13 @@ class Student(nn.Module):
         """`embedding_width` is the teacher's E; None when no loss compares with a teacher."""
         super().__init__()
         self.model, self.loss = model, loss
-        self.encoder = MaskedEncoder(encoder_arguments(model))
+        self.encoder = MaskedEncoder(model)
         self.to_decoder = nn.Linear(model.width, model.decoder_width)
-        self.fusion: PriorFusion | None = None
+        self.fusion: Fusion | None = None
         self.decoder: Decoder | None = None
         if loss.needs_teacher:
             assert embedding_width is not None
-            self.fusion = PriorFusion(model.decoder_width, embedding_width)
+            self.fusion = make_fusion(model.fusion, model.decoder_width, embedding_width, model.fusion_heads)
         if loss.reconstruction:
             self.decoder = Decoder(
                 width=model.decoder_width,
@@ -80,38 +69,62 @@ class Student(nn.Module):
     @property
     def has_person_branch(self) -> bool:
         """Whether the person view is looked at."""
+        return self.fuses_person or (self.decoder is not None and self.loss.person_reconstruction)
+
+    @property
+    def fuses_person(self) -> bool:
+        """Whether the person's class token goes into γ."""
         return self.fusion is not None and self.model.fusion != "none"
 
     def forward(self, views: Views, targets: Targets) -> tuple[Tensor, Tensor]:
         """The weighted loss, and (relation, similarity, reconstruction) without weights as a detached 3-vector;
         a loss that is off is 0 there."""
-        patches_BNP = self.patches(views.scene_B3HW)
-        scene_BTF, person_BF = self._encode(patches_BNP, views)
-        parts = [scene_BTF.new_zeros((), dtype=torch.float32) for _ in range(3)]
+        patches_BNP, order_BN = self.patches(views.scene_B3HW), views.scene_order_BN
+        if self.has_person_branch:  # one pass over both views: B here is twice the samples
+            assert views.person_B3HW is not None
+            assert views.person_order_BN is not None
+            patches_BNP = torch.cat([patches_BNP, self.patches(views.person_B3HW)])
+            order_BN = torch.cat([order_BN, views.person_order_BN])
+        visible_BV, masked_BM = self.split(order_BN)
+        tokens_BTF = self.to_decoder(self.encoder(patches_BNP, visible_BV))
+        parts = [tokens_BTF.new_zeros((), dtype=torch.float32) for _ in range(3)]
+        scenes = views.scene_B3HW.shape[0]
         if self.fusion is not None:
-            fused_BE = self.fusion(scene_BTF[:, 0], person_BF)
-            assert targets.pictures_BE is not None
-            if self.loss.relation:
-                assert targets.texts_GE is not None
-                parts[0] = losses.relation_loss(
-                    fused_BE,
-                    targets.pictures_BE,
-                    targets.texts_GE,
-                    form=self.loss.relation_form,
-                    logit_scale=targets.logit_scale,
-                )
-            if self.loss.similarity:
-                parts[1] = losses.similarity_loss(fused_BE, targets.pictures_BE)
+            cls_BF = tokens_BTF[:, 0]
+            fused_BE = self.fusion(cls_BF[:scenes], cls_BF[scenes:] if self.fuses_person else None)
+            parts[0], parts[1] = self._distillation(fused_BE, targets)
         if self.decoder is not None:
-            visible_BV, masked_BM = self.split(views.scene_order_BN)
-            predicted_BMP = self.decoder(scene_BTF, visible_BV, masked_BM)
+            shown = tokens_BTF.shape[0] if self.loss.person_reconstruction else scenes
+            masked_BM = masked_BM[:shown]
+            predicted_BMP = self.decoder(tokens_BTF[:shown], visible_BV[:shown], masked_BM)
             target_BMP = losses.reconstruction_targets(
-                take(patches_BNP, masked_BM), norm_pix=self.loss.norm_pix
+                take(patches_BNP[:shown], masked_BM), norm_pix=self.loss.norm_pix
             )
             parts[2] = losses.reconstruction_loss(predicted_BMP, target_BMP)
+        return self._weighted(parts, targets), torch.stack(parts).detach()
+
+    def _distillation(self, fused_BE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """L1 and L2; one that is off is 0."""
+        relation = similarity = fused_BE.new_zeros((), dtype=torch.float32)
+        assert targets.pictures_BE is not None
+        if self.loss.relation:
+            assert targets.texts_GE is not None
+            relation = losses.relation_loss(
+                fused_BE,
+                targets.pictures_BE,
+                targets.texts_GE,
+                form=self.loss.relation_form,
+                logit_scale=targets.logit_scale,
+            )
+        if self.loss.similarity:
+            similarity = losses.similarity_loss(fused_BE, targets.pictures_BE)
+        return relation, similarity
+
+    def _weighted(self, parts: list[Tensor], targets: Targets) -> Tensor:
+        if targets.loss_weights_3 is not None:
+            return (torch.stack(parts) * targets.loss_weights_3).sum()
         weights = (self.loss.relation, self.loss.similarity, self.loss.reconstruction)
-        total = torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()
-        return total, torch.stack(parts).detach()
+        return torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:
         """uint8 pixels to standardised patches B×N×P in the encoder's number format."""
@@ -122,24 +135,12 @@ class Student(nn.Module):
         """Visible and masked patch numbers of a random order."""
         return order_BN[:, : self.model.visible], order_BN[:, self.model.visible :]
 
-    def _encode(self, scene_BNP: Tensor, views: Views) -> tuple[Tensor, Tensor | None]:
-        """Projected scene tokens B×(1+V)×F and the person's projected class token B×F, from one pass."""
-        patches, order = scene_BNP, views.scene_order_BN
-        if self.has_person_branch:
-            assert views.person_B3HW is not None
-            assert views.person_order_BN is not None
-            patches = torch.cat([patches, self.patches(views.person_B3HW)])
-            order = torch.cat([order, views.person_order_BN])
-        tokens = self.to_decoder(self.encoder(patches, self.split(order)[0]))
-        B = scene_BNP.shape[0]
-        return tokens[:B], tokens[B:, 0] if self.has_person_branch else None
-
     @torch.no_grad()
     def embed(self, scene_B3HW: Tensor, person_B3HW: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Evaluation without masks: the encoder's normalised class token B×D, and γ B×E (None without fusion)."""
         B = scene_B3HW.shape[0]
         patches = self.patches(scene_B3HW)
-        if self.has_person_branch:
+        if self.fuses_person:
             assert person_B3HW is not None
             patches = torch.cat([patches, self.patches(person_B3HW)])
         everything = torch.arange(self.model.patches, device=patches.device).expand(patches.shape[0], -1)
@@ -147,7 +148,7 @@ class Student(nn.Module):
         fused_BE = None
         if self.fusion is not None:
             projected = self.to_decoder(cls)
-            fused_BE = self.fusion(projected[:B], projected[B:] if self.has_person_branch else None)
+            fused_BE = self.fusion(projected[:B], projected[B:] if self.fuses_person else None)
         return cls[:B], fused_BE
 
     @torch.no_grad()

@@ -22,7 +22,9 @@ from torch import Tensor
 from uniemox_dist import __version__
 from uniemox_dist.checkpoints.files import Checkpoint, FragmentReader, open_checkpoint
 from uniemox_dist.config.schema import Config
-from uniemox_dist.models.student import Student, encoder_arguments
+from uniemox_dist.config.vits import timm_name
+from uniemox_dist.models.encoder import encoder_arguments
+from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json, write_text
 from uniemox_dist.runtime.run_folder import read_lines
@@ -76,6 +78,8 @@ def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path) -> di
     info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
     arguments = encoder_arguments(config.model)
     name = TIMM_NAMES.get(config.model.width, "vit_base_patch16_224")
+    if config.model.name is not None:
+        name = timm_name(config.model.name)
     encoder: Any = timm.create_model(name, num_classes=0, **arguments)
     encoder.load_state_dict(student.encoder.state_dict())
     size = config.model.image_size

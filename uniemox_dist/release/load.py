@@ -58,7 +58,9 @@ def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
     config = Config.model_validate(facts["config"])
     student = Student(config.model, config.loss, facts["embedding_width"])
     weights = {f"encoder.{k}": v for k, v in load_file(Path(path) / ENCODER).items()}
-    student.load_state_dict({**weights, **load_file(Path(path) / REST)})
+    missing, unexpected = student.load_state_dict({**weights, **load_file(Path(path) / REST)}, strict=False)
+    if unexpected or set(missing) - {"decoder.pos_embed"}:  # a fixed table, not stored by earlier versions
+        raise UserError(f"RELEASE={path}: its weights do not fit its settings: {(unexpected or missing)[0]}")
     return student.eval()
 
 

@@ -8,9 +8,12 @@ import logging
 import time
 from pathlib import Path
 
+import torch
+
 from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkpoint, prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
+from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.data.step_batches import StepBatches
@@ -74,7 +77,19 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
         batch = batches.next_step()
         waited_s = time.perf_counter() - began
         lr = schedule.lr(step)
-        result = train_step(trainer.engine, trainer.teacher, batch, config, world, lr=lr, stop=bool(stop))
+        if config.model.drop_path:  # so that a resumed run draws what the uninterrupted one would have drawn
+            torch.manual_seed(mix64(config.run.seed, step, world.rank) >> 1)
+        result = train_step(
+            trainer.engine,
+            trainer.teacher,
+            batch,
+            config,
+            world,
+            lr=lr,
+            logit_scale=trainer.teacher.logit_scale if trainer.teacher else 100.0,
+            loss_weights=schedule.loss_weights(step),
+            stop=bool(stop),
+        )
         step += 1
         meter.count(result, batch, waited_s)
         if trace is not None:

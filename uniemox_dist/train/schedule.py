@@ -1,9 +1,13 @@
-"""Learning rate by step: linear warm-up, then a half-cycle cosine. Ours, since DeepSpeed's own counts skipped steps."""
+"""Learning rate by step (linear warm-up, then a half-cycle cosine), and the weights of the losses. Ours, since
+DeepSpeed's own count skipped steps."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from uniemox_dist.config.schema import Config
+import numpy as np
+
+from uniemox_dist.config.schema import Config, LossConfig
 from uniemox_dist.runtime.errors import UserError
 
 
@@ -16,6 +20,7 @@ class Schedule:
     peak_lr: float
     min_lr: float
     epoch_samples: int
+    loss: LossConfig = field(default_factory=LossConfig)
 
     @classmethod
     def of(cls, config: Config, epoch_samples: int) -> "Schedule":
@@ -34,7 +39,7 @@ class Schedule:
                 f"optim.warmup_steps or optim.warmup_epochs: warm-up of {warmup} steps does not fit in a run of "
                 f"{max_steps} steps; shorten one or lengthen the other"
             )
-        return cls(max_steps, warmup, optim.blr * G / 256, optim.min_lr, epoch_samples)
+        return cls(max_steps, warmup, optim.blr * G / 256, optim.min_lr, epoch_samples, config.loss)
 
     def lr(self, step: int) -> float:
         """The learning rate of the update that ends step `step` (0-based)."""
@@ -42,3 +47,22 @@ class Schedule:
             return self.peak_lr * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
         return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def loss_weights(self, step: int) -> tuple[float, float, float] | None:
+        """Weights of relation, similarity and reconstruction in step `step` (0-based); None if they never change."""
+        loss = self.loss
+        if not loss.schedule:
+            return None
+        share = step / max(1, self.max_steps - 1)
+        factors = [
+            _on_line(loss.schedule.get(name), share) for name in ("relation", "similarity", "reconstruction")
+        ]
+        return (loss.relation * factors[0], loss.similarity * factors[1], loss.reconstruction * factors[2])
+
+
+def _on_line(points: Sequence[tuple[float, float]] | None, share: float) -> float:
+    """The value at `share` of the line through some points, level before the first and after the last."""
+    if points is None:
+        return 1.0
+    shares, factors = zip(*points)
+    return float(np.interp(share, shares, factors))

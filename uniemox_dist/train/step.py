@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniemox_dist.config.schema import Config
+from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, patch_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
 from uniemox_dist.models.student import Targets, Views
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.world import World
@@ -47,14 +47,14 @@ def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, devi
     return rows.view(world.size, turns, streams // world.size, -1).transpose(0, 1).reshape(rows.shape)
 
 
-def views_of(batch: MicroBatch, patches: int, seed: int) -> Views:
-    """What the student sees: the two views with their masks, which depend on seed and slot alone."""
+def views_of(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
+    """What the student sees: the two views with their masks, which depend on seed, slot and persons alone."""
     person = batch.person_B3HW
     return Views(
         scene_B3HW=batch.scene_B3HW,
         person_B3HW=person,
-        scene_order_BN=patch_order(batch.slots_B, SCENE_VIEW, seed, patches),
-        person_order_BN=None if person is None else patch_order(batch.slots_B, PERSON_VIEW, seed, patches),
+        scene_order_BN=masked_order(model, batch.slots_B, SCENE_VIEW, seed, batch.on_person_BN),
+        person_order_BN=None if person is None else masked_order(model, batch.slots_B, PERSON_VIEW, seed),
     )
 
 
@@ -66,20 +66,31 @@ def train_step(
     world: World,
     *,
     lr: float,
+    logit_scale: float = 100.0,
+    loss_weights: tuple[float, float, float] | None = None,
     stop: bool = False,
 ) -> StepResult:
-    """One update of the weights from one global batch; collective over all ranks."""
+    """One update of the weights from one global batch; collective over all ranks.
+
+    Args:
+        teacher: the live one; None where no loss compares with it, or the batches bring its embeddings along.
+        logit_scale: the teacher's, for relations as KL.
+        loss_weights: of relation, similarity and reconstruction in this step, where they are scheduled.
+    """
     device = engine.device
     texts_GE = None
-    if config.loss.relation:
+    if config.loss.relation and config.loss.relation_over == "global":
         texts_GE = gather_texts(batches, config.batch.streams, world, device)
+    weights_3 = None if loss_weights is None else torch.tensor(loss_weights, device=device)
     losses = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
         batch = batch.to(device)
-        targets = Targets()
-        if teacher is not None:
-            targets = Targets(teacher.embed_pictures(batch.scene_B3HW), texts_GE, teacher.logit_scale)
-        total, parts = engine(views_of(batch, config.model.patches, config.run.seed), targets)
+        pictures_BE = batch.pictures_BE
+        if pictures_BE is None and teacher is not None:
+            pictures_BE = teacher.embed_pictures(batch.scene_B3HW)
+        texts = batch.texts_BE if texts_GE is None else texts_GE
+        targets = Targets(pictures_BE, texts, logit_scale, weights_3)
+        total, parts = engine(views_of(batch, config.model, config.run.seed), targets)
         engine.backward(total)
         losses += torch.cat([total.detach().view(1), parts]).double()
         if not engine.is_gradient_accumulation_boundary():
@@ -95,7 +106,7 @@ def train_step(
     )
     loss, relation, similarity, reconstruction, stops, damaged, keys = sum_over_ranks(local)
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     engine.step()
     norm = engine.get_global_grad_norm()
     return StepResult(

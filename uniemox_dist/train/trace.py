@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, patch_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
 from uniemox_dist.runtime.run_folder import RunFolder
 
 log = logging.getLogger("uniemox")
@@ -20,7 +20,7 @@ class Trace:
     person, caption vector and both masks of each sample. A step that was done again after a restart has two lines."""
 
     def __init__(self, folder: RunFolder, rank: int, config: Config) -> None:
-        self.patches, self.visible, self.seed = config.model.patches, config.model.visible, config.run.seed
+        self.model, self.seed = config.model, config.run.seed
         self.path = folder.path / "trace" / f"rank{rank}.jsonl"
         self.path.parent.mkdir(exist_ok=True)
 
@@ -31,8 +31,8 @@ class Trace:
         for batch in batches:
             slots += batch.slots_B.tolist()
             masks = [
-                patch_order(batch.slots_B, view, self.seed, self.patches)[:, : self.visible]
-                for view in (SCENE_VIEW, PERSON_VIEW)
+                masked_order(self.model, batch.slots_B, view, self.seed, on)[:, : self.model.visible]
+                for view, on in ((SCENE_VIEW, batch.on_person_BN), (PERSON_VIEW, None))
             ]
             parts = [batch.scene_B3HW, batch.person_B3HW, batch.texts_BE, *masks]
             sums += [

@@ -71,7 +71,10 @@ def test_every_mistake_of_a_recipe_is_reported_at_once(tmp_path: Path) -> None:
 def test_a_key_like_no_other_lists_the_known_ones(small: str) -> None:
     assert complaint(small, "zero.xyz=1") == ["zero.xyz: unknown key; known: stage"]
     [line] = complaint(small, "xyz=1")
-    assert line == "xyz: unknown key; known: run, data, batch, model, teacher, loss, optim, zero, deepspeed"
+    assert (
+        line
+        == "xyz: unknown key; known: run, data, batch, model, teacher, loss, optim, zero, compute, deepspeed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,11 @@ def test_a_key_like_no_other_lists_the_known_ones(small: str) -> None:
         ("model.width=50", "model.width=50 must be a multiple of 4 and of model.heads=12"),
         ("model.decoder_heads=7", "model.decoder_width=512 must be a multiple of 4 and of model.decoder_heads=7"),
         ("model.mask_ratio=0.999", "model.mask_ratio=0.999 leaves 0 of 196 patches visible"),
-        ("zero.stage=0", "zero.stage=0: input should be 1, 2 or 3"),
+        ("zero.stage=4", "zero.stage=4: input should be 0, 1, 2 or 3"),
+        ("model.mask_ratio=0", "model.mask_ratio=0: input should be greater than 0"),
+        ("model.mask_ratio=1", "model.mask_ratio=1: input should be less than 1"),
+        ("loss.schedule.relation=[[0.5, 1], [0.2, 0]]", "loss.schedule.relation=((0.5, 1.0), (0.2, 0.0)): needs points "
+         "with growing shares of the run"),
         ("data.person=smallest", "data.person='smallest': input should be 'largest', 'most_confident' or 'random'"),
         ("run.name=../x", "run.name='../x': string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         ("run.epochs=.inf", "run.epochs=inf: input should be a finite number"),
@@ -313,7 +320,7 @@ def test_wrong_settings_end_with_2_and_a_line_each(capsys: pytest.CaptureFixture
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "uniemox: error: recipe demo: run.sed: unknown key; did you mean run.seed?",
-        "uniemox: error: recipe demo: zero.stage=7: input should be 1, 2 or 3",
+        "uniemox: error: recipe demo: zero.stage=7: input should be 0, 1, 2 or 3",
     ]
 
 
