@@ -15,6 +15,7 @@ from uniemox_dist.data.crops import (
     View,
     ViewSettings,
     evaluation_plan,
+    on_person,
     planned,
     scaled,
     training_plan,
@@ -160,3 +161,14 @@ def test_views_lie_in_memory_as_decoders_write_them() -> None:
     room = empty_views(3, 8)
     assert room.shape == (3, 3, 8, 8)
     assert room.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_patches_on_the_person_are_those_whose_centre_lies_in_the_box(mirror: bool) -> None:
+    person = Person((0.5, 0.25, 1.0, 0.75), 0.9)  # in a picture of 80 x 40: x from 40, y from 10 to 30
+    view = View((20, 0, 40, 40), mirror)
+    on = np.array(on_person(view, person, 80, 40, 4)).reshape(4, 4)
+    expected = np.zeros((4, 4), bool)
+    expected[1:3, 2:] = True
+    assert (on == (expected[:, ::-1] if mirror else expected)).all()
+    assert not any(on_person(view, None, 80, 40, 4))

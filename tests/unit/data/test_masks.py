@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, mix, patch_order
+from uniemox_dist.config.schema import ModelConfig
+from uniemox_dist.data.masks import (
+    PERSON_VIEW,
+    SCENE_VIEW,
+    block_order,
+    masked_order,
+    mix,
+    patch_order,
+    person_order,
+)
 
 M64 = (1 << 64) - 1
 
@@ -91,3 +100,76 @@ def test_the_two_views_of_a_sample_are_masked_independently() -> None:
     rate = (kept[0] * kept[1]).mean()
     p = (visible / patches) ** 2
     assert abs(float(rate) - p) < 4 * math.sqrt(p * (1 - p) / (samples * patches))
+
+
+def masks(order_BN: torch.Tensor, visible: int) -> torch.Tensor:
+    """1 where a patch is masked, B×N."""
+    return torch.ones_like(order_BN).scatter(1, order_BN[:, :visible], 0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 10, 14])
+def test_an_order_by_blocks_holds_every_patch_once(side: int) -> None:
+    order = block_order(torch.arange(300), SCENE_VIEW, 0, side)
+    assert (order.sort(dim=1).values == torch.arange(side**2)).all()
+
+
+def test_blocks_are_coherent_and_mask_all_places_about_alike() -> None:
+    slots = torch.arange(4000)
+    block = masks(block_order(slots, SCENE_VIEW, 1, 14), 49).view(-1, 14, 14)
+    random = masks(patch_order(slots, SCENE_VIEW, 1, 196), 49).view(-1, 14, 14)
+    equal_neighbours = [(m[:, :, 1:] == m[:, :, :-1]).float().mean().item() for m in (block, random)]
+    assert equal_neighbours[0] > 0.85  # 49 visible of 196 at random: 0.75² + 0.25²
+    assert equal_neighbours[1] == pytest.approx(0.625, abs=0.01)
+    rates = block.float().mean(0)
+    assert rates.mean().item() == pytest.approx(0.75)
+    assert rates.min() > 0.70
+    assert rates.max() < 0.80
+
+
+def test_views_and_slots_have_blocks_of_their_own() -> None:
+    slots = torch.arange(50)
+    scene, person = (masks(block_order(slots, view, 0, 14), 49) for view in (SCENE_VIEW, PERSON_VIEW))
+    assert (scene != person).any(1).all()
+    assert (scene[1:] != scene[:-1]).any(1).all()
+    assert (person[:-1] != scene[1:]).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("persons", "share", "masked_persons"),
+    [
+        (30, 0.1, 15),
+        (30, 0.5, 30),
+        (190, 0.1, 141),
+        (0, 0.5, 0),
+        (196, 0.5, 147),
+        (100, 0.0, 51),
+        (100, 1.0, 100),
+    ],
+)
+def test_a_share_of_the_masked_patches_lies_on_the_person_as_far_as_there_are_so_many(
+    persons: int, share: float, masked_persons: int
+) -> None:
+    on = torch.zeros(40, 196, dtype=torch.bool)
+    on[:, :persons] = True
+    order = person_order(patch_order(torch.arange(40), SCENE_VIEW, 0, 196), on, 49, share)
+    assert (order.sort(dim=1).values == torch.arange(196)).all()
+    assert (on.gather(1, order[:, 49:]).sum(1) == masked_persons).all()
+
+
+def test_a_mask_by_person_without_a_person_is_the_random_one() -> None:
+    model = ModelConfig(mask="person")
+    slots = torch.arange(20)
+    on = torch.zeros(20, 196, dtype=torch.bool)
+    random = patch_order(slots, SCENE_VIEW, 3, 196)
+    assert torch.equal(masked_order(model, slots, SCENE_VIEW, 3, on), random)
+    assert torch.equal(masked_order(model, slots, SCENE_VIEW, 3), random)
+
+
+@pytest.mark.parametrize("mask", ["block", "person"])
+def test_a_strategys_masks_do_not_depend_on_the_split_of_the_batch(mask: str) -> None:
+    model = ModelConfig(mask=mask)  # type: ignore[arg-type]
+    slots = torch.arange(500, 524)
+    on = patch_order(slots, 7, 0, 196) < 60
+    whole = masked_order(model, slots, SCENE_VIEW, 3, on)
+    parts = [masked_order(model, s, SCENE_VIEW, 3, o) for s, o in zip(slots.split(5), on.split(5))]
+    assert torch.equal(torch.cat(parts), whole)

@@ -128,6 +128,34 @@ def test_the_person_view_matters_with_fusion_and_is_not_built_without() -> None:
     assert torch.isfinite(alone(without, targets())[0])
 
 
+def test_the_persons_patches_are_reconstructed_on_request_and_both_views_count_alike() -> None:
+    v = views()
+    both = student(relation=0, similarity=0, person_reconstruction=True)
+    assert both.has_person_branch
+    assert both.fusion is None
+    alone = student(relation=0, similarity=0)
+    assert not alone.has_person_branch
+    alone.load_state_dict(both.state_dict())
+    of_scene = alone(v, Targets())[1][2].item()
+    assert v.person_B3HW is not None
+    assert v.person_order_BN is not None
+    of_person = alone(replace(v, scene_B3HW=v.person_B3HW, scene_order_BN=v.person_order_BN), Targets())[1][2]
+    assert both(v, Targets())[1][2].item() == pytest.approx((of_scene + of_person.item()) / 2, rel=1e-5)
+
+
+def test_scheduled_weights_take_the_place_of_those_of_the_configuration() -> None:
+    goal = replace(targets(), loss_weights_3=torch.tensor([0.5, 0.0, 2.0]))
+    total, parts = student(relation=1, similarity=1, reconstruction=1)(views(), goal)
+    assert total.item() == pytest.approx(0.5 * parts[0].item() + 2 * parts[2].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["multi_head", "attention", "gated_mlp"])
+def test_every_fusion_trains_all_its_weights(fusion: str) -> None:
+    model = student(MODEL.model_copy(update={"fusion": fusion, "fusion_heads": 4}))
+    model(views(), targets())[0].backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_a_loss_that_is_off_builds_no_modules() -> None:
     assert student(reconstruction=0).decoder is None
     assert student(relation=0, similarity=0).fusion is None

@@ -34,6 +34,25 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_min_lr() -> None:
     assert schedule.lr(110) == pytest.approx(0.1)
 
 
+def test_the_weights_of_losses_follow_the_line_through_their_points() -> None:
+    overrides = [
+        "loss.relation=2",
+        "loss.schedule.relation=[[0.25, 0], [0.75, 1]]",
+        "run.max_steps=101",
+        "run.epochs=null",
+    ]
+    overrides += ["optim.warmup_epochs=null"]
+    schedule = Schedule.of(load_config("demo", overrides), 1000)
+    assert [schedule.loss_weights(step) for step in (0, 25, 50, 75, 100)] == [
+        (0.0, 1.0, 1.0),
+        (0.0, 1.0, 1.0),
+        (1.0, 1.0, 1.0),
+        (2.0, 1.0, 1.0),
+        (2.0, 1.0, 1.0),
+    ]
+    assert Schedule.of(load_config("demo"), 1000).loss_weights(3) is None
+
+
 def test_a_mix_measured_in_epochs_needs_the_size_of_an_epoch() -> None:
     by_weights = ("data.path=null", "data.sources=[{path: a, weight: 2}, {path: b}]")
     with pytest.raises(UserError, match=r"needs data\.epoch_samples, or a repeat for each"):
