@@ -38,6 +38,10 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         sources = Sources(config)
         sources.plan(config)
         Schedule.of(config, sources.epoch_samples(config))
+        if config.teacher.source == "cache":
+            from uniemox_dist.teach.replay import find
+
+            find(config, sources.readers)
         import torch
 
         command = [

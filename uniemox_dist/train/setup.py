@@ -17,9 +17,12 @@ from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.models.teacher_facts import TeacherFacts
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
+from uniemox_dist.teach.replay import Replay, check_shards
+from uniemox_dist.teach.replay import find as find_views
 from uniemox_dist.train import comm
 from uniemox_dist.train.checkpoint import RunState
 from uniemox_dist.train.engine import choose_precision, make_engine
@@ -44,20 +47,24 @@ class Trainer:
     schedule: Schedule
     dataset: PlannedDataset
     teacher: Teacher | None
+    """The live one; None where its cached views are replayed, or no loss compares with one."""
+    facts: TeacherFacts | None
+    """Of the teacher, live or away; None where no loss compares with one."""
+    replay: Replay | None
     student: Student
     engine: Any
     precision: str
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
-        return RunState(
-            step,
-            self.config,
-            self.sources.identity,
-            self.precision,
-            self.teacher.identity if self.teacher else None,
-            self.teacher.width if self.teacher else None,
-        )
+        facts = self.facts
+        teacher = None
+        if facts is not None:
+            teacher = {**facts.identity, "source": self.config.teacher.source}
+            if self.replay is not None:
+                teacher["views"] = self.replay.ids
+        width = facts.width if facts is not None else None
+        return RunState(step, self.config, self.sources.identity, self.precision, teacher, width)
 
 
 def build(config: Config, world: World, device: torch.device, folder: RunFolder) -> Trainer:
@@ -70,17 +77,35 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))
     precision: str = comm.on_main(world, lambda: _precision(config, device, folder))
-    teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
-    vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
-    if teacher:
+    teacher: Teacher | None = None
+    replay: Replay | None = None
+    vectors: list[CaptionVectors] | None = None
+    if config.loss.needs_teacher and config.teacher.source == "cache":
+        replay = _replay(config, world, sources, folder)
+        if config.loss.relation:
+            vectors = [
+                text_cache.TextVectors(r, text_cache.beside_shards(r, replay.facts.id))
+                for r in sources.readers
+            ]
+    elif config.loss.needs_teacher:
+        teacher = Teacher(config.teacher, device)
+        if config.loss.relation:
+            vectors = _vectors(config, world, sources, teacher, folder)
         teacher.drop_text_tower()
+    facts = replay.facts if replay else teacher.facts if teacher else None
     # The initial weights depend on the seed alone: made on the CPU, the same on every rank.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        student = Student(config.model, config.loss, teacher.width if teacher else None)
+        student = Student(config.model, config.loss, facts.width if facts else None)
     settings = view_settings(config, with_person=student.has_person_branch)
     dataset = PlannedDataset(
-        plan, sources.readers, vectors, settings, config.run.seed, strict=config.data.strict
+        plan,
+        sources.readers,
+        vectors,
+        settings,
+        config.run.seed,
+        stored=replay.caches(sources.readers) if replay else None,
+        strict=config.data.strict,
     )
     engine = make_engine(student, config, world, precision, device)
     check(engine)
@@ -95,6 +120,8 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
         schedule,
         dataset,
         teacher,
+        facts,
+        replay,
         student,
         engine,
         precision,
@@ -113,6 +140,21 @@ def _precision(config: Config, device: torch.device, folder: RunFolder) -> str:
     if config.optim.precision == "auto" and earlier:
         return str(earlier[-1].info["precision"])
     return choose_precision(config.optim.precision, device)
+
+
+def _replay(config: Config, world: World, sources: Sources, folder: RunFolder) -> Replay:
+    """The cached views that stand for the teacher; a resumed run goes on with those that it began with. Each rank
+    checks its share of the shards."""
+    checkpoints = complete_checkpoints(folder.checkpoints)
+    earlier = (checkpoints[-1].info["teacher"] or {}).get("views", []) if checkpoints else []
+    replay: Replay = comm.on_main(world, lambda: find_views(config, sources.readers, earlier))
+
+    def check_own() -> None:
+        for reader, made in zip(sources.readers, replay.made):
+            check_shards(config, reader, made, range(world.rank, len(reader.manifest.shards), world.size))
+
+    comm.on_all(world, check_own)
+    return replay
 
 
 def _vectors(
