@@ -130,8 +130,9 @@ class Work:
             missing = [k for k in ("weights", "mean", "std") if options[k] is None]
             # Texts are not touched by pixel statistics: any will do for them.
             if "weights" in missing or (count and missing):
-                needs = ", ".join(f"--{key}" for key in (missing if count else ["weights"]))
-                raise UserError(f"--teacher={name}: an open_clip model name needs {needs} too")
+                value = {"weights": "FILE", "mean": "R,G,B", "std": "R,G,B"}
+                needs = ", ".join(f"--{key} {value[key]}" for key in (missing if count else ["weights"]))
+                raise UserError(f"--teacher={name}: an open_clip model name needs {needs}")
             numbers = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **numbers}
         elif options["weights"] or numbers:
             raise UserError(
