@@ -119,6 +119,7 @@ def summary(
         "parameters": _parameters(folder),
         "model": model,
         "teacher": (config.get("teacher") or {}).get("name") if learns else None,
+        "teacher_source": last.get("teacher"),
         "ranks": last.get("ranks"),
         "earlier_ranks": list(
             dict.fromkeys(s.get("ranks") for s in starts if s.get("ranks") != last.get("ranks"))

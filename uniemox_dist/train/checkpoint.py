@@ -144,6 +144,14 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
     before, now = checkpoint.info["teacher"] or {}, state.teacher or {}
     if before.get("weights_sha256") != now.get("weights_sha256"):
         lines.append("the teacher's weights are others")
+    lines += [
+        f"the teacher's {key} was {before[key]} and is {now[key]}"
+        for key in ("activation", "mean", "std")
+        if key in before and key in now and before[key] != now[key]
+    ]
+    views_before, views_now = _scenes(before), _scenes(now)
+    if before and now and views_before != views_now:
+        lines.append(f"scenes were {views_before} and are {views_now}")
     if lines:
         raise UserError(
             f"{checkpoint.folder}: cannot be resumed with other settings ({'; '.join(lines)}); "
@@ -213,6 +221,13 @@ def _publish(
         shutil.rmtree(temporary, ignore_errors=True)
         return {"error": errors[0]}
     return {"bytes": sum(facts["bytes"] for facts in files.values())}
+
+
+def _scenes(teacher: dict[str, Any]) -> str:
+    """Where the scene views, and the teacher's embeddings of them, come from."""
+    if teacher.get("source", "live") == "live":
+        return "drawn for a live teacher (teacher.source=live)"
+    return f"replayed from {', '.join(teacher.get('views', []))} (teacher.source=cache)"
 
 
 def _shares(data: dict[str, Any]) -> list[str]:

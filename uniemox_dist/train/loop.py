@@ -86,7 +86,7 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
             config,
             world,
             lr=lr,
-            logit_scale=trainer.teacher.logit_scale if trainer.teacher else 100.0,
+            logit_scale=trainer.facts.logit_scale if trainer.facts else 100.0,
             loss_weights=schedule.loss_weights(step),
             stop=bool(stop),
         )
@@ -149,7 +149,16 @@ def _start(trainer: Trainer) -> int:
         write_text(folder.config, dump_yaml(config))
         facts = environment()
         write_json(folder.environment, facts)
-        folder.event("start", step=step, ranks=world.size, precision=trainer.precision, host=facts["host"])
+        # Where the teacher's embeddings come from: live, cache, or None without one.
+        source = config.teacher.source if trainer.facts else None
+        folder.event(
+            "start",
+            step=step,
+            ranks=world.size,
+            precision=trainer.precision,
+            teacher=source,
+            host=facts["host"],
+        )
         if chosen is not None:
             saved = chosen.info
             folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=saved["world_size"])
@@ -175,7 +184,7 @@ def _introduce(trainer: Trainer, step: int, local_ranks: int) -> None:
         step,
         schedule.max_steps,
         trained / 1e6,
-        config.teacher.name if trainer.teacher else "none",
+        _teacher(trainer),
         trainer.sources.samples,
         world.size,
         config.batch.micro_batch,
@@ -194,6 +203,13 @@ def _introduce(trainer: Trainer, step: int, local_ranks: int) -> None:
         log.warning(
             "batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples
         )
+
+
+def _teacher(trainer: Trainer) -> str:
+    if trainer.facts is None:
+        return "none"
+    name = trainer.config.teacher.name
+    return f"{name} (live)" if trainer.replay is None else f"{name} as {trainer.replay}"
 
 
 def _save(trainer: Trainer, step: int) -> bool:

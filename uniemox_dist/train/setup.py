@@ -24,10 +24,13 @@ from uniemox_dist.data.sources import Sources
 from uniemox_dist.models.init_from import Loaded, load_into
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.models.teacher_facts import TeacherFacts
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
+from uniemox_dist.teach.replay import Replay, check_shards
+from uniemox_dist.teach.replay import find as find_views
 from uniemox_dist.train import comm
 from uniemox_dist.train.checkpoint import RunState, check_same_run
 from uniemox_dist.train.compute import check_compiler
@@ -54,6 +57,10 @@ class Trainer:
     schedule: Schedule
     dataset: PlannedDataset
     teacher: Teacher | None
+    """The live one; None where its cached views are replayed, or no loss compares with one."""
+    facts: TeacherFacts | None
+    """Of the teacher, live or away; None where no loss compares with one."""
+    replay: Replay | None
     student: Student
     engine: Any
     precision: str
@@ -67,7 +74,7 @@ class Trainer:
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
-        return _state(step, self.config, self.sources, self.precision, self.teacher)
+        return _state(step, self.config, self.sources, self.precision, self.facts, self.replay)
 
 
 def build(
@@ -85,17 +92,36 @@ def build(
     schedule = Schedule.of(config, sources.epoch_samples(config))
     chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(folder, resume))
     precision: str = comm.on_main(world, lambda: _precision(config, device, chosen))
-    teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
+    teacher: Teacher | None = None
+    replay: Replay | None = None
+    vectors: list[CaptionVectors] | None = None
+    if config.loss.needs_teacher and config.teacher.source == "cache":
+        replay = _replay(config, world, sources, chosen)
+        if config.loss.relation:
+            vectors = [
+                text_cache.TextVectors(r, text_cache.beside_shards(r, replay.facts.id))
+                for r in sources.readers
+            ]
+    elif config.loss.needs_teacher:
+        teacher = Teacher(config.teacher, device)
+    facts = replay.facts if replay else teacher.facts if teacher else None
     if chosen is not None:
-        state = _state(chosen.step, config, sources, precision, teacher)
+        state = _state(chosen.step, config, sources, precision, facts, replay)
         comm.on_main(world, lambda: check_same_run(chosen, state))
-    student, loaded = _student(config, world, device, chosen, teacher.width if teacher else None)
-    vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
+    student, loaded = _student(config, world, device, chosen, facts.width if facts else None)
     if teacher:
+        if config.loss.relation:
+            vectors = _vectors(config, world, sources, teacher, folder)
         teacher.drop_text_tower()
     settings = view_settings(config, with_person=student.has_person_branch)
     dataset = PlannedDataset(
-        plan, sources.readers, vectors, settings, config.run.seed, strict=config.data.strict
+        plan,
+        sources.readers,
+        vectors,
+        settings,
+        config.run.seed,
+        stored=replay.caches(sources.readers) if replay else None,
+        strict=config.data.strict,
     )
     fixed = fixed_parameters(student)
     engine = make_engine(student, config, world, precision, device)
@@ -111,6 +137,8 @@ def build(
         schedule,
         dataset,
         teacher,
+        facts,
+        replay,
         student,
         engine,
         precision,
@@ -138,15 +166,21 @@ def _choose(folder: RunFolder, resume: str) -> Checkpoint | None:
     return chosen
 
 
-def _state(step: int, config: Config, sources: Sources, precision: str, teacher: Teacher | None) -> RunState:
-    return RunState(
-        step,
-        config,
-        sources.identity,
-        precision,
-        teacher.identity if teacher else None,
-        teacher.width if teacher else None,
-    )
+def _state(
+    step: int,
+    config: Config,
+    sources: Sources,
+    precision: str,
+    facts: TeacherFacts | None,
+    replay: Replay | None,
+) -> RunState:
+    teacher = None
+    if facts is not None:
+        teacher = {**facts.identity, "source": config.teacher.source}
+        if replay is not None:
+            teacher["views"] = replay.ids
+    width = facts.width if facts is not None else None
+    return RunState(step, config, sources.identity, precision, teacher, width)
 
 
 def _student(
@@ -183,6 +217,20 @@ def _precision(config: Config, device: torch.device, chosen: Checkpoint | None) 
     if chosen is not None:
         return str(chosen.info["precision"])
     return choose_precision("auto", device)
+
+
+def _replay(config: Config, world: World, sources: Sources, chosen: Checkpoint | None) -> Replay:
+    """The cached views that stand for the teacher; a resumed run goes on with those that it began with. Each rank
+    checks its share of the shards."""
+    earlier = (chosen.info["teacher"] or {}).get("views", []) if chosen else []
+    replay: Replay = comm.on_main(world, lambda: find_views(config, sources.readers, earlier))
+
+    def check_own() -> None:
+        for reader, made in zip(sources.readers, replay.made):
+            check_shards(config, reader, made, range(world.rank, len(reader.manifest.shards), world.size))
+
+    comm.on_all(world, check_own)
+    return replay
 
 
 def _vectors(

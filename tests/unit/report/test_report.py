@@ -217,6 +217,15 @@ def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
     assert "1 complete checkpoint (step_00000020)" in text
 
 
+@pytest.mark.parametrize(("source", "words"), [("live", "(live)"), ("cache", "(cached views)")])
+def test_the_first_sentence_says_where_the_teachers_embeddings_came_from(
+    folder: RunFolder, source: str, words: str
+) -> None:
+    folder.event("start", step=20, ranks=3, precision="bf16", teacher=source, host="node7")
+    text = Page(write_report(folder.path)).text
+    assert f"learns from the teacher shipped:demo {words} on 3 ranks" in text
+
+
 def test_a_complete_run_that_is_started_again_is_still_complete(folder: RunFolder) -> None:
     folder.event("start", step=20, ranks=3, precision="bf16", host="node7")
     folder.metrics.unlink()
