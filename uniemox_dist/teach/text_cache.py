@@ -124,6 +124,12 @@ class TextVectors:
         return vector
 
 
+def is_current(reader: ShardReader, teacher_id: str, folder: Path, shard: int) -> bool:
+    """Whether a shard's captions are cached, as they are now."""
+    rows = [captions or [""] for captions in reader.captions(shard)]
+    return _is_current(_file(reader, folder, shard), _metadata(teacher_id, rows))
+
+
 def _file(reader: ShardReader, folder: Path, shard: int) -> Path:
     return folder / f"{reader.manifest.shards[shard].name.removesuffix('.tar')}.safetensors"
 

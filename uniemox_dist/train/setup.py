@@ -25,6 +25,7 @@ from uniemox_dist.train.checkpoint import RunState
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
 from uniemox_dist.train.schedule import Schedule
+from uniemox_dist.train.shown import Shown, choose
 
 log = logging.getLogger("uniemox")
 
@@ -38,8 +39,8 @@ class Trainer:
     device: torch.device
     folder: RunFolder
     sources: Sources
-    shown: ShardReader
-    """Of its pictures some are reconstructed while training."""
+    shown: Shown | None
+    """Held-out pictures that are looked at while training; None on ranks that need not take part."""
     plan: Plan
     schedule: Schedule
     dataset: PlannedDataset
@@ -72,6 +73,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
     precision: str = comm.on_main(world, lambda: _precision(config, device, folder))
     teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
     vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
+    shown = _shown(config, world, held_out or sources.readers[0], teacher)
     if teacher:
         teacher.drop_text_tower()
     # The initial weights depend on the seed alone: made on the CPU, the same on every rank.
@@ -90,7 +92,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
         device,
         folder,
         sources,
-        held_out or sources.readers[0],
+        shown,
         plan,
         schedule,
         dataset,
@@ -105,6 +107,15 @@ def _held_out(config: Config, world: World) -> ShardReader | None:
     """The data set whose pictures are shown while training, where the settings name one."""
     path = config.data.eval_path
     return comm.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
+
+
+def _shown(config: Config, world: World, reader: ShardReader, teacher: Teacher | None) -> Shown | None:
+    """What is looked at while training: chosen by rank 0, known to others where they must take part."""
+    teacher_id = teacher.id if teacher else None
+    shown: Shown | None = comm.on_main(
+        world, lambda: choose(reader, config, teacher=teacher, teacher_id=teacher_id)
+    )
+    return shown if world.is_main or config.zero.stage == 3 else None
 
 
 def _precision(config: Config, device: torch.device, folder: RunFolder) -> str:
