@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from uniemox_dist.evaluate.pooled import Pool
 from uniemox_dist.evaluate.protocol import STUDENT, TEACHER, UNTRAINED
@@ -137,22 +138,49 @@ def _difference(row: dict[str, Any] | None) -> str:
 
 
 def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Means as dots on their intervals, seeds as small circles; one panel a metric."""
+    """Means as dots on their intervals, seeds as small circles; one panel a metric.
+
+    An axis spans the trained rows and the best others; what lies far off is an arrow with its mean.
+    """
     names = list(dict.fromkeys(row["row"] for metric in metrics for row in metric["rows"]))
     figure = Figure(figsize=(13, 0.34 * len(names) + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics):
+        left, right = _span(metric)
         for row in metric["rows"]:
             y, colour = names.index(row["row"]), KINDS[row["kind"]]
+            if not left <= row["mean"] <= right:
+                below = row["mean"] < left
+                text = f"← {row['mean']:.3f}" if below else f"{row['mean']:.3f} →"
+                at, side = (left, "left") if below else (right, "right")
+                axes.text(at, y, text, color=colour, fontsize=8.5, va="center", ha=side)
+                continue
             axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="round")
-            axes.plot(row["by_seed"], [y] * len(row["by_seed"]), "o", color=colour, markersize=4, mfc="white")
             axes.plot(row["mean"], y, "o", color=colour, markersize=7)
+            if len(row["by_seed"]) > 1:
+                axes.plot(
+                    row["by_seed"], [y] * len(row["by_seed"]), "o", color="white", mec=colour, markersize=4
+                )
         axes.axvline(metric["rows"][0]["mean"], color=KINDS["trained"], linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.set_xlim(left, right)
         axes.set_title(f"{metric['title']} ({metric['better']} is better)", fontsize=10, loc="left")
         axes.set_yticks(range(len(names)), names, fontsize=9)
         axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="both", color="#e3e1da", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(length=0, labelsize=9)
         axes.spines[:].set_visible(False)
     figure.savefig(path, dpi=130, facecolor="white")
+
+
+def _span(metric: dict[str, Any]) -> tuple[float, float]:
+    """What an axis must hold: the trained rows, the teacher, and the best trivial row."""
+    sign = 1 if metric["better"] == "higher" else -1
+    held = [row for row in metric["rows"] if row["kind"] == "trained" or row["row"] == TEACHER]
+    held += sorted(
+        (row for row in metric["rows"] if row["kind"] == "trivial"), key=lambda r: -sign * r["mean"]
+    )[:1]
+    low, high = min(row["low"] for row in held), max(row["high"] for row in held)
+    room = 0.15 * (high - low) or 0.01
+    return low - room, high + room

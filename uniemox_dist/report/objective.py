@@ -12,7 +12,7 @@ FUSIONS = {
 }
 MASKS = {"random": "random patches", "block": "rectangles", "person": "person-aware"}
 LOSSES = {"relation": "L1 relation", "similarity": "L2 similarity", "reconstruction": "L3 reconstruction"}
-SOURCES = {"live": "live in every step", "cache": "cached views with its embeddings"}
+SOURCES = {"live": "its picture tower runs in every step", "cache": "cached views with its embeddings"}
 
 
 def objective(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:

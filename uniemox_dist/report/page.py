@@ -82,6 +82,7 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
         resumed=sum(event.get("event") == "resume" for event in events),
         objective=objective(config),
         reconstructs=bool((config.get("loss") or {}).get("reconstruction", True)),
+        persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
         pictures=pictures(folder.samples),
         nearest=nearest(folder.samples),
         table=table(evaluation) if evaluation else None,

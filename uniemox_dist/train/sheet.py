@@ -64,7 +64,8 @@ def title(config: Config, record: dict[str, Any]) -> str:
     """The line above a sheet: which step it is of, and what stands side by side."""
     model, parts = config.model, [f"Step {record['step']:,}"]
     if config.loss.reconstruction:
-        parts.append(f"picture, masked ({model.mask}, {100 * model.mask_ratio:.0f} %), reconstruction")
+        below = ", person view below" if config.loss.person_reconstruction else ""
+        parts.append(f"picture, masked ({model.mask}, {100 * model.mask_ratio:.0f} %), reconstruction{below}")
     if record["texts"]:
         parts.append(f"nearest of {record['texts']} captions, and the place of the own one")
     return "  ·  ".join(parts)

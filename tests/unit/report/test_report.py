@@ -451,7 +451,7 @@ def test_the_page_says_which_masks_fusion_losses_and_teacher(folder: RunFolder) 
     assert "Losses L1 relation, L2 similarity, L3 reconstruction (L1 as cosine over the global batch)" in text
     assert "Masks random patches, 75 % (of each view)" in text
     assert "Fusion prior (psychological prior: λ ⊙ scene + person)" in text
-    assert "Teacher live (live in every step)" in text
+    assert "Teacher live (its picture tower runs in every step)" in text
     losses = LossConfig(
         relation=0,
         similarity=0.5,
