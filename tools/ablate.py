@@ -24,12 +24,14 @@ from typing import Any
 
 from ablation_table import write_table
 
+from uniemox_dist.config.load import load_config
+
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
     "all losses": (),
-    "without L1, relation": ("loss.relation=0",),
-    "without L2, similarity": ("loss.similarity=0",),
-    "without L3, reconstruction": ("loss.reconstruction=0",),
+    "without L1 (relation)": ("loss.relation=0",),
+    "without L2 (similarity)": ("loss.similarity=0",),
+    "without L3 (reconstruction)": ("loss.reconstruction=0",),
     "without fusion": ("model.fusion=none",),
 }
 WARMUP = 1 / 8
@@ -117,7 +119,7 @@ class Bench:
 
 def name_of(row: str) -> str:
     """A row's title as part of a file's name."""
-    return row.partition(",")[0].replace(" ", "_")
+    return row.partition(" (")[0].replace(" ", "_")
 
 
 def prepare(options: argparse.Namespace) -> Bench:
@@ -144,8 +146,10 @@ def prepare(options: argparse.Namespace) -> Bench:
         ]
         bench.command(log, "shards", "pack", *pack)
     if options.cache:
-        train = str(bench.shards / "train")
-        bench.command(log, "teach", train, "--teacher", "shipped:demo", "--views", str(options.cache))
+        config = load_config("demo", options.set)
+        views = ["--views", str(options.cache), "--image-size", str(config.model.image_size)]
+        views += ["--scene-scale", ",".join(f"{share:g}" for share in config.data.scene_scale)]
+        bench.command(log, "teach", str(bench.shards / "train"), "--teacher", config.teacher.name, *views)
     return bench
 
 

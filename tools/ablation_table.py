@@ -107,34 +107,36 @@ def markdown(result: dict[str, Any]) -> str:
         f"|---{'|---' * len(metrics)}|",
     ]
     names = list(dict.fromkeys(row["row"] for metric in metrics for row in metric["rows"]))
+    digits = [3 if metric["rows"][0]["mean"] >= 0.1 else 4 for metric in metrics]
     by_name = [{row["row"]: row for row in metric["rows"]} for metric in metrics]
     for name in names:
-        cells = [_cell(rows.get(name)) for rows in by_name]
+        cells = [_cell(rows.get(name), n) for rows, n in zip(by_name, digits)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     trained = [row["row"] for row in metrics[0]["rows"] if row["kind"] == "trained"]
     if len(trained) > 1:
         lines += ["", f"Difference from {trained[0]}, paired by picture and seed:", ""]
         lines += [f"| | {' | '.join(titles)} |", f"|---{'|---' * len(metrics)}|"]
         for name in trained[1:]:
-            cells = [_difference(rows.get(name)) for rows in by_name]
+            cells = [_difference(rows.get(name), n) for rows, n in zip(by_name, digits)]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", *(f"- {sentence}" for sentence in result["reading"])]
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: dict[str, Any] | None, digits: int) -> str:
     if row is None:
         return "–"
-    spread = f" ± {row['spread']:.3f}" if row["spread"] else ""
-    return f"{row['mean']:.3f}{spread} [{row['low']:.3f}, {row['high']:.3f}]"
+    spread = f" ± {row['spread']:.{digits}f}" if row["spread"] else ""
+    return f"{row['mean']:.{digits}f}{spread} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-def _difference(row: dict[str, Any] | None) -> str:
+def _difference(row: dict[str, Any] | None, digits: int) -> str:
     if row is None:
         return "–"
     found = row["minus_first"]
     mark = "**" if found["low"] > 0 or found["high"] < 0 else ""
-    return f"{mark}{found['mean']:+.3f}{mark} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    bounds = f"[{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    return f"{mark}{found['mean']:+.{digits}f}{mark} {bounds}"
 
 
 def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:

@@ -23,7 +23,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_an_ablation_is_run_kept_and_told_apart(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
-    rows = ["all losses", "without L3, reconstruction"]
+    rows = ["all losses", "without L3 (reconstruction)"]
     command = [
         *TOOL,
         "--out",

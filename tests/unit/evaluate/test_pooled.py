@@ -15,7 +15,7 @@ from uniemox_dist.evaluate.pooled import Pool
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 from ablation_table import write_table
 
-ALL, NONE = "all losses", "without L3, reconstruction"
+ALL, NONE = "all losses", "without L3 (reconstruction)"
 
 
 def test_mean_and_spread_are_those_of_the_seeds() -> None:
