@@ -73,7 +73,7 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
     precision: str = comm.on_main(world, lambda: _precision(config, device, folder))
     teacher = Teacher(config.teacher, device) if config.loss.needs_teacher else None
     vectors = _vectors(config, world, sources, teacher, folder) if teacher and config.loss.relation else None
-    shown = _shown(config, world, held_out or sources.readers[0], teacher)
+    shown = _shown(config, world, held_out or sources.readers[0], teacher, teacher.id if teacher else None)
     if teacher:
         teacher.drop_text_tower()
     # The initial weights depend on the seed alone: made on the CPU, the same on every rank.
@@ -109,9 +109,10 @@ def _held_out(config: Config, world: World) -> ShardReader | None:
     return comm.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
 
 
-def _shown(config: Config, world: World, reader: ShardReader, teacher: Teacher | None) -> Shown | None:
+def _shown(
+    config: Config, world: World, reader: ShardReader, teacher: Teacher | None, teacher_id: str | None
+) -> Shown | None:
     """What is looked at while training: chosen by rank 0, known to others where they must take part."""
-    teacher_id = teacher.id if teacher else None
     shown: Shown | None = comm.on_main(
         world, lambda: choose(reader, config, teacher=teacher, teacher_id=teacher_id)
     )
