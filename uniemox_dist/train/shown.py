@@ -25,6 +25,8 @@ log = logging.getLogger("uniemox")
 PICTURES = 8
 TEXTS = 300
 """Distinct captions that pictures are compared with: the first ones of the data set, which packing has shuffled."""
+SCANNED = 20_000
+"""Rows that are looked through for them: captions made of labels alone may repeat through a billion samples."""
 
 Place = tuple[int, int]
 """Shard and row."""
@@ -102,15 +104,15 @@ def choose(
 
 
 def _sound(reader: ShardReader, settings: ViewSettings) -> Iterator[tuple[RawSample, tuple[Tensor, Tensor]]]:
-    for shard, entry in enumerate(reader.manifest.shards):
-        for row in range(entry.samples):
-            try:
-                raw = reader.read(shard, row)
-                yield raw, evaluation_views(raw.image, raw.persons, settings)
-            except UserError:
-                raise
-            except ValueError:  # damaged: training reports it, these pictures go on without it
-                continue
+    places = ((s, row) for s, entry in enumerate(reader.manifest.shards) for row in range(entry.samples))
+    for place in islice(places, SCANNED):
+        try:
+            raw = reader.read(*place)
+            yield raw, evaluation_views(raw.image, raw.persons, settings)
+        except UserError:
+            raise
+        except ValueError:  # damaged: training reports it, these pictures go on without it
+            continue
 
 
 def _texts(
@@ -139,7 +141,11 @@ def _captions(reader: ShardReader) -> dict[str, Place]:
     """The first distinct captions of a data set, and where they stand."""
     places: dict[str, Place] = {}
     tidied = set()
-    for shard in range(len(reader.manifest.shards)):
+    scanned = 0
+    for shard, entry in enumerate(reader.manifest.shards):
+        if scanned >= SCANNED:
+            break
+        scanned += entry.samples
         for row, captions in enumerate(reader.captions(shard)):
             text = captions[0] if captions else ""
             if _tidy(text) and _tidy(text) not in tidied:

@@ -114,6 +114,16 @@ def test_without_a_teacher_texts_come_from_the_cache_beside_the_shards_or_are_le
     assert chosen(tmp_path / "d", settings, None, "another").texts is None
 
 
+def test_a_set_of_few_captions_is_not_searched_to_its_end(
+    emoji_shards: Path, tiny_teacher: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uniemox_dist.train.shown.SCANNED", 20)
+    shown = chosen(emoji_shards / "train", config(tiny_teacher), teacher)
+    assert shown.texts is not None
+    sizes = [shard.samples for shard in reader(emoji_shards / "train").manifest.shards]
+    assert sum(sizes[:2]) == len(shown.texts.texts) >= 20 > sizes[0]  # whole shards: their indexes are read
+
+
 def test_captions_are_taken_once_and_in_one_line_and_pictures_without_one_are_shown_too(
     tmp_path: Path, emoji_table: Path, tiny_teacher: Path, teacher: Teacher
 ) -> None:
