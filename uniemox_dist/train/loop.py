@@ -14,7 +14,6 @@ from uniemox_dist.checkpoints.files import prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
-from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE
@@ -26,13 +25,13 @@ from uniemox_dist.train import checkpoint as checkpoints
 from uniemox_dist.train import comm, damage, setup
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.meter import Meter
-from uniemox_dist.train.pictures import fixed_pictures, grid, reconstructions, save_png
+from uniemox_dist.train.pictures import facts, look, markdown, save
 from uniemox_dist.train.setup import Trainer
+from uniemox_dist.train.sheet import draw, title
 from uniemox_dist.train.step import train_step
 from uniemox_dist.train.trace import Trace
 
 log = logging.getLogger("uniemox")
-PICTURES = 8
 
 
 def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
@@ -247,18 +246,19 @@ def _fault(folder: RunFolder, world: World, reason: str) -> int:
 
 
 def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:
-    """Reconstructions of held-out pictures. Under ZeRO-3 all ranks must take part, since weights are gathered."""
-    config = trainer.config
-    if trainer.student.decoder is None or (trainer.config.zero.stage < 3 and not trainer.world.is_main):
+    """Reconstructions and nearest texts of held-out pictures, on all ranks that know them."""
+    shown, model = trainer.shown, trainer.config.model
+    if shown is None or (shown.texts is None and trainer.student.decoder is None):
         return
-    pictures = fixed_pictures(trainer.shown, view_settings(config), PICTURES).to(trainer.device)
     trainer.student.eval()
     with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own
-        sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
+        seen = look(trainer.student, shown, trainer.config.run.seed, trainer.device)
     trainer.student.train()
     if trainer.world.is_main:
+        record = facts(seen, shown, step, model.mask)
+        sheet = draw(seen, shown, title(trainer.config, record), boxes=model.mask == "person")
         try:
-            save_png(trainer.folder.samples / f"step_{step:08d}.png", sheet)
+            save(trainer.folder.samples, step, sheet, record)
         except OSError as error:
             log.warning("%s: %s; training goes on without it", trainer.folder.samples, error.strerror)
-        meter.picture(step, sheet)
+        meter.pictures(step, sheet, markdown(record))

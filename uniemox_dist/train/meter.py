@@ -139,10 +139,12 @@ class Meter:
             found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
         return found
 
-    def picture(self, step: int, sheet: Any) -> None:
-        """A sheet of reconstructions (uint8 H×W×3) to TensorBoard."""
+    def pictures(self, step: int, sheet: Any, texts: str) -> None:
+        """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""
         if self._board is not None:
             self._guard(lambda: self._board.add_image("reconstructions", sheet, step, dataformats="HWC"))
+        if self._board is not None and texts:
+            self._guard(lambda: self._board.add_text("nearest_texts", texts, step))
 
     def close(self) -> None:
         """Flushes TensorBoard."""

@@ -38,6 +38,7 @@ from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
 from uniemox_dist.train.schedule import Schedule
+from uniemox_dist.train.shown import Shown, choose
 
 log = logging.getLogger("uniemox")
 
@@ -51,8 +52,8 @@ class Trainer:
     device: torch.device
     folder: RunFolder
     sources: Sources
-    shown: ShardReader
-    """Of its pictures some are reconstructed while training."""
+    shown: Shown | None
+    """Held-out pictures that are looked at while training; None on ranks that need not take part."""
     plan: Plan
     schedule: Schedule
     dataset: PlannedDataset
@@ -109,9 +110,10 @@ def build(
         state = _state(chosen.step, config, sources, precision, facts, replay)
         comm.on_main(world, lambda: check_same_run(chosen, state))
     student, loaded = _student(config, world, device, chosen, facts.width if facts else None)
+    if teacher and config.loss.relation:
+        vectors = _vectors(config, world, sources, teacher, folder)
+    shown = _shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)
     if teacher:
-        if config.loss.relation:
-            vectors = _vectors(config, world, sources, teacher, folder)
         teacher.drop_text_tower()
     settings = view_settings(config, with_person=student.has_person_branch)
     dataset = PlannedDataset(
@@ -132,7 +134,7 @@ def build(
         device,
         folder,
         sources,
-        held_out or sources.readers[0],
+        shown,
         plan,
         schedule,
         dataset,
@@ -206,6 +208,16 @@ def _held_out(config: Config, world: World) -> ShardReader | None:
     """The data set whose pictures are shown while training, where the settings name one."""
     path = config.data.eval_path
     return comm.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
+
+
+def _shown(
+    config: Config, world: World, reader: ShardReader, teacher: Teacher | None, teacher_id: str | None
+) -> Shown | None:
+    """What is looked at while training: chosen by rank 0, known to others where they must take part."""
+    shown: Shown | None = comm.on_main(
+        world, lambda: choose(reader, config, teacher=teacher, teacher_id=teacher_id)
+    )
+    return shown if world.is_main or config.zero.stage == 3 else None
 
 
 def _precision(config: Config, device: torch.device, chosen: Checkpoint | None) -> str:
