@@ -53,6 +53,15 @@ class Flops:
         """FLOPs of a training step with compute.checkpoint_blocks."""
         return self.training + self.again
 
+    def describe(self, peak_tflops: float | None) -> str:
+        """One line of a log."""
+        peak = f"; the device's peak is {peak_tflops:g} TFLOP/s" if peak_tflops else ""
+        student, encoder, decoder = (n / 1e9 for n in (self.student, self.encoder, self.decoder))
+        return (
+            f"a sample costs {self.training / 1e9:.3g} GFLOPs: 3 x student {student:.3g} (encoder {encoder:.3g}, "
+            f"decoder {decoder:.3g}) + teacher {self.teacher / 1e9:.3g}{peak}"
+        )
+
 
 def sample_flops(config: Config, embedding_width: int | None, teacher: int = 0) -> Flops:
     """FLOPs of one sample of a run.

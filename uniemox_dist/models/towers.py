@@ -1,5 +1,6 @@
 """FLOPs of a teacher's picture tower: from its configuration file without torch, or from its modules."""
 
+import logging
 from importlib import resources, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,10 @@ from uniemox_dist.runtime.files import read_json
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from uniemox_dist.models.teacher import Teacher
+
+log = logging.getLogger("uniemox")
 
 
 def stated_tower(config: TeacherConfig) -> tuple[int, int | None] | None:
@@ -55,6 +60,19 @@ def count_tower(visual: "nn.Module", size: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(visual, state, (torch.empty(1, 3, size, size, dtype=dtype, device="meta"),))
     return int(counter.get_total_flops())
+
+
+def teacher_flops(teacher: "Teacher | None") -> int:
+    """FLOPs of one picture through a teacher's picture tower; 0 without one, or (logged) where none can be counted."""
+    if teacher is None:
+        return 0
+    visual = teacher.model.visual
+    try:
+        return count_tower(getattr(visual, "_orig_mod", visual), teacher.size)  # the module in a compiled one
+    except Exception as error:  # towers are other people's code: what they raise on meta is theirs
+        reason = " ".join(str(error).split())[:200]
+        log.warning("FLOPs of the teacher are not counted: %s: %s", type(error).__name__, reason)
+        return 0
 
 
 def _model_config(name: str) -> dict[str, Any] | None:

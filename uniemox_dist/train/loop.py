@@ -46,7 +46,16 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
     trainer = setup.build(config, world, device, folder)
     first = _start(trainer, resume)
     caches = config.data.cache_dir is not None
-    meter = Meter(folder, trainer.schedule, trainer.plan, world, first_step=first, caches=caches)
+    meter = Meter(
+        folder,
+        trainer.schedule,
+        trainer.plan,
+        world,
+        first_step=first,
+        caches=caches,
+        sample_flops=trainer.flops.training,
+        peak_tflops=trainer.peak_tflops,
+    )
     try:
         with StepBatches(
             trainer.dataset,
@@ -200,6 +209,7 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ran
         trainer.precision,
         trainer.device,
     )
+    log.info("%s", trainer.flops.describe(trainer.peak_tflops))
     for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
         log.info("%s", line)
     if trainer.sources.samples < config.batch.global_batch:

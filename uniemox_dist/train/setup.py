@@ -15,8 +15,11 @@ from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settin
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
+from uniemox_dist.models.flops import Flops, sample_flops
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.models.towers import teacher_flops
+from uniemox_dist.runtime.peaks import peak_tflops
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
@@ -47,6 +50,10 @@ class Trainer:
     student: Student
     engine: Any
     precision: str
+    flops: Flops
+    """Of one sample."""
+    peak_tflops: float | None
+    """What the device can do at most, 10^12 operations per second, where that is known."""
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
@@ -98,7 +105,17 @@ def build(config: Config, world: World, device: torch.device, folder: RunFolder)
         student,
         engine,
         precision,
+        sample_flops(config, teacher.width if teacher else None, teacher_flops(teacher)),
+        _peak(config, precision, device),
     )
+
+
+def _peak(config: Config, precision: str, device: torch.device) -> float | None:
+    """The device's peak in the number format of the student's products."""
+    if config.compute.peak_tflops is not None or device.type != "cuda":
+        return config.compute.peak_tflops
+    tf32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
+    return peak_tflops(torch.cuda.get_device_name(device), "tf32" if tf32 else precision)
 
 
 def _held_out(config: Config, world: World) -> ShardReader | None:
