@@ -49,7 +49,7 @@ class RunConfig(Section):
     trace: bool = False
     """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
     pictures_every: PositiveInt = 500
-    """Steps between reconstruction pictures (samples/ and TensorBoard)."""
+    """Steps between looks at held-out pictures: reconstructions and nearest texts (samples/ and TensorBoard)."""
     timeout_s: PositiveInt = 1800
     """Seconds that a collective operation waits for the other ranks."""
 
@@ -87,7 +87,7 @@ class DataConfig(Section):
     epoch_samples: PositiveInt | None = None
     """Samples that count as one epoch; needed for a mix by weights that is measured in epochs."""
     eval_path: str | None = None
-    """Held-out shards: their first pictures are reconstructed while training."""
+    """Held-out shards: their first pictures are shown while training, reconstructed and with their nearest texts."""
     shuffle_window: PositiveInt = 512
     """Samples of one stream that are permuted together."""
     workers: int = Field(default=4, ge=0)

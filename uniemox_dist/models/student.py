@@ -37,8 +37,9 @@ class Targets:
     pictures_BE: Tensor | None = None
     texts_GE: Tensor | None = None
     logit_scale: float = 100.0
-    loss_weights_3: Tensor | None = None
-    """Weights of relation, similarity and reconstruction in this step; None: those of the configuration."""
+    loss_weights: tuple[float, float, float] | None = None
+    """Weights of relation, similarity and reconstruction in this step; None: those of the configuration. Numbers of
+    the host: a tensor would have to be copied to the device first."""
 
 
 class Student(nn.Module):
@@ -121,9 +122,11 @@ class Student(nn.Module):
         return relation, similarity
 
     def _weighted(self, parts: list[Tensor], targets: Targets) -> Tensor:
-        if targets.loss_weights_3 is not None:
-            return (torch.stack(parts) * targets.loss_weights_3).sum()
-        weights = (self.loss.relation, self.loss.similarity, self.loss.reconstruction)
+        weights = targets.loss_weights or (
+            self.loss.relation,
+            self.loss.similarity,
+            self.loss.reconstruction,
+        )
         return torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:

@@ -20,7 +20,13 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from uniemox_dist import __version__
-from uniemox_dist.checkpoints.files import Checkpoint, FragmentReader, open_checkpoint
+from uniemox_dist.checkpoints.files import (
+    Checkpoint,
+    FragmentReader,
+    fixed_tensors,
+    load_fixed,
+    open_checkpoint,
+)
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.vits import timm_name
 from uniemox_dist.models.encoder import encoder_arguments
@@ -71,6 +77,7 @@ def student_of(checkpoint: Checkpoint) -> Student:
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(reader.parameter(name))
+    load_fixed(student, checkpoint)
     return student.eval()
 
 
@@ -138,7 +145,7 @@ def _rest(student: Student) -> dict[str, Tensor]:
 def _verify(out: Path, checkpoint: Checkpoint) -> None:
     """Compares every released tensor with the checkpoint's, as read back from disk."""
     written = {**{f"encoder.{k}": v for k, v in load_file(out / ENCODER).items()}, **load_file(out / REST)}
-    reader = FragmentReader(checkpoint)
-    for name in checkpoint.info["parameters"]:
-        if not torch.equal(written[name], reader.parameter(name)):
+    reader, fixed = FragmentReader(checkpoint), fixed_tensors(checkpoint)
+    for name in (*checkpoint.info["parameters"], *fixed):
+        if not torch.equal(written[name], fixed[name] if name in fixed else reader.parameter(name)):
             raise RuntimeError(f"{out / ENCODER}: {name} differs from {checkpoint.folder}")
