@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.models.patches import normalise
+from uniemox_dist.models.quick_tower import quicken
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import canonical_json, read_json, sha256_bytes, sha256_file
 
@@ -63,6 +64,7 @@ class Teacher:
             "activation": type(_first_activation(self.model.visual)).__name__,
             "embedding_width": self.width,
         }
+        quicken(self.model.visual)
 
     @property
     def id(self) -> str:
