@@ -46,7 +46,7 @@ def run(
     wanted = (
         config.teacher if teacher_name is None else config.teacher.model_copy(update={"name": teacher_name})
     )
-    teacher = Teacher(wanted)
+    teacher = Teacher(wanted.model_copy(update={"compile": False}))  # compiling takes longer than this
     if teacher.identity["weights_sha256"] != facts["teacher"]["weights_sha256"]:
         raise UserError(f"--teacher={wanted.name}: is not the teacher of {release}: its weights differ")
     student = load_pretrained(release)

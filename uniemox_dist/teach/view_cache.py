@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from shards.index import index_path, read_index
 from uniemox_dist.data.crops import View, ViewPlan, ViewSettings
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.stored import StoredView
@@ -113,13 +112,10 @@ class ViewsMade:
     def metadata(self, reader: ShardReader, shard: int) -> dict[str, str]:
         """The metadata of a shard's file."""
         entry = reader.manifest.shards[shard]
-        columns = ["image_sha256", "width", "height"]
-        table = read_index(index_path(reader.folder, entry.name), columns, sha256=entry.index_sha256)
-        pictures = [table[name].to_pylist() for name in columns]
         return {
             "format": f"{FORMAT}-{FORMAT_VERSION}",
             "views_sha256": self.sha256,
-            "pictures_sha256": sha256_bytes(canonical_json(pictures)),
+            "pictures_sha256": sha256_bytes(canonical_json(reader.pictures(shard))),
             "rows_sha256": entry.rows_sha256,
         }
 
@@ -202,8 +198,3 @@ def _opened(file: Any) -> dict[str, Any]:
     """Its tensors, of which a view at a time is read: embedding, box, scale, mirror, background, valid and, where
     colours were changed, jitter."""
     return {name: file.get_slice(name) for name in list(file.keys())}
-
-
-def bytes_per_view(width: int, jitter: bool) -> int:
-    """What one view costs on disk: embedding, box, scale, mirror, background, and factors of colours."""
-    return 2 * width + 16 + 1 + 1 + 3 + (24 if jitter else 0)

@@ -45,7 +45,16 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
     trainer = setup.build(config, world, device, folder, resume)
     first = _start(trainer)
     caches = config.data.cache_dir is not None
-    meter = Meter(folder, trainer.schedule, trainer.plan, world, first_step=first, caches=caches)
+    meter = Meter(
+        folder,
+        trainer.schedule,
+        trainer.plan,
+        world,
+        first_step=first,
+        caches=caches,
+        sample_flops=trainer.flops.training,
+        peak_tflops=trainer.peak_tflops,
+    )
     try:
         with StepBatches(
             trainer.dataset,
@@ -196,6 +205,7 @@ def _introduce(trainer: Trainer, step: int, local_ranks: int) -> None:
     if trainer.loaded is not None:
         for line in trainer.loaded.describe().splitlines():
             log.info("%s", line)
+    log.info("%s", trainer.flops.describe(trainer.peak_tflops))
     for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
         log.info("%s", line)
     if trainer.sources.samples < config.batch.global_batch:

@@ -12,20 +12,19 @@ from tqdm import tqdm
 from uniemox_dist.checkpoints.files import (
     Checkpoint,
     fixed_parameters,
-    load_fixed,
-    newest_sound,
-    open_checkpoint,
 )
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.models.init_from import Loaded, load_into
+from uniemox_dist.models.flops import Flops, sample_flops
+from uniemox_dist.models.init_from import Loaded
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.models.teacher_facts import TeacherFacts
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.models.towers import teacher_flops
+from uniemox_dist.runtime.peaks import peak_tflops
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
@@ -37,6 +36,7 @@ from uniemox_dist.train.compute import check_compiler
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
+from uniemox_dist.train.initial import choose_checkpoint, make_student
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.shown import Shown, choose
 
@@ -72,6 +72,10 @@ class Trainer:
     fixed: dict[str, torch.Tensor]
     """The student's parameters that are not trained, in fp32: the engine may round or partition its own."""
     ema: Ema | None
+    flops: Flops
+    """Of one sample."""
+    peak_tflops: float | None
+    """What the device can do at most, 10^12 operations per second, where that is known."""
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
@@ -91,7 +95,7 @@ def build(
     sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))
-    chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(folder, resume))
+    chosen: Checkpoint | None = comm.on_main(world, lambda: choose_checkpoint(folder, resume))
     precision: str = comm.on_main(world, lambda: _precision(config, device, chosen))
     teacher: Teacher | None = None
     replay: Replay | None = None
@@ -109,7 +113,7 @@ def build(
     if chosen is not None:
         state = _state(chosen.step, config, sources, precision, facts, replay)
         comm.on_main(world, lambda: check_same_run(chosen, state))
-    student, loaded = _student(config, world, device, chosen, facts.width if facts else None)
+    student, loaded = make_student(config, world, device, chosen, facts.width if facts else None)
     if teacher and config.loss.relation:
         vectors = _vectors(config, world, sources, teacher, folder)
     shown = _shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)
@@ -148,24 +152,9 @@ def build(
         loaded,
         fixed,
         Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
+        sample_flops(config, facts.width if facts else None, teacher_flops(teacher)),
+        _peak(config, precision, device),
     )
-
-
-def _choose(folder: RunFolder, resume: str) -> Checkpoint | None:
-    """The checkpoint to go on from; on rank 0 alone, since hashing them takes its time."""
-    if resume == "never":
-        if any(folder.checkpoints.glob("step_*")):
-            raise UserError(
-                f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
-            )
-        return None
-    if resume != "auto":
-        return open_checkpoint(resume, "--resume")
-    chosen, problems = newest_sound(folder.checkpoints)
-    for problem in problems:
-        log.warning("checkpoint not used: %s", problem)
-        folder.event("fault", error=problem)
-    return chosen
 
 
 def _state(
@@ -185,23 +174,12 @@ def _state(
     return RunState(step, config, sources.identity, precision, teacher, width)
 
 
-def _student(
-    config: Config, world: World, device: torch.device, chosen: Checkpoint | None, embedding_width: int | None
-) -> tuple[Student, Loaded | None]:
-    """The student on the CPU, the same on every rank. A checkpoint gives what is not trained now, and the rest to the
-    engine; `model.init_from` is read only without one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        student = Student(config.model, config.loss, embedding_width)
-    path = config.model.init_from
-    if chosen is not None:
-        comm.on_all(world, lambda: load_fixed(student, chosen))
-        return student, None
-    if path is None:
-        return student, None
-    loaded: Loaded = comm.on_main(world, lambda: load_into(student, path))
-    comm.give_to_all(student.parameters(), world, device)
-    return student, loaded
+def _peak(config: Config, precision: str, device: torch.device) -> float | None:
+    """The device's peak in the number format of the student's products."""
+    if config.compute.peak_tflops is not None or device.type != "cuda":
+        return config.compute.peak_tflops
+    tf32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
+    return peak_tflops(torch.cuda.get_device_name(device), "tf32" if tf32 else precision)
 
 
 def _held_out(config: Config, world: World) -> ShardReader | None:
