@@ -106,7 +106,8 @@ def student_flops(
         assert embedding_width is not None
         fusion = _fusion(model) + 2 * F * embedding_width
         relation = 2 * 2 * texts * embedding_width if loss.relation else 0
-    projection = views * 2 * (1 + model.visible) * D * F
+    projected = 1 + model.visible if loss.reconstruction else 1
+    projection = views * 2 * projected * D * F
     return Flops(encoder, projection, decoder, fusion, relation, teacher, again)
 
 

@@ -87,7 +87,10 @@ class Student(nn.Module):
             patches_BNP = torch.cat([patches_BNP, self.patches(views.person_B3HW)])
             order_BN = torch.cat([order_BN, views.person_order_BN])
         visible_BV, masked_BM = self.split(order_BN)
-        tokens_BTF = self.to_decoder(self.encoder(patches_BNP, visible_BV))
+        tokens_BTD = self.encoder(patches_BNP, visible_BV)
+        if self.decoder is None:
+            tokens_BTD = tokens_BTD[:, :1]
+        tokens_BTF = self.to_decoder(tokens_BTD)
         parts = [tokens_BTF.new_zeros((), dtype=torch.float32) for _ in range(3)]
         scenes = views.scene_B3HW.shape[0]
         if self.fusion is not None:

@@ -1,18 +1,16 @@
 """Initial weights from files of others, releases and runs: what is taken gives the function that it had there."""
 
-import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
+import mae
 import pytest
 import timm
 import torch
 from handmade import config_of, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models.init_from import load_into
@@ -46,120 +44,22 @@ def weights_of(made: Student) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in made.named_parameters()}
 
 
-def pictures(size: int = 32) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (B, 3, size, size), dtype=torch.uint8, generator=generator)
-
-
-# ---- MAE (He et al. 2022) once more, in plain torch, on a state dict in the names of its official checkpoints.
-
-
-def mae_file(path: Path, *, decoder: bool = True, side: int = 4) -> dict[str, Tensor]:
-    """Random weights in MAE's layout, saved as its authors do; returns the state dict."""
-    torch.manual_seed(2)
-    p, D, n = SHAPE["patch_size"], SHAPE["width"], side**2
-
-    def linear(name: str, rows: int, columns: int) -> dict[str, Tensor]:
-        return {
-            f"{name}.weight": torch.randn(rows, columns) / columns**0.5,
-            f"{name}.bias": torch.randn(rows) / 5,
-        }
-
-    def norm(name: str, width: int) -> dict[str, Tensor]:
-        return {f"{name}.weight": 1 + torch.randn(width) / 5, f"{name}.bias": torch.randn(width) / 5}
-
-    def blocks(name: str, depth: int, width: int) -> dict[str, Tensor]:
-        made = {}
-        for i in range(depth):
-            block = f"{name}.{i}"
-            made |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", width)
-            made |= linear(f"{block}.attn.qkv", 3 * width, width) | linear(f"{block}.attn.proj", width, width)
-            made |= linear(f"{block}.mlp.fc1", 4 * width, width) | linear(
-                f"{block}.mlp.fc2", width, 4 * width
-            )
-        return made
-
-    state = {"cls_token": torch.randn(1, 1, D), "pos_embed": torch.randn(1, 1 + n, D)}
-    state |= {
-        "patch_embed.proj.weight": torch.randn(D, 3, p, p) / 14,
-        "patch_embed.proj.bias": torch.randn(D) / 5,
-    }
-    state |= blocks("blocks", SHAPE["depth"], D) | norm("norm", D)
-    if decoder:
-        W = DECODER["decoder_width"]
-        state |= {"mask_token": torch.randn(1, 1, W), "decoder_pos_embed": torch.randn(1, 1 + n, W)}
-        state |= linear("decoder_embed", W, D) | blocks("decoder_blocks", DECODER["decoder_depth"], W)
-        state |= norm("decoder_norm", W) | linear("decoder_pred", p * p * 3, W)
-    command_line = argparse.Namespace(lr=1.5e-4, blr=None, data_path="imagenet", betas=(0.9, 0.95))
-    torch.save({"model": state, "epoch": 799, "args": command_line}, path)
-    return state
-
-
-def mae_linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
-def mae_norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    unit = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    return unit * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def mae_blocks(state: dict[str, Tensor], name: str, depth: int, heads: int, x: Tensor) -> Tensor:
-    for i in range(depth):
-        block = f"{name}.{i}"
-        B, T, D = x.shape
-        qkv = mae_linear(state, f"{block}.attn.qkv", mae_norm(state, f"{block}.norm1", x))
-        q, k, v = qkv.reshape(B, T, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
-        attention = (q @ k.transpose(-1, -2) / math.sqrt(D // heads)).softmax(-1)
-        x = x + mae_linear(state, f"{block}.attn.proj", (attention @ v).transpose(1, 2).reshape(B, T, D))
-        hidden = mae_linear(state, f"{block}.mlp.fc1", mae_norm(state, f"{block}.norm2", x))
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-        x = x + mae_linear(state, f"{block}.mlp.fc2", hidden)
-    return x
-
-
-def mae_encoder(state: dict[str, Tensor], images: Tensor, keep: Tensor) -> Tensor:
-    """Pictures and the numbers of kept patches to tokens, class token first."""
-    x = F.conv2d(
-        images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=SHAPE["patch_size"]
-    )
-    x = x.flatten(2).transpose(1, 2) + state["pos_embed"][:, 1:]
-    x = torch.stack([sample[kept] for sample, kept in zip(x, keep)])
-    cls = (state["cls_token"] + state["pos_embed"][:, :1]).expand(len(x), -1, -1)
-    x = mae_blocks(state, "blocks", SHAPE["depth"], SHAPE["heads"], torch.cat([cls, x], dim=1))
-    return mae_norm(state, "norm", x)
-
-
-def mae_decoder(state: dict[str, Tensor], tokens: Tensor, keep: Tensor) -> Tensor:
-    """Tokens to pixels of all patches, each in the order row, column, channel."""
-    x = mae_linear(state, "decoder_embed", tokens)
-    n = state["decoder_pos_embed"].shape[1] - 1
-    whole = state["mask_token"].expand(len(x), n, -1).clone()
-    for sample, kept, row in zip(whole, keep, x):
-        sample[kept] = row[1:]
-    x = torch.cat([x[:, :1], whole], dim=1) + state["decoder_pos_embed"]
-    x = mae_blocks(state, "decoder_blocks", DECODER["decoder_depth"], DECODER["decoder_heads"], x)
-    return mae_linear(state, "decoder_pred", mae_norm(state, "decoder_norm", x))[:, 1:]
-
-
 @torch.no_grad()
 def test_weights_in_maes_layout_compute_what_maes_model_computes(tmp_path: Path) -> None:
-    state = mae_file(tmp_path / "mae.pth")
+    shape = mae.Shape()
+    state = mae.save(tmp_path / "mae.pth", shape)
     made = student()
     loaded = load_into(made, tmp_path / "mae.pth")
-    pixels = pictures()
-    order = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(B)])
+    pixels = torch.randint(0, 256, (B, 3, 32, 32), dtype=torch.uint8)
+    order = torch.stack([torch.randperm(16) for _ in range(B)])
     keep, masked = made.split(order)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (made.model.mean, made.model.std))
-    tokens = mae_encoder(state, (pixels / 255 - mean) / std, keep)
+    tokens = mae.encode(state, shape, (pixels / 255 - mean) / std, keep)
     found = made.encoder(made.patches(pixels), keep)
     torch.testing.assert_close(found, tokens, rtol=1e-5, atol=1e-5)
-    predicted = mae_decoder(state, tokens, keep)
-    # To pictures as MAE's own unpatchify does it, and from those to patches as ours are.
-    grid = predicted.reshape(B, 4, 4, 8, 8, 3)
-    expected = patchify(torch.einsum("nhwpqc->nchpwq", grid).reshape(B, 3, 32, 32), 8)
-    expected = torch.stack([sample[rows] for sample, rows in zip(expected, masked)])
+    # Patches to pictures as MAE does it, and from those to patches as ours are.
+    predicted = patchify(mae.unpatchify(mae.decode(state, shape, tokens, keep), shape), 8)
+    expected = torch.stack([sample[rows] for sample, rows in zip(predicted, masked)])
     assert made.decoder is not None
     torch.testing.assert_close(
         made.decoder(made.to_decoder(found), keep, masked), expected, rtol=1e-5, atol=1e-5
@@ -171,14 +71,14 @@ def test_weights_in_maes_layout_compute_what_maes_model_computes(tmp_path: Path)
 
 
 def test_what_was_loaded_is_stated(tmp_path: Path) -> None:
-    mae_file(tmp_path / "mae.pth", decoder=False)
+    mae.save(tmp_path / "mae.pth", mae.Shape(), decoder=False)
     loaded = load_into(student(), tmp_path / "mae.pth")
     assert loaded.describe().splitlines() == [
         f"initial weights from {tmp_path}/mae.pth (timm's names): 30 of 67 parameters; resampled: nothing; its learned "
         "positions stay fixed (model.positions=fixed)",
         "not there: to_decoder.weight, to_decoder.bias, fusion (5), decoder (30); not used: nothing",
     ]
-    mae_file(tmp_path / "mae.pth", side=3)
+    mae.save(tmp_path / "mae.pth", mae.Shape(side=3))
     loaded = load_into(
         student(positions="learned", width=None, patch_size=4, image_size=40), tmp_path / "mae.pth"
     )
@@ -275,7 +175,7 @@ def test_a_checkpoint_of_an_earlier_version_leaves_the_fixed_positions_as_they_a
 
 @torch.no_grad()
 def test_other_picture_and_patch_sizes_are_resampled_as_timm_does(tmp_path: Path) -> None:
-    state = mae_file(tmp_path / "mae.pth", decoder=False)
+    state = mae.save(tmp_path / "mae.pth", mae.Shape(), decoder=False)
     made = student(image_size=48, patch_size=12)
     assert load_into(made, tmp_path / "mae.pth").resampled == {
         "encoder.patch_embed.proj.weight": "8x8 -> 12x12"
@@ -345,7 +245,7 @@ def test_rows_that_the_student_lacks_are_told_from_those_of_patches(tmp_path: Pa
 
 
 def test_learned_positions_stay_fixed_unless_they_are_to_be_learned(tmp_path: Path) -> None:
-    mae_file(tmp_path / "learned.pth")
+    mae.save(tmp_path / "learned.pth", mae.Shape())
     for positions, says in (("fixed", True), ("learned", False)):
         made = student(positions=positions)
         loaded = load_into(made, tmp_path / "learned.pth")
@@ -435,7 +335,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"not a file of weights at all")
     (tmp_path / "junk.safetensors").write_bytes(b"not a file of weights at all")
     (tmp_path / "nothing.pth").write_bytes(b"")
-    mae_file(tmp_path / "cut.pth")
+    mae.save(tmp_path / "cut.pth", mae.Shape())
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:5000])
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
@@ -463,7 +363,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 
 def test_nothing_in_a_release_is_lost_that_a_checkpoint_had_fixed(tmp_path: Path) -> None:
     """Positions that came from elsewhere cannot be made anew: a release has them from the checkpoint."""
-    mae_file(tmp_path / "mae.pth", side=3)
+    mae.save(tmp_path / "mae.pth", mae.Shape(side=3))
     original = student()
     load_into(original, tmp_path / "mae.pth")
     write_checkpoint(tmp_path / "run", original, config_of(MODEL), E)
