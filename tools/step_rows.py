@@ -36,7 +36,7 @@ from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.files import write_json
 from uniemox_dist.runtime.world import World
-from uniemox_dist.train.engine import parameter_groups
+from uniemox_dist.train.optimizer import parameter_groups
 from uniemox_dist.train.step import StepResult, train_step, views_of
 
 ROWS = {

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import TINY, largest_difference, losses, run_ranks
+from safetensors.torch import load_file
 
 from uniemox_dist.checkpoints.files import FragmentReader, complete_checkpoints
+from uniemox_dist.release.export import release
+from uniemox_dist.runtime.errors import UserError
 
 STEPS = 10
 DECAY = 0.6
@@ -125,6 +128,11 @@ def test_the_moving_average_is_that_of_the_saved_weights_and_is_resumed_by_any_o
         expected = decay * averages[n - 2] + (1 - decay) * weights[n - 1]
         torch.testing.assert_close(averages[n - 1], expected, rtol=1e-6, atol=1e-7)
     assert not torch.equal(averages[-1], weights[-1])
+    out = release(run, tmp_path / "out", ema=True)
+    assert out["weights"] == "moving average"
+    released = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(released[name.removeprefix("encoder.")], averages[-1])
+    assert "moving average of the encoder, decay 0.6" in (tmp_path / "out/README.md").read_text()
     assert not any("decoder" in key[0] for key in FragmentReader(saved[-1])._pieces if key[1] == "ema")
 
 
@@ -135,6 +143,8 @@ def test_a_run_without_an_average_can_be_given_one(
     train(tmp_path, tiny_data, tiny_teacher, "run", *settings, steps=2)
     run = train(tmp_path, tiny_data, tiny_teacher, "run", *settings, "optim.ema_decay=0.5", steps=3)
     assert "it starts from the weights" in (run / "logs/rank0.log").read_text()
+    with pytest.raises(UserError, match=r"--ema: .*step_00000002 holds no moving average"):
+        release(run / "checkpoints/step_00000002", tmp_path / "out", ema=True)
     reader = FragmentReader(complete_checkpoints(run / "checkpoints")[-1])
     name = "encoder.norm.weight"
     assert not torch.equal(reader.parameter(name, "ema"), reader.parameter(name))

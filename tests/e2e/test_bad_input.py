@@ -145,11 +145,12 @@ def test_teach_names_the_option_that_is_wrong_and_writes_nothing(
 ) -> None:
     given = [option.format(**places) for option in options]
     teacher = [] if "--teacher" in given else ["--teacher", f"local-dir:{places['teacher']}"]
+    before = set(Path(places["data"]).rglob("*"))
     assert run(["teach", places["data"], *teacher, *given]) == 2
     error = capfd.readouterr().err.strip()
     assert says.format(**places) in error
     assert len(error.splitlines()) == 1
-    assert not list(Path(places["data"]).glob("*/cache"))
+    assert set(Path(places["data"]).rglob("*")) == before
 
 
 @pytest.mark.parametrize(

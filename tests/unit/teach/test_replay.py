@@ -295,7 +295,7 @@ def test_views_of_other_pictures_under_the_same_names_are_refused(
     taught_data: Path, tiny_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_data / "test", tmp_path / "data")
-    shutil.copytree(taught_data / "cache", tmp_path / "data" / "cache")
+    shutil.copytree(taught_data / "cache", tmp_path / "data" / "cache", dirs_exist_ok=True)
     of = config(tmp_path / "data", tiny_teacher)
     with pytest.raises(
         UserError, match="they are of other pictures, captions or labels than the shards hold"
