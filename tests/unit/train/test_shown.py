@@ -40,11 +40,17 @@ def chosen(folder: Path, settings: Config, teacher: Teacher | None, teacher_id: 
     return shown
 
 
+@pytest.fixture
+def held_out(tmp_path: Path, tiny_data: Path) -> Path:
+    """Held-out pictures without the caches that other tests may have left beside them."""
+    return Path(shutil.copytree(tiny_data / "test", tmp_path / "d", ignore=shutil.ignore_patterns("cache")))
+
+
 def test_the_first_pictures_and_all_captions_of_a_small_set_are_taken(
-    tiny_data: Path, tiny_teacher: Path, teacher: Teacher
+    held_out: Path, tiny_teacher: Path, teacher: Teacher
 ) -> None:
-    shown = chosen(tiny_data / "test", config(tiny_teacher), teacher)
-    source = reader(tiny_data / "test")
+    shown = chosen(held_out, config(tiny_teacher), teacher)
+    source = reader(held_out)
     raws = [source.read(0, row) for row in range(20)]
     assert shown.keys == tuple(raw.key for raw in raws[:PICTURES])
     assert shown.captions == tuple(raw.captions[0] for raw in raws[:PICTURES])
@@ -91,27 +97,25 @@ def test_damaged_pictures_are_passed_over_and_without_any_sound_one_nothing_is_s
 
 
 def test_without_a_teacher_texts_come_from_the_cache_beside_the_shards_or_are_left_out(
-    tmp_path: Path,
-    tiny_data: Path,
+    held_out: Path,
     tiny_teacher: Path,
     teacher: Teacher,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    shutil.copytree(tiny_data / "test", tmp_path / "d")
     settings = config(tiny_teacher)
+    live = chosen(held_out, settings, teacher).texts
     with caplog.at_level(logging.INFO, "uniemox"):
-        assert chosen(tmp_path / "d", settings, None, teacher.id).texts is None
+        assert chosen(held_out, settings, None, teacher.id).texts is None
     assert caplog.messages == [
-        f"nearest texts are not shown: {tmp_path / 'd'} has no cached captions; `uniemox teach` stores them"
+        f"nearest texts are not shown: {held_out} has no cached captions; `uniemox teach` stores them"
     ]
-    assert uniemox(["teach", str(tmp_path / "d"), "--teacher", f"local-dir:{tiny_teacher}"]) == EXIT_DONE
-    cached = chosen(tmp_path / "d", settings, None, teacher.id).texts
-    live = chosen(tiny_data / "test", settings, teacher).texts
+    assert uniemox(["teach", str(held_out), "--teacher", f"local-dir:{tiny_teacher}"]) == EXIT_DONE
+    cached = chosen(held_out, settings, None, teacher.id).texts
     assert cached is not None
     assert live is not None
     assert (cached.texts, cached.pictures_BE) == (live.texts, None)
     torch.testing.assert_close(cached.vectors_TE, live.vectors_TE, rtol=0, atol=2e-3)  # fp16
-    assert chosen(tmp_path / "d", settings, None, "another").texts is None
+    assert chosen(held_out, settings, None, "another").texts is None
 
 
 def test_a_set_of_few_captions_is_not_searched_to_its_end(
