@@ -71,6 +71,9 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> list[dict[str, Any]]:
     """All rows at one mask ratio, printed and returned."""
+    gc.collect()
+    if device().type == "cuda":
+        torch.cuda.empty_cache()  # what the last mask's rows held; other processes need it now
     peaks = {} if options.no_peaks else {row: peak_in_own_process(row, mask) for row in ROWS}
     at = setting(options, mask)
     steps = {row: at.of(row) for row in ROWS}

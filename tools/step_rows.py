@@ -3,11 +3,8 @@
 (a) ours, live; (a') ours, with the teacher's embeddings from a cache: no picture tower; (b) the released code's
 schedule: an encoder pass for each view with its own masks, a decoder pass for each view, the teacher with autograd on,
 its text tower in every step, relations within the micro-batch, no detector; (c) plain MAE: the scene, L3 alone.
-(a), (a') and (c) are `train_step` itself. (b) is written here from the method's description, in plain torch, as
-the released code would do the same work right: L3 compares the masked patches, and the teacher gets its own pixels,
-both free of charge, already normalised as its loader would deliver them.
+(a), (a') and (c) are `train_step` itself; (b) is in released_step.py.
 Learning rates are 0: all work is done, and every step of every row sees the same weights.
-Shape legend: B samples, N patches, V visible ones, D and F widths, E embedding width, P values of a patch.
 """
 
 import argparse
@@ -23,21 +20,19 @@ from typing import Any
 
 import open_clip
 import torch
+from released_step import Released, device
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.schema import Config, LossConfig
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import Counts
-from uniemox_dist.models import losses
-from uniemox_dist.models.patches import normalise, patchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.files import write_json
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train.optimizer import parameter_groups
-from uniemox_dist.train.step import StepResult, train_step, views_of
+from uniemox_dist.train.step import train_step, views_of
 
 ROWS = {
     "a": "ours, live teacher",
@@ -77,10 +72,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=["plain", "deepspeed"], default="plain", help="of (a), (a') and (c)"
     )
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class PlainEngine:
@@ -228,88 +219,6 @@ def write_teacher(name: str, folder: Path) -> None:
         folder / "open_clip_config.json",
         {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess},
     )
-
-
-class Released:
-    """Row (b). Attention is plain softmax on a GPU, as in the released code, and the fused kernel on a CPU."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.student, self.clip = copy.deepcopy(setting.student).to(device()), setting.clip
-        self.model, self.loss = setting.config.model, setting.config.loss
-        assert self.student.encoder.reg_token is None, "the released code knows no registers"
-        self.bf16 = setting.precision == "bf16"
-        optim = setting.config.optim
-        # On a CPU its optimizer is ours; on a GPU torch's default, as in the released code.
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.student, optim.weight_decay),
-            lr=0.0,
-            betas=optim.betas,
-            fused=True if device().type == "cpu" else None,
-        )
-        teacher, batch = setting.teacher, setting.batch
-        self.tokenize, self.captions = teacher.tokenizer, setting.captions
-        views = (batch.scene_B3HW, batch.person_B3HW)
-        self.scene_B3HW, self.person_B3HW = (
-            normalise(view, self.model.mean, self.model.std, torch.float32) for view in views
-        )
-        pixels = normalise(batch.scene_B3HW, teacher.mean, teacher.std, torch.float32)
-        if pixels.shape[-1] != teacher.size:
-            pixels = F.interpolate(pixels, (teacher.size, teacher.size), mode="bicubic", antialias=True)
-        self.teacher_pixels_B3HW = pixels
-        if device().type == "cuda":
-            for block in [*self.student.encoder.blocks, *self.student.decoder.blocks]:
-                block.attn.fused_attn = False
-
-    def step(self) -> StepResult:
-        B, N = len(self.captions), self.model.patches
-        orders = [torch.rand(B, N, device=device()).argsort(dim=1) for _ in range(2)]
-        total, parts = self.losses(*orders)
-        total.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        loss, relation, similarity, reconstruction = torch.cat([total.detach().view(1), parts]).tolist()
-        return StepResult(
-            loss, relation, similarity, reconstruction, 0.0, True, stop=False, damaged=0, keys=B
-        )
-
-    def losses(self, scene_order_BN: Tensor, person_order_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses, and (relation, similarity, reconstruction)."""
-        tokens = self.tokenize(self.captions).to(device())
-        texts_BE = F.normalize(self.clip.encode_text(tokens).float(), dim=1)
-        with torch.autocast(device().type, torch.bfloat16, enabled=self.bf16):
-            predicted_BNP, alpha_BF = self.autoencode(self.scene_B3HW, scene_order_BN)
-            _, beta_BF = self.autoencode(self.person_B3HW, person_order_BN)
-            fused_BE = self.student.fusion(alpha_BF, beta_BF)
-            pictures_BE = F.normalize(self.clip.encode_image(self.teacher_pixels_B3HW), dim=1)
-        target_BNP = losses.reconstruction_targets(
-            patchify(self.scene_B3HW, self.model.patch_size), norm_pix=self.loss.norm_pix
-        )
-        per_patch_BN = (predicted_BNP.float() - target_BNP).square().mean(dim=-1)
-        mask_BN = torch.ones_like(per_patch_BN).scatter(1, scene_order_BN[:, : self.model.visible], 0.0)
-        parts = (
-            losses.relation_loss(fused_BE, pictures_BE, texts_BE),
-            losses.similarity_loss(fused_BE, pictures_BE),
-            (per_patch_BN * mask_BN).sum() / mask_BN.sum(),
-        )
-        return sum(parts), torch.stack(parts).detach()
-
-    def autoencode(self, pixels_B3HW: Tensor, order_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """MAE's forward pass of one view: predictions of all patches B×N×P, and the class token at width F."""
-        encoder, decoder, V = self.student.encoder, self.student.decoder, self.model.visible
-        proj = encoder.patch_embed.proj
-        x = F.conv2d(pixels_B3HW, proj.weight, proj.bias, stride=proj.stride).flatten(2).transpose(1, 2)
-        x = x + encoder.pos_embed[:, 1:]
-        x = x.gather(1, order_BN[:, :V, None].expand(-1, -1, x.shape[2]))
-        x = torch.cat([(encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(x), -1, -1), x], dim=1)
-        x = self.student.to_decoder(encoder.norm(encoder.blocks(encoder.norm_pre(x))))
-        cls_BF = x[:, 0]
-        hidden = decoder.mask_token.expand(len(x), order_BN.shape[1] - V, -1)
-        all_BNF = torch.cat([x[:, 1:], hidden.to(x.dtype)], dim=1)
-        all_BNF = all_BNF.gather(1, order_BN.argsort(dim=1)[:, :, None].expand(-1, -1, all_BNF.shape[2]))
-        x = torch.cat([x[:, :1], all_BNF], dim=1) + decoder.pos_embed
-        for block in decoder.blocks:
-            x = block(x)
-        return decoder.prediction(decoder.norm(x))[:, 1:], cls_BF
 
 
 @contextlib.contextmanager
