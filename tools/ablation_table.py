@@ -126,7 +126,7 @@ def markdown(result: dict[str, Any]) -> str:
 def _cell(row: dict[str, Any] | None, digits: int) -> str:
     if row is None:
         return "–"
-    spread = f" ± {row['spread']:.{digits}f}" if row["spread"] else ""
+    spread = f" ± {row['spread']:.{digits}f}" if round(row["spread"], digits) else ""
     return f"{row['mean']:.{digits}f}{spread} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
@@ -159,7 +159,7 @@ def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
                 continue
             axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="round")
             axes.plot(row["mean"], y, "o", color=colour, markersize=7)
-            if len(row["by_seed"]) > 1:
+            if row["spread"] > 1e-3 * abs(row["mean"]):
                 axes.plot(
                     row["by_seed"], [y] * len(row["by_seed"]), "o", color="white", mec=colour, markersize=4
                 )
