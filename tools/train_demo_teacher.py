@@ -37,7 +37,8 @@ from uniemox_dist.data.views import decode_rgb, whole
 from uniemox_dist.evaluate.baselines import colour_histogram, ridge, small_pixels
 from uniemox_dist.evaluate.features import unit
 from uniemox_dist.evaluate.metrics import bootstrap, in_top
-from uniemox_dist.models.teacher import CONFIG, WEIGHTS, Teacher
+from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.models.teacher_files import CONFIG, WEIGHTS
 
 SIZE = 80
 MEAN, STD = 0.5, 0.25

@@ -5,7 +5,7 @@ wanted and how small it may come.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shards.persons import Person
 from uniemox_dist.data.draws import Purpose, choice, mix64, uniform
@@ -57,25 +57,58 @@ class ViewPlan:
     """Behind transparent pixels."""
     scale: int
     """1, 2, 4 or 8: the picture may be decoded at 1/scale of its sides; boxes are whole pixels there too."""
+    person_scale: int | None = None
+    """Only beside a scene that was stored: the scale of the person, where it needs a larger decode than the scene."""
 
 
 def training_plan(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> ViewPlan:
     """The two views of a slot, of a picture of this size."""
-
-    def view(box: Box, flip: Purpose, jitter: Purpose) -> View:
-        return View(
-            box, settings.flip and uniform(seed, slot, flip) < 0.5, _jitter(settings, seed, slot, jitter)
-        )
-
-    scene = view(scene_box(width, height, settings, seed, slot), Purpose.SCENE_FLIP, Purpose.SCENE_JITTER)
-    person = None
-    if settings.with_person:
-        chosen = choose_person(persons, settings.person, seed, slot)
-        box = person_box(width, height, chosen, settings.person_margin)
-        person = view(box, Purpose.PERSON_FLIP, Purpose.PERSON_JITTER)
+    box = scene_box(width, height, settings, seed, slot)
+    scene = _view(box, settings, seed, slot, Purpose.SCENE_FLIP, Purpose.SCENE_JITTER)
+    person = person_view(width, height, persons, settings, seed, slot)
     return planned(scene, person, background_colour(settings, seed, slot), settings.image_size)
+
+
+def person_view(
+    width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
+) -> View | None:
+    """The person view of a slot; None where the settings want none."""
+    if not settings.with_person:
+        return None
+    chosen = choose_person(persons, settings.person, seed, slot)
+    box = person_box(width, height, chosen, settings.person_margin)
+    return _view(box, settings, seed, slot, Purpose.PERSON_FLIP, Purpose.PERSON_JITTER)
+
+
+def stored_scene(
+    width: int, height: int, settings: ViewSettings, seed: int, image_sha256: str, number: int
+) -> ViewPlan:
+    """Scene view `number` of a picture, to be stored with its teacher's embedding: drawn by the picture's content in
+    the place of a slot, so that it is the same wherever the picture lies."""
+    key = mix64(int(image_sha256[:16], 16), number)
+    return training_plan(width, height, (), replace(settings, with_person=False), seed, key)
+
+
+def with_stored_scene(
+    stored: ViewPlan,
+    width: int,
+    height: int,
+    persons: tuple[Person, ...],
+    settings: ViewSettings,
+    seed: int,
+    slot: int,
+) -> ViewPlan:
+    """A stored scene, pixel by pixel as its teacher saw it, beside the person view of a slot on the same background."""
+    person = person_view(width, height, persons, settings, seed, slot)
+    if person is None:
+        return stored
+    alone = planned(person, None, stored.background, settings.image_size)
+    if alone.scale < stored.scale:
+        return replace(stored, person=alone.scene, person_scale=alone.scale)
+    box = _snapped(person.box, stored.scale) if stored.scale > 1 else person.box
+    return replace(stored, person=replace(person, box=box))
 
 
 def evaluation_plan(width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings) -> ViewPlan:
@@ -172,6 +205,11 @@ def _snapped(box: Box, scale: int) -> Box:
     right, bottom = (left + width) // scale * scale, (top + height) // scale * scale
     left, top = left // scale * scale, top // scale * scale
     return left, top, right - left, bottom - top
+
+
+def _view(box: Box, settings: ViewSettings, seed: int, slot: int, flip: Purpose, jitter: Purpose) -> View:
+    mirror = settings.flip and uniform(seed, slot, flip) < 0.5
+    return View(box, mirror, _jitter(settings, seed, slot, jitter))
 
 
 def _jitter(

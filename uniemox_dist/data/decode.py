@@ -21,6 +21,11 @@ _UPRIGHT = {
 }
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG: it has no transparent pixels and may come smaller."""
+    return data[:2] == b"\xff\xd8"
+
+
 def decode_rgb(data: bytes, background: Rgb = WHITE, scale: int = 1) -> tuple[np.ndarray, int]:
     """The picture as H×W×3 uint8, upright, with `background` behind transparent pixels, and the scale it came at.
 
@@ -30,7 +35,7 @@ def decode_rgb(data: bytes, background: Rgb = WHITE, scale: int = 1) -> tuple[np
     Raises:
         ValueError: if it cannot be decoded.
     """
-    if data[:2] == b"\xff\xd8":
+    if is_jpeg(data):
         try:
             # The fast path for what most pictures are; unusual files (CMYK, …) go the way below.
             return _decode_jpeg(data, scale)

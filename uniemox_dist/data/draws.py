@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     BACKGROUND = 9
     SCENE_JITTER = 10
     PERSON_JITTER = 11
+    CACHED_VIEW = 12
 
 
 def mix64(*keys: int) -> int:

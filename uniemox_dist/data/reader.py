@@ -33,6 +33,7 @@ class RawSample:
     captions: tuple[str, ...]
     persons: tuple[Person, ...]
     label: str | None
+    image_sha256: str
 
 
 class ShardReader:
@@ -112,7 +113,14 @@ class ShardReader:
         if not whole:
             raise DamagedSample(f"{entry.name}: {found.key}: bytes differ from the index")
         return RawSample(
-            found.key, image, found.width, found.height, found.captions, found.persons, found.label
+            found.key,
+            image,
+            found.width,
+            found.height,
+            found.captions,
+            found.persons,
+            found.label,
+            found.sha256,
         )
 
     def record(self, shard: int, row: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Pixels stay uint8; normalisation happens on the device, for student and teacher 
 channels-last order in which decoders write them.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,6 +26,7 @@ from uniemox_dist.data.crops import (
     training_plan,
 )
 from uniemox_dist.data.decode import decode_rgb as decode_array
+from uniemox_dist.data.decode import is_jpeg
 
 
 class Renderer(Protocol):
@@ -50,15 +52,27 @@ def render(
     Raises:
         ValueError: if it cannot be decoded, or has another size than stated.
     """
-    array_HW3, scale = decode_array(data, plan.background, plan.scale)
-    stated = (-(-size[0] // scale), -(-size[1] // scale))
-    found = (array_HW3.shape[1], array_HW3.shape[0])
-    if found != stated:
-        raise ValueError(f"has {found[0]} x {found[1]} pixels where {stated[0]} x {stated[1]} are stated")
-    rgb_3HW = torch.from_numpy(array_HW3).permute(2, 0, 1)
-    for view, out in ((plan.scene, scene_3HW), (plan.person, person_3HW)):
-        if view is not None and out is not None:
-            out.copy_(draw(rgb_3HW, view, out.shape[-1], scale))
+    rgb_3HW, scale = _decoded(data, size, plan.background, plan.scale)
+    scene_3HW.copy_(draw(rgb_3HW, plan.scene, scene_3HW.shape[-1], scale))
+    if plan.person is not None and person_3HW is not None:
+        if plan.person_scale is not None:
+            rgb_3HW, scale = _decoded(data, size, plan.background, plan.person_scale)
+        person_3HW.copy_(draw(rgb_3HW, plan.person, person_3HW.shape[-1], scale))
+
+
+def render_scenes(data: bytes, size: tuple[int, int], plans: Sequence[ViewPlan], scene_K3HW: Tensor) -> None:
+    """`render` of several scenes of one picture, which is decoded once for all that can share a decode.
+
+    Raises:
+        ValueError: as `render` does.
+    """
+    # Where nothing is transparent the background does not matter.
+    ways = [(WHITE if is_jpeg(data) else plan.background, plan.scale) for plan in plans]
+    for way in dict.fromkeys(ways):
+        rgb_3HW, scale = _decoded(data, size, *way)
+        for plan, own, scene_3HW in zip(plans, ways, scene_K3HW):
+            if own == way:
+                scene_3HW.copy_(draw(rgb_3HW, plan.scene, scene_3HW.shape[-1], scale))
 
 
 def draw(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
@@ -131,6 +145,16 @@ def size_of(data: bytes) -> tuple[int, int]:
     except BadPicture as bad:
         raise ValueError(f"cannot be decoded: {bad.detail}") from None
     return picture.width, picture.height
+
+
+def _decoded(data: bytes, size: tuple[int, int], background: Rgb, scale: int) -> tuple[Tensor, int]:
+    """The picture as uint8 3×H×W, and the scale it came at; its stated size is checked."""
+    array_HW3, scale = decode_array(data, background, scale)
+    stated = (-(-size[0] // scale), -(-size[1] // scale))
+    found = (array_HW3.shape[1], array_HW3.shape[0])
+    if found != stated:
+        raise ValueError(f"has {found[0]} x {found[1]} pixels where {stated[0]} x {stated[1]} are stated")
+    return torch.from_numpy(array_HW3).permute(2, 0, 1), scale
 
 
 def empty_views(count: int, size: int) -> Tensor:

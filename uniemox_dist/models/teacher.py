@@ -4,7 +4,9 @@ Shape legend: B pictures, T texts, E embedding width.
 """
 
 import logging
-from importlib import resources
+import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +17,44 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.models.patches import normalise
+from uniemox_dist.models.teacher_facts import TeacherFacts
+from uniemox_dist.models.teacher_files import LOCAL, local_folder, statistics, weights_file, where
+from uniemox_dist.models.torchscript import is_torchscript, read_torchscript
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import canonical_json, read_json, sha256_bytes, sha256_file
+from uniemox_dist.runtime.files import sha256_file
 
-WEIGHTS = "open_clip_model.safetensors"
-CONFIG = "open_clip_config.json"
-LOCAL, SHIPPED = "local-dir:", "shipped:"
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+"""What OpenAI's archives keep among their tensors."""
 
 
 class Teacher:
     """A frozen CLIP: pictures and texts to unit rows of one space.
 
     Raises:
-        UserError: if a file is missing, or its weights do not fit the model.
+        UserError: if a file is missing or unsafe, its weights do not fit the model or are no numbers, or pictures and
+            texts have no common width.
     """
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         folder = local_folder(config)
-        if folder is not None:
-            statistics, weights = _read_local(folder, config)
-            name, pretrained = f"{LOCAL}{folder}", None
-        else:
-            statistics, weights = {"mean": config.mean, "std": config.std}, Path(str(config.weights))
-            name, pretrained = config.name, str(weights)
-            if not weights.is_file():
-                raise UserError(f"teacher.weights={weights}: no such file")
-            if config.name not in open_clip.list_models():
-                raise UserError(
-                    f"teacher.name={config.name}: not an open_clip model; see open_clip.list_models()"
-                )
-        self.model = _create(name, pretrained, config).eval().requires_grad_(False).to(self.device)
+        weights = weights_file(config, folder)
+        mean, std = statistics(config, folder)
+        name = config.name if folder is None else f"{LOCAL}{folder}"
+        self.model = _create(name, weights, config).eval().requires_grad_(False)
+        _check_finite(self.model, config)
+        self.model.to(self.device)
         self.tokenizer = open_clip.get_tokenizer(name)
-        self.mean, self.std = tuple(statistics["mean"]), tuple(statistics["std"])
+        self.mean, self.std = mean, std
         size = self.model.visual.image_size
         self.size: int = size if isinstance(size, int) else size[0]
         self.logit_scale = float(self.model.logit_scale.exp())
-        self.width = _embedding_width(self.model)
+        self.width = self._common_width(config)
         self.dtype = _dtype(config.precision, self.device)
         self.model.visual.to(self.dtype)
-        self.identity: dict[str, Any] = {
+        if config.compile:
+            self.model.visual.compile()
+        identity = {
             "name": config.name,
             "weights_sha256": sha256_file(weights),
             "size": self.size,
@@ -63,13 +63,22 @@ class Teacher:
             "activation": type(_first_activation(self.model.visual)).__name__,
             "embedding_width": self.width,
         }
+        self.facts = TeacherFacts(identity, self.width, self.logit_scale)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints and caches record of it."""
+        return self.facts.identity
 
     @property
     def id(self) -> str:
-        """Short name of what decides the embeddings of texts; text caches are filed under it."""
-        # Neither the name (the same weights in another folder are the same teacher) nor what concerns pixels.
-        content = {k: self.identity[k] for k in ("weights_sha256", "activation", "embedding_width")}
-        return sha256_bytes(canonical_json(content))[:16]
+        """Short name of what decides the embeddings of texts; caches are filed under it."""
+        return self.facts.id
+
+    @property
+    def precision(self) -> str:
+        """Number format of the picture tower: fp32 or bf16."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     @torch.no_grad()
     def embed_pictures(self, pixels_B3HW: Tensor) -> Tensor:
@@ -92,6 +101,19 @@ class Teacher:
         """Frees the text tower once all captions are cached."""
         self.model = _PictureTower(self.model.visual)
 
+    @torch.no_grad()
+    def _common_width(self, config: TeacherConfig) -> int:
+        """E, from one empty picture and one empty text: what towers state of themselves differs among them."""
+        pixels = torch.zeros(1, 3, self.size, self.size, device=self.device)
+        pictures = int(self.model.encode_image(pixels).shape[1])
+        texts = int(self.model.encode_text(self.tokenizer([""]).to(self.device)).shape[1])
+        if pictures != texts or pictures < 1:
+            raise UserError(
+                f"{where(config)}: embeds pictures in {pictures} numbers and texts in {texts}, which no projection "
+                f"can fit; give a CLIP whose towers share one width"
+            )
+        return pictures
+
 
 class _PictureTower(nn.Module):
     def __init__(self, visual: nn.Module) -> None:
@@ -103,50 +125,53 @@ class _PictureTower(nn.Module):
         return embedded
 
 
-def local_folder(config: TeacherConfig) -> Path | None:
-    """The open_clip local-dir folder that a teacher's name refers to, if it does."""
-    if config.name.startswith(LOCAL):
-        return Path(config.name.removeprefix(LOCAL))
-    if config.name.startswith(SHIPPED):
-        if config.name != "shipped:demo":
-            raise UserError(f"teacher.name={config.name}: not shipped; there is shipped:demo")
-        return Path(str(resources.files("uniemox_dist").joinpath("teach/demo_teacher")))
-    return None
-
-
-def _read_local(folder: Path, config: TeacherConfig) -> tuple[dict[str, Any], Path]:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"teacher.name={config.name}: {folder} lacks {name} (open_clip's local-dir layout)"
-            )
-    statistics = read_json(folder / CONFIG).get("preprocess_cfg", {})
-    for key in ("mean", "std"):
-        if key not in statistics:
-            raise UserError(
-                f"teacher.name={config.name}: preprocess_cfg in {CONFIG} does not state {key}; add it"
-            )
-    return statistics, folder / WEIGHTS
-
-
-def _create(name: str, pretrained: str | None, config: TeacherConfig) -> Any:
+def _create(name: str, weights: Path, config: TeacherConfig) -> Any:
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)  # open_clip narrates at INFO and warns of what we check ourselves
     try:
-        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not name.startswith(LOCAL) and is_torchscript(weights):
+                return _create_from_torchscript(name, weights)
+            pretrained = None if name.startswith(LOCAL) else str(weights)
+            return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({foreign[1]})" if foreign else ""
+        raise UserError(
+            f"{where(config)}: holds more than weights{what}: pickled code, which is never run; give a .safetensors "
+            f"file, or a state_dict that torch.load(weights_only=True) reads"
+        ) from None
     except Exception as error:  # torch, safetensors, json and open_clip all raise their own types here
         reason = " ".join(str(error).split())[:200]
-        where = f"teacher.weights={config.weights}" if pretrained else f"teacher.name={config.name}"
-        raise UserError(f"{where}: does not fit the model {config.name}: {reason}") from None
+        raise UserError(f"{where(config)}: does not fit the model {config.name}: {reason}") from None
     finally:
         logging.root.setLevel(level)
 
 
-def _embedding_width(model: Any) -> int:
-    projection = getattr(model, "text_projection", None)
-    if isinstance(projection, Tensor):
-        return int(projection.shape[1])
-    return int(model.encode_text(torch.zeros(1, model.context_length, dtype=torch.long)).shape[1])
+def _create_from_torchscript(name: str, weights: Path) -> Any:
+    """A model with the weights of an archive like OpenAI's."""
+    tensors = read_torchscript(weights)
+    is_openais = all(key in tensors for key in OPENAI_NUMBERS)
+    if is_openais and not (open_clip.get_model_config(name) or {}).get("quick_gelu"):
+        # The wrong activation would load without a word and give other embeddings.
+        raise UserError(f"teacher.name={name}: OpenAI's weights need QuickGELU; use {name}-quickgelu")
+    model = open_clip.create_model(name, pretrained_text=False)
+    # The causal mask is no weight, but an archive does not tell the two apart.
+    no_weights = {*OPENAI_NUMBERS, *(key for key in tensors if key.rpartition(".")[2] == "attn_mask")}
+    model.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in no_weights})
+    return model
+
+
+def _check_finite(model: nn.Module, config: TeacherConfig) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+            wrong = int(finite.numel() - finite.sum())
+            raise UserError(
+                f"{where(config)}: tensor {name} holds {wrong} numbers that are NaN or infinite; get the file again"
+            )
 
 
 def _first_activation(visual: nn.Module) -> nn.Module:
