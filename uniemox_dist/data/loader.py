@@ -10,11 +10,19 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.crops import ViewPlan, ViewSettings, choose_person, on_person, training_plan
+from uniemox_dist.data.crops import (
+    ViewPlan,
+    ViewSettings,
+    choose_person,
+    on_person,
+    training_plan,
+    with_stored_scene,
+)
 from uniemox_dist.data.draws import Purpose, choice
 from uniemox_dist.data.origin import Counts
-from uniemox_dist.data.plan import Plan
+from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
+from uniemox_dist.data.stored import StoredViews, which_view
 from uniemox_dist.data.views import Renderer, empty_views, render
 from uniemox_dist.runtime.errors import Fault
 
@@ -85,10 +93,12 @@ class PlannedDataset(Dataset[MicroBatch]):
         settings: ViewSettings,
         seed: int,
         *,
+        stored: Sequence[StoredViews] | None = None,
         strict: bool = False,
         renderer: Renderer = render,
     ) -> None:
-        self.plan, self.readers, self.vectors = plan, readers, vectors
+        """`vectors` and `stored`, one for each reader, are None where no loss needs texts, or scenes are drawn anew."""
+        self.plan, self.readers, self.vectors, self.stored = plan, readers, vectors, stored
         self.settings, self.seed, self.strict, self.renderer = settings, seed, strict, renderer
         self.at: Tensor | None = None
         """Shared with the training process: for each loader process the slot it works on, and since when (ns)."""
@@ -159,7 +169,7 @@ class PlannedDataset(Dataset[MicroBatch]):
             try:
                 raw = reader.read(place.shard, place.row)
                 try:
-                    plan = training_plan(raw.width, raw.height, raw.persons, self.settings, self.seed, slot)
+                    plan, picture = self._view_plan(raw, place, slot)
                     self.renderer(raw.image, (raw.width, raw.height), plan, scene_3HW, person_3HW)
                 except ValueError as error:
                     name = reader.manifest.shards[place.shard].name
@@ -173,8 +183,18 @@ class PlannedDataset(Dataset[MicroBatch]):
             if self.vectors is not None:
                 caption = choice(max(1, len(raw.captions)), self.seed, slot, Purpose.CAPTION)
                 text = self.vectors[place.source].vector(place.shard, place.row, caption)
-            return _Found(raw.key, place.source, text, None, self._on_person(raw, plan, slot))
+            return _Found(raw.key, place.source, text, picture, self._on_person(raw, plan, slot))
         raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-REPLACEMENTS:]))
+
+    def _view_plan(self, raw: RawSample, place: Place, slot: int) -> tuple[ViewPlan, Tensor | None]:
+        """Where the views of a slot lie, and the teacher's embedding of the scene where it is a stored one."""
+        size, settings = (raw.width, raw.height), self.settings
+        if self.stored is None:
+            return training_plan(*size, raw.persons, settings, self.seed, slot), None
+        stored = self.stored[place.source]
+        number = which_view(stored.count, self.seed, raw.image_sha256, place.epoch)
+        view = stored.view(place.shard, place.row, number)
+        return with_stored_scene(view.plan, *size, raw.persons, settings, self.seed, slot), view.picture_E
 
     def _on_person(self, raw: RawSample, plan: ViewPlan, slot: int) -> list[bool]:
         person = choose_person(raw.persons, self.settings.person, self.seed, slot)

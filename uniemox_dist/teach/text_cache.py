@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.runtime.errors import Fault
 from uniemox_dist.runtime.files import canonical_json, sha256_bytes, write_bytes
+from uniemox_dist.teach.shard_files import ShardFiles, metadata_of, shard_file
 
 FORMAT = "uniemox-texts-1"
-OPEN_FILES = 256
-"""Cache files that one process has open: mapped into memory, so that they cost little."""
 MEMO = 200_000
 """Captions remembered across shards while a cache is built; 512 fp16 numbers each make 200 MB."""
 
@@ -42,7 +39,7 @@ def beside_shards(reader: ShardReader, teacher_id: str) -> Path:
 
 
 def _has_all(reader: ShardReader, folder: Path) -> bool:
-    return all(_file(reader, folder, shard).is_file() for shard in range(len(reader.manifest.shards)))
+    return all(shard_file(reader, folder, shard).is_file() for shard in range(len(reader.manifest.shards)))
 
 
 def _can_write(folder: Path) -> bool:
@@ -71,10 +68,10 @@ def build(
     embedded = 0
     memo: dict[str, Tensor] = {}
     for shard in range(len(reader.manifest.shards)) if shards is None else shards:
-        rows = [captions or [""] for captions in reader.captions(shard)]
-        path = _file(reader, folder, shard)
+        rows = _rows(reader, shard)
+        path = shard_file(reader, folder, shard)
         metadata = _metadata(teacher.id, rows)
-        if not _is_current(path, metadata):
+        if metadata_of(path) != metadata:
             texts = [text for captions in rows for text in captions]
             new = sorted(set(texts) - memo.keys())
             if len(memo) + len(new) > MEMO:
@@ -99,44 +96,28 @@ class TextVectors:
     """A finished cache, read row by row. Cheap to pickle: files are opened where they are used."""
 
     def __init__(self, reader: ShardReader, folder: Path) -> None:
-        self.paths = [_file(reader, folder, shard) for shard in range(len(reader.manifest.shards))]
-        self._open: dict[int, tuple[Any, list[int]]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "_open": {}}
+        fix = "start again, and it is made anew"
+        self.files = ShardFiles(reader, folder, _opened, what="the cache of caption embeddings", fix=fix)
 
     def vector(self, shard: int, row: int, caption: int) -> Tensor:
         """The unit row (E, fp16) of one caption."""
-        if shard not in self._open:
-            try:
-                file = safe_open(self.paths[shard], "pt")
-            except Exception as error:  # safetensors raises its own type for a damaged file
-                why = str(error).splitlines()[0]
-                raise Fault(
-                    f"{self.paths[shard]}: the cache of caption embeddings cannot be read ({why}); start again, and "
-                    f"it is made anew"
-                ) from None
-            if len(self._open) >= OPEN_FILES:
-                self._open.pop(next(iter(self._open)))
-            self._open[shard] = (file.get_slice("texts"), file.get_tensor("first").tolist())
-        texts, first = self._open[shard]
+        texts, first = self.files.of(shard)
         vector: Tensor = texts[first[row] + caption]
         return vector
 
 
-def _file(reader: ShardReader, folder: Path, shard: int) -> Path:
-    return folder / f"{reader.manifest.shards[shard].name.removesuffix('.tar')}.safetensors"
+def is_current(reader: ShardReader, teacher_id: str, folder: Path, shard: int) -> bool:
+    """Whether a shard's captions are cached, as they are now."""
+    return metadata_of(shard_file(reader, folder, shard)) == _metadata(teacher_id, _rows(reader, shard))
+
+
+def _opened(file: Any) -> tuple[Any, list[int]]:
+    return file.get_slice("texts"), file.get_tensor("first").tolist()
+
+
+def _rows(reader: ShardReader, shard: int) -> list[list[str]]:
+    return [captions or [""] for captions in reader.captions(shard)]
 
 
 def _metadata(teacher_id: str, rows: list[list[str]]) -> dict[str, str]:
     return {"format": FORMAT, "teacher": teacher_id, "captions_sha256": sha256_bytes(canonical_json(rows))}
-
-
-def _is_current(path: Path, metadata: dict[str, str]) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            return bool(file.metadata() == metadata)
-    except Exception:  # safetensors raises its own type for a damaged file; such a file is built again
-        return False

@@ -39,6 +39,7 @@ def test_the_purposes_keep_their_numbers() -> None:
         "BACKGROUND": 9,
         "SCENE_JITTER": 10,
         "PERSON_JITTER": 11,
+        "CACHED_VIEW": 12,
     }
 
 
