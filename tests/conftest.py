@@ -4,6 +4,7 @@ No test writes into these folders.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -110,3 +111,20 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert dict(result.packed) == {"train": 60, "test": 20}
     assert result.with_person >= 3
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def taught_data(tiny_data: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `tiny_data`'s train/, with `tiny_teacher`'s captions and 3 views of 32 pixels a picture."""
+    from uniemox_dist.cli.main import run
+
+    folder = tmp_path_factory.mktemp("taught") / "train"
+    shutil.copytree(tiny_data / "train", folder)
+    assert run(["teach", str(folder), *teach_options(tiny_teacher)]) == 0
+    return folder
+
+
+def teach_options(teacher: Path, *, views: int = 3) -> list[str]:
+    """What makes the views of a run by the demo's recipe with pictures of 32 pixels."""
+    views_of_run = ["--views", str(views), "--image-size", "32", "--scene-scale", "0.4,1"]
+    return ["--teacher", f"local-dir:{teacher}", *views_of_run, "--workers", "0"]

@@ -9,13 +9,14 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DiffAttention
 from timm.models.vision_transformer import VisionTransformer
 
 OUT = Path(__file__).parent.parent / "uniemox_dist/config/vits.json"
 
 
 def shapes() -> dict[str, dict[str, Any]]:
-    """Name -> shape, of the plain vision transformers that this timm knows."""
+    """Name -> shape, of the plain vision transformers that this timm knows; what few have is stated for those alone."""
     found = {}
     for name in sorted(timm.list_models("*vit*", module="vision_transformer") + timm.list_models("deit*")):
         if name.startswith("test_"):
@@ -23,7 +24,9 @@ def shapes() -> dict[str, dict[str, Any]]:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                vit = timm.create_model(name, num_classes=0, class_token=True, global_pool="token")
+                vit = timm.create_model(
+                    name, num_classes=0, class_token=True, global_pool="token", weight_init="skip"
+                )
             except TypeError:  # of a family with other arguments
                 continue
         block = vit.blocks[0]
@@ -37,6 +40,16 @@ def shapes() -> dict[str, dict[str, Any]]:
             "heads": block.attn.num_heads,
             "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
         }
+        if vit.num_reg_tokens:
+            found[name]["registers"] = vit.num_reg_tokens
+        if block.mlp.fc2.in_features * 2 == block.mlp.fc1.out_features:
+            found[name]["gated_mlp"] = True
+        if not isinstance(
+            getattr(block, "ls2", None), torch.nn.Identity
+        ):  # or a norm behind the MLP, alike in cost
+            found[name]["layer_scale"] = True
+        if isinstance(block.attn, DiffAttention):
+            found[name]["differential_attention"] = True
     return found
 
 

@@ -115,6 +115,81 @@ def test_a_teacher_of_another_size_in_its_folder(
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--image-size", "64"], "--image-size: says how views are drawn; add --views K"),
+        (["--no-flip"], "--flip: says how views are drawn; add --views K"),
+        (["--views", "0"], "'--views': 0 is not in the range x>=1"),
+        (["--views", "2", "--scene-scale", "0.5,0.2"], "--scene-scale=0.5,0.2: needs 0 < LOW <= HIGH <= 1"),
+        (
+            ["--views", "2", "--scene-scale", "half"],
+            "--scene-scale=half: give 2 numbers with commas between them",
+        ),
+        (["--views", "2", "--colour-jitter", "2"], "'--colour-jitter': 2.0 is not in the range 0<=x<=1"),
+        (["--views", "2", "--part", "3/2"], "--part=3/2: expected I/N with I from 1 to N"),
+        (["--views", "2", "--mean", "0.5,0.5,0.5"], "states its weights, mean and std itself"),
+        (
+            ["--views", "2", "--teacher", "ViT-B-16", "--weights", "{tmp}/w"],
+            "--teacher=ViT-B-16: an open_clip model name needs --mean R,G,B, --std R,G,B",
+        ),
+        (
+            ["--teacher", "ViT-B-61", "--weights", "{teacher}/open_clip_model.safetensors"],
+            "teacher.name=ViT-B-61: not an open_clip model; did you mean ViT-B-16",
+        ),
+        (["--teacher", "local-dir:{tmp}"], "lacks open_clip_config.json"),
+    ],
+)
+def test_teach_names_the_option_that_is_wrong_and_writes_nothing(
+    places: dict[str, str], capfd: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    given = [option.format(**places) for option in options]
+    teacher = [] if "--teacher" in given else ["--teacher", f"local-dir:{places['teacher']}"]
+    before = set(Path(places["data"]).rglob("*"))
+    assert run(["teach", places["data"], *teacher, *given]) == 2
+    error = capfd.readouterr().err.strip()
+    assert says.format(**places) in error
+    assert len(error.splitlines()) == 1
+    assert set(Path(places["data"]).rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            [DATA],
+            "teacher.source=cache: {data}/train: has no cached views; make them with `uniemox teach {data}/train "
+            "--teacher local-dir:{teacher} --views 8 --image-size 32 --scene-scale 0.4,1`",
+        ),
+        (
+            ["data.path={taught}", "model.image_size=40"],
+            "model.image_size is 32 there and 40 here; make those of this run with `uniemox teach {taught} --teacher",
+        ),
+        (
+            ["data.path={taught}", "loss.relation=0", "loss.similarity=0"],
+            "teacher.source=cache: no loss needs a teacher; switch loss.relation or loss.similarity on",
+        ),
+    ],
+)
+def test_pretrain_says_which_views_are_missing_before_any_rank_starts(
+    places: dict[str, str],
+    taught_data: Path,
+    capfd: pytest.CaptureFixture[str],
+    settings: list[str],
+    says: str,
+) -> None:
+    places["taught"] = str(taught_data)
+    overrides = [
+        s.format(**places)
+        for s in (TEACHER, "run.dir={tmp}/runs", "teacher.source=cache", "model.image_size=32", *settings)
+    ]
+    assert run(["pretrain", "demo", "--nproc", "2", *overrides]) == 2
+    error = capfd.readouterr().err.strip()
+    assert says.format(**places) in error
+    assert len(error.splitlines()) == 1
+    assert not (Path(places["tmp"]) / "runs").exists()
+
+
 def test_release_of_a_run_without_a_complete_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

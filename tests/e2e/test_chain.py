@@ -95,7 +95,7 @@ def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
     assert list(losses(whole_run)) == list(range(1, 17))
     assert [c.step for c in complete_checkpoints(whole_run / "checkpoints")] == [14, 16]  # demo keeps two
     assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [
-        f"step_{n:08d}.png" for n in (4, 8, 12, 16)
+        f"step_{n:08d}.{kind}" for n in (4, 8, 12, 16) for kind in ("json", "png")
     ]
     events = [json.loads(line)["event"] for line in (whole_run / "events.jsonl").read_text().splitlines()]
     assert events == ["start", *["save"] * 8, "end"]
@@ -215,7 +215,16 @@ def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data:
         "--out",
         str(tmp_path / "r.html"),
     )
-    assert "Masked MSE" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "Masked MSE" in page
+    assert all(f"Student at step {step}" in page for step in (4, 16))
+    last = json.loads((whole_run / "samples" / "step_00000016.json").read_text())
+    for picture in last["pictures"]:
+        for side in ("student", "teacher"):
+            assert len(picture[side]["nearest"]) == 3
+            for line in picture[side]["nearest"]:
+                assert f"{line['cosine']:.2f}".replace("-", "−") in page
+                assert line["text"].split(":")[0].split("’")[0] in page
 
 
 def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_when_it_is_back(

@@ -14,7 +14,7 @@ ALLOWED = {
     "shards": set(),
     "uniemox_dist.config": set(),
     "uniemox_dist.runtime": set(),
-    "uniemox_dist.models": set(),
+    "uniemox_dist.models": {"uniemox_dist.checkpoints"},
     "uniemox_dist.checkpoints": set(),
     "uniemox_dist.data": {"shards"},
     "uniemox_dist.teach": {"uniemox_dist.data", "uniemox_dist.models"},

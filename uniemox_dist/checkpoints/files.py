@@ -2,7 +2,9 @@
 `complete.json`, which is written last: a folder without it, or without its name, does not exist for anyone.
 
 A fragment `NAME@START@KIND` holds the numbers START… of the flattened parameter NAME; kinds are the fp32 weights
-and both Adam moments. Reading copies overlaps, so that any number of ranks and any ZeRO stage reads any other's.
+and both Adam moments, and of the encoder, where the run keeps one, the moving average. Reading copies overlaps, so that
+any number of ranks and any ZeRO stage reads any other's. Parameters that are not trained (fixed positions) stand whole,
+under their names, in `fixed.safetensors`.
 """
 
 import re
@@ -13,15 +15,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, remove_dir, sha256_file
 
 COMPLETE = "complete.json"
+FIXED = "fixed.safetensors"
 FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
+EMA = "ema"
 NAME = re.compile(r"step_(\d{8})")
 
 
@@ -119,6 +124,35 @@ def prune(folder: Path, keep_last: int) -> list[str]:
     return [checkpoint.folder.name for checkpoint in doomed]
 
 
+def fixed_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that are not trained, fp32 on the CPU, for checkpoints."""
+    fixed = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in fixed}
+
+
+def fixed_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The parameters of a checkpoint that were not trained; none in one of an earlier version, which made them anew."""
+    return load_file(checkpoint.folder / FIXED) if FIXED in checkpoint.info["files"] else {}
+
+
+@torch.no_grad()
+def load_fixed(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Gives a module the parameters that a checkpoint's run did not train: they may come from `model.init_from`.
+
+    Raises:
+        UserError: if one has another shape.
+    """
+    there = fixed_tensors(checkpoint)
+    for name, p in module.named_parameters():
+        if not p.requires_grad and name in there:
+            if there[name].shape != p.shape:
+                raise UserError(
+                    f"{checkpoint.folder}: is of another model: {name} is {list(there[name].shape)} there and "
+                    f"{list(p.shape)} here; set model.* as in its run"
+                )
+            p.copy_(there[name])
+
+
 class FragmentReader:
     """Ranges of parameters from a checkpoint's files, which stay on disk."""
 
@@ -127,7 +161,7 @@ class FragmentReader:
         self.shapes: dict[str, list[int]] = checkpoint.info["parameters"]
         self._pieces: dict[tuple[str, str], list[tuple[int, Any]]] = {}
         for name in checkpoint.info["files"]:
-            if name.endswith(".safetensors"):
+            if name.endswith(".safetensors") and name != FIXED:
                 try:
                     file = safe_open(checkpoint.folder / name, "pt")
                 except SafetensorError as error:
@@ -137,6 +171,11 @@ class FragmentReader:
                 for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                     parameter, start, kind = key.rsplit("@", 2)
                     self._pieces.setdefault((parameter, kind), []).append((int(start), file.get_slice(key)))
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether it holds a moving average of the encoder's weights."""
+        return any(kind == EMA for _, kind in self._pieces)
 
     def read(self, name: str, kind: str, start: int, length: int) -> Tensor:
         """`length` fp32 numbers of the flattened parameter from `start` on.

@@ -29,6 +29,9 @@ def evaluate() -> None:
     "--valence", default="polarity", show_default=True, help="Attribute that holds a valence, if any does."
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table there too.")
+@click.option(
+    "--scores", "scores_file", type=click.Path(path_type=Path), help="Write every picture's scores there."
+)
 def protocol_command(
     release: Path,
     data: Path,
@@ -38,6 +41,7 @@ def protocol_command(
     group_by: str,
     valence: str,
     json_file: Path | None,
+    scores_file: Path | None,
 ) -> None:
     """Measures RELEASE on DATA/test beside an untrained student, the teacher and trivial baselines.
 
@@ -54,6 +58,7 @@ def protocol_command(
         teacher_name=teacher_name,
         group_by=group_by or None,
         valence=valence,
+        scores_file=scores_file,
     )
     print_table(result)
     if json_file is not None:

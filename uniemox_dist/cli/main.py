@@ -15,7 +15,10 @@ COMMANDS = {
         "uniemox_dist.cli.datasets",
         "Pack pictures into tar shards; check, describe and choose among them.",
     ),
-    "teach": ("uniemox_dist.cli.pretrain", "Cache a teacher's text embeddings beside the shards."),
+    "teach": (
+        "uniemox_dist.cli.teach",
+        "Cache what a teacher says of captions and pictures beside the shards.",
+    ),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
     "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),

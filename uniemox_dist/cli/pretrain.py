@@ -1,4 +1,4 @@
-"""`uniemox pretrain` and `uniemox teach`."""
+"""`uniemox pretrain`."""
 
 import sys
 
@@ -38,6 +38,10 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         sources = Sources(config)
         sources.plan(config)
         Schedule.of(config, sources.epoch_samples(config))
+        if config.teacher.source == "cache":
+            from uniemox_dist.teach.replay import find
+
+            find(config, sources.readers)
         import torch
 
         command = [
@@ -63,44 +67,3 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         raise Fault(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
     finally:
         comm.close()
-
-
-@click.command()
-@click.argument("location", metavar="DIR")
-@click.option("--teacher", required=True, help="local-dir:PATH, shipped:demo, or an open_clip model name.")
-@click.option("--weights", help="File of weights, with an open_clip model name.")
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Captions at once.")
-def teach(location: str, teacher: str, weights: str | None, batch: int) -> None:
-    """Caches the embeddings of all captions below DIR beside its shards, for pretraining to use."""
-    from tqdm import tqdm
-
-    from shards.manifest import manifest_folders
-    from shards.os_errors import writing
-    from shards.storage import is_local, place
-    from uniemox_dist.config.schema import TeacherConfig
-    from uniemox_dist.data.reader import ShardReader
-    from uniemox_dist.models.teacher import Teacher
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.teach import text_cache
-
-    folder = place(location, "DIR")
-    if not is_local(folder):
-        raise UserError(
-            f"DIR={location}: is remote; pretraining caches such captions in the run's folder itself"
-        )
-    folders = manifest_folders(folder)
-    if not folders:
-        raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
-    if ":" not in teacher and weights is None:
-        raise UserError(f"--teacher={teacher}: an open_clip model name needs --weights FILE")
-    # Texts are not touched by pixel statistics: any will do here.
-    statistics = (0.5, 0.5, 0.5)
-    model = Teacher(TeacherConfig(name=teacher, weights=weights, mean=statistics, std=statistics))
-    for found in folders:
-        reader = ShardReader.from_folder(found, "DIR")
-        cache = text_cache.beside_shards(reader, model.id)
-        bar = tqdm(total=reader.manifest.samples, desc=str(found), unit=" samples", disable=None)
-        elsewhere = "teach a copy that can be written, or let pretraining keep it in the run's folder"
-        with bar, writing(f"DIR={found}: its cache", elsewhere):
-            embedded = text_cache.build(reader, model, cache, batch=batch, progress=bar.update)
-        click.echo(f"{found}: {embedded} captions embedded into {cache}")

@@ -15,11 +15,13 @@ SIZES = {
 }
 FREE = ("image_size", "patch_size")
 """What a named encoder leaves to be chosen."""
+PECULIAR = ("registers", "gated_mlp", "layer_scale", "differential_attention")
+"""What is no setting of ours, but belongs to some names."""
 
 
 @cache
 def shapes() -> dict[str, dict[str, Any]]:
-    """Shapes by name: image_size, patch_size, width, depth, heads, mlp_ratio."""
+    """Shapes by name: image_size, patch_size, width, depth, heads, mlp_ratio; for some also what is PECULIAR."""
     table: dict[str, dict[str, Any]] = json.loads(
         resources.files("uniemox_dist").joinpath("config/vits.json").read_text(encoding="utf-8")
     )
@@ -29,6 +31,11 @@ def shapes() -> dict[str, dict[str, Any]]:
 def timm_name(name: str) -> str:
     """timm's own name of an encoder."""
     return SIZES.get(name, name)
+
+
+def peculiar(name: str | None) -> dict[str, Any]:
+    """What a named encoder has beside the settings: registers, gated MLPs, LayerScale, differential attention."""
+    return {key: value for key, value in shapes().get(name or "", {}).items() if key in PECULIAR}
 
 
 def fill_in(values: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def fill_in(values: dict[str, Any]) -> dict[str, Any]:
     if name not in shapes():
         near = difflib.get_close_matches(name, list(shapes()), n=3, cutoff=0.4) or list(SIZES)
         raise ValueError(f"model.name={name}: no vision transformer of timm's; nearest: {', '.join(near)}")
-    shape = shapes()[name]
+    shape = {key: value for key, value in shapes()[name].items() if key not in PECULIAR}
     given = {key: value for key, value in values.items() if value is not None or key not in shape}
     for key, value in shape.items():
         if key not in FREE and key in given and given[key] != value:

@@ -144,13 +144,24 @@ class ShardReader:
         Raises:
             UserError: if the index is not the one that the manifest states.
         """
+        rows: list[list[str]] = self._columns(shard, ["captions"])[0]
+        return rows
+
+    def pictures(self, shard: int) -> list[list[Any]]:
+        """What tells the pictures of a shard's rows from others: their hashes, widths and heights.
+
+        Raises:
+            UserError: if the index is not the one that the manifest states.
+        """
+        return self._columns(shard, ["image_sha256", "width", "height"])
+
+    def _columns(self, shard: int, names: list[str]) -> list[list[Any]]:
         entry = self.manifest.shards[shard]
         path = index_path(self.folder, entry.name)
         table = self.origin.persistent(
-            f"the index of {entry.name}", lambda: read_index(path, ["captions"], sha256=entry.index_sha256)
+            f"the index of {entry.name}", lambda: read_index(path, names, sha256=entry.index_sha256)
         )
-        rows: list[list[str]] = table["captions"].to_pylist()
-        return rows
+        return [table[name].to_pylist() for name in names]
 
     def _is_whole(self, image: bytes, row: Row) -> bool:
         return len(image) == row.length and (not self.verify_hash or sha256_bytes(image) == row.sha256)

@@ -78,7 +78,7 @@ class StepBatches:
         at, parent = self._at, os.getpid()
 
         def start(worker: int) -> None:
-            _start_worker(parent)
+            start_worker(parent)
             at[worker, 2] = os.getpid()
 
         self._buffers: ViewBuffers | None = None
@@ -194,7 +194,8 @@ def _how(exitcode: int | None) -> str:
     return f" of {name}" + (" (killed, perhaps for its memory)" if name == "SIGKILL" else "")
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
+    """What each loader process does first; `parent` is the process that started it."""
     torch.set_num_threads(1)
     # A killed training process takes its loader processes with it: they share its lock on the run's folder, which
     # the next attempt wants at once. (prctl's option 1 is PR_SET_PDEATHSIG.)

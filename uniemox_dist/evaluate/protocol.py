@@ -31,20 +31,21 @@ class Metric:
     note: str
     scores: dict[str, np.ndarray]
     clusters: list[str]
-    statistic: Callable[[np.ndarray, np.ndarray], float] = lambda scores, draw: float(scores[draw].mean())
+    statistic: Callable[[np.ndarray, np.ndarray], float] | None = None
+    """Of scores and numbers of samples, where it is not the mean."""
+
+    def value(self, scores: np.ndarray, draw: np.ndarray) -> float:
+        """The statistic of some samples."""
+        return self.statistic(scores, draw) if self.statistic else float(scores[draw].mean())
 
 
-def evaluate(
-    train: Features, test: Features, student: Student, untrained: Student, seed: int
-) -> dict[str, Any]:
+def evaluate(metrics: list[Metric]) -> dict[str, Any]:
     """The table and the verdict, as they go into evaluation.json."""
-    metrics = [metric for metric in _metrics(train, test, student, untrained, seed) if metric.scores]
     return {"metrics": [_rows(metric) for metric in metrics], "verdict": _verdict(metrics)}
 
 
-def _metrics(
-    train: Features, test: Features, student: Student, untrained: Student, seed: int
-) -> list[Metric]:
+def measure(train: Features, test: Features, student: Student, untrained: Student, seed: int) -> list[Metric]:
+    """The columns that this student can have."""
     metrics = []
     if student.decoder is not None:
         scores = {
@@ -68,7 +69,7 @@ def _metrics(
     metrics.append(Metric("teacher_cosine", "Cosine to teacher", "higher", True, note, scores, test.groups))
     metrics.append(_probe(train, test))
     metrics.append(_valence(train, test))
-    return metrics
+    return [metric for metric in metrics if metric.scores]
 
 
 def _probe(train: Features, test: Features) -> Metric:
@@ -118,13 +119,30 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def scores(metrics: list[Metric]) -> list[dict[str, Any]]:
+    """The scores behind the table, of every metric that is a mean of them."""
+    return [
+        {
+            "name": metric.name,
+            "title": metric.title,
+            "better": metric.better,
+            "primary": metric.primary,
+            "note": metric.note,
+            "clusters": metric.clusters,
+            "rows": {row: [round(float(x), 6) for x in values] for row, values in metric.scores.items()},
+        }
+        for metric in metrics
+        if metric.statistic is None
+    ]
+
+
 def _rows(metric: Metric) -> dict[str, Any]:
     interval = bootstrap(metric.clusters)
     rows = []
     for row, scores in metric.scores.items():
         everything = np.arange(len(scores))
-        low, high = interval(lambda draw, s=scores: metric.statistic(s, draw))  # type: ignore[misc]
-        value = metric.statistic(scores, everything)
+        low, high = interval(lambda draw, s=scores: metric.value(s, draw))  # type: ignore[misc]
+        value = metric.value(scores, everything)
         rows.append({"row": row, "value": round(value, 5), "low": round(low, 5), "high": round(high, 5)})
     facts = {"name": metric.name, "title": metric.title, "better": metric.better, "primary": metric.primary}
     return {**facts, "n": len(metric.clusters), "note": metric.note, "rows": rows}
@@ -146,7 +164,7 @@ def _verdict(metrics: list[Metric]) -> list[str]:
                 continue
             student = metric.scores[STUDENT]
             low, high = interval(
-                lambda d, s=scores, m=metric: sign * (m.statistic(student, d) - m.statistic(s, d))  # type: ignore[misc]  # noqa: B023
+                lambda d, s=scores, m=metric: sign * (m.value(student, d) - m.value(s, d))  # type: ignore[misc]  # noqa: B023
             )
             (beaten if low > 0 else behind if high < 0 else open_).append(row)
         parts = [

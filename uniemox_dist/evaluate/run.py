@@ -15,12 +15,23 @@ from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.release.load import load_pretrained, read_release
 from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import write_json
 
 
 def run(
-    release: Path, train: Path, test: Path, *, teacher_name: str | None, group_by: str | None, valence: str
+    release: Path,
+    train: Path,
+    test: Path,
+    *,
+    teacher_name: str | None,
+    group_by: str | None,
+    valence: str,
+    scores_file: Path | None = None,
 ) -> dict[str, Any]:
     """The protocol on a release; the result is what evaluation.json holds.
+
+    Args:
+        scores_file: gets the scores of every held-out picture, for intervals over several releases.
 
     Raises:
         UserError: for a release without a teacher, another teacher than it was trained with, or missing data.
@@ -35,7 +46,7 @@ def run(
     wanted = (
         config.teacher if teacher_name is None else config.teacher.model_copy(update={"name": teacher_name})
     )
-    teacher = Teacher(wanted)
+    teacher = Teacher(wanted.model_copy(update={"compile": False}))  # compiling takes longer than this
     if teacher.identity["weights_sha256"] != facts["teacher"]["weights_sha256"]:
         raise UserError(f"--teacher={wanted.name}: is not the teacher of {release}: its weights differ")
     student = load_pretrained(release)
@@ -55,7 +66,10 @@ def run(
             found[name] = features.compute(
                 reader, students, teacher, settings, group_by=group_by, valence=valence, progress=bar.update
             )
-    result = protocol.evaluate(found["train"], found["test"], student, untrained, config.run.seed)
+    metrics = protocol.measure(found["train"], found["test"], student, untrained, config.run.seed)
+    if scores_file is not None:
+        about = {"format": "uniemox-scores", "format_version": 1, "release": str(release)}
+        write_json(scores_file, {**about, "metrics": protocol.scores(metrics)})
     return {
         "format": "uniemox-evaluation",
         "format_version": 1,
@@ -66,7 +80,7 @@ def run(
             for name, r in readers.items()
         },
         "bootstrap": {"resamples": 1000, "unit": group_by or "picture", "confidence": 0.95},
-        **result,
+        **protocol.evaluate(metrics),
     }
 
 

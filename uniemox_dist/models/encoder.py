@@ -93,7 +93,9 @@ def _plain(model: ModelConfig) -> VisionTransformer:
 
 
 def initialise(module: nn.Module) -> None:
-    """MAE's initial weights: Xavier for linear layers (patch projection included), 0.02 normal for tokens."""
+    """MAE's initial weights: Xavier for linear layers (patch projection included), 0.02 normal for tokens.
+
+    Norms and scales keep those that their architecture made them with."""
     if isinstance(module, PatchProjection):
         nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
         if module.bias is not None:
@@ -102,9 +104,6 @@ def initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
     for name in ("cls_token", "reg_token", "mask_token"):
         if isinstance(token := getattr(module, name, None), nn.Parameter):
             nn.init.normal_(token, std=0.02)

@@ -37,8 +37,9 @@ class Targets:
     pictures_BE: Tensor | None = None
     texts_GE: Tensor | None = None
     logit_scale: float = 100.0
-    loss_weights_3: Tensor | None = None
-    """Weights of relation, similarity and reconstruction in this step; None: those of the configuration."""
+    loss_weights: tuple[float, float, float] | None = None
+    """Weights of relation, similarity and reconstruction in this step; None: those of the configuration. Numbers of
+    the host: a tensor would have to be copied to the device first."""
 
 
 class Student(nn.Module):
@@ -86,7 +87,10 @@ class Student(nn.Module):
             patches_BNP = torch.cat([patches_BNP, self.patches(views.person_B3HW)])
             order_BN = torch.cat([order_BN, views.person_order_BN])
         visible_BV, masked_BM = self.split(order_BN)
-        tokens_BTF = self.to_decoder(self.encoder(patches_BNP, visible_BV))
+        tokens_BTD = self.encoder(patches_BNP, visible_BV)
+        if self.decoder is None:
+            tokens_BTD = tokens_BTD[:, :1]
+        tokens_BTF = self.to_decoder(tokens_BTD)
         parts = [tokens_BTF.new_zeros((), dtype=torch.float32) for _ in range(3)]
         scenes = views.scene_B3HW.shape[0]
         if self.fusion is not None:
@@ -121,9 +125,11 @@ class Student(nn.Module):
         return relation, similarity
 
     def _weighted(self, parts: list[Tensor], targets: Targets) -> Tensor:
-        if targets.loss_weights_3 is not None:
-            return (torch.stack(parts) * targets.loss_weights_3).sum()
-        weights = (self.loss.relation, self.loss.similarity, self.loss.reconstruction)
+        weights = targets.loss_weights or (
+            self.loss.relation,
+            self.loss.similarity,
+            self.loss.reconstruction,
+        )
         return torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:

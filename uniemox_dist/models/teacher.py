@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.models.patches import normalise
+from uniemox_dist.models.quick_tower import quicken
 from uniemox_dist.models.teacher_facts import TeacherFacts
 from uniemox_dist.models.teacher_files import LOCAL, local_folder, statistics, weights_file, where
 from uniemox_dist.models.torchscript import is_torchscript, read_torchscript
@@ -64,6 +65,7 @@ class Teacher:
             "embedding_width": self.width,
         }
         self.facts = TeacherFacts(identity, self.width, self.logit_scale)
+        quicken(self.model.visual)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -20,7 +20,14 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from uniemox_dist import __version__
-from uniemox_dist.checkpoints.files import Checkpoint, FragmentReader, open_checkpoint
+from uniemox_dist.checkpoints.files import (
+    EMA,
+    Checkpoint,
+    FragmentReader,
+    fixed_tensors,
+    load_fixed,
+    open_checkpoint,
+)
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.vits import timm_name
 from uniemox_dist.models.encoder import encoder_arguments
@@ -35,22 +42,29 @@ FORMAT_VERSION = 1
 TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 
 
-def release(run: Path, out: Path) -> dict[str, Any]:
+def release(run: Path, out: Path, *, ema: bool = False) -> dict[str, Any]:
     """Writes a release of a run's newest sound checkpoint (or of a checkpoint folder) to `out`.
 
+    Args:
+        ema: the encoder's weights are their moving average; projection, fusion and decoder are as they were trained.
+
     Raises:
-        UserError: if the run has no complete checkpoint, or `out` exists.
+        UserError: if the run has no complete checkpoint, or no moving average, or `out` exists.
     """
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another folder or delete it")
     checkpoint = open_checkpoint(run, "RUN")
-    student = student_of(checkpoint)
+    if ema and not FragmentReader(checkpoint).has_ema:
+        raise UserError(
+            f"--ema: {checkpoint.folder} holds no moving average; train with optim.ema_decay=0.999, or leave --ema out"
+        )
+    student = student_of(checkpoint, ema=ema)
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        facts = _write(temporary, checkpoint, student, run)
-        _verify(temporary, checkpoint)
+        facts = _write(temporary, checkpoint, student, run, ema)
+        _verify(temporary, checkpoint, ema)
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
             share(temporary / name)
@@ -62,19 +76,24 @@ def release(run: Path, out: Path) -> dict[str, Any]:
     return facts
 
 
-def student_of(checkpoint: Checkpoint) -> Student:
-    """The student of a checkpoint, in fp32 on the CPU, with all its weights."""
+def student_of(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
+    """The student of a checkpoint, in fp32 on the CPU, with all its weights; `ema`: with the encoder's average."""
     config = Config.model_validate(checkpoint.info["config"])
     student = Student(config.model, config.loss, checkpoint.info["embedding_width"])
     reader = FragmentReader(checkpoint)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(reader.parameter(name))
+                parameter.copy_(reader.parameter(name, _kind(name, ema)))
+    load_fixed(student, checkpoint)
     return student.eval()
 
 
-def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path) -> dict[str, Any]:
+def _kind(name: str, ema: bool) -> str:
+    return EMA if ema and name.startswith("encoder.") else "fp32"
+
+
+def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path, ema: bool) -> dict[str, Any]:
     info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
     arguments = encoder_arguments(config.model)
     name = TIMM_NAMES.get(config.model.width, "vit_base_patch16_224")
@@ -110,6 +129,7 @@ def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path) -> di
         "step": checkpoint.step,
         "slots": info["slots"],
         "parameters": sum(p.numel() for p in student.encoder.parameters()),
+        "weights": "moving average" if ema else "trained",
         "feature": "class token",
         "embedding_width": info["embedding_width"],
         "teacher": info["teacher"],
@@ -135,10 +155,11 @@ def _rest(student: Student) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in student.state_dict().items() if not k.startswith("encoder.")}
 
 
-def _verify(out: Path, checkpoint: Checkpoint) -> None:
+def _verify(out: Path, checkpoint: Checkpoint, ema: bool) -> None:
     """Compares every released tensor with the checkpoint's, as read back from disk."""
     written = {**{f"encoder.{k}": v for k, v in load_file(out / ENCODER).items()}, **load_file(out / REST)}
-    reader = FragmentReader(checkpoint)
-    for name in checkpoint.info["parameters"]:
-        if not torch.equal(written[name], reader.parameter(name)):
+    reader, fixed = FragmentReader(checkpoint), fixed_tensors(checkpoint)
+    for name in (*checkpoint.info["parameters"], *fixed):
+        expected = fixed[name] if name in fixed else reader.parameter(name, _kind(name, ema))
+        if not torch.equal(written[name], expected):
             raise RuntimeError(f"{out / ENCODER}: {name} differs from {checkpoint.folder}")

@@ -20,6 +20,8 @@ from PIL import Image
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.report.curves import History, draw, history
 from uniemox_dist.report.evaluation import is_number, read_evaluation, table
+from uniemox_dist.report.nearest import nearest
+from uniemox_dist.report.objective import objective
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
@@ -78,7 +80,11 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
         svg=Markup,
         past=past,
         resumed=sum(event.get("event") == "resume" for event in events),
+        objective=objective(config),
+        reconstructs=bool((config.get("loss") or {}).get("reconstruction", True)),
+        persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
         pictures=pictures(folder.samples),
+        nearest=nearest(folder.samples),
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,
         events=[event_row(event) for event in events],
@@ -119,6 +125,7 @@ def summary(
         "parameters": _parameters(folder),
         "model": model,
         "teacher": (config.get("teacher") or {}).get("name") if learns else None,
+        "teacher_source": last.get("teacher"),
         "ranks": last.get("ranks"),
         "earlier_ranks": list(
             dict.fromkeys(s.get("ranks") for s in starts if s.get("ranks") != last.get("ranks"))

@@ -23,8 +23,11 @@ class World:
         return self.rank == 0
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> "World":
-        """Reads torchrun's variables, or else Slurm's; a process without either is a world of its own."""
+    def from_env(cls, env: Mapping[str, str] = os.environ, *, meets: bool = True) -> "World":
+        """Reads torchrun's variables, or else Slurm's; a process without either is a world of its own.
+
+        `meets` is false where ranks share work but never talk to each other, and so need no address.
+        """
         if "RANK" in env and "WORLD_SIZE" in env:
             rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
             local = int(env.get("LOCAL_RANK", rank))
@@ -34,6 +37,8 @@ class World:
             local = int(env["SLURM_LOCALID"])
         else:
             return cls()
+        if not meets:
+            return cls(rank, size, local)
         if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
             raise UserError(
                 f"MASTER_ADDR and MASTER_PORT are not set, but there are {size} ranks; start with "

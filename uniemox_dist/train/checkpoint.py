@@ -4,14 +4,17 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from uniemox_dist.checkpoints.files import (
     COMPLETE,
+    FIXED,
     FORMAT,
     FORMAT_VERSION,
     Checkpoint,
@@ -24,6 +27,7 @@ from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm
+from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.fragments import adam_step, fragments, load_fragments, shapes
 
 
@@ -44,9 +48,17 @@ class RunState:
         return self.step * self.config.batch.global_batch
 
 
-def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, Any]:
+def save(
+    engine: Any,
+    folder: Path,
+    state: RunState,
+    world: World,
+    fixed: dict[str, Tensor],
+    ema: Ema | None = None,
+) -> dict[str, Any]:
     """Saves a checkpoint; collective. Returns facts for the event: seconds and bytes, or `error`.
 
+    `fixed` are the parameters that are not trained, which rank 0 writes.
     A failed write (a full disk) leaves no folder behind and does not raise: training goes on.
     """
     began = time.perf_counter()
@@ -58,10 +70,12 @@ def save(engine: Any, folder: Path, state: RunState, world: World) -> dict[str, 
     try:
         tensors = {
             fragment_key(f.name, f.start, kind): tensor.cpu().clone()
-            for f in fragments(engine)
+            for f in chain(fragments(engine), ema.fragments() if ema else ())
             for kind, tensor in f.tensors.items()
         }
         outcome.update(_write(temporary / name, tensors))
+        if world.is_main:
+            outcome["fixed"] = _write(temporary / FIXED, fixed)
     except OSError as error:
         outcome["error"] = f"{temporary / name}: {error.strerror or error}"
     except Exception as error:  # safetensors reports a full disk as its own type
@@ -98,7 +112,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         ("run", "seed"),
         ("batch", "global_batch"),
         ("batch", "streams"),
-        *((section, key) for section in ("model", "loss") for key in new[section]),
+        *((section, key) for section in ("model", "loss") for key in new[section] if key != "init_from"),
         *(
             ("data", key)
             for key in (
@@ -130,6 +144,14 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
     before, now = checkpoint.info["teacher"] or {}, state.teacher or {}
     if before.get("weights_sha256") != now.get("weights_sha256"):
         lines.append("the teacher's weights are others")
+    lines += [
+        f"the teacher's {key} was {before[key]} and is {now[key]}"
+        for key in ("activation", "mean", "std")
+        if key in before and key in now and before[key] != now[key]
+    ]
+    views_before, views_now = _scenes(before), _scenes(now)
+    if before and now and views_before != views_now:
+        lines.append(f"scenes were {views_before} and are {views_now}")
     if lines:
         raise UserError(
             f"{checkpoint.folder}: cannot be resumed with other settings ({'; '.join(lines)}); "
@@ -170,8 +192,11 @@ def _publish(
     updates: float,
 ) -> dict[str, Any]:
     errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
+    files: dict[str, dict[str, Any]] = {}
     try:
         if not errors:
+            files = {o["name"]: {"bytes": o["bytes"], "sha256": o["sha256"]} for o in outcomes}
+            files[FIXED] = outcomes[0]["fixed"]
             info = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
@@ -186,7 +211,7 @@ def _publish(
                 "embedding_width": state.embedding_width,
                 "parameters": shapes(engine),
                 "config": state.config.model_dump(mode="json"),
-                "files": {o["name"]: {"bytes": o["bytes"], "sha256": o["sha256"]} for o in outcomes},
+                "files": files,
             }
             write_json(temporary / COMPLETE, info)
             publish_dir(temporary, final)
@@ -195,7 +220,14 @@ def _publish(
     if errors:
         shutil.rmtree(temporary, ignore_errors=True)
         return {"error": errors[0]}
-    return {"bytes": sum(outcome["bytes"] for outcome in outcomes)}
+    return {"bytes": sum(facts["bytes"] for facts in files.values())}
+
+
+def _scenes(teacher: dict[str, Any]) -> str:
+    """Where the scene views, and the teacher's embeddings of them, come from."""
+    if teacher.get("source", "live") == "live":
+        return "drawn for a live teacher (teacher.source=live)"
+    return f"replayed from {', '.join(teacher.get('views', []))} (teacher.source=cache)"
 
 
 def _shares(data: dict[str, Any]) -> list[str]:

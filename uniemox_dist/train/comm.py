@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -91,6 +91,17 @@ def on_all(world: World, work: Callable[[], T]) -> T:
     return result
 
 
+@torch.no_grad()
+def give_to_all(tensors: Iterable[Tensor], world: World, device: torch.device) -> None:
+    """Overwrites tensors on the CPU by those of rank 0, one after the other. Collective."""
+    if world.size == 1:
+        return
+    for tensor in tensors:
+        there = tensor.detach().to(device)
+        dist.broadcast(there, src=0)
+        tensor.copy_(there)
+
+
 def ranks_on_this_node(world: World) -> int:
     """How many ranks share this node's disk. Collective."""
     names: list[Any] = [socket.gethostname()] * world.size
@@ -111,12 +122,10 @@ def gather_numbers(values: list[float], world: World) -> list[list[float]]:
     return found
 
 
-def sum_over_ranks(values: Tensor) -> list[float]:
-    """The sum of a small vector over all ranks; the one host synchronisation of a step."""
+def sum_over_ranks(values: Tensor) -> None:
+    """Makes a small vector the sum of all ranks' vectors, in place; the host does not wait for the result."""
     if dist.is_initialized():
         dist.all_reduce(values)
-    result: list[float] = values.tolist()
-    return result
 
 
 def barrier() -> None:

@@ -7,18 +7,19 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from uniemox_dist.config.load import merge
 from uniemox_dist.config.schema import Config
+from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.world import World
+from uniemox_dist.train.compute import prepare, zero_settings
+from uniemox_dist.train.optimizer import make_optimizer
 
 MEASURED = 8
 """Products of matrices, in each number format, by which a CPU's precision is chosen."""
 CLEARLY = 0.7
 """bf16 must need less than this share of fp32's time: for less it is not worth its rounding."""
-NO_DECAY = ("cls_token", "mask_token", "pos_embed")
 
 
 def grad_accum(config: Config, world_size: int) -> int:
@@ -63,31 +64,23 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if seconds["bf16"] < CLEARLY * seconds["fp32"] else "fp32"
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: none on biases, norms, tokens and the fusion weight."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in NO_DECAY
-            (decayed if matrix else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[str, Any]:
+def deepspeed_config(config: Config, world_size: int, precision: str, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's own configuration, with the passthrough section merged last."""
     ours: dict[str, Any] = {
         "train_batch_size": config.batch.global_batch,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch,
         "gradient_accumulation_steps": grad_accum(config, world_size),
-        "gradient_clipping": config.optim.clip_grad,
-        "zero_optimization": {"stage": config.zero.stage},
+        # In stage 0 our optimizer clips, after its look at the norm.
+        "gradient_clipping": config.optim.clip_grad if config.zero.stage else 0.0,
+        "zero_optimization": zero_settings(config.zero.stage, device, world_size),
         "bf16": {
             "enabled": precision == "bf16",
             **({"check_grad_overflow": True} if precision == "bf16" else {}),
         },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        # It would make the host wait for the device around each micro-batch.
+        "timers": {"throughput": {"enabled": False}},
     }
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if key in config.deepspeed:
@@ -97,13 +90,8 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
     return merge(ours, config.deepspeed)
 
 
-def make_engine(
-    student: nn.Module, config: Config, world: World, precision: str, device: torch.device
-) -> Any:
-    """Wraps the student for ZeRO training.
-
-    The optimizer is torch's AdamW: DeepSpeed's own would compile a C++ extension at first use.
-    """
+def make_engine(student: Student, config: Config, world: World, precision: str, device: torch.device) -> Any:
+    """Wraps the student for ZeRO training."""
     warnings.filterwarnings("ignore", module="deepspeed")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import deepspeed
@@ -114,14 +102,12 @@ def make_engine(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if precision == "bf16":
         student = student.bfloat16()
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        parameter_groups(student, optim.weight_decay), lr=0.0, betas=optim.betas, eps=optim.eps
-    )
+    student = student.to(device)
+    prepare(student, config.compute, device)
     engine, *_ = deepspeed.initialize(
-        model=student.to(device),
-        optimizer=optimizer,
-        config=deepspeed_config(config, world.size, precision),
+        model=student,
+        optimizer=make_optimizer(student, config.optim, config.zero.stage),
+        config=deepspeed_config(config, world.size, precision, device),
         dist_init_required=False,
     )
     return engine

@@ -1,7 +1,8 @@
 """This rank's fragments of every parameter inside DeepSpeed's ZeRO partitions.
 
 DeepSpeed keeps flat fp32 partitions; where a parameter's numbers lie in them is internal to it, so `check` looks
-for what is needed when an engine is made and fails clearly instead of saving nonsense.
+for what is needed when an engine is made and fails clearly instead of saving nonsense. In stage 0 every rank has all
+numbers; a fragment is then this rank's share of an even cut, so that all ranks write.
 """
 
 from collections.abc import Iterator
@@ -35,35 +36,43 @@ def shapes(engine: Any) -> dict[str, list[int]]:
 
 def fragments(engine: Any) -> Iterator[Fragment]:
     """This rank's fragments; over all ranks they cover every parameter exactly once."""
-    optimizer = engine.optimizer
+    if not engine.zero_optimization():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for f in _whole(engine):
+            length = f.tensors["fp32"].numel()
+            start, end = length * rank // world_size, length * (rank + 1) // world_size
+            if end > start:
+                yield Fragment(f.name, start, {kind: t[start:end] for kind, t in f.tensors.items()})
+        return
+    states = _states(engine)
     flats = _flat_partitions(engine)
     for name, p in trained(engine):
         place = _place(engine, p)
         if place is None:
             continue
         start, length, group, offset = place
-        state = optimizer.optimizer.state[flats[group]]
-        whole = {"fp32": flats[group], **{kind: state[kind] for kind in KINDS[1:]}}
         yield Fragment(
-            name, start, {k: t.detach().view(-1).narrow(0, offset, length) for k, t in whole.items()}
+            name, start, {k: t.narrow(0, offset, length) for k, t in _kinds(flats[group], states).items()}
         )
 
 
 def adam_step(engine: Any) -> float:
     """How many updates Adam has made; the same in all its states."""
-    _flat_partitions(engine)
-    steps = {float(state["step"]) for state in engine.optimizer.optimizer.state.values()}
+    steps = {float(state["step"]) for state in _states(engine).values()}
     assert len(steps) <= 1, f"Adam's states disagree on their step: {steps}"
     return steps.pop() if steps else 0.0
 
 
 def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
-    """Fills this rank's partitions, and the low-precision copies, from a checkpoint of any layout."""
-    for fragment in fragments(engine):
+    """Fills what this rank holds, and the low-precision copies, from a checkpoint of any layout."""
+    sharded = engine.zero_optimization()
+    for fragment in fragments(engine) if sharded else _whole(engine):
         for kind, tensor in fragment.tensors.items():
             tensor.copy_(reader.read(fragment.name, kind, fragment.start, tensor.numel()))
-    for state in engine.optimizer.optimizer.state.values():
-        state["step"] = torch.tensor(step)
+    for state in _states(engine).values():
+        state["step"].fill_(step)
+    if not sharded:  # the parameters themselves are the fp32 weights
+        return
     rank = torch.distributed.get_rank()
     with torch.no_grad():
         for name, p in trained(engine):
@@ -99,20 +108,41 @@ def check(engine: Any) -> None:
         )
 
 
+def _whole(engine: Any) -> Iterator[Fragment]:
+    """In stage 0, every parameter as one fragment."""
+    states = _states(engine)
+    for name, p in trained(engine):
+        yield Fragment(name, 0, _kinds(p, states))
+
+
+def _kinds(weights: Tensor, states: Any) -> dict[str, Tensor]:
+    """Views of fp32 weights and their moments, flat."""
+    found = {"fp32": weights, **{kind: states[weights][kind] for kind in KINDS[1:]}}
+    return {kind: tensor.detach().view(-1) for kind, tensor in found.items()}
+
+
 def _flat_partitions(engine: Any) -> list[Tensor]:
-    """The flat fp32 partitions of this rank; Adam's state is made where the first step has not made it yet."""
+    """The flat fp32 partitions of this rank."""
     optimizer = engine.optimizer
     stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
     flats: list[Tensor] = (
         optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups
     )
-    for flat in flats:
-        state = optimizer.optimizer.state[flat]
+    return flats
+
+
+def _states(engine: Any) -> Any:
+    """Adam's states by the tensors that it updates; made where the first step has not made them yet."""
+    sharded = engine.zero_optimization()
+    adam = engine.optimizer.optimizer if sharded else engine.optimizer
+    for tensor in _flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
+        state = adam.state[tensor]
         for kind in KINDS[1:]:
             if kind not in state:
-                state[kind] = torch.zeros_like(flat)
-        state.setdefault("step", torch.tensor(0.0))
-    return flats
+                state[kind] = torch.zeros_like(tensor)
+        # A fused Adam counts on the device.
+        state.setdefault("step", torch.zeros((), device=tensor.device if adam.defaults["fused"] else "cpu"))
+    return adam.state
 
 
 def _place(engine: Any, p: Any) -> tuple[int, int, int, int] | None:

@@ -1,6 +1,6 @@
 """The pretraining loop: read it first.
 
-Start: resume > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
+Start: resume > init_from > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
 agree on whether to stop. A stop is a complete save and exit code 75.
 """
 
@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 
-from uniemox_dist.checkpoints.files import Checkpoint, newest_sound, open_checkpoint, prune
+from uniemox_dist.checkpoints.files import prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
-from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, environment, start_logging
 from uniemox_dist.runtime.signals import StopFlag
@@ -26,13 +25,13 @@ from uniemox_dist.train import checkpoint as checkpoints
 from uniemox_dist.train import comm, damage, setup
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.meter import Meter
-from uniemox_dist.train.pictures import fixed_pictures, grid, reconstructions, save_png
+from uniemox_dist.train.pictures import facts, look, markdown, save
 from uniemox_dist.train.setup import Trainer
+from uniemox_dist.train.sheet import draw, title
 from uniemox_dist.train.step import train_step
 from uniemox_dist.train.trace import Trace
 
 log = logging.getLogger("uniemox")
-PICTURES = 8
 
 
 def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
@@ -43,10 +42,19 @@ def pretrain(config: Config, world: World, *, resume: str = "auto") -> int:
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     comm.on_main(world, lambda: _open_folder(folder))
     start_logging(folder, world.rank)
-    trainer = setup.build(config, world, device, folder)
-    first = _start(trainer, resume)
+    trainer = setup.build(config, world, device, folder, resume)
+    first = _start(trainer)
     caches = config.data.cache_dir is not None
-    meter = Meter(folder, trainer.schedule, trainer.plan, world, first_step=first, caches=caches)
+    meter = Meter(
+        folder,
+        trainer.schedule,
+        trainer.plan,
+        world,
+        first_step=first,
+        caches=caches,
+        sample_flops=trainer.flops.training,
+        peak_tflops=trainer.peak_tflops,
+    )
     try:
         with StepBatches(
             trainer.dataset,
@@ -86,10 +94,12 @@ def _train(trainer: Trainer, meter: Meter, stop: StopFlag, step: int, batches: S
             config,
             world,
             lr=lr,
-            logit_scale=trainer.teacher.logit_scale if trainer.teacher else 100.0,
+            logit_scale=trainer.facts.logit_scale if trainer.facts else 100.0,
             loss_weights=schedule.loss_weights(step),
             stop=bool(stop),
         )
+        if trainer.ema is not None and result.applied:
+            trainer.ema.update()
         step += 1
         meter.count(result, batch, waited_s)
         if trace is not None:
@@ -134,51 +144,43 @@ def _open_folder(folder: RunFolder) -> None:
     folder.lock()
 
 
-def _start(trainer: Trainer, resume: str) -> int:
+def _start(trainer: Trainer) -> int:
     """Loads the checkpoint that rank 0 chose, writes down what runs, and returns the first step."""
-    folder, world, config = trainer.folder, trainer.world, trainer.config
-    chosen: Checkpoint | None = comm.on_main(world, lambda: _choose(trainer, resume))
+    folder, world, config, chosen = trainer.folder, trainer.world, trainer.config, trainer.chosen
     local_ranks = comm.ranks_on_this_node(world)
     step = 0
     if chosen is not None:
         step = checkpoints.load(trainer.engine, chosen)
+        if trainer.ema is not None and not trainer.ema.load(chosen) and world.is_main:
+            log.warning("%s holds no moving average: it starts from the weights", chosen.folder.name)
     if world.is_main:
         write_text(folder.config, dump_yaml(config))
         facts = environment()
         write_json(folder.environment, facts)
-        folder.event("start", step=step, ranks=world.size, precision=trainer.precision, host=facts["host"])
+        # Where the teacher's embeddings come from: live, cache, or None without one.
+        source = config.teacher.source if trainer.facts else None
+        folder.event(
+            "start",
+            step=step,
+            ranks=world.size,
+            precision=trainer.precision,
+            teacher=source,
+            host=facts["host"],
+        )
         if chosen is not None:
             saved = chosen.info
             folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=saved["world_size"])
             if (saved["world_size"], saved["zero_stage"]) != (world.size, config.zero.stage):
                 log.info("checkpoint of %d ranks, ZeRO-%d", saved["world_size"], saved["zero_stage"])
-        _introduce(trainer, step, chosen, local_ranks)
+        if trainer.loaded is not None:
+            folder.event("init", **trainer.loaded.facts())
+        _introduce(trainer, step, local_ranks)
     comm.barrier()
     return step
 
 
-def _choose(trainer: Trainer, resume: str) -> Checkpoint | None:
-    folder = trainer.folder
-    if resume == "never":
-        if any(folder.checkpoints.glob("step_*")):
-            raise UserError(
-                f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
-            )
-        return None
-    if resume == "auto":
-        chosen, problems = newest_sound(folder.checkpoints)
-        for problem in problems:
-            log.warning("checkpoint not used: %s", problem)
-            folder.event("fault", error=problem)
-    else:
-        chosen = open_checkpoint(resume, "--resume")
-    if chosen is not None:
-        checkpoints.check_same_run(chosen, trainer.state(chosen.step))
-    return chosen
-
-
-def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ranks: int) -> None:
-    config, world, schedule = trainer.config, trainer.world, trainer.schedule
+def _introduce(trainer: Trainer, step: int, local_ranks: int) -> None:
+    config, world, schedule, chosen = trainer.config, trainer.world, trainer.schedule, trainer.chosen
     trained = sum(
         p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters()
     )
@@ -190,7 +192,7 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ran
         step,
         schedule.max_steps,
         trained / 1e6,
-        config.teacher.name if trainer.teacher else "none",
+        _teacher(trainer),
         trainer.sources.samples,
         world.size,
         config.batch.micro_batch,
@@ -200,6 +202,10 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ran
         trainer.precision,
         trainer.device,
     )
+    if trainer.loaded is not None:
+        for line in trainer.loaded.describe().splitlines():
+            log.info("%s", line)
+    log.info("%s", trainer.flops.describe(trainer.peak_tflops))
     for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
         log.info("%s", line)
     if trainer.sources.samples < config.batch.global_batch:
@@ -208,9 +214,18 @@ def _introduce(trainer: Trainer, step: int, chosen: Checkpoint | None, local_ran
         )
 
 
+def _teacher(trainer: Trainer) -> str:
+    if trainer.facts is None:
+        return "none"
+    name = trainer.config.teacher.name
+    return f"{name} (live)" if trainer.replay is None else f"{name} as {trainer.replay}"
+
+
 def _save(trainer: Trainer, step: int) -> bool:
     folder, world = trainer.folder, trainer.world
-    facts = checkpoints.save(trainer.engine, folder.checkpoints, trainer.state(step), world)
+    facts = checkpoints.save(
+        trainer.engine, folder.checkpoints, trainer.state(step), world, trainer.fixed, trainer.ema
+    )
     if world.is_main:
         if "error" in facts:
             folder.event("fault", step=step, error=f"save failed: {facts['error']}")
@@ -241,17 +256,19 @@ def _fault(folder: RunFolder, world: World, reason: str) -> int:
 
 
 def _pictures(trainer: Trainer, meter: Meter, step: int) -> None:
-    """Reconstructions of held-out pictures. Under ZeRO-3 all ranks must take part, since weights are gathered."""
-    config = trainer.config
-    if trainer.student.decoder is None or (trainer.config.zero.stage < 3 and not trainer.world.is_main):
+    """Reconstructions and nearest texts of held-out pictures, on all ranks that know them."""
+    shown, model = trainer.shown, trainer.config.model
+    if shown is None or (shown.texts is None and trainer.student.decoder is None):
         return
-    pictures = fixed_pictures(trainer.shown, view_settings(config), PICTURES).to(trainer.device)
     trainer.student.eval()
-    sheet = grid(reconstructions(trainer.student, pictures, config.run.seed), columns=2)
+    with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own
+        seen = look(trainer.student, shown, trainer.config.run.seed, trainer.device)
     trainer.student.train()
     if trainer.world.is_main:
+        record = facts(seen, shown, step, model.mask)
+        sheet = draw(seen, shown, title(trainer.config, record), boxes=model.mask == "person")
         try:
-            save_png(trainer.folder.samples / f"step_{step:08d}.png", sheet)
+            save(trainer.folder.samples, step, sheet, record)
         except OSError as error:
             log.warning("%s: %s; training goes on without it", trainer.folder.samples, error.strerror)
-        meter.picture(step, sheet)
+        meter.pictures(step, sheet, markdown(record))

@@ -43,7 +43,11 @@ class Meter:
         *,
         first_step: int,
         caches: bool = False,
+        sample_flops: int = 0,
+        peak_tflops: float | None = None,
     ) -> None:
+        """`sample_flops` are the useful FLOPs of training on one sample."""
+        self.tera_per_sample, self.peak_tflops = sample_flops / 1e12, peak_tflops
         self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
         self.global_batch, self.writes = plan.global_batch, world.is_main
         self.skipped = self.damaged = self.samples = 0
@@ -88,6 +92,7 @@ class Meter:
             "lr": lr,
             "grad_norm": result.grad_norm,
             "samples_per_s": round(samples_per_s, 2),
+            **self._computing(samples_per_s),
             **self._reading(seconds),
             "source_samples": self.plan.source_samples(step),
             "skipped_steps": self.skipped,
@@ -103,7 +108,7 @@ class Meter:
             left_s = (self.schedule.max_steps - step) * self.global_batch / samples_per_s
             log.info(
                 "step %d/%d  epoch %.2f  loss %.4f (relation %.4f similarity %.4f reconstruction %.4f)  lr %.2e  "
-                "%.1f samples/s  data wait %.0f%%  %.1f GB  %s left",
+                "%.1f samples/s  %s  data wait %.0f%%  %.1f GB  %s left",
                 step,
                 self.schedule.max_steps,
                 line["epoch"],
@@ -113,12 +118,21 @@ class Meter:
                 result.reconstruction,
                 lr,
                 samples_per_s,
+                _of_peak(line),
                 100 * line["data_wait_share"],
                 line["host_memory_gb"],
                 _duration(left_s),
             )
         self._begin()
         return line
+
+    def _computing(self, samples_per_s: float) -> dict[str, float]:
+        """Useful FLOPs of one rank, and model FLOP utilisation: their share of the device's peak."""
+        tflops = self.tera_per_sample * samples_per_s / self.world.size
+        found = {"tflops_per_s": float(f"{tflops:.4g}")}
+        if self.peak_tflops:
+            found["mfu"] = float(f"{tflops / self.peak_tflops:.4g}")
+        return found
 
     def _reading(self, seconds: float) -> dict[str, Any]:
         """What all ranks' reading was like in this interval: the slowest rank is the one that all others wait for."""
@@ -139,10 +153,12 @@ class Meter:
             found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
         return found
 
-    def picture(self, step: int, sheet: Any) -> None:
-        """A sheet of reconstructions (uint8 H×W×3) to TensorBoard."""
+    def pictures(self, step: int, sheet: Any, texts: str) -> None:
+        """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""
         if self._board is not None:
             self._guard(lambda: self._board.add_image("reconstructions", sheet, step, dataformats="HWC"))
+        if self._board is not None and texts:
+            self._guard(lambda: self._board.add_text("nearest_texts", texts, step))
 
     def close(self) -> None:
         """Flushes TensorBoard."""
@@ -171,6 +187,11 @@ class Meter:
         except OSError as error:
             log.warning("%s: %s; training goes on without TensorBoard", self.folder.tensorboard, error)
             self._board = None
+
+
+def _of_peak(line: dict[str, Any]) -> str:
+    share = f" ({100 * line['mfu']:.1f}% of peak)" if "mfu" in line else ""
+    return f"{line['tflops_per_s']:.3g} TFLOP/s{share}"
 
 
 def _duration(seconds: float) -> str:

@@ -81,33 +81,27 @@ def train_step(
     texts_GE = None
     if config.loss.relation and config.loss.relation_over == "global":
         texts_GE = gather_texts(batches, config.batch.streams, world, device)
-    weights_3 = None if loss_weights is None else torch.tensor(loss_weights, device=device)
-    losses = torch.zeros(4, dtype=torch.float64, device=device)
+    sums = torch.zeros(7, dtype=torch.float64, device=device)  # the total, its parts, and three counts
     for batch in batches:
         batch = batch.to(device)
         pictures_BE = batch.pictures_BE
         if pictures_BE is None and teacher is not None:
             pictures_BE = teacher.embed_pictures(batch.scene_B3HW)
         texts = batch.texts_BE if texts_GE is None else texts_GE
-        targets = Targets(pictures_BE, texts, logit_scale, weights_3)
+        targets = Targets(pictures_BE, texts, logit_scale, loss_weights)
         total, parts = engine(views_of(batch, config.model, config.run.seed), targets)
         engine.backward(total)
-        losses += torch.cat([total.detach().view(1), parts]).double()
+        sums[:4] += torch.cat([total.detach().view(1), parts])
         if not engine.is_gradient_accumulation_boundary():
             engine.step()  # counts the micro-batch; weights change at the boundary only
-    share = 1 / (len(batches) * world.size)
-    local = torch.cat(
-        [
-            losses * share,
-            losses.new_tensor(
-                [float(stop), sum(len(b.damaged) for b in batches), sum(len(b.keys) for b in batches)]
-            ),
-        ]
-    )
-    loss, relation, similarity, reconstruction, stops, damaged, keys = sum_over_ranks(local)
+    sums[:4] /= len(batches) * world.size
+    for place, count in enumerate((stop, *_counted(batches)), start=4):
+        sums[place].fill_(count)
+    sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-    engine.step()
+    engine.step()  # the host waits for the device here, to learn whether the gradients are finite
+    loss, relation, similarity, reconstruction, stops, damaged, keys = sums.tolist()
     norm = engine.get_global_grad_norm()
     return StepResult(
         loss=loss,
@@ -120,3 +114,8 @@ def train_step(
         damaged=round(damaged),
         keys=round(keys),
     )
+
+
+def _counted(batches: Sequence[MicroBatch]) -> tuple[int, int]:
+    """Damaged samples that were replaced, and all samples."""
+    return sum(len(b.damaged) for b in batches), sum(len(b.keys) for b in batches)

@@ -17,7 +17,15 @@ from PIL import Image
 
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.config.load import dump_yaml
-from uniemox_dist.config.schema import BatchConfig, Config, DataConfig, LossConfig, RunConfig, TeacherConfig
+from uniemox_dist.config.schema import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    TeacherConfig,
+)
 from uniemox_dist.report.curves import History, draw, history, show, thin
 from uniemox_dist.report.evaluation import read_evaluation, table
 from uniemox_dist.report.page import duration, pictures, write_report
@@ -217,6 +225,15 @@ def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
     assert "1 complete checkpoint (step_00000020)" in text
 
 
+@pytest.mark.parametrize(("source", "words"), [("live", "(live)"), ("cache", "(cached views)")])
+def test_the_first_sentence_says_where_the_teachers_embeddings_came_from(
+    folder: RunFolder, source: str, words: str
+) -> None:
+    folder.event("start", step=20, ranks=3, precision="bf16", teacher=source, host="node7")
+    text = Page(write_report(folder.path)).text
+    assert f"learns from the teacher shipped:demo {words} on 3 ranks" in text
+
+
 def test_a_complete_run_that_is_started_again_is_still_complete(folder: RunFolder) -> None:
     folder.event("start", step=20, ranks=3, precision="bf16", host="node7")
     folder.metrics.unlink()
@@ -392,3 +409,76 @@ def test_reporting_needs_no_torch() -> None:
     code = "import sys, uniemox_dist.report.page, uniemox_dist.cli.report; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def look(folder: RunFolder, step: int, student: list[str], *, teacher: bool = True, rank: int = 4) -> None:
+    def side(texts: list[str], place: int) -> dict[str, Any]:
+        lines = [{"text": text, "cosine": 0.5 - i / 10} for i, text in enumerate(texts)]
+        return {"nearest": lines, "own": {"cosine": 0.1, "rank": place}}
+
+    first: dict[str, Any] = {"key": "k1", "caption": "a cat", "student": side(student, rank)}
+    second: dict[str, Any] = {"key": "k2", "caption": "", "student": {"nearest": [], "own": None}}
+    if teacher:
+        first["teacher"] = side(["a cat", "a dog", "a tree"], 1)
+        second["teacher"] = {"nearest": [{"text": "<b>", "cosine": -0.25}], "own": None}
+    about = {"format": "uniemox-samples", "format_version": 1, "step": step, "texts": 300, "mask": "random"}
+    write_json(folder.samples / f"step_{step:08d}.json", {**about, "pictures": [first, second]})
+
+
+def test_nearest_texts_are_shown_at_the_first_and_newest_look_beside_the_teachers(folder: RunFolder) -> None:
+    look(folder, 5, ["a bus", "a car", "a road"], rank=200)
+    look(folder, 10, ["never shown"] * 3)
+    look(folder, 20, ["a cat", "a tree", "a car"], rank=2)
+    (folder.samples / "step_00000021.json").write_text('{"format": "uniemox-samples", "format_ver')
+    page = Page(write_report(folder.path))
+    heads = "Own caption Teacher own caption at place 1 on average Student at step 5 own caption at place 200 on average Student at step 20 own caption at place 2 on average"  # noqa: E501
+    assert heads in page.text
+    assert "the student names, on average over these pictures, 0.0 at step 5, 1.0 at step 20." in page.text
+    assert "never shown" not in page.text
+    assert "−0.25 <b> not finite" in page.text
+    kinds = [(span.get("class")) for span in page.all("span") if span.get("class") in ("own", "known")]
+    assert kinds == ["own", "own", "known"]  # the teacher's own caption; the student's two of the newest look
+    assert "#texts" in {a.get("href") for a in page.all("a")}
+
+
+def test_nearest_texts_without_a_teacher_at_hand_and_of_other_pictures(folder: RunFolder) -> None:
+    look(folder, 20, ["a cat", "a tree", "a car"], teacher=False)
+    before = json.loads((folder.samples / "step_00000020.json").read_text())
+    write_json(folder.samples / "step_00000005.json", {**before, "step": 5, "texts": 299})
+    page = Page(write_report(folder.path))
+    assert "the teacher's own answers are not at hand" in page.text
+    assert "Student at step 5" not in page.text
+    assert "the student names" not in page.text
+
+
+def test_a_run_without_texts_has_no_such_section(folder: RunFolder) -> None:
+    assert "texts" not in {h.get("id") for h in Page(write_report(folder.path)).all("h2")}
+
+
+def test_the_page_says_which_masks_fusion_losses_and_teacher(folder: RunFolder) -> None:
+    text = Page(write_report(folder.path)).text
+    assert "Losses L1 relation, L2 similarity, L3 reconstruction (L1 as cosine over the global batch)" in text
+    assert "Masks random patches, 75 % (of each view)" in text
+    assert "Fusion prior (psychological prior: λ ⊙ scene + person)" in text
+    assert "Teacher live (its picture tower runs in every step)" in text
+    losses = LossConfig(
+        relation=0,
+        similarity=0.5,
+        person_reconstruction=True,
+        schedule={"similarity": ((0.0, 0.0), (0.1, 1.0))},
+    )
+    model = ModelConfig(mask="person", mask_person_share=0.3, mask_ratio=0.9, fusion="gated_mlp")
+    teacher = TeacherConfig(name="shipped:demo", source="cache")
+    write_text(folder.config, dump_yaml(config(loss=losses, model=model, teacher=teacher)))
+    text = Page(write_report(folder.path)).text
+    assert (
+        "Losses 0.5 × L2 similarity, 1 × L3 reconstruction (without L1 relation; L3 of both views; " in text
+    )
+    assert "L2 similarity scheduled: × 0 at 0 % → 1 at 10 %)" in text
+    assert "Masks person-aware, 90 % (30 % of them on the person)" in text
+    assert "Fusion gated_mlp" in text
+    assert "Teacher cache (cached views with its embeddings)" in text
+    write_text(folder.config, dump_yaml(config(loss=LossConfig(reconstruction=0))))
+    page = Page(write_report(folder.path))
+    assert "This run reconstructs nothing." in page.text
+    assert "triple" not in page.text

@@ -10,7 +10,8 @@ from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.world import World
-from uniemox_dist.train.engine import choose_precision, deepspeed_config, grad_accum, parameter_groups
+from uniemox_dist.train.engine import choose_precision, deepspeed_config, grad_accum
+from uniemox_dist.train.optimizer import parameter_groups
 from uniemox_dist.train.schedule import Schedule
 
 
@@ -91,14 +92,16 @@ def test_weight_decay_is_on_matrices_only() -> None:
 
 
 def test_the_deepspeed_configuration_merges_the_passthrough_last_but_keeps_batches_ours() -> None:
+    cpu = torch.device("cpu")
+    ours = deepspeed_config(config("zero.stage=2"), 8, "bf16", cpu)["zero_optimization"]
     made = deepspeed_config(
-        config("zero.stage=2", "deepspeed.zero_optimization.overlap_comm=false"), 8, "bf16"
+        config("zero.stage=2", "deepspeed.zero_optimization.reduce_bucket_size=1000"), 8, "bf16", cpu
     )
-    assert made["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert made["zero_optimization"] == {**ours, "reduce_bucket_size": 1000} != ours
     assert (made["train_batch_size"], made["gradient_accumulation_steps"]) == (768, 3)
     assert made["bf16"]["enabled"]
     with pytest.raises(UserError, match=r"deepspeed.train_batch_size: is derived"):
-        deepspeed_config(config("deepspeed.train_batch_size=1"), 8, "fp32")
+        deepspeed_config(config("deepspeed.train_batch_size=1"), 8, "fp32", cpu)
 
 
 def test_precision_is_taken_as_asked_or_measured() -> None:

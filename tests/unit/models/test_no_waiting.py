@@ -1,0 +1,90 @@
+"""Inside forward and backward the host must not wait for the device: nothing is read back, nothing is copied over."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from uniemox_dist.config.schema import LossConfig, ModelConfig
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
+from uniemox_dist.models.student import Student, Targets, Views
+
+E, B = 12, 3
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
+"""Operations whose result, or its shape, the host has to know before it goes on."""
+
+
+class Watch(TorchDispatchMode):
+    """Notes down what would make the host wait on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        # lift_fresh is a tensor made from Python's numbers: on a GPU, a copy from the host.
+        if name in (*READS, "lift_fresh", "lift_fresh_copy"):
+            self.found.append(name)
+        if name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1]):
+            self.found.append("index by a mask")
+        return func(*args, **(kwargs or {}))
+
+
+def step(mask: str, fusion: str) -> Callable[[], None]:
+    model = ModelConfig(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depth=2,
+        heads=2,
+        decoder_width=16,
+        decoder_depth=1,
+        decoder_heads=2,
+        mask=mask,  # type: ignore[arg-type]
+        fusion=fusion,  # type: ignore[arg-type]
+        fusion_heads=4,
+        drop_path=0.1,
+    )
+    student = Student(model, LossConfig(norm_pix=True), E)
+    pixels = torch.randint(0, 256, (B, 3, 32, 32), dtype=torch.uint8)
+    slots, on_person = torch.arange(B), torch.rand(B, 16) < 0.5
+    unit = torch.nn.functional.normalize
+    targets = Targets(unit(torch.randn(B, E), dim=1), unit(torch.randn(7, E), dim=1))
+    targets = replace(targets, loss_weights=(1.0, 0.5, 2.0))
+
+    def run() -> None:
+        scene = masked_order(model, slots, SCENE_VIEW, 5, on_person)
+        views = Views(pixels, pixels, scene, masked_order(model, slots, PERSON_VIEW, 5))
+        total, parts = student(views, targets)
+        total.backward()
+        assert parts.shape == (3,)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mask", "fusion"), [("random", "prior"), ("block", "attention"), ("person", "gated_mlp")]
+)
+def test_masks_forward_and_backward_read_nothing_back(mask: str, fusion: str) -> None:
+    run = step(mask, fusion)
+    run()  # tables and statistics are made once
+    with Watch() as watch:
+        run()
+    assert watch.found == []
+
+
+def test_the_watch_sees_what_it_looks_for() -> None:
+    x = torch.arange(4)
+    for careless in (
+        lambda: x.sum().item(),
+        lambda: torch.tensor([1, 2]),
+        lambda: x[x > 2],
+        lambda: x.nonzero(),
+    ):
+        with Watch() as watch:
+            careless()
+        assert watch.found != []

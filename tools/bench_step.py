@@ -1,0 +1,216 @@
+"""Our step beside the released code's schedule, in one process and in turn: prints a table, `--json FILE` writes it.
+
+Rows: (a) ours with a live teacher, (a') ours with cached embeddings, (b) the released schedule, (c) plain MAE; what
+each of them does stands in step_rows.py. Same weights, batch, precision and losses. After a step of warm-up each, the
+rows take turns for `--rounds` rounds, and the median counts. Without a loader: the batch is on the device.
+
+FLOPs of a sample are those that torch's counter sees in a step of the row. Peak memory is that of a process of its own
+for each row: on a GPU max_memory_allocated; on a CPU how far the peak of resident memory over two steps lies above
+what is resident with weights and batch before the first, so that activations, gradients and moments are in it. On a GPU
+the rate of bf16 matrix products is measured too, and useful FLOPs (uniemox_dist/models/flops.py) are given as a share.
+`--memory` instead tells the largest micro-batch of (a) that fits on the GPU, up to 1,024.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from step_rows import ROWS, Setting, add_options, countable, device, setting
+from torch.utils.flop_counter import FlopCounterMode
+
+from uniemox_dist.models.flops import sample_flops
+from uniemox_dist.models.towers import teacher_flops
+from uniemox_dist.runtime.peaks import peak_tflops
+
+LARGEST = 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    add_options(parser)
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a row in a round")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory", action="store_true", help="only the largest micro-batch of (a) that fits")
+    parser.add_argument("--no-peaks", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument("--peak-of", choices=list(ROWS), help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if options.peak_of:
+        print(peak_bytes(options))
+        return
+    if options.memory:
+        print(f"largest micro-batch of (a) at mask {options.mask[0]:g}: {largest_micro_batch(options)}")
+        return
+    machine = describe_machine()
+    print(
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; {options.model}, "
+        f"micro-batch {options.micro_batch}, {options.precision}, teacher {options.teacher_shape}, "
+        f"{options.engine} engine, median of {options.rounds} rounds"
+    )
+    matrix = matrix_tflops() if device().type == "cuda" else None
+    if matrix:
+        stated = peak_tflops(machine["device"], "bf16")
+        print(f"bf16 matrix products: {matrix:.0f} TFLOP/s measured, {stated or 'not'} stated")
+    rows = [row for mask in options.mask for row in measure(options, mask, matrix)]
+    if options.json:
+        found = {"command": sys.argv, "machine": machine, "matrix_tflops": matrix, "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> list[dict[str, Any]]:
+    """All rows at one mask ratio, printed and returned."""
+    gc.collect()
+    if device().type == "cuda":
+        torch.cuda.empty_cache()  # what the last mask's rows held; other processes need it now
+    peaks = {} if options.no_peaks else {row: peak_in_own_process(row, mask) for row in ROWS}
+    at = setting(options, mask)
+    steps = {row: at.of(row) for row in ROWS}
+    flops = {
+        row: counted(step) / options.micro_batch for row, step in steps.items()
+    }  # a step of warm-up, too
+    seconds: dict[str, list[float]] = {row: [] for row in ROWS}
+    for _ in range(options.rounds):
+        for row, step in steps.items():
+            seconds[row].append(timed(step, options.steps))
+    rates = {row: [options.micro_batch / s for s in seconds[row]] for row in ROWS}
+    print(
+        f"\nmask {mask:g}\n{'':33}samples/s  of (b)  peak GB  GFLOPs a sample  TFLOP/s  useful"
+        + ("  of matrix rate" if matrix else "")
+    )
+    table = []
+    for row, name in ROWS.items():
+        rate = statistics.median(rates[row])
+        useful = useful_flops(at, row)
+        entry = {
+            "mask": mask,
+            "row": row,
+            "name": name,
+            "samples_per_s": rate,
+            "rounds": rates[row],
+            "ratio": rate / statistics.median(rates["b"]),
+            "ratio_by_round": [a / b for a, b in zip(rates[row], rates["b"])],
+            "peak_bytes": peaks.get(row),
+            "flops": flops[row],
+            "tflops_per_s": rate * flops[row] / 1e12,
+            "useful_flops": useful,
+            "useful_tflops_per_s": rate * useful / 1e12,
+            "share_of_matrix_rate": rate * useful / 1e12 / matrix if matrix else None,
+        }
+        table.append(entry)
+        peak = f"{entry['peak_bytes'] / 1e9:7.2f}" if entry["peak_bytes"] else "      -"
+        print(
+            f"({row})".ljust(5) + f"{name:28}{rate:9.2f}  {entry['ratio']:6.2f}  {peak}  "
+            f"{flops[row] / 1e9:15.1f}  {entry['tflops_per_s']:7.3f}  {entry['useful_tflops_per_s']:6.3f}"
+            + (f"  {100 * entry['share_of_matrix_rate']:13.0f}%" if matrix else ""),
+            flush=True,
+        )
+    return table
+
+
+def useful_flops(at: Setting, row: str) -> int:
+    """Useful FLOPs of a sample: those of a step that does nothing in vain. (b) is given credit for (a)'s."""
+    config, tower = at.config, teacher_flops(at.teacher)
+    if row == "c":
+        loss = config.loss.model_copy(update={"relation": 0.0, "similarity": 0.0})
+        return sample_flops(config.model_copy(update={"loss": loss}), None).training
+    return sample_flops(config, at.teacher.width, 0 if row == "a'" else tower).training
+
+
+def counted(step: Callable[[], Any]) -> int:
+    """FLOPs of a step, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, countable():
+        step()
+    return int(counter.get_total_flops())
+
+
+def timed(step: Callable[[], Any], steps: int) -> float:
+    """Mean seconds of a step. A step ends by reading its losses: the device has done all of it but the update."""
+    _wait()
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait()
+    return (time.perf_counter() - began) / steps
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_in_own_process(row: str, mask: float) -> int:
+    """`peak_bytes` of a row: in this process the other rows' weights and what allocators keep would count too."""
+    command = [sys.executable, *sys.argv, "--mask", str(mask), "--peak-of", row]  # the last --mask counts
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(found.stdout.split()[-1])
+
+
+def peak_bytes(options: argparse.Namespace) -> int:
+    """Of one row, in this process: see the top of this file."""
+    at = setting(options, options.mask[0])
+    if options.peak_of != "b":
+        at.clip = None
+    if options.peak_of in ("a'", "b", "c"):
+        at.teacher.model = None  # (b) has its own, and the others none
+    step = at.of(options.peak_of)
+    gc.collect()
+    if device().type == "cuda":
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten: loading weights had one of its own
+    before = psutil.Process().memory_info().rss
+    step()
+    step()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+
+
+def largest_micro_batch(options: argparse.Namespace) -> int:
+    """The largest power of two, up to 1,024, at which two steps of (a) fit on the GPU; 0 where none does."""
+    if device().type != "cuda":
+        sys.exit("--memory: needs a GPU; a CPU's memory ends in swapping, not in an error")
+    fits, options.micro_batch = 0, 8
+    while options.micro_batch <= LARGEST:
+        try:
+            step = setting(options, options.mask[0]).of("a")
+            step()
+            step()
+        except torch.OutOfMemoryError:
+            break
+        fits = options.micro_batch
+        print(f"{fits}: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
+        options.micro_batch *= 2
+        del step
+        gc.collect()
+        torch.cuda.empty_cache()
+    return fits
+
+
+def matrix_tflops(size: int = 8192, repeats: int = 20) -> float:
+    """The rate of bf16 products of large matrices: the median of some."""
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device()) for _ in range(2))
+    a @ b
+    return 2 * size**3 / statistics.median(timed(lambda: a @ b, 5) for _ in range(repeats)) / 1e12
+
+
+def describe_machine() -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    main()

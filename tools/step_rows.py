@@ -1,0 +1,242 @@
+"""The steps that bench_step.py and profile_step.py run, on one set of weights.
+
+(a) ours, live; (a') ours, with the teacher's embeddings from a cache: no picture tower; (b) the released code's
+schedule: an encoder pass for each view with its own masks, a decoder pass for each view, the teacher with autograd on,
+its text tower in every step, relations within the micro-batch, no detector; (c) plain MAE: the scene, L3 alone.
+(a), (a') and (c) are `train_step` itself; (b) is in released_step.py.
+Learning rates are 0: all work is done, and every step of every row sees the same weights.
+"""
+
+import argparse
+import contextlib
+import copy
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from released_step import Released, device
+from torch import Tensor, nn
+
+from uniemox_dist.config.load import merge, parse_override
+from uniemox_dist.config.schema import Config, LossConfig
+from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.origin import Counts
+from uniemox_dist.models.student import Student
+from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.files import write_json
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train.optimizer import parameter_groups
+from uniemox_dist.train.step import train_step, views_of
+
+ROWS = {
+    "a": "ours, live teacher",
+    "a'": "ours, cached teacher",
+    "b": "the released code's schedule",
+    "c": "plain MAE",
+}
+CLIP_MEAN, CLIP_STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
+CAPTION = (
+    "The scene type of this photo is park. The main subjects are tree, dog and child. The image has a brightness of "
+    "0.6 and color saturation of 0.4. Facial expression of the person is smile. The action being performed is running."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What decides the work of a step; the same for both tools."""
+    parser.add_argument(
+        "--model", default="vit_base_patch16_224", help="the student's encoder, a name of timm's"
+    )
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--mask", type=float, nargs="+", default=[0.75, 0.9], help="mask ratios")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of student and teacher"
+    )
+    parser.add_argument(
+        "--teacher-shape",
+        default="ViT-B-16-quickgelu",
+        help="an open_clip model, with random weights, or local-dir:PATH",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further settings, as of uniemox pretrain",
+    )
+    parser.add_argument(
+        "--engine", choices=["plain", "deepspeed"], default="plain", help="of (a), (a') and (c)"
+    )
+
+
+class PlainEngine:
+    """What `train_step` needs of an engine, in plain torch: mixed precision with fp32 masters, as ZeRO has them."""
+
+    def __init__(self, module: nn.Module, weight_decay: float, betas: tuple[float, float]) -> None:
+        self.module, self.device = module, device()
+        groups = parameter_groups(module, weight_decay)
+        self.trained = [p for group in groups for p in group["params"]]
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.trained]
+        master_of = dict(zip(self.trained, self.masters))
+        groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
+        self.optimizer: Any = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+        self.optimizer.overflow = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.module(*arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return True
+
+    def get_global_grad_norm(self) -> None:
+        return None
+
+    def step(self) -> None:
+        for weight, master in zip(self.trained, self.masters):
+            if weight is not master:
+                master.grad = None if weight.grad is None else weight.grad.float()
+        self.optimizer.step()
+        for weight, master in zip(self.trained, self.masters):
+            if weight is not master:
+                weight.data.copy_(master)
+            weight.grad = master.grad = None
+
+
+@dataclass
+class Setting:
+    """Weights, a batch, and what belongs to them."""
+
+    config: Config
+    student: Student
+    """fp32."""
+    teacher: Teacher
+    clip: Any
+    """The teacher's model with both towers, in fp32: the released code's."""
+    batch: MicroBatch
+    """With the teacher's embeddings."""
+    captions: list[str]
+    engine: str
+    precision: str
+    _ours: Any = None
+
+    def of(self, row: str) -> Callable[[], Any]:
+        """The step of a row; call it as often as you like."""
+        if row == "b":
+            return Released(self).step
+        if row == "c":
+            loss = LossConfig(relation=0, similarity=0)
+            config = self.config.model_copy(update={"loss": loss})
+            student = Student(config.model, loss, None)
+            student.load_state_dict(self.student.state_dict(), strict=False)
+        else:
+            config, student = self.config, self.student
+        batch = self.batch if row == "a'" else replace(self.batch, pictures_BE=None)
+        teacher = self.teacher if row == "a" else None
+        engine = self._ours if row != "c" and self._ours else self._engine(student, config)
+        if row != "c":
+            self._ours = engine
+        return partial(train_step, engine, teacher, [batch], config, World(), lr=0.0)
+
+    def _engine(self, student: Student, config: Config) -> Any:
+        student = copy.deepcopy(student).to(device())
+        if self.engine == "deepspeed":
+            from uniemox_dist.train import comm
+            from uniemox_dist.train.engine import make_engine
+
+            if not torch.distributed.is_initialized():
+                comm.init(World(), 600)
+            return make_engine(student, config, World(), self.precision, device())
+        student = student.bfloat16() if self.precision == "bf16" else student
+        return PlainEngine(student, config.optim.weight_decay, config.optim.betas)
+
+
+def setting(options: argparse.Namespace, mask: float) -> Setting:
+    """Random weights and a random batch, the same for the same options."""
+    B = options.micro_batch
+    values: dict[str, Any] = {
+        "run": {"max_steps": 1},
+        "data": {"path": "none"},
+        "batch": {"global_batch": B, "micro_batch": B, "streams": 1},
+        "model": {"name": options.model, "mask_ratio": mask},
+        "teacher": {"name": "shipped:demo", "precision": options.precision},
+        "optim": {"precision": options.precision},
+    }
+    for pair in options.set:
+        values = merge(values, parse_override(pair))
+    config = Config.model_validate(values)
+    if not (config.loss.relation and config.loss.similarity and config.loss.reconstruction):
+        sys.exit("--set: the released schedule has all three losses; switch none off")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.teacher_shape.startswith("local-dir:"):
+            folder = Path(options.teacher_shape.removeprefix("local-dir:"))
+        else:
+            write_teacher(options.teacher_shape, folder)
+        at = f"local-dir:{folder}"
+        teacher = Teacher(config.teacher.model_copy(update={"name": at}), device())
+        clip = open_clip.create_model(at, require_pretrained=True).eval().requires_grad_(False).to(device())
+    torch.manual_seed(0)
+    student = Student(config.model, config.loss, teacher.width)
+    captions = [f"{CAPTION} Picture {i}." for i in range(B)]
+    size = config.model.image_size
+    pixels = torch.randint(0, 256, (2, B, size, size, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    scene, person = pixels.to(device())
+    batch = MicroBatch(
+        slots_B=torch.arange(B, device=device()),
+        scene_B3HW=scene,
+        person_B3HW=person,
+        texts_BE=teacher.embed_texts(captions),
+        pictures_BE=teacher.embed_pictures(scene),
+        on_person_BN=None,
+        keys=tuple(map(str, range(B))),
+        sources=(0,) * B,
+        damaged=(),
+        counts=Counts(),
+    )
+    teacher.drop_text_tower()
+    return Setting(config, student, teacher, clip, batch, captions, options.engine, options.precision)
+
+
+def write_teacher(name: str, folder: Path) -> None:
+    """An open_clip model with random weights as a local-dir: for the time it takes, what it knows does not matter."""
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model(name, load_weights=False)
+    weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD}
+    write_json(
+        folder / "open_clip_config.json",
+        {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess},
+    )
+
+
+@contextlib.contextmanager
+def countable() -> Iterator[None]:
+    """Within it, torch's counter of FLOPs knows every product: it has no name for a CPU's fused attention, nor for
+    nn.MultiheadAttention's own."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH) if device().type == "cpu" else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def orders_of(setting: Setting) -> tuple[Tensor, Tensor]:
+    """Our masks of the batch, for comparing (b) with (a)."""
+    views = views_of(setting.batch, setting.config.model, setting.config.run.seed)
+    return views.scene_order_BN, views.person_order_BN

@@ -1,0 +1,152 @@
+"""Settings of a run, of what it reads, and of how its batches are divided."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from uniemox_dist.config.sections import Amount, Section, Share
+
+
+class RunConfig(Section):
+    """Where a run lives and how long it goes."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is dir/name."""
+    dir: str = "runs"
+    """Folder that holds run folders."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the order of samples, crops, masks and initial weights."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps of the whole run (or give epochs)."""
+    epochs: PositiveFloat | None = None
+    """Passes over the data; max_steps = ceil(epochs * samples / global_batch)."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: PositiveInt = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: PositiveInt = 3
+    """Complete checkpoints kept; older ones are deleted."""
+    trace: bool = False
+    """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
+    pictures_every: PositiveInt = 500
+    """Steps between looks at held-out pictures: reconstructions and nearest texts (samples/ and TensorBoard)."""
+    timeout_s: PositiveInt = 1800
+    """Seconds that a collective operation waits for the other ranks."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "RunConfig":
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(f"give one of run.max_steps={self.max_steps} and run.epochs={self.epochs}")
+        return self
+
+
+class SourceConfig(Section):
+    """One data set of a mix."""
+
+    path: str
+    """Folder with manifest.json."""
+    weight: Amount | None = None
+    """Share of the slots, relative to the other sources; 1 where neither this nor repeat is given."""
+    repeat: Amount | None = None
+    """How often each sample is seen in an epoch of the mix (or give weight); for all sources or for none."""
+
+    @model_validator(mode="after")
+    def _one_share(self) -> "SourceConfig":
+        if self.weight is not None and self.repeat is not None:
+            raise ValueError(f"give either weight={self.weight} or repeat={self.repeat}")
+        return self
+
+
+class DataConfig(Section):
+    """What is read, and how a picture becomes two views."""
+
+    path: str | None = None
+    """Folder with manifest.json (or give sources)."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several folders with weights (or give path)."""
+    epoch_samples: PositiveInt | None = None
+    """Samples that count as one epoch; needed for a mix by weights that is measured in epochs."""
+    eval_path: str | None = None
+    """Held-out shards: their first pictures are shown while training, reconstructed and with their nearest texts."""
+    shuffle_window: PositiveInt = 512
+    """Samples of one stream that are permuted together."""
+    workers: int = Field(default=4, ge=0)
+    """Loader processes per rank; 0 decodes in the training process."""
+    prefetch: PositiveInt = 2
+    """Micro-batches prepared ahead per loader process."""
+    timeout_s: PositiveInt = 300
+    """Seconds that a step waits for a micro-batch; then the run ends and names the loader process and its sample."""
+    retry_s: float = Field(default=60.0, ge=0.0)
+    """Seconds for which a read that fails is tried again, before the run ends."""
+    cache_dir: str | None = None
+    """Folder on the node's own disk for whole shards, shared by all ranks of a node; for remote or slow sources."""
+    cache_gb: PositiveFloat = 100.0
+    """Largest size of cache_dir, in units of 10^9 bytes; what was not used for longest makes room."""
+    verify_hash: bool = True
+    """Check each picture's SHA-256 as it is read."""
+    max_bad_share: Share = 0.01
+    """Largest share of pictures that may be replaced because they are damaged; above it the run ends."""
+    strict: bool = False
+    """End the run at the first damaged picture instead of replacing it."""
+    scene_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Smallest and largest area of the scene view's random crop, as a share of the picture. The crop's sides
+    stay within 3:4, so that it may be smaller in a very wide or tall picture."""
+    flip: bool = True
+    """Mirror each view with probability one half."""
+    person: Literal["largest", "most_confident", "random"] = "largest"
+    """Which of several detected persons the person view shows."""
+    person_margin: float = Field(default=0.15, ge=0.0, le=2.0)
+    """How far the person's box grows on each side, as a share of its longer side."""
+    background: Literal["white", "random"] = "white"
+    """What stands behind transparent pixels; random is one colour per slot."""
+    colour_jitter: Share = 0.0
+    """Brightness, contrast and saturation of each view are multiplied by 1 - this … 1 + this."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataConfig":
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either data.path (one folder) or data.sources (a list of path and weight)")
+        if not 0 < self.scene_scale[0] <= self.scene_scale[1]:
+            raise ValueError(f"data.scene_scale={self.scene_scale}: needs 0 < smallest <= largest <= 1")
+        repeats = [source.repeat is not None for source in self.sources]
+        if any(repeats) and not all(repeats):
+            missing = repeats.index(False)
+            raise ValueError(
+                f"data.sources.{missing} has no repeat where others have one; give all one, or none"
+            )
+        if self.timeout_s <= self.retry_s:
+            raise ValueError(
+                f"data.timeout_s={self.timeout_s} must exceed data.retry_s={self.retry_s:g}, during which a read may "
+                f"still succeed"
+            )
+        return self
+
+    @property
+    def by_repeats(self) -> bool:
+        """Whether the mix states how often each sample is seen in an epoch, rather than shares."""
+        return any(source.repeat is not None for source in self.sources)
+
+    def origins(self) -> tuple[SourceConfig, ...]:
+        """The mix as a list, also when it is one folder."""
+        return self.sources or (SourceConfig(path=str(self.path)),)
+
+
+class BatchConfig(Section):
+    """How many samples a step takes, and how they may be divided among ranks."""
+
+    global_batch: PositiveInt = 768
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch: PositiveInt = 32
+    """Samples of one forward pass of one rank."""
+    streams: PositiveInt = 96
+    """Streams that the data is dealt into, fixed for the run; every number of ranks must divide it."""
+
+    @model_validator(mode="after")
+    def _streams_divide(self) -> "BatchConfig":
+        if self.global_batch % self.streams:
+            near = max(1, round(self.global_batch / self.streams)) * self.streams
+            raise ValueError(
+                f"batch.global_batch={self.global_batch} is not a multiple of "
+                f"batch.streams={self.streams}; try {near}"
+            )
+        return self

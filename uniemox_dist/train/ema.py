@@ -1,0 +1,55 @@
+"""An exponential moving average of the encoder's weights, kept in fp32 and sharded like the optimizer's states."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from uniemox_dist.checkpoints.files import EMA, Checkpoint, FragmentReader
+from uniemox_dist.train.fragments import Fragment, adam_step, fragments
+
+ENCODER = "encoder."
+
+
+def decay_after(updates: float, decay: float) -> float:
+    """The decay of the n-th update, min(decay, (1 + n) / (10 + n)): a young average forgets where it began."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class Ema:
+    """Average ← d·average + (1 − d)·weights after each update, over this rank's own fragments of the fp32 weights.
+
+    Over all ranks it costs the encoder once. It begins with the weights that the engine has when it is made.
+    """
+
+    def __init__(self, engine: Any, decay: float) -> None:
+        self.decay, self._engine = decay, engine
+        self._own = [f for f in fragments(engine) if f.name.startswith(ENCODER)]
+        self._weights = [f.tensors["fp32"] for f in self._own]
+        self._averages = [weights.clone() for weights in self._weights]
+        self.updates = adam_step(engine)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights of an update that was applied; the host does not wait for the device."""
+        self.updates += 1
+        if self._averages:  # a rank of many can be without a share
+            weight = 1 - decay_after(self.updates, self.decay)
+            torch._foreach_lerp_(self._averages, self._weights, weight)
+
+    def load(self, checkpoint: Checkpoint) -> bool:
+        """Takes the average of a checkpoint whose weights the engine has loaded, and returns True; without one there,
+        begins again with the weights."""
+        reader = FragmentReader(checkpoint)
+        for own, average in zip(self._own, self._averages):
+            if reader.has_ema:
+                average.copy_(reader.read(own.name, EMA, own.start, average.numel()))
+            else:
+                average.copy_(own.tensors["fp32"])
+        self.updates = adam_step(self._engine)
+        return reader.has_ema
+
+    def fragments(self) -> Iterator[Fragment]:
+        """What this rank saves."""
+        for own, average in zip(self._own, self._averages):
+            yield Fragment(own.name, own.start, {EMA: average})
