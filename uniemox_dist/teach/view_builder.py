@@ -25,7 +25,7 @@ from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.errors import Fault, UserError
 from uniemox_dist.runtime.files import write_bytes
 from uniemox_dist.teach.shard_files import metadata_of, shard_file
-from uniemox_dist.teach.view_cache import ViewsMade
+from uniemox_dist.teach.view_cache import PLANS, ViewsMade, has_its_plans, plans_sha256
 
 PREFETCH = 2
 """Tasks that each loader process prepares ahead."""
@@ -134,9 +134,12 @@ def _keep(reader: ShardReader, made: ViewsMade, shard: int) -> bool:
     found = metadata_of(path)
     if found is None:
         return False
-    wanted = made.metadata(reader, shard)
+    wanted = {**made.metadata(reader, shard), PLANS: found.get(PLANS, "")}
     if {**found, "rows_sha256": ""} != {**wanted, "rows_sha256": ""}:
         return False
+    with safe_open(path, "pt") as file:
+        if not has_its_plans(file):
+            return False
     if found != wanted:
         write_bytes(path, save(load_file(path), wanted))
     return True
@@ -156,7 +159,8 @@ def _write(
     embedding_RKE[~plans["valid"]] = 0
     if not torch.isfinite(embedding_RKE).all():
         raise Fault(f"{path}: the teacher gives embeddings that are no numbers; try --precision fp32")
-    write_bytes(path, save({"embedding": embedding_RKE, **plans}, made.metadata(reader, shard)))
+    metadata = {**made.metadata(reader, shard), PLANS: plans_sha256(plans)}
+    write_bytes(path, save({"embedding": embedding_RKE, **plans}, metadata))
 
 
 def _drawn(

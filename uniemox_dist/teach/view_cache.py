@@ -6,6 +6,8 @@ the metadata of each shard's file name that hash and the pictures, so that a fil
 Shape legend: R rows of a shard, K views of a picture, E embedding width.
 """
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,8 @@ from uniemox_dist.teach.text_cache import beside_shards
 
 FORMAT, FORMAT_VERSION = "uniemox-views", 1
 DESCRIPTION = "views.json"
+PLANS = "plans_sha256"
+"""Key of a file's metadata: the hash of how its views were drawn."""
 _UNIT = 0.01
 """How far from 1 the length of an embedding may be: fp16 rounds by less, damage by more."""
 
@@ -110,7 +114,7 @@ class ViewsMade:
         write_json(path, record)
 
     def metadata(self, reader: ShardReader, shard: int) -> dict[str, str]:
-        """The metadata of a shard's file."""
+        """The metadata of a shard's file, but for PLANS, which its tensors give."""
         entry = reader.manifest.shards[shard]
         return {
             "format": f"{FORMAT}-{FORMAT_VERSION}",
@@ -160,6 +164,21 @@ def is_for(reader: ShardReader, made: ViewsMade, shard: int) -> bool:
     return stated == (made.sha256, reader.manifest.shards[shard].rows_sha256)
 
 
+def plans_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the bytes of a file's tensors by name, without the embeddings, which are most of it: those are
+    looked at row by row."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors.keys() - {"embedding"}):
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def has_its_plans(file: Any) -> bool:
+    """Whether the views of an open file were drawn as it stated when it was written."""
+    plans = {name: file.get_tensor(name) for name in file.keys() if name != "embedding"}  # noqa: SIM118
+    return (file.metadata() or {}).get(PLANS) == plans_sha256(plans)
+
+
 class ViewCache:
     """The finished cache of a data set, read view by view. Cheap to pickle: files are opened where they are used."""
 
@@ -196,5 +215,7 @@ class ViewCache:
 
 def _opened(file: Any) -> dict[str, Any]:
     """Its tensors, of which a view at a time is read: embedding, box, scale, mirror, background, valid and, where
-    colours were changed, jitter."""
+    colours were changed, jitter. A wrong box would be another picture than the teacher saw."""
+    if not has_its_plans(file):
+        raise ValueError("its crops are not those that were written")
     return {name: file.get_slice(name) for name in list(file.keys())}

@@ -26,6 +26,7 @@ from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.errors import Fault, UserError
 from uniemox_dist.teach.replay import check_shards, find
 from uniemox_dist.teach.text_cache import TextVectors, beside_shards
+from uniemox_dist.teach.view_cache import PLANS, plans_sha256
 
 
 def config(data: Path | list[Path], teacher: Path, /, *, workers: int = 0, **sections: Any) -> Config:
@@ -156,7 +157,8 @@ def test_a_damaged_picture_is_replaced_in_a_cached_run_as_in_a_live_one(
     tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
     tensors["valid"][4] = False
     made = find(of, Sources(of).readers).made[0]
-    save_file(tensors, path, made.metadata(Sources(of).readers[0], 1))
+    metadata = {**made.metadata(Sources(of).readers[0], 1), PLANS: plans_sha256(tensors)}
+    save_file(tensors, path, metadata)
     again = steps(of, 5)
     assert by_slot(again, "keys") == by_slot(cached, "keys")
     key = index["key"][4].as_py()
