@@ -18,6 +18,7 @@ PEAKS: tuple[tuple[str, Row], ...] = (
     ("H100", (989.4, 494.7, 66.9)),
     ("H200", (989.4, 494.7, 66.9)),
     ("GH200", (989.4, 494.7, 66.9)),
+    ("H800 PCIe", (756.0, 378.0, 51.0)),
     ("H800", (989.4, 494.7, 66.9)),
     ("H20", (148.0, 74.0, 44.0)),
     # NVIDIA A100, A30, A10, A40 data sheets
@@ -44,14 +45,15 @@ PEAKS: tuple[tuple[str, Row], ...] = (
     ("MI300X", (1307.4, 653.7, 163.4)),
     ("MI325X", (1307.4, 653.7, 163.4)),
 )
-OTHERS = {"MIG", "LAPTOP", "MAX", "D"}
-"""Words of devices that only share a name with one of the table: slices of a GPU, mobile and cut versions."""
+OTHERS = re.compile(r"MIG|\d+[ABCQ]|LAPTOP|MAX|D|TI|SUPER")
+"""Words of devices that only share a name with one of the table: slices of a GPU (MIG, or a virtual one's profile as in
+A40-48Q), mobile, cut and enlarged versions."""
 
 
 def peak_tflops(device: str, number_format: str) -> float | None:
     """The stated peak of a device by torch.cuda's name for it, in `bf16`, `tf32` or `fp32`; None if not known."""
     words = set(re.split(r"[^A-Z0-9]+", device.upper()))
-    if words & OTHERS:
+    if any(OTHERS.fullmatch(word) for word in words):
         return None
     for name, row in PEAKS:
         if words.issuperset(name.upper().split()):

@@ -68,6 +68,7 @@ def test_tensorboard_gets_both(tmp_path: Path) -> None:
         ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
         ("NVIDIA H100 PCIe", "bf16", 756.0),
         ("NVIDIA H200", "bf16", 989.4),
+        ("NVIDIA H800 PCIe", "bf16", 756.0),
         ("NVIDIA L40S", "bf16", 362.0),
         ("NVIDIA L40", "bf16", 181.0),
         ("NVIDIA GeForce RTX 4090", "fp32", 82.6),
@@ -85,6 +86,8 @@ def test_peaks_by_torchs_name_of_the_device(device: str, number_format: str, exp
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA A40-48Q",
         "NVIDIA Z100",
     ],
 )
