@@ -68,7 +68,7 @@ def test_tensorboard_gets_both(tmp_path: Path) -> None:
         ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
         ("NVIDIA H100 PCIe", "bf16", 756.0),
         ("NVIDIA H200", "bf16", 989.4),
-        ("NVIDIA H800 PCIe", "bf16", 756.0),
+        ("NVIDIA H800 PCIe", "bf16", None),
         ("NVIDIA L40S", "bf16", 362.0),
         ("NVIDIA L40", "bf16", 181.0),
         ("NVIDIA GeForce RTX 4090", "fp32", 82.6),
