@@ -66,9 +66,8 @@ def teacher_flops(teacher: "Teacher | None") -> int:
     """FLOPs of one picture through a teacher's picture tower; 0 without one, or (logged) where none can be counted."""
     if teacher is None:
         return 0
-    visual = teacher.model.visual
     try:
-        return count_tower(getattr(visual, "_orig_mod", visual), teacher.size)  # the module in a compiled one
+        return count_tower(teacher.model.visual, teacher.size)
     except Exception as error:  # towers are other people's code: what they raise on meta is theirs
         reason = " ".join(str(error).split())[:200]
         log.warning("FLOPs of the teacher are not counted: %s: %s", type(error).__name__, reason)

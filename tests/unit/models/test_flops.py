@@ -152,6 +152,17 @@ def test_towers_in_folders_are_read_from_their_file(tiny_teacher: Path) -> None:
     assert shipped[0] == 128
 
 
+def test_a_compiled_tower_is_counted_without_being_compiled_again(tiny_teacher: Path) -> None:
+    visual = open_clip.create_model(f"local-dir:{tiny_teacher}").visual.eval()
+    expected = count_tower(visual, 32)
+
+    def compiles(*_: Any) -> Any:
+        raise AssertionError("compiled for counting")
+
+    visual.compile(backend=compiles)
+    assert count_tower(visual, 32) == expected > 0
+
+
 def test_counting_needs_no_torch() -> None:
     code = (
         "import sys; from uniemox_dist.config.schema import *; from uniemox_dist.models.towers import stated_tower;"
