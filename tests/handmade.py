@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from uniemox_dist.checkpoints.files import COMPLETE, FIXED, KINDS, fixed_parameters, fragment_key, step_folder
+from uniemox_dist.checkpoints.files import KINDS, fixed_parameters, fragment_key
+from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, step_folder
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.files import sha256_file, write_json

@@ -9,7 +9,7 @@ import pytest
 from conftest import teach_options
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.files import complete_checkpoints
+from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.cli.main import run
 
 

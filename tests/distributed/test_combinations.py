@@ -9,7 +9,8 @@ import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 from safetensors.torch import load_file
 
-from uniemox_dist.checkpoints.files import FragmentReader, complete_checkpoints
+from uniemox_dist.checkpoints.files import FragmentReader
+from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.release.export import release
 from uniemox_dist.runtime.errors import UserError
 

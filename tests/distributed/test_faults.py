@@ -10,7 +10,7 @@ from ranks import TINY, losses, run_ranks
 
 from shards.index import index_path, read_index, write_index
 from shards.manifest import read_manifest
-from uniemox_dist.checkpoints.files import complete_checkpoints
+from uniemox_dist.checkpoints.folders import complete_checkpoints
 
 
 @pytest.fixture

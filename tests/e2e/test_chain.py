@@ -13,7 +13,7 @@ import torch
 from web import serve
 
 from shards.manifest import read_manifest
-from uniemox_dist.checkpoints.files import complete_checkpoints, open_checkpoint
+from uniemox_dist.checkpoints.folders import complete_checkpoints, open_checkpoint
 from uniemox_dist.release.export import student_of
 
 UNIEMOX = [sys.executable, "-m", "uniemox_dist.cli"]

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from uniemox_dist.checkpoints.files import COMPLETE, FragmentReader, fixed_tensors, open_checkpoint
+from uniemox_dist.checkpoints.files import FragmentReader, fixed_tensors
+from uniemox_dist.checkpoints.folders import COMPLETE, open_checkpoint
 from uniemox_dist.config.vits import shapes
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json

@@ -26,12 +26,26 @@ class RunConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: PositiveInt = 3
     """Complete checkpoints kept; older ones are deleted."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps that this divides are kept for ever."""
     trace: bool = False
     """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
     pictures_every: PositiveInt = 500
     """Steps between looks at held-out pictures: reconstructions and nearest texts (samples/ and TensorBoard)."""
     timeout_s: PositiveInt = 1800
     """Seconds that a collective operation waits for the other ranks."""
+    step_timeout_s: PositiveInt = 900
+    """Seconds that a step may take, saves and pictures apart; then the rank writes all its stacks and ends with 1."""
+    start_timeout_s: PositiveInt = 3600
+    """The same, for the first step and for each part of what comes before it."""
+    max_restarts: int = Field(default=2, ge=0)
+    """Restarts after a fault without a new checkpoint in between, after which the launcher gives up."""
+    preflight: bool = True
+    """Check this node and the ranks for a few seconds before training (the short form of `uniemox doctor`)."""
+    spike_factor: float = Field(default=3.0, gt=1.0)
+    """A loss above this multiple of the median of the last 100 steps is an event."""
+    straggler_factor: float = Field(default=1.5, gt=1.0)
+    """A rank whose own part of the steps takes longer than this multiple of the ranks' median is named."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "RunConfig":

@@ -113,6 +113,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_step_outlasts_its_data(self) -> "Config":
+        if self.run.step_timeout_s <= self.data.timeout_s:
+            raise ValueError(
+                f"run.step_timeout_s={self.run.step_timeout_s} must exceed data.timeout_s={self.data.timeout_s}, during "
+                f"which a step may still get its samples"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_exist(self) -> "Config":
         loss = self.loss
         if loss.person_reconstruction and not loss.reconstruction:

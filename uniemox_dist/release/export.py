@@ -20,14 +20,8 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from uniemox_dist import __version__
-from uniemox_dist.checkpoints.files import (
-    EMA,
-    Checkpoint,
-    FragmentReader,
-    fixed_tensors,
-    load_fixed,
-    open_checkpoint,
-)
+from uniemox_dist.checkpoints.files import EMA, FragmentReader, fixed_tensors, load_fixed
+from uniemox_dist.checkpoints.folders import Checkpoint, open_checkpoint
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.vits import timm_name
 from uniemox_dist.models.encoder import encoder_arguments

@@ -12,16 +12,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from uniemox_dist.checkpoints.files import (
-    COMPLETE,
-    FIXED,
-    FORMAT,
-    FORMAT_VERSION,
-    Checkpoint,
-    FragmentReader,
-    fragment_key,
-    step_folder,
-)
+from uniemox_dist.checkpoints.files import FragmentReader, fragment_key
+from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, Checkpoint, step_folder
 from uniemox_dist.config.schema import Config
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json

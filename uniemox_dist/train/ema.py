@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from uniemox_dist.checkpoints.files import EMA, Checkpoint, FragmentReader
+from uniemox_dist.checkpoints.files import EMA, FragmentReader
+from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.train.fragments import Fragment, adam_step, fragments
 
 ENCODER = "encoder."

@@ -4,7 +4,8 @@ import logging
 
 import torch
 
-from uniemox_dist.checkpoints.files import Checkpoint, load_fixed, newest_sound, open_checkpoint
+from uniemox_dist.checkpoints.files import load_fixed
+from uniemox_dist.checkpoints.folders import Checkpoint, newest_sound, open_checkpoint
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.init_from import Loaded, load_into
 from uniemox_dist.models.student import Student

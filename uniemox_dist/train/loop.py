@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from uniemox_dist.checkpoints.files import prune
+from uniemox_dist.checkpoints.retention import prune
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
@@ -231,7 +231,7 @@ def _save(trainer: Trainer, step: int) -> bool:
             folder.event("fault", step=step, error=f"save failed: {facts['error']}")
             log.error("save of step %d failed, training goes on: %s", step, facts["error"])
         else:
-            removed = prune(folder.checkpoints, trainer.config.run.keep_last)
+            removed = prune(folder.checkpoints, trainer.config.run.keep_last, trainer.config.run.keep_every)
             folder.event("save", step=step, **facts, removed=removed)
             log.info("saved step %d: %.1f MB in %.2f s", step, facts["bytes"] / 1e6, facts["seconds"])
     return "error" not in facts

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from uniemox_dist.checkpoints.files import (
-    Checkpoint,
-    fixed_parameters,
-)
+from uniemox_dist.checkpoints.files import fixed_parameters
+from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan

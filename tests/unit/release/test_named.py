@@ -9,7 +9,7 @@ import timm
 import torch
 from handmade import config_of, write_checkpoint
 
-from uniemox_dist.checkpoints.files import open_checkpoint
+from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.models.patches import normalise
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.export import release, student_of
