@@ -95,7 +95,7 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
 
     def say(findings: list[Finding], *, together: bool = True) -> list[Finding]:
         for finding in findings:
-            if world.is_main or not together:
+            if world.is_main or not (together or finding.status == "ok"):
                 click.echo(finding.line())
         return findings
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, judged, sound
+from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sound
 from uniemox_dist.runtime.world import World
 
 DEVICES, CORES = "devices", "cores"
@@ -75,7 +75,9 @@ def judge_devices(told: Sequence[Told[DeviceFacts]]) -> list[Finding]:
                 "start no more ranks on a node than it has GPUs, and let every rank see them all "
                 "(srun --gpus-per-node, not --gpus-per-task)"
             )
-            return Problem("fail", f"is local rank {facts.own} and sees {len(facts.visible)} GPUs", remedy)
+            return Problem(
+                "fail", f"is local rank {facts.own} and sees {counted(len(facts.visible), 'GPU')}", remedy
+            )
         if facts.uuid is not None and first[one.host, facts.uuid] != one.rank:
             other = first[one.host, facts.uuid]
             return Problem("fail", f"has the same GPU as rank {other}", "set one rank per GPU")
@@ -86,8 +88,10 @@ def judge_devices(told: Sequence[Told[DeviceFacts]]) -> list[Finding]:
 
     def all_well(all_facts: list[DeviceFacts]) -> str:
         hosts = by_host(told)
-        where = f"{len(told)} ranks on {len(hosts)} hosts" if len(told) > 1 else "1 rank"
-        seen = f", {len(all_facts[0].visible)} GPUs visible" if all_facts[0].visible else ", no GPU"
+        where = f"{counted(len(told), 'rank')} on {counted(len(hosts), 'host')}"
+        seen = (
+            f", {counted(len(all_facts[0].visible), 'GPU')} visible" if all_facts[0].visible else ", no GPU"
+        )
         return f"{all_facts[0].name}{seen}; {where}"
 
     return judged(DEVICES, told, of_rank, all_well)
@@ -125,7 +129,7 @@ def judge_cores(told: Sequence[Told[DeviceFacts]], workers: int | None) -> list[
         low, high = f"{own[0]:.3g}", f"{own[-1]:.3g}"
         cores = low if low == high else f"{low} … {high}"
         threads = all_facts[0].threads
-        asked = "" if threads is None else f", {threads} threads an operation"
-        return f"{cores} a rank{asked}" + ("" if workers is None else f", {workers} loader processes")
+        asked = "" if threads is None else f", {counted(threads, 'thread')} an operation"
+        return f"{cores} a rank{asked}" + ("" if workers is None else f", {workers} of data.workers")
 
     return judged(CORES, told, of_rank, all_well)

@@ -11,6 +11,7 @@ import numpy as np
 
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound, span
 from uniemox_dist.doctor.subject import Sizes
+from uniemox_dist.runtime.errors import Fault
 
 WHAT = "run folder"
 PIECE = 1 << 20
@@ -20,6 +21,7 @@ LONGEST_S = 3.0
 """How long a probe writes at most, the last fsync apart."""
 LEAST_BYTES, LITTLE_BYTES = 100 << 20, 10 << 30
 """Free bytes below which a disk fails, or is warned of, where no recipe tells the size of checkpoints."""
+REMEDY = "set run.dir to a folder that every rank may write, with room and quota left"
 INODES = 1000
 """Files that there must be room for."""
 SLOW_S = 300.0
@@ -55,11 +57,23 @@ def measure(run_folder: Path, size: int = PROBE_BYTES) -> DiskFacts:
     """Writes a file of `size` random bytes, or of what can be written in a few seconds, and removes it.
 
     Raises:
-        OSError: if that cannot be done.
+        Fault: if that cannot be done.
     """
     folder = run_folder.absolute()
-    while not folder.exists():
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    try:
+        written, seconds, room = _write(folder, size)
+    except OSError as error:  # without the probe's own name, which differs from rank to rank
+        raise Fault(f"{folder} cannot be written ({error.strerror}); {REMEDY}") from None
+    saved = len(list((run_folder / "checkpoints").glob("step_*")))
+    inodes = room.f_favail if room.f_files else None
+    # While the probe lay there, what it took was not free.
+    return DiskFacts(str(folder), room.f_bavail * room.f_frsize + written, inodes, written, seconds, saved)
+
+
+def _write(folder: Path, size: int) -> tuple[int, float, os.statvfs_result]:
+    """Bytes written, seconds, and the room that was left then."""
     piece = memoryview(np.random.default_rng().bytes(min(size, PIECE)))
     written = 0
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.", suffix=".tmp", buffering=0) as file:
@@ -68,12 +82,7 @@ def measure(run_folder: Path, size: int = PROBE_BYTES) -> DiskFacts:
             # A number in each piece: a file system that finds equal pieces would store them once.
             written += file.write(written.to_bytes(8, "little")) + file.write(piece)
         os.fsync(file.fileno())
-        seconds = time.perf_counter() - began
-        room = os.statvfs(folder)
-    saved = len(list((run_folder / "checkpoints").glob("step_*")))
-    inodes = room.f_favail if room.f_files else None
-    # While the probe lay there, what it took was not free.
-    return DiskFacts(str(folder), room.f_bavail * room.f_frsize + written, inodes, written, seconds, saved)
+        return written, time.perf_counter() - began, os.statvfs(folder)
 
 
 def judge(

@@ -101,7 +101,7 @@ def merged(findings: Sequence[Finding], ranks: int) -> list[Finding]:
         if others and len(others) + 1 == ranks:
             first = replace(first, value=f"{first.value} (so on all {ranks} ranks)")
         elif others:
-            first = replace(first, value=f"{first.value} (and {len(others)} more ranks)")
+            first = replace(first, value=f"{first.value} (and {counted(len(others), 'more rank')})")
         together.append(first)
     return together
 
@@ -119,6 +119,11 @@ def span(values: Iterable[float], unit: str, digits: int = 3) -> str:
     shown = sorted(values)
     low, high = (f"{value:.{digits}g}" if value < 1000 else f"{value:.0f}" for value in (shown[0], shown[-1]))
     return f"{low} {unit}" if low == high else f"{low} … {high} {unit}"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 host`, `2 hosts`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def worst(findings: Iterable[Finding]) -> Status:

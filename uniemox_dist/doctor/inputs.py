@@ -11,7 +11,7 @@ from pathlib import Path
 from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, complete_checkpoints
 from uniemox_dist.config.schema import Config, TeacherConfig
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.doctor.findings import Finding, Told, judged
+from uniemox_dist.doctor.findings import Finding, Told, counted, judged
 from uniemox_dist.models.teacher_files import CONFIG, local_folder, statistics, weights_file
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json
@@ -64,7 +64,7 @@ def measure_cache(config: Config, world: World) -> FileFacts:
     replay = find(config, sources.readers)
     for reader, made in zip(sources.readers, replay.made):
         check_shards(config, reader, made, range(world.rank, len(reader.manifest.shards), world.size))
-    return FileFacts(f"cached views of {config.teacher.name} for {len(sources.readers)} data sets")
+    return FileFacts(f"cached views of {config.teacher.name} for {counted(len(sources.readers), 'data set')}")
 
 
 def measure_initial(path: Path) -> FileFacts:

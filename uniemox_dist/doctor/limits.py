@@ -8,7 +8,7 @@ from pathlib import Path
 
 from uniemox_dist.data.origin import HANDLES
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, judged, span
+from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, span
 from uniemox_dist.doctor.subject import LoaderNeeds
 
 SHM, FILES, PROCESSES = "/dev/shm", "open files", "processes"
@@ -82,7 +82,9 @@ def judge_shm(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> l
         if facts.shm_free < ranks * SHM_LEAST:
             return Problem("fail", what, remedy)
         if facts.shm_free < need:
-            return Problem("warn", f"{what}; {ranks} ranks there may take {need / 1e6:.0f} MB", remedy)
+            return Problem(
+                "warn", f"{what}; {counted(ranks, 'rank')} there may take {need / 1e6:.0f} MB", remedy
+            )
         return None
 
     def all_well(all_facts: list[LimitFacts]) -> str:
@@ -126,7 +128,7 @@ def judge_processes(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None
         )  # a loader process has one thread, and one that fills its queue
         if facts.processes is None or facts.processes >= need:
             return None
-        value = f"{facts.processes} more may be started, {ranks} ranks there may need {need}"
+        value = f"{facts.processes} more may be started, {counted(ranks, 'rank')} there may need {need}"
         remedy = "raise ulimit -u, or the container's pids limit (docker run --pids-limit)"
         return Problem("fail" if facts.processes < need // 4 else "warn", value, remedy)
 

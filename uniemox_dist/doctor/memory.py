@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, judged, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sound, span
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 from uniemox_dist.runtime.world import World
 
@@ -61,7 +61,7 @@ def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) ->
     def of_rank(one: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         ranks = len(hosts[one.host])
         need = ranks * (LEAST_BYTES if loader is None else _loader_bytes(loader))
-        what = f"{_gb(facts.left)} free, {ranks} ranks there take {_gb(need)} at least"
+        what = f"{_gb(facts.left)} free; {counted(ranks, 'rank')} there want {_gb(need)} at least"
         if loader is None:
             remedy = "ask for more memory (sbatch --mem), or end what else runs there"
             return Problem("warn", what, remedy) if need > facts.left else None
@@ -70,7 +70,7 @@ def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) ->
         remedy = (
             "ask for more memory (sbatch --mem), or lower data.workers, data.prefetch or data.shuffle_window"
         )
-        return Problem("fail" if need > facts.left else "warn", f"{what} for loading", remedy)
+        return Problem("fail" if need > facts.left else "warn", f"{what}, for loading", remedy)
 
     def all_well(all_facts: list[MemoryFacts]) -> str:
         free = span((facts.left / 1e9 for facts in all_facts), "GB")

@@ -79,10 +79,10 @@ def within(seconds: float, what: str, world: World) -> Iterator[None]:
     """
 
     def end() -> None:
-        value = f"has waited {seconds:g} s for the other ranks"
+        value = f"not ended after {seconds:g} s"
         remedy = (
-            "the rank that does not say so is the one that hangs, or cannot be reached; look at its host, its network "
-            "interface and firewall (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME, NCCL_DEBUG=INFO)"
+            "this rank hangs in it (its stack is on the error stream), or waits for one that hangs or cannot be reached; "
+            "see the ranks that say nothing, and NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and NCCL_DEBUG=INFO"
         )
         print(Finding("fail", what, value, remedy, world.rank, HOST).line(), flush=True)
         faulthandler.dump_traceback(all_threads=True)

@@ -68,7 +68,8 @@ def sizes_of(config: Config) -> Sizes:
 
     from uniemox_dist.models.student import Student
 
-    with torch.device("meta"):
+    # Drawing weights that are never there must not move the generator that draws the real ones.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         student = Student(config.model, config.loss, _embedding_width(config))
     named = list(student.named_parameters())
     trained = sum(p.numel() for _, p in named if p.requires_grad)
