@@ -34,7 +34,8 @@ def ahead(told: Sequence[Told[ClockFacts]]) -> dict[int, float]:
     """Seconds that each rank's clock is before the median: of several rounds the one where it was nearest, since a
     rank that was not running as it left a barrier looks late."""
     everyone = sound(told)
-    medians = [statistics.median(times) for times in zip(*(facts.times for _, facts in everyone))]
+    # The lower of two in the middle: of two ranks the full difference counts.
+    medians = [statistics.median_low(times) for times in zip(*(facts.times for _, facts in everyone))]
     return {
         one.rank: min((own - median for own, median in zip(facts.times, medians)), key=abs)
         for one, facts in everyone

@@ -130,6 +130,6 @@ def judge_cores(told: Sequence[Told[DeviceFacts]], workers: int | None) -> list[
         cores = low if low == high else f"{low} … {high}"
         threads = all_facts[0].threads
         asked = "" if threads is None else f", {counted(threads, 'thread')} an operation"
-        return f"{cores} a rank{asked}" + ("" if workers is None else f", {workers} of data.workers")
+        return f"{cores} a rank{asked}" + ("" if workers is None else f", data.workers={workers}")
 
     return judged(CORES, told, of_rank, all_well)

@@ -81,7 +81,7 @@ def within(seconds: float, what: str, world: World) -> Iterator[None]:
     def end() -> None:
         value = f"not ended after {seconds:g} s"
         remedy = (
-            "this rank hangs in it (its stack is on the error stream), or waits for one that hangs or cannot be reached; "
+            "this rank hangs in it (its stack is on the error stream), or waits for one that hangs or is not reached; "
             "see the ranks that say nothing, and NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and NCCL_DEBUG=INFO"
         )
         print(Finding("fail", what, value, remedy, world.rank, HOST).line(), flush=True)
