@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
 from uniemox_dist.runtime.world import World
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"
@@ -176,14 +176,14 @@ def judge_speed(told: Sequence[Told[CollectiveFacts]], gradient_bytes: int | Non
     sizes = sorted(everyone[0][1].seconds)
     slowest, slow = min(everyone, key=lambda pair: pair[1].bus_bytes_per_s(sizes[-1], ranks))
     rates = ", ".join(
-        f"{min(f.bus_bytes_per_s(size, ranks) for _, f in everyone) / 1e9:.3g} GB/s at {_size(size)}"
+        f"{min(f.bus_bytes_per_s(size, ranks) for _, f in everyone) / 1e9:.3g} GB/s at {sized(size)}"
         for size in sizes
     )
     rate = slow.bus_bytes_per_s(sizes[-1], ranks)
     text = f"{rates}; slowest: rank {slowest.rank} on {slowest.host}"
     if gradient_bytes:
         seconds = 2 * (ranks - 1) / ranks * gradient_bytes / rate
-        text += f"; a step's gradients ({_size(gradient_bytes)}) take {seconds:.2g} s"
+        text += f"; a step's gradients ({sized(gradient_bytes)}) take {seconds:.2g} s"
     if slow.gpu and rate < SLOW_GPU_BYTES_PER_S:
         return [Finding("warn", SPEED, text, NETWORK, slowest.rank, slowest.host)]
     return [Finding("ok", SPEED, text)]
@@ -220,7 +220,3 @@ def judge_links(told: Sequence[Told[CollectiveFacts]]) -> list[Finding]:
         return "; ".join(parts) + ", each rank to the next"
 
     return judged(LINKS, told, of_rank, all_well)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"

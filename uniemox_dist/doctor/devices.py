@@ -116,12 +116,13 @@ def judge_cores(told: Sequence[Told[DeviceFacts]], workers: int | None) -> list[
     def of_rank(one: Told[DeviceFacts], facts: DeviceFacts) -> Problem | None:
         own = share[one.rank]
         most = max(1, int(own))
+        cores = f"{own:.3g} core{'' if own == 1 else 's'}"
         if facts.threads is not None and facts.threads > most:
             remedy = f"export OMP_NUM_THREADS={most}, or give each task more cores (srun --cpus-per-task)"
-            return Problem("warn", f"{facts.threads} threads an operation on {own:.3g} cores", remedy)
+            return Problem("warn", f"{facts.threads} threads an operation on {cores}", remedy)
         if workers is not None and workers > most:
             remedy = f"set data.workers={most}, or give each task more cores (srun --cpus-per-task)"
-            return Problem("warn", f"{workers} loader processes on {own:.3g} cores", remedy)
+            return Problem("warn", f"{workers} loader processes on {cores}", remedy)
         return None
 
     def all_well(all_facts: list[DeviceFacts]) -> str:

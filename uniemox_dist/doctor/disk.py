@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
 from uniemox_dist.doctor.subject import Sizes
 from uniemox_dist.runtime.errors import Fault
 
@@ -95,7 +95,7 @@ def judge(
     rate = sum(facts.bytes_per_s for _, facts in sound(told))
 
     def of_rank(_: Told[DiskFacts], facts: DiskFacts) -> Problem | None:
-        free = f"{_size(facts.free)} free in {facts.folder}"
+        free = f"{sized(facts.free)} free in {facts.folder}"
         room = "make room there, or set run.dir to a larger disk"
         if facts.inodes is not None and facts.inodes < INODES:
             return Problem("fail", f"only {facts.inodes} files can be made in {facts.folder}", room)
@@ -107,39 +107,31 @@ def judge(
             # One more than are kept is there while the newest is written; two are the least that a run can go on with.
             need = max(1, keep + 1 - facts.saved) * one
             if facts.free < need:
-                value = f"{free}; a checkpoint takes {_size(one)}, run.keep_last={keep}"
+                value = f"{free}; a checkpoint takes {sized(one)}, run.keep_last={keep}"
                 few = facts.free < max(1, 2 - facts.saved) * one
                 return Problem("fail" if few else "warn", value, f"{room}, or lower run.keep_last")
         if not speed:
             return None
         if sizes is not None and sizes.checkpoint_bytes / rate > SLOW_S:
-            value = f"{_rate(rate)} with fsync: a checkpoint takes {sizes.checkpoint_bytes / rate:.0f} s"
+            value = f"{sized(rate)}/s with fsync: a checkpoint takes {sizes.checkpoint_bytes / rate:.0f} s"
             return Problem("warn", value, "set run.dir to a faster disk, or a larger run.save_every")
         if sizes is None and facts.bytes_per_s < SLOW_BYTES_PER_S:
-            return Problem("warn", f"{_rate(facts.bytes_per_s)} with fsync", "set run.dir to a faster disk")
+            return Problem("warn", f"{sized(facts.bytes_per_s)}/s with fsync", "set run.dir to a faster disk")
         return None
 
     def all_well(all_facts: list[DiskFacts]) -> str:
         where = min(all_facts, key=lambda facts: facts.free)
-        text = f"{_size(where.free)} free in {where.folder}"
+        text = f"{sized(where.free)} free in {where.folder}"
         if speed:
             each = (
                 f" ({span((f.bytes_per_s / 1e6 for f in all_facts), 'MB/s')} a rank)" if len(told) > 1 else ""
             )
-            text += f"; writes {_rate(rate)} with fsync{each}"
+            text += f"; writes {sized(rate)}/s with fsync{each}"
         else:
             text += "; can be written"
         if sizes is not None:
-            text += f"; a checkpoint takes {_size(sizes.checkpoint_bytes)}"
+            text += f"; a checkpoint takes {sized(sizes.checkpoint_bytes)}"
             text += f", {sizes.checkpoint_bytes / rate:.2g} s" if speed else ""
         return text
 
     return judged(WHAT, told, of_rank, all_well)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
-
-
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e6:.3g} MB/s" if bytes_per_s < 1e9 else f"{bytes_per_s / 1e9:.3g} GB/s"

@@ -126,6 +126,14 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def sized(count: float) -> str:
+    """Bytes as people write them: `65.5 kB`, `16.8 MB`, `1.2 GB`."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
 def worst(findings: Iterable[Finding]) -> Status:
     """The gravest status among them."""
     found = {finding.status for finding in findings}

@@ -11,7 +11,7 @@ from pathlib import Path
 from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, complete_checkpoints
 from uniemox_dist.config.schema import Config, TeacherConfig
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.doctor.findings import Finding, Told, counted, judged
+from uniemox_dist.doctor.findings import Finding, Told, counted, judged, sized
 from uniemox_dist.models.teacher_files import CONFIG, local_folder, statistics, weights_file
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json
@@ -94,7 +94,7 @@ def _weights(path: Path, where: str) -> str:
     """What a file of weights holds by its header."""
     if not path.is_file():
         raise UserError(f"{where}: lacks {path.name}; {COPY}")
-    size = f"{path.stat().st_size / 1e6:.3g} MB"
+    size = sized(path.stat().st_size)
     if path.suffix != ".safetensors":
         with open(path, "rb") as file:
             if not file.read(1):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sized, sound, span
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 from uniemox_dist.runtime.world import World
 
@@ -61,7 +61,7 @@ def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) ->
     def of_rank(one: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         ranks = len(hosts[one.host])
         need = ranks * (LEAST_BYTES if loader is None else _loader_bytes(loader))
-        what = f"{_gb(facts.left)} free; {counted(ranks, 'rank')} there want {_gb(need)} at least"
+        what = f"{sized(facts.left)} free; {counted(ranks, 'rank')} there want {sized(need)} at least"
         if loader is None:
             remedy = "ask for more memory (sbatch --mem), or end what else runs there"
             return Problem("warn", what, remedy) if need > facts.left else None
@@ -75,8 +75,8 @@ def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) ->
     def all_well(all_facts: list[MemoryFacts]) -> str:
         free = span((facts.left / 1e9 for facts in all_facts), "GB")
         limits = {facts.limit for facts in all_facts} - {None}
-        bound = f" (limit {_gb(min(x for x in limits if x is not None))})" if limits else ""
-        need = "" if loader is None else f"; loading takes {_gb(_loader_bytes(loader))} a rank"
+        bound = f" (limit {sized(min(x for x in limits if x is not None))})" if limits else ""
+        need = "" if loader is None else f"; loading takes {sized(_loader_bytes(loader))} a rank"
         return f"{free} free a host{bound}{need}"
 
     return judged(HOST, told, of_rank, all_well)
@@ -95,21 +95,17 @@ def judge_gpu(told: Sequence[Told[MemoryFacts]], sizes: Sizes | None, stage: int
     def of_rank(_: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         if not facts.gpu_total or facts.gpu_free is None:
             return None  # of ranks without a GPU another check speaks
-        what = f"{_gb(facts.gpu_free)} free of {_gb(facts.gpu_total)}"
+        what = f"{sized(facts.gpu_free)} free of {sized(facts.gpu_total)}"
         if need > facts.gpu_free:
             remedy = "use a higher zero.stage, more ranks or a smaller model"
-            return Problem("fail", f"{what}; weights and states alone take {_gb(need)}", remedy)
+            return Problem("fail", f"{what}; weights and states alone take {sized(need)}", remedy)
         if facts.gpu_free < FREE_SHARE * facts.gpu_total:
             return Problem("warn", what, "another process has memory there; see nvidia-smi and end it")
         return None
 
     def all_well(all_facts: list[MemoryFacts]) -> str:
         free = [facts.gpu_free / 1e9 for facts in all_facts if facts.gpu_free is not None]
-        known = f"; weights and states take {_gb(need)}, activations on top" if need else ""
+        known = f"; weights and states take {sized(need)}, activations on top" if need else ""
         return f"{span(free, 'GB')} free a GPU{known}"
 
     return judged(GPU, told, of_rank, all_well)
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shards.storage import is_local
 from uniemox_dist.data.reader import DamagedSample, ShardReader
-from uniemox_dist.doctor.findings import Finding, Problem, Told, counted, judged, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, Told, counted, judged, sized, sound, span
 from uniemox_dist.runtime.errors import Fault
 from uniemox_dist.runtime.world import World
 
@@ -133,9 +133,7 @@ def judge(told: Sequence[Told[ReadFacts]]) -> list[Finding]:
         rate = span((facts.bytes_per_s / 1e6 for facts in all_facts), "MB/s")
         samples = span((facts.samples_per_s for facts in all_facts), "samples/s")
         each = " a rank" if len(told) > 1 else ""
-        size = (
-            f"{one.path}: {one.samples} samples in {counted(one.shards, 'shard')}, {one.bytes / 1e9:.3g} GB"
-        )
+        size = f"{one.path}: {one.samples} samples in {counted(one.shards, 'shard')}, {sized(one.bytes)}"
         return f"{size}; {rate} in a row, {samples} one by one{each}"
 
     return judged(WHAT, told, of_rank, all_well)

@@ -13,6 +13,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.doctor import collective, devices, disk, inputs, limits, memory, rate, reading
 from uniemox_dist.doctor.cgroup import Limits, read_limits
 from uniemox_dist.doctor.findings import Trouble
+from uniemox_dist.doctor.full import alone, meeting_failed
 from uniemox_dist.doctor.ranks import measured
 from uniemox_dist.doctor.subject import Subject, sizes_of
 from uniemox_dist.models.student import Student
@@ -146,6 +147,18 @@ def test_a_damaged_teacher_is_named(tiny_teacher: Path, tmp_path: Path) -> None:
         inputs.measure_teacher(teacher)
 
 
+def test_cached_views_stand_for_a_teacher_that_is_away(
+    taught_data: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    settings = [f"teacher.name=local-dir:{tiny_teacher}", "teacher.source=cache", "model.image_size=32"]
+    config = demo(f"data.path={taught_data}", *settings)
+    assert inputs.measure_cache(config, World()).text == (
+        f"cached views of local-dir:{tiny_teacher} for 1 data set"
+    )
+    with pytest.raises(UserError, match="has no cached views; make them with"):
+        inputs.measure_cache(demo(f"data.path={tiny_data}/train", *settings), World())
+
+
 def test_initial_weights_of_each_layout_are_known_by_their_headers(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +189,14 @@ def test_initial_weights_of_each_layout_are_known_by_their_headers(
         inputs.measure_initial(tmp_path / "run")
     with pytest.raises(UserError, match="no such file or folder"):
         inputs.measure_initial(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a rank beyond the GPUs is not fit")
+def test_a_process_without_gpus_is_fit_to_meet_others_and_a_failure_to_meet_says_where() -> None:
+    assert alone(World(rank=1, size=2, local_rank=1)) == []
+    found = meeting_failed(RuntimeError("timed out\nat line 3"), World(1, 2, 1, "node0", 29500))
+    assert (found.status, found.rank) == ("fail", 1)
+    assert found.value == "timed out (ranks meet at node0:29500)"
 
 
 def test_a_rate_is_measured_and_has_no_peak_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
