@@ -1,8 +1,9 @@
 """One file of a checkpoint, written in one pass: the bytes are hashed on their way to the disk.
 
 safetensors' own writer would be a first pass over the data and hashing the file a second one, and it holds Python's
-lock while it writes; a background thread must not stop the training loop. The format is a small one: the length of a JSON
-header (8 bytes, little endian), the header (padded to a multiple of 8), and the tensors' bytes one after the other.
+lock while it writes; a background thread must not stop the training loop. The format is a small one: the length of a
+JSON header (8 bytes, little endian), the header (padded to a multiple of 8), and the tensors' bytes one after the
+other.
 """
 
 import hashlib

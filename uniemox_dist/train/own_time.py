@@ -1,8 +1,8 @@
 """How long a rank computes by itself, without waiting for another: what tells a slow rank from those that wait for it.
 
-All ranks' steps take the same time, since each waits for the slowest in the exchange of gradients. What comes before
-it is a rank's own: its wait for data, the teacher, and the student's forward pass (in ZeRO-3 that one exchanges weights, so
-that there a slow rank shows only in part).
+All ranks' steps take the same time, since each waits for the slowest in the exchange of gradients. What comes before it
+is a rank's own: its wait for data, the teacher, and the student's forward pass (in ZeRO-3 that one exchanges weights,
+so that there a slow rank shows only in part).
 """
 
 import statistics
@@ -55,8 +55,8 @@ class Straggler:
 
 def stragglers(own_s: list[float], interval_s: float, factor: float) -> list[Straggler]:
     """Ranks whose own time exceeds `factor` times the median, and the median by a tenth of the interval: of what is
-    small beside the step nobody waits long. Of an even number of ranks the lower median counts, so that of two the slower is
-    compared with the other."""
+    small beside the step nobody waits long. Of an even number of ranks the lower median counts, so that of two the
+    slower is compared with the other."""
     median = statistics.median_low(own_s)
     return [
         Straggler(rank, seconds, median)

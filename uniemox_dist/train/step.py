@@ -39,7 +39,7 @@ class StepResult:
     """Samples replaced in this step, over all ranks."""
     keys: int
     """Samples of this step, over all ranks."""
-    written: int
+    written: int = 0
     """Ranks whose part of a save under way is written."""
     evidence: dict[str, Any] | None = None
     """Of a step that was not applied, what this rank saw."""
