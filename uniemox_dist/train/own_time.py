@@ -1,0 +1,113 @@
+"""How long a rank computes by itself, without waiting for another: what tells a slow rank from those that wait for it.
+
+All ranks' steps take the same time, since each waits for the slowest in the exchange of gradients. What comes before it
+is a rank's own: its wait for data, the teacher, and the student's forward pass (in ZeRO-3 that one exchanges weights,
+so that there a slow rank shows only in part).
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+WINDOW = 10
+"""Steps after which ranks are compared, or the first interval of the log that has as many."""
+NOTICED = 0.1
+"""Share of the steps' time by which a slow rank must exceed the median."""
+
+
+class OwnTime:
+    """Adds up the time between `start` and `stop`, on a GPU by events that the device meets on its way."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._pairs: list[tuple[Any, Any]] = []
+        self._seconds = self._began = 0.0
+
+    def start(self) -> None:
+        """Own work begins."""
+        if self._cuda:
+            self._pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self._pairs[-1][0].record()
+        else:
+            self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Own work ends."""
+        if self._cuda:
+            self._pairs[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._began
+
+    def take(self) -> float:
+        """Seconds since the last call; the device must have met all events, as it has after a step."""
+        seconds = self._seconds + sum(a.elapsed_time(b) for a, b in self._pairs) / 1e3
+        self._seconds = 0.0
+        self._pairs.clear()
+        return seconds
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A rank that the others wait for."""
+
+    rank: int
+    host: str
+    seconds: float
+    """Its own time per step."""
+    median_s: float
+    """The median rank's."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the event."""
+        times = {"seconds": round(self.seconds, 4), "median_s": round(self.median_s, 4)}
+        return {"rank": self.rank, "host": self.host, **times}
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} on {self.host} is slow: {self.seconds:.3f} s of its own per step, the median rank "
+            f"{self.median_s:.3f} s"
+        )
+
+
+class Stragglers:
+    """Names a rank when it begins to be slow, judged over windows of some steps: one slow step makes no straggler."""
+
+    def __init__(self, hosts: Sequence[str], factor: float) -> None:
+        self.hosts, self.factor = hosts, factor
+        self._slow: set[int] = set()
+        self._warm = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._own_s, self._steps, self._seconds = [0.0] * len(self.hosts), 0, 0.0
+
+    def add(self, own_s: Sequence[float], steps: int, seconds: float) -> list[Straggler]:
+        """Takes in an interval: each rank's own time, and the time that all took. Returns whom to name now.
+
+        Of an even number of ranks the lower median counts, so that of two the slower is compared with the other; and of
+        what is small beside the steps nobody waits long.
+        """
+        if not self._warm:  # the first interval has the first step, with whatever is made and compiled then
+            self._warm = True
+            return []
+        self._own_s = [a + b for a, b in zip(self._own_s, own_s, strict=True)]
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        if self._steps < WINDOW:
+            return []
+        median = statistics.median_low(self._own_s)
+        slow = {
+            rank
+            for rank, own in enumerate(self._own_s)
+            if own > self.factor * median and own - median > NOTICED * self._seconds
+        }
+        named = [
+            Straggler(rank, self.hosts[rank], self._own_s[rank] / self._steps, median / self._steps)
+            for rank in sorted(slow - self._slow)
+        ]
+        self._slow = slow
+        self._begin()
+        return named
