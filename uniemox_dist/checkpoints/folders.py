@@ -16,6 +16,7 @@ FIXED = "fixed.safetensors"
 FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 NAME = re.compile(r"step_(\d{8})")
+SET_ASIDE = re.compile(r"step_(\d{8})\.damaged.*")
 
 
 def step_folder(step: int) -> str:
@@ -37,15 +38,30 @@ class Checkpoint:
 
     def problem(self, *, hashes: bool) -> str | None:
         """What is wrong with its files, if anything: sizes always, hashes on request."""
-        for name, facts in self.info["files"].items():
-            path = self.folder / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != facts["bytes"]:
-                return f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-            if hashes and sha256_file(path) != facts["sha256"]:
-                return f"{path} was altered: its SHA-256 differs"
-        return None
+        found = (
+            file_problem(self.folder / n, facts, hashes=hashes) for n, facts in self.info["files"].items()
+        )
+        return next((problem for problem in found if problem is not None), None)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files, as complete.json states them."""
+        return sum(facts["bytes"] for facts in self.info["files"].values())
+
+
+def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | None:
+    """What is wrong with a file of which complete.json states these facts, if anything."""
+    try:
+        found = path.stat().st_size
+        if found != facts["bytes"]:
+            return f"{path} has {found} bytes instead of {facts['bytes']}"
+        if hashes and sha256_file(path) != facts["sha256"]:
+            return f"{path} was altered: its SHA-256 differs"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -56,12 +72,57 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
 def _complete(folder: Path) -> Iterator[Checkpoint]:
     for path in folder.glob("step_*"):
         if NAME.fullmatch(path.name) and (path / COMPLETE).is_file():
-            try:
-                info = read_json(path / COMPLETE)
-            except ValueError:
-                continue
-            if info.get("format") == FORMAT and info.get("format_version", 0) <= FORMAT_VERSION:
-                yield Checkpoint(path, info)
+            checkpoint = read_checkpoint(path)
+            if checkpoint is not None:
+                yield checkpoint
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The complete checkpoint in a folder, or None if there is none that this version reads."""
+    try:
+        info = read_json(path / COMPLETE)
+    except (OSError, ValueError):  # retention may delete it just now
+        return None
+    known = (
+        isinstance(info, dict)
+        and info.get("format") == FORMAT
+        and info.get("format_version", 0) <= FORMAT_VERSION
+    )
+    return Checkpoint(path, info) if known else None
+
+
+def newest_complete(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint below a run's checkpoints/, by its name; its files are not looked at."""
+    names = sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name)), reverse=True)
+    return next((found for path in names if (found := read_checkpoint(path)) is not None), None)
+
+
+def incomplete(folder: Path) -> list[Path]:
+    """Folders with the name of a checkpoint and no complete.json that this version reads."""
+    return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and read_checkpoint(p) is None)
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """Checkpoints below a run's checkpoints/ that were found damaged and renamed."""
+    return sorted(p for p in folder.glob("step_*") if SET_ASIDE.fullmatch(p.name) and p.is_dir())
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What saves and deletions that were killed left there, or are at just now."""
+    return sorted(
+        p for p in folder.glob(".step_*") if NAME.match(p.name[1:]) and p.suffix in (".tmp", ".deleted")
+    )
+
+
+def bytes_below(path: Path) -> int:
+    """Size of all files in a folder, as they lie there."""
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:  # gone meanwhile
+            continue
+    return total
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -20,6 +20,11 @@ COMMANDS = {
         "Cache what a teacher says of captions and pictures beside the shards.",
     ),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
+    "status": ("uniemox_dist.cli.status", "Say where runs stand: state, step, pace, last save, faults."),
+    "checkpoint": (
+        "uniemox_dist.cli.checkpoint",
+        "List, verify and prune a run's checkpoints.",
+    ),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
     "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),
     "report": ("uniemox_dist.cli.report", "Write one HTML page about a run."),
