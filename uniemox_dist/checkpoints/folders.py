@@ -44,6 +44,14 @@ class Checkpoint:
         return next((problem for problem in found if problem is not None), None)
 
     @property
+    def completed(self) -> float | None:
+        """When it was complete, in seconds since 1970; None if it was deleted meanwhile."""
+        try:
+            return (self.folder / COMPLETE).stat().st_mtime
+        except OSError:
+            return None
+
+    @property
     def bytes(self) -> int:
         """Size of its files, as complete.json states them."""
         return sum(facts["bytes"] for facts in self.info["files"].values())

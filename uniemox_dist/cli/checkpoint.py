@@ -215,18 +215,13 @@ def prune_command(
 
 
 def _facts(found: "Checkpoint", *, kept: bool) -> dict[str, Any]:
-    from uniemox_dist.checkpoints.folders import COMPLETE
-
     info = found.info
-    try:
-        time = round((found.folder / COMPLETE).stat().st_mtime, 3)
-    except OSError:  # retention deleted it just now
-        time = None
+    time = found.completed
     return {
         "name": found.folder.name,
         "step": found.step,
         "slots": info.get("slots"),
-        "time": time,
+        "time": None if time is None else round(time, 3),
         "ranks": info.get("world_size"),
         "zero_stage": info.get("zero_stage"),
         "precision": info.get("precision"),

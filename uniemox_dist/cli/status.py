@@ -115,7 +115,7 @@ def _row(facts: dict[str, Any]) -> list[str]:
     from uniemox_dist.runtime.words import duration
 
     def shown(key: str, form: str, scale: float = 1.0, unit: str = "") -> str:
-        return "–" if facts[key] is None else f"{scale * facts[key]:{form}}{unit}"
+        return "–" if facts[key] is None else f"{scale * facts[key] if unit else facts[key]:{form}}{unit}"
 
     saved = (
         "–"
@@ -158,8 +158,12 @@ def _details(facts: dict[str, Any]) -> list[str]:
     age = facts["line_age_s"]
     counts = [
         counted(facts["attempts"], "attempt"),
-        counted(facts["spikes"], "loss spike"),
-        counted(facts["damaged_pictures"], "damaged picture") + " replaced",
+        *((counted(facts["spikes"], "loss spike"),) if facts["spikes"] else ()),
+        *(
+            (counted(facts["damaged_pictures"], "damaged picture") + " replaced",)
+            if facts["damaged_pictures"]
+            else ()
+        ),
         *(() if age is None else (f"last metrics {duration(age)} ago",)),
     ]
     return [*lines, ", ".join(counts)]
@@ -209,7 +213,7 @@ def _find(patterns: tuple[str, ...]) -> list["RunFolder"]:
 
 def _look(run: "RunFolder") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The facts of a run, and its events."""
-    from uniemox_dist.checkpoints.folders import COMPLETE, newest_complete
+    from uniemox_dist.checkpoints.folders import newest_complete
     from uniemox_dist.config.load import parse_yaml
     from uniemox_dist.runtime.errors import UserError
     from uniemox_dist.runtime.run_folder import read_lines
@@ -224,11 +228,6 @@ def _look(run: "RunFolder") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not lock.held:  # and one that began while we read is not free
         lock = run.look_at_lock()
     newest = newest_complete(run.checkpoints)
-    saved = None
-    if newest is not None:
-        try:
-            saved = Saved(newest.step, (newest.folder / COMPLETE).stat().st_mtime)
-        except OSError:  # deleted just now
-            saved = None
+    saved = Saved(newest.step, newest.completed) if newest is not None else None
     config = config if isinstance(config, dict) else {}
     return facts(str(run.path), config, metrics, events, lock, saved, time.time()), events

@@ -36,7 +36,7 @@ class Saved:
     """A complete checkpoint, as far as its folder tells."""
 
     step: int
-    time: float
+    time: float | None
     """When it was complete, in seconds since 1970."""
 
 
@@ -95,7 +95,7 @@ def standing(
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())
     if lock.held is False and not (elsewhere and silent_s <= limit_s):
         # The lock of another host may be one that this host cannot see: then fresh lines count more.
-        return Standing("killed", "bad", f"without a word {duration(silent_s)} ago or later; {on}")
+        return Standing("killed", "bad", f"without a word; its last sign is {duration(silent_s)} old; {on}")
     if silent_s <= limit_s:
         return Standing("running", "good", "starting" if starts else "")
     perhaps = "" if lock.held else " or killed: the lock cannot be tested here"
@@ -149,7 +149,7 @@ def facts(
     stands = standing(events, lines, config, lock, length, step=step, saved=saved, now=now)
     line: Line = lines[-1] if lines else {}
     found = numbers(metrics, events)
-    alive = stands.word in ("running", "stalled")
+    alive = stands.word == "running"
     left = left_s(lines, events, length, step)
     if left is not None and is_number(line.get("time")):
         left = max(0.0, left - (now - line["time"]))

@@ -46,6 +46,8 @@ class Attempt:
     first_step: int
     ended: float = 0.0
     last_step: int = 0
+    last_word: str = ""
+    """The kind of the event that ended it; empty if it goes on, or was killed."""
     lost_steps: int = 0
     """Steps that the next attempt had to do again; at least, as only steps with a line are seen."""
 
@@ -73,6 +75,11 @@ class Numbers:
     """Median bytes of a save."""
     stragglers: list[tuple[str, int, float | None]] = field(default_factory=list)
     """(host, how often one of its ranks was slow, the most medians of time that it took), the most frequent first."""
+
+    @property
+    def killed(self) -> list[float]:
+        """When attempts that others followed wrote their last line, if that was not about their end."""
+        return [attempt.ended for attempt in self.attempts[:-1] if not attempt.last_word]
 
     @property
     def lost_steps(self) -> int:
@@ -154,7 +161,6 @@ def run_length(config: Mapping[str, Any], events: Sequence[Line], lines: Sequenc
 def attempts(metrics: Sequence[Line], events: Sequence[Line]) -> list[Attempt]:
     """What was done between starts, in order."""
     found: list[Attempt] = []
-    over = False
     for event in events:
         time, step = event.get("time"), event.get("step")
         if not is_number(time):
@@ -162,12 +168,11 @@ def attempts(metrics: Sequence[Line], events: Sequence[Line]) -> list[Attempt]:
         if event.get("event") == "start":
             first = step if isinstance(step, int) else 0
             found.append(Attempt(time, first, time, first))
-            over = False
-        elif found and not over and event.get("event") != "restart":
+        elif found and not found[-1].last_word and event.get("event") != "restart":
             found[-1].ended = max(found[-1].ended, time)
             if isinstance(step, int):
                 found[-1].last_step = max(found[-1].last_step, step)
-            over = ends_attempt(event)
+            found[-1].last_word = str(event["event"]) if ends_attempt(event) else ""
     for i, attempt in enumerate(found):
         until = found[i + 1].began if i + 1 < len(found) else math.inf
         for line in metrics:

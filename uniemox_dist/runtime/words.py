@@ -101,10 +101,12 @@ def _layout(facts: _Facts, ranks: str, stage: str) -> str:
 def _start(facts: _Facts) -> str:
     teacher = facts("teacher")
     hosts = facts("hosts")
-    where = counted(len(hosts), "host") + f" ({short(hosts)})" if isinstance(hosts, list) and hosts else ""
+    host = facts.text("host", before="host ")
+    several = isinstance(hosts, list) and len(hosts) > 1
+    where = f"{counted(len(hosts), 'host')} ({short(hosts)})" if several else host
     parts = [
         _layout(facts, "ranks", "zero_stage"),
-        where or facts.text("host", before="host "),
+        where,
         facts.text("precision"),
         f"teacher {cut(teacher)}" if isinstance(teacher, str) else "",
     ]

@@ -26,12 +26,15 @@ from uniemox_dist.config.schema import (
     RunConfig,
     TeacherConfig,
 )
-from uniemox_dist.report.curves import History, draw, history, show, thin
+from uniemox_dist.report.curves import draw, show, thin
 from uniemox_dist.report.evaluation import read_evaluation, table
-from uniemox_dist.report.page import duration, pictures, write_report
+from uniemox_dist.report.page import write_report
+from uniemox_dist.report.pictures import pictures
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.story import History, history
+from uniemox_dist.runtime.words import duration
 
 HOSTILE = "<script>alert('x')</script>&\"-->"
 
