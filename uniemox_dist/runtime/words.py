@@ -93,7 +93,7 @@ def _layout(facts: _Facts, ranks: str, stage: str) -> str:
     count = facts(ranks)
     parts = [
         counted(count, "rank") if isinstance(count, int) else "",
-        facts.number(stage, "d", before="ZeRO-"),
+        facts.number(stage, "", before="ZeRO-"),
     ]
     return ", ".join(part for part in parts if part)
 
@@ -165,7 +165,7 @@ def _save(facts: _Facts) -> str:
 
 
 def _fault(facts: _Facts) -> str:
-    place = facts.number("step", before=" at step ") + facts.number("rank", "d", before=" on rank ")
+    place = facts.number("step", before=" at step ") + facts.number("rank", "", before=" on rank ")
     if facts("damaged"):
         said = f"replaced a damaged picture{place}: {short(facts('damaged'))}"
     else:
@@ -199,7 +199,7 @@ def _spike(facts: _Facts) -> str:
 
 def _straggler(facts: _Facts) -> str:
     seconds, median = facts("seconds"), facts("median_s")
-    who = facts.number("rank", "d", before="rank ") or "a rank"
+    who = facts.number("rank", "", before="rank ") or "a rank"
     where = facts.text("host", before=" on ") + facts.number("step", before=" at step ")
     if is_number(seconds) and is_number(median) and median > 0:
         return f"{who}{where} is slow: {seconds:.3g} s a step, {seconds / median:.1f} times the median {median:.3g} s"
@@ -216,11 +216,11 @@ def _signal(facts: _Facts) -> str:
 
 def _restart(facts: _Facts) -> str:
     counts = [
-        facts.number("attempt", "d", before="attempt "),
-        facts.number("left", "d", before="", after=" left without progress"),
+        facts.number("attempt", "", before="attempt "),
+        facts.number("left", "", before="", after=" left without progress"),
     ]
     said = ", ".join(part for part in counts if part)
-    code = facts.number("code", "d", before=" after exit code ")
+    code = facts.number("code", "", before=" after exit code ")
     step = facts.number("step", before=", from step ")
     return f"the launcher starts it again{code}{step}" + (f" ({said})" if said else "")
 
