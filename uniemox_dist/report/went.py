@@ -53,6 +53,5 @@ def event_row(event: dict[str, Any]) -> dict[str, Any]:
         "time": moment(event.get("time")),
         "event": str(event.get("event", "?")),
         "said": said,
-        "bad": event.get("event") in ("fault", "skip"),
         "facts": [(key, short(value)) for key, value in rest.items()],
     }

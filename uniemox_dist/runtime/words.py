@@ -48,7 +48,7 @@ def short(value: Any) -> str:
 def cut(text: str, most: int = MOST_CHARACTERS) -> str:
     """A text in one line, without what could steer a terminal, and of limited length."""
     line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
-    return line if len(line) <= most else f"{line[:most]} …"
+    return line if len(line) <= most else f"{line[:most].rstrip()} …"
 
 
 class _Facts:

@@ -1,6 +1,5 @@
 """What the lines of a run amount to, on a made-up run that has seen everything."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

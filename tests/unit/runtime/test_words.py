@@ -1,4 +1,5 @@
 """Events as sentences."""
+# ruff: noqa: E501 (an event and its sentence are read side by side)
 
 import json
 from pathlib import Path
@@ -38,14 +39,14 @@ from uniemox_dist.runtime.words import KINDS, counted, cut, sentence, short, siz
         ({"event": "novel", "time": 3.0, "what": [1, 2]}, "novel: what 1, 2"),
         ({}, "None"),
     ],
-)  # fmt: skip  # noqa: E501
+)  # fmt: skip
 def test_an_event_is_a_sentence(event: dict[str, Any], text: str) -> None:
     assert sentence(event) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_event_without_facts_or_with_odd_ones_is_still_a_sentence(kind: str) -> None:
-    keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing")  # fmt: skip  # noqa: E501
+    keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing")  # fmt: skip
     for value in (None, "x", 3, 2.5, float("nan"), [], [None], {}, {"a": 1}, True):
         text = sentence({"event": kind, **dict.fromkeys(keys, value)})
         assert text
