@@ -85,7 +85,7 @@ def told_run(path: Path, *, lines_of_last_attempt: int = 60) -> RunFolder:
     start(3000, 16, 2)
     event("resume", step=3000, checkpoint="step_00003000", ranks=16, zero_stage=2)
     train(3000, 4500)
-    event("fault", 1.0, step=4500, error="save failed: /runs/told/checkpoints: No space left on device")
+    event("fault", 1.0, step=4500, error="tensorboard: Disk quota exceeded")
     train(4500, 5700)
     event("save", 8.0, step=5706, bytes=1_340_000_000, seconds=3.4, blocked_s=3.4, removed=[])
     event("signal", 8.1, step=5706, signal="SIGUSR2", saved=True)

@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "uniemox_dist.evaluate": {"uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
     "uniemox_dist.report": {"uniemox_dist.checkpoints", "uniemox_dist.runtime"},
-    "launch": {"shards"},
+    "launch": {"shards", "uniemox_dist.checkpoints", "uniemox_dist.runtime"},
 }
 
 
@@ -84,7 +84,7 @@ def loaded_after(statement: str) -> set[str]:
         "import uniemox_dist",
         "import shards.pack, shards.report, shards.sources.table, shards.sources.folder",
         "import uniemox_dist.cli.main, uniemox_dist.cli.shards, uniemox_dist.cli.pretrain, uniemox_dist.cli.release",
-        "import uniemox_dist.config.load, launch.local, uniemox_dist.data.plan",
+        "import uniemox_dist.config.load, launch.local, launch.restarts, uniemox_dist.data.plan",
         "import uniemox_dist.runtime.run_folder, uniemox_dist.runtime.world, uniemox_dist.checkpoints",
         "import uniemox_dist.cli.status, uniemox_dist.cli.checkpoint, uniemox_dist.runtime.standing",
         "import uniemox_dist.checkpoints.retention, uniemox_dist.checkpoints.verify, uniemox_dist.report.page",

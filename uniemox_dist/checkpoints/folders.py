@@ -3,13 +3,14 @@ is written last: a folder without it, or without its name, does not exist for an
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json, sha256_file
+from uniemox_dist.runtime.files import canonical_json, read_json, sha256_bytes, sha256_file
 
 COMPLETE = "complete.json"
 FIXED = "fixed.safetensors"
@@ -36,12 +37,20 @@ class Checkpoint:
         """Steps done when it was saved."""
         return int(self.info["step"])
 
-    def problem(self, *, hashes: bool) -> str | None:
-        """What is wrong with its files, if anything: sizes always, hashes on request."""
-        found = (
-            file_problem(self.folder / n, facts, hashes=hashes) for n, facts in self.info["files"].items()
-        )
+    def problem(self, *, hashes: bool, files: Iterable[str] | None = None) -> str | None:
+        """What is wrong with its files, or with some of them, if anything: sizes always, hashes on request."""
+        own = self.own_problem()
+        if own is not None:
+            return own
+        names = self.info["files"] if files is None else files
+        found = (file_problem(self.folder / name, self.info["files"][name], hashes=hashes) for name in names)
         return next((problem for problem in found if problem is not None), None)
+
+    def own_problem(self) -> str | None:
+        """What is wrong with its complete.json, if anything."""
+        if self.info.get("sha256", digest(self.info)) != digest(self.info):
+            return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
+        return None
 
     @property
     def completed(self) -> float | None:
@@ -72,6 +81,11 @@ def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | No
     return None
 
 
+def digest(info: dict[str, Any]) -> str:
+    """The hash that complete.json carries of itself, under `sha256`."""
+    return sha256_bytes(canonical_json({key: value for key, value in info.items() if key != "sha256"}))
+
+
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints below a run's checkpoints/, oldest first."""
     return sorted(_complete(folder), key=lambda checkpoint: checkpoint.step)
@@ -79,24 +93,23 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
 
 def _complete(folder: Path) -> Iterator[Checkpoint]:
     for path in folder.glob("step_*"):
-        if NAME.fullmatch(path.name) and (path / COMPLETE).is_file():
-            checkpoint = read_checkpoint(path)
-            if checkpoint is not None:
-                yield checkpoint
+        checkpoint = read_checkpoint(path)
+        if checkpoint is not None:
+            yield checkpoint
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The complete checkpoint in a folder, or None if there is none that this version reads."""
+    """The complete checkpoint in a folder of that name, or None if there is none that this version reads."""
+    if not NAME.fullmatch(path.name):
+        return None
     try:
         info = read_json(path / COMPLETE)
     except (OSError, ValueError):  # retention may delete it just now
         return None
-    known = (
-        isinstance(info, dict)
-        and info.get("format") == FORMAT
-        and info.get("format_version", 0) <= FORMAT_VERSION
-    )
-    return Checkpoint(path, info) if known else None
+    known = isinstance(info, dict) and info.get("format") == FORMAT
+    if known and info.get("format_version", 0) <= FORMAT_VERSION and info.get("step") == _step(path):
+        return Checkpoint(path, info)
+    return None
 
 
 def newest_complete(folder: Path) -> Checkpoint | None:
@@ -110,7 +123,7 @@ def incomplete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and read_checkpoint(p) is None)
 
 
-def set_aside(folder: Path) -> list[Path]:
+def damaged_folders(folder: Path) -> list[Path]:
     """Checkpoints below a run's checkpoints/ that were found damaged and renamed."""
     return sorted(p for p in folder.glob("step_*") if SET_ASIDE.fullmatch(p.name) and p.is_dir())
 
@@ -133,6 +146,22 @@ def bytes_below(path: Path) -> int:
     return total
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
+    for number in count(1):
+        aside = checkpoint.folder.with_name(
+            f"{checkpoint.folder.name}.damaged" + (f"-{number}" if number > 1 else "")
+        )
+        if not aside.exists():
+            break
+    checkpoint.folder.rename(aside)
+    return aside
+
+
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete checkpoint whose files have their hashes, and what was wrong with newer ones."""
     problems: list[str] = []
@@ -145,24 +174,40 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def open_checkpoint(path: str | Path, field: str) -> Checkpoint:
-    """A checkpoint by its folder, or the newest sound one of a run's folder.
+    """A checkpoint by its folder, or the newest sound one of a run's folder; its files have their hashes.
 
     Raises:
         UserError: if there is none, or it is damaged.
+    """
+    path = Path(path)
+    if not (path / COMPLETE).is_file() and path.is_dir():
+        checkpoint, problems = newest_sound(path / "checkpoints")
+        if checkpoint is None:
+            reason = f" ({problems[0]})" if problems else ""
+            raise UserError(f"{field}={path}: has no complete checkpoint{reason}; let the run save one first")
+        return checkpoint
+    checkpoint = named_checkpoint(path, field)
+    problem = checkpoint.problem(hashes=True)
+    if problem is not None:
+        raise UserError(f"{field}={path}: {problem}; use another checkpoint")
+    return checkpoint
+
+
+def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
+    """A checkpoint by its folder, or the newest complete one of a run's folder; its files are not looked at.
+
+    Raises:
+        UserError: if there is none, or another version wrote it.
     """
     path = Path(path)
     if (path / COMPLETE).is_file():
         found = [c for c in _complete(path.parent) if c.folder.name == path.name]
         if not found:
             raise UserError(f"{field}={path}: {COMPLETE} is not one this version reads; update uniemox-dist")
-        problem = found[0].problem(hashes=True)
-        if problem is not None:
-            raise UserError(f"{field}={path}: {problem}; use another checkpoint")
         return found[0]
     if not path.is_dir():
         raise UserError(f"{field}={path}: no such folder; give a run's folder (it holds checkpoints/)")
-    checkpoint, problems = newest_sound(path / "checkpoints")
-    if checkpoint is None:
-        reason = f" ({problems[0]})" if problems else ""
-        raise UserError(f"{field}={path}: has no complete checkpoint{reason}; let the run save one first")
-    return checkpoint
+    complete = complete_checkpoints(path / "checkpoints")
+    if not complete:
+        raise UserError(f"{field}={path}: has no complete checkpoint; let the run save one first")
+    return complete[-1]

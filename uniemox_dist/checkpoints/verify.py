@@ -13,7 +13,7 @@ class Verdict:
 
     checkpoint: Checkpoint
     problems: tuple[str, ...]
-    """One for each file that has not the size and SHA-256 of complete.json."""
+    """One for complete.json, if it was altered, and for each file that has not the size and SHA-256 stated there."""
     gone: bool = False
     """Whether it was deleted meanwhile, by the retention of a run that trains."""
 
@@ -33,7 +33,8 @@ def verify(
         jobs = [(c, [pool.submit(one, c, name) for name in c.info["files"]]) for c in checkpoints]
         try:
             for checkpoint, futures in jobs:
-                problems = tuple(p for future in futures if (p := future.result()) is not None)
+                found = [checkpoint.own_problem(), *(future.result() for future in futures)]
+                problems = tuple(problem for problem in found if problem is not None)
                 gone = bool(problems) and not checkpoint.folder.is_dir()
                 yield Verdict(checkpoint, () if gone else problems, gone)
         finally:

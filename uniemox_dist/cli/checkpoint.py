@@ -52,7 +52,7 @@ def list_command(run: Path, as_json: bool) -> None:
     doomed = set(superfluous([c.step for c in complete], keep_last, keep_every))
     facts = [_facts(c, kept=c.step not in doomed) for c in complete]
     others: dict[str, list[Path]] = {
-        "set_aside": folders.set_aside(place),
+        "set_aside": folders.damaged_folders(place),
         "incomplete": folders.incomplete(place),
         "unfinished": folders.unfinished(place),
     }
@@ -186,7 +186,7 @@ def prune_command(
             superfluous([c.step for c in complete], *policy(run / "config.yaml", keep_last, keep_every))
         )
         old = [c.folder for c in complete if c.step in steps]
-        aside = folders.set_aside(place) if damaged else []
+        aside = folders.damaged_folders(place) if damaged else []
         if old or aside:  # what these could still be good for, the newest must be able to replace
             if not complete:
                 raise Fault(

@@ -1,8 +1,14 @@
 """`uniemox pretrain`."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from uniemox_dist.config.schema import Config
 
 
 @click.command()
@@ -28,33 +34,7 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         return 0
     world = World.from_env()
     if nproc is not None and world.size == 1:
-        from launch.local import run_ranks
-        from uniemox_dist.data.sources import Sources
-        from uniemox_dist.train.engine import grad_accum
-        from uniemox_dist.train.schedule import Schedule
-
-        # What only the user can mend is said once here, before any rank starts.
-        grad_accum(config, nproc)
-        sources = Sources(config)
-        sources.plan(config)
-        Schedule.of(config, sources.epoch_samples(config))
-        if config.teacher.source == "cache":
-            from uniemox_dist.teach.replay import find
-
-            find(config, sources.readers)
-        import torch
-
-        command = [
-            sys.executable,
-            "-m",
-            "uniemox_dist.cli",
-            "pretrain",
-            recipe,
-            *overrides,
-            "--resume",
-            resume,
-        ]
-        return run_ranks(command, nproc, gpus=torch.cuda.is_available())
+        return _launch(config, recipe, overrides, nproc, resume)
     from uniemox_dist.runtime.errors import Fault
     from uniemox_dist.train import comm
     from uniemox_dist.train.loop import pretrain as run
@@ -67,3 +47,44 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         raise Fault(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
     finally:
         comm.close()
+
+
+def _launch(config: "Config", recipe: str, overrides: Sequence[str], nproc: int, resume: str) -> int:
+    """Starts the ranks of this machine, and again after faults."""
+    from launch.local import Signals
+    from launch.restarts import newest_step, run_with_restarts
+    from uniemox_dist.runtime.run_folder import RunFolder
+
+    folder = RunFolder(Path(config.run.dir) / config.run.name)
+
+    def command() -> list[str]:
+        # What --resume said is done with as soon as the run has a checkpoint of its own, made by an attempt before.
+        began = newest_step(folder) != before
+        how = "auto" if began else resume
+        return [sys.executable, "-m", "uniemox_dist.cli", "pretrain", recipe, *overrides, "--resume", how]
+
+    with Signals() as signals:
+        before = newest_step(folder)
+        _check(config, nproc)
+        import torch
+
+        gpus = torch.cuda.is_available()
+        return run_with_restarts(
+            command, nproc, folder, signals, max_restarts=config.run.max_restarts, gpus=gpus
+        )
+
+
+def _check(config: "Config", nproc: int) -> None:
+    """What only the user can mend is said once, before any rank starts."""
+    from uniemox_dist.data.sources import Sources
+    from uniemox_dist.train.engine import grad_accum
+    from uniemox_dist.train.schedule import Schedule
+
+    grad_accum(config, nproc)
+    sources = Sources(config)
+    sources.plan(config)
+    Schedule.of(config, sources.epoch_samples(config))
+    if config.teacher.source == "cache":
+        from uniemox_dist.teach.replay import find
+
+        find(config, sources.readers)

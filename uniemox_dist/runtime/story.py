@@ -128,9 +128,9 @@ def of(events: Sequence[Line], kind: str) -> list[Line]:
 
 def ends_attempt(event: Line) -> bool:
     """Whether an attempt writes nothing more after this event. Faults of earlier versions did not say so: those that
-    went on had a step, or named a picture."""
+    went on had a step, or named a picture; and so does one about a checkpoint that was set aside."""
     if event.get("event") == "fault":
-        return bool(event.get("ends", "step" not in event and "damaged" not in event))
+        return bool(event.get("ends", not {"step", "damaged", "set_aside"} & event.keys()))
     return event.get("event") in ("signal", "end")
 
 

@@ -170,7 +170,9 @@ def _fault(facts: _Facts) -> str:
         said = f"replaced a damaged picture{place}: {short(facts('damaged'))}"
     else:
         said = f"fault{place}: {facts.text('error') or 'no reason given'}"
-    return said + ("; it ended this attempt" if facts("ends") else "")
+    aside = facts.text("set_aside", before="; it was set aside as ")
+    again = "; it would happen again" if facts("restart") is False else ""
+    return said + aside + ("; it ended this attempt" if facts("ends") else "") + again
 
 
 def _skip(facts: _Facts) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import complete_checkpoints, digest
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
 from uniemox_dist.runtime.files import sha256_bytes, write_json
@@ -28,7 +28,8 @@ def save(folder: RunFolder, step: int, **more: Any) -> Path:
         files[f"part_{rank:05d}.safetensors"] = {"bytes": PART, "sha256": sha256_bytes(data)}
     about = {"format": "uniemox-checkpoint", "format_version": 1, "step": step, "slots": step * 96}
     layout = {"world_size": 2, "zero_stage": 1, "precision": "bf16", "files": files}
-    write_json(path / "complete.json", {**about, **layout, **more})
+    info = {**about, **layout, **more}
+    write_json(path / "complete.json", {**info, "sha256": digest(info)})
     os.utime(path / "complete.json", (1_795_492_800, 1_795_492_800))
     return path
 
@@ -121,6 +122,15 @@ def test_verify_reads_every_byte_and_names_each_damaged_file(
         "version",
         "3 of 5 checkpoints damaged: a resumed run passes over them",
     ]
+
+
+def test_verify_notices_that_complete_json_was_altered(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete = run.checkpoints / "step_00000400/complete.json"
+    complete.write_text(complete.read_text().replace("38400", "38401"))
+    assert uniemox(["checkpoint", "verify", str(run.path), "--step", "400"]) == EXIT_FAULT
+    assert f"DAMAGED: {complete} was altered: its SHA-256 differs" in capsys.readouterr().out
 
 
 def test_verify_takes_one_step_or_one_checkpoints_folder(

@@ -22,7 +22,16 @@ def ranks(code: str, count: int) -> int:
 
 @pytest.mark.parametrize(
     ("codes", "whole"),
-    [((0, 0), 0), ((75, 75), 75), ((75, 1), 1), ((0, 75), 1), ((2, 2), 2), ((1, 0), 1), ((0, 139), 1)],
+    [
+        ((0, 0), 0),
+        ((75, 75), 75),
+        ((75, 1), 1),
+        ((0, 75), 1),
+        ((2, 2), 2),
+        ((2, 1), 2),
+        ((1, 0), 1),
+        ((0, 139), 1),
+    ],
 )
 def test_exit_code_of_the_whole(codes: tuple[int, int], whole: int) -> None:
     assert ranks(f"sys.exit({codes}[rank])", 2) == whole

@@ -89,6 +89,8 @@ def test_work_is_from_each_start_to_the_last_sign_of_life_before_the_next() -> N
         ({"event": "fault", "error": "step_00000003 is damaged", "ends": False}, False),
         ({"event": "fault", "error": "of an earlier version"}, True),
         ({"event": "fault", "damaged": "train.tar 7"}, False),
+        ({"event": "fault", "error": "it was altered", "set_aside": "step_00000003.damaged"}, False),
+        ({"event": "fault", "error": "it was altered", "set_aside": None}, False),
         ({"event": "signal"}, True),
         ({"event": "end"}, True),
         ({"event": "restart"}, False),
