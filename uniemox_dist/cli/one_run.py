@@ -13,7 +13,7 @@ def checkpoints_of(run: Path) -> Path:
     """
     from uniemox_dist.checkpoints.folders import COMPLETE
     from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.run_folder import open_run
+    from uniemox_dist.runtime.runs import open_run
 
     above = run.resolve().parent
     if (run / COMPLETE).is_file():

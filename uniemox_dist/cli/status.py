@@ -108,7 +108,10 @@ def _page(runs: tuple[str, ...]) -> str:
         ]
         return "\n".join(lines)
     facts, events = looks[0]
-    return "\n".join([*lines, "", *_details(facts), *_told(events)])
+    below = ["", *_details(facts), *_told(events)]
+    if width:  # a line that the terminal wraps would push the first ones out of sight
+        below = [line if len(line) <= width else f"{line[: width - 1]}…" for line in below]
+    return "\n".join([*lines, *below])
 
 
 def _row(facts: dict[str, Any]) -> list[str]:
@@ -192,7 +195,8 @@ def _find(patterns: tuple[str, ...]) -> list["RunFolder"]:
     from glob import glob
 
     from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.run_folder import RunFolder, is_run, runs_below
+    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.runtime.runs import is_run, runs_below
 
     found: dict[Path, RunFolder] = {}
     for pattern in patterns:

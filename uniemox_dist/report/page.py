@@ -22,7 +22,8 @@ from uniemox_dist.report.timeline import draw_timeline, lanes_of
 from uniemox_dist.report.went import event_row, figures
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, write_text
-from uniemox_dist.runtime.run_folder import RunFolder, open_run, read_lines
+from uniemox_dist.runtime.run_folder import RunFolder, read_lines
+from uniemox_dist.runtime.runs import open_run
 from uniemox_dist.runtime.story import history, numbers
 
 EVENTS_SHOWN = 150

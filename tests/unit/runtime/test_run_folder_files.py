@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.run_folder import Lock, RunFolder, open_run, read_lines, runs_below
+from uniemox_dist.runtime.run_folder import Lock, RunFolder, read_lines
+from uniemox_dist.runtime.runs import open_run, runs_below
 
 
 def test_a_look_at_the_lock_tells_who_holds_it_and_leaves_it_alone(tmp_path: Path) -> None:
