@@ -19,6 +19,7 @@ COMMANDS = {
         "uniemox_dist.cli.teach",
         "Cache what a teacher says of captions and pictures beside the shards.",
     ),
+    "doctor": ("uniemox_dist.cli.doctor", "Check a node or an allocation before a run."),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
     "status": ("uniemox_dist.cli.status", "Say where runs stand: state, step, pace, last save, faults."),
     "checkpoint": (

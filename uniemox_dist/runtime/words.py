@@ -166,6 +166,7 @@ def _save(facts: _Facts) -> str:
 
 def _fault(facts: _Facts) -> str:
     place = facts.number("step", before=" at step ") + facts.number("rank", "", before=" on rank ")
+    place += facts.text("host", before=" of " if "rank" in place else " on ")
     if facts("damaged"):
         said = f"replaced a damaged picture{place}: {short(facts('damaged'))}"
     else:

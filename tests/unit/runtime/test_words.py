@@ -29,6 +29,8 @@ from uniemox_dist.runtime.words import KINDS, counted, cut, sentence, short, siz
          "fault at step 7 on rank 0: RuntimeError: a b; it ended this attempt"),
         ({"event": "fault", "error": "part_00000 was altered", "set_aside": "step_00000003.damaged"},
          "fault: part_00000 was altered; it was set aside as step_00000003.damaged"),
+        ({"event": "fault", "rank": 5, "host": "n2", "error": "it took too long", "ends": True},
+         "fault on rank 5 of n2: it took too long; it ended this attempt"),
         ({"event": "fault", "error": "20 steps in a row were skipped", "ends": True, "restart": False},
          "fault: 20 steps in a row were skipped; it ended this attempt; it would happen again"),
         ({"event": "fault", "step": 7, "damaged": "slot 3: a.tar b"}, "replaced a damaged picture at step 7: slot 3: a.tar b"),
