@@ -112,13 +112,13 @@ def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
 
 def a_disk_with_room_for_one_more(rank: int) -> None:
     """Free space as a disk would have it that holds two checkpoints, as rank 1 sees it."""
-    from uniemox_dist.train import saver
+    from uniemox_dist.train import room
 
     def free(folder: Path) -> int:
         used = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         return 4_000_000 - used if rank == 1 else 10**12
 
-    saver.free_bytes = free
+    room.free_bytes = free
 
 
 def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_left_out(

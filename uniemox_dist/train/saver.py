@@ -22,12 +22,11 @@ from uniemox_dist.checkpoints.folders import (
     FIXED,
     FORMAT,
     FORMAT_VERSION,
-    complete_checkpoints,
     digest,
     step_folder,
 )
 from uniemox_dist.checkpoints.part_file import write_part
-from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
+from uniemox_dist.checkpoints.retention import clear_unfinished
 from uniemox_dist.runtime.files import publish_dir, remove_dir, write_json
 from uniemox_dist.runtime.run_folder import versions
 from uniemox_dist.runtime.world import World
@@ -35,6 +34,7 @@ from uniemox_dist.train import comm
 from uniemox_dist.train.checkpoint import RunState
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.fragments import adam_step, fragments, shapes
+from uniemox_dist.train.room import Retention
 
 log = logging.getLogger("uniemox")
 MARGIN_BYTES = 1 << 20
@@ -70,11 +70,10 @@ class Saver:
         """`fixed` are the parameters that are not trained, which rank 0 writes. Nothing else may save into `folder`, a
         run's checkpoints/: what killed saves left there is deleted. Collective."""
         self._engine, self._folder, self._world, self._fixed, self._ema = engine, folder, world, fixed, ema
-        self._keep_last, self._keep_every = keep_last, keep_every
+        self._retention = Retention(folder, world, keep_last, keep_every)
         self._host: dict[str, Tensor] = {}
         self._save: _Save | None = None
         self._writer: threading.Thread | None = None
-        self._pruner: threading.Thread | None = None
         comm.on_main(world, lambda: clear_unfinished(folder))
 
     @property
@@ -96,14 +95,14 @@ class Saver:
         """Copies the state and lets the writers begin; collective. Returns None, or why it is not saved (`error`)."""
         assert self._save is None, "one save at a time"
         began = time.perf_counter()
-        if self._pruner is not None:
-            self._pruner.join()
         tensors = {
             fragment_key(f.name, f.start, kind): tensor
             for f in chain(fragments(self._engine), self._ema.fragments() if self._ema else ())
             for kind, tensor in f.tensors.items()
         }
-        if (short := self._without_room(tensors)) is not None:
+        fixed = self._fixed.values() if self._world.is_main else ()
+        own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
+        if (short := self._retention.lack(own)) is not None:
             return {"error": short, "blocked_s": round(time.perf_counter() - began, 4)}
         self._copy(tensors)
         self._save = _Save(state, adam_step(self._engine), began)
@@ -135,33 +134,10 @@ class Saver:
 
     def close(self) -> None:
         """Waits for deletions that are under way."""
-        if self._pruner is not None:
-            self._pruner.join()
+        self._retention.close()
 
     def _temporary(self, step: int) -> Path:
         return self._folder / f".{step_folder(step)}.tmp"
-
-    def _without_room(self, tensors: dict[str, Tensor]) -> str | None:
-        """What is missing, if there is no room for a checkpoint even after what the policy will delete is deleted."""
-        fixed = self._fixed.values() if self._world.is_main else ()
-        own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
-        needed, free, rank = self._room(own)
-        if free < needed:  # one fewer than the policy says, since the one that is about to come counts
-            comm.on_main(self._world, lambda: _pruned(self._folder, self._keep_last - 1, self._keep_every))
-            needed, free, rank = self._room(own)
-        if free >= needed:
-            return None
-        return (
-            f"{self._folder}: a checkpoint needs {needed / 1e6:.1f} MB and rank {rank} has {free / 1e6:.1f} MB "
-            "free there; make room, or lower run.keep_last"
-        )
-
-    def _room(self, own: int) -> tuple[float, float, int]:
-        """Bytes that all ranks' parts need together, the least that any rank sees free, and that rank. The folder is
-        one for all ranks, so its room is too."""
-        rows = comm.gather_numbers([_free(self._folder), own], self._world)
-        free, rank = min((row[0], rank) for rank, row in enumerate(rows))
-        return sum(row[1] for row in rows), free, rank
 
     @torch.no_grad()
     def _copy(self, tensors: dict[str, Tensor]) -> None:
@@ -231,30 +207,5 @@ class Saver:
         return {
             "bytes": sum(facts["bytes"] for facts in files.values()),
             "write_s": max(outcome["write_s"] for outcome in outcomes),
-            "removed": self._prune(),
+            "removed": self._retention.prune(),
         }
-
-    def _prune(self) -> list[str]:
-        """Deletes what the policy no longer keeps, in the background since it may take its time; returns names."""
-        steps = [checkpoint.step for checkpoint in complete_checkpoints(self._folder)]
-        doomed = superfluous(steps, self._keep_last, self._keep_every)
-        if doomed:
-            policy = (self._folder, self._keep_last, self._keep_every)
-            self._pruner = threading.Thread(target=_pruned, args=policy, name="pruner", daemon=True)
-            self._pruner.start()
-        return [step_folder(step) for step in doomed]
-
-
-def _pruned(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    try:
-        prune(folder, keep_last, keep_every)
-    except OSError as error:  # the next save will see whether there is room
-        log.warning("%s: old checkpoints could not be deleted: %s", folder, error.strerror or error)
-
-
-def _free(folder: Path) -> float:
-    """What a rank may still write; nothing where its disk does not answer."""
-    try:
-        return float(free_bytes(folder))
-    except OSError:
-        return 0.0

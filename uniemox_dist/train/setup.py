@@ -3,12 +3,9 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from uniemox_dist.checkpoints.files import fixed_parameters
 from uniemox_dist.checkpoints.folders import Checkpoint
@@ -27,8 +24,7 @@ from uniemox_dist.runtime.peaks import peak_tflops
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
-from uniemox_dist.teach.replay import Replay, check_shards
-from uniemox_dist.teach.replay import find as find_views
+from uniemox_dist.teach.replay import Replay
 from uniemox_dist.train import comm
 from uniemox_dist.train.checkpoint import RunState, check_same_run
 from uniemox_dist.train.compute import check_compiler
@@ -38,6 +34,7 @@ from uniemox_dist.train.fragments import check
 from uniemox_dist.train.initial import choose_checkpoint, make_student
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.shown import Shown, choose
+from uniemox_dist.train.teaching import cached_views, caption_vectors
 
 log = logging.getLogger("uniemox")
 
@@ -112,7 +109,7 @@ def build(
     replay: Replay | None = None
     vectors: list[CaptionVectors] | None = None
     if config.loss.needs_teacher and config.teacher.source == "cache":
-        replay = _replay(config, world, sources, chosen)
+        replay = cached_views(config, world, sources, chosen)
         if config.loss.relation:
             vectors = [
                 text_cache.TextVectors(r, text_cache.beside_shards(r, replay.facts.id))
@@ -126,7 +123,7 @@ def build(
         comm.on_main(world, lambda: check_same_run(chosen, state))
     student, loaded = make_student(config, world, device, chosen, facts.width if facts else None)
     if teacher and config.loss.relation:
-        vectors = _vectors(config, world, sources, teacher, folder, expect)
+        vectors = caption_vectors(config, world, sources, teacher, folder, expect)
     expect("choosing the pictures that are shown")
     shown = _shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)
     if teacher:
@@ -221,49 +218,3 @@ def _precision(config: Config, device: torch.device, chosen: Checkpoint | None) 
     if chosen is not None:
         return str(chosen.info["precision"])
     return choose_precision("auto", device)
-
-
-def _replay(config: Config, world: World, sources: Sources, chosen: Checkpoint | None) -> Replay:
-    """The cached views that stand for the teacher; a resumed run goes on with those that it began with. Each rank
-    checks its share of the shards."""
-    earlier = (chosen.info["teacher"] or {}).get("views", []) if chosen else []
-    replay: Replay = comm.on_main(world, lambda: find_views(config, sources.readers, earlier))
-
-    def check_own() -> None:
-        for reader, made in zip(sources.readers, replay.made):
-            check_shards(config, reader, made, range(world.rank, len(reader.manifest.shards), world.size))
-
-    comm.on_all(world, check_own)
-    return replay
-
-
-def _vectors(
-    config: Config,
-    world: World,
-    sources: Sources,
-    teacher: Teacher,
-    folder: RunFolder,
-    expect: Callable[[str], None],
-) -> list[CaptionVectors]:
-    """Text embeddings of all captions, from the caches beside the shards; what is missing is embedded now,
-    each rank taking its share of the shards."""
-    vectors: list[CaptionVectors] = []
-    for reader in sources.readers:
-        place = partial(text_cache.cache_folder, reader, teacher.id, folder.path / "cache")
-        cache: Path = comm.on_main(world, place)
-        shards = range(world.rank, len(reader.manifest.shards), world.size)
-        own = sum(reader.manifest.shards[shard].samples for shard in shards)
-        with tqdm(
-            total=own, desc="captions of rank 0", unit="", disable=None if world.is_main else True
-        ) as bar:
-
-            def progress(captions: int) -> None:
-                bar.update(captions)
-                expect("embedding captions")  # a large data set takes as long as it takes
-
-            text_cache.build(
-                reader, teacher, cache, batch=config.teacher.text_batch, shards=shards, progress=progress
-            )
-        comm.barrier()
-        vectors.append(text_cache.TextVectors(reader, cache))
-    return vectors
