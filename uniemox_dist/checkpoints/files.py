@@ -1,7 +1,7 @@
 """What checkpoints hold. A fragment `NAME@START@KIND` holds the numbers START… of the flattened parameter NAME; kinds
 are the fp32 weights and both Adam moments, and of the encoder, where the run keeps one, the moving average. Reading
-copies overlaps, so that any number of ranks and any ZeRO stage reads any other's. Parameters that are not trained (fixed
-positions) stand whole, under their names, in `fixed.safetensors`.
+copies overlaps, so that any number of ranks and any ZeRO stage reads any other's. Parameters that are not trained
+(fixed positions) stand whole, under their names, in `fixed.safetensors`.
 """
 
 from typing import Any

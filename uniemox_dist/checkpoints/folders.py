@@ -3,13 +3,14 @@ is written last: a folder without it, or without its name, does not exist for an
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json, sha256_file
+from uniemox_dist.runtime.files import canonical_json, read_json, sha256_bytes, sha256_file
 
 COMPLETE = "complete.json"
 FIXED = "fixed.safetensors"
@@ -35,17 +36,28 @@ class Checkpoint:
         """Steps done when it was saved."""
         return int(self.info["step"])
 
-    def problem(self, *, hashes: bool) -> str | None:
-        """What is wrong with its files, if anything: sizes always, hashes on request."""
-        for name, facts in self.info["files"].items():
-            path = self.folder / name
-            if not path.is_file():
+    def problem(self, *, hashes: bool, files: Iterable[str] | None = None) -> str | None:
+        """What is wrong with its files, or with some of them, if anything: sizes always, hashes on request."""
+        if self.info.get("sha256", digest(self.info)) != digest(self.info):
+            return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
+        for name in self.info["files"] if files is None else files:
+            path, facts = self.folder / name, self.info["files"][name]
+            try:
+                size = path.stat().st_size
+                if size != facts["bytes"]:
+                    return f"{path} has {size} bytes instead of {facts['bytes']}"
+                if hashes and sha256_file(path) != facts["sha256"]:
+                    return f"{path} was altered: its SHA-256 differs"
+            except FileNotFoundError:
                 return f"{path} is missing"
-            if path.stat().st_size != facts["bytes"]:
-                return f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-            if hashes and sha256_file(path) != facts["sha256"]:
-                return f"{path} was altered: its SHA-256 differs"
+            except OSError as error:
+                return f"{path} cannot be read: {error.strerror}"
         return None
+
+
+def digest(info: dict[str, Any]) -> str:
+    """The hash that complete.json carries of itself, under `sha256`."""
+    return sha256_bytes(canonical_json({key: value for key, value in info.items() if key != "sha256"}))
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -58,10 +70,27 @@ def _complete(folder: Path) -> Iterator[Checkpoint]:
         if NAME.fullmatch(path.name) and (path / COMPLETE).is_file():
             try:
                 info = read_json(path / COMPLETE)
-            except ValueError:
+            except (ValueError, OSError):
                 continue
-            if info.get("format") == FORMAT and info.get("format_version", 0) <= FORMAT_VERSION:
+            known = isinstance(info, dict) and info.get("format") == FORMAT
+            if known and info.get("format_version", 0) <= FORMAT_VERSION and info.get("step") == _step(path):
                 yield Checkpoint(path, info)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
+    for number in count(1):
+        aside = checkpoint.folder.with_name(
+            f"{checkpoint.folder.name}.damaged" + (f"-{number}" if number > 1 else "")
+        )
+        if not aside.exists():
+            break
+    checkpoint.folder.rename(aside)
+    return aside
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -76,24 +105,40 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def open_checkpoint(path: str | Path, field: str) -> Checkpoint:
-    """A checkpoint by its folder, or the newest sound one of a run's folder.
+    """A checkpoint by its folder, or the newest sound one of a run's folder; its files have their hashes.
 
     Raises:
         UserError: if there is none, or it is damaged.
+    """
+    path = Path(path)
+    if not (path / COMPLETE).is_file() and path.is_dir():
+        checkpoint, problems = newest_sound(path / "checkpoints")
+        if checkpoint is None:
+            reason = f" ({problems[0]})" if problems else ""
+            raise UserError(f"{field}={path}: has no complete checkpoint{reason}; let the run save one first")
+        return checkpoint
+    checkpoint = named_checkpoint(path, field)
+    problem = checkpoint.problem(hashes=True)
+    if problem is not None:
+        raise UserError(f"{field}={path}: {problem}; use another checkpoint")
+    return checkpoint
+
+
+def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
+    """A checkpoint by its folder, or the newest complete one of a run's folder; its files are not looked at.
+
+    Raises:
+        UserError: if there is none, or another version wrote it.
     """
     path = Path(path)
     if (path / COMPLETE).is_file():
         found = [c for c in _complete(path.parent) if c.folder.name == path.name]
         if not found:
             raise UserError(f"{field}={path}: {COMPLETE} is not one this version reads; update uniemox-dist")
-        problem = found[0].problem(hashes=True)
-        if problem is not None:
-            raise UserError(f"{field}={path}: {problem}; use another checkpoint")
         return found[0]
     if not path.is_dir():
         raise UserError(f"{field}={path}: no such folder; give a run's folder (it holds checkpoints/)")
-    checkpoint, problems = newest_sound(path / "checkpoints")
-    if checkpoint is None:
-        reason = f" ({problems[0]})" if problems else ""
-        raise UserError(f"{field}={path}: has no complete checkpoint{reason}; let the run save one first")
-    return checkpoint
+    complete = complete_checkpoints(path / "checkpoints")
+    if not complete:
+        raise UserError(f"{field}={path}: has no complete checkpoint; let the run save one first")
+    return complete[-1]

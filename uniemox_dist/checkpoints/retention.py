@@ -16,8 +16,8 @@ def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = N
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[str]:
-    """Deletes what the policy does not keep of the complete checkpoints below a run's checkpoints/; returns their names.
-    Each is renamed before it is deleted, so that none is ever seen in part."""
+    """Deletes what the policy does not keep of the complete checkpoints below a run's checkpoints/; returns names. Each
+    is renamed before it is deleted, so that none is ever seen in part."""
     by_step = {checkpoint.step: checkpoint for checkpoint in complete_checkpoints(folder)}
     doomed = [by_step[step].folder for step in superfluous(by_step, keep_last, keep_every)]
     for path in doomed:

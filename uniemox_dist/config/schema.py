@@ -116,8 +116,8 @@ class Config(Section):
     def _a_step_outlasts_its_data(self) -> "Config":
         if self.run.step_timeout_s <= self.data.timeout_s:
             raise ValueError(
-                f"run.step_timeout_s={self.run.step_timeout_s} must exceed data.timeout_s={self.data.timeout_s}, during "
-                f"which a step may still get its samples"
+                f"run.step_timeout_s={self.run.step_timeout_s} must exceed data.timeout_s={self.data.timeout_s}, "
+                f"during which a step may still get its samples"
             )
         return self
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import socket
 import sys
 import time
@@ -47,9 +48,27 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     def create(self) -> None:
-        """Makes the folders."""
-        for folder in (self.path, self.checkpoints, self.tensorboard, self.logs, self.samples):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Makes the folders.
+
+        Raises:
+            UserError: if they cannot be made.
+        """
+        for folder in (self.path, self.checkpoints, self.logs, self.samples):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"run.dir/run.name={self.path}: {folder} cannot be made ({error.strerror}); give another run.dir"
+                ) from None
+
+    def discard_unused(self) -> None:
+        """Deletes a folder in which nothing has happened yet: there was a mistake to mend first."""
+        if (
+            not self.events.exists()
+            and not any(self.checkpoints.glob("*"))
+            and not (self.path / "cache").exists()
+        ):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def lock(self) -> None:
         """Takes the run for this process; the kernel frees it when the process ends, however it ends.
@@ -92,38 +111,71 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def environment() -> dict[str, Any]:
-    """Versions and host, for environment.json and the start event."""
-    versions: dict[str, str | None] = {}
+def versions() -> dict[str, str | None]:
+    """What is installed of the packages that decide a run's numbers."""
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = None
+            found[name] = None
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions and host, for environment.json and the start event."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cores": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": versions,
+        "versions": versions(),
     }
 
 
-def start_logging(folder: RunFolder, rank: int) -> logging.Logger:
-    """Our logger: everything to logs/rank<rank>.log, and what rank 0 says also to the terminal."""
+class _File(logging.FileHandler):
+    """A log on a disk that is full costs its lines, and neither the run nor a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        _report_once(Path(self.baseFilename), sys.exc_info()[1])
+
+
+class Step(logging.Filter):
+    """Gives each line of a log the step at which it was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: int | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.step = "-" if self.now is None else self.now
+        return True
+
+
+def start_logging(folder: RunFolder, rank: int) -> Step:
+    """Our logger: everything to logs/rank<rank>.log with time, rank and step, and what rank 0 says also to the
+    terminal. Returns what is told the step."""
     log = logging.getLogger("uniemox")
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
-    file = logging.FileHandler(folder.logs / f"rank{rank}.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
-    log.addHandler(file)
+    step = Step()
+    try:
+        file = _File(folder.logs / f"rank{rank}.log", encoding="utf-8")
+    except OSError as error:
+        _report_once(folder.logs, error)
+    else:
+        file.addFilter(step)
+        file.setFormatter(
+            logging.Formatter(f"%(asctime)s rank {rank} step %(step)s %(levelname)s %(message)s")
+        )
+        log.addHandler(file)
     if rank == 0:
         screen = logging.StreamHandler(sys.stdout)
         screen.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(screen)
-    return log
+    return step
 
 
 _reported: set[Path] = set()
@@ -134,6 +186,11 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as error:
-        if path not in _reported:
-            _reported.add(path)
-            logging.getLogger("uniemox").warning("%s: %s; training goes on without it", path, error.strerror)
+        _report_once(path, error)
+
+
+def _report_once(path: Path, error: BaseException | None) -> None:
+    if path not in _reported:
+        _reported.add(path)
+        reason = getattr(error, "strerror", None) or error
+        print(f"uniemox: warning: {path}: {reason}; training goes on without it", file=sys.stderr)

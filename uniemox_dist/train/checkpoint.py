@@ -1,26 +1,13 @@
-"""Saving and loading a run: all ranks together, into a temporary folder, renamed when everyone is done."""
+"""What a run must find again when it goes on, and loading it."""
 
-import os
-import shutil
-import time
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from safetensors.torch import save_file
-from torch import Tensor
-
-from uniemox_dist.checkpoints.files import FragmentReader, fragment_key
-from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, Checkpoint, step_folder
+from uniemox_dist.checkpoints.files import FragmentReader
+from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.schema import Config
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm
-from uniemox_dist.train.ema import Ema
-from uniemox_dist.train.fragments import adam_step, fragments, load_fragments, shapes
+from uniemox_dist.train.fragments import load_fragments, shapes
 
 
 @dataclass(frozen=True)
@@ -38,46 +25,6 @@ class RunState:
     def slots(self) -> int:
         """The cursor: slots consumed by steps, not by prefetching."""
         return self.step * self.config.batch.global_batch
-
-
-def save(
-    engine: Any,
-    folder: Path,
-    state: RunState,
-    world: World,
-    fixed: dict[str, Tensor],
-    ema: Ema | None = None,
-) -> dict[str, Any]:
-    """Saves a checkpoint; collective. Returns facts for the event: seconds and bytes, or `error`.
-
-    `fixed` are the parameters that are not trained, which rank 0 writes.
-    A failed write (a full disk) leaves no folder behind and does not raise: training goes on.
-    """
-    began = time.perf_counter()
-    final = folder / step_folder(state.step)
-    temporary = folder / f".{final.name}.tmp"
-    comm.on_main(world, lambda: _make_room(temporary, final))
-    name = f"part_{world.rank:05d}.safetensors"
-    outcome: dict[str, Any] = {"name": name}
-    try:
-        tensors = {
-            fragment_key(f.name, f.start, kind): tensor.cpu().clone()
-            for f in chain(fragments(engine), ema.fragments() if ema else ())
-            for kind, tensor in f.tensors.items()
-        }
-        outcome.update(_write(temporary / name, tensors))
-        if world.is_main:
-            outcome["fixed"] = _write(temporary / FIXED, fixed)
-    except OSError as error:
-        outcome["error"] = f"{temporary / name}: {error.strerror or error}"
-    except Exception as error:  # safetensors reports a full disk as its own type
-        outcome["error"] = f"{temporary / name}: {error}"
-    outcomes = _all(outcome, world)
-    updates = adam_step(engine)
-    facts: dict[str, Any] = comm.on_main(
-        world, lambda: _publish(temporary, final, outcomes, state, engine, world, updates)
-    )
-    return {**facts, "seconds": round(time.perf_counter() - began, 3)}
 
 
 def load(engine: Any, checkpoint: Checkpoint) -> int:
@@ -149,70 +96,6 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
             f"{checkpoint.folder}: cannot be resumed with other settings ({'; '.join(lines)}); "
             "restore them, give another run.name, or --resume never with an empty folder"
         )
-
-
-def _make_room(temporary: Path, final: Path) -> None:
-    # A resumed run can reach the step of a checkpoint that was passed over as damaged: ours takes its place.
-    shutil.rmtree(final, ignore_errors=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-
-
-def _write(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-    save_file(tensors, path)
-    share(path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _all(outcome: dict[str, Any], world: World) -> list[dict[str, Any]]:
-    if world.size == 1:
-        return [outcome]
-    outcomes: list[Any] = [None] * world.size
-    dist.all_gather_object(outcomes, outcome)
-    return outcomes
-
-
-def _publish(
-    temporary: Path,
-    final: Path,
-    outcomes: list[dict[str, Any]],
-    state: RunState,
-    engine: Any,
-    world: World,
-    updates: float,
-) -> dict[str, Any]:
-    errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
-    files: dict[str, dict[str, Any]] = {}
-    try:
-        if not errors:
-            files = {o["name"]: {"bytes": o["bytes"], "sha256": o["sha256"]} for o in outcomes}
-            files[FIXED] = outcomes[0]["fixed"]
-            info = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "step": state.step,
-                "slots": state.slots,
-                "adam_step": updates,
-                "world_size": world.size,
-                "zero_stage": state.config.zero.stage,
-                "precision": state.precision,
-                "data_identity": state.data_identity,
-                "teacher": state.teacher,
-                "embedding_width": state.embedding_width,
-                "parameters": shapes(engine),
-                "config": state.config.model_dump(mode="json"),
-                "files": files,
-            }
-            write_json(temporary / COMPLETE, info)
-            publish_dir(temporary, final)
-    except OSError as error:
-        errors.append(f"{final}: {error.strerror or error}")
-    if errors:
-        shutil.rmtree(temporary, ignore_errors=True)
-        return {"error": errors[0]}
-    return {"bytes": sum(facts["bytes"] for facts in files.values())}
 
 
 def _scenes(teacher: dict[str, Any]) -> str:

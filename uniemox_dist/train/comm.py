@@ -82,11 +82,7 @@ def on_all(world: World, work: Callable[[], T]) -> T:
         result = work()
     except UserError as problem:
         error = str(problem)
-    errors: list[Any] = [error]
-    if dist.is_initialized():
-        errors = [None] * world.size
-        dist.all_gather_object(errors, error)
-    if found := next((problem for problem in errors if problem is not None), None):
+    if found := next((problem for problem in gather_objects(error, world) if problem is not None), None):
         raise UserError(found if world.is_main else "")  # said once, not by every rank
     return result
 
@@ -102,12 +98,17 @@ def give_to_all(tensors: Iterable[Tensor], world: World, device: torch.device) -
         tensor.copy_(there)
 
 
-def ranks_on_this_node(world: World) -> int:
-    """How many ranks share this node's disk. Collective."""
-    names: list[Any] = [socket.gethostname()] * world.size
-    if dist.is_initialized():
-        dist.all_gather_object(names, socket.gethostname())
-    return names.count(socket.gethostname())
+def gather_objects(value: T, world: World) -> list[T]:
+    """A small value of every rank, rank after rank; it travels pickled, between ranks of one job only. Collective."""
+    values: list[Any] = [value] * world.size
+    if dist.is_initialized() and world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def hosts(world: World) -> list[str]:
+    """The host of every rank. Collective."""
+    return gather_objects(socket.gethostname(), world)
 
 
 def gather_numbers(values: list[float], world: World) -> list[list[float]]:

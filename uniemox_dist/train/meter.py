@@ -1,6 +1,7 @@
 """What a run says of itself: metrics.jsonl, TensorBoard, and one readable line per interval."""
 
 import logging
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from uniemox_dist.data.plan import Plan
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train.comm import gather_numbers
+from uniemox_dist.train.own_time import stragglers
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
@@ -45,8 +47,11 @@ class Meter:
         caches: bool = False,
         sample_flops: int = 0,
         peak_tflops: float | None = None,
+        hosts: Sequence[str] = (),
+        straggler_factor: float = 1.5,
     ) -> None:
-        """`sample_flops` are the useful FLOPs of training on one sample."""
+        """`sample_flops` are the useful FLOPs of training on one sample; `hosts` those of the ranks."""
+        self.hosts, self.straggler_factor = hosts, straggler_factor
         self.tera_per_sample, self.peak_tflops = sample_flops / 1e12, peak_tflops
         self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
         self.global_batch, self.writes = plan.global_batch, world.is_main
@@ -54,6 +59,7 @@ class Meter:
         self._board: Any = None
         if self.writes:
             try:
+                folder.tensorboard.mkdir(exist_ok=True)
                 from torch.utils.tensorboard import SummaryWriter
 
                 # purge_step hides what an earlier attempt wrote beyond the checkpoint that is resumed.
@@ -66,10 +72,14 @@ class Meter:
 
     def _begin(self) -> None:
         self._since, self._steps, self._waited_s, self._read = time.perf_counter(), 0, 0.0, Counts()
+        self._own_s = 0.0
 
-    def count(self, result: StepResult, batches: Sequence[MicroBatch], waited_s: float) -> None:
-        """Takes in a step, and the seconds that this rank waited for its micro-batches."""
+    def count(
+        self, result: StepResult, batches: Sequence[MicroBatch], waited_s: float, own_s: float = 0.0
+    ) -> None:
+        """Takes in a step, the seconds that this rank waited for its micro-batches, and those of its own computing."""
         self._steps += 1
+        self._own_s += waited_s + own_s
         self._waited_s += waited_s
         self._read = sum((batch.counts for batch in batches), self._read)
         self.skipped += not result.applied
@@ -93,7 +103,7 @@ class Meter:
             "grad_norm": result.grad_norm,
             "samples_per_s": round(samples_per_s, 2),
             **self._computing(samples_per_s),
-            **self._reading(seconds),
+            **self._reading(step, seconds),
             "source_samples": self.plan.source_samples(step),
             "skipped_steps": self.skipped,
             "damaged_samples": self.damaged,
@@ -134,24 +144,52 @@ class Meter:
             found["mfu"] = float(f"{tflops / self.peak_tflops:.4g}")
         return found
 
-    def _reading(self, seconds: float) -> dict[str, Any]:
-        """What all ranks' reading was like in this interval: the slowest rank is the one that all others wait for."""
+    def _reading(self, step: int, seconds: float) -> dict[str, Any]:
+        """What all ranks' reading and computing was like in this interval: the slowest rank is the one that all others
+        wait for."""
         counts = self._read
         own = [
             self._waited_s / seconds,
             *map(float, (counts.bytes, counts.reads, counts.hits, counts.retries)),
+            self._own_s,
         ]
-        waits, read, reads, hits, retries = zip(*gather_numbers(own, self.world))
+        waits, read, reads, hits, retries, own_s = zip(*gather_numbers(own, self.world))
+        self._name_stragglers(step, list(own_s), seconds)
         found = {
             "data_wait_share": round(sum(waits) / len(waits), 4),
             "data_wait_share_max": round(max(waits), 4),
             "bytes_read_per_rank": round(sum(read) / len(read)),
             "bytes_read_per_rank_max": round(max(read)),
             "read_retries": round(sum(retries)),
+            "own_step_s": float(f"{statistics.median_low(own_s) / self._steps:.4g}"),
+            "own_step_s_max": float(f"{max(own_s) / self._steps:.4g}"),
         }
         if self.caches:
             found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
         return found
+
+    def _name_stragglers(self, step: int, own_s: list[float], seconds: float) -> None:
+        """Names ranks that compute or wait for data for long while the others wait for them."""
+        if not self.writes:
+            return
+        for found in stragglers(own_s, seconds, self.straggler_factor):
+            host = self.hosts[found.rank] if self.hosts else "?"
+            own, median = found.seconds / self._steps, found.median_s / self._steps
+            self.folder.event(
+                "straggler",
+                step=step,
+                rank=found.rank,
+                host=host,
+                seconds=round(own, 4),
+                median_s=round(median, 4),
+            )
+            log.warning(
+                "rank %d on %s is slow: %.3f s of its own per step, the median rank %.3f s",
+                found.rank,
+                host,
+                own,
+                median,
+            )
 
     def pictures(self, step: int, sheet: Any, texts: str) -> None:
         """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""

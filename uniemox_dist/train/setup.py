@@ -1,6 +1,7 @@
 """Everything that a run needs before its first step, made in one place and handed to the loop."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,8 @@ class Trainer:
     """Of one sample."""
     peak_tflops: float | None
     """What the device can do at most, 10^12 operations per second, where that is known."""
+    hosts: list[str]
+    """Of the ranks."""
 
     def state(self, step: int) -> RunState:
         """What a checkpoint of `step` says of the run."""
@@ -81,19 +84,29 @@ class Trainer:
 
 
 def build(
-    config: Config, world: World, device: torch.device, folder: RunFolder, resume: str = "auto"
+    config: Config,
+    world: World,
+    device: torch.device,
+    folder: RunFolder,
+    resume: str = "auto",
+    *,
+    expect: Callable[[str], None] = lambda doing: None,
 ) -> Trainer:
-    """Opens the data, the checkpoint, the teacher and the engine.
+    """Opens the data, the checkpoint, the teacher and the engine; `expect` is told what comes next and may take long.
 
     The order matters: what can be wrong in ways that only the user can mend is opened first. Weights are those of the
     checkpoint, or of `model.init_from`, or drawn by the seed.
     """
+    expect("opening the data")
+    hosts = comm.hosts(world)
     comm.on_all(world, lambda: check_compiler(config.compute, device))
     held_out = _held_out(config, world)
     sources = comm.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))
-    chosen: Checkpoint | None = comm.on_main(world, lambda: choose_checkpoint(folder, resume))
+    expect("choosing a checkpoint, whose files are hashed")
+    chosen = choose_checkpoint(world, folder, resume)
+    expect("opening the teacher")
     precision: str = comm.on_main(world, lambda: _precision(config, device, chosen))
     teacher: Teacher | None = None
     replay: Replay | None = None
@@ -113,7 +126,8 @@ def build(
         comm.on_main(world, lambda: check_same_run(chosen, state))
     student, loaded = make_student(config, world, device, chosen, facts.width if facts else None)
     if teacher and config.loss.relation:
-        vectors = _vectors(config, world, sources, teacher, folder)
+        vectors = _vectors(config, world, sources, teacher, folder, expect)
+    expect("choosing the pictures that are shown")
     shown = _shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)
     if teacher:
         teacher.drop_text_tower()
@@ -127,6 +141,7 @@ def build(
         stored=replay.caches(sources.readers) if replay else None,
         strict=config.data.strict,
     )
+    expect("making the engine, and loading the checkpoint")
     fixed = fixed_parameters(student)
     engine = make_engine(student, config, world, precision, device)
     check(engine)
@@ -152,6 +167,7 @@ def build(
         Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
         sample_flops(config, facts.width if facts else None, teacher_flops(teacher)),
         _peak(config, precision, device),
+        hosts,
     )
 
 
@@ -222,7 +238,12 @@ def _replay(config: Config, world: World, sources: Sources, chosen: Checkpoint |
 
 
 def _vectors(
-    config: Config, world: World, sources: Sources, teacher: Teacher, folder: RunFolder
+    config: Config,
+    world: World,
+    sources: Sources,
+    teacher: Teacher,
+    folder: RunFolder,
+    expect: Callable[[str], None],
 ) -> list[CaptionVectors]:
     """Text embeddings of all captions, from the caches beside the shards; what is missing is embedded now,
     each rank taking its share of the shards."""
@@ -235,8 +256,13 @@ def _vectors(
         with tqdm(
             total=own, desc="captions of rank 0", unit="", disable=None if world.is_main else True
         ) as bar:
+
+            def progress(captions: int) -> None:
+                bar.update(captions)
+                expect("embedding captions")  # a large data set takes as long as it takes
+
             text_cache.build(
-                reader, teacher, cache, batch=config.teacher.text_batch, shards=shards, progress=bar.update
+                reader, teacher, cache, batch=config.teacher.text_batch, shards=shards, progress=progress
             )
         comm.barrier()
         vectors.append(text_cache.TextVectors(reader, cache))

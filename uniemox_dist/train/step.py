@@ -3,6 +3,7 @@
 Shape legend: B samples of a micro-batch, K = B·accumulation samples of a rank's step, G global batch, E width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
 from uniemox_dist.models.student import Targets, Views
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.world import World
+from uniemox_dist.train import nonfinite
 from uniemox_dist.train.comm import gather_rows, sum_over_ranks
+from uniemox_dist.train.own_time import OwnTime
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,17 @@ class StepResult:
     reconstruction: float
     grad_norm: float
     applied: bool
-    """False: gradients were not finite, and no weight changed."""
+    """False: the loss or a gradient was not finite, and no weight changed."""
     stop: bool
     """Whether any rank was asked to stop."""
     damaged: int
     """Samples replaced in this step, over all ranks."""
     keys: int
     """Samples of this step, over all ranks."""
+    written: int = 0
+    """Ranks whose part of a save under way is written."""
+    evidence: dict[str, Any] | None = None
+    """Of a step that was not applied, what this rank saw."""
 
 
 def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, device: torch.device) -> Tensor:
@@ -69,6 +76,9 @@ def train_step(
     logit_scale: float = 100.0,
     loss_weights: tuple[float, float, float] | None = None,
     stop: bool = False,
+    written: bool = True,
+    step: int = 0,
+    own_time: OwnTime | None = None,
 ) -> StepResult:
     """One update of the weights from one global batch; collective over all ranks.
 
@@ -76,13 +86,18 @@ def train_step(
         teacher: the live one; None where no loss compares with it, or the batches bring its embeddings along.
         logit_scale: the teacher's, for relations as KL.
         loss_weights: of relation, similarity and reconstruction in this step, where they are scheduled.
+        stop, written: what this rank has to tell the others: that it was asked to stop, that it has nothing to write.
+        step: its number, for the evidence of a step that cannot be applied.
+        own_time: is given the time that this rank computes without waiting for another.
     """
+    own_time = own_time or OwnTime(engine.device)
     device = engine.device
     texts_GE = None
     if config.loss.relation and config.loss.relation_over == "global":
         texts_GE = gather_texts(batches, config.batch.streams, world, device)
-    sums = torch.zeros(7, dtype=torch.float64, device=device)  # the total, its parts, and three counts
+    sums = torch.zeros(9, dtype=torch.float64, device=device)  # the total, its parts, and five counts
     for batch in batches:
+        own_time.start()
         batch = batch.to(device)
         pictures_BE = batch.pictures_BE
         if pictures_BE is None and teacher is not None:
@@ -90,18 +105,30 @@ def train_step(
         texts = batch.texts_BE if texts_GE is None else texts_GE
         targets = Targets(pictures_BE, texts, logit_scale, loss_weights)
         total, parts = engine(views_of(batch, config.model, config.run.seed), targets)
+        own_time.stop()
         engine.backward(total)
         sums[:4] += torch.cat([total.detach().view(1), parts])
         if not engine.is_gradient_accumulation_boundary():
             engine.step()  # counts the micro-batch; weights change at the boundary only
     sums[:4] /= len(batches) * world.size
-    for place, count in enumerate((stop, *_counted(batches)), start=4):
-        sums[place].fill_(count)
+    for place, number in enumerate((stop, written, *_counted(batches)), start=4):
+        sums[place].fill_(number)
+    gradients = nonfinite.reduced_gradients(engine)
+    sums[8] = nonfinite.count(list(gradients.values()), device)
     sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-    engine.step()  # the host waits for the device here, to learn whether the gradients are finite
-    loss, relation, similarity, reconstruction, stops, damaged, keys = sums.tolist()
+    # The host waits for the device here, to learn whether the step may be applied.
+    loss, relation, similarity, reconstruction, stops, writers, damaged, keys, bad = sums.tolist()
+    evidence = None
+    finite = math.isfinite(loss) and not bad
+    if not finite:
+        evidence = nonfinite.evidence(engine, gradients, batches, loss, step)
+        nonfinite.poison(list(gradients.values()))
+    engine.step()
+    # Its own look remains: the norm of finite gradients can be too large for a number.
+    applied = not engine.optimizer.overflow
+    assert finite or not applied, "the engine applied a step whose gradients are not finite"
     norm = engine.get_global_grad_norm()
     return StepResult(
         loss=loss,
@@ -109,10 +136,12 @@ def train_step(
         similarity=similarity,
         reconstruction=reconstruction,
         grad_norm=float(norm) if norm is not None else float("nan"),
-        applied=not engine.optimizer.overflow,
+        applied=applied,
         stop=stops > 0,
         damaged=round(damaged),
         keys=round(keys),
+        written=round(writers),
+        evidence=evidence,
     )
 
 

@@ -1,0 +1,60 @@
+"""One file of a checkpoint, written in one pass: the bytes are hashed on their way to the disk.
+
+safetensors' own writer would be a first pass over the data and hashing the file a second one, and it holds Python's
+lock while it writes; a background thread must not stop the training loop. The format is a small one: the length of a
+JSON header (8 bytes, little endian), the header (padded to a multiple of 8), and the tensors' bytes one after the
+other.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+PIECE_BYTES = 16 << 20
+"""Written and hashed at once, both without Python's lock; small enough to be still in a cache when it is hashed."""
+
+
+def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Writes tensors on the CPU as a safetensors file, flushed to the disk; returns its bytes and its SHA-256.
+
+    Raises:
+        OSError: if it cannot be written (a full disk); the file is then left as far as it came.
+    """
+    digest, written = hashlib.sha256(), 0
+    with open(path, "wb", buffering=0) as file:
+        for piece in _pieces(tensors):
+            digest.update(piece)
+            rest = piece
+            while rest:  # an unbuffered write may take less than it was given
+                rest = rest[file.write(rest) :]
+            written += len(piece)
+        os.fsync(file.fileno())
+        # These bytes are not read again soon, and would push the shards out of the page cache.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return written, digest.hexdigest()
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        if tensor.numel():
+            whole = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+            for start in range(0, len(whole), PIECE_BYTES):
+                yield whole[start : start + PIECE_BYTES]

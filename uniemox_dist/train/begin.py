@@ -1,0 +1,106 @@
+"""The start of a run: its folder, the checkpoint that it goes on from, and what it says of itself."""
+
+import logging
+
+from uniemox_dist.config.load import dump_yaml
+from uniemox_dist.data.sources import describe_data
+from uniemox_dist.runtime.files import write_json, write_text
+from uniemox_dist.runtime.run_folder import environment
+from uniemox_dist.train import checkpoint as checkpoints
+from uniemox_dist.train import comm
+from uniemox_dist.train.engine import grad_accum
+from uniemox_dist.train.setup import Trainer
+
+log = logging.getLogger("uniemox")
+
+
+def begin(trainer: Trainer) -> int:
+    """Loads the checkpoint that rank 0 chose, writes down what runs, and returns the first step."""
+    folder, world, config, chosen = trainer.folder, trainer.world, trainer.config, trainer.chosen
+    step = 0
+    if chosen is not None:
+        step = checkpoints.load(trainer.engine, chosen)
+        if trainer.ema is not None and not trainer.ema.load(chosen) and world.is_main:
+            log.warning("%s holds no moving average: it starts from the weights", chosen.folder.name)
+    if world.is_main:
+        facts = environment()
+        try:
+            write_text(folder.config, dump_yaml(config))
+            write_json(folder.environment, facts)
+        except OSError as error:
+            log.warning("%s: %s; training goes on without it", error.filename, error.strerror)
+        # Where the teacher's embeddings come from: live, cache, or None without one.
+        source = config.teacher.source if trainer.facts else None
+        folder.event(
+            "start",
+            step=step,
+            ranks=world.size,
+            zero_stage=config.zero.stage,
+            precision=trainer.precision,
+            teacher=source,
+            host=facts["host"],
+            hosts=list(dict.fromkeys(trainer.hosts)),
+            versions=facts["versions"],
+        )
+        if chosen is not None:
+            saved = chosen.info
+            ranks, stage = saved["world_size"], saved["zero_stage"]
+            folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=ranks, zero_stage=stage)
+            if (ranks, stage) != (world.size, config.zero.stage):
+                log.info("checkpoint of %d ranks, ZeRO-%d", ranks, stage)
+                folder.event(
+                    "convert",
+                    step=step,
+                    from_ranks=ranks,
+                    from_zero_stage=stage,
+                    ranks=world.size,
+                    zero_stage=config.zero.stage,
+                )
+        if trainer.loaded is not None:
+            folder.event("init", **trainer.loaded.facts())
+        _introduce(trainer, step)
+    comm.barrier()
+    return step
+
+
+def _introduce(trainer: Trainer, step: int) -> None:
+    config, world, schedule, chosen = trainer.config, trainer.world, trainer.schedule, trainer.chosen
+    trained = sum(
+        p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters()
+    )
+    log.info(
+        "run %s: %s at step %d of %d; student %.1f M parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
+        "accumulation %d = global batch %d; ZeRO-%d, %s on %s",
+        trainer.folder.path,
+        f"resumes {chosen.folder.name}" if chosen else "starts",
+        step,
+        schedule.max_steps,
+        trained / 1e6,
+        _teacher(trainer),
+        trainer.sources.samples,
+        world.size,
+        config.batch.micro_batch,
+        grad_accum(config, world.size),
+        config.batch.global_batch,
+        config.zero.stage,
+        trainer.precision,
+        trainer.device,
+    )
+    if trainer.loaded is not None:
+        for line in trainer.loaded.describe().splitlines():
+            log.info("%s", line)
+    log.info("%s", trainer.flops.describe(trainer.peak_tflops))
+    local_ranks = trainer.hosts.count(trainer.hosts[world.rank])
+    for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
+        log.info("%s", line)
+    if trainer.sources.samples < config.batch.global_batch:
+        log.warning(
+            "batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples
+        )
+
+
+def _teacher(trainer: Trainer) -> str:
+    if trainer.facts is None:
+        return "none"
+    name = trainer.config.teacher.name
+    return f"{name} (live)" if trainer.replay is None else f"{name} as {trainer.replay}"

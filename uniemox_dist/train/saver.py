@@ -1,0 +1,253 @@
+"""Saving while training goes on: all ranks copy what they own to host memory, a thread of each writes it, and when all
+have written, rank 0 completes the checkpoint and gives it its name.
+
+One save is under way at a time. What blocks the loop is the copy, two small exchanges among ranks, and the last rename.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniemox_dist.checkpoints.files import fragment_key
+from uniemox_dist.checkpoints.folders import (
+    COMPLETE,
+    FIXED,
+    FORMAT,
+    FORMAT_VERSION,
+    complete_checkpoints,
+    digest,
+    step_folder,
+)
+from uniemox_dist.checkpoints.part_file import write_part
+from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
+from uniemox_dist.runtime.files import publish_dir, remove_dir, write_json
+from uniemox_dist.runtime.run_folder import versions
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train import comm
+from uniemox_dist.train.checkpoint import RunState
+from uniemox_dist.train.ema import Ema
+from uniemox_dist.train.fragments import adam_step, fragments, shapes
+
+log = logging.getLogger("uniemox")
+MARGIN_BYTES = 1 << 20
+"""Room for what is small: headers and complete.json."""
+
+
+@dataclass
+class _Save:
+    """One save under way."""
+
+    state: RunState
+    updates: float
+    began: float
+    blocked_s: float = 0.0
+    outcome: dict[str, Any] = field(default_factory=dict)
+    """Of this rank's writer: files with bytes and hashes, or `error`."""
+
+
+class Saver:
+    """Saves a run's state; every method that says so is collective."""
+
+    def __init__(
+        self,
+        engine: Any,
+        folder: Path,
+        world: World,
+        fixed: dict[str, Tensor],
+        ema: Ema | None = None,
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+    ) -> None:
+        """`fixed` are the parameters that are not trained, which rank 0 writes. Nothing else may save into `folder`, a
+        run's checkpoints/: what killed saves left there is deleted. Collective."""
+        self._engine, self._folder, self._world, self._fixed, self._ema = engine, folder, world, fixed, ema
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._host: dict[str, Tensor] = {}
+        self._save: _Save | None = None
+        self._writer: threading.Thread | None = None
+        self._pruner: threading.Thread | None = None
+        comm.on_main(world, lambda: clear_unfinished(folder))
+
+    @property
+    def under_way(self) -> int | None:
+        """The step that is being saved, if any."""
+        return self._save.state.step if self._save else None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing left to write, be it that it failed."""
+        return self._writer is None or not self._writer.is_alive()
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that this rank keeps for its copy, from the first save on."""
+        return sum(tensor.nbytes for tensor in self._host.values())
+
+    def begin(self, state: RunState) -> dict[str, Any] | None:
+        """Copies the state and lets the writers begin; collective. Returns None, or why it is not saved (`error`)."""
+        assert self._save is None, "one save at a time"
+        began = time.perf_counter()
+        if self._pruner is not None:
+            self._pruner.join()
+        tensors = {
+            fragment_key(f.name, f.start, kind): tensor
+            for f in chain(fragments(self._engine), self._ema.fragments() if self._ema else ())
+            for kind, tensor in f.tensors.items()
+        }
+        if (short := self._without_room(tensors)) is not None:
+            return {"error": short, "blocked_s": round(time.perf_counter() - began, 4)}
+        self._copy(tensors)
+        self._save = _Save(state, adam_step(self._engine), began)
+        self._writer = threading.Thread(
+            target=self._write, args=(self._save,), name="checkpoint writer", daemon=True
+        )
+        self._writer.start()
+        self._save.blocked_s = time.perf_counter() - began
+        return None
+
+    def commit(self) -> dict[str, Any]:
+        """Waits for all writers and completes the save under way; collective. Returns facts for the event: step, bytes,
+        seconds, blocked_s and removed checkpoints; or `error`, and then nothing of it is left on the disk."""
+        assert self._save is not None
+        assert self._writer is not None
+        began, save = time.perf_counter(), self._save
+        self._writer.join()
+        outcomes = comm.gather_objects(save.outcome, self._world)
+        facts: dict[str, Any] = comm.on_main(self._world, lambda: self._complete(save, outcomes))
+        self._save = self._writer = None
+        now = time.perf_counter()
+        return {
+            "step": save.state.step,
+            **facts,
+            "seconds": round(now - save.began, 3),
+            "blocked_s": round(save.blocked_s + now - began, 4),
+        }
+
+    def close(self) -> None:
+        """Waits for deletions that are under way."""
+        if self._pruner is not None:
+            self._pruner.join()
+
+    def _temporary(self, step: int) -> Path:
+        return self._folder / f".{step_folder(step)}.tmp"
+
+    def _without_room(self, tensors: dict[str, Tensor]) -> str | None:
+        """What is missing, if there is no room for a checkpoint even after what the policy will delete is deleted."""
+        fixed = self._fixed.values() if self._world.is_main else ()
+        own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
+        needed, free, rank = self._room(own)
+        if free < needed:  # one fewer than the policy says, since the one that is about to come counts
+            comm.on_main(self._world, lambda: _pruned(self._folder, self._keep_last - 1, self._keep_every))
+            needed, free, rank = self._room(own)
+        if free >= needed:
+            return None
+        return (
+            f"{self._folder}: a checkpoint needs {needed / 1e6:.1f} MB and rank {rank} has {free / 1e6:.1f} MB "
+            "free there; make room, or lower run.keep_last"
+        )
+
+    def _room(self, own: int) -> tuple[float, float, int]:
+        """Bytes that all ranks' parts need together, the least that any rank sees free, and that rank. The folder is
+        one for all ranks, so its room is too."""
+        rows = comm.gather_numbers([_free(self._folder), own], self._world)
+        free, rank = min((row[0], rank) for rank, row in enumerate(rows))
+        return sum(row[1] for row in rows), free, rank
+
+    @torch.no_grad()
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
+        cuda = any(tensor.is_cuda for tensor in tensors.values())
+        if self._host.keys() != tensors.keys():
+            self._host = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
+                for name, tensor in tensors.items()
+            }
+        for name, tensor in tensors.items():
+            self._host[name].copy_(tensor, non_blocking=True)
+        if cuda:
+            torch.cuda.synchronize()
+
+    def _write(self, save: _Save) -> None:
+        """What the writer of this rank does; errors are for `commit` to tell."""
+        temporary, files = self._temporary(save.state.step), save.outcome.setdefault("files", {})
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            parts = {f"part_{self._world.rank:05d}.safetensors": self._host}
+            if self._world.is_main:
+                parts[FIXED] = self._fixed
+            for name, tensors in parts.items():
+                size, sha256 = write_part(temporary / name, tensors)
+                files[name] = {"bytes": size, "sha256": sha256}
+        except Exception as error:  # a thread's errors would be lost
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            save.outcome["error"] = f"{temporary} (rank {self._world.rank}): {reason}"
+
+    def _complete(self, save: _Save, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+        """On rank 0: complete.json, then the name, then what the policy no longer keeps."""
+        state, files = save.state, {}
+        temporary, final = self._temporary(state.step), self._folder / step_folder(state.step)
+        errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
+        try:
+            if not errors:
+                files = {name: facts for outcome in outcomes for name, facts in outcome["files"].items()}
+                info: dict[str, Any] = {
+                    "format": FORMAT,
+                    "format_version": FORMAT_VERSION,
+                    "step": state.step,
+                    "slots": state.slots,
+                    "adam_step": save.updates,
+                    "world_size": self._world.size,
+                    "zero_stage": state.config.zero.stage,
+                    "precision": state.precision,
+                    "data_identity": state.data_identity,
+                    "teacher": state.teacher,
+                    "embedding_width": state.embedding_width,
+                    "time": round(time.time(), 3),
+                    "versions": versions(),
+                    "parameters": shapes(self._engine),
+                    "config": state.config.model_dump(mode="json"),
+                    "files": files,
+                }
+                write_json(temporary / COMPLETE, {**info, "sha256": digest(info)})
+                if final.exists():  # of an earlier attempt that the run was started anew before
+                    remove_dir(final)
+                publish_dir(temporary, final)
+        except OSError as error:
+            errors.append(f"{final}: {error.strerror or error}")
+        if errors:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return {"error": errors[0]}
+        return {"bytes": sum(facts["bytes"] for facts in files.values()), "removed": self._prune()}
+
+    def _prune(self) -> list[str]:
+        """Deletes what the policy no longer keeps, in the background since it may take its time; returns names."""
+        steps = [checkpoint.step for checkpoint in complete_checkpoints(self._folder)]
+        doomed = superfluous(steps, self._keep_last, self._keep_every)
+        if doomed:
+            policy = (self._folder, self._keep_last, self._keep_every)
+            self._pruner = threading.Thread(target=_pruned, args=policy, name="pruner", daemon=True)
+            self._pruner.start()
+        return [step_folder(step) for step in doomed]
+
+
+def _pruned(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    try:
+        prune(folder, keep_last, keep_every)
+    except OSError as error:  # the next save will see whether there is room
+        log.warning("%s: old checkpoints could not be deleted: %s", folder, error.strerror or error)
+
+
+def _free(folder: Path) -> float:
+    """What a rank may still write; nothing where its disk does not answer."""
+    try:
+        return float(free_bytes(folder))
+    except OSError:
+        return 0.0

@@ -1,0 +1,31 @@
+"""Held-out pictures, looked at while training."""
+
+import logging
+
+import torch
+
+from uniemox_dist.train.meter import Meter
+from uniemox_dist.train.pictures import facts, look, markdown, save
+from uniemox_dist.train.setup import Trainer
+from uniemox_dist.train.sheet import draw, title
+
+log = logging.getLogger("uniemox")
+
+
+def show(trainer: Trainer, meter: Meter, step: int) -> None:
+    """Reconstructions and nearest texts of held-out pictures, on all ranks that know them."""
+    shown, model = trainer.shown, trainer.config.model
+    if shown is None or (shown.texts is None and trainer.student.decoder is None):
+        return
+    trainer.student.eval()
+    with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own
+        seen = look(trainer.student, shown, trainer.config.run.seed, trainer.device)
+    trainer.student.train()
+    if trainer.world.is_main:
+        record = facts(seen, shown, step, model.mask)
+        sheet = draw(seen, shown, title(trainer.config, record), boxes=model.mask == "person")
+        try:
+            save(trainer.folder.samples, step, sheet, record)
+        except OSError as error:
+            log.warning("%s: %s; training goes on without it", trainer.folder.samples, error.strerror)
+        meter.pictures(step, sheet, markdown(record))
