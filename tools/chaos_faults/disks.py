@@ -43,12 +43,11 @@ def small_disk(lab: Lab, name: str, megabytes: float) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Takes all room that is left; returns the file that holds it."""
     filler = folder / "filler"
-    with open(filler, "wb") as file:
+    with open(filler, "wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             with suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-                    file.flush()
+                while file.write(bytes(size)):
+                    pass
     return filler
 
 
@@ -65,7 +64,7 @@ def _on_disk(run: Run, disk: Path) -> None:
     run.folder.checkpoints.symlink_to(disk / "checkpoints")
 
 
-def _goes_on(outcome: Outcome, lab: Lab, run: Run, when: float) -> None:
+def _goes_on(outcome: Outcome, lab: Lab, run: Run, when: float, *, unremovable: bool = False) -> None:
     """A failed save is said; training goes on without an interruption, and later saves succeed."""
     code = run.finish()
     finished(outcome, run, code)
@@ -73,9 +72,10 @@ def _goes_on(outcome: Outcome, lab: Lab, run: Run, when: float) -> None:
     told = [event for event in run.events("fault", since=when) if "step" in event]
     outcome.expect(told, "no event says that the save failed")
     outcome.expect(len(run.events("start")) == 1, "training was interrupted")
-    left = list(run.folder.checkpoints.glob(".step_*"))
-    outcome.expect(not left, f"left behind: {[path.name for path in left]}")
     failed = sorted({event["step"] for event in told})
+    left = [path.name for path in run.folder.checkpoints.glob(".step_*")]
+    # Nothing can be cleared away while all is read-only: that is for the next start.
+    outcome.expect(not left or unremovable, f"left behind: {left}")
     saved = [event["step"] for event in run.events("save")]
     outcome.notes.append(f"failed saves: {failed}, saved: {saved}")
     compare(outcome, run, lab.reference("large"))
@@ -107,14 +107,14 @@ def read_only(lab: Lab) -> Outcome:
             run.wait_until(lambda: run.events("fault"), "a fault of the save")
         finally:
             remount(disk, "rw")
-        _goes_on(outcome, lab, run, when)
+        _goes_on(outcome, lab, run, when, unremovable=True)
     return outcome
 
 
 def bit_flip(lab: Lab) -> Outcome:
     """A bit of the newest checkpoint flips while the run stands still."""
     outcome, run = Outcome("4"), lab.run("4").start()
-    run.wait_for_step(2 * SAVE_EVERY + 1)
+    run.wait_until(lambda: len(run.checkpoints()) >= 2, "a second checkpoint")
     run.kill()
     newest, before = run.checkpoints()[-1], run.checkpoints()[-2]
     part = newest.folder / "part_00001.safetensors"

@@ -8,7 +8,7 @@ from itertools import count
 
 import psutil
 
-from chaos_faults.lab import SAVE_EVERY, Lab, Run
+from chaos_faults.lab import SAVE_EVERY, STEPS, Lab, Run
 from chaos_faults.processes import Patch
 from chaos_faults.verdict import Outcome, compare, finished, recovery
 
@@ -75,9 +75,13 @@ def during_saves(lab: Lab) -> Outcome:
     outcome, dice = Outcome("2"), lab.dice("2")
     save_s = max(event["seconds"] for event in lab.reference("large").events("save"))
     # One more than kills, as the first may hit before anything was saved.
-    run = lab.run("2", f"run.max_restarts={lab.kills + 1}", model="large").start()
+    every = min(SAVE_EVERY, max(1, STEPS // (lab.kills + 1)))
+    settings = (f"run.save_every={every}", f"run.max_restarts={lab.kills + 1}")
+    run = lab.run("2", *settings, model="large").start()
     beyond, noticed, left, when = 0, [], 0, 0.0
-    for _ in range(lab.kills):
+    for attempts in range(1, lab.kills + 1):
+        # Once it has started it has cleared away what the save before has left.
+        run.wait_until(lambda n=attempts: len(run.events("start")) == n, f"the start of attempt {attempts}")
         step = run.wait_for_save(beyond)
         time.sleep(dice.uniform(0.0, save_s))
         left += (run.folder.checkpoints / f".step_{step:08d}.tmp").exists()
@@ -85,11 +89,10 @@ def during_saves(lab: Lab) -> Outcome:
         restarts = len(run.events("restart"))
         run.wait_until(lambda n=restarts: len(run.events("restart")) > n, "the launcher's restart")
         noticed.append(run.noticed(when) or 0.0)
-        beyond = step - 1  # the same step is saved again, unless it was whole already
         for checkpoint in run.checkpoints():
             problem = checkpoint.problem(hashes=True)
             outcome.expect(problem is None, f"after a kill: {problem}")
-            beyond = max(beyond, checkpoint.step)
+        beyond = step  # the next kill hits a later save, as far as there are any
     restarted(outcome, lab, run, when, model="large")
     outcome.noticed_s = max(noticed)
     outcome.notes.append(f"{lab.kills} kills, {left} of them in the middle of a save")

@@ -46,7 +46,7 @@ SETTINGS = (
 MODELS = {
     "tiny": ("model.width=32", "model.depth=2", "model.heads=2"),
     # A save of it takes long enough to be hit.
-    "large": ("model.width=384", "model.depth=5", "model.heads=6"),
+    "large": ("model.width=256", "model.depth=4", "model.heads=4"),
 }
 
 
