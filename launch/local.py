@@ -112,8 +112,13 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals, passe
             deadline = time.monotonic() + GRACE_S
             reason = _explain(children, failed, signals.received[first:])
         if deadline is not None and time.monotonic() > deadline:
-            for child in children:
+            for rank, child in enumerate(children):
                 if child.poll() is None:
+                    print(
+                        f"uniemox: error: rank {rank} (pid {child.pid}) did not end by itself within {GRACE_S} s and "
+                        "is killed; if it left no stacks in logs/, it is the one that hung",
+                        file=sys.stderr,
+                    )
                     _kill(child)
         time.sleep(LOOK_S)
     failed = [c for c in children if c.returncode not in (EXIT_DONE, EXIT_REQUEUE)]

@@ -96,6 +96,9 @@ class PlainEngine:
     def is_gradient_accumulation_boundary(self) -> bool:
         return True
 
+    def zero_optimization(self) -> bool:
+        return False
+
     def get_global_grad_norm(self) -> None:
         return None
 

@@ -44,10 +44,12 @@ def run_ranks(
     world_size: int,
     resume: str = "auto",
     kill_when: Callable[[], bool] | None = None,
+    prepare: Callable[[int], None] | None = None,
 ) -> list[int]:
     """Runs the demo recipe with these settings on `world_size` ranks; returns their exit codes.
 
-    As soon as `kill_when` is true all ranks are killed (SIGKILL), and nothing is returned.
+    As soon as `kill_when` is true all ranks are killed (SIGKILL), and nothing is returned. `prepare`, a function of a
+    module, is called in each rank with its number before the run: to make something go wrong there.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -56,7 +58,7 @@ def run_ranks(
     for rank in range(world_size):
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_rank, args=(theirs, rank, world_size, port, list(overrides), resume)
+            target=_rank, args=(theirs, rank, world_size, port, list(overrides), resume, prepare)
         )
         process.start()
         theirs.close()
@@ -83,7 +85,15 @@ def run_ranks(
     return codes
 
 
-def _rank(pipe: Connection, rank: int, world_size: int, port: int, overrides: list[str], resume: str) -> None:
+def _rank(
+    pipe: Connection,
+    rank: int,
+    world_size: int,
+    port: int,
+    overrides: list[str],
+    resume: str,
+    prepare: Callable[[int], None] | None,
+) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
 
@@ -93,6 +103,8 @@ def _rank(pipe: Connection, rank: int, world_size: int, port: int, overrides: li
 
     torch.set_num_threads(1)
     try:
+        if prepare is not None:
+            prepare(rank)
         world = World(rank, world_size, rank, "127.0.0.1", port)
         pipe.send(pretrain(load_config("demo", overrides), world, resume=resume))
     except BaseException:

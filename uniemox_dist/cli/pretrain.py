@@ -26,13 +26,16 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     again goes on from the newest complete checkpoint.
     """
     from uniemox_dist.config.load import dump_yaml, load_config
+    from uniemox_dist.runtime.signals import StopFlag
     from uniemox_dist.runtime.world import World
 
+    world = World.from_env()
+    # Early, so that a signal during the seconds of start-up is not lost; the launcher minds them by itself.
+    stop = StopFlag().install() if nproc is None or world.size > 1 else None
     config = load_config(recipe, overrides)
     if dry_run:
         click.echo(dump_yaml(config), nl=False)
         return 0
-    world = World.from_env()
     if nproc is not None and world.size == 1:
         return _launch(config, recipe, overrides, nproc, resume)
     from uniemox_dist.runtime.errors import Fault

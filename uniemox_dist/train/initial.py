@@ -38,7 +38,7 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
         damaged.append((checkpoint, problem))
     if not damaged:
         return None
-    others = f", and {len(damaged) - 1} older ones are damaged too" if len(damaged) > 1 else ""
+    others = f" (and so are {len(damaged) - 1} before it)" if len(damaged) > 1 else ""
     text = (
         f"run.dir/run.name={folder.path}: {damaged[0][1]}{others}: no sound checkpoint is left; restore one, or begin "
         "anew with another run.name"

@@ -15,7 +15,7 @@ from uniemox_dist.data.plan import Plan
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train.comm import gather_numbers
-from uniemox_dist.train.own_time import stragglers
+from uniemox_dist.train.own_time import Stragglers
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
@@ -51,7 +51,7 @@ class Meter:
         straggler_factor: float = 1.5,
     ) -> None:
         """`sample_flops` are the useful FLOPs of training on one sample; `hosts` those of the ranks."""
-        self.hosts, self.straggler_factor = hosts, straggler_factor
+        self._stragglers = Stragglers(hosts or ["?"] * world.size, straggler_factor)
         self.tera_per_sample, self.peak_tflops = sample_flops / 1e12, peak_tflops
         self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
         self.global_batch, self.writes = plan.global_batch, world.is_main
@@ -154,7 +154,10 @@ class Meter:
             self._own_s,
         ]
         waits, read, reads, hits, retries, own_s = zip(*gather_numbers(own, self.world))
-        self._name_stragglers(step, list(own_s), seconds)
+        if self.writes:
+            for found in self._stragglers.add(own_s, self._steps, seconds):
+                self.folder.event("straggler", step=step, **found.facts())
+                log.warning("%s", found)
         found = {
             "data_wait_share": round(sum(waits) / len(waits), 4),
             "data_wait_share_max": round(max(waits), 4),
@@ -167,29 +170,6 @@ class Meter:
         if self.caches:
             found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
         return found
-
-    def _name_stragglers(self, step: int, own_s: list[float], seconds: float) -> None:
-        """Names ranks that compute or wait for data for long while the others wait for them."""
-        if not self.writes:
-            return
-        for found in stragglers(own_s, seconds, self.straggler_factor):
-            host = self.hosts[found.rank] if self.hosts else "?"
-            own, median = found.seconds / self._steps, found.median_s / self._steps
-            self.folder.event(
-                "straggler",
-                step=step,
-                rank=found.rank,
-                host=host,
-                seconds=round(own, 4),
-                median_s=round(median, 4),
-            )
-            log.warning(
-                "rank %d on %s is slow: %.3f s of its own per step, the median rank %.3f s",
-                found.rank,
-                host,
-                own,
-                median,
-            )
 
     def pictures(self, step: int, sheet: Any, texts: str) -> None:
         """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""

@@ -7,10 +7,16 @@ so that there a slow rank shows only in part).
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+WINDOW = 10
+"""Steps after which ranks are compared, or the first interval of the log that has as many."""
+NOTICED = 0.1
+"""Share of the steps' time by which a slow rank must exceed the median."""
 
 
 class OwnTime:
@@ -49,17 +55,59 @@ class Straggler:
     """A rank that the others wait for."""
 
     rank: int
+    host: str
     seconds: float
+    """Its own time per step."""
     median_s: float
+    """The median rank's."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the event."""
+        times = {"seconds": round(self.seconds, 4), "median_s": round(self.median_s, 4)}
+        return {"rank": self.rank, "host": self.host, **times}
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} on {self.host} is slow: {self.seconds:.3f} s of its own per step, the median rank "
+            f"{self.median_s:.3f} s"
+        )
 
 
-def stragglers(own_s: list[float], interval_s: float, factor: float) -> list[Straggler]:
-    """Ranks whose own time exceeds `factor` times the median, and the median by a tenth of the interval: of what is
-    small beside the step nobody waits long. Of an even number of ranks the lower median counts, so that of two the
-    slower is compared with the other."""
-    median = statistics.median_low(own_s)
-    return [
-        Straggler(rank, seconds, median)
-        for rank, seconds in enumerate(own_s)
-        if seconds > factor * median and seconds - median > 0.1 * interval_s
-    ]
+class Stragglers:
+    """Names a rank when it begins to be slow, judged over windows of some steps: one slow step makes no straggler."""
+
+    def __init__(self, hosts: Sequence[str], factor: float) -> None:
+        self.hosts, self.factor = hosts, factor
+        self._slow: set[int] = set()
+        self._warm = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._own_s, self._steps, self._seconds = [0.0] * len(self.hosts), 0, 0.0
+
+    def add(self, own_s: Sequence[float], steps: int, seconds: float) -> list[Straggler]:
+        """Takes in an interval: each rank's own time, and the time that all took. Returns whom to name now.
+
+        Of an even number of ranks the lower median counts, so that of two the slower is compared with the other; and of
+        what is small beside the steps nobody waits long.
+        """
+        if not self._warm:  # the first interval has the first step, with whatever is made and compiled then
+            self._warm = True
+            return []
+        self._own_s = [a + b for a, b in zip(self._own_s, own_s, strict=True)]
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        if self._steps < WINDOW:
+            return []
+        median = statistics.median_low(self._own_s)
+        slow = {
+            rank
+            for rank, own in enumerate(self._own_s)
+            if own > self.factor * median and own - median > NOTICED * self._seconds
+        }
+        named = [
+            Straggler(rank, self.hosts[rank], self._own_s[rank] / self._steps, median / self._steps)
+            for rank in sorted(slow - self._slow)
+        ]
+        self._slow = slow
+        self._begin()
+        return named

@@ -1,0 +1,218 @@
+"""Saving beside training: what is saved is the step's own state, failures cost a checkpoint and never the run."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import TINY, losses, run_ranks
+
+from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.runtime.files import sha256_file
+
+
+def settings(tmp_path: Path, data: Path, teacher: Path, *more: str) -> list[str]:
+    return [
+        *TINY,
+        f"run.dir={tmp_path}",
+        "run.name=run",
+        "run.max_steps=6",
+        "run.save_every=2",
+        "run.keep_last=9",
+        f"data.path={data / 'train'}",
+        "data.eval_path=null",
+        f"teacher.name=local-dir:{teacher}",
+        "batch.micro_batch=12",
+        "optim.ema_decay=0.9",
+        *more,
+    ]
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def steps(run: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in complete_checkpoints(run / "checkpoints")]
+
+
+def a_slow_disk(rank: int) -> None:
+    """Rank 1's first part takes as long as three steps more; the tensors that it writes are read at the end only."""
+    from uniemox_dist.train import saver
+    from uniemox_dist.train.loop import train_step
+
+    write, made = saver.write_part, 0
+
+    def slow(path: Path, tensors: Any) -> tuple[int, str]:
+        while rank == 1 and "00000002" in str(path) and made < 5:
+            time.sleep(0.01)
+        return write(path, tensors)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal made
+        result = train_step(*arguments, **named)
+        made += 1
+        return result
+
+    from uniemox_dist.train import loop
+
+    saver.write_part = slow
+    loop.train_step = counted
+
+
+def test_what_a_slow_writer_writes_is_the_step_that_it_was_given(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run = settings(tmp_path, tiny_data, tiny_teacher)
+    assert run_ranks(run, world_size=2) == [0, 0]
+    assert run_ranks([*run, "run.name=slow"], world_size=2, prepare=a_slow_disk) == [0, 0]
+    # Step 4 came while step 2 was still being written and is left out; the last one is waited for.
+    assert steps(tmp_path / "run") == [2, 4, 6]
+    assert steps(tmp_path / "slow") == [2, 6]
+    for step in (2, 6):
+        for name in ("part_00000.safetensors", "part_00001.safetensors"):
+            pair = [tmp_path / r / "checkpoints" / f"step_{step:08d}" / name for r in ("run", "slow")]
+            assert sha256_file(pair[0]) == sha256_file(pair[1])
+    assert losses(tmp_path / "run") == losses(tmp_path / "slow")
+    assert (
+        "step 4 is not saved: step 2 is still being written" in (tmp_path / "slow/logs/rank0.log").read_text()
+    )
+    saved = events(tmp_path / "slow", "save")
+    assert [event["step"] for event in saved] == [2, 6]
+    assert all(0 < event["blocked_s"] <= event["seconds"] for event in saved)
+
+
+def a_disk_that_fails_once(rank: int) -> None:
+    from uniemox_dist.train import saver
+
+    write = saver.write_part
+
+    def failing(path: Path, tensors: Any) -> tuple[int, str]:
+        if rank == 1 and "00000002" in str(path):
+            path.write_bytes(b"half a fi")
+            raise OSError(28, "No space left on device")
+        return write(path, tensors)
+
+    saver.write_part = failing
+
+
+def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run = settings(tmp_path, tiny_data, tiny_teacher)
+    assert run_ranks(run, world_size=2, prepare=a_disk_that_fails_once) == [0, 0]
+    assert steps(tmp_path / "run") == [4, 6]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name[0] == "."] == []
+    (fault,) = events(tmp_path / "run", "fault")
+    assert fault["step"] == 2
+    assert fault["error"].endswith("(rank 1): No space left on device")
+
+
+def a_disk_with_room_for_one_more(rank: int) -> None:
+    """Free space as a disk would have it that holds two checkpoints, as rank 1 sees it."""
+    from uniemox_dist.train import saver
+
+    def free(folder: Path) -> int:
+        used = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        return 3_500_000 - used if rank == 1 else 10**12
+
+    saver.free_bytes = free
+
+
+def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_left_out(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run = settings(tmp_path, tiny_data, tiny_teacher, "run.keep_last=2", "run.max_steps=8")
+    assert run_ranks(run, world_size=2, prepare=a_disk_with_room_for_one_more) == [0, 0]
+    assert steps(tmp_path / "run") == [6, 8]
+    assert events(tmp_path / "run", "fault") == []
+    kept = [*run, "run.name=kept", "run.keep_every=2", "run.save_every=2"]
+    assert run_ranks(kept, world_size=2, prepare=a_disk_with_room_for_one_more) == [1, 1]
+    assert steps(tmp_path / "kept") == [2]  # none of them may go
+    faults = events(tmp_path / "kept", "fault")
+    assert [fault.get("step") for fault in faults] == [4, 6, 8, None]
+    assert "a checkpoint needs 3.0 MB and rank 1 has" in faults[0]["error"]
+    assert "make room, or lower run.keep_last" in faults[0]["error"]
+
+
+def a_signal_before_the_start(rank: int) -> None:
+    from uniemox_dist.train import loop
+
+    build = loop.setup.build
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        if rank == 1:  # of all ranks one is enough
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return build(*arguments, **named)
+
+    loop.setup.build = signalled
+
+
+def test_a_signal_while_starting_up_ends_in_a_complete_save_and_75(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run = settings(tmp_path, tiny_data, tiny_teacher)
+    assert run_ranks(run, world_size=2, prepare=a_signal_before_the_start) == [75, 75]
+    assert steps(tmp_path / "run") == [1]
+    assert [(e["step"], e["saved"]) for e in events(tmp_path / "run", "signal")] == [(1, True)]
+
+
+def a_rank_that_sleeps(rank: int) -> None:
+    from uniemox_dist.models.teacher import Teacher
+
+    embed = Teacher.embed_pictures
+
+    def slow(self: Teacher, *arguments: Any) -> Any:
+        time.sleep(0.25 if rank == 1 else 0.0)
+        return embed(self, *arguments)
+
+    Teacher.embed_pictures = slow  # type: ignore[method-assign]
+
+
+def test_a_slow_rank_is_named_with_its_host(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    run = settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=12", "run.save_every=100")
+    assert run_ranks(run, world_size=2, prepare=a_rank_that_sleeps) == [0, 0]
+    (found,) = events(tmp_path / "run", "straggler")
+    assert (found["rank"], found["host"]) == (1, os.uname().nodename)
+    assert found["seconds"] > 0.25
+    assert [e["hosts"] for e in events(tmp_path / "run", "start")] == [[os.uname().nodename]]
+
+
+@pytest.mark.parametrize("resume", ["auto", "path"])
+def test_without_a_sound_checkpoint_the_run_does_not_begin_anew(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path, resume: str
+) -> None:
+    run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]
+    assert run_ranks(run, world_size=1) == [0]
+    folder = tmp_path / "run" / "checkpoints"
+    for part in folder.glob("*/part_00000.safetensors"):
+        data = bytearray(part.read_bytes())
+        data[-5] ^= 4
+        part.write_bytes(data)
+    where = "auto" if resume == "auto" else str(folder / "step_00000002")
+    says = (
+        r"\(and so are 1 before it\): no sound checkpoint" if resume == "auto" else "use another checkpoint"
+    )
+    with pytest.raises(AssertionError, match=says):
+        run_ranks(run, world_size=1, resume=where)
+    assert steps(tmp_path / "run") == [2, 4]  # nothing was renamed
+
+
+def test_a_changed_complete_json_is_found_by_its_own_hash(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]
+    assert run_ranks(run, world_size=1) == [0]
+    path = tmp_path / "run" / "checkpoints" / "step_00000004" / "complete.json"
+    path.write_text(path.read_text().replace('"adam_step": 4.0', '"adam_step": 5.0'))
+    assert run_ranks(run, world_size=1) == [0]
+    (fault,) = events(tmp_path / "run", "fault")
+    assert "complete.json was altered: its SHA-256 differs" in fault["error"]
+    assert fault["set_aside"] == "step_00000004.damaged"
+    assert (tmp_path / "run" / "checkpoints" / "step_00000004.damaged").is_dir()
+    assert steps(tmp_path / "run") == [2, 4]

@@ -1,0 +1,251 @@
+"""Saving beside training, and saving while training waits, in one run: prints a table, `--json FILE` writes it.
+
+Real DeepSpeed ranks train a student (reconstruction alone, on random pixels) and save it `--saves` times in each way,
+in turn. Synchronous: copy, write, hash, fsync, publish, while the loop waits for all of it. Asynchronous: what a run
+does; blocked is the copy, the exchanges among ranks and the publishing. The first save of each way is a warm-up (memory
+and folders are made) and does not count; of the others the median does. Steps beside a save are those that began and
+ended while it was written. The disk's bandwidth is that of a plain file of as many bytes, written with fsync and not
+hashed.
+
+The writers need cores: by default one rank computes on one thread. Threads of all ranks should leave a core free.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launch.local import run_ranks
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.origin import Counts
+from uniemox_dist.models.student import Student
+from uniemox_dist.runtime.files import write_json
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train import comm
+from uniemox_dist.train.checkpoint import RunState
+from uniemox_dist.train.ema import Ema
+from uniemox_dist.train.engine import make_engine
+from uniemox_dist.train.saver import Saver
+from uniemox_dist.train.step import train_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each rank")
+    parser.add_argument(
+        "--model", default="vit_base_patch16_224", help="the student's encoder, a name of timm's"
+    )
+    parser.add_argument("--micro-batch", type=int, default=2)
+    parser.add_argument("--zero", type=int, default=1, help="ZeRO stage")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--ema", action="store_true", help="keep and save a moving average, too")
+    parser.add_argument("--saves", type=int, default=6, help="in each way, the first a warm-up")
+    parser.add_argument(
+        "--dir", type=Path, help="where to save, and so which disk is measured (a temporary folder)"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.ranks > 1 and "RANK" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
+        command = [sys.executable, *sys.argv]
+        if options.dir is None:
+            command += ["--dir", tempfile.mkdtemp()]
+        sys.exit(run_ranks(command, options.ranks, gpus=torch.cuda.is_available()))
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    world = World.from_env()
+    top = options.dir or Path(tempfile.mkdtemp())
+    folder = top / "bench_checkpoint"
+    try:
+        found = measure(options, world, folder)
+    finally:
+        comm.barrier()
+        if world.is_main:
+            shutil.rmtree(folder if options.dir else top, ignore_errors=True)
+    if world.is_main:
+        show(found)
+        if options.json:
+            write_json(options.json, {"command": sys.argv, **found})
+    comm.close()
+
+
+def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str, Any]:
+    """Both ways in turn; the same numbers on every rank but for its own clock."""
+    device = comm.init(world, 600)
+    per_rank = options.micro_batch
+    config = Config.model_validate(
+        {
+            "run": {"max_steps": 1},
+            "data": {"path": "none"},
+            "batch": {"global_batch": per_rank * world.size, "micro_batch": per_rank, "streams": world.size},
+            "model": {"name": options.model},
+            "loss": {"relation": 0, "similarity": 0},
+            "optim": {"precision": options.precision},
+            "zero": {"stage": options.zero},
+        }
+    )
+    engine = make_engine(Student(config.model, config.loss, None), config, world, options.precision, device)
+    ema = Ema(engine, 0.999) if options.ema else None
+    batch = random_batch(config, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    comm.barrier()
+    saver = Saver(engine, folder, world, {}, ema, keep_last=2)
+    number = 0
+
+    def step(written: bool = True) -> tuple[float, bool]:
+        began = time.perf_counter()
+        result = train_step(engine, None, [batch], config, world, lr=1e-4, written=written)
+        return time.perf_counter() - began, result.written == world.size
+
+    def state() -> RunState:
+        nonlocal number
+        number += 1
+        return RunState(number, config, "none", options.precision, None, None)
+
+    for _ in range(2):
+        step()
+    quiet: list[float] = []
+    beside: list[float] = []
+    waiting: list[dict[str, Any]] = []
+    going_on: list[dict[str, Any]] = []
+    for _ in range(options.saves):
+        quiet += [step()[0] for _ in range(3)]
+        problem = saver.begin(state())
+        assert problem is None, problem
+        waiting.append(saver.commit())
+        problem = saver.begin(state())
+        assert problem is None, problem
+        own: list[float] = []
+        while True:
+            seconds, written = step(saver.written)
+            if written:
+                break
+            own.append(seconds)
+        going_on.append(saver.commit())
+        beside += own
+    saver.close()
+    size = going_on[-1]["bytes"]
+    bandwidth = size / plain_write(folder / f"plain{world.rank}", size // world.size, world)
+    host = sum(row[0] for row in comm.gather_numbers([saver.host_bytes], world))
+    sync = statistics.median(facts["seconds"] for facts in waiting[1:])
+    blocked = statistics.median(facts["blocked_s"] for facts in going_on[1:])
+    rate = size / statistics.median(facts["seconds"] for facts in going_on[1:])
+    return {
+        "machine": {"cpu": platform.processor() or "CPU", "cores": os.cpu_count(), "device": str(device)},
+        "model": options.model,
+        "ranks": world.size,
+        "threads": options.threads,
+        "zero": options.zero,
+        "precision": options.precision,
+        "checkpoint_bytes": size,
+        "host_bytes": round(host),
+        "synchronous_s": sync,
+        "asynchronous_blocked_s": blocked,
+        "blocked_share": blocked / sync,
+        "asynchronous_s": statistics.median(facts["seconds"] for facts in going_on[1:]),
+        "written_bytes_per_s": rate,
+        "synchronous_bytes_per_s": size / sync,
+        "disk_bytes_per_s": bandwidth,
+        "share_of_disk": rate / bandwidth,
+        "quiet_step_s": statistics.median(quiet),
+        "step_beside_save_s": statistics.median(beside) if beside else None,
+        "steps_beside_saves": len(beside),
+        "slower": statistics.median(beside) / statistics.median(quiet) - 1 if beside else None,
+        "every_synchronous_s": [facts["seconds"] for facts in waiting],
+        "every_blocked_s": [facts["blocked_s"] for facts in going_on],
+        "every_quiet_step_s": quiet,
+        "every_step_beside_save_s": beside,
+    }
+
+
+def random_batch(config: Config, device: torch.device) -> MicroBatch:
+    B, size = config.batch.micro_batch, config.model.image_size
+    scene = torch.randint(0, 256, (B, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    return MicroBatch(
+        slots_B=torch.arange(B),
+        scene_B3HW=scene,
+        person_B3HW=None,
+        texts_BE=None,
+        pictures_BE=None,
+        on_person_BN=None,
+        keys=tuple(map(str, range(B))),
+        sources=(0,) * B,
+        damaged=(),
+        counts=Counts(),
+    ).to(device)
+
+
+def plain_write(path: Path, size: int, world: World) -> float:
+    """Seconds in which all ranks have written so many bytes each, flushed to the disk; the median of three."""
+    piece = os.urandom(16 << 20)
+    seconds = []
+    for _ in range(3):
+        comm.barrier()
+        began = time.perf_counter()
+        with open(path, "wb", buffering=0) as file:
+            for start in range(0, size, len(piece)):
+                file.write(piece[: size - start])
+            os.fsync(file.fileno())
+        comm.barrier()
+        seconds.append(time.perf_counter() - began)
+        path.unlink()
+    return statistics.median(seconds)
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table."""
+    GB = 1e9
+    print(
+        f"{found['machine']['device']}, {found['machine']['cores']} cores; {found['model']}, {found['ranks']} rank(s) x"
+        f" {found['threads']} thread(s), ZeRO-{found['zero']}, {found['precision']}; checkpoint "
+        f"{found['checkpoint_bytes'] / GB:.2f} GB, host memory for the copy {found['host_bytes'] / GB:.2f} GB\n"
+    )
+    rows = [
+        ("", "loop waits", "until complete", "GB/s", "of disk", "step beside it"),
+        (
+            "synchronous",
+            f"{found['synchronous_s']:.3f} s",
+            f"{found['synchronous_s']:.3f} s",
+            f"{found['synchronous_bytes_per_s'] / GB:.2f}",
+            f"{100 * found['synchronous_bytes_per_s'] / found['disk_bytes_per_s']:.0f} %",
+            "-",
+        ),
+        (
+            "asynchronous",
+            f"{found['asynchronous_blocked_s']:.3f} s",
+            f"{found['asynchronous_s']:.3f} s",
+            f"{found['written_bytes_per_s'] / GB:.2f}",
+            f"{100 * found['share_of_disk']:.0f} %",
+            f"{found['step_beside_save_s']:.3f} s" if found["step_beside_save_s"] else "none was whole",
+        ),
+        (
+            "no save",
+            "-",
+            "-",
+            f"{found['disk_bytes_per_s'] / GB:.2f}",
+            "100 %",
+            f"{found['quiet_step_s']:.3f} s",
+        ),
+    ]
+    for row in rows:
+        print(f"{row[0]:14}" + "".join(f"{cell:>16}" for cell in row[1:]))
+    slower = f"{100 * found['slower']:+.1f} %" if found["slower"] is not None else "not known"
+    print(
+        f"\nblocked: {100 * found['blocked_share']:.1f} % of a synchronous save; steps beside a save: {slower} "
+        f"({found['steps_beside_saves']} of them)"
+    )
+
+
+if __name__ == "__main__":
+    main()
