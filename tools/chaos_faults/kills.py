@@ -14,6 +14,8 @@ from chaos_faults.verdict import Outcome, compare, finished, recovery
 
 STEP = 6
 """The step after which runs are disturbed: two steps after a save, two before the next."""
+HANG_S = 5
+"""run.step_timeout_s of the run that hangs: no step on a busy machine takes as long."""
 
 
 def into_a_step(lab: Lab, name: str, run: Run) -> None:
@@ -104,7 +106,7 @@ def during_saves(lab: Lab) -> Outcome:
 def hanging_rank(lab: Lab) -> Outcome:
     """Rank 1 hangs (SIGSTOP)."""
     outcome = Outcome("6")
-    run = lab.run("6", "data.timeout_s=2", "run.step_timeout_s=4").start()
+    run = lab.run("6", "data.timeout_s=2", f"run.step_timeout_s={HANG_S}").start()
     into_a_step(lab, "6", run)
     stopped, when = run.ranks()[1], time.time()
     stopped.suspend()
@@ -114,11 +116,11 @@ def hanging_rank(lab: Lab) -> Outcome:
     outcome.expect(stacks, "no logs/stacks_rank*.txt was written")
     for path in stacks:
         outcome.expect("File " in path.read_text(), f"{path.name} holds no stack")
-    outcome.notes.append(f"run.step_timeout_s=4, stacks of {len(stacks)} ranks")
+    outcome.notes.append(f"run.step_timeout_s={HANG_S}, stacks of {len(stacks)} ranks")
     return outcome
 
 
-def dies_in_step(step: int) -> Patch:
+def dies_in_step(step: int, run: Run) -> Patch:
     """Rank 1 kills itself in its `step`-th step of every attempt."""
 
     def patch(rank: int) -> None:
@@ -128,6 +130,7 @@ def dies_in_step(step: int) -> Patch:
 
         def dying(self: Student, *args: object, **more: object) -> object:
             if self.training and next(calls) == step and rank == 1:
+                run.mark()
                 os.kill(os.getpid(), signal.SIGKILL)
             return forward(self, *args, **more)  # type: ignore[arg-type]
 
@@ -140,8 +143,7 @@ def always_dies(lab: Lab) -> Outcome:
     """A rank dies in the second step of each attempt: the launcher gives up after run.max_restarts."""
     restarts = 2
     outcome, run = Outcome("10"), lab.run("10", f"run.max_restarts={restarts}")
-    when = time.time()
-    code = run.start(patch=dies_in_step(2)).finish()
+    code = run.start(patch=dies_in_step(2, run)).finish()
     outcome.expect(code == 1, f"exit code {code} instead of 1")
     found = [event["left"] for event in run.events("restart")]
     outcome.expect(found == list(range(restarts))[::-1], f"restarts left were {found}")
@@ -151,7 +153,7 @@ def always_dies(lab: Lab) -> Outcome:
     outcome.expect(says, f"its last line: {last}")
     outcome.notes.append(f"gave up after {restarts} restarts; then went well without the fault")
     finished(outcome, run, run.start().finish())
-    recovery(outcome, run, when)
+    recovery(outcome, run, run.moment())
     if not outcome.problems:
         compare(outcome, run, lab.reference())
     return outcome

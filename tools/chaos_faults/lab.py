@@ -214,6 +214,22 @@ class Run:
         """Whether launcher or ranks said this, in one of their lines."""
         return any(text in line for _, line in self.heard)
 
+    def mark(self) -> None:
+        """Notes down that a rank causes its fault now; the first time counts."""
+        if not self.moment_file.exists():
+            self.moment_file.write_text(repr(time.time()))
+
+    @property
+    def moment_file(self) -> Path:
+        """Where `mark` writes the time."""
+        return self.path.with_name(f"{self.path.name}.moment")
+
+    def moment(self) -> float:
+        """When a rank first caused its fault."""
+        if not self.moment_file.exists():
+            raise Missed("no rank came so far as to cause the fault")
+        return float(self.moment_file.read_text())
+
     def last_words(self) -> str:
         """The last line that was said."""
         self.look()
