@@ -14,6 +14,7 @@ BASE = [
     "jinja2>=3.1",  # reports, model cards, sbatch scripts
     "matplotlib>=3.8",  # the charts inside reports
     "numpy>=1.26",  # the plan of samples
+    "packaging>=22",  # comparing versions; matplotlib brings it anyway
     "pillow>=10.1",  # decoding and checking pictures while packing
     "psutil>=5.9",  # host facts in run folders
     "pyarrow>=15",  # indexes and tables

@@ -20,6 +20,7 @@ COMMANDS = {
         "Cache what a teacher says of captions and pictures beside the shards.",
     ),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
+    "doctor": ("uniemox_dist.cli.doctor", "Check a node or an allocation before a run."),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
     "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),
     "report": ("uniemox_dist.cli.report", "Write one HTML page about a run."),

@@ -8,10 +8,10 @@ import json
 import logging
 import os
 import platform
-import shutil
 import socket
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,13 +62,15 @@ class RunFolder:
                 ) from None
 
     def discard_unused(self) -> None:
-        """Deletes a folder in which nothing has happened yet: there was a mistake to mend first."""
-        if (
-            not self.events.exists()
-            and not any(self.checkpoints.glob("*"))
-            and not (self.path / "cache").exists()
-        ):
-            shutil.rmtree(self.path, ignore_errors=True)
+        """Deletes what `create`, `lock` and `start_logging` have made, where nothing has happened yet: there was a
+        mistake to mend first. What others put there stays."""
+        if self.events.exists() or any(self.checkpoints.glob("*")):
+            return
+        with suppress(OSError):
+            for path in (*self.logs.glob("rank*.log"), self.path / "lock"):
+                path.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.logs, self.samples, self.path):
+                folder.rmdir()  # fails where it is not empty
 
     def lock(self) -> None:
         """Takes the run for this process; the kernel frees it when the process ends, however it ends.

@@ -93,6 +93,8 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
 def make_engine(student: Student, config: Config, world: World, precision: str, device: torch.device) -> Any:
     """Wraps the student for ZeRO training."""
     warnings.filterwarnings("ignore", module="deepspeed")
+    # torch tells DeepSpeed to call its collectives by newer names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import deepspeed
     from deepspeed.utils import logger

@@ -45,7 +45,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
                 yield Fragment(f.name, start, {kind: t[start:end] for kind, t in f.tensors.items()})
         return
     states = _states(engine)
-    flats = _flat_partitions(engine)
+    flats = flat_partitions(engine)
     for name, p in trained(engine):
         place = _place(engine, p)
         if place is None:
@@ -121,7 +121,7 @@ def _kinds(weights: Tensor, states: Any) -> dict[str, Tensor]:
     return {kind: tensor.detach().view(-1) for kind, tensor in found.items()}
 
 
-def _flat_partitions(engine: Any) -> list[Tensor]:
+def flat_partitions(engine: Any) -> list[Tensor]:
     """The flat fp32 partitions of this rank."""
     optimizer = engine.optimizer
     stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
@@ -135,7 +135,7 @@ def _states(engine: Any) -> Any:
     """Adam's states by the tensors that it updates; made where the first step has not made them yet."""
     sharded = engine.zero_optimization()
     adam = engine.optimizer.optimizer if sharded else engine.optimizer
-    for tensor in _flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
+    for tensor in flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
         state = adam.state[tensor]
         for kind in KINDS[1:]:
             if kind not in state:

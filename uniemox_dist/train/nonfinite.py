@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.runtime.files import write_json
-from uniemox_dist.train.fragments import trained
+from uniemox_dist.train.fragments import flat_partitions, trained
 
 log = logging.getLogger("uniemox")
 SHOWN = 50
@@ -40,11 +40,20 @@ def reduced_gradients(engine: Any) -> dict[str, Tensor]:
         for group, gradients in optimizer.averaged_gradients.items():
             real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
             found.update({names[id(p)]: gradient for p, gradient in zip(groups[group], real)})
+        if not optimizer.averaged_gradients:  # an optimizer on the CPU has them in its flat partitions
+            flats = enumerate(flat_partitions(engine))
+            found = {f"group {group}": flat.grad for group, flat in flats if flat.grad is not None}
     except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise RuntimeError(
-            f"this version of DeepSpeed keeps its gradients differently ({error!r}); install a tested one (setup.py)"
-        ) from error
+        raise _elsewhere(repr(error)) from error
+    if not found and any(flat.numel() for flat in flat_partitions(engine)):
+        raise _elsewhere("none are found")
     return found
+
+
+def _elsewhere(why: str) -> RuntimeError:
+    return RuntimeError(
+        f"this version of DeepSpeed keeps its gradients differently ({why}); install a tested one (setup.py)"
+    )
 
 
 @torch.no_grad()

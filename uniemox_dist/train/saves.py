@@ -1,6 +1,7 @@
 """When a run saves, and what it says of it: between the loop, which knows steps, and the saver, which knows bytes."""
 
 import logging
+import time
 from typing import Any
 
 from uniemox_dist.runtime.watchdog import Watchdog
@@ -33,15 +34,18 @@ class Saves:
         return self._saver.written
 
     def begin(self, step: int) -> None:
-        """Begins to save a step, unless the one before is still being written: then that one is left out."""
+        """Begins to save a step. Where the disk is slower than the steps, training waits for the one before: what is
+        there after a fault should not depend on a disk's mood."""
         if self._saver.under_way is not None:
+            before, began = self._saver.under_way, time.perf_counter()
+            self._commit()
             if self._trainer.world.is_main:
                 log.warning(
-                    "step %d is not saved: step %d is still being written; raise run.save_every, or use a faster disk",
+                    "step %d waited %.1f s until step %d was written; raise run.save_every, or use a faster disk",
                     step,
-                    self._saver.under_way,
+                    time.perf_counter() - began,
+                    before,
                 )
-            return
         self._watchdog.expect(f"the copy for a checkpoint of step {step}", self._timeout_s)
         failed = self._saver.begin(self._trainer.state(step))
         if failed is not None:

@@ -1,0 +1,147 @@
+"""`uniemox doctor`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, UserError
+
+if TYPE_CHECKING:
+    from uniemox_dist.doctor.findings import Finding
+    from uniemox_dist.doctor.subject import Subject
+    from uniemox_dist.runtime.world import World
+
+MEETING_S = 120
+"""Seconds that a rank waits for the others to come, and for each collective operation."""
+DEFAULT_FOLDER = "runs"
+
+
+@click.command()
+@click.argument("recipe", nargs=-1, metavar="[RECIPE [KEY=VALUE]...]")
+@click.option("--run-dir", metavar="DIR", help="Run folder; otherwise the recipe's, or runs.")
+@click.option("--data", multiple=True, metavar="DIR", help="Shards; otherwise the recipe's. Repeatable.")
+@click.option("--nproc", type=click.IntRange(1), help="Start this many ranks on this machine.")
+@click.option("--short", is_flag=True, help="Only what pretraining checks before it starts.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the findings there too.")
+def doctor(
+    recipe: tuple[str, ...],
+    run_dir: str | None,
+    data: tuple[str, ...],
+    nproc: int | None,
+    short: bool,
+    json_file: str | None,
+) -> int:
+    """Checks this node, or all ranks of an allocation, for what would stop or slow a run.
+
+    With RECIPE and KEY=VALUE pairs as for pretrain it looks at that run's folder, shards, teacher and initial weights.
+    Inside srun or torchrun this is one rank of many; with --nproc it starts the ranks of this machine. Each line says
+    ok, warn or fail, what was measured, and what to do about it. Exit code 1 if a line says fail.
+    """
+    from uniemox_dist.runtime.world import World
+
+    subject = _subject(recipe, run_dir, data)
+    if json_file is not None and not Path(json_file).absolute().parent.is_dir():
+        raise UserError(f"--json={json_file}: no such folder; make {Path(json_file).parent} first")
+    with_torch = find_spec("torch") is not None
+    world = World.from_env()
+    if nproc is not None and nproc > 1 and world.size == 1 and with_torch:
+        import torch
+
+        from launch.local import run_ranks
+
+        command = [sys.executable, "-m", "uniemox_dist.cli", "doctor", *recipe]
+        command += ["--run-dir", run_dir] if run_dir is not None else []
+        command += [word for path in data for word in ("--data", path)]
+        command += ["--short"] if short else []
+        command += ["--json", json_file] if json_file is not None else []
+        return run_ranks(command, nproc, gpus=torch.cuda.is_available())
+    try:
+        found = _examine(subject, world, short=short, with_torch=with_torch)
+    finally:
+        if with_torch:
+            from uniemox_dist.train import comm
+
+            comm.close()
+    return _end(found, world, json_file)
+
+
+def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) -> "Subject":
+    """What to look at.
+
+    Raises:
+        UserError: for every mistake of a recipe, or pairs without one.
+    """
+    from uniemox_dist.config.load import load_config
+    from uniemox_dist.doctor.subject import Subject
+
+    folder = Path(run_dir) if run_dir is not None else None
+    if not recipe:
+        return Subject(folder or Path(DEFAULT_FOLDER), tuple(("--data", path) for path in data))
+    if "=" in recipe[0]:
+        raise UserError(f"{recipe[0]}: KEY=VALUE pairs come on top of a RECIPE; name one before them")
+    return Subject.of(load_config(recipe[0], recipe[1:]), folder, data)
+
+
+def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: bool) -> list["Finding"]:
+    """All findings, each said as it comes: by rank 0 what all ranks found together, by a rank what it found alone."""
+    from uniemox_dist.doctor.findings import Finding
+    from uniemox_dist.doctor.full import alone, examine, meeting_failed
+    from uniemox_dist.doctor.short import preflight
+
+    def say(findings: list[Finding], *, together: bool = True) -> list[Finding]:
+        for finding in findings:
+            if world.is_main or not (together or finding.status == "ok"):
+                click.echo(finding.line())
+        return findings
+
+    found: list[Finding] = []
+    device = None
+    if with_torch:
+        from uniemox_dist.train import comm
+
+        # Before ranks meet: one without a device cannot, and the others would wait for it.
+        if problems := alone(world):
+            return say(problems, together=False)
+        try:
+            device = comm.init(world, MEETING_S)
+        except (RuntimeError, ValueError) as error:
+            return say([meeting_failed(error, world)], together=False)
+    else:
+        status: Literal["warn", "fail"] = "warn" if subject.config is None else "fail"
+        fix = 'pip install "uniemox-dist[train]"; until then each process looks at its own node alone'
+        found += say([Finding(status, "torch", "not installed", fix)])
+    try:
+        if short:
+            return found + say(preflight(subject.config, world, device, subject.run_folder))
+        for findings in examine(subject, world, device):
+            found += say(findings, together=with_torch)
+    except RuntimeError as error:
+        # A collective operation that failed; what measures alone does not raise.
+        found += say([meeting_failed(error, world)], together=False)
+    return found
+
+
+def _end(found: Sequence["Finding"], world: "World", json_file: str | None) -> int:
+    """Says how many there are of each kind, writes the file, and gives the exit code."""
+    from uniemox_dist.doctor.findings import worst
+    from uniemox_dist.runtime.files import write_json
+
+    if world.is_main:
+        kinds = ("ok", "warn", "fail")
+        click.echo(", ".join(f"{sum(f.status == kind for f in found)} {kind}" for kind in kinds))
+        if json_file is not None:
+            facts = {
+                "format": "uniemox-doctor",
+                "format_version": 1,
+                "time": round(time.time(), 3),
+                "ranks": world.size,
+                "status": worst(found),
+                "findings": [finding.facts() for finding in found],
+            }
+            write_json(json_file, facts)
+    return EXIT_FAULT if worst(found) == "fail" else EXIT_DONE

@@ -1,0 +1,93 @@
+"""Limits that a container or a batch system sets on this process: Linux's control groups, both versions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+UNLIMITED = 1 << 60
+"""What version 1 states for no limit lies above this."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None where there is no limit."""
+
+    memory_bytes: int | None = None
+    memory_used: int = 0
+    """Bytes in use in that group, without what the kernel can drop (inactive file pages)."""
+    pids: int | None = None
+    """Processes and threads."""
+    pids_used: int = 0
+    cores: float | None = None
+    """By the CPU quota."""
+
+
+def read_limits(root: Path = Path("/")) -> Limits:
+    """The tightest limit of all groups that this process is in; `root` is where /proc and /sys lie."""
+    memory: tuple[int, int] | None = None
+    pids: tuple[int, int] | None = None
+    cores: float | None = None
+    for group in _groups(root, "memory"):
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes") or 0
+        if limit is not None and limit < UNLIMITED:
+            used = max(0, used - _inactive(group / "memory.stat"))
+            if memory is None or limit - used < memory[0] - memory[1]:
+                memory = (limit, used)
+    for group in _groups(root, "pids"):
+        limit = _number(group / "pids.max")
+        if limit is not None and (pids is None or limit < pids[0]):
+            pids = (limit, _number(group / "pids.current") or 0)
+    for group in _groups(root, "cpu"):
+        quota = _quota(group)
+        if quota is not None and (cores is None or quota < cores):
+            cores = quota
+    limit, used = memory or (None, 0)
+    most, running = pids or (None, 0)
+    return Limits(limit, used, most, running, cores)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's group and of those above it, for one controller."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / (names and controller)
+        group = top / path.lstrip("/")
+        while True:
+            # Inside a container the path can be the host's, which is not there; the top is then the own group.
+            if group.is_dir():
+                yield group
+            if group == top:
+                break
+            group = group.parent
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max", too
+        return None
+
+
+def _inactive(path: Path) -> int:
+    try:
+        facts = dict(line.split(" ", 1) for line in path.read_text().splitlines())
+        return int(facts.get("total_inactive_file", facts.get("inactive_file", "0")))
+    except (OSError, ValueError):
+        return 0
+
+
+def _quota(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    v1 = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+    return v1[0] / v1[1] if v1[0] is not None and v1[0] > 0 and v1[1] else None

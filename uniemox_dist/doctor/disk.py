@@ -1,0 +1,137 @@
+"""The run folder's disk: whether ranks can write there, how fast, and how many checkpoints have room."""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
+from uniemox_dist.doctor.subject import Sizes
+from uniemox_dist.runtime.errors import Fault
+
+WHAT = "run folder"
+PIECE = 1 << 20
+"""Bytes written at once."""
+PROBE_BYTES, SHORT_BYTES = 64 << 20, 1 << 16
+LONGEST_S = 3.0
+"""How long a probe writes at most, the last fsync apart."""
+LEAST_BYTES, LITTLE_BYTES = 100 << 20, 10 << 30
+"""Free bytes below which a disk fails, or is warned of, where no recipe tells the size of checkpoints."""
+REMEDY = "set run.dir to a folder that every rank may write, with room and quota left"
+INODES = 1000
+"""Files that there must be room for."""
+SLOW_S = 300.0
+"""A checkpoint that takes longer to write is warned of."""
+SLOW_BYTES_PER_S = 20e6
+"""The same where the size of checkpoints is not known: bytes/s of one rank."""
+
+
+@dataclass(frozen=True)
+class DiskFacts:
+    """What one rank found."""
+
+    folder: str
+    """Where it wrote: the run folder, or the nearest one above it that exists."""
+    free: int
+    """Bytes that this user may take."""
+    inodes: int | None
+    """Files that may be made; None where the file system does not count them."""
+    written: int
+    """Bytes of the probe."""
+    seconds: float
+    """That it took, fsync included, while all ranks wrote."""
+    saved: int = 0
+    """Checkpoints that lie there already."""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Write speed of this rank."""
+        return self.written / max(self.seconds, 1e-9)
+
+
+def measure(run_folder: Path, size: int = PROBE_BYTES) -> DiskFacts:
+    """Writes a file of `size` random bytes, or of what can be written in a few seconds, and removes it.
+
+    Raises:
+        Fault: if that cannot be done.
+    """
+    folder = run_folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        written, seconds, room = _write(folder, size)
+    except OSError as error:  # without the probe's own name, which differs from rank to rank
+        raise Fault(f"{folder} cannot be written ({error.strerror}); {REMEDY}") from None
+    saved = len(list((run_folder / "checkpoints").glob("step_*")))
+    inodes = room.f_favail if room.f_files else None
+    # While the probe lay there, what it took was not free.
+    return DiskFacts(str(folder), room.f_bavail * room.f_frsize + written, inodes, written, seconds, saved)
+
+
+def _write(folder: Path, size: int) -> tuple[int, float, os.statvfs_result]:
+    """Bytes written, seconds, and the room that was left then."""
+    piece = memoryview(np.random.default_rng().bytes(min(size, PIECE)))
+    written = 0
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.", suffix=".tmp", buffering=0) as file:
+        began = time.perf_counter()
+        while written < size and time.perf_counter() - began < LONGEST_S:
+            # A number in each piece: a file system that finds equal pieces would store them once.
+            written += file.write(written.to_bytes(8, "little")) + file.write(piece)
+        os.fsync(file.fileno())
+        return written, time.perf_counter() - began, os.statvfs(folder)
+
+
+def judge(
+    told: Sequence[Told[DiskFacts]], sizes: Sizes | None, keep: int, *, speed: bool = True
+) -> list[Finding]:
+    """Fails where nothing, or no two checkpoints, can be written; warns where not all that are kept have room.
+
+    `keep` is run.keep_last; `speed` is false where the probe was too small to say anything about it.
+    """
+    rate = sum(facts.bytes_per_s for _, facts in sound(told))
+
+    def of_rank(_: Told[DiskFacts], facts: DiskFacts) -> Problem | None:
+        free = f"{sized(facts.free)} free in {facts.folder}"
+        room = "make room there, or set run.dir to a larger disk"
+        if facts.inodes is not None and facts.inodes < INODES:
+            return Problem("fail", f"only {facts.inodes} files can be made in {facts.folder}", room)
+        if sizes is None:
+            if facts.free < LITTLE_BYTES:
+                return Problem("fail" if facts.free < LEAST_BYTES else "warn", free, room)
+        else:
+            one = sizes.checkpoint_bytes
+            # One more than are kept is there while the newest is written; two are the least that a run can go on with.
+            need = max(1, keep + 1 - facts.saved) * one
+            if facts.free < need:
+                value = f"{free}; a checkpoint takes {sized(one)}, run.keep_last={keep}"
+                few = facts.free < max(1, 2 - facts.saved) * one
+                return Problem("fail" if few else "warn", value, f"{room}, or lower run.keep_last")
+        if not speed:
+            return None
+        if sizes is not None and sizes.checkpoint_bytes / rate > SLOW_S:
+            value = f"{sized(rate)}/s with fsync: a checkpoint takes {sizes.checkpoint_bytes / rate:.0f} s"
+            return Problem("warn", value, "set run.dir to a faster disk, or a larger run.save_every")
+        if sizes is None and facts.bytes_per_s < SLOW_BYTES_PER_S:
+            return Problem("warn", f"{sized(facts.bytes_per_s)}/s with fsync", "set run.dir to a faster disk")
+        return None
+
+    def all_well(all_facts: list[DiskFacts]) -> str:
+        where = min(all_facts, key=lambda facts: facts.free)
+        text = f"{sized(where.free)} free in {where.folder}"
+        if speed:
+            each = (
+                f" ({span((f.bytes_per_s / 1e6 for f in all_facts), 'MB/s')} a rank)" if len(told) > 1 else ""
+            )
+            text += f"; writes {sized(rate)}/s with fsync{each}"
+        else:
+            text += "; can be written"
+        if sizes is not None:
+            text += f"; a checkpoint takes {sized(sizes.checkpoint_bytes)}"
+            text += f", {sizes.checkpoint_bytes / rate:.2g} s" if speed else ""
+        return text
+
+    return judged(WHAT, told, of_rank, all_well)

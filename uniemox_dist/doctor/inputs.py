@@ -1,0 +1,140 @@
+"""The files that a run begins with: whether each rank's node can read them, and whether they look whole.
+
+Headers and configurations are read, weights are not.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, complete_checkpoints
+from uniemox_dist.config.schema import Config, TeacherConfig
+from uniemox_dist.data.sources import Sources
+from uniemox_dist.doctor.findings import Finding, Told, counted, judged, sized
+from uniemox_dist.models.teacher_files import CONFIG, local_folder, statistics, weights_file
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import read_json
+from uniemox_dist.runtime.world import World
+
+TEACHER, INITIAL = "teacher", "init_from"
+COPY = "copy it again"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of some files without loading them."""
+
+    text: str
+    """For people."""
+
+
+def measure_teacher(config: TeacherConfig) -> FileFacts:
+    """Looks at a live teacher's configuration and at the header of its weights.
+
+    Raises:
+        UserError: naming what is missing or damaged.
+    """
+    folder = local_folder(config)
+    path = weights_file(config, folder)
+    if folder is not None:
+        try:
+            model = read_json(folder / CONFIG)["model_cfg"]
+            width, side = int(model["embed_dim"]), model["vision_cfg"]["image_size"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"teacher.name={config.name}: {CONFIG} states no model_cfg with embed_dim and vision_cfg; {COPY}"
+            ) from None
+        shape = f", pictures of {side} pixels, embeddings of {width}"
+    else:
+        shape = ""
+    statistics(config, folder)
+    return FileFacts(f"{config.name}: {_weights(path, f'teacher.name={config.name}')}{shape}")
+
+
+def measure_cache(config: Config, world: World) -> FileFacts:
+    """Looks for the cached views that stand for a teacher which is away; each rank opens its part of the shards.
+
+    Raises:
+        UserError: if there are none, or they are of other settings.
+    """
+    from uniemox_dist.teach.replay import check_shards, find
+
+    sources = Sources(config, rank=world.rank, world_size=world.size)
+    replay = find(config, sources.readers)
+    for reader, made in zip(sources.readers, replay.made):
+        check_shards(config, reader, made, range(world.rank, len(reader.manifest.shards), world.size))
+    return FileFacts(f"cached views of {config.teacher.name} for {counted(len(sources.readers), 'data set')}")
+
+
+def measure_initial(path: Path) -> FileFacts:
+    """Looks at what `model.init_from` names: a file, a release, a run or its checkpoint, or timm's local-dir.
+
+    Raises:
+        UserError: naming what is missing or damaged.
+    """
+    where = f"model.init_from={path}"
+    if path.is_file():
+        return FileFacts(f"{path}: {_weights(path, where)}")
+    if (path / "uniemox.json").is_file():
+        _object(path / "uniemox.json", where)
+        parts = [_weights(path / name, where) for name in ("model.safetensors", "uniemox.safetensors")]
+        return FileFacts(f"{path}: a release, {' and '.join(parts)}")
+    if (path / COMPLETE).is_file() or (path / "checkpoints").is_dir():
+        return FileFacts(f"{path}: {_checkpoint(path, where)}")
+    if (path / "config.json").is_file():
+        _object(path / "config.json", where)
+        return FileFacts(f"{path}: timm's local-dir, {_weights(path / 'model.safetensors', where)}")
+    what = "holds no weights" if path.is_dir() else "no such file or folder"
+    fix = "give a file, a folder in timm's local-dir layout, a release, or a run's folder"
+    raise UserError(f"{where}: {what}; {fix}")
+
+
+def _weights(path: Path, where: str) -> str:
+    """What a file of weights holds by its header."""
+    if not path.is_file():
+        raise UserError(f"{where}: lacks {path.name}; {COPY}")
+    size = sized(path.stat().st_size)
+    if path.suffix != ".safetensors":
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise UserError(f"{where}: {path.name} is empty; {COPY}")
+        # A zip archive has its list of contents at its end: one that was cut has none. torch's older form, a plain
+        # pickle, cannot be looked through without loading it.
+        kind = "an archive that has its end" if zipfile.is_zipfile(path) else "readable, not looked through"
+        return f"{size}, {kind}"
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        return f"{size}, not looked through (safetensors is not installed)"
+    try:
+        with safe_open(path, framework="np") as file:  # checks header and length of the file
+            return f"{len(list(file.keys()))} tensors, {size}"
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}: {path.name} is damaged ({reason}); {COPY}") from None
+
+
+def _checkpoint(path: Path, where: str) -> str:
+    """The newest checkpoint whose files have their sizes."""
+    folder, name = (path.parent, path.name) if (path / COMPLETE).is_file() else (path / "checkpoints", None)
+    found: list[Checkpoint] = [c for c in complete_checkpoints(folder) if name in (None, c.folder.name)]
+    problems = []
+    for checkpoint in reversed(found):
+        problem = checkpoint.problem(hashes=False)
+        if problem is None:
+            return f"a checkpoint of step {checkpoint.step}, {len(checkpoint.info['files'])} files"
+        problems.append(problem)
+    raise UserError(f"{where}: {problems[0] if problems else 'has no complete checkpoint'}; give another one")
+
+
+def _object(path: Path, where: str) -> None:
+    try:
+        dict(read_json(path))
+    except (ValueError, TypeError):
+        raise UserError(f"{where}: {path.name} is no JSON object; {COPY}") from None
+
+
+def judge(what: str, told: Sequence[Told[FileFacts]]) -> list[Finding]:
+    """Fails where a rank's node cannot read them, or they are damaged."""
+    return judged(what, told, lambda *_: None, lambda all_facts: all_facts[0].text)

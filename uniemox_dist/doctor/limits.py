@@ -1,0 +1,139 @@
+"""/dev/shm, open files and processes against what ranks and their loader processes need."""
+
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniemox_dist.data.origin import HANDLES
+from uniemox_dist.doctor.cgroup import read_limits
+from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, span
+from uniemox_dist.doctor.subject import LoaderNeeds
+
+SHM, FILES, PROCESSES = "/dev/shm", "open files", "processes"
+SHM_LEAST = 1 << 20
+"""Bytes a rank: semaphores of Python's multiprocessing and torch's small shared tensors lie there."""
+SHM_NCCL = 1 << 30
+"""Bytes that NCCL's documentation recommends where several GPUs of a node talk through shared memory."""
+FILES_BASE = 256
+"""Libraries, logs, pipes and sockets of one rank."""
+FILES_PER_PEER = 2
+"""Sockets to another rank, at most."""
+THREADS = 64
+"""Of one process with torch, NCCL and OpenMP."""
+
+
+@dataclass(frozen=True)
+class LimitFacts:
+    """What a rank may have."""
+
+    shm_free: int | None
+    """Bytes; None where there is no /dev/shm."""
+    shm_total: int
+    files: int
+    """Open files of this process: the soft limit."""
+    files_hard: int
+    processes: int | None
+    """Processes and threads that may still be started; None where nothing bounds them."""
+    gpu: bool = False
+    """Whether the rank computes on one."""
+
+
+def measure(*, gpu: bool, shm: Path = Path("/dev/shm")) -> LimitFacts:
+    """Asks the kernel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        room = os.statvfs(shm)
+        free: int | None = room.f_bavail * room.f_frsize
+        total = room.f_blocks * room.f_frsize
+    except OSError:
+        free, total = None, 0
+    most = 1 << 30
+    files = [most if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
+    return LimitFacts(free, total, files[0], files[1], _processes_left(), gpu)
+
+
+def _processes_left() -> int | None:
+    left = []
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:  # the kernel does not hold root to it
+        # All threads of the node, other users' too: a bound from above, without walking through all processes.
+        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
+        left.append(max(0, soft - running))
+    limits = read_limits()
+    if limits.pids is not None:
+        left.append(max(0, limits.pids - limits.pids_used))
+    return min(left, default=None)
+
+
+def judge_shm(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+    """Fails without shared memory, warns where it is less than loaders and NCCL may take at a time."""
+    hosts = by_host(told)
+    remedy = "enlarge it: docker run --shm-size=8g (or --ipc=host), or mount -o remount,size=8g /dev/shm"
+
+    def of_rank(one: Told[LimitFacts], facts: LimitFacts) -> Problem | None:
+        ranks = len(hosts[one.host])
+        if facts.shm_free is None:
+            return Problem("fail", "there is none", "mount a tmpfs there; torch and NCCL need it")
+        need = ranks * (SHM_LEAST + (loader.handover_bytes if loader else 0))
+        need += SHM_NCCL if facts.gpu and ranks > 1 else 0
+        what = f"{facts.shm_free / 1e6:.0f} MB free of {facts.shm_total / 1e6:.0f} MB"
+        if facts.shm_free < ranks * SHM_LEAST:
+            return Problem("fail", what, remedy)
+        if facts.shm_free < need:
+            return Problem(
+                "warn", f"{what}; {counted(ranks, 'rank')} there may take {need / 1e6:.0f} MB", remedy
+            )
+        return None
+
+    def all_well(all_facts: list[LimitFacts]) -> str:
+        free = span(((facts.shm_free or 0) / 1e6 for facts in all_facts), "MB", 6)
+        return f"{free} free" + (
+            f"; loaders may take {loader.handover_bytes / 1e6:.0f} MB a rank" if loader else ""
+        )
+
+    return judged(SHM, told, of_rank, all_well)
+
+
+def judge_files(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+    """Fails where a rank could not open what it reads from and whom it talks to, warns below twice that."""
+    need = FILES_BASE + HANDLES * (loader.data_sets if loader else 1) + FILES_PER_PEER * (len(told) - 1)
+
+    def of_rank(_: Told[LimitFacts], facts: LimitFacts) -> Problem | None:
+        if facts.files >= 2 * need:
+            return None
+        raised = f"ulimit -n {max(4096, 4 * need)}"
+        if facts.files_hard < 2 * need:
+            raised += f" after raising the hard limit, {facts.files_hard}, in /etc/security/limits.conf"
+        value = f"limit {facts.files}, a rank may need {need}"
+        return Problem("fail" if facts.files < need else "warn", value, raised)
+
+    def all_well(all_facts: list[LimitFacts]) -> str:
+        limit = min(facts.files for facts in all_facts)
+        return f"limit {limit} a process, a rank may need {need}"
+
+    return judged(FILES, told, of_rank, all_well)
+
+
+def judge_processes(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+    """Fails where the ranks of a host could not start their threads, warns where loader processes might not."""
+    hosts = by_host(told)
+    workers = loader.workers if loader else 0
+
+    def of_rank(one: Told[LimitFacts], facts: LimitFacts) -> Problem | None:
+        ranks = len(hosts[one.host])
+        need = ranks * (
+            THREADS + 2 * workers
+        )  # a loader process has one thread, and one that fills its queue
+        if facts.processes is None or facts.processes >= need:
+            return None
+        value = f"{facts.processes} more may be started, {counted(ranks, 'rank')} there may need {need}"
+        remedy = "raise ulimit -u, or the container's pids limit (docker run --pids-limit)"
+        return Problem("fail" if facts.processes < need // 4 else "warn", value, remedy)
+
+    def all_well(all_facts: list[LimitFacts]) -> str:
+        left = [facts.processes for facts in all_facts if facts.processes is not None]
+        return f"{min(left)} more may be started" if left else "no limit"
+
+    return judged(PROCESSES, told, of_rank, all_well)

@@ -1,0 +1,111 @@
+"""Memory of hosts and GPUs against what a run takes at least."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from uniemox_dist.doctor.cgroup import read_limits
+from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sized, sound, span
+from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
+from uniemox_dist.runtime.world import World
+
+HOST, GPU = "memory", "gpu memory"
+SPARE = 0.8
+"""Share of the free memory up to which a need is no reason to worry."""
+LEAST_BYTES = 1 << 30
+"""Free memory a rank that is asked for where no recipe tells more."""
+FREE_SHARE = 0.9
+"""Of a GPU: less means that another process has memory there."""
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """Bytes."""
+
+    available: int
+    """Of the host, without swapping."""
+    limit: int | None
+    """Of the control group, where there is one."""
+    left: int
+    """What can still be taken: the smaller of both."""
+    own: int
+    """Resident in this process now, with its libraries loaded."""
+    gpu_free: int | None = None
+    gpu_total: int | None = None
+
+
+def measure(world: World) -> MemoryFacts:
+    """Asks the kernel, and the driver for this rank's GPU."""
+    available = int(psutil.virtual_memory().available)
+    limits = read_limits()
+    left = available
+    if limits.memory_bytes is not None:
+        left = min(left, max(0, limits.memory_bytes - limits.memory_used))
+    own = int(psutil.Process(os.getpid()).memory_info().rss)
+    free = total = None
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available() and world.local_rank < torch.cuda.device_count():
+            free, total = torch.cuda.mem_get_info(world.local_rank)
+    return MemoryFacts(available, limits.memory_bytes, left, own, free, total)
+
+
+def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+    """Fails where loaders alone take more than a host has left, warns where they come near it."""
+    hosts = by_host(told)
+
+    def of_rank(one: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
+        ranks = len(hosts[one.host])
+        need = ranks * (LEAST_BYTES if loader is None else _loader_bytes(loader))
+        what = f"{sized(facts.left)} free; {counted(ranks, 'rank')} there want {sized(need)} at least"
+        if loader is None:
+            remedy = "ask for more memory (sbatch --mem), or end what else runs there"
+            return Problem("warn", what, remedy) if need > facts.left else None
+        if need <= SPARE * facts.left:
+            return None
+        remedy = (
+            "ask for more memory (sbatch --mem), or lower data.workers, data.prefetch or data.shuffle_window"
+        )
+        return Problem("fail" if need > facts.left else "warn", f"{what}, for loading", remedy)
+
+    def all_well(all_facts: list[MemoryFacts]) -> str:
+        free = span((facts.left / 1e9 for facts in all_facts), "GB")
+        limits = {facts.limit for facts in all_facts} - {None}
+        bound = f" (limit {sized(min(x for x in limits if x is not None))})" if limits else ""
+        need = "" if loader is None else f"; loading takes {sized(_loader_bytes(loader))} a rank"
+        return f"{free} free a host{bound}{need}"
+
+    return judged(HOST, told, of_rank, all_well)
+
+
+def _loader_bytes(loader: LoaderNeeds) -> int:
+    return loader.shared_bytes + max(1, loader.workers) * loader.index_bytes
+
+
+def judge_gpu(told: Sequence[Told[MemoryFacts]], sizes: Sizes | None, stage: int) -> list[Finding]:
+    """Fails where weights and optimizer states do not fit; warns where something else is on the GPU."""
+    if not any(facts.gpu_total for _, facts in sound(told)):
+        return []
+    need = 0 if sizes is None else sizes.gpu_bytes(len(told), stage)
+
+    def of_rank(_: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
+        if not facts.gpu_total or facts.gpu_free is None:
+            return None  # of ranks without a GPU another check speaks
+        what = f"{sized(facts.gpu_free)} free of {sized(facts.gpu_total)}"
+        if need > facts.gpu_free:
+            remedy = "use a higher zero.stage, more ranks or a smaller model"
+            return Problem("fail", f"{what}; weights and states alone take {sized(need)}", remedy)
+        if facts.gpu_free < FREE_SHARE * facts.gpu_total:
+            return Problem("warn", what, "another process has memory there; see nvidia-smi and end it")
+        return None
+
+    def all_well(all_facts: list[MemoryFacts]) -> str:
+        free = [facts.gpu_free / 1e9 for facts in all_facts if facts.gpu_free is not None]
+        known = f"; weights and states take {sized(need)}, activations on top" if need else ""
+        return f"{span(free, 'GB')} free a GPU{known}"
+
+    return judged(GPU, told, of_rank, all_well)

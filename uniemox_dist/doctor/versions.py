@@ -1,0 +1,139 @@
+"""Versions: against the bounds that this package states, and the same on all ranks."""
+
+import platform
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
+from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound
+
+WHAT = "versions"
+PACKAGE = "uniemox-dist"
+SHOWN = ("python", PACKAGE, "torch", "deepspeed", "cuda", "nccl")
+"""What the line says; all others are compared too."""
+REMEDY = "use one environment on all nodes: the same container, or a virtual environment on a shared disk"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What this package asks of another."""
+
+    name: str
+    specifier: str
+    """As in `>=2.11`."""
+    extra: str
+    """The extra that asks for it; empty for the base install."""
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """What a rank has installed."""
+
+    versions: dict[str, str | None]
+    """By package; None where it is missing. Also python, and cuda and nccl as torch was built with them."""
+    bounds: tuple[Bound, ...]
+    """Empty where this package runs without being installed, and so states none."""
+
+
+def bounds_of(requirements: Iterable[str], python: str | None, extras: Sequence[str]) -> tuple[Bound, ...]:
+    """The bounds that a package's metadata state for its base install and some of its extras."""
+    found = [Bound("python", python, "")] if python else []
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        extra = re.search(r"extra\s*==\s*[\"']([^\"']+)", text)
+        if extra is None or extra[1] in extras:
+            found.append(Bound(requirement.name, str(requirement.specifier), extra[1] if extra else ""))
+    return tuple(found)
+
+
+def measure(*, training: bool) -> VersionFacts:
+    """Reads the metadata of installed packages; imports none of them, but asks torch if it is imported already.
+
+    `training` also asks for what only training needs.
+    """
+    try:
+        own = metadata.metadata(PACKAGE)
+        (python,) = own.get_all("Requires-Python") or [None]
+        stated = bounds_of(own.get_all("Requires-Dist") or [], python, ("train",) if training else ())
+    except metadata.PackageNotFoundError:
+        stated = ()
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in (PACKAGE, "torch", "deepspeed", *(bound.name for bound in stated)):
+        if name != "python":
+            versions.setdefault(name, _installed(name))
+    if "torch" in sys.modules:
+        import torch
+
+        versions["cuda"] = torch.version.cuda
+        if torch.cuda.is_available():
+            versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return VersionFacts(versions, stated)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def judge(told: Sequence[Told[VersionFacts]], *, bounds: bool = True) -> list[Finding]:
+    """Fails for what is not the same on all ranks and, with `bounds`, for what is missing or too old."""
+    usual: dict[str, str | None] = {}
+    names = dict.fromkeys(name for _, facts in sound(told) for name in facts.versions)
+    for name in names:
+        counts = Counter(facts.versions.get(name) for _, facts in sound(told))
+        usual[name] = counts.most_common(1)[0][0]
+
+    def of_rank(_: Told[VersionFacts], facts: VersionFacts) -> Problem | None:
+        asked = facts.bounds if bounds else ()
+        missing = [bound for bound in asked if facts.versions.get(bound.name) is None]
+        if missing:
+            names = ", ".join(bound.name for bound in missing)
+            extra = next((bound.extra for bound in missing if bound.extra), "")
+            package = f"{PACKAGE}[{extra}]" if extra else PACKAGE
+            return Problem("fail", f"not installed: {names}", f'install it with: pip install "{package}"')
+        old = [bound for bound in asked if not _fits(str(facts.versions[bound.name]), bound)]
+        if old:
+            text = ", ".join(f"{b.name} {facts.versions[b.name]} (needs {b.specifier})" for b in old)
+            names = " ".join(f'"{b.name}{b.specifier}"' for b in old if b.name != "python")
+            remedy = f"pip install {names}" if names else "use a Python of that version"
+            return Problem("fail", text, remedy)
+        unlike = [name for name in usual if facts.versions.get(name) != usual[name]]
+        if unlike:
+            text = ", ".join(f"{n} {facts.versions.get(n)} (others: {usual[n]})" for n in unlike)
+            return Problem("fail", text, REMEDY)
+        if bounds and not facts.bounds:
+            return Problem(
+                "warn",
+                f"{PACKAGE} is not installed, so its bounds are unknown; {_listed(facts)}",
+                "pip install it",
+            )
+        return None
+
+    return judged(WHAT, told, of_rank, lambda all_facts: _listed(all_facts[0]) + _same(len(all_facts)))
+
+
+def _fits(version: str, bound: Bound) -> bool:
+    try:
+        return Requirement(f"x{bound.specifier}").specifier.contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return True  # nobody can say
+
+
+def _listed(facts: VersionFacts) -> str:
+    there = [(name, facts.versions.get(name)) for name in SHOWN]
+    return ", ".join(f"{name} {version}" for name, version in there if version is not None)
+
+
+def _same(ranks: int) -> str:
+    return f"; the same on all {ranks} ranks" if ranks > 1 else ""
