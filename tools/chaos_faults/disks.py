@@ -129,6 +129,8 @@ def bit_flip(lab: Lab) -> Outcome:
     outcome.expect(
         outcome.recovered_from == before.step, f"went on from {outcome.recovered_from}, not {before.step}"
     )
+    aside = list(run.folder.checkpoints.glob(f"{newest.folder.name}.*"))
+    outcome.expect(aside, "the damaged checkpoint was not set aside")
     outcome.notes.append(f"step {newest.step} damaged")
     compare(outcome, run, lab.reference())
     return outcome
