@@ -42,14 +42,15 @@ def loss_is_nan_from_step_3_on(rank: int) -> None:
 
 
 def gradient_is_infinite_at_step_3(rank: int) -> None:
+    hooks: list[Any] = []
+
     def spoil(student: Any, total: torch.Tensor, passes: int) -> torch.Tensor:
-        weight = student.encoder.norm.bias
-        bad = passes == BAD_STEP
-        handle = weight.register_hook(lambda gradient: gradient * math.inf if bad else gradient)
-        total.register_hook(lambda gradient: gradient)  # keeps the graph's order
-        student.spoiled = [*getattr(student, "spoiled", []), handle]
-        if len(student.spoiled) > 1:
-            student.spoiled[-2].remove()
+        for hook in hooks:
+            hook.remove()
+        # By name: asking the module for it would make ZeRO-3 gather it, on this rank alone.
+        weight = dict(student.named_parameters())["encoder.norm.bias"]
+        factor = math.inf if passes == BAD_STEP else 1.0
+        hooks[:] = [weight.register_hook(lambda gradient: gradient * factor)]
         return total
 
     on_rank_1(rank, spoil)

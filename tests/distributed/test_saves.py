@@ -116,7 +116,7 @@ def a_disk_with_room_for_one_more(rank: int) -> None:
 
     def free(folder: Path) -> int:
         used = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-        return 3_500_000 - used if rank == 1 else 10**12
+        return 4_000_000 - used if rank == 1 else 10**12
 
     saver.free_bytes = free
 
@@ -130,10 +130,10 @@ def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_l
     assert events(tmp_path / "run", "fault") == []
     kept = [*run, "run.name=kept", "run.keep_every=2"]
     assert run_ranks(kept, world_size=2, prepare=a_disk_with_room_for_one_more) == [1, 1]
-    assert steps(tmp_path / "kept") == [2]  # none of them may go
+    assert steps(tmp_path / "kept") == [2, 4]  # none of them may go
     faults = events(tmp_path / "kept", "fault")
-    assert [fault.get("step") for fault in faults] == [4, 6, 8, None]
-    assert "a checkpoint needs 3.0 MB and rank 1 has" in faults[0]["error"]
+    assert [fault.get("step") for fault in faults] == [6, 8, None]
+    assert "a checkpoint needs 2.9 MB and rank 1 has 2.4 MB" in faults[0]["error"]
     assert "make room, or lower run.keep_last" in faults[0]["error"]
 
 

@@ -43,7 +43,7 @@ ALLOWED = {
         "uniemox_dist.runtime",
     },
     "uniemox_dist.evaluate": {"uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
-    "uniemox_dist.report": {"uniemox_dist.runtime"},
+    "uniemox_dist.report": {"uniemox_dist.checkpoints", "uniemox_dist.runtime"},
     "launch": {"shards", "uniemox_dist.checkpoints", "uniemox_dist.runtime"},
 }
 
@@ -96,6 +96,8 @@ def loaded_after(statement: str) -> set[str]:
         "import uniemox_dist.cli.doctor, uniemox_dist.doctor.full, uniemox_dist.doctor.short",
         "import uniemox_dist.config.load, launch.local, launch.restarts, uniemox_dist.data.plan",
         "import uniemox_dist.runtime.run_folder, uniemox_dist.runtime.world, uniemox_dist.checkpoints",
+        "import uniemox_dist.cli.status, uniemox_dist.cli.checkpoint, uniemox_dist.runtime.standing",
+        "import uniemox_dist.checkpoints.retention, uniemox_dist.checkpoints.verify, uniemox_dist.report.page",
     ],
 )
 def test_the_base_install_needs_no_torch(statement: str) -> None:

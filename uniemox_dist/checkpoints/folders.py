@@ -17,6 +17,7 @@ FIXED = "fixed.safetensors"
 FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 NAME = re.compile(r"step_(\d{8})")
+SET_ASIDE = re.compile(r"step_(\d{8})\.damaged.*")
 
 
 def step_folder(step: int) -> str:
@@ -38,21 +39,46 @@ class Checkpoint:
 
     def problem(self, *, hashes: bool, files: Iterable[str] | None = None) -> str | None:
         """What is wrong with its files, or with some of them, if anything: sizes always, hashes on request."""
+        own = self.own_problem()
+        if own is not None:
+            return own
+        names = self.info["files"] if files is None else files
+        found = (file_problem(self.folder / name, self.info["files"][name], hashes=hashes) for name in names)
+        return next((problem for problem in found if problem is not None), None)
+
+    def own_problem(self) -> str | None:
+        """What is wrong with its complete.json, if anything."""
         if self.info.get("sha256", digest(self.info)) != digest(self.info):
             return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
-        for name in self.info["files"] if files is None else files:
-            path, facts = self.folder / name, self.info["files"][name]
-            try:
-                size = path.stat().st_size
-                if size != facts["bytes"]:
-                    return f"{path} has {size} bytes instead of {facts['bytes']}"
-                if hashes and sha256_file(path) != facts["sha256"]:
-                    return f"{path} was altered: its SHA-256 differs"
-            except FileNotFoundError:
-                return f"{path} is missing"
-            except OSError as error:
-                return f"{path} cannot be read: {error.strerror}"
         return None
+
+    @property
+    def completed(self) -> float | None:
+        """When it was complete, in seconds since 1970; None if it was deleted meanwhile."""
+        try:
+            return (self.folder / COMPLETE).stat().st_mtime
+        except OSError:
+            return None
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files, as complete.json states them."""
+        return sum(facts["bytes"] for facts in self.info["files"].values())
+
+
+def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | None:
+    """What is wrong with a file of which complete.json states these facts, if anything."""
+    try:
+        found = path.stat().st_size
+        if found != facts["bytes"]:
+            return f"{path} has {found} bytes instead of {facts['bytes']}"
+        if hashes and sha256_file(path) != facts["sha256"]:
+            return f"{path} was altered: its SHA-256 differs"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None
 
 
 def digest(info: dict[str, Any]) -> str:
@@ -67,14 +93,57 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
 
 def _complete(folder: Path) -> Iterator[Checkpoint]:
     for path in folder.glob("step_*"):
-        if NAME.fullmatch(path.name) and (path / COMPLETE).is_file():
-            try:
-                info = read_json(path / COMPLETE)
-            except (ValueError, OSError):
-                continue
-            known = isinstance(info, dict) and info.get("format") == FORMAT
-            if known and info.get("format_version", 0) <= FORMAT_VERSION and info.get("step") == _step(path):
-                yield Checkpoint(path, info)
+        checkpoint = read_checkpoint(path)
+        if checkpoint is not None:
+            yield checkpoint
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The complete checkpoint in a folder of that name, or None if there is none that this version reads."""
+    if not NAME.fullmatch(path.name):
+        return None
+    try:
+        info = read_json(path / COMPLETE)
+    except (OSError, ValueError):  # retention may delete it just now
+        return None
+    known = isinstance(info, dict) and info.get("format") == FORMAT
+    if known and info.get("format_version", 0) <= FORMAT_VERSION and info.get("step") == _step(path):
+        return Checkpoint(path, info)
+    return None
+
+
+def newest_complete(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint below a run's checkpoints/, by its name; its files are not looked at."""
+    names = sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name)), reverse=True)
+    return next((found for path in names if (found := read_checkpoint(path)) is not None), None)
+
+
+def incomplete(folder: Path) -> list[Path]:
+    """Folders with the name of a checkpoint and no complete.json that this version reads."""
+    return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and read_checkpoint(p) is None)
+
+
+def damaged_folders(folder: Path) -> list[Path]:
+    """Checkpoints below a run's checkpoints/ that were found damaged and renamed."""
+    return sorted(p for p in folder.glob("step_*") if SET_ASIDE.fullmatch(p.name) and p.is_dir())
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What saves and deletions that were killed left there, or are at just now."""
+    return sorted(
+        p for p in folder.glob(".step_*") if NAME.match(p.name[1:]) and p.suffix in (".tmp", ".deleted")
+    )
+
+
+def bytes_below(path: Path) -> int:
+    """Size of all files in a folder, as they lie there."""
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:  # gone meanwhile
+            continue
+    return total
 
 
 def _step(path: Path) -> int:

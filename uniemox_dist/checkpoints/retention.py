@@ -3,8 +3,12 @@
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from uniemox_dist.checkpoints.folders import NAME, complete_checkpoints
+from uniemox_dist.checkpoints.folders import complete_checkpoints, unfinished
+from uniemox_dist.config.data_sections import RunConfig
+from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import remove_dir
 
 
@@ -13,6 +17,32 @@ def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = N
     those whose step is a multiple of `keep_every`. The newest is always kept."""
     older = sorted(steps)[: -max(1, keep_last)]
     return [step for step in older if keep_every is None or step % keep_every]
+
+
+def policy(
+    config: Path, keep_last: int | None = None, keep_every: int | None = None
+) -> tuple[int, int | None]:
+    """How many last checkpoints stay, and which steps for ever: as asked, or else as a run's config.yaml has it. Its
+    other settings may be of any version.
+
+    Raises:
+        UserError: if the file has no such numbers.
+    """
+    stated: dict[str, Any] = {}
+    if config.is_file():
+        values = parse_yaml(config.read_text(encoding="utf-8"), str(config))
+        run = values.get("run") if isinstance(values, dict) else None
+        stated = run if isinstance(run, dict) else {}
+    fields = RunConfig.model_fields
+    last = stated.get("keep_last", fields["keep_last"].default) if keep_last is None else keep_last
+    every = stated.get("keep_every", fields["keep_every"].default) if keep_every is None else keep_every
+    for key, value in (("keep_last", last), ("keep_every", every or 1)):
+        if not isinstance(value, int) or value < 1:
+            option = "--" + key.replace("_", "-")
+            raise UserError(
+                f"{config}: run.{key}={value!r} is no number of at least 1; mend it, or give {option}"
+            )
+    return last, every or None
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[str]:
@@ -27,10 +57,10 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[s
 
 def clear_unfinished(folder: Path) -> list[str]:
     """Deletes what killed saves and deletions left below checkpoints/; only while no save is under way."""
-    left = [p for p in folder.glob(".step_*") if NAME.match(p.name[1:]) and p.suffix in (".tmp", ".deleted")]
+    left = unfinished(folder)
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
-    return sorted(path.name for path in left)
+    return [path.name for path in left]
 
 
 def free_bytes(folder: Path) -> int:

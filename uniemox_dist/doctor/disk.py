@@ -86,11 +86,17 @@ def _write(folder: Path, size: int) -> tuple[int, float, os.statvfs_result]:
 
 
 def judge(
-    told: Sequence[Told[DiskFacts]], sizes: Sizes | None, keep: int, *, speed: bool = True
+    told: Sequence[Told[DiskFacts]],
+    sizes: Sizes | None,
+    keep: int,
+    *,
+    speed: bool = True,
+    lenient: bool = False,
 ) -> list[Finding]:
     """Fails where nothing, or no two checkpoints, can be written; warns where not all that are kept have room.
 
-    `keep` is run.keep_last; `speed` is false where the probe was too small to say anything about it.
+    `keep` is run.keep_last; `speed` is false where the probe was too small to say anything about it. With `lenient`,
+    too little room is a warning: a run trains on without saving, and the room may come back.
     """
     rate = sum(facts.bytes_per_s for _, facts in sound(told))
 
@@ -109,7 +115,9 @@ def judge(
             if facts.free < need:
                 value = f"{free}; a checkpoint takes {sized(one)}, run.keep_last={keep}"
                 few = facts.free < max(1, 2 - facts.saved) * one
-                return Problem("fail" if few else "warn", value, f"{room}, or lower run.keep_last")
+                return Problem(
+                    "fail" if few and not lenient else "warn", value, f"{room}, or lower run.keep_last"
+                )
         if not speed:
             return None
         if sizes is not None and sizes.checkpoint_bytes / rate > SLOW_S:

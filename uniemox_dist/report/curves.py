@@ -1,61 +1,20 @@
-"""The curves of a run: which lines of metrics stand after resumes, and small charts of them as inline SVG.
+"""The curves of a run: small charts of the metrics that stand."""
 
-Charts carry no colours of their own: each colour is a CSS variable of the page, so that one drawing serves
-light, dark and print. They carry no text of the user's either, only our labels and numbers.
-"""
-
-import io
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-Line = dict[str, Any]
+from uniemox_dist.report.svg import COLOURS, FONT_SIZE, dress, figure
+from uniemox_dist.runtime.story import History, Line, number
 
-# What matplotlib is told -> the page's variable. The values mean nothing, they are only found again.
-_COLOURS = {
-    name: f"#00fe{number:02x}"
-    for number, name in enumerate(
-        (
-            "ink",
-            "muted",
-            "rule",
-            "total",
-            "relation",
-            "similarity",
-            "reconstruction",
-            "machine",
-            "resume",
-            "skip",
-        ),
-        1,
-    )
-}
 MOST_POINTS = 150
 """Points of a curve; more lines are drawn as the mean and range of neighbours."""
 LOG_FROM = 30.0
 """A quantity whose largest value is this many medians high is drawn on a logarithmic axis."""
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened on the way to the weights that a run has now."""
-
-    lines: list[Line]
-    """Metrics in the order of steps, each step once."""
-    resumes: list[int]
-    """Steps from which the run went on after a stop."""
-    skips: list[int]
-    """Steps that changed no weight."""
 
 
 @dataclass(frozen=True)
@@ -94,34 +53,6 @@ PANELS = (
 )
 
 
-def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
-    """What stands of a run's files: a (re)start at step s discards what was written beyond s before."""
-    kept: list[Line] = []
-    for line in metrics:
-        if not isinstance(line.get("step"), int):
-            continue
-        # A step that comes again replaces the earlier one and all that had followed it.
-        while kept and kept[-1]["step"] >= line["step"]:
-            kept.pop()
-        kept.append(line)
-    # Lines beyond the checkpoint that have not been overtaken yet (or are never met).
-    for start in (event for event in events if event.get("event") == "start"):
-        time, step = _number(start.get("time")), _number(start.get("step"))
-        kept = [line for line in kept if not (line["step"] > step and _number(line.get("time")) < time)]
-    skips: list[int] = []
-    for event in events:
-        if event.get("event") == "start":
-            skips = [step for step in skips if step <= event.get("step", 0)]
-        elif event.get("event") == "skip" and isinstance(event.get("step"), int):
-            skips.append(event["step"])
-    resumes = {e["step"] for e in events if e.get("event") == "resume" and isinstance(e.get("step"), int)}
-    return History(kept, sorted(resumes), skips)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def draw(past: History, loss: Line) -> list[Chart]:
     """A chart for each quantity that has values; a loss that the section `loss` weighs 0 was not computed."""
     charts = []
@@ -130,7 +61,7 @@ def draw(past: History, loss: Line) -> list[Chart]:
             panel = replace(panel, unit="KL divergence, nats")
         if panel.key == "reconstruction" and loss.get("norm_pix"):
             panel = replace(panel, unit="mean squared error of standardised patches")
-        values = np.array([_number(line.get(panel.key)) * panel.scale for line in past.lines])
+        values = np.array([number(line.get(panel.key)) * panel.scale for line in past.lines])
         finite = values[np.isfinite(values)]
         if not len(finite) or loss.get(panel.key, 1.0) == 0:
             continue
@@ -164,24 +95,16 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
 
 
 def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> str:
-    # Text stays text: it takes the page's font, can be selected, and is a tenth of the bytes of outlines.
-    with rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": panel.key, "path.simplify": False, "font.size": 10.5}
-    ):
-        figure = Figure(figsize=(5.2, 2.45))
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.12, 0.165, 0.86, 0.7))
+    with figure(panel.key, 5.2, 2.45) as (drawn, svg):
+        axes = drawn.add_axes((0.12, 0.165, 0.86, 0.7))
         x, mean, low, high = thin(steps, values)
-        colour = _COLOURS[panel.colour]
+        colour = COLOURS[panel.colour]
         if len(steps) > len(x):
             axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
         axes.plot(x, mean, color=colour, linewidth=1.7, marker="o" if len(x) < 30 else None, markersize=3.5)
         _dress(axes, panel, steps, values)
         _mark(axes, past)
-        text = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    return _inline(text.getvalue(), panel.key)
+    return svg[0]
 
 
 def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
@@ -213,13 +136,9 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
         if power:
             unit += " × 10" + str(power).translate(_SUPERSCRIPT)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10**power:.4g}"))
-    axes.set_title(unit, loc="left", fontsize=10.5, color=_COLOURS["muted"], pad=6)
-    axes.set_xlabel("step", fontsize=10.5, color=_COLOURS["muted"], labelpad=2)
-    axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=10.5, labelcolor=_COLOURS["ink"], pad=5)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_COLOURS["muted"])
+    axes.set_title(unit, loc="left", fontsize=FONT_SIZE, color=COLOURS["muted"], pad=6)
+    axes.set_xlabel("step", fontsize=FONT_SIZE, color=COLOURS["muted"], labelpad=2)
+    dress(axes)
 
 
 def _mark(axes: Axes, past: History) -> None:
@@ -227,7 +146,7 @@ def _mark(axes: Axes, past: History) -> None:
     left, right = axes.get_xlim()
     for step in past.resumes:
         if left <= step <= right:
-            axes.axvline(step, color=_COLOURS["resume"], linewidth=1.1, linestyle=(0, (4, 3)), zorder=0.9)
+            axes.axvline(step, color=COLOURS["resume"], linewidth=1.1, linestyle=(0, (4, 3)), zorder=0.9)
     skips = [step for step in past.skips if left <= step <= right]
     high = np.full(len(skips), 0.97)
     axes.plot(
@@ -235,28 +154,7 @@ def _mark(axes: Axes, past: History) -> None:
         high,
         "x",
         transform=axes.get_xaxis_transform(),
-        color=_COLOURS["skip"],
+        color=COLOURS["skip"],
         markersize=5,
         clip_on=False,
     )
-
-
-def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of our page: no prologue, no size, no names that another chart has too."""
-    svg = re.sub(
-        r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>",
-        "",
-        svg[svg.index("<svg") :],
-        flags=re.DOTALL,
-    )
-    svg = re.sub(r' (?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(
-        r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
-    )
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
-    svg = re.sub(r"font-family: [^;]*; ?", "", svg)
-    for variable, value in _COLOURS.items():
-        svg = svg.replace(value, f"var(--{variable})")
-    return svg.replace("<svg", '<svg aria-hidden="true"', 1).strip()

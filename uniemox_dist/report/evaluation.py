@@ -1,11 +1,11 @@
 """The evaluation as a table for a page: rows by name, a column per metric, and where each interval lies."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json
+from uniemox_dist.runtime.words import is_number
 
 FIRST_ROWS = ("student", "untrained", "teacher", "colour histogram", "24x24 pixels")
 
@@ -76,8 +76,3 @@ def _column(metric: dict[str, Any]) -> dict[str, dict[str, Any]]:
         }
 
     return {name: cell(float(row["value"]), *spans[name]) for name, row in rows.items()}
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be drawn and compared: files may hold null or NaN instead."""
-    return isinstance(value, int | float) and math.isfinite(value)

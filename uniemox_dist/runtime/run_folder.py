@@ -3,6 +3,7 @@
 Losing a line of metrics must never end a run: a full disk there is reported once and training goes on.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -12,6 +13,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +31,20 @@ PACKAGES = (
     "pyarrow",
     "numpy",
 )
+LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
+"""A look at the lock holds it for a moment, which must not keep a run from starting."""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What a look at a run's lock tells."""
+
+    held: bool | None = None
+    """Whether a process trains there; None where that cannot be told."""
+    holder: str = ""
+    """The last process that took it, as `HOST pid PID`."""
+    since: float | None = None
+    """When it was taken, in seconds since 1970."""
 
 
 class RunFolder:
@@ -79,17 +95,44 @@ class RunFolder:
             UserError: if another process is training here.
         """
         self._lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while the process lives)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            raise UserError(
-                f"run.dir/run.name={self.path}: {holder} is training here; wait, stop it, or give another run.name"
-            ) from None
+        for left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if left:
+                    time.sleep(LOCK_PAUSE_S)
+                    continue
+                self._lock.seek(0)
+                holder = self._lock.read().strip() or "another process"
+                raise UserError(
+                    f"run.dir/run.name={self.path}: {holder} is training here; wait, stop it, or give another run.name"
+                ) from None
         self._lock.truncate(0)
         self._lock.write(f"{socket.gethostname()} pid {os.getpid()}\n")
         self._lock.flush()
+
+    def unlock(self) -> None:
+        """Gives the run back, for a process that lives on."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def look_at_lock(self) -> Lock:
+        """Whether a process holds the run's lock, without waiting and without an error."""
+        path = self.path / "lock"
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                holder, since = file.read(200).strip(), os.fstat(file.fileno()).st_mtime
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError as error:
+                    # Anything else means that this file system has no such locks.
+                    held = True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+                    return Lock(held, holder, since)
+                return Lock(False, holder, since)
+        except OSError:
+            return Lock()
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends what happened, with the time."""
@@ -100,16 +143,23 @@ class RunFolder:
         _append(self.metrics, line)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; a last line that was cut by a crash is left out."""
-    if not path.is_file():
+def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file, or of its last bytes; what a crash cut or a writer has not finished is left out."""
+    try:
+        with open(path, "rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            data = file.read()
+    except FileNotFoundError:
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in data.decode("utf-8", errors="replace").split("\n"):  # texts may hold other line ends
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict):
+            lines.append(line)
     return lines
 
 

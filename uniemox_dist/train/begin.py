@@ -2,16 +2,37 @@
 
 import logging
 
+import torch
+
 from uniemox_dist.config.load import dump_yaml
+from uniemox_dist.config.schema import Config
 from uniemox_dist.data.sources import describe_data
+from uniemox_dist.doctor.short import preflight
+from uniemox_dist.runtime.errors import Fault
 from uniemox_dist.runtime.files import write_json, write_text
-from uniemox_dist.runtime.run_folder import environment
+from uniemox_dist.runtime.run_folder import RunFolder, environment
+from uniemox_dist.runtime.world import World
 from uniemox_dist.train import checkpoint as checkpoints
 from uniemox_dist.train import comm
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.setup import Trainer
 
 log = logging.getLogger("uniemox")
+
+
+def check(config: Config, world: World, device: torch.device, folder: RunFolder) -> None:
+    """The short form of `uniemox doctor`, by all ranks together: what is not well is said, and what fails ends the run.
+
+    Raises:
+        Fault: if these ranks cannot train, on all of them.
+    """
+    found = preflight(config, world, device, folder.path)
+    if world.is_main:
+        for finding in found:
+            if finding.status != "ok":
+                log.warning("preflight: %s", finding.line())
+    if failed := [finding for finding in found if finding.status == "fail"]:
+        raise Fault(f"the preflight failed ({failed[0].line()}); `uniemox doctor` says more")
 
 
 def begin(trainer: Trainer) -> int:

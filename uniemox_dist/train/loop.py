@@ -9,6 +9,7 @@ import logging
 import math
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.watchdog import Watchdog
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm, damage, nonfinite, setup
-from uniemox_dist.train.begin import begin
+from uniemox_dist.train.begin import begin, check
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.meter import Meter
 from uniemox_dist.train.own_time import OwnTime
@@ -50,14 +51,11 @@ def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFl
     ).start()
     meter: Meter | None = None
     try:
-        trainer = setup.build(
-            config,
-            world,
-            device,
-            folder,
-            resume,
-            expect=lambda doing: watchdog.expect(doing, config.run.start_timeout_s),
-        )
+        expect = partial(watchdog.expect, limit_s=config.run.start_timeout_s)
+        if config.run.preflight:
+            expect("the preflight")
+            check(config, world, device, folder)
+        trainer = setup.build(config, world, device, folder, resume, expect=expect)
         first = begin(trainer)
         meter = Meter(
             folder,

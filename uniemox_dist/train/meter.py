@@ -155,9 +155,9 @@ class Meter:
         ]
         waits, read, reads, hits, retries, own_s = zip(*gather_numbers(own, self.world))
         if self.writes:
-            for found in self._stragglers.add(own_s, self._steps, seconds):
-                self.folder.event("straggler", step=step, **found.facts())
-                log.warning("%s", found)
+            for slow in self._stragglers.add(own_s, self._steps, seconds):
+                self.folder.event("straggler", step=step, **slow.facts())
+                log.warning("%s", slow)
         found = {
             "data_wait_share": round(sum(waits) / len(waits), 4),
             "data_wait_share_max": round(max(waits), 4),

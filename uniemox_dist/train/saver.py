@@ -116,7 +116,8 @@ class Saver:
 
     def commit(self) -> dict[str, Any]:
         """Waits for all writers and completes the save under way; collective. Returns facts for the event: step, bytes,
-        seconds, blocked_s and removed checkpoints; or `error`, and then nothing of it is left on the disk."""
+        seconds from begin to end, write_s of the slowest rank, blocked_s and removed checkpoints; or `error`, and then
+        nothing of it is left on the disk."""
         assert self._save is not None
         assert self._writer is not None
         began, save = time.perf_counter(), self._save
@@ -178,6 +179,7 @@ class Saver:
     def _write(self, save: _Save) -> None:
         """What the writer of this rank does; errors are for `commit` to tell."""
         temporary, files = self._temporary(save.state.step), save.outcome.setdefault("files", {})
+        began = time.perf_counter()
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             parts = {f"part_{self._world.rank:05d}.safetensors": self._host}
@@ -186,6 +188,7 @@ class Saver:
             for name, tensors in parts.items():
                 size, sha256 = write_part(temporary / name, tensors)
                 files[name] = {"bytes": size, "sha256": sha256}
+            save.outcome["write_s"] = round(time.perf_counter() - began, 3)
         except Exception as error:  # a thread's errors would be lost
             reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
             save.outcome["error"] = f"{temporary} (rank {self._world.rank}): {reason}"
@@ -225,7 +228,11 @@ class Saver:
         if errors:
             shutil.rmtree(temporary, ignore_errors=True)
             return {"error": errors[0]}
-        return {"bytes": sum(facts["bytes"] for facts in files.values()), "removed": self._prune()}
+        return {
+            "bytes": sum(facts["bytes"] for facts in files.values()),
+            "write_s": max(outcome["write_s"] for outcome in outcomes),
+            "removed": self._prune(),
+        }
 
     def _prune(self) -> list[str]:
         """Deletes what the policy no longer keeps, in the background since it may take its time; returns names."""

@@ -26,12 +26,15 @@ from uniemox_dist.config.schema import (
     RunConfig,
     TeacherConfig,
 )
-from uniemox_dist.report.curves import History, draw, history, show, thin
+from uniemox_dist.report.curves import draw, show, thin
 from uniemox_dist.report.evaluation import read_evaluation, table
-from uniemox_dist.report.page import duration, pictures, write_report
+from uniemox_dist.report.page import write_report
+from uniemox_dist.report.pictures import pictures
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.story import History, history
+from uniemox_dist.runtime.words import duration
 
 HOSTILE = "<script>alert('x')</script>&\"-->"
 
@@ -245,7 +248,9 @@ def test_a_complete_run_that_is_started_again_is_still_complete(folder: RunFolde
     [
         ({"event": "signal", "signal": "SIGTERM", "saved": True, "step": 18}, "Statestopped"),
         ({"event": "fault", "error": "RuntimeError: NCCL"}, "Statefailed"),
-        ({"event": "fault", "damaged": "train.tar row 7", "step": 18}, "Staterunning"),
+        ({"event": "fault", "error": "RuntimeError: NCCL", "step": 18, "ends": True}, "Statefailed"),
+        ({"event": "fault", "damaged": "train.tar row 7", "step": 18}, "Statestalled"),
+        ({"event": "restart", "attempt": 1, "left": 2, "code": 1, "step": 6}, "Statekilled"),
     ],
 )
 def test_the_state_is_read_from_the_last_event(folder: RunFolder, event: dict[str, Any], word: str) -> None:
@@ -364,9 +369,9 @@ def test_events_are_shortened(folder: RunFolder) -> None:
     folder.metrics.unlink()
     page = Page(write_report(folder.path))
     assert "removed step_0, step_1 … 8 more" in page.text
-    assert "bytes 4.2 MB seconds 0.13 s removed none" in page.text
+    assert "saved step 6: 4.2 MB in 0.13 s" in page.text
     assert "159 more in events.jsonl" in page.text  # 8 + 301, of which 10 and 140 are shown
-    assert "x" * 240 + " …" in page.text
+    assert "fault: " + "x" * 240 + " …" in page.text
     assert "x" * 241 not in page.text
 
 

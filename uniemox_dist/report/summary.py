@@ -1,0 +1,71 @@
+"""What a page says of a run first: what learns from whom, how far it is, and how it stands."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from uniemox_dist.checkpoints.folders import newest_complete
+from uniemox_dist.runtime.files import read_json
+from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.standing import Saved, standing
+from uniemox_dist.runtime.story import History, Line, Numbers, of, run_length, steps_done
+from uniemox_dist.runtime.words import duration, is_number
+
+
+def summary(
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    events: Sequence[Line],
+    past: History,
+    numbers: Numbers,
+    now: float,
+) -> dict[str, Any]:
+    """What the first sentence and the figures below it say; None is what is not known."""
+    model, data, losses = (config.get(section) or {} for section in ("model", "data", "loss"))
+    batch = (config.get("batch") or {}).get("global_batch")
+    starts = [event for event in of(events, "start") if is_number(event.get("time"))]
+    last = starts[-1] if starts else {}
+    step = steps_done(events, past.lines)
+    epochs = past.lines[-1].get("epoch") if past.lines else None
+    length = run_length(config, events, past.lines, step)
+    lock, newest = folder.look_at_lock(), newest_complete(folder.checkpoints)
+    saved = Saved(newest.step, newest.completed) if newest is not None else None
+    stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now)
+    learns = losses.get("relation") or losses.get("similarity")
+    return {
+        "parameters": _parameters(folder),
+        "model": model,
+        "teacher": (config.get("teacher") or {}).get("name") if learns else None,
+        "teacher_source": last.get("teacher"),
+        "ranks": last.get("ranks"),
+        "earlier_ranks": list(
+            dict.fromkeys(s.get("ranks") for s in starts if s.get("ranks") != last.get("ranks"))
+        ),
+        "precision": last.get("precision"),
+        "zero": (config.get("zero") or {}).get("stage"),
+        "step": step,
+        "max_steps": f"{'' if length.exact else 'about '}{length.steps:,}" if length.steps else None,
+        "share": min(1.0, step / length.steps) if length.steps else None,
+        "samples": f"{step * batch:,}" if batch else None,
+        "epochs": f"{step * epochs / past.lines[-1]['step']:.3g}" if epochs else None,
+        "held_out": bool(data.get("eval_path")),
+        "duration": duration(numbers.worked_s),
+        "started": moment(starts[0]["time"]) if starts else None,
+        "state": stands,
+    }
+
+
+def _parameters(folder: RunFolder) -> str | None:
+    """Size of the student, from the newest checkpoint (which lists all shapes)."""
+    for complete in sorted(folder.checkpoints.glob("step_*/complete.json"), reverse=True):
+        millions = sum(math.prod(shape) for shape in read_json(complete).get("parameters", {}).values()) / 1e6
+        return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
+    return None
+
+
+def moment(seconds: Any) -> str:
+    """A time in UTC."""
+    if not is_number(seconds):
+        return "–"
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
