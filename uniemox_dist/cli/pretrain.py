@@ -39,6 +39,9 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     if nproc is not None and world.size == 1:
         return _launch(config, recipe, overrides, nproc, resume)
     from uniemox_dist.runtime.errors import Fault
+    from uniemox_dist.runtime.signals import StopFlag
+
+    stop = StopFlag().install()  # before the imports, which take seconds: a signal then is no less meant
     from uniemox_dist.train import comm
     from uniemox_dist.train.loop import pretrain as run
 

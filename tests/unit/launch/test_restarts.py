@@ -1,40 +1,16 @@
 """The launcher's restart policy with real processes and real checkpoint folders."""
 
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from attempts import begun, launch, restarts
 
 from launch.local import Signals
 from launch.restarts import run_with_restarts
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION
 from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
-
-# What the ranks' scripts may use: their rank, how many attempts began before, a checkpoint, an event.
-PRELUDE = """
-import json, os, signal, sys, time
-from pathlib import Path
-rank, run = int(os.environ["RANK"]), Path({run!r})
-begun = run / f"begun{{rank}}"
-attempts = len(begun.read_text()) if begun.exists() else 0
-begun.write_text("." * (attempts + 1))
-def checkpoint(step):
-    folder = run / "checkpoints" / f"step_{{step:08d}}"
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {{"format": {format!r}, "format_version": {version}, "step": step, "files": {{}}}}
-    (folder / "complete.json").write_text(json.dumps(info))
-def event(**facts):
-    with open(run / "events.jsonl", "a") as file:
-        file.write(json.dumps(facts) + "\\n")
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+from uniemox_dist.runtime.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -42,28 +18,6 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.create()
     return folder
-
-
-def script(run: RunFolder, code: str) -> list[str]:
-    prelude = PRELUDE.format(run=str(run.path), format=FORMAT, version=FORMAT_VERSION)
-    return [sys.executable, "-c", prelude + code]
-
-
-def launch(run: RunFolder, code: str, *, ranks: int = 2, max_restarts: int = 2) -> int:
-    with Signals() as signals:
-        return run_with_restarts(
-            lambda: script(run, code), ranks, run, signals, max_restarts=max_restarts, gpus=False
-        )
-
-
-def begun(run: RunFolder, rank: int = 0) -> int:
-    path = run.path / f"begun{rank}"
-    return len(path.read_text()) if path.exists() else 0
-
-
-def restarts(run: RunFolder) -> list[dict[str, object]]:
-    events = [e for e in read_lines(run.events) if e["event"] == "restart"]
-    return [{key: e[key] for key in ("attempt", "left", "code", "step")} for e in events]
 
 
 @pytest.fixture(autouse=True)
@@ -162,92 +116,6 @@ def test_every_attempt_meets_at_a_port_of_its_own(run: RunFolder) -> None:
     code = "open(run / 'ports', 'a').write(os.environ['MASTER_PORT'] + ' ')\nsys.exit(attempts < 2)"
     assert launch(run, code, ranks=1) == 0
     assert len(set((run.path / "ports").read_text().split())) == 3
-
-
-def in_background(
-    run: RunFolder, code: str, *, longest_pause_s: float, max_restarts: int = 2
-) -> "subprocess.Popen[str]":
-    """The same, in a process of its own that can be signalled."""
-    launcher = (
-        "import sys\nimport launch.restarts as r\nfrom launch.local import Signals\n"
-        "from uniemox_dist.runtime.run_folder import RunFolder\n"
-        f"r.LONGEST_PAUSE_S = {longest_pause_s}\n"
-        "with Signals() as signals:\n"
-        f"    sys.exit(r.run_with_restarts(lambda: {script(run, code)!r}, 2, RunFolder({str(run.path)!r}), signals, "
-        f"max_restarts={max_restarts}, gpus=False))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", launcher],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-
-
-def until(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    while not reached():
-        assert process.poll() is None
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
-def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bool, code: int) -> None:
-    save = "if not rank: checkpoint(3)\n" if saved else ""
-    process = in_background(run, f"{save}sys.exit(1)", longest_pause_s=600, max_restarts=20)
-    assert process.stderr is not None
-    # Pauses grow: 1 s, 2 s, and 4 s after the third attempt.
-    until(process, lambda: "in 4 s" in process.stderr.readline())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
-    attempts = begun(run)
-    assert attempts == 3
-    says = process.stderr.read().splitlines()[-1]
-    expected = (
-        "stopped; start the same command again to go on from step 3"
-        if saved
-        else "stopped before the first checkpoint"
-    )
-    assert says == f"uniemox: {expected}"
-
-
-@pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
-def test_a_stop_while_ranks_are_starting_does_not_start_them_again(
-    run: RunFolder, saved: bool, code: int
-) -> None:
-    save = "if not rank: checkpoint(3)\n" if saved else ""
-    process = in_background(
-        run, f"{save}(run / f'up{{rank}}').touch()\ntime.sleep(300)", longest_pause_s=0.05
-    )
-    until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
-    assert begun(run) == 1
-    assert restarts(run) == []
-
-
-def test_a_signal_reaches_the_ranks_of_a_later_attempt(run: RunFolder) -> None:
-    code = (
-        "if not attempts: die()\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
-        "(run / f'up{rank}').touch()\nwhile True: time.sleep(0.02)"
-    )
-    process = in_background(run, code, longest_pause_s=0.05)
-    until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
-    process.send_signal(signal.SIGUSR2)
-    assert process.wait(60) == 75
-    assert begun(run) == 2
-
-
-def test_a_fault_while_stopping_is_a_fault_and_not_tried_again(run: RunFolder) -> None:
-    code = (
-        "checkpoint(1)\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
-        "(run / f'up{rank}').touch()\nwhile True: time.sleep(0.02)"
-    )
-    process = in_background(run, code, longest_pause_s=0.05)
-    until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 1
-    assert begun(run) == 1
 
 
 def test_a_stopped_rank_and_what_it_started_are_killed_before_the_next_attempt(run: RunFolder) -> None:

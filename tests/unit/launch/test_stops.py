@@ -1,0 +1,76 @@
+"""Signals to the launcher: between two attempts, while ranks are starting, and in an attempt after the first."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from attempts import begun, in_background, restarts, until
+
+from uniemox_dist.runtime.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+@pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
+def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bool, code: int) -> None:
+    save = "if not rank: checkpoint(3)\n" if saved else ""
+    process = in_background(run, f"{save}sys.exit(1)", longest_pause_s=600, max_restarts=20)
+    assert process.stderr is not None
+    # Pauses grow: 1 s, 2 s, and 4 s after the third attempt.
+    until(process, lambda: "in 4 s" in process.stderr.readline())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == code
+    attempts = begun(run)
+    assert attempts == 3
+    says = process.stderr.read().splitlines()[-1]
+    expected = (
+        "stopped; start the same command again to go on from step 3"
+        if saved
+        else "stopped before the first checkpoint"
+    )
+    assert says == f"uniemox: {expected}"
+
+
+@pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
+def test_a_stop_while_ranks_are_starting_does_not_start_them_again(
+    run: RunFolder, saved: bool, code: int
+) -> None:
+    save = "if not rank: checkpoint(3)\n" if saved else ""
+    process = in_background(
+        run, f"{save}(run / f'up{{rank}}').touch()\ntime.sleep(300)", longest_pause_s=0.05
+    )
+    until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == code
+    assert begun(run) == 1
+    assert restarts(run) == []
+
+
+def test_a_signal_reaches_the_ranks_of_a_later_attempt(run: RunFolder) -> None:
+    code = (
+        "if not attempts: die()\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
+        "(run / f'up{rank}').touch()\nwhile True: time.sleep(0.02)"
+    )
+    process = in_background(run, code, longest_pause_s=0.05)
+    until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(60) == 75
+    assert begun(run) == 2
+
+
+def test_a_fault_while_stopping_is_a_fault_and_not_tried_again(run: RunFolder) -> None:
+    code = (
+        "checkpoint(1)\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+        "(run / f'up{rank}').touch()\nwhile True: time.sleep(0.02)"
+    )
+    process = in_background(run, code, longest_pause_s=0.05)
+    until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 1
+    assert begun(run) == 1

@@ -1,0 +1,236 @@
+"""Where runs are disturbed: their settings, the undisturbed references, and one run with all that can be seen of it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+
+from chaos_faults import inputs
+from chaos_faults.processes import Forked, Patch, start
+from uniemox_dist.checkpoints.folders import Checkpoint, complete_checkpoints
+from uniemox_dist.runtime.run_folder import RunFolder, read_lines
+
+RANKS = 2
+STEPS, SAVE_EVERY = 24, 4
+TIMEOUT_S = 180.0
+LOOK_S = 0.002
+SETTINGS = (
+    f"run.max_steps={STEPS}",
+    f"run.save_every={SAVE_EVERY}",
+    "run.log_every=1",
+    "run.pictures_every=1000",
+    "run.epochs=null",
+    "run.trace=true",
+    "run.preflight=false",
+    "data.eval_path=null",
+    "data.workers=0",
+    "data.shuffle_window=8",
+    "data.retry_s=0.5",
+    "batch.global_batch=24",
+    "batch.micro_batch=12",
+    "batch.streams=12",
+    "optim.warmup_epochs=null",
+    "optim.warmup_steps=1",
+    "optim.precision=fp32",
+    "model.image_size=32",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+)
+MODELS = {
+    "tiny": ("model.width=32", "model.depth=2", "model.heads=2"),
+    # A save of it takes long enough to be hit.
+    "large": ("model.width=256", "model.depth=4", "model.heads=4"),
+}
+
+
+class Missed(Exception):
+    """What should have happened did not, or not in time."""
+
+
+@dataclass
+class Lab:
+    """The inputs, the references and the dice of one call of the tool."""
+
+    root: Path
+    seed: int = 0
+    kills: int = 3
+    mount: bool = True
+    """Whether small file systems may be mounted, where the rights suffice."""
+    _references: dict[str, "Run"] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Makes shards and teacher, in processes of their own."""
+        for make in (
+            lambda: inputs.make_shards(self.root / "data"),
+            lambda: inputs.make_teacher(self.root / "clip"),
+        ):
+            if Forked(lambda make=make: 0 if make() else 1).wait():
+                raise Missed("the inputs could not be made")
+
+    def dice(self, name: str) -> Random:
+        """Random moments of a fault: the same whatever other faults are caused."""
+        return Random(f"{self.seed} {name}")
+
+    def run(self, name: str, *overrides: str, model: str = "tiny", data: Path | None = None) -> "Run":
+        """A run that has not begun; its reference has ended."""
+        self.reference(model)
+        return self._run(name, *overrides, model=model, data=data)
+
+    def _run(self, name: str, *overrides: str, model: str, data: Path | None = None) -> "Run":
+        where = [
+            f"run.dir={self.root / 'runs'}",
+            f"run.name=fault-{name}",
+            f"data.path={data or self.root / 'data' / 'shards' / 'train'}",
+            f"teacher.name=local-dir:{self.root / 'clip'}",
+        ]
+        return Run(self.root / "runs" / f"fault-{name}", [*SETTINGS, *MODELS[model], *where, *overrides])
+
+    def reference(self, model: str = "tiny") -> "Run":
+        """The undisturbed run with the same model; made when it is first asked for."""
+        if model not in self._references:
+            run = self._run(f"reference-{model}", "run.keep_last=100", model=model)
+            code = run.start().finish()
+            if code:
+                raise Missed(f"the undisturbed run ended with {code}: {run.last_words()}")
+            self._references[model] = run
+        return self._references[model]
+
+
+class Run:
+    """A run by the command line, in one or several starts."""
+
+    def __init__(self, path: Path, overrides: Sequence[str]) -> None:
+        self.path, self.overrides = path, list(overrides)
+        self.folder = RunFolder(path)
+        self.log = path.with_name(f"{path.name}.log")
+        self.process: Forked | None = None
+        self.heard: list[tuple[float, str]] = []
+        """What launcher and ranks said, with the time at which it was read."""
+        self._read = 0
+
+    def start(self, *overrides: str, patch: Patch | None = None) -> "Run":
+        """Starts `uniemox pretrain` with two ranks."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        arguments = ["pretrain", "demo", *self.overrides, *overrides, "--nproc", str(RANKS)]
+        self.process = start(arguments, self.log, patch)
+        return self
+
+    def look(self) -> None:
+        """Reads what was said since the last look."""
+        if not self.log.is_file():
+            return
+        with open(self.log, "rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        if newline:
+            self._read += len(whole) + 1
+            self.heard += [(time.time(), line) for line in whole.decode(errors="replace").splitlines()]
+
+    def wait_until(self, reached: Callable[[], Any], what: str) -> Any:
+        """Waits for something to happen while the run goes on; returns what `reached` returned."""
+        assert self.process is not None
+        end = time.monotonic() + TIMEOUT_S
+        while not (found := reached()):
+            self.look()
+            if self.process.poll() is not None:
+                raise Missed(f"the run ended ({self.process.returncode}) before {what}: {self.last_words()}")
+            if time.monotonic() > end:
+                self.kill()
+                raise Missed(f"{what} did not happen in {TIMEOUT_S:.0f} s")
+            time.sleep(LOOK_S)
+        return found
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until rank 0 has done a step in the present attempt or an earlier one."""
+        path = self.path / "trace" / "rank0.jsonl"
+        self.wait_until(lambda: path.is_file() and f'{{"step": {step},' in path.read_text(), f"step {step}")
+
+    def wait_for_save(self, beyond: int) -> int:
+        """Waits until a save of a step above `beyond` is under way; returns its step."""
+
+        def looks() -> int | None:
+            found = [int(path.name[6:14]) for path in self.folder.checkpoints.glob(".step_*.tmp")]
+            return next((step for step in found if step > beyond), None)
+
+        return int(self.wait_until(looks, f"a save after step {beyond}"))
+
+    def finish(self) -> int:
+        """Waits for the end of the command; returns its exit code."""
+        process = self.process
+        assert process is not None
+        end = time.monotonic() + TIMEOUT_S
+        while process.poll() is None:
+            self.look()
+            if time.monotonic() > end:
+                self.kill()
+                raise Missed(f"it did not end in {TIMEOUT_S:.0f} s: {self.last_words()}")
+            time.sleep(LOOK_S)
+        self.look()
+        assert process.returncode is not None
+        return process.returncode
+
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks that run now, in their order."""
+        assert self.process is not None
+        try:
+            children = psutil.Process(self.process.pid).children()
+        except psutil.NoSuchProcess:
+            return []
+        return sorted(children, key=lambda child: (child.create_time(), child.pid))
+
+    def kill(self) -> None:
+        """Kills everything that runs here, for good."""
+        assert self.process is not None
+        for process in (*self.ranks(), self.process):
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+    def events(self, *kinds: str, since: float = 0.0) -> list[dict[str, Any]]:
+        """Events of these kinds (all without any) from a time on."""
+        found = read_lines(self.folder.events)
+        return [e for e in found if (not kinds or e["event"] in kinds) and e["time"] >= since]
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All complete ones, oldest first."""
+        return complete_checkpoints(self.folder.checkpoints)
+
+    def noticed(self, since: float) -> float | None:
+        """Seconds from a time until the run, or its launcher, first said something of a fault."""
+        times = [e["time"] for e in self.events("fault", "skip", "signal", "restart", since=since - 0.001)]
+        times += [when for when, line in self.heard if when >= since and line.startswith("uniemox: ")]
+        return round(max(0.0, min(times) - since), 2) if times else None
+
+    def says(self, text: str) -> bool:
+        """Whether launcher or ranks said this, in one of their lines."""
+        return any(text in line for _, line in self.heard)
+
+    def mark(self) -> None:
+        """Notes down that a rank causes its fault now; the first time counts."""
+        if not self.moment_file.exists():
+            self.moment_file.write_text(repr(time.time()))
+
+    @property
+    def moment_file(self) -> Path:
+        """Where `mark` writes the time."""
+        return self.path.with_name(f"{self.path.name}.moment")
+
+    def moment(self) -> float:
+        """When a rank first caused its fault."""
+        if not self.moment_file.exists():
+            raise Missed("no rank came so far as to cause the fault")
+        return float(self.moment_file.read_text())
+
+    def last_words(self) -> str:
+        """The last line that was said."""
+        self.look()
+        return self.heard[-1][1] if self.heard else "(it said nothing)"
