@@ -39,7 +39,8 @@ log = logging.getLogger("uniemox")
 
 def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFlag | None = None) -> int:
     """Runs a configuration to its end, or to a stop; returns the exit code. `stop` may have been installed before."""
-    stop = stop or StopFlag().install()
+    if stop is None:
+        stop = StopFlag().install()
     grad_accum(config, world.size)  # divisibility is the user's to mend: before anything is opened
     device = comm.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)

@@ -100,6 +100,8 @@ class Saver:
             for f in chain(fragments(self._engine), self._ema.fragments() if self._ema else ())
             for kind, tensor in f.tensors.items()
         }
+        if self._world.is_main:  # before the ranks meet, and so before any begins to write
+            clear_unfinished(self._folder)  # what could not be deleted on a disk that was read-only
         fixed = self._fixed.values() if self._world.is_main else ()
         own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
         if (short := self._retention.lack(own)) is not None:
