@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from launch.local import run_ranks
+from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import Counts
@@ -53,6 +54,9 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=6, help="in each way, the first a warm-up")
     parser.add_argument(
         "--dir", type=Path, help="where to save, and so which disk is measured (a temporary folder)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -84,17 +88,18 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     """Both ways in turn; the same numbers on every rank but for its own clock."""
     device = comm.init(world, 600)
     per_rank = options.micro_batch
-    config = Config.model_validate(
-        {
-            "run": {"max_steps": 1},
-            "data": {"path": "none"},
-            "batch": {"global_batch": per_rank * world.size, "micro_batch": per_rank, "streams": world.size},
-            "model": {"name": options.model},
-            "loss": {"relation": 0, "similarity": 0},
-            "optim": {"precision": options.precision},
-            "zero": {"stage": options.zero},
-        }
-    )
+    values: dict[str, Any] = {
+        "run": {"max_steps": 1},
+        "data": {"path": "none"},
+        "batch": {"global_batch": per_rank * world.size, "micro_batch": per_rank, "streams": world.size},
+        "model": {"name": options.model},
+        "loss": {"relation": 0, "similarity": 0},
+        "optim": {"precision": options.precision},
+        "zero": {"stage": options.zero},
+    }
+    for pair in options.set:
+        values = merge(values, parse_override(pair))
+    config = Config.model_validate(values)
     engine = make_engine(Student(config.model, config.loss, None), config, world, options.precision, device)
     ema = Ema(engine, 0.999) if options.ema else None
     batch = random_batch(config, device)
@@ -143,7 +148,7 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     rate = size / statistics.median(facts["write_s"] for facts in going_on[1:])
     return {
         "machine": {"cpu": platform.processor() or "CPU", "cores": os.cpu_count(), "device": str(device)},
-        "model": options.model,
+        "model": config.model.name or "a student of its own shape",
         "ranks": world.size,
         "threads": options.threads,
         "zero": options.zero,
