@@ -51,7 +51,7 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
         damaged.append((checkpoint.folder, problem))
     if not damaged:
         return None
-    others = f" (and {len(damaged) - 1} more are damaged)" if len(damaged) > 1 else ""
+    others = f" (damaged too: {len(damaged) - 1} more)" if len(damaged) > 1 else ""
     text = (
         f"run.dir/run.name={folder.path}: {damaged[0][1]}{others}: no sound checkpoint is left; restore one, or begin "
         "anew with another run.name"

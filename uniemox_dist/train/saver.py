@@ -131,7 +131,7 @@ class Saver:
         return {
             "step": save.state.step,
             **facts,
-            "seconds": round(now - save.began, 3),
+            "seconds": round(now - save.began, 4),
             "blocked_s": round(save.blocked_s + now - began, 4),
         }
 
