@@ -57,16 +57,25 @@ def run_with_restarts(
         if without_progress == max_restarts:
             tried = f"after {_times(max_restarts)} without a new checkpoint" if max_restarts else "at once"
             say(f"gives up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
+            if folder.path.is_dir():  # a rank that was killed could not tell
+                folder.event("fault", error=f"given up {tried}: {last}", ends=True, restart=False)
             return EXIT_FAULT
         without_progress += 1
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** (without_progress - 1))
         place = "from the beginning" if step is None else f"from step {step}"
         say(f"{last}; starts again {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
+        if folder.path.is_dir():
+            folder.event(
+                "restart",
+                attempt=attempts + 1,
+                left=max_restarts - without_progress,
+                code=ended.code,
+                step=step,
+                reason=last,
+                pause_s=pause_s,
+            )
         if _interrupted(pause_s, signals):
             break
-        if folder.path.is_dir():
-            left = max_restarts - without_progress
-            folder.event("restart", attempt=attempts + 1, left=left, code=ended.code, step=step)
     return stopped(folder, signals)
 
 

@@ -216,7 +216,10 @@ def test_a_changed_complete_json_is_found_by_its_own_hash(
     assert steps(tmp_path / "run") == [2, 4]
 
 
-@pytest.mark.parametrize("content", ["", '{"format": "uniemox-checkpoint", "step": 4}', "[1]"])
+LACKING = '{"format": "uniemox-checkpoint", "format_version": 1, "step": 4, "files": {}}'
+
+
+@pytest.mark.parametrize("content", ["", '{"format": "uniemox-checkpoint", "step": 4}', LACKING])
 def test_a_complete_json_that_is_none_is_set_aside_like_any_damaged_one(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path, content: str
 ) -> None:

@@ -26,14 +26,14 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     Inside srun or torchrun this is one rank; with --nproc it starts the ranks of this machine. The same command
     again goes on from the newest complete checkpoint.
     """
-    from uniemox_dist.runtime.world import World
-
-    world = World.from_env()
-    if dry_run:
+    if dry_run:  # also in a batch script, whose variables tell of ranks that do not meet there
         from uniemox_dist.config.load import dump_yaml, load_config
 
         click.echo(dump_yaml(load_config(recipe, overrides)), nl=False)
         return 0
+    from uniemox_dist.runtime.world import World
+
+    world = World.from_env()
     # Signals are minded before anything else is done: one that comes in the seconds of start-up is no less meant.
     if nproc is not None and world.size == 1:
         from launch.local import Signals

@@ -8,6 +8,7 @@ import torch
 
 from uniemox_dist.checkpoints.files import load_fixed
 from uniemox_dist.checkpoints.folders import (
+    COMPLETE,
     UNREADABLE,
     Checkpoint,
     complete_checkpoints,
@@ -26,6 +27,9 @@ from uniemox_dist.train import comm
 log = logging.getLogger("uniemox")
 HASHING = 4
 """Files that a rank hashes at once."""
+NEEDED = ("slots", "adam_step", "world_size", "zero_stage", "precision", "data_identity", "teacher")
+NEEDED += ("embedding_width", "parameters", "config")
+"""What a run must know of a checkpoint, besides its files."""
 
 
 def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoint | None:
@@ -94,6 +98,8 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
 
 
 def _problem(world: World, checkpoint: Checkpoint) -> str | None:
+    if lacking := [key for key in NEEDED if key not in checkpoint.info]:
+        return f"{checkpoint.folder / COMPLETE} lacks {lacking[0]}"
     own = sorted(checkpoint.info["files"])[world.rank :: world.size]
     with ThreadPoolExecutor(HASHING) as pool:  # hashing frees Python's lock
         problems = list(pool.map(lambda name: checkpoint.problem(hashes=True, files=[name]), own))

@@ -309,6 +309,15 @@ def test_the_configuration_needs_no_torch() -> None:
 # ---- the command
 
 
+def test_a_dry_run_in_a_batch_script_does_not_ask_where_ranks_meet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert run(["pretrain", "demo", "--dry-run"]) == EXIT_DONE
+    assert "global_batch: 96" in capsys.readouterr().out
+
+
 def test_a_dry_run_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pretrain", "demo", "--dry-run", "run.name=mine"]) == EXIT_DONE
     assert capsys.readouterr().out == dump_yaml(load_config("demo", ["run.name=mine"]))
