@@ -8,7 +8,7 @@ from typing import Any
 from uniemox_dist.checkpoints.folders import newest_complete
 from uniemox_dist.runtime.files import read_json
 from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.standing import Saved, standing
+from uniemox_dist.runtime.standing import Saved, saved_time, standing
 from uniemox_dist.runtime.story import History, Line, Numbers, of, run_length, steps_done
 from uniemox_dist.runtime.words import duration, is_number
 
@@ -30,7 +30,7 @@ def summary(
     epochs = past.lines[-1].get("epoch") if past.lines else None
     length = run_length(config, events, past.lines, step)
     lock, newest = folder.look_at_lock(), newest_complete(folder.checkpoints)
-    saved = Saved(newest.step, newest.completed) if newest is not None else None
+    saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
     stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now)
     learns = losses.get("relation") or losses.get("similarity")
     return {

@@ -40,6 +40,12 @@ class Saved:
     """When it was complete, in seconds since 1970."""
 
 
+def saved_time(info: Mapping[str, Any], file_time: float | None) -> float | None:
+    """When a checkpoint was complete: as its complete.json states, or else the file's time, which a copy changes."""
+    stated = info.get("time")
+    return float(stated) if is_number(stated) else file_time
+
+
 @dataclass(frozen=True)
 class Standing:
     """A run's state."""
