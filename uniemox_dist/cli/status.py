@@ -226,6 +226,7 @@ def _look(run: "RunFolder") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from uniemox_dist.runtime.errors import UserError
     from uniemox_dist.runtime.run_folder import read_lines
     from uniemox_dist.runtime.standing import Saved, facts, saved_time
+    from uniemox_dist.runtime.story import sections
 
     lock = run.look_at_lock()  # first: a run that ends while we read must not look killed
     try:
@@ -237,5 +238,4 @@ def _look(run: "RunFolder") -> tuple[dict[str, Any], list[dict[str, Any]]]:
         lock = run.look_at_lock()
     newest = newest_complete(run.checkpoints)
     saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
-    config = config if isinstance(config, dict) else {}
-    return facts(str(run.path), config, metrics, events, lock, saved, time.time()), events
+    return facts(str(run.path), sections(config), metrics, events, lock, saved, time.time()), events

@@ -7,10 +7,10 @@ from typing import Any
 
 from uniemox_dist.checkpoints.folders import newest_complete
 from uniemox_dist.runtime.files import read_json
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.run_folder import Lock, RunFolder
 from uniemox_dist.runtime.standing import Saved, saved_time, standing
-from uniemox_dist.runtime.story import History, Line, Numbers, of, run_length, steps_done
-from uniemox_dist.runtime.words import duration, is_number
+from uniemox_dist.runtime.story import History, Line, of, run_length, steps_done
+from uniemox_dist.runtime.words import is_number
 
 
 def summary(
@@ -18,7 +18,7 @@ def summary(
     config: Mapping[str, Any],
     events: Sequence[Line],
     past: History,
-    numbers: Numbers,
+    lock: Lock,
     now: float,
 ) -> dict[str, Any]:
     """What the first sentence and the figures below it say; None is what is not known."""
@@ -29,7 +29,7 @@ def summary(
     step = steps_done(events, past.lines)
     epochs = past.lines[-1].get("epoch") if past.lines else None
     length = run_length(config, events, past.lines, step)
-    lock, newest = folder.look_at_lock(), newest_complete(folder.checkpoints)
+    newest = newest_complete(folder.checkpoints)
     saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
     stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now)
     learns = losses.get("relation") or losses.get("similarity")
@@ -50,7 +50,6 @@ def summary(
         "samples": f"{step * batch:,}" if batch else None,
         "epochs": f"{step * epochs / past.lines[-1]['step']:.3g}" if epochs else None,
         "held_out": bool(data.get("eval_path")),
-        "duration": duration(numbers.worked_s),
         "started": moment(starts[0]["time"]) if starts else None,
         "state": stands,
     }
