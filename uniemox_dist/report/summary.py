@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from uniemox_dist.checkpoints.folders import newest_complete
-from uniemox_dist.runtime.files import read_json
+from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
 from uniemox_dist.runtime.run_folder import Lock, RunFolder
 from uniemox_dist.runtime.standing import Saved, saved_time, standing
 from uniemox_dist.runtime.story import History, Line, of, run_length, steps_done
@@ -34,7 +33,7 @@ def summary(
     stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now)
     learns = losses.get("relation") or losses.get("similarity")
     return {
-        "parameters": _parameters(folder),
+        "parameters": _parameters(newest),
         "model": model,
         "teacher": (config.get("teacher") or {}).get("name") if learns else None,
         "teacher_source": last.get("teacher"),
@@ -55,12 +54,13 @@ def summary(
     }
 
 
-def _parameters(folder: RunFolder) -> str | None:
+def _parameters(newest: Checkpoint | None) -> str | None:
     """Size of the student, from the newest checkpoint (which lists all shapes)."""
-    for complete in sorted(folder.checkpoints.glob("step_*/complete.json"), reverse=True):
-        millions = sum(math.prod(shape) for shape in read_json(complete).get("parameters", {}).values()) / 1e6
-        return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
-    return None
+    shapes = newest.info.get("parameters") if newest is not None else None
+    if not isinstance(shapes, dict):
+        return None
+    millions = sum(math.prod(shape) for shape in shapes.values()) / 1e6
+    return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
 
 
 def moment(seconds: Any) -> str:
