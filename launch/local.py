@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any
 
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
+from uniemox_dist.runtime.signals import LAUNCHER_PID, stop_signals
 
 GRACE_S = 10
 """Seconds that the other ranks get after one failed, before they are killed."""
 LOOK_S = 0.05
 """How often the launcher looks at its ranks and at the signals that it received."""
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Signals:
@@ -33,7 +33,7 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self._previous = {number: signal.signal(number, self._note) for number in PASSED_ON}
+        self._previous = {number: signal.signal(number, self._note) for number in stop_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,6 +54,12 @@ class Ended:
     """The rank that failed first, and how."""
     unprepared: bool = False
     """A rank died of a signal that was passed on: it had not come so far as to mind signals."""
+
+
+def say(text: str) -> None:
+    """One line on standard error. A terminal that is gone must not keep the launcher from minding its ranks."""
+    with suppress(OSError):
+        print(f"uniemox: {text}", file=sys.stderr, flush=True)
 
 
 def free_port() -> int:
@@ -81,25 +87,25 @@ def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool)
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
+        LAUNCHER_PID: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
     }
-    passed_on = len(signals.received)
     children: list[subprocess.Popen[bytes]] = []
     try:
         for r in range(ranks):
             env = {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}
             # A session of its own: Ctrl-C at a terminal reaches this launcher alone, which passes it on once.
             children.append(subprocess.Popen(command, env=env, start_new_session=True))
-        return _wait(children, signals, passed_on)
+        return _wait(children, signals)
     finally:
         for child in children:
             if child.returncode != EXIT_DONE:  # with whatever it started itself, as its loader processes
                 _kill(child)
 
 
-def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals, passed_on: int) -> Ended:
-    first, deadline = passed_on, None
+def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals) -> Ended:
+    passed_on, deadline = 0, None
     reason: str | None = None
     while any(child.poll() is None for child in children):
         while passed_on < len(signals.received):
@@ -110,22 +116,21 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals, passe
         failed = [c for c in children if c.poll() not in (None, EXIT_DONE, EXIT_REQUEUE)]
         if failed and deadline is None:
             deadline = time.monotonic() + GRACE_S
-            reason = _explain(children, failed, signals.received[first:])
+            reason = _explain(children, failed, signals.received)
         if deadline is not None and time.monotonic() > deadline:
             for rank, child in enumerate(children):
                 if child.poll() is None:
-                    print(
-                        f"uniemox: error: rank {rank} (pid {child.pid}) did not end by itself within {GRACE_S} s and "
-                        "is killed; if it left no stacks in logs/, it is the one that hung",
-                        file=sys.stderr,
+                    say(
+                        f"error: rank {rank} (pid {child.pid}) did not end by itself within {GRACE_S} s and "
+                        "is killed; if it left no stacks in logs/, it is the one that hung"
                     )
                     _kill(child)
         time.sleep(LOOK_S)
     failed = [c for c in children if c.returncode not in (EXIT_DONE, EXIT_REQUEUE)]
     if failed and deadline is None:  # all ended between two looks
-        reason = _explain(children, failed, signals.received[first:])
+        reason = _explain(children, failed, signals.received)
     codes = {child.returncode for child in children}
-    unprepared = any(-code in signals.received[first:] for code in codes)
+    unprepared = any(-code in signals.received for code in codes)
     if len(codes) == 1 and codes <= {EXIT_DONE, EXIT_USER, EXIT_REQUEUE}:
         return Ended(codes.pop(), reason)
     # The ranks that a user's mistake did not reach are killed while they wait for the one that found it, or fail
@@ -151,7 +156,7 @@ def _explain(
         perhaps = " (killed, perhaps for its memory)" if name == "SIGKILL" else ""
         says.insert(0, f"rank {rank} (pid {child.pid}) died of {name}{perhaps}")
         if -code not in expected:
-            print(f"uniemox: error: {says[0]}", file=sys.stderr)
+            say(f"error: {says[0]}")
     return says[0]
 
 

@@ -1,12 +1,12 @@
 """What the local launcher does after a fault: it starts the ranks again, as long as that brings the run on."""
 
 import json
-import sys
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.local import LOOK_S, Ended, Signals, attempt
+from launch.local import LOOK_S, Ended, Signals, attempt, say
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.runtime.run_folder import RunFolder
@@ -49,29 +49,42 @@ def run_with_restarts(
         faults = _faults(folder, known)
         last = _last(faults, ended)
         if any(fault.get("restart") is False for fault in faults):
-            _say(f"not started again, as the same would happen: {last}")
+            say(f"not started again, as the same would happen: {last}")
             return EXIT_FAULT
         step = newest_step(folder)
         if step is not None and (reached is None or step > reached):
             reached, without_progress = step, 0
         if without_progress == max_restarts:
             tried = f"after {_times(max_restarts)} without a new checkpoint" if max_restarts else "at once"
-            _say(f"gives up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
+            say(f"gives up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
             return EXIT_FAULT
         without_progress += 1
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** (without_progress - 1))
         place = "from the beginning" if step is None else f"from step {step}"
-        _say(f"{last}; starts again {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
+        say(f"{last}; starts again {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
         if _interrupted(pause_s, signals):
             break
         if folder.path.is_dir():
             left = max_restarts - without_progress
             folder.event("restart", attempt=attempts + 1, left=left, code=ended.code, step=step)
+    return stopped(folder, signals)
+
+
+def stopped(folder: RunFolder, signals: Signals) -> int:
+    """What a run ends with that a signal stopped while no rank minded it: 75 if there is a checkpoint, 1 otherwise.
+
+    An event says so, or else the fault of the last attempt would be what the run ended with.
+    """
     step = newest_step(folder)
+    # If another process trains there, then it goes on.
+    if folder.path.is_dir() and not folder.look_at_lock().held:
+        folder.event(
+            "signal", step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None
+        )
     if step is None:
-        _say("stopped before the first checkpoint")
+        say("stopped before the first checkpoint")
         return EXIT_FAULT
-    _say(f"stopped; start the same command again to go on from step {step}")
+    say(f"stopped; start the same command again to go on from step {step}")
     return EXIT_REQUEUE
 
 
@@ -114,7 +127,13 @@ def _last(faults: Sequence[dict[str, Any]], ended: Ended) -> str:
     if ended.reason and " died of " in ended.reason:
         return ended.reason
     ends = [fault for fault in faults if fault.get("ends")] or faults[-1:]
-    return " ".join(str(ends[0]["error"]).split()) if ends else str(ended.reason)
+    if ends:
+        return " ".join(str(ends[0]["error"]).split())
+    return (
+        f"{ended.reason} (its own message is above)"
+        if ended.reason
+        else "some ranks stopped and others ended"
+    )
 
 
 def _interrupted(seconds: float, signals: Signals) -> bool:
@@ -127,7 +146,3 @@ def _interrupted(seconds: float, signals: Signals) -> bool:
 
 def _times(restarts: int) -> str:
     return f"{restarts} restart{'' if restarts == 1 else 's'}"
-
-
-def _say(text: str) -> None:
-    print(f"uniemox: {text}", file=sys.stderr, flush=True)

@@ -112,11 +112,13 @@ def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
 
 def a_disk_with_room_for_one_more(rank: int) -> None:
     """Free space as a disk would have it that holds two checkpoints, as rank 1 sees it."""
-    from uniemox_dist.train import room
+    from uniemox_dist.train import loop, room
+
+    loop.LAST_TRIES_S = ()
 
     def free(folder: Path) -> int:
         used = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-        return 4_000_000 - used if rank == 1 else 10**12
+        return 2_500_000 - used if rank == 1 else 10**12
 
     room.free_bytes = free
 
@@ -133,8 +135,8 @@ def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_l
     assert steps(tmp_path / "kept") == [2, 4]  # none of them may go
     faults = events(tmp_path / "kept", "fault")
     assert [fault.get("step") for fault in faults] == [6, 8, None]
-    assert "a checkpoint needs 2.9 MB and rank 1 has 2.4 MB" in faults[0]["error"]
-    assert "make room, or lower run.keep_last" in faults[0]["error"]
+    assert "a checkpoint needs 1.3 MB and rank 1 has" in faults[0]["error"]
+    assert "make room, or keep fewer" in faults[0]["error"]
 
 
 def a_signal_before_the_start(rank: int) -> None:
@@ -192,10 +194,8 @@ def test_without_a_sound_checkpoint_the_run_does_not_begin_anew(
         data = bytearray(part.read_bytes())
         data[-5] ^= 4
         part.write_bytes(data)
-    where = "auto" if resume == "auto" else str(folder / "step_00000002")
-    says = (
-        r"\(and so are 1 before it\): no sound checkpoint" if resume == "auto" else "use another checkpoint"
-    )
+    where = "auto" if resume == "auto" else str(folder / "step_00000004")
+    says = r"\(damaged too: 1 more\): no sound checkpoint" if resume == "auto" else "use another checkpoint"
     with pytest.raises(AssertionError, match=says):
         run_ranks(run, world_size=1, resume=where)
     assert steps(tmp_path / "run") == [2, 4]  # nothing was renamed
@@ -214,3 +214,39 @@ def test_a_changed_complete_json_is_found_by_its_own_hash(
     assert fault["set_aside"] == "step_00000004.damaged"
     assert (tmp_path / "run" / "checkpoints" / "step_00000004.damaged").is_dir()
     assert steps(tmp_path / "run") == [2, 4]
+
+
+@pytest.mark.parametrize("content", ["", '{"format": "uniemox-checkpoint", "step": 4}', "[1]"])
+def test_a_complete_json_that_is_none_is_set_aside_like_any_damaged_one(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path, content: str
+) -> None:
+    run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]
+    assert run_ranks(run, world_size=1) == [0]
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step_00000004" / "complete.json").write_text(content)
+    assert run_ranks(run, world_size=1) == [0]
+    assert [e["step"] for e in events(tmp_path / "run", "resume")] == [2]
+    assert [e["set_aside"] for e in events(tmp_path / "run", "fault")] == ["step_00000004.damaged"]
+    for step in (2, 4):
+        (folder / f"step_{step:08d}" / "complete.json").write_text(content)
+    with pytest.raises(AssertionError, match="no sound checkpoint is left"):
+        run_ranks(run, world_size=1)
+    assert sorted(path.name for path in folder.glob("step_*")) == [
+        "step_00000002",
+        "step_00000004",
+        "step_00000004.damaged",
+    ]
+
+
+def test_a_run_that_began_from_another_goes_on_from_its_own_and_never_back_over_its_own(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]
+    assert run_ranks(run, world_size=1) == [0]
+    older = str(tmp_path / "run" / "checkpoints" / "step_00000002")
+    with pytest.raises(AssertionError, match="the run has newer checkpoints, up to step 4; move them away"):
+        run_ranks(run, world_size=1, resume=older)
+    branch = [*run, "run.name=branch", "run.max_steps=3"]
+    assert run_ranks(branch, world_size=1, resume=older) == [0]
+    assert run_ranks([*branch, "run.max_steps=5"], world_size=1, resume=older) == [0]
+    assert [e["step"] for e in events(tmp_path / "branch", "resume")] == [2, 3]

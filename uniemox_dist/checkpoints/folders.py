@@ -2,6 +2,7 @@
 is written last: a folder without it, or without its name, does not exist for anyone. Torch-free.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ FIXED = "fixed.safetensors"
 FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 NAME = re.compile(r"step_(\d{8})")
+UNREADABLE = "cannot be read"
+"""In words about a file: its disk does not answer, which says nothing about what is in it."""
 SET_ASIDE = re.compile(r"step_(\d{8})\.damaged.*")
 
 
@@ -47,7 +50,7 @@ class Checkpoint:
         return next((problem for problem in found if problem is not None), None)
 
     def own_problem(self) -> str | None:
-        """What is wrong with its complete.json, if anything."""
+        """What is wrong with its complete.json, if anything; it was read before, and is so no more."""
         if self.info.get("sha256", digest(self.info)) != digest(self.info):
             return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
         return None
@@ -77,7 +80,7 @@ def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | No
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
+        return f"{path} {UNREADABLE}: {error.strerror}"
     return None
 
 
@@ -100,16 +103,61 @@ def _complete(folder: Path) -> Iterator[Checkpoint]:
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """The complete checkpoint in a folder of that name, or None if there is none that this version reads."""
-    if not NAME.fullmatch(path.name):
-        return None
     try:
-        info = read_json(path / COMPLETE)
+        return _read(path) if NAME.fullmatch(path.name) else None
     except (OSError, ValueError):  # retention may delete it just now
         return None
-    known = isinstance(info, dict) and info.get("format") == FORMAT
-    if known and info.get("format_version", 0) <= FORMAT_VERSION and info.get("step") == _step(path):
-        return Checkpoint(path, info)
-    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Raises ValueError saying why its complete.json is none, or OSError."""
+    info = read_json(path / COMPLETE)
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise ValueError(f"is no {FORMAT}")
+    version = info.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(f"is of format {version}, which a newer uniemox-dist wrote")
+    if "sha256" in info and info["sha256"] != digest(info):
+        raise ValueError("was altered: its SHA-256 differs")
+    files = info.get("files")
+    sane = (
+        version == FORMAT_VERSION
+        and info.get("step") == _step(path)
+        and all(isinstance(info.get(key), dict) for key in ("config", "parameters", "files"))
+        and all(isinstance(info.get(key), int) for key in ("slots", "world_size", "zero_stage"))
+        and isinstance(info.get("adam_step"), int | float)
+        and isinstance(files, dict)
+        and all(
+            isinstance(facts, dict)
+            and isinstance(facts.get("bytes"), int)
+            and isinstance(facts.get("sha256"), str)
+            and "/" not in name
+            for name, facts in files.items()
+        )
+    )
+    if not sane:
+        raise ValueError("lacks what belongs to a checkpoint, or is another step's")
+    return Checkpoint(path, info)
+
+
+def unreadable(folder: Path) -> list[tuple[Path, str]]:
+    """Folders below a run's checkpoints/ with a checkpoint's name and a complete.json that is none, and why it is none.
+    One without that file is not among them: it was never complete.
+
+    Raises:
+        OSError: if one cannot be read, which says nothing about what is in it.
+    """
+    found = []
+    for path in sorted(folder.glob("step_*")):
+        if NAME.fullmatch(path.name) and (path / COMPLETE).exists():
+            try:
+                _read(path)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                text = "is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+                found.append((path, f"{path / COMPLETE} {text}"))
+    return found
 
 
 def newest_complete(folder: Path) -> Checkpoint | None:
@@ -150,15 +198,13 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
-def set_aside(checkpoint: Checkpoint) -> Path:
+def set_aside(folder: Path) -> Path:
     """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
     for number in count(1):
-        aside = checkpoint.folder.with_name(
-            f"{checkpoint.folder.name}.damaged" + (f"-{number}" if number > 1 else "")
-        )
+        aside = folder.with_name(f"{folder.name}.damaged" + (f"-{number}" if number > 1 else ""))
         if not aside.exists():
             break
-    checkpoint.folder.rename(aside)
+    folder.rename(aside)
     return aside
 
 
@@ -201,10 +247,19 @@ def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
     """
     path = Path(path)
     if (path / COMPLETE).is_file():
-        found = [c for c in _complete(path.parent) if c.folder.name == path.name]
-        if not found:
-            raise UserError(f"{field}={path}: {COMPLETE} is not one this version reads; update uniemox-dist")
-        return found[0]
+        if not NAME.fullmatch(path.name):
+            raise UserError(
+                f"{field}={path}: a checkpoint's folder is named step_ and eight digits; give that one"
+            )
+        try:
+            return _read(path)
+        except (OSError, ValueError) as error:
+            reason = "is no JSON" if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{field}={path}: {COMPLETE} {reason}; use another checkpoint") from None
+    if path.is_file():
+        raise UserError(
+            f"{field}={path}: is a file; give a checkpoint's folder, or a run's (it holds checkpoints/)"
+        )
     if not path.is_dir():
         raise UserError(f"{field}={path}: no such folder; give a run's folder (it holds checkpoints/)")
     complete = complete_checkpoints(path / "checkpoints")

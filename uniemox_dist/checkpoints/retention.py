@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,11 @@ def clear_unfinished(folder: Path) -> list[str]:
     """Deletes what killed saves and deletions left below checkpoints/; only while no save is under way."""
     left = unfinished(folder)
     for path in left:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
     return [path.name for path in left]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from launch.local import Signals
     from uniemox_dist.config.schema import Config
 
 
@@ -25,23 +26,28 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     Inside srun or torchrun this is one rank; with --nproc it starts the ranks of this machine. The same command
     again goes on from the newest complete checkpoint.
     """
-    from uniemox_dist.config.load import dump_yaml, load_config
-    from uniemox_dist.runtime.signals import StopFlag
     from uniemox_dist.runtime.world import World
 
     world = World.from_env()
-    # Early, so that a signal during the seconds of start-up is not lost; the launcher minds them by itself.
-    stop = StopFlag().install() if nproc is None or world.size > 1 else None
-    config = load_config(recipe, overrides)
     if dry_run:
-        click.echo(dump_yaml(config), nl=False)
-        return 0
-    if nproc is not None and world.size == 1:
-        return _launch(config, recipe, overrides, nproc, resume)
-    from uniemox_dist.runtime.errors import Fault
-    from uniemox_dist.runtime.signals import StopFlag
+        from uniemox_dist.config.load import dump_yaml, load_config
 
-    stop = StopFlag().install()  # before the imports, which take seconds: a signal then is no less meant
+        click.echo(dump_yaml(load_config(recipe, overrides)), nl=False)
+        return 0
+    # Signals are minded before anything else is done: one that comes in the seconds of start-up is no less meant.
+    if nproc is not None and world.size == 1:
+        from launch.local import Signals
+
+        with Signals() as signals:
+            return _launch(recipe, overrides, nproc, resume, signals)
+    from uniemox_dist.runtime.signals import StopFlag, stop_with_launcher
+
+    stop = StopFlag().install()
+    stop_with_launcher()
+    from uniemox_dist.config.load import load_config
+    from uniemox_dist.runtime.errors import Fault
+
+    config = load_config(recipe, overrides)
     from uniemox_dist.train import comm
     from uniemox_dist.train.loop import pretrain as run
 
@@ -55,12 +61,13 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         comm.close()
 
 
-def _launch(config: "Config", recipe: str, overrides: Sequence[str], nproc: int, resume: str) -> int:
-    """Starts the ranks of this machine, and again after faults."""
-    from launch.local import Signals
-    from launch.restarts import newest_step, run_with_restarts
+def _launch(recipe: str, overrides: Sequence[str], nproc: int, resume: str, signals: "Signals") -> int:
+    """Starts the ranks of this machine, and again after faults; a signal before that ends it."""
+    from launch.restarts import newest_step, run_with_restarts, stopped
+    from uniemox_dist.config.load import load_config
     from uniemox_dist.runtime.run_folder import RunFolder
 
+    config = load_config(recipe, overrides)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
 
     def command() -> list[str]:
@@ -69,15 +76,23 @@ def _launch(config: "Config", recipe: str, overrides: Sequence[str], nproc: int,
         how = "auto" if began else resume
         return [sys.executable, "-m", "uniemox_dist.cli", "pretrain", recipe, *overrides, "--resume", how]
 
-    with Signals() as signals:
-        before = newest_step(folder)
-        _check(config, nproc)
-        import torch
+    before = newest_step(folder)
+    if signals.received:
+        return stopped(folder, signals)
+    _check(config, nproc)
+    if signals.received:
+        return stopped(folder, signals)
+    import torch
 
-        gpus = torch.cuda.is_available()
-        return run_with_restarts(
-            command, nproc, folder, signals, max_restarts=config.run.max_restarts, gpus=gpus
-        )
+    # A signal during that import is obeyed before any rank starts.
+    return run_with_restarts(
+        command,
+        nproc,
+        folder,
+        signals,
+        max_restarts=config.run.max_restarts,
+        gpus=torch.cuda.is_available(),
+    )
 
 
 def _check(config: "Config", nproc: int) -> None:

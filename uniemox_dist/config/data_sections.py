@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from uniemox_dist.config.sections import Amount, Section, Share
+from uniemox_dist.config.sections import Amount, Seconds, Section, Share
 
 
 class RunConfig(Section):
@@ -32,11 +32,11 @@ class RunConfig(Section):
     """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
     pictures_every: PositiveInt = 500
     """Steps between looks at held-out pictures: reconstructions and nearest texts (samples/ and TensorBoard)."""
-    timeout_s: PositiveInt = 1800
+    timeout_s: Seconds = 1800
     """Seconds that a collective operation waits for the other ranks."""
-    step_timeout_s: PositiveInt = 900
+    step_timeout_s: Seconds = 900
     """Seconds that a step may take, saves and pictures apart; then the rank writes all its stacks and ends with 1."""
-    start_timeout_s: PositiveInt = 3600
+    start_timeout_s: Seconds = 3600
     """The same, for the first step and for each part of what comes before it."""
     max_restarts: int = Field(default=2, ge=0)
     """Restarts after a fault without a new checkpoint in between, after which the launcher gives up."""
@@ -88,7 +88,7 @@ class DataConfig(Section):
     """Loader processes per rank; 0 decodes in the training process."""
     prefetch: PositiveInt = 2
     """Micro-batches prepared ahead per loader process."""
-    timeout_s: PositiveInt = 300
+    timeout_s: Seconds = 300
     """Seconds that a step waits for a micro-batch; then the run ends and names the loader process and its sample."""
     retry_s: float = Field(default=60.0, ge=0.0)
     """Seconds for which a read that fails is tried again, before the run ends."""

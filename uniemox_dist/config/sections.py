@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Amount = Annotated[float, Field(gt=0.0, le=1e6)]
+Seconds = Annotated[int, Field(ge=1, le=30 * 24 * 3600)]
+"""A time to wait, at most 30 days."""
 Rgb = tuple[float, float, float]
 
 

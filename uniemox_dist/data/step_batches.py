@@ -203,5 +203,5 @@ def start_worker(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     # Slurm signals every process of a step; only the training process acts on it.
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)

@@ -104,6 +104,9 @@ def publish_dir(temporary: str | os.PathLike[str], final: str | os.PathLike[str]
 def remove_dir(path: str | os.PathLike[str]) -> None:
     """Deletes a folder so that a reader sees it whole or not at all: renamed first, then removed."""
     doomed = Path(path).with_name(f".{Path(path).name}.deleted")
+    if Path(path).is_symlink():  # whoever put it there knows what else the folder is good for
+        os.unlink(path)
+        return
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

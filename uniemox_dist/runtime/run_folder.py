@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from uniemox_dist.runtime.errors import UserError
 
@@ -62,6 +62,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.report = self.path / "report.html"
         self._lock: TextIO | None = None
+        self._made: list[Path] = []
 
     def create(self) -> None:
         """Makes the folders.
@@ -69,48 +70,61 @@ class RunFolder:
         Raises:
             UserError: if they cannot be made.
         """
-        for folder in (self.path, self.checkpoints, self.logs, self.samples):
+        for folder in (*reversed(self.path.parents), self.path, self.checkpoints, self.logs, self.samples):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                if not folder.is_dir():
+                    folder.mkdir(exist_ok=True)
+                    self._made.append(folder)
             except OSError as error:
                 raise UserError(
                     f"run.dir/run.name={self.path}: {folder} cannot be made ({error.strerror}); give another run.dir"
                 ) from None
 
     def discard_unused(self) -> None:
-        """Deletes what `create`, `lock` and `start_logging` have made, where nothing has happened yet: there was a
-        mistake to mend first. What others put there stays."""
-        if self.events.exists() or any(self.checkpoints.glob("*")):
+        """Deletes the folders that `create` has made, with what `lock` and `start_logging` put into them, where nothing
+        has happened yet: there was a mistake to mend first. What was there before, and what others put there, stays."""
+        if self.path not in self._made or self.events.exists():
             return
         with suppress(OSError):
             for path in (*self.logs.glob("rank*.log"), self.path / "lock"):
                 path.unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.logs, self.samples, self.path):
+            for folder in reversed(self._made):
                 folder.rmdir()  # fails where it is not empty
 
     def lock(self) -> None:
         """Takes the run for this process; the kernel frees it when the process ends, however it ends.
 
         Raises:
-            UserError: if another process is training here.
+            UserError: if another process is training here, or the file cannot be opened.
         """
-        self._lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while the process lives)
+        path, where = self.path / "lock", f"run.dir/run.name={self.path}"
         for left in reversed(range(LOCK_TRIES)):
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held while the process lives)
+            except OSError as error:
+                fix = "give a run.dir that can be written"
+                raise UserError(f"{where}: {path} cannot be opened ({error.strerror}); {fix}") from None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                if left:
-                    time.sleep(LOCK_PAUSE_S)
-                    continue
-                self._lock.seek(0)
-                holder = self._lock.read().strip() or "another process"
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                file.close()
+            else:
+                if _is_at(file, path):
+                    self._lock = file
+                    break
+                file.close()  # deleted while this process waited: a lock that nobody else would see
+                holder = "another process"
+            if not left:
                 raise UserError(
-                    f"run.dir/run.name={self.path}: {holder} is training here; wait, stop it, or give another run.name"
-                ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{socket.gethostname()} pid {os.getpid()}\n")
-        self._lock.flush()
+                    f"{where}: {holder} is training here; wait, stop it, or give another run.name"
+                )
+            time.sleep(LOCK_PAUSE_S)
+        with suppress(OSError):  # who holds it is for people; the lock is the kernel's
+            file.truncate(0)
+            file.write(f"{socket.gethostname()} pid {os.getpid()}\n")
+            file.flush()
 
     def unlock(self) -> None:
         """Gives the run back, for a process that lives on."""
@@ -193,6 +207,13 @@ class _File(logging.FileHandler):
         _report_once(Path(self.baseFilename), sys.exc_info()[1])
 
 
+class _Screen(logging.StreamHandler[TextIO]):
+    """A terminal that is gone, or a pipe that nobody reads, costs lines as well."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        _report_once(Path("standard output"), sys.exc_info()[1])
+
+
 class Step(logging.Filter):
     """Gives each line of a log the step at which it was written."""
 
@@ -224,7 +245,7 @@ def start_logging(folder: RunFolder, rank: int) -> Step:
         )
         log.addHandler(file)
     if rank == 0:
-        screen = logging.StreamHandler(sys.stdout)
+        screen = _Screen(sys.stdout)
         screen.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(screen)
     return step
@@ -235,10 +256,25 @@ _reported: set[Path] = set()
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with open(path, "a+b") as file:
+            text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            if file.tell() and _torn(file):  # by a crash or a full disk: it must not take this line with it
+                text = b"\n" + text
+            file.write(text)
     except OSError as error:
         _report_once(path, error)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def _torn(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _report_once(path: Path, error: BaseException | None) -> None:

@@ -15,15 +15,13 @@ from uniemox_dist.runtime.errors import EXIT_FAULT
 TICK_S = 0.5
 GRACE_S = 2.0
 """Between stacks and end: ranks that wait for the same one get the time to write theirs before connections break."""
-BACKSTOP = 3
-"""A thread of Python's cannot act while something holds Python's lock; faulthandler's own ends the process then, after
-this multiple of the limit."""
 
 
 class Watchdog:
     """Ends the process with exit code 1 if what was announced last takes longer than it may.
 
-    Time is counted in ticks, so that a job that was suspended as a whole and goes on is not ended for it.
+    Time is counted in ticks, so that a job that was suspended as a whole and goes on is not ended for it. A rank that
+    hangs while it holds Python's lock cannot end itself: the others do, and whoever started them then kills it.
     """
 
     def __init__(self, stacks: Path, say: Callable[[str], None]) -> None:
@@ -42,12 +40,10 @@ class Watchdog:
         """From now on `doing` is under way, and may take `limit_s` seconds until the next call."""
         with self._changed:
             self._doing, self._limit_s, self._waited_s = doing, limit_s, 0.0
-        faulthandler.dump_traceback_later(BACKSTOP * limit_s + 60, exit=True)
 
     def close(self) -> None:
         """Watches no longer."""
         self._closed.set()
-        faulthandler.cancel_dump_traceback_later()
         if self._thread.is_alive():
             self._thread.join()
 

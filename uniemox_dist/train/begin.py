@@ -49,7 +49,8 @@ def begin(trainer: Trainer) -> int:
             write_text(folder.config, dump_yaml(config))
             write_json(folder.environment, facts)
         except OSError as error:
-            log.warning("%s: %s; training goes on without it", error.filename, error.strerror)
+            where = error.filename or folder.path
+            log.warning("%s: %s; training goes on without config or environment", where, error.strerror)
         # Where the teacher's embeddings come from: live, cache, or None without one.
         source = config.teacher.source if trainer.facts else None
         folder.event(
@@ -68,7 +69,7 @@ def begin(trainer: Trainer) -> int:
             ranks, stage = saved["world_size"], saved["zero_stage"]
             folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=ranks, zero_stage=stage)
             if (ranks, stage) != (world.size, config.zero.stage):
-                log.info("checkpoint of %d ranks, ZeRO-%d", ranks, stage)
+                log.info("its checkpoint is of %d rank%s, ZeRO-%d", ranks, "" if ranks == 1 else "s", stage)
                 folder.event(
                     "convert",
                     step=step,

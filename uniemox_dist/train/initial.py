@@ -2,15 +2,23 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
 from uniemox_dist.checkpoints.files import load_fixed
-from uniemox_dist.checkpoints.folders import Checkpoint, complete_checkpoints, named_checkpoint, set_aside
+from uniemox_dist.checkpoints.folders import (
+    UNREADABLE,
+    Checkpoint,
+    complete_checkpoints,
+    named_checkpoint,
+    set_aside,
+    unreadable,
+)
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.init_from import Loaded, load_into
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.errors import Fault, UserError
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm
@@ -26,19 +34,24 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
     Damaged ones are set aside, and said to be so.
 
     Raises:
-        UserError: if there are checkpoints and all are damaged; or if the one that `resume` names is.
+        UserError: if there are checkpoints and all are damaged, or a newer version wrote one; or if that which `resume`
+            names cannot be gone on from.
+        Fault: if a disk does not answer: what cannot be read now may be sound.
     """
-    found: list[Checkpoint] = comm.on_main(world, lambda: _candidates(folder, resume))
-    damaged: list[tuple[Checkpoint, str]] = []
+    found: list[Checkpoint]
+    damaged: list[tuple[Path, str]]
+    found, damaged = comm.on_main(world, lambda: _candidates(folder, resume))
     for checkpoint in found:
         problem = _problem(world, checkpoint)
         if problem is None:
             comm.on_main(world, lambda: _put_aside(folder, damaged))
             return checkpoint
-        damaged.append((checkpoint, problem))
+        if UNREADABLE in problem:
+            raise Fault(problem)
+        damaged.append((checkpoint.folder, problem))
     if not damaged:
         return None
-    others = f" (and so are {len(damaged) - 1} before it)" if len(damaged) > 1 else ""
+    others = f" (damaged too: {len(damaged) - 1} more)" if len(damaged) > 1 else ""
     text = (
         f"run.dir/run.name={folder.path}: {damaged[0][1]}{others}: no sound checkpoint is left; restore one, or begin "
         "anew with another run.name"
@@ -48,35 +61,52 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
     raise UserError(text if world.is_main else "")  # said once, not by every rank
 
 
-def _candidates(folder: RunFolder, resume: str) -> list[Checkpoint]:
-    """On rank 0: what could be gone on from, the newest first."""
+def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
+    """On rank 0: what could be gone on from, the newest first, and what has the name of a checkpoint and is none."""
     if resume == "never":
         if any(folder.checkpoints.glob("step_*")):
             raise UserError(
                 f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
             )
-        return []
-    if resume == "auto":
-        return complete_checkpoints(folder.checkpoints)[::-1]
-    return [named_checkpoint(resume, "--resume")]
+        return [], []
+    own = complete_checkpoints(folder.checkpoints)[::-1]
+    if resume != "auto":
+        named = named_checkpoint(resume, "--resume")
+        here = named.folder.resolve().parent == folder.checkpoints.resolve()
+        if not own or (here and named.step == own[0].step):
+            return [named], []
+        if here:
+            raise UserError(
+                f"--resume={resume}: the run has newer checkpoints, up to step {own[0].step}; move them away, or give "
+                "another run.name, which then begins from this one"
+            )
+        # What the run began from; by now it has come further, and the same command goes on.
+        log.info("--resume %s: the run has checkpoints of its own and goes on from them", resume)
+    try:
+        none = unreadable(folder.checkpoints)
+    except OSError as error:
+        raise UserError(
+            f"run.dir/run.name={folder.path}: {error.filename} {UNREADABLE}: {error.strerror}"
+        ) from None
+    if newer := [reason for _, reason in none if "newer uniemox-dist" in reason]:
+        raise UserError(f"run.dir/run.name={folder.path}: {newer[0]}; update uniemox-dist")
+    return own, none
 
 
 def _problem(world: World, checkpoint: Checkpoint) -> str | None:
     own = sorted(checkpoint.info["files"])[world.rank :: world.size]
     with ThreadPoolExecutor(HASHING) as pool:  # hashing frees Python's lock
         problems = list(pool.map(lambda name: checkpoint.problem(hashes=True, files=[name]), own))
-    mine = next((problem for problem in problems if problem), None) or checkpoint.problem(
-        hashes=False, files=[]
-    )
+    mine = next((problem for problem in problems if problem), None)
     return next((problem for problem in comm.gather_objects(mine, world) if problem), None)
 
 
-def _put_aside(folder: RunFolder, damaged: list[tuple[Checkpoint, str]]) -> None:
-    for checkpoint, problem in damaged:
+def _put_aside(folder: RunFolder, damaged: list[tuple[Path, str]]) -> None:
+    for path, problem in damaged:
         try:
-            aside: str | None = set_aside(checkpoint).name
+            aside: str | None = set_aside(path).name
         except OSError as error:
-            log.warning("%s could not be renamed: %s", checkpoint.folder, error.strerror)
+            log.warning("%s could not be renamed: %s", path, error.strerror)
             aside = None
         log.warning("checkpoint not used, and set aside: %s", problem)
         folder.event("fault", error=problem, set_aside=aside)

@@ -18,7 +18,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
-from uniemox_dist.runtime.run_folder import RunFolder, Step, start_logging
+from uniemox_dist.runtime.run_folder import RunFolder, Step, read_lines, start_logging
 from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.watchdog import Watchdog
 from uniemox_dist.runtime.world import World
@@ -35,6 +35,8 @@ from uniemox_dist.train.step import StepResult, train_step
 from uniemox_dist.train.trace import Trace
 
 log = logging.getLogger("uniemox")
+LAST_TRIES_S = (1, 10, 60, 300)
+"""Pauses after which the last checkpoint is tried again: without it the steps since the one before were for nothing."""
 
 
 def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFlag | None = None) -> int:
@@ -80,9 +82,11 @@ def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFl
             pin=device.type == "cuda",
         ) as batches:
             return _train(trainer, meter, saves, stop, watchdog, line, first, batches)
-    except UserError:
-        if meter is None and world.is_main:
+    except UserError as error:
+        if world.is_main:
             folder.discard_unused()
+        if folder.events.exists() and str(error):  # on some ranks it has no text: it is said once
+            folder.event("fault", rank=world.rank, error=str(error), ends=True, restart=False)
         raise
     except Exception as error:
         folder.event("fault", rank=world.rank, error=f"{type(error).__name__}: {error}", ends=True)
@@ -107,6 +111,8 @@ def _train(
     config, world, schedule, folder = trainer.config, trainer.world, trainer.schedule, trainer.folder
     if step >= schedule.max_steps:
         log.info("%s is complete: %d of %d steps", folder.path, step, schedule.max_steps)
+        if world.is_main and not any(event.get("event") == "end" for event in read_lines(folder.events)):
+            folder.event("end", step=step)  # it was killed after its last save
         return EXIT_DONE
     skipped_in_a_row = 0
     limit_s, own_time, spikes = (
@@ -158,9 +164,14 @@ def _train(
             meter.write(step, result, lr)
         if last or result.stop:
             saved = saves.finish(step)
+            for pause_s in LAST_TRIES_S if last else ():  # what is left to do is worth some patience
+                if not saved:
+                    time.sleep(pause_s)
+                    saved = saves.finish(step)
             if last and not saved:
-                reason = "the last checkpoint could not be saved; make room and start again"
-                return _fault(folder, world, reason, restart=True)
+                return _fault(
+                    folder, world, "the last checkpoint could not be saved; make room and start again"
+                )
             if not last:
                 return _stopped(folder, world, stop, step, saved)
         elif step % config.run.save_every == 0 and not skipped_in_a_row:
@@ -233,9 +244,9 @@ def _stopped(folder: RunFolder, world: World, stop: StopFlag, step: int, saved: 
     return EXIT_REQUEUE if saved else EXIT_FAULT
 
 
-def _fault(folder: RunFolder, world: World, reason: str, *, restart: bool = False) -> int:
-    """Ends the run; without `restart` the launcher is told that the same would happen again."""
+def _fault(folder: RunFolder, world: World, reason: str) -> int:
+    """Ends the run with a fault that the launcher need not try again: the same would happen."""
     if world.is_main:
-        folder.event("fault", error=reason, ends=True, restart=restart)
+        folder.event("fault", error=reason, ends=True, restart=False)
         log.error("ended: %s", reason)
     return EXIT_FAULT

@@ -2,8 +2,10 @@
 
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import psutil
@@ -64,10 +66,10 @@ class Meter:
 
                 # purge_step hides what an earlier attempt wrote beyond the checkpoint that is resumed.
                 self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
-            except OSError as error:
-                log.warning(
-                    "%s: %s; training goes on without TensorBoard", folder.tensorboard, error.strerror
-                )
+                threading.excepthook = _of_board
+            except (OSError, ImportError) as error:
+                reason = getattr(error, "strerror", None) or error
+                log.warning("%s: %s; training goes on without TensorBoard", folder.tensorboard, reason)
         self._begin()
 
     def _begin(self) -> None:
@@ -194,17 +196,23 @@ class Meter:
                 {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             )
             for tag, number in values.items():
-                self._guard(
-                    lambda tag=f"{group}/{tag}", number=number: self._board.add_scalar(tag, number, step)
-                )
+                if self._board is not None:  # a full disk may have ended it just now
+                    self._guard(partial(self._board.add_scalar, f"{group}/{tag}", number, step))
 
     def _guard(self, write: Any) -> None:
         """A TensorBoard folder that cannot be written costs the pictures, never the run."""
         try:
             write()
         except OSError as error:
-            log.warning("%s: %s; training goes on without TensorBoard", self.folder.tensorboard, error)
+            reason = error.strerror or error
+            log.warning("%s: %s; training goes on without TensorBoard", self.folder.tensorboard, reason)
             self._board = None
+
+
+def _of_board(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own, whose error its next call raises: once is enough."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def _of_peak(line: dict[str, Any]) -> str:

@@ -25,14 +25,15 @@ class Retention:
         collective."""
         self.close()
         needed, free, rank = self._room(own)
-        if free < needed:  # one fewer than the policy says, since the one that is about to come counts
+        if free < needed and free + comm.on_main(self._world, self._prunable) >= needed:
+            # One fewer than the policy says, since the one that is about to come counts.
             comm.on_main(self._world, lambda: _pruned(self._folder, self._keep_last - 1, self._keep_every))
             needed, free, rank = self._room(own)
         if free >= needed:
             return None
         return (
-            f"{self._folder}: a checkpoint needs {needed / 1e6:.1f} MB and rank {rank} has {free / 1e6:.1f} MB "
-            "free there; make room, or lower run.keep_last"
+            f"{self._folder}: a checkpoint needs {needed / 1e6:.1f} MB and rank {rank} has {free / 1e6:.1f} MB free "
+            "there; make room, or keep fewer (run.keep_last, run.keep_every)"
         )
 
     def prune(self) -> list[str]:
@@ -50,6 +51,11 @@ class Retention:
         """Waits for deletions that are under way."""
         if self._pruner is not None:
             self._pruner.join()
+
+    def _prunable(self) -> int:
+        """Bytes that go when there is room for one fewer."""
+        sizes = {checkpoint.step: checkpoint.bytes for checkpoint in complete_checkpoints(self._folder)}
+        return sum(sizes[step] for step in superfluous(sizes, self._keep_last - 1, self._keep_every))
 
     def _room(self, own: int) -> tuple[float, float, int]:
         """Bytes that all ranks' parts need together, the least that any rank sees free, and that rank. The folder is
@@ -69,6 +75,7 @@ def _pruned(folder: Path, keep_last: int, keep_every: int | None) -> None:
 def _free(folder: Path) -> float:
     """What a rank may still write; nothing where its disk does not answer."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
         return float(free_bytes(folder))
     except OSError:
         return 0.0

@@ -23,11 +23,12 @@ from uniemox_dist.checkpoints.folders import (
     FORMAT,
     FORMAT_VERSION,
     digest,
+    set_aside,
     step_folder,
 )
 from uniemox_dist.checkpoints.part_file import write_part
 from uniemox_dist.checkpoints.retention import clear_unfinished
-from uniemox_dist.runtime.files import publish_dir, remove_dir, write_json
+from uniemox_dist.runtime.files import publish_dir, write_json
 from uniemox_dist.runtime.run_folder import versions
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm
@@ -37,7 +38,7 @@ from uniemox_dist.train.fragments import adam_step, fragments, shapes
 from uniemox_dist.train.room import Retention
 
 log = logging.getLogger("uniemox")
-MARGIN_BYTES = 1 << 20
+MARGIN_BYTES = 1 << 18
 """Room for what is small: headers and complete.json."""
 
 
@@ -130,7 +131,7 @@ class Saver:
         return {
             "step": save.state.step,
             **facts,
-            "seconds": round(now - save.began, 3),
+            "seconds": round(now - save.began, 4),
             "blocked_s": round(save.blocked_s + now - began, 4),
         }
 
@@ -201,8 +202,8 @@ class Saver:
                     "files": files,
                 }
                 write_json(temporary / COMPLETE, {**info, "sha256": digest(info)})
-                if final.exists():  # of an earlier attempt that the run was started anew before
-                    remove_dir(final)
+                if final.exists():  # no checkpoint, or it would have been gone on from: not ours to delete
+                    set_aside(final)
                 publish_dir(temporary, final)
         except OSError as error:
             errors.append(f"{final}: {error.strerror or error}")

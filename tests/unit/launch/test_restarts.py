@@ -51,6 +51,24 @@ def test_after_so_many_restarts_without_progress_it_gives_up_and_names_the_last_
     )
 
 
+def test_where_no_event_names_the_fault_the_last_line_points_to_what_the_rank_said(
+    run: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(run, "print('no such teacher', file=sys.stderr)\nsys.exit(1)", ranks=1, max_restarts=0) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "no such teacher",
+        "uniemox: gives up at once (run.max_restarts=0); "
+        "the last fault: rank 0 ended with exit code 1 (its own message is above)",
+    ]
+
+
+def test_ranks_of_which_only_some_stopped_are_a_fault_of_their_own(
+    run: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(run, "sys.exit(75 if rank else 0)", max_restarts=0) == 1
+    assert capfd.readouterr().err.endswith("the last fault: some ranks stopped and others ended\n")
+
+
 def test_each_new_checkpoint_gives_back_all_restarts(run: RunFolder) -> None:
     code = "if attempts < 4 and rank == 0: checkpoint(attempts // 2 + 1)\nsys.exit(0 if attempts == 7 else 1)"
     assert launch(run, code, max_restarts=2) == 1

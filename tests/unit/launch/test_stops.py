@@ -1,12 +1,16 @@
 """Signals to the launcher: between two attempts, while ranks are starting, and in an attempt after the first."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from attempts import begun, in_background, restarts, until
 
-from uniemox_dist.runtime.run_folder import RunFolder
+from launch.local import Signals, attempt
+from launch.restarts import stopped
+from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 
 
 @pytest.fixture
@@ -14,6 +18,10 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.create()
     return folder
+
+
+def last_event(run: RunFolder) -> dict[str, object]:
+    return {key: value for key, value in read_lines(run.events)[-1].items() if key != "time"}
 
 
 @pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
@@ -34,6 +42,8 @@ def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bo
         else "stopped before the first checkpoint"
     )
     assert says == f"uniemox: {expected}"
+    step = 3 if saved else None
+    assert last_event(run) == {"event": "signal", "step": step, "signal": "SIGTERM", "saved": saved}
 
 
 @pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
@@ -49,6 +59,31 @@ def test_a_stop_while_ranks_are_starting_does_not_start_them_again(
     assert process.wait(60) == code
     assert begun(run) == 1
     assert restarts(run) == []
+    step = 3 if saved else None
+    assert last_event(run) == {"event": "signal", "step": step, "signal": "SIGTERM", "saved": saved}
+
+
+def test_no_stop_is_told_of_a_run_that_another_process_trains_or_that_has_no_folder(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        run.lock()
+        assert stopped(run, signals) == 1
+        run.unlock()
+        assert not run.events.exists()
+        nowhere = RunFolder(tmp_path / "nowhere")
+        assert stopped(nowhere, signals) == 1
+        assert not nowhere.path.exists()
+        assert stopped(run, signals) == 1
+    assert last_event(run) == {"event": "signal", "step": None, "signal": "SIGUSR1", "saved": False}
+
+
+def test_a_signal_before_the_ranks_were_started_reaches_them(run: RunFolder) -> None:
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended = attempt([sys.executable, "-c", "import time\ntime.sleep(300)"], 2, signals, gpus=False)
+    assert (ended.code, ended.unprepared) == (1, True)
 
 
 def test_a_signal_reaches_the_ranks_of_a_later_attempt(run: RunFolder) -> None:

@@ -100,3 +100,43 @@ def test_runs_are_found_below_a_folder_but_not_inside_each_other(tmp_path: Path)
         open_run(tmp_path)
     with pytest.raises(UserError, match=r"so it is no run folder; give run\.dir/run\.name"):
         open_run(tmp_path / "none")
+
+
+def test_a_mistake_takes_back_only_what_the_start_has_made(tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    (own / "logs").mkdir(parents=True)
+    for name in ("logs/rank0.log", "lock", "notes.txt"):
+        (own / name).write_text("mine")
+    folder = RunFolder(own)
+    folder.create()
+    folder.discard_unused()
+    assert (own / "logs" / "rank0.log").read_text() == (own / "lock").read_text() == "mine"
+    fresh = RunFolder(tmp_path / "runs" / "a" / "fresh")
+    fresh.create()
+    fresh.lock()
+    fresh.discard_unused()
+    assert not (tmp_path / "runs").exists()
+    fresh.unlock()
+
+
+def test_a_lock_that_was_deleted_while_waiting_is_no_lock(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.create()
+    first.lock()
+    path = tmp_path / "run" / "lock"
+    opened = path.open("a+")
+    path.unlink()
+    second.lock()  # a new file, which everybody sees
+    with pytest.raises(UserError, match="is training here"):
+        RunFolder(tmp_path / "run").lock()
+    opened.close()
+
+
+def test_a_torn_last_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event("start", step=0)
+    with folder.events.open("a") as file:
+        file.write('{"event": "sa')
+    folder.event("end", step=4)
+    assert [line["event"] for line in read_lines(folder.events)] == ["start", "end"]
+    assert len(folder.events.read_text().splitlines()) == 3
