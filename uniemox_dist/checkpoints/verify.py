@@ -1,10 +1,34 @@
-"""Reading every byte of checkpoints again. Torch-free."""
+"""Reading every byte of checkpoints again, and saying what folders are that nobody reads. Torch-free."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from uniemox_dist.checkpoints.folders import Checkpoint, file_problem
+from uniemox_dist.checkpoints.folders import (
+    COMPLETE,
+    FORMAT,
+    FORMAT_VERSION,
+    NAME,
+    SET_ASIDE,
+    Checkpoint,
+    digest,
+    file_problem,
+)
+from uniemox_dist.checkpoints.retention import superfluous
+from uniemox_dist.runtime.errors import Fault
+from uniemox_dist.runtime.files import read_json
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A folder that is taken for no checkpoint."""
+
+    folder: Path
+    kind: Literal["incomplete", "damaged", "newer"]
+    """Incomplete: a save that never ended, which nobody misses; newer: another version may read it."""
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -16,6 +40,91 @@ class Verdict:
     """One for complete.json, if it was altered, and for each file that has not the size and SHA-256 stated there."""
     gone: bool = False
     """Whether it was deleted meanwhile, by the retention of a run that trains."""
+
+
+def examine(folder: Path) -> Checkpoint | Unread:
+    """What a folder holds by its complete.json, whatever its name is: it may have been set aside, or copied."""
+    path = folder / COMPLETE
+    if folder.name.startswith("."):
+        return Unread(folder, "incomplete", "its save, or its deletion, has not ended")
+    if not path.exists():
+        return Unread(folder, "incomplete", f"it has no {COMPLETE}, which a save writes last")
+    try:
+        info = read_json(path)
+    except OSError as error:
+        return Unread(folder, "damaged", f"{path} cannot be read: {error.strerror}")
+    except ValueError:
+        info = None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        return Unread(folder, "damaged", f"{path} is damaged: it is no {FORMAT}")
+    version = info.get("format_version", 0)
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        return Unread(folder, "newer", f"{path} is of a newer version; update uniemox-dist")
+    problem = _own_problem(folder, info)
+    return Checkpoint(folder, info) if problem is None else Unread(folder, "damaged", f"{path} {problem}")
+
+
+def _own_problem(folder: Path, info: dict[str, Any]) -> str | None:
+    try:
+        if info.get("sha256", digest(info)) != digest(info):
+            return "was altered: its SHA-256 differs"
+    except ValueError:  # NaN has no canonical form
+        return "was altered: it holds what no save writes"
+    files, step = info.get("files"), info.get("step")
+    if not isinstance(step, int) or not isinstance(files, dict) or not all(map(_is_file, files.values())):
+        return "is damaged: it states no step, or no sizes and hashes of files"
+    named = NAME.fullmatch(folder.name) or SET_ASIDE.fullmatch(folder.name)
+    return f"is that of step {step}" if named and int(named[1]) != step else None
+
+
+def _is_file(facts: object) -> bool:
+    return (
+        isinstance(facts, dict)
+        and isinstance(facts.get("bytes"), int)
+        and isinstance(facts.get("sha256"), str)
+    )
+
+
+def superseded(
+    place: Path, complete: Sequence[Checkpoint], keep_last: int, keep_every: int | None, aside: Sequence[Path]
+) -> tuple[list[Path], list[tuple[Checkpoint, str]]]:
+    """The checkpoints that retention does not keep, where only sound ones count among the last; and the damaged ones
+    on the way, with what is wrong. Reads every byte of those that stay as the last, if anything is to be deleted: an
+    old checkpoint, or what is `aside`. `complete` has the oldest first.
+
+    Raises:
+        Fault: if the newest one, being damaged or missing, could not replace what would be deleted.
+    """
+    steps = [checkpoint.step for checkpoint in complete]
+    plain = superfluous(steps, keep_last, keep_every)
+    if not plain and not aside:
+        return [], []
+    if not complete:
+        raise Fault(f"{place}: no complete checkpoint could replace {aside[0].name}; nothing was deleted")
+    sound, broken = _newest_sound(complete, keep_last if plain else 1)
+    if complete[-1] not in sound:
+        raise Fault(
+            f"the newest checkpoint is damaged ({broken[0][1]}); nothing was deleted: start the run again, which "
+            f"passes over it, or delete {complete[-1].folder} by hand"
+        )
+    doomed = superfluous(steps, keep_last + len(broken), keep_every) if plain else []
+    return [checkpoint.folder for checkpoint in complete if checkpoint.step in doomed], broken
+
+
+def _newest_sound(
+    complete: Sequence[Checkpoint], count: int
+) -> tuple[list[Checkpoint], list[tuple[Checkpoint, str]]]:
+    sound: list[Checkpoint] = []
+    damaged: list[tuple[Checkpoint, str]] = []
+    for checkpoint in reversed(complete):
+        if len(sound) == count:
+            break
+        problem = checkpoint.problem(hashes=True)
+        if problem is None:
+            sound.append(checkpoint)
+        else:
+            damaged.append((checkpoint, problem))
+    return sound, damaged
 
 
 def verify(

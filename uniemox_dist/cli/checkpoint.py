@@ -2,18 +2,17 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from uniemox_dist.cli.one_run import alone, checkpoints_of
+from uniemox_dist.cli.one_run import RunPath, alone, asked_for, bytes_of, checkpoints_of, remove
 
 if TYPE_CHECKING:
     from uniemox_dist.checkpoints.folders import Checkpoint
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
+RUN = click.argument("run", type=RunPath())
 KEEP_LAST = click.option(
     "--keep-last",
     type=click.IntRange(1),
@@ -43,6 +42,7 @@ def list_command(run: Path, as_json: bool) -> None:
 
     from uniemox_dist.checkpoints import folders
     from uniemox_dist.checkpoints.retention import policy, superfluous
+    from uniemox_dist.checkpoints.verify import Unread, examine
     from uniemox_dist.cli.tables import columns
     from uniemox_dist.runtime.words import counted, size
 
@@ -57,9 +57,12 @@ def list_command(run: Path, as_json: bool) -> None:
         "unfinished": folders.unfinished(place),
     }
     left: dict[str, list[dict[str, Any]]] = {
-        kind: [{"name": p.name, "bytes": folders.bytes_below(p)} for p in some]
-        for kind, some in others.items()
+        kind: [{"name": p.name, "bytes": bytes_of(p)} for p in some] for kind, some in others.items()
     }
+    for about, path in zip(left["incomplete"], others["incomplete"], strict=True):
+        seen = examine(path)
+        if isinstance(seen, Unread):
+            about |= {"kind": seen.kind, "problem": seen.problem}
     if as_json:
         kept = {"keep_last": keep_last, "keep_every": keep_every}
         click.echo(
@@ -85,12 +88,13 @@ def list_command(run: Path, as_json: bool) -> None:
         click.echo(line)
     words = {
         "set_aside": "set aside as damaged",
-        "incomplete": "incomplete: no complete.json that this version reads",
+        "incomplete": "incomplete",
         "unfinished": "unfinished, or being written just now",
     }
     for kind, said in words.items():
         for found in left[kind]:
-            click.echo(f"{found['name']} ({size(found['bytes'])}): {said}")
+            why = f"{found['kind']}: {found['problem']}" if "kind" in found else said
+            click.echo(f"{found['name']} ({size(found['bytes'])}): {why}")
     every = f", every step that {keep_every:,} divides" if keep_every else ""
     total = sum(f["bytes"] for f in facts)
     click.echo(
@@ -105,36 +109,19 @@ def list_command(run: Path, as_json: bool) -> None:
 def verify_command(run: Path, step: int | None, workers: int | None) -> int:
     """Compares size and SHA-256 of every file of RUN's checkpoints (or of one checkpoint's folder) with what was saved.
 
-    Exit code 1 if any is damaged.
+    RUN may also be a checkpoint that was set aside. Exit code 1 if any is damaged, or all are incomplete.
     """
     from tqdm import tqdm
 
-    from uniemox_dist.checkpoints.folders import COMPLETE, complete_checkpoints, incomplete, read_checkpoint
-    from uniemox_dist.checkpoints.verify import verify
-    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, UserError
+    from uniemox_dist.checkpoints.verify import Unread, verify
+    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT
     from uniemox_dist.runtime.words import counted, size
 
-    if (run / COMPLETE).is_file():
-        one = read_checkpoint(run)
-        chosen, broken = ([one], []) if one is not None else ([], [run])
-        if step is not None and one is not None and one.step != step:
-            raise UserError(
-                f"--step={step}: RUN={run} is the checkpoint of step {one.step}; leave --step out"
-            )
-    else:
-        place = checkpoints_of(run)
-        chosen, broken = list(complete_checkpoints(place)), incomplete(place)
-        if step is not None:
-            steps = ", ".join(str(c.step) for c in chosen) or "none"
-            chosen = [c for c in chosen if c.step == step]
-            broken = [p for p in broken if int(p.name.removeprefix("step_")) == step]
-            if not chosen and not broken:
-                raise UserError(
-                    f"--step={step}: {run} has no complete checkpoint of that step; it has {steps}"
-                )
-    if not chosen and not broken:
-        raise UserError(f"RUN={run}: has no complete checkpoint; let the run save one first")
-    damaged = len(broken)
+    seen = asked_for(run, step)
+    chosen = [one for one in seen if not isinstance(one, Unread)]
+    unread = [one for one in seen if isinstance(one, Unread)]
+    incomplete = [one for one in unread if one.kind == "incomplete"]
+    damaged = len(unread) - len(incomplete)
     with tqdm(
         total=sum(c.bytes for c in chosen),
         unit="B",
@@ -151,72 +138,70 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
             damaged += bool(verdict.problems)
             state = f"DAMAGED: {'; '.join(verdict.problems)}" if verdict.problems else "sound"
             tqdm.write(f"{name}: {counted(len(files), 'file')}, {size(verdict.checkpoint.bytes)}, {state}")
-    for path in broken:
-        click.echo(f"{path.name}: DAMAGED: {path / COMPLETE} is missing, damaged, or of a newer version")
+    for one in unread:
+        word = {"incomplete": "incomplete", "damaged": "DAMAGED", "newer": "not read"}[one.kind]
+        click.echo(f"{one.folder.name}: {word}: {one.problem}")
     if damaged:
-        count = len(chosen) + len(broken)
+        count = len(seen) - len(incomplete)
         click.echo(f"{damaged} of {counted(count, 'checkpoint')} damaged: a resumed run passes over them")
-    return EXIT_FAULT if damaged else EXIT_DONE
+    # What a save never finished is nothing lost, as long as something else was looked at.
+    return EXIT_FAULT if damaged or not chosen else EXIT_DONE
 
 
 @checkpoint.command("prune")
 @RUN
 @KEEP_LAST
 @KEEP_EVERY
-@click.option("--damaged", is_flag=True, help="Delete what was set aside as damaged, too.")
+@click.option("--damaged", is_flag=True, help="Delete what was set aside as damaged, or is incomplete, too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 def prune_command(
     run: Path, keep_last: int | None, keep_every: int | None, damaged: bool, dry_run: bool
 ) -> None:
     """Deletes the checkpoints of RUN (a run's folder) that retention does not keep, and what killed saves left.
 
-    The newest complete checkpoint always stays, and nothing is deleted unless every byte of it is sound. A run that
-    trains does this by itself: then the command refuses.
+    The newest complete checkpoint always stays, and nothing is deleted unless every byte of it is sound. Damaged ones
+    do not count among the last that are kept: those are read first. A run that trains does this by itself: then the
+    command refuses.
     """
     from uniemox_dist.checkpoints import folders
-    from uniemox_dist.checkpoints.retention import policy, superfluous
-    from uniemox_dist.runtime.errors import Fault
-    from uniemox_dist.runtime.files import remove_dir
+    from uniemox_dist.checkpoints.retention import policy
+    from uniemox_dist.checkpoints.verify import Unread, examine, superseded
     from uniemox_dist.runtime.words import counted, size
 
     place = checkpoints_of(run)
     with alone(run, only_look=dry_run):
         complete = folders.complete_checkpoints(place)
-        steps = set(
-            superfluous([c.step for c in complete], *policy(run / "config.yaml", keep_last, keep_every))
-        )
-        old = [c.folder for c in complete if c.step in steps]
-        aside = folders.damaged_folders(place) if damaged else []
-        if old or aside:  # what these could still be good for, the newest must be able to replace
-            if not complete:
-                raise Fault(
-                    f"{place}: no complete checkpoint could replace {aside[0].name}; nothing was deleted"
-                )
-            problem = complete[-1].problem(hashes=True)
-            if problem is not None:
-                raise Fault(
-                    f"the newest checkpoint is damaged ({problem}); nothing was deleted: start the run again, which "
-                    f"passes over it, or delete {complete[-1].folder} by hand"
-                )
+        aside: list[Path] = []
+        if damaged:
+            unread = [one for one in map(examine, folders.incomplete(place)) if isinstance(one, Unread)]
+            # What a newer version wrote may be all that it has.
+            aside = folders.damaged_folders(place) + [u.folder for u in unread if u.kind != "newer"]
+        kept = policy(run / "config.yaml", keep_last, keep_every)
+        old, broken = superseded(place, complete, *kept, aside)
+        for one, problem in broken:
+            click.echo(f"{one.folder.name} is damaged and does not count as kept: {problem}")
         left = folders.unfinished(place)
         freed = 0
         for path in (*old, *aside, *left):
-            count = folders.bytes_below(path)
+            count, link = bytes_of(path), path.is_symlink()
             if not dry_run:
-                # Readers must not see a checkpoint in part; nobody reads what is unfinished.
-                (shutil.rmtree if path in left else remove_dir)(path)
+                remove(path, seen=path not in left)
             freed += count
-            click.echo(f"{'would delete' if dry_run else 'deleted'} {path.name} ({size(count)})")
-    kept = counted(len(complete) - len(old), "complete checkpoint")
+            said = "a link: what it leads to stays" if link else size(count)
+            click.echo(f"{'would delete' if dry_run else 'deleted'} {path.name} ({said})")
+    stay = counted(len(complete) - len(old), "complete checkpoint")
     would = "would be freed" if dry_run else "freed"
     click.echo(
-        f"{size(freed)} {would} ({len(old)} old, {len(aside)} set aside, {len(left)} unfinished); {kept} kept"
+        f"{size(freed)} {would} ({len(old)} old, {len(aside)} set aside or incomplete, {len(left)} unfinished); "
+        f"{stay} kept"
     )
 
 
 def _facts(found: "Checkpoint", *, kept: bool) -> dict[str, Any]:
+    from uniemox_dist.runtime.standing import saved_time
+
     info = found.info
-    time = found.completed
+    time = saved_time(info, found.completed)
     return {
         "name": found.folder.name,
         "step": found.step,

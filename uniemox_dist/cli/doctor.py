@@ -47,6 +47,10 @@ def doctor(
     subject = _subject(recipe, run_dir, data)
     if json_file is not None and not Path(json_file).absolute().parent.is_dir():
         raise UserError(f"--json={json_file}: no such folder; make {Path(json_file).parent} first")
+    if json_file is not None and (not json_file or Path(json_file).is_dir()):
+        raise UserError(
+            f"--json={json_file}: is a folder; give a file, such as {Path(json_file) / 'doctor.json'}"
+        )
     with_torch = find_spec("torch") is not None
     world = World.from_env()
     if nproc is not None and nproc > 1 and world.size == 1 and with_torch:

@@ -1,8 +1,39 @@
 """What commands about one run's folder share."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from uniemox_dist.checkpoints.folders import Checkpoint
+    from uniemox_dist.checkpoints.verify import Unread
+
+
+class RunPath(click.Path):
+    """The folder that a command is about; an empty text, as of a variable that is not set, is not the current one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        refuse_empty(value)
+        return super().convert(value, param, ctx)
+
+
+def refuse_empty(run: object) -> None:
+    """
+    Raises:
+        UserError: if RUN is an empty text.
+    """
+    from uniemox_dist.runtime.errors import UserError
+
+    if run == "":
+        raise UserError("RUN is empty; give run.dir/run.name, such as demo/runs/demo")
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -49,3 +80,61 @@ def alone(run: Path, *, only_look: bool) -> Iterator[None]:
         yield
     finally:
         folder.unlock()
+
+
+def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
+    """What `verify` looks at: a run's checkpoints and what has their names, or one folder, which may be set aside.
+
+    Raises:
+        UserError: if there is nothing.
+    """
+    from uniemox_dist.checkpoints import folders
+    from uniemox_dist.checkpoints.verify import Unread, examine
+    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.runtime.runs import is_run
+
+    path = Path(os.path.abspath(run))  # not resolved: the name of a link is the checkpoint's
+    named = folders.NAME.match(path.name.removeprefix(".")) is not None
+    if (run / folders.COMPLETE).is_file() or (named and run.is_dir() and not is_run(run)):
+        one = examine(path)
+        if step is not None and not isinstance(one, Unread) and one.step != step:
+            raise UserError(
+                f"--step={step}: RUN={run} is the checkpoint of step {one.step}; leave --step out"
+            )
+        return [one]
+    place = checkpoints_of(run)
+    chosen: list[Checkpoint | Unread] = [*folders.complete_checkpoints(place)]
+    steps = ", ".join(str(c.step) for c in chosen if not isinstance(c, Unread)) or "none"
+    chosen += map(examine, folders.incomplete(place))
+    if not chosen:
+        raise UserError(f"RUN={run}: has no complete checkpoint; let the run save one first")
+    if step is not None:
+        chosen = [
+            c
+            for c in chosen
+            if (c.folder.name if isinstance(c, Unread) else folders.step_folder(c.step))
+            == folders.step_folder(step)
+        ]
+        if not chosen:
+            raise UserError(f"--step={step}: {run} has no complete checkpoint of that step; it has {steps}")
+    return chosen
+
+
+def remove(path: Path, *, seen: bool) -> None:
+    """Deletes a folder; of a link, only the link. Readers must not see a checkpoint in part; what is unfinished nobody
+    reads."""
+    from uniemox_dist.runtime.files import remove_dir
+
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        (remove_dir if seen else shutil.rmtree)(path)
+
+
+def bytes_of(path: Path) -> int:
+    """What deleting it would free: nothing for a link, whose target stays."""
+    from uniemox_dist.checkpoints.folders import bytes_below
+
+    if path.is_symlink():
+        return 0
+    return bytes_below(path) if path.is_dir() else path.stat().st_size

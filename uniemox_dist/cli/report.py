@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from uniemox_dist.cli.one_run import RunPath
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RunPath())
 @click.option(
     "--evaluation", type=click.Path(path_type=Path), help="Evaluation to show; default RUN/evaluation.json."
 )

@@ -192,14 +192,16 @@ def _find(patterns: tuple[str, ...]) -> list["RunFolder"]:
     Raises:
         UserError: if one means none.
     """
-    from glob import glob
+    from glob import escape, glob
 
+    from uniemox_dist.cli.one_run import refuse_empty
     from uniemox_dist.runtime.errors import UserError
     from uniemox_dist.runtime.run_folder import RunFolder
     from uniemox_dist.runtime.runs import is_run, runs_below
 
     found: dict[Path, RunFolder] = {}
     for pattern in patterns:
+        refuse_empty(pattern)
         places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob(pattern))]
         runs = [run for p in places for run in ([RunFolder(p)] if is_run(p) else runs_below(p))]
         if not runs:
@@ -207,6 +209,8 @@ def _find(patterns: tuple[str, ...]) -> list["RunFolder"]:
                 "holds no config.yaml and no events.jsonl, nor do folders in it"
                 if places
                 else "no such folder"
+                if escape(pattern) == pattern
+                else "the pattern matches nothing"
             )
             raise UserError(
                 f"RUN={pattern}: {there}; give run.dir/run.name, such as demo/runs/demo, or run.dir"
@@ -221,7 +225,8 @@ def _look(run: "RunFolder") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from uniemox_dist.config.load import parse_yaml
     from uniemox_dist.runtime.errors import UserError
     from uniemox_dist.runtime.run_folder import read_lines
-    from uniemox_dist.runtime.standing import Saved, facts
+    from uniemox_dist.runtime.standing import Saved, facts, saved_time
+    from uniemox_dist.runtime.story import sections
 
     lock = run.look_at_lock()  # first: a run that ends while we read must not look killed
     try:
@@ -232,6 +237,5 @@ def _look(run: "RunFolder") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not lock.held:  # and one that began while we read is not free
         lock = run.look_at_lock()
     newest = newest_complete(run.checkpoints)
-    saved = Saved(newest.step, newest.completed) if newest is not None else None
-    config = config if isinstance(config, dict) else {}
-    return facts(str(run.path), config, metrics, events, lock, saved, time.time()), events
+    saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
+    return facts(str(run.path), sections(config), metrics, events, lock, saved, time.time()), events

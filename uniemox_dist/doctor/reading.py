@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shards.storage import is_local
+from shards.manifest import Manifest, read_manifest
+from shards.storage import is_local, place, sizes_of
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.doctor.findings import Finding, Problem, Told, counted, judged, sized, sound, span
-from uniemox_dist.runtime.errors import Fault
+from uniemox_dist.runtime.errors import Fault, UserError
 from uniemox_dist.runtime.world import World
 
 WHAT = "shards"
@@ -24,6 +25,8 @@ LONGEST_S = 2.0
 SLOW_SHARE = 0.25
 """A rank that reads slower than this share of the ranks' median is warned of."""
 SLOW_BYTES_PER_S = 2e6
+MOST_NAMED = 3
+"""Shards that a rank names of those that are not there as they should."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,42 @@ def measure(field: str, path: str, world: World) -> ReadFacts:
     """Opens a data set, checks the sizes of this rank's part of the shards, and reads from some of them.
 
     Raises:
-        UserError: if the folder, its manifest or a shard is missing, or a shard is cut.
+        UserError: if the folder or its manifest is missing, or shards are missing or cut, naming the first ones.
         Fault: if something cannot be read, or is not what was packed.
     """
-    reader = ShardReader.from_folder(path, field, share=(world.rank, world.size))
+    manifest = read_manifest(path, field)
+    _compare_sizes(field, path, manifest, world)
+    reader = ShardReader(path, manifest, field=field)
     try:
-        return _read(reader, world)
-    except DamagedSample as error:
-        raise Fault(
-            f"{field}={path}: {error}; copy the shard again, or see `uniemox shards verify`"
-        ) from None
+        facts, bad = _read(reader, world)
     finally:
         reader.close()
+    if bad:
+        raise Fault(f"{field}={path}: {_first(bad)}; copy the shard again, or see `uniemox shards verify`")
+    return facts
 
 
-def _read(reader: ShardReader, world: World) -> ReadFacts:
+def _compare_sizes(field: str, path: str, manifest: Manifest, world: World) -> None:
+    shards = manifest.shards[world.rank :: world.size]
+    sizes = sizes_of(place(path, field), [shard.name for shard in shards])
+    bad = [
+        f"shard {shard.name} "
+        + ("is missing" if size is None else f"has {size} bytes instead of {shard.bytes}")
+        for shard, size in zip(shards, sizes, strict=True)
+        if size != shard.bytes
+    ]
+    if bad:
+        again = "copy it again" if len(bad) == 1 else "copy them again"
+        raise UserError(f"{field}={path}: {_first(bad)}; {again} or pack again")
+
+
+def _first(bad: Sequence[str]) -> str:
+    more = f" and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+    return ", ".join(bad[:MOST_NAMED]) + more
+
+
+def _read(reader: ShardReader, world: World) -> tuple[ReadFacts, list[str]]:
+    """What was read, and a damaged sample of each shard that has any among those."""
     shards = reader.manifest.shards
     number = world.rank * len(shards) // world.size  # ranks begin at shards that are far apart
     entry = shards[number]
@@ -90,15 +114,20 @@ def _read(reader: ShardReader, world: World) -> ReadFacts:
         _forget(reader, shard)
     began = time.perf_counter()
     one_by_one = 0
+    bad: dict[int, str] = {}
     for shard, row in places:
-        reader.read(shard, row)
+        try:
+            reader.read(shard, row)
+        except DamagedSample as error:
+            bad.setdefault(shard, str(error))
         one_by_one += 1
         if time.perf_counter() - began > LONGEST_S:
             break
     seconds = time.perf_counter() - began
     manifest = reader.manifest
     sizes = (len(shards), manifest.samples, manifest.bytes)
-    return ReadFacts(reader.url, *sizes, done, in_a_row_s, one_by_one, seconds, dropped)
+    facts = ReadFacts(reader.url, *sizes, done, in_a_row_s, one_by_one, seconds, dropped)
+    return facts, [bad[shard] for shard in sorted(bad)]
 
 
 def _forget(reader: ShardReader, shard: int) -> bool:

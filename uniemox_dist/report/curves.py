@@ -84,8 +84,10 @@ def show(value: float) -> str:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, ...]:
-    """(steps, means, lowest, highest) of at most `most` groups of neighbours; NaN where none is finite."""
-    groups = np.array_split(np.arange(len(steps)), min(most, len(steps)))
+    """(steps, means, lowest, highest) of at most `most` groups of neighbours; NaN where none is finite. All but the
+    last have the same size: a curve that is raw here and smoothed there would look as if the run had changed."""
+    size = max(1, math.ceil(len(steps) / most))
+    groups = [np.arange(first, min(first + size, len(steps))) for first in range(0, len(steps), size)]
     rows = []
     for group in groups:
         finite = values[group][np.isfinite(values[group])]

@@ -24,7 +24,9 @@ from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 from uniemox_dist.runtime.runs import open_run
-from uniemox_dist.runtime.story import history, numbers
+from uniemox_dist.runtime.standing import starting
+from uniemox_dist.runtime.story import history, numbers, sections
+from uniemox_dist.runtime.words import duration
 
 EVENTS_SHOWN = 150
 """Events in the table; of more, the middle ones are left out."""
@@ -49,9 +51,13 @@ def write_report(run: Path, evaluation: Path | None = None, out: Path | None = N
 def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
-    config = (parse_yaml(text, str(folder.config)) if text else None) or {}
+    config = sections(parse_yaml(text, str(folder.config)) if text else None)
+    lock = folder.look_at_lock()  # first, as it may be taken or freed while we read
     metrics, events = read_lines(folder.metrics), read_lines(folder.events)
-    past, told, now = history(metrics, events), numbers(metrics, events), time.time()
+    past, now = history(metrics, events), time.time()
+    facts = summary(folder, config, events, past, lock, now)
+    told = numbers(metrics, events, over=facts["state"].word == "killed" or starting(events, lock))
+    facts["duration"] = duration(told.worked_s)
     name = folder.path.resolve().name
     environment = read_json(folder.environment) if folder.environment.is_file() else {}
     template = jinja2.Environment(
@@ -61,7 +67,7 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
         name=name,
         quoted=shlex.quote(name),
         released=shlex.quote(f"{name}-release"),
-        facts=summary(folder, config, events, past, told, now),
+        facts=facts,
         charts=draw(past, config.get("loss") or {}),
         svg=Markup,
         past=past,

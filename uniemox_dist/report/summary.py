@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from uniemox_dist.checkpoints.folders import newest_complete
-from uniemox_dist.runtime.files import read_json
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.standing import Saved, standing
-from uniemox_dist.runtime.story import History, Line, Numbers, of, run_length, steps_done
-from uniemox_dist.runtime.words import duration, is_number
+from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
+from uniemox_dist.runtime.run_folder import Lock, RunFolder
+from uniemox_dist.runtime.standing import Saved, saved_time, standing
+from uniemox_dist.runtime.story import History, Line, of, run_length, steps_done
+from uniemox_dist.runtime.words import is_number
 
 
 def summary(
@@ -18,7 +17,7 @@ def summary(
     config: Mapping[str, Any],
     events: Sequence[Line],
     past: History,
-    numbers: Numbers,
+    lock: Lock,
     now: float,
 ) -> dict[str, Any]:
     """What the first sentence and the figures below it say; None is what is not known."""
@@ -29,12 +28,12 @@ def summary(
     step = steps_done(events, past.lines)
     epochs = past.lines[-1].get("epoch") if past.lines else None
     length = run_length(config, events, past.lines, step)
-    lock, newest = folder.look_at_lock(), newest_complete(folder.checkpoints)
-    saved = Saved(newest.step, newest.completed) if newest is not None else None
+    newest = newest_complete(folder.checkpoints)
+    saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
     stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now)
     learns = losses.get("relation") or losses.get("similarity")
     return {
-        "parameters": _parameters(folder),
+        "parameters": _parameters(newest),
         "model": model,
         "teacher": (config.get("teacher") or {}).get("name") if learns else None,
         "teacher_source": last.get("teacher"),
@@ -50,18 +49,18 @@ def summary(
         "samples": f"{step * batch:,}" if batch else None,
         "epochs": f"{step * epochs / past.lines[-1]['step']:.3g}" if epochs else None,
         "held_out": bool(data.get("eval_path")),
-        "duration": duration(numbers.worked_s),
         "started": moment(starts[0]["time"]) if starts else None,
         "state": stands,
     }
 
 
-def _parameters(folder: RunFolder) -> str | None:
+def _parameters(newest: Checkpoint | None) -> str | None:
     """Size of the student, from the newest checkpoint (which lists all shapes)."""
-    for complete in sorted(folder.checkpoints.glob("step_*/complete.json"), reverse=True):
-        millions = sum(math.prod(shape) for shape in read_json(complete).get("parameters", {}).values()) / 1e6
-        return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
-    return None
+    shapes = newest.info.get("parameters") if newest is not None else None
+    if not isinstance(shapes, dict):
+        return None
+    millions = sum(math.prod(shape) for shape in shapes.values()) / 1e6
+    return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
 
 
 def moment(seconds: Any) -> str:

@@ -40,6 +40,12 @@ class Saved:
     """When it was complete, in seconds since 1970."""
 
 
+def saved_time(info: Mapping[str, Any], file_time: float | None) -> float | None:
+    """When a checkpoint was complete: as its complete.json states, or else the file's time, which a copy changes."""
+    stated = info.get("time")
+    return float(stated) if is_number(stated) else file_time
+
+
 @dataclass(frozen=True)
 class Standing:
     """A run's state."""
@@ -73,12 +79,18 @@ def standing(
     silent_s = now - max(times) if times else 0.0
     run = config.get("run") or {}
     on = f"goes on from step {saved.step:,}" if saved else "has no checkpoint to go on from"
-    # The lock is taken some seconds before the start event: what stands there is of the attempt before.
-    starts = bool(lock.held and (not last or (lock.since or 0.0) > number(last.get("time"))))
+    starts = starting(events, lock)
     if kind == "end" and not starts:
         return Standing("complete", "good")
-    if not lock.held and length.steps and length.exact and step >= length.steps and of(events, "end"):
+    whole = length.steps if length.exact and not lock.held else None
+    if whole and step >= whole and of(events, "end"):
         return Standing("complete", "good")
+    restart_s = _seconds(run, "start_timeout_s") + (last["pause_s"] if is_number(last.get("pause_s")) else 0)
+    if not starts and kind == "restart" and silent_s <= restart_s:
+        why = f" after: {cut(str(last['reason']), 120)}" if last.get("reason") else ""
+        return Standing("restarting", "wait", f"by the launcher{why}; {on}")
+    if whole and saved and saved.step >= whole:
+        return Standing("complete", "good", "by its last checkpoint; it wrote no word of its end")
     if lock.held is None and not last:
         return Standing("running", "good", "nothing written yet")
     if not starts and kind == "signal":
@@ -86,11 +98,10 @@ def standing(
             "stopped", "wait", f"by {cut(str(last.get('signal') or 'a rank'))}; the same command {on}"
         )
     if not starts and kind == "fault":
-        return Standing("failed", "bad", f"{cut(str(last.get('error', 'see the log')), 120)}; {on}")
+        mend = "mend it first; then the same command " if last.get("restart") is False else ""
+        return Standing("failed", "bad", f"{cut(str(last.get('error', 'see the log')), 120)}; {mend}{on}")
     limit_s = _patience_s(run, _of_last_attempt(lines, events), starting=starts)
     if not lock.held and kind == "restart":
-        if silent_s <= _seconds(run, "start_timeout_s"):
-            return Standing("restarting", "wait", f"by the launcher; {on}")
         return Standing("killed", "bad", f"the launcher's restart came to nothing; {on}")
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())
     if lock.held is False and not (elsewhere and silent_s <= limit_s):
@@ -100,6 +111,12 @@ def standing(
         return Standing("running", "good", "starting" if starts else "")
     perhaps = "" if lock.held else " or killed: the lock cannot be tested here"
     return Standing("stalled", "bad", f"no line for {duration(silent_s)}{perhaps}")
+
+
+def starting(events: Sequence[Line], lock: Lock) -> bool:
+    """Whether an attempt has taken the lock and not begun to train: what stands there is of the attempt before."""
+    turns = [e for e in events if e.get("event") in ("start", "restart") or ends_attempt(e)]
+    return bool(lock.held and (not turns or (lock.since or 0.0) > number(turns[-1].get("time"))))
 
 
 def _seconds(run: Mapping[str, Any], key: str) -> float:
@@ -124,12 +141,13 @@ def _patience_s(run: Mapping[str, Any], lines: Sequence[Line], *, starting: bool
 
 
 def left_s(lines: Sequence[Line], events: Sequence[Line], length: Length, step: int) -> float | None:
-    """Seconds of work that are left after the newest line, at the pace of the last attempt with its saves and waits."""
+    """Seconds of work that are left after the newest line, at the median pace of the last attempt's recent lines: one
+    that waited long, for a disk or a network, does not count."""
     recent = _of_last_attempt(lines, events)
-    if not length.steps or len(recent) < 2:
+    if not length.steps:
         return None
-    steps, seconds = recent[-1]["step"] - recent[0]["step"], recent[-1]["time"] - recent[0]["time"]
-    return max(0, length.steps - step) * seconds / steps if steps > 0 else None
+    paces = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(recent)]
+    return max(0, length.steps - step) * max(0.0, median(paces)) if paces else None
 
 
 def facts(
@@ -149,7 +167,8 @@ def facts(
     stands = standing(events, lines, config, lock, length, step=step, saved=saved, now=now)
     line: Line = lines[-1] if lines else {}
     found = numbers(metrics, events)
-    alive = stands.word == "running"
+    # Before the first lines of an attempt, those that stand there are of another one, perhaps on other machines.
+    alive = stands.word == "running" and not starting(events, lock)
     left = left_s(lines, events, length, step)
     if left is not None and is_number(line.get("time")):
         left = max(0.0, left - (now - line["time"]))

@@ -50,6 +50,8 @@ class Attempt:
     """The kind of the event that ended it; empty if it goes on, or was killed."""
     lost_steps: int = 0
     """Steps that the next attempt had to do again; at least, as only steps with a line are seen."""
+    reason: str = ""
+    """What ended it, as the launcher saw it when it restarted; empty if it did not, or did not say."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,14 @@ class Numbers:
     """Median bytes of a save."""
     stragglers: list[tuple[str, int, float | None]] = field(default_factory=list)
     """(host, how often one of its ranks was slow, the most medians of time that it took), the most frequent first."""
+    over: bool = False
+    """Whether the last attempt is known to be over, as those before it are."""
 
     @property
     def killed(self) -> list[float]:
-        """When attempts that others followed wrote their last line, if that was not about their end."""
-        return [attempt.ended for attempt in self.attempts[:-1] if not attempt.last_word]
+        """When attempts that are over wrote their last line, if nobody said why they ended."""
+        over = self.attempts if self.over else self.attempts[:-1]
+        return [attempt.ended for attempt in over if not attempt.last_word and not attempt.reason]
 
     @property
     def lost_steps(self) -> int:
@@ -119,6 +124,12 @@ def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
 def number(value: Any) -> float:
     """A number as it is, and NaN for what is none."""
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def sections(config: Any) -> dict[str, dict[str, Any]]:
+    """Those parts of a run's config.yaml that are sections; what else it holds, or is, tells nothing."""
+    found = config.items() if isinstance(config, dict) else ()
+    return {str(key): value for key, value in found if isinstance(value, dict)}
 
 
 def of(events: Sequence[Line], kind: str) -> list[Line]:
@@ -161,6 +172,7 @@ def run_length(config: Mapping[str, Any], events: Sequence[Line], lines: Sequenc
 def attempts(metrics: Sequence[Line], events: Sequence[Line]) -> list[Attempt]:
     """What was done between starts, in order."""
     found: list[Attempt] = []
+    goes_on = False  # what comes after an end and before the next start is not about the attempt that ended
     for event in events:
         time, step = event.get("time"), event.get("step")
         if not is_number(time):
@@ -168,11 +180,17 @@ def attempts(metrics: Sequence[Line], events: Sequence[Line]) -> list[Attempt]:
         if event.get("event") == "start":
             first = step if isinstance(step, int) else 0
             found.append(Attempt(time, first, time, first))
-        elif found and not found[-1].last_word and event.get("event") != "restart":
+            goes_on = True
+        elif event.get("event") == "restart":
+            if found and not found[-1].reason:
+                found[-1].reason = str(event.get("reason") or "")
+            goes_on = False
+        elif found and goes_on:
             found[-1].ended = max(found[-1].ended, time)
             if isinstance(step, int):
                 found[-1].last_step = max(found[-1].last_step, step)
             found[-1].last_word = str(event["event"]) if ends_attempt(event) else ""
+            goes_on = not found[-1].last_word
     for i, attempt in enumerate(found):
         until = found[i + 1].began if i + 1 < len(found) else math.inf
         for line in metrics:
@@ -185,8 +203,8 @@ def attempts(metrics: Sequence[Line], events: Sequence[Line]) -> list[Attempt]:
     return found
 
 
-def numbers(metrics: Sequence[Line], events: Sequence[Line]) -> Numbers:
-    """Counts and medians of a run."""
+def numbers(metrics: Sequence[Line], events: Sequence[Line], *, over: bool = False) -> Numbers:
+    """Counts and medians of a run; `over` says that its last attempt is, which its lines may not tell."""
     faults, saves, slow = of(events, "fault"), of(events, "save"), of(events, "straggler")
     damaged = sum("damaged" in event for event in faults)
     hosts = Counter(str(event.get("host", "?")) for event in slow)
@@ -199,7 +217,7 @@ def numbers(metrics: Sequence[Line], events: Sequence[Line]) -> Numbers:
     return Numbers(
         attempts=attempts(metrics, events),
         restarts=len(of(events, "restart")),
-        stops=len(of(events, "signal")),
+        stops=_stops(events),
         faults=len(faults) - damaged,
         damaged=damaged,
         skipped=len(history([], events).skips),
@@ -212,7 +230,14 @@ def numbers(metrics: Sequence[Line], events: Sequence[Line]) -> Numbers:
             (host, count, worst[host] if math.isfinite(worst[host]) else None)
             for host, count in hosts.most_common()
         ],
+        over=over,
     )
+
+
+def _stops(events: Sequence[Line]) -> int:
+    """Stops by signals; the ranks and their launcher may each tell of the same one."""
+    turns = [event.get("event") for event in events if event.get("event") in ("start", "restart", "signal")]
+    return sum(kind == "signal" != before for before, kind in zip(["", *turns], turns))
 
 
 def _times_slower(event: Line) -> float:

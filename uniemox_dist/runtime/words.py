@@ -155,6 +155,7 @@ def _save(facts: _Facts) -> str:
     parts = [
         size(count) if is_number(count) else "",
         facts.number("seconds", ".2f", before="in ", after=" s"),
+        facts.number("write_s", ".2f", before="(", after=" s of writing)"),
     ]
     said = " ".join(part for part in parts if part)
     step = facts.number("step", before=" step ")
@@ -225,7 +226,9 @@ def _restart(facts: _Facts) -> str:
     said = ", ".join(part for part in counts if part)
     code = facts.number("code", "", before=" after exit code ")
     step = facts.number("step", before=", from step ")
-    return f"the launcher starts it again{code}{step}" + (f" ({said})" if said else "")
+    pause = facts.number("pause_s", ".3g", before=" in ", after=" s") if facts("pause_s") else ""
+    reason = facts.text("reason", before=": ")
+    return f"the launcher starts it again{pause}{code}{step}" + (f" ({said})" if said else "") + reason
 
 
 def _end(facts: _Facts) -> str:

@@ -13,6 +13,7 @@ from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
 from uniemox_dist.runtime.files import sha256_bytes, write_json
 from uniemox_dist.runtime.run_folder import RunFolder
 
+NO_COMPLETE = "it has no complete.json, which a save writes last"
 PART = 1000
 """Bytes of each of a checkpoint's two parts."""
 
@@ -74,7 +75,9 @@ def test_the_list_says_what_is_there_and_what_retention_would_delete(
     }  # fmt: skip
     assert [c["name"] for c in found["set_aside"]] == ["step_00000050.damaged"]
     assert [c["name"] for c in found["unfinished"]] == [".step_00000600.tmp"]
-    assert found["incomplete"] == [{"name": "step_00000700", "bytes": 0}]
+    assert found["incomplete"] == [
+        {"name": "step_00000700", "bytes": 0, "kind": "incomplete", "problem": NO_COMPLETE}
+    ]
     assert uniemox(["checkpoint", "list", str(run.path)]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
@@ -118,8 +121,8 @@ def test_verify_reads_every_byte_and_names_each_damaged_file(
         f"step_00000400: 2 files, 2.0 kB, DAMAGED: {broken}/part_00000.safetensors is missing; "
         f"{broken}/part_00001.safetensors has 1001 bytes instead of 1000",
         "step_00000500: 2 files, 2.0 kB, sound",
-        f"step_00000300: DAMAGED: {run.checkpoints}/step_00000300/complete.json is missing, damaged, or of a newer "
-        "version",
+        f"step_00000300: DAMAGED: {run.checkpoints}/step_00000300/complete.json is damaged: it is no "
+        "uniemox-checkpoint",
         "3 of 5 checkpoints damaged: a resumed run passes over them",
     ]
 
@@ -164,7 +167,7 @@ def test_prune_deletes_by_the_runs_policy_and_says_what_that_freed(
         "would delete .step_00000600.tmp",
     ]
     assert out[3] == (
-        f"{freed} would be freed (2 old, 0 set aside, 1 unfinished); 3 complete checkpoints kept"
+        f"{freed} would be freed (2 old, 0 set aside or incomplete, 1 unfinished); 3 complete checkpoints kept"
     )
     assert names(run) == before
     assert uniemox(["checkpoint", "prune", str(run.path)]) == EXIT_DONE
@@ -183,7 +186,7 @@ def test_prune_deletes_by_the_runs_policy_and_says_what_that_freed(
 def test_options_of_prune_take_the_place_of_the_runs_policy(run: RunFolder) -> None:
     options = ["--keep-last", "1", "--keep-every", "0", "--damaged"]
     assert uniemox(["checkpoint", "prune", str(run.path), *options]) == EXIT_DONE
-    assert names(run) == ["step_00000500", "step_00000700"]
+    assert names(run) == ["step_00000500"]
 
 
 def test_prune_deletes_nothing_that_the_newest_cannot_replace(
@@ -251,3 +254,92 @@ def test_a_policy_that_is_no_number_is_one_line(run: RunFolder, capsys: pytest.C
         uniemox(["checkpoint", "prune", str(run.path), "--keep-last", "5", "--keep-every", "0"]) == EXIT_DONE
     )
     assert len(complete_checkpoints(run.checkpoints)) == 5
+
+
+def test_a_folder_without_complete_json_is_incomplete_and_no_damage(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, unfinished = run.checkpoints / "step_00000700", run.checkpoints / ".step_00000600.tmp"
+    assert uniemox(["checkpoint", "list", str(run.path)]) == EXIT_DONE
+    assert f"step_00000700 (0 bytes): incomplete: {NO_COMPLETE}\n" in capsys.readouterr().out
+    assert uniemox(["checkpoint", "verify", str(run.path)]) == EXIT_DONE
+    assert capsys.readouterr().out.splitlines()[5:] == [f"step_00000700: incomplete: {NO_COMPLETE}"]
+    for arguments in ([str(run.path), "--step", "700"], [str(left)]):
+        assert uniemox(["checkpoint", "verify", *arguments]) == EXIT_FAULT
+        assert capsys.readouterr().out == f"step_00000700: incomplete: {NO_COMPLETE}\n"
+    assert uniemox(["checkpoint", "verify", str(unfinished)]) == EXIT_FAULT
+    assert capsys.readouterr().out == (
+        ".step_00000600.tmp: incomplete: its save, or its deletion, has not ended\n"
+    )
+
+
+def test_verify_reads_what_was_set_aside(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    aside = run.checkpoints / "step_00000050.damaged"
+    assert uniemox(["checkpoint", "verify", str(aside)]) == EXIT_DONE
+    assert capsys.readouterr().out == "step_00000050.damaged: 2 files, 2.0 kB, sound\n"
+    flip(aside / "part_00001.safetensors")
+    assert uniemox(["checkpoint", "verify", str(aside)]) == EXIT_FAULT
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"step_00000050.damaged: 2 files, 2.0 kB, DAMAGED: {aside}/part_00001.safetensors was altered: its SHA-256 "
+        "differs"
+    )
+
+
+def test_what_a_newer_version_wrote_is_not_read_and_not_deleted(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(run, 800, format_version=2)
+    assert uniemox(["checkpoint", "verify", str(run.path), "--step", "800"]) == EXIT_FAULT
+    assert "step_00000800: not read: " in capsys.readouterr().out
+    assert uniemox(["checkpoint", "prune", str(run.path), "--damaged"]) == EXIT_DONE
+    assert names(run) == ["step_00000300", "step_00000400", "step_00000500", "step_00000800"]
+
+
+def test_prune_deletes_links_and_files_and_never_what_links_lead_to(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other_disk"
+    (run.checkpoints / "step_00000100").rename(other)
+    (run.checkpoints / "step_00000100").symlink_to(other)
+    (run.checkpoints / ".step_00000008.tmp").write_text("x" * 5)
+    (run.checkpoints / ".step_00000009.tmp").symlink_to(other)
+    assert uniemox(["checkpoint", "prune", str(run.path), "--damaged"]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert "deleted step_00000100 (a link: what it leads to stays)\n" in out
+    assert "deleted .step_00000008.tmp (5 bytes)\n" in out
+    assert names(run) == ["step_00000300", "step_00000400", "step_00000500"]
+    assert len(list(other.iterdir())) == 3
+
+
+def test_a_damaged_checkpoint_does_not_count_among_the_last_that_are_kept(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = run.checkpoints / "step_00000400/part_00000.safetensors"
+    flip(part)
+    arguments = ["checkpoint", "prune", str(run.path), "--keep-last", "3", "--keep-every", "0"]
+    assert uniemox([*arguments, "--dry-run"]) == EXIT_DONE
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == (
+        f"step_00000400 is damaged and does not count as kept: {part} was altered: its SHA-256 differs"
+    )
+    assert uniemox(arguments) == EXIT_DONE
+    assert [c.step for c in complete_checkpoints(run.checkpoints)] == [200, 300, 400, 500]
+
+
+def test_the_date_of_a_checkpoint_is_that_of_its_save_and_not_of_a_copy(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(run, 800, time=1_700_000_000.5)
+    assert uniemox(["checkpoint", "list", str(run.path), "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["checkpoints"][-1]["time"] == 1_700_000_000.5
+
+
+@pytest.mark.parametrize("command", [["checkpoint", "list"], ["checkpoint", "prune"], ["status"], ["report"]])
+def test_an_empty_run_is_refused(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.chdir(run.path)
+    assert uniemox([*command, ""]) == EXIT_USER
+    assert capsys.readouterr().err == (
+        "uniemox: error: RUN is empty; give run.dir/run.name, such as demo/runs/demo\n"
+    )

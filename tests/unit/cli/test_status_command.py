@@ -166,3 +166,10 @@ def test_watching_shows_each_change_until_ctrl_c_and_ends_with_0(tmp_path: Path,
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (EXIT_DONE, "")
+
+
+def test_a_pattern_without_a_match_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert uniemox(["status", f"{tmp_path}/zz*"]) == EXIT_USER
+    assert capsys.readouterr().err == (
+        f"uniemox: error: RUN={tmp_path}/zz*: the pattern matches nothing; {GIVE}\n"
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FORMAT
+from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.doctor import collective, devices, disk, inputs, limits, memory, rate, reading
@@ -17,7 +18,7 @@ from uniemox_dist.doctor.full import alone, meeting_failed
 from uniemox_dist.doctor.ranks import measured
 from uniemox_dist.doctor.subject import Subject, sizes_of
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import Fault, UserError
+from uniemox_dist.runtime.errors import EXIT_USER, Fault, UserError
 from uniemox_dist.runtime.world import World
 
 
@@ -121,6 +122,43 @@ def test_a_shard_that_is_not_what_was_packed_is_named(tiny_data: Path, tmp_path:
         tar.write_bytes(bytes(len(whole)))
     with pytest.raises((UserError, Fault), match=r"000001\.tar"):
         reading.measure("data.path", str(folder), World())
+
+
+def test_the_first_three_shards_that_are_not_there_are_named(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    shutil.copytree(tiny_data / "train", folder)
+    tars = sorted(folder.glob("*.tar"))
+    whole = tars[1].stat().st_size
+    tars[0].unlink()
+    tars[1].write_bytes(b"x")
+    with pytest.raises(UserError) as caught:
+        reading.measure("data.path", str(folder), World())
+    assert str(caught.value) == (
+        f"data.path={folder}: shard 000000.tar is missing, shard 000001.tar has 1 bytes instead of {whole}; "
+        "copy them again or pack again"
+    )
+    assert reading._first(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_each_altered_shard_is_named(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    shutil.copytree(tiny_data / "train", folder)
+    for number in (0, 2):
+        tar = folder / f"00000{number}.tar"
+        tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(Fault, match=r"000000\.tar: .*, 000002\.tar: .*; copy the shard again"):
+        reading.measure("data.path", str(folder), World())
+
+
+def test_findings_into_a_folder_are_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uniemox(["doctor", "--json", str(tmp_path)]) == EXIT_USER
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err == (
+        f"uniemox: error: --json={tmp_path}: is a folder; give a file, such as {tmp_path}/doctor.json\n"
+    )
 
 
 def test_a_teacher_is_known_by_its_headers(tiny_teacher: Path) -> None:

@@ -212,8 +212,12 @@ def test_durations_are_said_in_words(seconds: float, text: str) -> None:
 
 
 def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
+    about = {"format": "uniemox-checkpoint", "format_version": 1, "step": 20, "slots": 480, "world_size": 3}
+    files = {"part_00000.safetensors": {"bytes": 1, "sha256": "0" * 64}}
+    shapes = {"parameters": {"a": [1000, 300], "b": [50_000]}}
     write_json(
-        folder.checkpoints / "step_00000020/complete.json", {"parameters": {"a": [1000, 300], "b": [50_000]}}
+        folder.checkpoints / "step_00000020/complete.json",
+        {**about, "zero_stage": 1, "precision": "bf16", "files": files, **shapes},
     )
     text = Page(write_report(folder.path)).text
     # Time at work: 100..108 of the first attempt, 200..220 of the second; the pause between is not work.
@@ -387,6 +391,24 @@ def test_a_run_that_has_only_begun_says_so(tmp_path: Path) -> None:
     found.config.unlink()
     found.events.write_text('{"time": 1, "event": "fault", "error": "no sound checkpoint"}\n')
     assert "no sound checkpoint" in Page(write_report(found.path)).text
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "words\n", "model: 3\nloss: no\n", "model: {width: 3}\n"])
+def test_a_configuration_that_is_none_costs_only_what_it_would_tell(folder: RunFolder, text: str) -> None:
+    folder.config.write_text(text)
+    page = Page(write_report(folder.path)).text
+    assert "Total loss" in page
+    assert uniemox(["status", str(folder.path)]) == EXIT_DONE
+
+
+@pytest.mark.parametrize("lines", [150, 151, 299, 301, 1000])
+def test_a_curve_is_smoothed_by_the_same_number_of_lines_everywhere(lines: int) -> None:
+    steps = np.arange(lines)
+    x, mean, low, high = thin(steps, steps * 1.0)
+    size = math.ceil(lines / 150)
+    assert len(x) <= 150
+    assert set((high - low)[:-1]) == {size - 1.0}
+    assert mean[0] == (size - 1) / 2
 
 
 def test_the_command_writes_the_page_and_refuses_other_folders(

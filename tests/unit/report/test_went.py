@@ -125,6 +125,16 @@ def test_the_page_tells_a_run_that_trains_from_one_that_was_killed(tmp_path: Pat
         page = write_report(tmp_path).read_text(encoding="utf-8")
         return re.sub(r"<[^>]+>", " ", page.split("<dt>State</dt>")[1].split("</dd>")[0]).split()[0]
 
+    def killed() -> list[str]:
+        return re.findall(r"killed \((\d)\)", section(folder))
+
     assert state() == "running"
+    assert killed() == []
     folder.unlock()
     assert state() == "killed"
+    assert killed() == ["1"]
+    folder.lock()  # the next attempt, which has not begun to train
+    os.utime(tmp_path / "lock", (4e9, 4e9))
+    assert state() == "running"
+    assert killed() == ["1"]
+    folder.unlock()

@@ -128,6 +128,59 @@ def test_a_complete_run_that_is_started_again_stays_complete() -> None:
     assert facts("r", longer, [], events, FREE, Saved(400, 1399.0), 3000.0)["state"] == "killed"
 
 
+def test_no_time_is_left_to_tell_before_two_lines_of_the_attempt_that_starts() -> None:
+    stopped = {"event": "signal", "signal": "SIGTERM", "step": 100, "saved": True}
+    assert look(stopped, lock=Lock(True, "node1 pid 9", 2000.0), now=2010.0)["eta_s"] is None
+    again = {**START, "time": 2020.0, "step": 100}
+    for count, left in ((1, None), (2, 280.0 * 4)):
+        more = [{"step": 100 + 10 * i, "time": 2030.0 + 40 * i} for i in range(1, count + 1)]
+        lock = Lock(True, "node1 pid 9", 2000.0)
+        found = look(stopped, again, lock=lock, now=more[-1]["time"], lines=[*LINES, *more])
+        assert (found["state"], found["eta_s"]) == ("running", left)
+
+
+def test_one_stall_does_not_change_the_time_that_is_left() -> None:
+    late = [{**line, "time": line["time"] + (3600 if line["step"] > 50 else 0)} for line in LINES]
+    assert look(lock=HELD, now=4700.0, lines=late)["eta_s"] == 300.0
+
+
+def test_the_launchers_reason_and_pause_count_while_it_restarts() -> None:
+    restart = {"event": "restart", "attempt": 1, "left": 2, "code": -9, "step": 90, "reason": "rank 1 was killed",
+               "pause_s": 100.0}  # fmt: skip
+    for lock in (FREE, UNKNOWN, HELD):
+        found = look(restart, lock=lock, now=1105.0 + 399)
+        assert (found["state"], found["remark"]) == (
+            "restarting",
+            "by the launcher after: rank 1 was killed; goes on from step 90",
+        )
+    assert look(restart, lock=FREE, now=1105.0 + 401)["state"] == "killed"
+
+
+def test_a_stop_during_the_launchers_pause_is_a_stop() -> None:
+    restart = {"event": "restart", "attempt": 1, "left": 2, "code": 1, "step": 90, "pause_s": 60}
+    found = look(restart, {"event": "signal", "signal": "SIGTERM", "step": 90}, lock=FREE, now=1110.0)
+    assert found["state"] == "stopped"
+
+
+def test_a_mistake_after_a_restart_is_a_failure_that_must_be_mended() -> None:
+    restart = {"event": "restart", "attempt": 1, "left": 2, "code": 1, "step": 90}
+    fault = {"event": "fault", "error": "data.path=x: no such folder", "ends": True, "restart": False}
+    found = look(restart, fault, lock=FREE, now=1110.0)
+    assert (found["state"], found["remark"]) == (
+        "failed",
+        "data.path=x: no such folder; mend it first; then the same command goes on from step 90",
+    )
+
+
+def test_a_checkpoint_of_the_last_step_makes_a_run_complete() -> None:
+    found = look(lock=FREE, now=9999.0, saved=Saved(400, 1500.0))
+    assert (found["state"], found["remark"]) == (
+        "complete",
+        "by its last checkpoint; it wrote no word of its end",
+    )
+    assert look(lock=HELD, now=1110.0, saved=Saved(400, 1500.0))["state"] == "running"
+
+
 def test_a_run_without_a_line_has_no_facts() -> None:
     found = facts("r", {}, [], [], Lock(), None, 0.0)
     assert (found["state"], found["step"], found["max_steps"], found["last_event"]) == (

@@ -81,6 +81,27 @@ def test_work_is_from_each_start_to_the_last_sign_of_life_before_the_next() -> N
     ]
 
 
+def test_what_the_launcher_says_of_an_end_is_no_silent_kill() -> None:
+    def restart(**facts: Any) -> list[dict[str, Any]]:
+        return [
+            {"time": 100, "event": "start", "step": 0},
+            {"time": 130, "event": "restart", "step": 0, **facts},
+            {"time": 140, "event": "fault", "error": "no such folder", "ends": True, "restart": False},
+            {"time": 200, "event": "start", "step": 0},
+        ]
+
+    told = numbers([], restart(reason="rank 1 was killed by signal 9"))
+    assert told.attempts[0] == Attempt(100, 0, 100, 0, "", 0, "rank 1 was killed by signal 9")
+    assert told.killed == []
+    assert numbers([], restart()).killed == [100]
+    assert numbers([], restart(), over=True).killed == [100, 200]
+
+
+def test_a_signal_that_ranks_and_launcher_tell_of_is_one_stop() -> None:
+    kinds = ("start", "signal", "signal", "start", "save", "signal")
+    assert numbers([], [{"time": i, "event": kind} for i, kind in enumerate(kinds)]).stops == 2
+
+
 @pytest.mark.parametrize(
     ("event", "ends"),
     [
