@@ -27,8 +27,18 @@ from uniemox_dist.train import comm
 log = logging.getLogger("uniemox")
 HASHING = 4
 """Files that a rank hashes at once."""
-NEEDED = ("slots", "adam_step", "world_size", "zero_stage", "precision", "data_identity", "teacher")
-NEEDED += ("embedding_width", "parameters", "config")
+NEEDED = (
+    "slots",
+    "adam_step",
+    "world_size",
+    "zero_stage",
+    "precision",
+    "data_identity",
+    "teacher",
+    "embedding_width",
+    "parameters",
+    "config",
+)
 """What a run must know of a checkpoint, besides its files."""
 
 

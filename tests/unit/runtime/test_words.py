@@ -95,4 +95,4 @@ def test_the_page_about_run_folders_has_an_example_of_each_kind() -> None:
     for line in lines:
         said, rest = tell(line)
         assert said != line["event"]
-        assert not rest.keys() - {"missing", "unexpected", "resampled", "versions"}, (said, rest)
+        assert not rest.keys() - {"missing", "unexpected", "resampled", "versions", "write_s"}, (said, rest)
