@@ -12,9 +12,11 @@ from uniemox_dist.checkpoints.folders import (
     FORMAT_VERSION,
     NAME,
     SET_ASIDE,
+    UNREADABLE,
     Checkpoint,
     digest,
     file_problem,
+    read_checkpoint,
 )
 from uniemox_dist.checkpoints.retention import superfluous
 from uniemox_dist.runtime.errors import Fault
@@ -26,8 +28,9 @@ class Unread:
     """A folder that is taken for no checkpoint."""
 
     folder: Path
-    kind: Literal["incomplete", "damaged", "newer"]
-    """Incomplete: a save that never ended, which nobody misses; newer: another version may read it."""
+    kind: Literal["incomplete", "damaged", "newer", "unreadable"]
+    """Incomplete: a save that never ended, which nobody misses; newer: another version may read it; unreadable: its
+    disk does not answer, which says nothing about what is in it."""
     problem: str
 
 
@@ -44,6 +47,9 @@ class Verdict:
 
 def examine(folder: Path) -> Checkpoint | Unread:
     """What a folder holds by its complete.json, whatever its name is: it may have been set aside, or copied."""
+    found = read_checkpoint(folder)
+    if found is not None:
+        return found
     path = folder / COMPLETE
     if folder.name.startswith("."):
         return Unread(folder, "incomplete", "its save, or its deletion, has not ended")
@@ -52,11 +58,11 @@ def examine(folder: Path) -> Checkpoint | Unread:
     try:
         info = read_json(path)
     except OSError as error:
-        return Unread(folder, "damaged", f"{path} cannot be read: {error.strerror}")
+        return Unread(folder, "unreadable", f"{path} {UNREADABLE}: {error.strerror}")
     except ValueError:
         info = None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        return Unread(folder, "damaged", f"{path} is damaged: it is no {FORMAT}")
+        return Unread(folder, "damaged", f"{path} is no {FORMAT}")
     version = info.get("format_version", 0)
     if isinstance(version, int) and version > FORMAT_VERSION:
         return Unread(folder, "newer", f"{path} is of a newer version; update uniemox-dist")
@@ -72,9 +78,12 @@ def _own_problem(folder: Path, info: dict[str, Any]) -> str | None:
         return "was altered: it holds what no save writes"
     files, step = info.get("files"), info.get("step")
     if not isinstance(step, int) or not isinstance(files, dict) or not all(map(_is_file, files.values())):
-        return "is damaged: it states no step, or no sizes and hashes of files"
-    named = NAME.fullmatch(folder.name) or SET_ASIDE.fullmatch(folder.name)
-    return f"is that of step {step}" if named and int(named[1]) != step else None
+        return "lacks its step, or sizes and hashes of files"
+    aside = SET_ASIDE.fullmatch(folder.name)
+    if aside and int(aside[1]) != step:
+        return f"is that of step {step}"
+    # By that name it would have been read above.
+    return "lacks what belongs to a checkpoint, or is another step's" if NAME.fullmatch(folder.name) else None
 
 
 def _is_file(facts: object) -> bool:

@@ -139,7 +139,7 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
             state = f"DAMAGED: {'; '.join(verdict.problems)}" if verdict.problems else "sound"
             tqdm.write(f"{name}: {counted(len(files), 'file')}, {size(verdict.checkpoint.bytes)}, {state}")
     for one in unread:
-        word = {"incomplete": "incomplete", "damaged": "DAMAGED", "newer": "not read"}[one.kind]
+        word = {"incomplete": "incomplete", "damaged": "DAMAGED"}.get(one.kind, "not read")
         click.echo(f"{one.folder.name}: {word}: {one.problem}")
     if damaged:
         count = len(seen) - len(incomplete)
@@ -174,8 +174,9 @@ def prune_command(
         aside: list[Path] = []
         if damaged:
             unread = [one for one in map(examine, folders.incomplete(place)) if isinstance(one, Unread)]
-            # What a newer version wrote may be all that it has.
-            aside = folders.damaged_folders(place) + [u.folder for u in unread if u.kind != "newer"]
+            # What a newer version wrote, or a disk does not give just now, may be sound.
+            lost = [one.folder for one in unread if one.kind in ("incomplete", "damaged")]
+            aside = folders.damaged_folders(place) + lost
         kept = policy(run / "config.yaml", keep_last, keep_every)
         old, broken = superseded(place, complete, *kept, aside)
         for one, problem in broken:

@@ -28,7 +28,8 @@ def save(folder: RunFolder, step: int, **more: Any) -> Path:
         (path / f"part_{rank:05d}.safetensors").write_bytes(data)
         files[f"part_{rank:05d}.safetensors"] = {"bytes": PART, "sha256": sha256_bytes(data)}
     about = {"format": "uniemox-checkpoint", "format_version": 1, "step": step, "slots": step * 96}
-    layout = {"world_size": 2, "zero_stage": 1, "precision": "bf16", "files": files}
+    layout = {"world_size": 2, "zero_stage": 1, "precision": "bf16", "adam_step": 1.0, "files": files}
+    layout |= {"config": {}, "parameters": {}}
     info = {**about, **layout, **more}
     write_json(path / "complete.json", {**info, "sha256": digest(info)})
     os.utime(path / "complete.json", (1_795_492_800, 1_795_492_800))
@@ -121,8 +122,7 @@ def test_verify_reads_every_byte_and_names_each_damaged_file(
         f"step_00000400: 2 files, 2.0 kB, DAMAGED: {broken}/part_00000.safetensors is missing; "
         f"{broken}/part_00001.safetensors has 1001 bytes instead of 1000",
         "step_00000500: 2 files, 2.0 kB, sound",
-        f"step_00000300: DAMAGED: {run.checkpoints}/step_00000300/complete.json is damaged: it is no "
-        "uniemox-checkpoint",
+        f"step_00000300: DAMAGED: {run.checkpoints}/step_00000300/complete.json is no uniemox-checkpoint",
         "3 of 5 checkpoints damaged: a resumed run passes over them",
     ]
 
@@ -343,3 +343,16 @@ def test_an_empty_run_is_refused(
     assert capsys.readouterr().err == (
         "uniemox: error: RUN is empty; give run.dir/run.name, such as demo/runs/demo\n"
     )
+
+
+def test_a_checkpoint_that_lacks_facts_is_damaged_for_verify_list_and_prune(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete = save(run, 450, slots="many") / "complete.json"
+    why = f"{complete} lacks what belongs to a checkpoint, or is another step's"
+    assert uniemox(["checkpoint", "verify", str(run.path)]) == EXIT_FAULT
+    assert f"step_00000450: DAMAGED: {why}\n" in capsys.readouterr().out
+    assert uniemox(["checkpoint", "list", str(run.path)]) == EXIT_DONE
+    assert f"): damaged: {why}\n" in capsys.readouterr().out
+    assert uniemox(["checkpoint", "prune", str(run.path), "--damaged"]) == EXIT_DONE
+    assert names(run) == ["step_00000300", "step_00000400", "step_00000500"]

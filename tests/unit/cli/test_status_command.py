@@ -26,9 +26,15 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     for step, age_s in ((7500, 1500), (8000, 600)):
         complete = folder.checkpoints / f"step_{step:08d}/complete.json"
         complete.parent.mkdir()
-        complete.write_text(
-            json.dumps({"format": "uniemox-checkpoint", "format_version": 1, "step": step, "files": {}})
-        )
+        about = {
+            "format": "uniemox-checkpoint",
+            "format_version": 1,
+            "step": step,
+            "slots": 1,
+            "adam_step": 1.0,
+        }
+        rest = {"world_size": 8, "zero_stage": 1, "config": {}, "parameters": {}, "files": {}}
+        complete.write_text(json.dumps({**about, **rest}))
         os.utime(complete, (now - age_s, now - age_s))
     monkeypatch.setattr(time, "time", lambda: now)
     return folder

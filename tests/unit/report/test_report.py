@@ -212,8 +212,15 @@ def test_durations_are_said_in_words(seconds: float, text: str) -> None:
 
 
 def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
-    about = {"format": "uniemox-checkpoint", "format_version": 1, "step": 20, "slots": 480, "world_size": 3}
+    about: dict[str, Any] = {
+        "format": "uniemox-checkpoint",
+        "format_version": 1,
+        "step": 20,
+        "slots": 480,
+        "world_size": 3,
+    }
     files = {"part_00000.safetensors": {"bytes": 1, "sha256": "0" * 64}}
+    about |= {"config": {}, "adam_step": 20.0}
     shapes = {"parameters": {"a": [1000, 300], "b": [50_000]}}
     write_json(
         folder.checkpoints / "step_00000020/complete.json",
