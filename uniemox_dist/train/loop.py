@@ -7,7 +7,6 @@ exit code 75.
 
 import logging
 import math
-import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,12 @@ import torch
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, UserError
+from uniemox_dist.runtime.errors import EXIT_DONE, UserError
 from uniemox_dist.runtime.run_folder import RunFolder, Step, read_lines, start_logging
 from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.watchdog import Watchdog
 from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm, damage, nonfinite, setup
+from uniemox_dist.train import comm, damage, ends, nonfinite, setup
 from uniemox_dist.train.begin import begin, check
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.meter import Meter
@@ -50,7 +49,7 @@ def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFl
     line = start_logging(folder, world.rank)
     watchdog = Watchdog(
         folder.logs / f"stacks_rank{world.rank:05d}.txt",
-        lambda reason: _hung(folder, world.rank, reason),
+        lambda reason: ends.hung(folder, world.rank, reason),
     ).start()
     meter: Meter | None = None
     try:
@@ -89,7 +88,10 @@ def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFl
             folder.event("fault", rank=world.rank, error=str(error), ends=True, restart=False)
         raise
     except Exception as error:
-        folder.event("fault", rank=world.rank, error=f"{type(error).__name__}: {error}", ends=True)
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, RuntimeError) and comm.is_lost_peer(error):
+            text = "another rank is gone; its own fault, or the launcher, says why"
+        folder.event("fault", rank=world.rank, error=text, ends=True)
         raise
     finally:
         watchdog.close()
@@ -158,7 +160,7 @@ def _train(
         _remarks(trainer, result, spikes, step, skipped_in_a_row)
         if fault := _endless(trainer, meter, skipped_in_a_row):
             saves.finish()
-            return _fault(folder, world, fault)
+            return ends.fault(folder, world, fault)
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
             meter.write(step, result, lr)
@@ -169,11 +171,11 @@ def _train(
                     time.sleep(pause_s)
                     saved = saves.finish(step)
             if last and not saved:
-                return _fault(
+                return ends.fault(
                     folder, world, "the last checkpoint could not be saved; make room and start again"
                 )
             if not last:
-                return _stopped(folder, world, stop, step, saved)
+                return ends.stopped(folder, world, stop, step, saved)
         elif step % config.run.save_every == 0 and not skipped_in_a_row:
             saves.begin(
                 step
@@ -192,11 +194,6 @@ def _train(
 def _open_folder(folder: RunFolder) -> None:
     folder.create()
     folder.lock()
-
-
-def _hung(folder: RunFolder, rank: int, reason: str) -> None:
-    folder.event("fault", rank=rank, host=socket.gethostname(), error=f"rank {rank}: {reason}", ends=True)
-    log.error("ends: %s", reason)
 
 
 def _remarks(trainer: Trainer, result: StepResult, spikes: Spikes, step: int, skipped_in_a_row: int) -> None:
@@ -231,22 +228,3 @@ def _endless(trainer: Trainer, meter: Meter, skipped_in_a_row: int) -> str | Non
         found = f"{meter.damaged} of {meter.samples} pictures are damaged, {share}"
         return f"{found}: {damage.describe(folder)}"
     return None
-
-
-def _stopped(folder: RunFolder, world: World, stop: StopFlag, step: int, saved: bool) -> int:
-    if world.is_main:
-        folder.event("signal", step=step, signal=stop.received, saved=saved)
-        log.info(
-            "stopped by %s after step %d; start the same command again to go on",
-            stop.received or "a rank",
-            step,
-        )
-    return EXIT_REQUEUE if saved else EXIT_FAULT
-
-
-def _fault(folder: RunFolder, world: World, reason: str) -> int:
-    """Ends the run with a fault that the launcher need not try again: the same would happen."""
-    if world.is_main:
-        folder.event("fault", error=reason, ends=True, restart=False)
-        log.error("ended: %s", reason)
-    return EXIT_FAULT
