@@ -127,6 +127,7 @@ def test_a_check_that_hangs_ends_its_rank_with_a_line_and_its_stack() -> None:
     assert 'File "<string>", line 5' in result.stderr
 
 
+@pytest.mark.slow
 def test_everything_that_is_wrong_is_said_at_once(
     tiny_data: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,8 +122,8 @@ def unmoved(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teac
     ("precision", "before", "after"),
     [
         ("fp32", (2, 1), (3, 3)),
-        ("fp32", (3, 3), (1, 2)),
-        ("fp32", (2, 2), (4, 1)),
+        pytest.param("fp32", (3, 3), (1, 2), marks=pytest.mark.slow),
+        pytest.param("fp32", (2, 2), (4, 1), marks=pytest.mark.slow),
         ("fp32", (4, 1), (2, 2)),
         pytest.param("fp32", (1, 2), (2, 3), marks=pytest.mark.slow),
         pytest.param("fp32", (4, 3), (3, 1), marks=pytest.mark.slow),

@@ -115,7 +115,15 @@ def test_evidence_names_the_samples_of_all_ranks(zero_1: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16")]
+    ("stage", "precision"),
+    [
+        (3, "fp32"),
+        (1, "bf16"),
+        *(
+            pytest.param(*layout, marks=pytest.mark.slow)
+            for layout in ((0, "fp32"), (2, "fp32"), (3, "bf16"))
+        ),
+    ],
 )
 def test_a_loss_that_is_nan_on_one_rank_is_a_step_that_no_rank_makes(
     tmp_path: Path, zero_1: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str
@@ -132,7 +140,14 @@ def test_a_loss_that_is_nan_on_one_rank_is_a_step_that_no_rank_makes(
         )
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32")])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        (0, "fp32"),
+        (2, "bf16"),
+        *(pytest.param(stage, "fp32", marks=pytest.mark.slow) for stage in (1, 3)),
+    ],
+)
 def test_a_gradient_that_is_not_finite_is_skipped_and_named(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str
 ) -> None:

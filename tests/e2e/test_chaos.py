@@ -56,7 +56,6 @@ MORE: dict[str, Callable[[dict[str, Any]], bool]] = {
     "5-usr2-step": lambda row: row["recovered_from"] >= 6 and row["steps_lost"] == 0,
     "6": lambda row: row["recovered_from"] == 4 and row["noticed_s"] > 1,
     "7a": lambda row: row["recovered_from"] is None,
-    "10": lambda row: row["recovered_from"] == 0,
 }
 
 
