@@ -97,7 +97,9 @@ def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
     assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [
         f"step_{n:08d}.{kind}" for n in (4, 8, 12, 16) for kind in ("json", "png")
     ]
-    events = [json.loads(line)["event"] for line in (whole_run / "events.jsonl").read_text().splitlines()]
+    lines = (whole_run / "events.jsonl").read_text().splitlines()
+    # A machine that does other work beside it makes stragglers.
+    events = [kind for line in lines if (kind := json.loads(line)["event"]) != "straggler"]
     assert events == ["start", *["save"] * 8, "end"]
     assert (whole_run / "logs" / "rank1.log").exists()
     assert any((whole_run / "tensorboard").iterdir())

@@ -123,6 +123,7 @@ def _read(path: Path) -> Checkpoint:
     sane = (
         version == FORMAT_VERSION
         and info.get("step") == _step(path)
+        and all(isinstance(info.get(key, 0), int) for key in ("slots", "world_size", "zero_stage"))
         and isinstance(files, dict)
         and all(
             isinstance(facts, dict)
