@@ -111,6 +111,28 @@ def _rank(
         pipe.send(traceback.format_exc())
 
 
+def two_ranks(tmp_path: Path, data: Path, teacher: Path, *more: str) -> list[str]:
+    """Settings of a short run of two ranks, `tmp_path`/run, that saves every other step and keeps all it saves."""
+    return [
+        *TINY,
+        f"run.dir={tmp_path}",
+        "run.name=run",
+        "run.save_every=2",
+        "run.keep_last=9",
+        f"data.path={data / 'train'}",
+        "data.eval_path=null",
+        f"teacher.name=local-dir:{teacher}",
+        "batch.micro_batch=12",
+        *more,
+    ]
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind, in their order."""
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
 def losses(folder: Path) -> dict[int, tuple[float, ...]]:
     """Loss and its three parts by step; after a resume the later line of a step counts."""
     names = ("loss", "relation", "similarity", "reconstruction")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import TINY, largest_difference, losses, run_ranks
+from ranks import events, largest_difference, losses, run_ranks, two_ranks
 
 from uniemox_dist.checkpoints.files import FragmentReader
 from uniemox_dist.checkpoints.folders import complete_checkpoints
@@ -57,24 +57,7 @@ def gradient_is_infinite_at_step_3(rank: int) -> None:
 
 
 def settings(tmp_path: Path, data: Path, teacher: Path, *more: str) -> list[str]:
-    return [
-        *TINY,
-        f"run.dir={tmp_path}",
-        "run.name=run",
-        "run.max_steps=5",
-        "run.save_every=2",
-        "run.keep_last=9",
-        f"data.path={data / 'train'}",
-        "data.eval_path=null",
-        f"teacher.name=local-dir:{teacher}",
-        "batch.micro_batch=12",
-        *more,
-    ]
-
-
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
+    return two_ranks(tmp_path, data, teacher, "run.max_steps=5", *more)
 
 
 def evidence(run: Path, step: int) -> list[dict[str, Any]]:

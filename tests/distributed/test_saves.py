@@ -1,6 +1,5 @@
 """Saving beside training: what is saved is the step's own state, failures cost a checkpoint and never the run."""
 
-import json
 import os
 import re
 import signal
@@ -9,32 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import TINY, losses, run_ranks
+from ranks import events, losses, run_ranks, two_ranks
 
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.runtime.files import sha256_file
 
 
 def settings(tmp_path: Path, data: Path, teacher: Path, *more: str) -> list[str]:
-    return [
-        *TINY,
-        f"run.dir={tmp_path}",
-        "run.name=run",
-        "run.max_steps=6",
-        "run.save_every=2",
-        "run.keep_last=9",
-        f"data.path={data / 'train'}",
-        "data.eval_path=null",
-        f"teacher.name=local-dir:{teacher}",
-        "batch.micro_batch=12",
-        "optim.ema_decay=0.9",
-        *more,
-    ]
-
-
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
+    return two_ranks(tmp_path, data, teacher, "run.max_steps=6", "optim.ema_decay=0.9", *more)
 
 
 def steps(run: Path) -> list[int]:

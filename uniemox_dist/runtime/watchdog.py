@@ -57,8 +57,12 @@ class Watchdog:
 
     def _end(self, reason: str) -> None:
         try:
-            write_stacks(self._stacks, reason)
-            self._say(f"{reason}; what every thread did then stands in {self._stacks}")
+            where = f"what every thread did then stands in {self._stacks}"
+            try:
+                write_stacks(self._stacks, reason)
+            except OSError as error:
+                where = f"{self._stacks} could not be written ({error.strerror})"
+            self._say(f"{reason}; {where}")
         finally:
             self._closed.wait(GRACE_S)
             os._exit(EXIT_FAULT)  # the main thread hangs: it can neither be asked nor waited for

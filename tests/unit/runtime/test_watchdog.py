@@ -40,3 +40,5 @@ def test_what_is_announced_anew_in_time_goes_on(tmp_path: Path) -> None:
 def test_stacks_that_cannot_be_written_do_not_keep_it_alive(tmp_path: Path) -> None:
     done = run("dog.expect('a save', 1)\nsleeps_for_ever()", tmp_path / "no folder" / "stacks.txt")
     assert done.returncode == 1
+    assert done.stdout.startswith("a save took longer than 1 s; ")
+    assert done.stdout.endswith("stacks.txt could not be written (No such file or directory)\n")
