@@ -126,7 +126,8 @@ def test_killed_and_resumed_gives_the_losses_of_an_uninterrupted_run(
     assert subprocess.run(start, timeout=TIMEOUT_S, check=False).returncode == 0
     assert losses(tmp_path / "run") == losses(whole_run)
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert [e["step"] for e in lines if e["event"] == "resume"] in ([4], [6], [8])
+    # Which save was the newest complete one depends on how far the writer had come when the kill fell.
+    assert [e["step"] for e in lines if e["event"] == "resume"] in ([2], [4], [6], [8])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
