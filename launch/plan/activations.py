@@ -1,0 +1,142 @@
+"""What passes keep for the backward pass, and need for a moment, in bytes for a micro-batch.
+
+By the operations of the modules: each linear layer keeps its input, a norm its input and two numbers a row, GELU its
+input, attention its queries, keys, values and output with one number a row and head (fused kernels keep no matrix of
+scores). Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s bytes of a number.
+"""
+
+from dataclasses import dataclass
+
+from launch.plan.teacher import Tower
+from uniemox_dist.config.schema import Config
+from uniemox_dist.config.vits import peculiar
+from uniemox_dist.models.parameters import encoder_hidden
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Equal blocks, one after the other."""
+
+    blocks: int
+    kept: int
+    """Of one block, bytes."""
+    again: int
+    """Of one block where only its input is kept."""
+    moment: int
+    """While one block's backward pass runs: gradients of what it kept."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Of one micro-batch, bytes."""
+
+    encoder: Stack
+    decoder: Stack
+    first: int
+    """What the encoder's start keeps: visible patches, a norm before the blocks."""
+    between: int
+    """The encoder's last norm and the projection."""
+    last: int
+    """The decoder's last norm, the prediction, pixels in fp32, and the fusion."""
+    end: int
+    """For a moment, as the loss is computed and the backward pass begins."""
+    teacher: int
+    """While the teacher looks at the pictures; before the student's pass, so not beside its activations."""
+
+    def kept(self, *, again: bool) -> int:
+        """At the end of the forward pass; `again` with checkpointed blocks."""
+        return self.first + self.between + self.last + self._blocks(again)
+
+    def peak(self, *, again: bool) -> int:
+        """The most at a time, in the student's passes."""
+        stack = self.decoder if self.decoder.blocks else self.encoder
+        block = stack.moment + (stack.kept if again else 0)
+        return self.kept(again=again) + max(self.end, block - self.last if again else self.end)
+
+    def _blocks(self, again: bool) -> int:
+        stacks = (self.encoder, self.decoder)
+        return sum(stack.blocks * (stack.again if again else stack.kept) for stack in stacks)
+
+
+def activations(config: Config, tower: Tower, micro_batch: int, precision: str, *, gpu: bool) -> Activations:
+    """Of a run's micro-batch."""
+    model, loss = config.model, config.loss
+    s = 2 if precision == "bf16" else 4
+    kind = peculiar(model.name)
+    B, D, F = micro_batch, model.width, model.decoder_width
+    fuses = loss.needs_teacher and model.fusion != "none"
+    views = B * (2 if fuses or loss.person_reconstruction else 1)
+    T, values = 1 + kind.get("registers", 0) + model.visible, 3 * model.patch_size**2
+    encoder = _stack(
+        model.depth,
+        views * T,
+        D,
+        encoder_hidden(model),
+        model.heads,
+        s,
+        scaled=kind.get("layer_scale", False) and not kind.get("post_norm", False),
+        differential=kind.get("differential_attention", False),
+    )
+    first = views * model.visible * values * s + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
+    # The last norm keeps its input; the projection keeps its output, without registers in a tensor of its own.
+    between = views * T * D * s * (1 if kind.get("no_final_norm") else 2) + views * T * 8
+    decoder, last, end = Stack(0, 0, 0, 0), 0, 0
+    if loss.reconstruction:
+        shown = 2 * B if loss.person_reconstruction else B
+        masked = model.patches - model.visible
+        tokens = shown * (1 + model.patches)
+        decoder = _stack(model.decoder_depth, tokens, F, int(F * model.mlp_ratio), model.decoder_heads, s)
+        pixels = shown * masked * values
+        last = tokens * F * s + shown * masked * (F * s + 8) + pixels * 8
+        # All patches, and the prediction in the number format of the passes (in fp32 it is the one that is kept).
+        end = views * model.patches * values * s + (pixels * s if s == 2 else 0)
+    if loss.needs_teacher and tower.embedding_width is not None:
+        last += B * (4 * F * s + 6 * tower.embedding_width * 4)
+        if loss.relation:
+            texts = config.batch.global_batch if loss.relation_over == "global" else B
+            last += 2 * 4 * B * texts + 2 * 4 * texts * tower.embedding_width
+    return Activations(encoder, decoder, first, between, last, end, _teacher(config, tower, B, gpu=gpu))
+
+
+def _stack(
+    blocks: int,
+    tokens: int,
+    width: int,
+    hidden: int,
+    heads: int,
+    s: int,
+    *,
+    scaled: bool = False,
+    differential: bool = False,
+) -> Stack:
+    """Pre-norm blocks for so many tokens in all: 8 widths (both norms' inputs and outputs, queries, keys, values, the
+    attention's output), twice the hidden width, and with LayerScale what it scales. A gated MLP keeps as much: its
+    first layer, the gate's activation and the product are two hidden widths as well."""
+    widths = 8 + (2 if scaled else 0) + (4 if differential else 0)
+    rows = 4 * (2 * 2 + heads * (2 if differential else 1))
+    kept = tokens * (s * (widths * width + 2 * hidden) + rows)
+    return Stack(blocks, kept, tokens * width * s, tokens * s * (2 * hidden + 2 * width))
+
+
+def teacher_bytes(config: Config, *, gpu: bool) -> int:
+    """Bytes of a number of the teacher's picture tower."""
+    auto = "bf16" if gpu else "fp32"
+    return 2 if (auto if config.teacher.precision == "auto" else config.teacher.precision) == "bf16" else 4
+
+
+def _teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
+    """A tower without autograd keeps nothing: pixels in fp32 and its own format, and the widest place of a block."""
+    if not tower.parameters:
+        return 0
+    s = teacher_bytes(config, gpu=gpu)
+    pixels = 3 * max(tower.image_size, config.model.image_size) ** 2
+    return B * (pixels * (8 + s) + tower.tokens * s * (2 * tower.width + 2 * tower.hidden))
+
+
+def views_bytes(config: Config, micro_batch: int) -> int:
+    """Pixels (uint8) and orders of patches (int64) of a micro-batch on the device; while one is computed, the next is
+    copied."""
+    fuses = config.loss.needs_teacher and config.model.fusion != "none"
+    views = 2 if fuses or config.loss.person_reconstruction else 1
+    one = micro_batch * views * (3 * config.model.image_size**2 + 8 * config.model.patches)
+    return 2 * one

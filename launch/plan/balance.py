@@ -1,0 +1,183 @@
+"""How evenly an epoch is dealt to streams and ranks. Shapes: M shards, S streams, W ranks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.manifest import Manifest, read_manifest
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.plan import Plan
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Least, mean and most over ranks or streams, in one epoch."""
+
+    least: float
+    mean: float
+    most: float
+
+    @property
+    def ratio(self) -> float:
+        """Most over mean."""
+        return self.most / self.mean if self.mean else 1.0
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Of the first epoch of each source."""
+
+    samples_per_stream: Spread
+    samples_per_rank: Spread
+    bytes_per_rank: Spread
+    """Within a shard all samples count as equally large."""
+    shards_per_rank: Spread
+    """Shards that a rank reads of; each is counted by all who do."""
+    shards_at_a_time: int
+    """Of one stream, at most: its window may reach over several small shards."""
+    streams: tuple[int, ...]
+    """Of each source."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run, as far as a plan needs them."""
+
+    samples: int
+    epoch_samples: int
+    bytes: int | None
+    shards: int | None
+    manifests: tuple[Manifest, ...]
+    weights: tuple[float, ...]
+    names: tuple[str, ...]
+
+
+def open_data(config: Config) -> Data:
+    """Reads the manifests of a run's data; the shards themselves are not looked at.
+
+    Raises:
+        UserError: naming the folder that is missing or damaged.
+    """
+    origins = config.data.origins()
+    fields = ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
+    manifests = tuple(read_manifest(origin.path, field) for origin, field in zip(origins, fields))
+    # As uniemox_dist/data/sources.py weighs them.
+    weights = tuple(
+        origin.repeat * manifest.samples if origin.repeat is not None else origin.weight or 1.0
+        for origin, manifest in zip(origins, manifests)
+    )
+    samples = sum(manifest.samples for manifest in manifests)
+    epoch = config.data.epoch_samples
+    if epoch is None:
+        epoch = round(sum(weights)) if config.data.by_repeats else samples
+    return Data(
+        samples,
+        epoch,
+        sum(manifest.bytes for manifest in manifests),
+        sum(len(manifest.shards) for manifest in manifests),
+        manifests,
+        weights,
+        tuple(origin.path for origin in origins),
+    )
+
+
+def stated_data(config: Config, samples: int) -> Data:
+    """Data that are not there yet, of which only the number of samples is known."""
+    return Data(samples, config.data.epoch_samples or samples, None, None, (), (), ())
+
+
+def balance(config: Config, data: Data, ranks: int) -> Balance:
+    """What each stream and rank gets of the first epoch.
+
+    Raises:
+        UserError: if a source of a mix gets no stream.
+    """
+    counts = [[shard.samples for shard in manifest.shards] for manifest in data.manifests]
+    plan = Plan(
+        counts,
+        data.weights,
+        streams=config.batch.streams,
+        global_batch=config.batch.global_batch,
+        seed=config.run.seed,
+        window=config.data.shuffle_window,
+    )
+    samples_S, bytes_S, shards_S = np.zeros((3, plan.streams))
+    for number, (source, manifest) in enumerate(zip(plan.sources, data.manifests)):
+        own_S = plan.owner_S == number
+        first, end = (rows[plan.nth_S[own_S]] for rows in source.ranges(0))
+        order_M, ends = source.shard_order(0)
+        bytes_M = np.array([shard.bytes for shard in manifest.shards])[order_M]
+        before = np.concatenate([[0], np.cumsum(bytes_M)])
+        samples_S[own_S] = end - first
+        bytes_S[own_S] = np.interp(end, ends, before) - np.interp(first, ends, before)
+        touched = np.searchsorted(ends, end, "left") - np.searchsorted(ends, first, "right") + 1
+        shards_S[own_S] = np.where(end > first, touched, 0)
+    return Balance(
+        samples_per_stream=_spread(samples_S),
+        samples_per_rank=_spread(samples_S, ranks),
+        bytes_per_rank=_spread(bytes_S, ranks),
+        shards_per_rank=_spread(shards_S, ranks),
+        shards_at_a_time=_at_a_time(config, data),
+        streams=plan.shares,
+    )
+
+
+def _at_a_time(config: Config, data: Data) -> int:
+    assert data.shards
+    return min(data.shards, 1 + math.ceil(config.data.shuffle_window * data.shards / data.samples))
+
+
+def bytes_in_use(config: Config, data: Data, streams: int) -> int:
+    """Bytes of the shards that so many streams walk through at a time, at most, as uniemox_dist/data/sources.py has it:
+    a cache smaller than that reads them again and again."""
+    assert data.bytes is not None
+    largest = max(shard.bytes for manifest in data.manifests for shard in manifest.shards)
+    return min(data.bytes, streams * _at_a_time(config, data) * largest)
+
+
+def _spread(values_S: np.ndarray, ranks: int | None = None) -> Spread:
+    """Over streams, or over ranks, each with its neighbouring streams."""
+    values = values_S if ranks is None else values_S.reshape(ranks, -1).sum(1)
+    return Spread(float(values.min()), float(values.mean()), float(values.max()))
+
+
+def balance_remarks(
+    config: Config, data: Data, found: Balance | None, node_streams: int
+) -> list[tuple[str, str]]:
+    """What an operator should know, as (status, text)."""
+    G = config.batch.global_batch
+    remarks = []
+    if data.samples < G:
+        remarks.append(
+            ("warn", f"{data.samples:,} samples are fewer than batch.global_batch={G}: steps repeat samples")
+        )
+    if found is not None and data.shards is not None and data.shards < config.batch.streams:
+        remarks.append(
+            (
+                "ok",
+                f"{data.shards} shards for {config.batch.streams} streams: several streams read parts of one shard",
+            )
+        )
+    if found is not None and config.data.cache_dir is not None:
+        need = bytes_in_use(config, data, node_streams)
+        if need > config.data.cache_gb * 1e9:
+            remarks.append(
+                (
+                    "warn",
+                    f"data.cache_gb={config.data.cache_gb:g} is too small: a node walks through {need / 1e9:.2f} GB of "
+                    f"shards at a time; set at least {need / 1e9:.2f}",
+                )
+            )
+    if found is not None and found.bytes_per_rank.ratio > 1.25:
+        remarks.append(
+            ("warn", f"the rank with most bytes reads {found.bytes_per_rank.ratio:.2f} times the mean")
+        )
+    return remarks
+
+
+def epochs_of_sources(config: Config, data: Data, steps: int, streams: Sequence[int]) -> list[float]:
+    """How often each source is passed through in the whole run."""
+    per_stream = steps * config.batch.global_batch / config.batch.streams
+    return [per_stream * share / manifest.samples for share, manifest in zip(streams, data.manifests)]

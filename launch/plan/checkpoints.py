@@ -1,0 +1,113 @@
+"""How large a checkpoint is, how long a save takes, and how often to save.
+
+P trained numbers, P_e of them the encoder's, F fixed ones (positions that are not trained), W ranks.
+"""
+
+import math
+from dataclasses import dataclass
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.parameters import ENCODER, Parameter
+
+KINDS = 3
+"""fp32 weights and both moments of Adam, 4 bytes each."""
+HEADER_BYTES = 110
+"""Of a fragment in the header of its file: its name, type, shape and place."""
+DISK_GB_S = 1.0
+"""Assumed of a shared file system for all ranks together, 10^9 bytes per second."""
+HASH_GB_S = 1.2
+"""A rank's writer hashes between its writes: docs/benchmarks/checkpoint.md, where 1.34 GB took 4.16 s on a disk of
+0.44 GB/s."""
+COPY_GB_S = 2.1
+"""From the state to host memory, by one thread: the same page. From a GPU to pinned memory it is faster."""
+EXCHANGES_S = 0.05
+"""Assumed of what steps wait for beside the copy: two small exchanges of all ranks, and a rename."""
+NODE_MTBF_HOURS = 6300.0
+"""Assumed mean time between failures of a node of eight GPUs: 419 unexpected interruptions in 54 days on 16,384 GPUs
+(Llama 3, Dubey et al. 2024, section 3.3.4)."""
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """Bytes of one checkpoint."""
+
+    total: int
+    """All files together, headers estimated."""
+    per_rank: int
+    """The mean part of a rank."""
+    kept: int
+    """What the run keeps at most: run.keep_last, one more while it is written, and those of run.keep_every."""
+
+
+def checkpoint_size(
+    config: Config, parameters: tuple[Parameter, ...], ranks: int, max_steps: int | None = None
+) -> CheckpointSize:
+    """Of a run's checkpoints; `max_steps` tells how many run.keep_every keeps."""
+    trained = [p for p in parameters if p.trained]
+    # In stages 0 and 3 each parameter is cut by all ranks; in the others a cut divides one of each group at most.
+    cut = config.zero.stage in (0, 3)
+    numbers = 0
+    pieces = 0 if cut else KINDS * 2 * (ranks - 1)
+    for p in trained:
+        kinds = KINDS + (config.optim.ema_decay > 0 and p.name.startswith(ENCODER))
+        numbers += kinds * p.numbers
+        pieces += kinds * (min(ranks, p.numbers) if cut else 1)
+    parts = 4 * numbers + pieces * HEADER_BYTES
+    fixed = 4 * sum(p.numbers for p in parameters if not p.trained)
+    kept = config.run.keep_last + 1
+    if config.run.keep_every is not None and max_steps is not None:
+        kept += max_steps // math.lcm(config.run.keep_every, config.run.save_every)
+    return CheckpointSize(parts + fixed, math.ceil(parts / ranks), kept * (parts + fixed))
+
+
+@dataclass(frozen=True)
+class SaveTime:
+    """Seconds of one save."""
+
+    waits_s: float
+    """Steps wait for so long: the copy, and what ranks tell each other."""
+    seconds: float
+    """Until it is complete, beside training."""
+    source: str
+    """Where these come from."""
+
+
+def estimated_save(size: CheckpointSize, disk_gb_s: float | None = None) -> SaveTime:
+    """A save at a speed of the disk for all ranks together; each rank hashes and writes in turn."""
+    disk = disk_gb_s or DISK_GB_S
+    copy = size.per_rank / (COPY_GB_S * 1e9) + EXCHANGES_S
+    write = size.total / (disk * 1e9) + size.per_rank / (HASH_GB_S * 1e9)
+    stated = f"a disk of {disk:g} GB/s" + ("" if disk_gb_s else ", which is assumed (--disk states it)")
+    return SaveTime(copy, copy + write, f"{stated}; hashed at {HASH_GB_S:g} GB/s a rank")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often to save."""
+
+    job_mtbf_s: float
+    seconds: float
+    """Between saves, by Daly's formula, and not shorter than a save takes."""
+    steps: int
+    lost_share: float
+    """Of the time, with that interval: what saves hold up; after a failure, half an interval and a save on average."""
+    lost_share_now: float
+    """The same with run.save_every."""
+
+
+def interval_advice(
+    save: SaveTime, *, step_s: float, nodes: int, node_mtbf_h: float, save_every: int, max_steps: int
+) -> Interval:
+    """The interval that loses least time: sqrt(2 d M) - d for what a save holds up, d, and a job's mean time between
+    failures, M = a node's / nodes (Young, CACM 17:9, 1974; Daly, Future Generation Computer Systems 22:3, 2006). No
+    longer than the run, and no shorter than a save, of which one is under way at a time."""
+    mtbf = node_mtbf_h * 3600 / nodes
+    held = max(save.waits_s, 1e-3)
+    best = mtbf if held >= mtbf / 2 else math.sqrt(2 * held * mtbf) - held
+    best = min(max(best, save.seconds, step_s), max_steps * step_s)
+    steps = max(1, round(best / step_s))
+
+    def lost(seconds: float) -> float:
+        return min(1.0, held / seconds + (seconds / 2 + save.seconds) / mtbf)
+
+    return Interval(mtbf, best, steps, lost(steps * step_s), lost(save_every * step_s))

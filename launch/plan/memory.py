@@ -1,0 +1,124 @@
+"""Memory of one GPU, by part, for ZeRO stages and micro-batches; and what to choose."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from launch.plan.activations import activations, teacher_bytes, views_bytes
+from launch.plan.devices import CONTEXT_BYTES, Device
+from launch.plan.ranks import micro_batches
+from launch.plan.states import engine_memory
+from launch.plan.teacher import Tower
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.parameters import Parameter
+
+SMALLER, LARGER = 2, 3
+"""Micro-batches shown on either side of the recipe's."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, at most."""
+
+    stage: int
+    micro_batch: int
+    precision: str
+    weights: int
+    gradients: int
+    optimiser: int
+    ema: int
+    activations: int
+    teacher: int
+    """Its weights."""
+    buffers: int
+    """ZeRO's buckets."""
+    views: int
+    """Pixels and masks of this micro-batch and the next."""
+    context: int
+    """Outside torch's allocator; 0 on a CPU."""
+    allocated: int
+    """The most at a time of all but the context: gradients come as activations go, so less than the sum of parts."""
+
+    @property
+    def total(self) -> int:
+        """What the device must have."""
+        return self.allocated + self.context
+
+    def fits(self, device: Device) -> bool | None:
+        """Whether it does, with a margin; None where its memory is not known."""
+        return None if device.room_bytes is None else self.total <= device.room_bytes
+
+
+def precision_of(config: Config, device: Device, stage: int) -> str:
+    """The number format of a run there: `auto` is bf16 on a GPU that has it, and fp32 elsewhere and in stage 0. (On a
+    CPU a run measures which is faster; a plan takes fp32.)"""
+    if config.optim.precision != "auto":
+        return config.optim.precision
+    return "bf16" if device.has_bf16 and stage else "fp32"
+
+
+def memory_of(
+    config: Config,
+    parameters: tuple[Parameter, ...],
+    tower: Tower,
+    device: Device,
+    *,
+    stage: int,
+    micro_batch: int,
+    ranks: int,
+    again: bool,
+) -> Memory:
+    """Of one choice; `again` with compute.checkpoint_blocks."""
+    precision, gpu = precision_of(config, device, stage), device.is_gpu
+    engine = engine_memory(config, parameters, stage=stage, ranks=ranks, precision=precision, gpu=gpu)
+    acts = activations(config, tower, micro_batch, precision, gpu=gpu)
+    teacher = tower.parameters * teacher_bytes(config, gpu=gpu)
+    views = views_bytes(config, micro_batch)
+    always = engine.optimiser + engine.ema + teacher + views
+    accumulates = config.batch.global_batch // ranks > micro_batch
+    # Gradients of earlier micro-batches lie there all the time; and ZeRO-3 has its buffer for them always.
+    earlier = engine.gradients if accumulates or stage == 3 else 0
+    passes = max(
+        acts.peak(again=again) + earlier,
+        engine.gradients + acts.first + acts.encoder.moment,
+        acts.teacher + earlier,
+    )
+    # ZeRO-3's buckets are there from the start; the others' from the first gradient on.
+    training = engine.weights + engine.buffers + passes
+    update = engine.resting + engine.gradients + engine.step_copy + (engine.buffers if stage == 3 else 0)
+    return Memory(
+        stage=stage,
+        micro_batch=micro_batch,
+        precision=precision,
+        weights=engine.weights,
+        gradients=engine.gradients,
+        optimiser=engine.optimiser,
+        ema=engine.ema,
+        activations=max(acts.peak(again=again), acts.teacher),
+        teacher=teacher,
+        buffers=engine.buffers,
+        views=views,
+        context=round(CONTEXT_BYTES) if gpu else 0,
+        allocated=always + max(training, update),
+    )
+
+
+def shown_micro_batches(config: Config, ranks: int) -> list[int]:
+    """Legal micro-batches around the recipe's, rising."""
+    legal = micro_batches(config.batch, ranks)
+    here = legal.index(config.batch.micro_batch)
+    return legal[max(0, here - SMALLER) : here + LARGER + 1]
+
+
+def stages_of(config: Config) -> list[int]:
+    """ZeRO stages that the settings allow: stage 0 works in fp32 only."""
+    return [1, 2, 3] if config.optim.precision == "bf16" else [0, 1, 2, 3]
+
+
+def recommend(choices: Iterable[Memory], device: Device, micro_batch: int) -> Memory | None:
+    """The smallest ZeRO stage (stage 0 is for debugging) that holds the recipe's micro-batch, or else any; and in it
+    the largest micro-batch that fits. None if nothing fits, or the device's memory is not known."""
+    fitting = [c for c in choices if c.stage and c.fits(device)]
+    if not fitting:
+        return None
+    stages = {c.stage for c in fitting if c.micro_batch >= micro_batch} or {c.stage for c in fitting}
+    return max((c for c in fitting if c.stage == min(stages)), key=lambda c: c.micro_batch)

@@ -1,0 +1,160 @@
+"""What DeepSpeed's engine keeps of a student on one rank: weights, gradients, optimizer states and buffers.
+
+The rules are those of DeepSpeed 0.19, with what train/engine.py and train/compute.py set; tests/distributed holds them
+against an engine's own tensors. Symbols: P trained numbers, W ranks, s bytes of a number (2 in bf16, 4 in fp32).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.parameters import ENCODER, Parameter, group_of
+
+BUCKET = 25_000_000
+"""Numbers of a bucket of gradients, as train/compute.py sets it."""
+STAGE_0_BUCKET = 500_000_000
+PERSISTENT = 100_000
+"""ZeRO-3 keeps parameters up to this size whole."""
+REUSE, LIVE, PREFETCH = 1_000_000_000, 1_000_000_000, 50_000_000
+"""ZeRO-3 keeps a gathered parameter that is needed again within so many numbers, and never more than so many; and it
+gathers so many ahead."""
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes on the rank that has most."""
+
+    weights: int
+    """Of the student, as they are while a pass runs; with what ZeRO-3 has gathered."""
+    resting: int
+    """The same between steps."""
+    gradients: int
+    """The most that are there at a time."""
+    optimiser: int
+    """Both moments, and the fp32 master weights that ZeRO keeps in every number format."""
+    ema: int
+    buffers: int
+    """Buckets in which gradients are reduced."""
+    step_copy: int
+    """In the update alone, when there are no activations: the gradients once more, in fp32 or flattened."""
+
+
+def engine_memory(
+    config: Config, parameters: tuple[Parameter, ...], *, stage: int, ranks: int, precision: str, gpu: bool
+) -> EngineMemory:
+    """Of a student in one ZeRO stage."""
+    s = 2 if precision == "bf16" else 4
+    zero = config.deepspeed.get("zero_optimization") or {}
+    groups = _groups(config, parameters)
+    fixed = sum(p.numbers for p in parameters if not p.trained)
+    trained = sum(p.numbers for p in parameters if p.trained)
+    own = sum(p.numbers for p in parameters if p.trained and p.name.startswith(ENCODER))
+    averages = config.optim.ema_decay > 0
+    if stage == 0:
+        weights = s * (trained + fixed)
+        copy = s * min(trained, STAGE_0_BUCKET) if ranks > 1 else 0
+        return EngineMemory(
+            weights, weights, s * trained, 8 * trained, averages * 4 * _up(own, ranks), 0, copy
+        )
+    bucket = s * int(zero.get("reduce_bucket_size", BUCKET))
+    overlap = bool(zero.get("overlap_comm", gpu and ranks > 1))
+    if stage == 3:
+        return _stage_3(parameters, zero, ranks, s, bucket, averages)
+    partitions = {key: _up(sum(p.numbers for p in group), 2 * ranks) * 2 for key, group in groups.items()}
+    weights = s * (ranks * sum(partitions.values()) + fixed)
+    kept = s * trained if stage == 1 else s * _whole_in_partition(groups, partitions, ranks)
+    return EngineMemory(
+        weights=weights,
+        resting=weights,
+        gradients=kept,
+        optimiser=12 * sum(partitions.values()),
+        ema=averages * 4 * _encoder_in_partition(groups, partitions, ranks),
+        # Two buckets in turn where reductions overlap the backward pass, and a flat copy of one as it is reduced.
+        buffers=bucket * (3 if overlap else 2 if ranks > 1 else 1),
+        step_copy=4 * max(partitions.values()),
+    )
+
+
+def _stage_3(
+    parameters: tuple[Parameter, ...],
+    zero: Mapping[str, Any],
+    ranks: int,
+    s: int,
+    bucket: int,
+    averages: bool,
+) -> EngineMemory:
+    """Every parameter is cut into W pieces; small ones stay whole too, and others are gathered for their use."""
+
+    def setting(name: str, default: int) -> int:
+        return int(zero.get(f"stage3_{name}", zero.get(name, default)))
+
+    shards = sum(_up(p.numbers, ranks) for p in parameters if p.trained)
+    fixed = sum(_up(p.numbers, ranks) for p in parameters if not p.trained)
+    own = sum(_up(p.numbers, ranks) for p in parameters if p.trained and p.name.startswith(ENCODER))
+    whole = sum(p.numbers for p in parameters)
+    small = sum(
+        p.numbers for p in parameters if p.numbers <= setting("param_persistence_threshold", PERSISTENT)
+    )
+    # A weight of the forward pass comes again in the backward pass, after twice the weights that follow it.
+    ahead = min(setting("max_reuse_distance", REUSE) // 2, setting("max_live_parameters", LIVE))
+    gathered = min(whole, small + ahead + setting("prefetch_bucket_size", PREFETCH))
+    alone = ranks == 1  # then a piece is the whole
+    resting = s * (shards + fixed + (0 if alone else small))
+    return EngineMemory(
+        weights=s * (shards + fixed + (0 if alone else gathered)),
+        resting=resting,
+        gradients=s * shards,
+        optimiser=12 * shards,
+        ema=averages * 4 * own,
+        buffers=bucket * (1 if alone else 2),
+        step_copy=4 * shards,
+    )
+
+
+def _groups(config: Config, parameters: tuple[Parameter, ...]) -> dict[tuple[float, bool], list[Parameter]]:
+    """The optimizer's groups, each flattened and divided for itself."""
+    found: dict[tuple[float, bool], list[Parameter]] = {}
+    for p in parameters:
+        if p.trained:
+            key = group_of(p.name, len(p.shape), config.model.depth, config.optim.layer_decay)
+            found.setdefault(key, []).append(p)
+    return found
+
+
+def _whole_in_partition(
+    groups: Mapping[tuple[float, bool], list[Parameter]],
+    partitions: Mapping[tuple[float, bool], int],
+    ranks: int,
+) -> int:
+    """Numbers of the parameters that lie in a rank's partitions, in part or as a whole, on the rank that has most:
+    ZeRO-2 keeps their gradients undivided until the update."""
+    total_W = np.zeros(ranks, np.int64)
+    for key, group in groups.items():
+        ends = np.cumsum([p.numbers for p in group])
+        first_W = np.arange(ranks) * partitions[key]
+        last_W = np.minimum(first_W + partitions[key], ends[-1])
+        before = np.concatenate([[0], ends])
+        lowest_W = before[np.minimum(np.searchsorted(ends, first_W, "right"), len(group))]
+        highest_W = before[np.searchsorted(ends, last_W, "left") + 1]
+        total_W += np.maximum(0, np.where(first_W < ends[-1], highest_W - lowest_W, 0))
+    return int(total_W.max())
+
+
+def _encoder_in_partition(
+    groups: Mapping[tuple[float, bool], list[Parameter]],
+    partitions: Mapping[tuple[float, bool], int],
+    ranks: int,
+) -> int:
+    """Numbers of the encoder in the partitions of the rank that has most; it stands first in each group."""
+    total_W = np.zeros(ranks, np.int64)
+    for key, group in groups.items():
+        encoder = sum(p.numbers for p in group if p.name.startswith(ENCODER))
+        total_W += np.clip(encoder - np.arange(ranks) * partitions[key], 0, partitions[key])
+    return int(total_W.max())
+
+
+def _up(number: int, parts: int) -> int:
+    return -(-number // parts)

@@ -1,0 +1,68 @@
+"""What a plan must know of a teacher, from the file that describes it. No torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.flops import tower_flops
+from uniemox_dist.models.towers import model_config, stated_tower
+
+EMBEDDING_WIDTH = 512
+"""Assumed of a teacher whose description is not at hand: CLIP ViT-B's."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A teacher's picture tower."""
+
+    embedding_width: int | None
+    """E; None where no loss compares with a teacher."""
+    flops: int = 0
+    """Of one picture."""
+    parameters: int = 0
+    image_size: int = 0
+    tokens: int = 0
+    width: int = 0
+    hidden: int = 0
+    remark: str = ""
+    """What had to be assumed."""
+
+
+def tower_of(config: Config) -> Tower:
+    """The teacher of a run: its embedding width always, the rest where the tower runs in each step."""
+    if not config.loss.needs_teacher:
+        return Tower(None)
+    stated = stated_tower(config.teacher)
+    width = stated[0] if stated else EMBEDDING_WIDTH
+    unknown = f"{config.teacher.name} is not described here: "
+    if config.teacher.source == "cache":
+        return Tower(width, remark="" if stated else f"{unknown}an embedding width of {width} is assumed")
+    if stated is None:
+        return _plain({}, width, f"{unknown}taken for CLIP ViT-B/16")
+    if stated[1] is None:
+        away = "no plain vision transformer; memory and FLOPs of its tower are left out"
+        return Tower(width, remark=f"{config.teacher.name}: {away}")
+    return _plain((model_config(config.teacher.name) or {}).get("vision_cfg", {}), width, "")
+
+
+def _plain(vision: dict[str, Any], embedding_width: int, remark: str) -> Tower:
+    """A CLIP vision transformer (open_clip's defaults), with norms before and after its blocks."""
+    size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+    width, layers, ratio = (
+        vision.get("width", 768),
+        vision.get("layers", 12),
+        vision.get("mlp_ratio", 4.0),
+    )
+    hidden = int(width * ratio)
+    patches = (size // patch) ** 2
+    block = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+    around = 3 * patch**2 * width + width + (1 + patches) * width + 4 * width + width * embedding_width
+    flops = tower_flops(
+        image_size=size,
+        patch_size=patch,
+        width=width,
+        layers=layers,
+        mlp_ratio=ratio,
+        embedding_width=embedding_width,
+    )
+    return Tower(embedding_width, flops, around + layers * block, size, 1 + patches, width, hidden, remark)

@@ -1,0 +1,90 @@
+"""How many ranks may run, worked out by hand."""
+
+import pytest
+
+from launch.plan.ranks import (
+    divisors,
+    largest_legal,
+    legal_ranks,
+    micro_batches,
+    nearest_legal,
+    why_illegal,
+)
+from uniemox_dist.config.load import load_config
+from uniemox_dist.config.schema import BatchConfig, Config
+from uniemox_dist.runtime.errors import UserError
+
+
+def config(global_batch: int, micro_batch: int, streams: int) -> Config:
+    pairs = [
+        f"batch.global_batch={global_batch}",
+        f"batch.micro_batch={micro_batch}",
+        f"batch.streams={streams}",
+    ]
+    return load_config("uniemox_vit_b16", pairs)
+
+
+def test_divisors_and_legal_numbers() -> None:
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert divisors(1) == [1]
+    # 768 samples in micro-batches of 32 are 24 for all ranks together.
+    assert legal_ranks(BatchConfig()) == [1, 2, 3, 4, 6, 8, 12, 24]
+    assert micro_batches(BatchConfig(), 24) == [1, 2, 4, 8, 16, 32]
+    assert nearest_legal(BatchConfig(), 20) == (12, 24)
+    assert nearest_legal(BatchConfig(), 30) == (24, None)
+    assert nearest_legal(BatchConfig(), 8) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("have", "used"),
+    [
+        ((1, 8), (1, 8)),
+        ((2, 8), (2, 6)),  # 12 of 16: 16 is illegal with micro-batches of 32
+        ((3, 8), (3, 8)),
+        ((4, 8), (3, 8)),  # 24, as 4 x 6 would be: three full nodes, one idle
+        ((5, 4), (3, 4)),
+        ((7, 1), (6, 1)),
+        ((1, 5), (1, 4)),
+        ((64, 8), (3, 8)),
+    ],
+)
+def test_the_most_ranks_run_on_the_fewest_nodes(have: tuple[int, int], used: tuple[int, int]) -> None:
+    assert largest_legal(config(768, 32, 96), *have) == used
+
+
+def test_why_a_number_is_illegal_names_numbers_that_are_not() -> None:
+    batch = BatchConfig()
+    assert why_illegal(batch, 8) is None
+    assert why_illegal(batch, 7) == (
+        "batch.streams=96 is not a multiple of 7 ranks; use 6 or 8 ranks, or set batch.streams=98 "
+        "batch.global_batch=1568"
+    )
+    assert why_illegal(batch, 16) == (
+        "batch.micro_batch=32 does not divide a rank's 48 samples of a step (batch.global_batch=768 over 16 ranks); "
+        "set batch.micro_batch=24"
+    )
+    assert why_illegal(batch, 128) == (
+        "128 ranks are more than batch.streams=96, and each needs a stream of its own; use at most 24 ranks, or set "
+        "batch.streams=128 batch.global_batch=4096"
+    )
+
+
+@pytest.mark.parametrize("ranks", [5, 7, 11, 20, 100, 128, 4096])
+def test_what_is_proposed_is_legal(ranks: int) -> None:
+    text = why_illegal(BatchConfig(micro_batch=24), ranks)
+    assert text is not None
+    values = {pair.split("=")[0]: int(pair.split("=")[1]) for pair in text.split("set ")[1].split()}
+    proposed = BatchConfig(
+        streams=values["batch.streams"], global_batch=values["batch.global_batch"], micro_batch=24
+    )
+    assert why_illegal(proposed, ranks) is None
+
+
+def test_a_micro_batch_that_fits_no_number_of_ranks() -> None:
+    assert legal_ranks(BatchConfig(micro_batch=7)) == []
+    with pytest.raises(
+        UserError, match=r"micro_batch=7 does not divide batch\.global_batch=768.*micro_batch=6"
+    ):
+        largest_legal(config(768, 7, 96), 2, 8)
+    with pytest.raises(UserError, match="0 nodes with 8 ranks each: needs at least one"):
+        largest_legal(config(768, 32, 96), 0, 8)

@@ -1,0 +1,157 @@
+"""What `uniemox plan` says of one rank's memory, beside what is measured: prints a table, `--json FILE` writes it.
+
+On a GPU, max_memory_allocated over some steps of a real engine, with the teacher's picture tower (random weights) in
+each: a process of its own for each ZeRO stage and micro-batch. On a CPU the bytes of the engine's own tensors, since
+what is allocated there is not counted; it says so. One rank, so that what ZeRO shares among ranks is seen as a whole;
+the tests in tests/distributed look at several.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_memory import Measuring, planned
+
+from launch.plan.devices import Device
+from launch.plan.memory import Memory, memory_of, precision_of
+from launch.plan.teacher import Tower, tower_of
+from uniemox_dist.config.load import load_config
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.parameters import student_parameters
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train import comm
+
+STEPS = 3
+AIM = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("recipe", nargs="?", default="uniemox_vit_b16")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument(
+        "--teacher", default="ViT-B-16-quickgelu", help="shape of the teacher, by open_clip's name"
+    )
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[32])
+    parser.add_argument("--checkpoint-blocks", action="store_true", help="measure with and without it")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if options.one:
+        print(json.dumps(measured(json.loads(options.one))))
+        return
+    gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if gpu else "cpu"
+    if not gpu:
+        print("there is no GPU here: the engine's own tensors are counted, activations are not\n")
+    rows = []
+    for stage in options.stages:
+        for micro in options.micro_batches:
+            for again in (False, True) if options.checkpoint_blocks else (False,):
+                pairs = [
+                    *options.overrides,
+                    f"teacher.name={options.teacher}",
+                    "teacher.weights=random",
+                    "teacher.mean=[0.5,0.5,0.5]",
+                    "teacher.std=[0.5,0.5,0.5]",
+                    f"zero.stage={stage}",
+                    f"batch.micro_batch={micro}",
+                    f"batch.global_batch={2 * micro}",
+                    "batch.streams=1",
+                    f"compute.checkpoint_blocks={str(again).lower()}",
+                ]
+                rows += in_own_process(options.recipe, pairs)
+    for row in rows:
+        print(line(row))
+    if options.json:
+        options.json.write_text(json.dumps({"device": name, "command": sys.argv, "rows": rows}, indent=1))
+
+
+def in_own_process(recipe: str, pairs: list[str]) -> list[dict[str, Any]]:
+    """Measured apart from what other choices have left behind."""
+    command = [sys.executable, __file__, "--one", json.dumps([recipe, pairs])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return [{"what": " ".join(pairs[-5:]), "failed": done.returncode}]
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measured(one: list[Any]) -> list[dict[str, Any]]:
+    """One choice: rows of what, planned and measured bytes."""
+    config = load_config(one[0], one[1])
+    world = World()
+    there = comm.init(world, 60)
+    device = Device("here", None, None, is_gpu=there.type == "cuda")
+    tower = tower_of(config)
+    assert tower.embedding_width is not None
+    precision = precision_of(config, device, config.zero.stage)
+    visual = teacher(config, there) if device.is_gpu else None
+    measuring = Measuring(config, world, there, embedding_width=tower.embedding_width, precision=precision)
+    if device.is_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(STEPS if device.is_gpu else 2):
+        measuring.step(visual, tower.image_size)
+    micro, again = config.batch.micro_batch, config.compute.checkpoint_blocks
+    about = f"ZeRO {config.zero.stage} {precision} micro-batch {micro}{' again' if again else ''}"
+    expected = planned(config, 1, device, embedding_width=tower.embedding_width)
+    rows = [
+        {"what": f"{about}: {part}", "planned": number, "measured": measuring.most[part]}
+        for part, number in expected.items()
+        if number
+    ]
+    if device.is_gpu:
+        whole = allocated(config, tower, device)
+        rows.append(
+            {
+                "what": f"{about}: allocated at most",
+                "planned": whole.allocated,
+                "measured": torch.cuda.max_memory_allocated(),
+            }
+        )
+    return rows
+
+
+def allocated(config: Config, tower: Tower, device: Device) -> Memory:
+    """The plan of one rank."""
+    parameters = student_parameters(config.model, config.loss, tower.embedding_width)
+    return memory_of(
+        config,
+        parameters,
+        tower,
+        device,
+        stage=config.zero.stage,
+        micro_batch=config.batch.micro_batch,
+        ranks=1,
+        again=config.compute.checkpoint_blocks,
+    )
+
+
+def teacher(config: Config, device: torch.device) -> torch.nn.Module | None:
+    """A picture tower with random weights, in bf16."""
+    import open_clip
+
+    if not config.loss.needs_teacher:
+        return None
+    visual: torch.nn.Module = open_clip.create_model(config.teacher.name, load_weights=False).visual
+    return visual.to(device, torch.bfloat16).eval().requires_grad_(False)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    if "failed" in row:
+        return f"{row['what']}: failed with {row['failed']}, see above"
+    off = row["planned"] / row["measured"] - 1 if row["measured"] else float("nan")
+    sizes = f"{row['planned'] / 1e9:8.3f} GB planned {row['measured'] / 1e9:8.3f} GB measured"
+    return f"{row['what']:60} {sizes} {100 * off:+6.1f} %{'' if abs(off) <= AIM else '  !'}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What one rank's engine keeps, counted from its own tensors, beside what a plan says of it: for bench_plan_memory.py
+and the tests that hold the plan against the engine."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from launch.plan.devices import Device
+from launch.plan.memory import precision_of
+from launch.plan.states import engine_memory
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.parameters import student_parameters
+from uniemox_dist.models.student import Student, Targets, Views
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train.ema import Ema
+from uniemox_dist.train.engine import make_engine
+from uniemox_dist.train.fragments import flat_partitions, trained
+
+PARTS = ("weights", "resting", "gradients", "optimiser", "ema")
+
+
+class Measuring:
+    """An engine on random pictures, and the most that each part of it holds."""
+
+    def __init__(
+        self, config: Config, world: World, device: torch.device, *, embedding_width: int, precision: str
+    ) -> None:
+        self.config, self.device, self._width = config, device, embedding_width
+        torch.manual_seed(0)
+        self.student = Student(config.model, config.loss, embedding_width)
+        self.engine = make_engine(self.student, config, world, precision, device)
+        self.ema = Ema(self.engine, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.micro_batches = config.batch.global_batch // (config.batch.micro_batch * world.size)
+        self.most = dict.fromkeys(PARTS, 0)
+        for block in self.student.encoder.blocks:
+            block.register_forward_pre_hook(lambda *_: self._see("weights"))
+        for name, p in trained(
+            self.engine
+        ):  # in stages 0 and 1 all are there when the backward pass is at its end
+            if config.zero.stage < 2 and name.startswith(("encoder.cls_token", "encoder.patch_embed")):
+                p.register_post_accumulate_grad_hook(lambda _: self._see("gradients"))
+
+    def step(self, teacher: nn.Module | None = None, size: int = 0) -> None:
+        """One optimizer step; a picture tower, if given, looks at the pictures of each micro-batch."""
+        for _ in range(self.micro_batches):
+            views, targets = self._batch()
+            if teacher is not None:
+                targets = Targets(_embed(teacher, views.scene_B3HW, size), targets.texts_GE)
+            total, _ = self.engine(views, targets)
+            self.engine.backward(total)
+            if not self.engine.is_gradient_accumulation_boundary():
+                self.engine.step()
+        self._see("gradients")
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 1e-5
+        self.engine.step()
+        if self.ema is not None:
+            self.ema.update()
+        self._see("resting", "optimiser", "ema")
+
+    def _see(self, *parts: str) -> None:
+        found = engine_bytes(self.engine, self.ema)
+        for part in parts:
+            self.most[part] = max(self.most[part], found["weights" if part == "resting" else part])
+
+    def _batch(self) -> tuple[Views, Targets]:
+        B, model, there = self.config.batch.micro_batch, self.config.model, {"device": self.device}
+        shape = (B, 3, model.image_size, model.image_size)
+
+        def pixels() -> Tensor:
+            return torch.randint(0, 256, shape, dtype=torch.uint8, **there)
+
+        def order() -> Tensor:
+            return torch.rand(B, model.patches, **there).argsort(1)
+
+        person = (pixels(), order()) if self.student.has_person_branch else (None, None)
+        G = self.config.batch.global_batch
+        pictures, texts = (F.normalize(torch.randn(n, self._width, **there), dim=1) for n in (B, G))
+        return Views(pixels(), person[0], order(), person[1]), Targets(pictures, texts)
+
+
+@torch.no_grad()
+def _embed(teacher: nn.Module, pixels_B3HW: Tensor, size: int) -> Tensor:
+    """As models/teacher.py does it."""
+    dtype = next(teacher.parameters()).dtype
+    pixels = (pixels_B3HW.float() / 255).to(dtype)
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=True).to(dtype)
+    return F.normalize(teacher(pixels).float(), dim=1)
+
+
+def planned(config: Config, ranks: int, device: Device, *, embedding_width: int) -> dict[str, int]:
+    """The same parts as a plan has them."""
+    found = engine_memory(
+        config,
+        student_parameters(config.model, config.loss, embedding_width),
+        stage=config.zero.stage,
+        ranks=ranks,
+        precision=precision_of(config, device, config.zero.stage),
+        gpu=device.is_gpu,
+    )
+    return {part: getattr(found, part) for part in PARTS}
+
+
+def engine_bytes(engine: Any, ema: Ema | None = None) -> dict[str, int]:
+    """Bytes of this rank, now; a storage counts once, for the first of the parts that it belongs to."""
+    seen: set[int] = set()
+    parts = {
+        "weights": _weights(engine),
+        "optimiser": _optimiser(engine),
+        "buffers": _buffers(engine),
+        "gradients": _gradients(engine),
+        "ema": (t for f in (ema.fragments() if ema is not None else ()) for t in f.tensors.values()),
+    }
+    return {name: _bytes(tensors, seen) for name, tensors in parts.items()}
+
+
+def _weights(engine: Any) -> Iterator[Tensor]:
+    for p in engine.module.parameters():
+        yield p.data
+        if hasattr(p, "ds_tensor"):  # ZeRO-3: p.data is there while it is gathered only
+            yield p.ds_tensor
+    if engine.zero_optimization():
+        yield from getattr(engine.optimizer, "bit16_groups_flat", ())
+
+
+def _optimiser(engine: Any) -> Iterator[Tensor]:
+    sharded = engine.zero_optimization()
+    if sharded:
+        yield from flat_partitions(engine)
+    adam = engine.optimizer.optimizer if sharded else engine.optimizer
+    for state in adam.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _gradients(engine: Any) -> Iterator[Tensor]:
+    for _, p in trained(engine):
+        if p.grad is not None:
+            yield p.grad
+    if engine.zero_optimization():
+        optimizer = engine.optimizer
+        if (flat := getattr(optimizer, "grad_partitions_flat_buffer", None)) is not None:
+            yield flat
+        for kept in (optimizer.averaged_gradients, getattr(optimizer, "all_grad_tensors", {})):
+            for tensors in kept.values():
+                yield from tensors or ()
+
+
+def _buffers(engine: Any) -> Iterator[Tensor]:
+    if engine.zero_optimization():
+        for bucket in engine.optimizer.ipg_buckets.values():
+            yield from [bucket.buffer] if isinstance(bucket.buffer, Tensor) else bucket.buffer
+
+
+def _bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
+    total = 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() and storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
