@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo demo-clean lint types test test-all clean
+.PHONY: help install demo demo-clean lint types test test-all test-cluster clean
 
 help:
 	@echo "make demo      pack, pretrain, release, evaluate and report on the shipped pictures (10 minutes on 2 cores)"
 	@echo "make test      lint, types and tests       make test-all  the slow tests too"
+	@echo "make test-cluster   the tests on a real Slurm of four nodes on this machine (root; installs Debian's packages)"
 	@echo "make install   only create $(VENV)             make demo-clean  delete what the demo made"
 
 $(STAMP): setup.py
@@ -35,10 +36,14 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 test-all: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+# The tests bring up a cluster of their own with tools/mini-slurm, and take it down.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m cluster $(or $(TESTS),tests/cluster)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
