@@ -100,7 +100,7 @@ def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
     lines = (whole_run / "events.jsonl").read_text().splitlines()
     # A machine that does other work beside it makes stragglers.
     events = [kind for line in lines if (kind := json.loads(line)["event"]) != "straggler"]
-    assert events == ["start", *["save"] * 8, "end"]
+    assert events == ["start", "started", *["save"] * 8, "end"]
     assert (whole_run / "logs" / "rank1.log").exists()
     assert any((whole_run / "tensorboard").iterdir())
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -17,6 +17,14 @@ LOG_FROM = 30.0
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+RESUMES: dict[str, tuple[str, tuple[float, ...]]] = {
+    "restart": ("restarted by the launcher", (1, 1.5)),
+    "requeue": ("went on in a job that was queued again", (6, 2, 1, 2)),
+    "resume": ("resumed", (4, 3)),
+}
+"""Ways of going on: what the page says of it, and the dashes of its line."""
+
+
 @dataclass(frozen=True)
 class Panel:
     """One quantity over steps."""
@@ -103,7 +111,8 @@ def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> 
         colour = COLOURS[panel.colour]
         if len(steps) > len(x):
             axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
-        axes.plot(x, mean, color=colour, linewidth=1.7, marker="o" if len(x) < 30 else None, markersize=3.5)
+        dots = "o" if len(x) < 30 else None
+        axes.plot(x, mean, color=colour, linewidth=1.7, marker=dots, markersize=3.5, gid="curve")
         _dress(axes, panel, steps, values)
         _mark(axes, past)
     return svg[0]
@@ -144,19 +153,31 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
 
 
 def _mark(axes: Axes, past: History) -> None:
-    """Resumes as dashed lines, skipped steps as crosses along the top."""
+    """Where the run went on as lines of a kind each; skipped steps as crosses and spikes as triangles along the top.
+    Each mark carries its kind and step as the id of its group, for tests and for whoever reads the page's source."""
     left, right = axes.get_xlim()
-    for step in past.resumes:
-        if left <= step <= right:
-            axes.axvline(step, color=COLOURS["resume"], linewidth=1.1, linestyle=(0, (4, 3)), zorder=0.9)
-    skips = [step for step in past.skips if left <= step <= right]
-    high = np.full(len(skips), 0.97)
-    axes.plot(
-        skips,
-        high,
-        "x",
-        transform=axes.get_xaxis_transform(),
-        color=COLOURS["skip"],
-        markersize=5,
-        clip_on=False,
-    )
+    for kind, (_, dashes) in RESUMES.items():
+        for step in past.resumed(kind):
+            if left <= step <= right:
+                axes.axvline(
+                    step,
+                    color=COLOURS[kind],
+                    linewidth=1.1,
+                    linestyle=(0, dashes),
+                    zorder=0.9,
+                    gid=f"mark-{kind}-{step}",
+                )
+    for kind, steps, mark, colour in (("skip", past.skips, "x", "skip"), ("spike", past.spikes, "v", "wait")):
+        shown = [step for step in steps if left <= step <= right]
+        if shown:
+            axes.plot(
+                shown,
+                np.full(len(shown), 0.97),
+                mark,
+                transform=axes.get_xaxis_transform(),
+                color=COLOURS[colour],
+                markersize=5,
+                markeredgewidth=1.0 if mark == "x" else 0,
+                clip_on=False,
+                gid=f"marks-{kind}",
+            )

@@ -5,6 +5,7 @@ What a user or a data set named is text to the template, which escapes it; only 
 
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,36 @@ import jinja2
 from markupsafe import Markup
 
 from uniemox_dist.config.load import parse_yaml
-from uniemox_dist.report.curves import draw
+from uniemox_dist.report.curves import RESUMES, draw
+from uniemox_dist.report.environment import environment, submission
 from uniemox_dist.report.evaluation import read_evaluation, table
 from uniemox_dist.report.nearest import nearest
 from uniemox_dist.report.objective import objective
 from uniemox_dist.report.pictures import pictures
-from uniemox_dist.report.summary import moment, summary
+from uniemox_dist.report.summary import summary
 from uniemox_dist.report.timeline import draw_timeline, lanes_of
-from uniemox_dist.report.went import event_row, figures
+from uniemox_dist.report.went import attempt_rows, event_row, figures
+from uniemox_dist.runtime.attempts import numbers
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json, write_text
+from uniemox_dist.runtime.files import write_text
+from uniemox_dist.runtime.jobs import Answer
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 from uniemox_dist.runtime.runs import open_run
 from uniemox_dist.runtime.standing import starting
-from uniemox_dist.runtime.story import history, numbers, sections
-from uniemox_dist.runtime.words import duration
+from uniemox_dist.runtime.story import history, sections
+from uniemox_dist.runtime.words import duration, moment, zone
 
 EVENTS_SHOWN = 150
 """Events in the table; of more, the middle ones are left out."""
 
 
-def write_report(run: Path, evaluation: Path | None = None, out: Path | None = None) -> Path:
-    """Writes the page and returns its path.
+def write_report(
+    run: Path,
+    evaluation: Path | None = None,
+    out: Path | None = None,
+    answers: Mapping[int, Answer] | None = None,
+) -> Path:
+    """Writes the page and returns its path. `answers` are Slurm's about the run's jobs, where it was asked.
 
     Raises:
         UserError: if RUN is no run folder, or the evaluation is not one.
@@ -44,22 +53,21 @@ def write_report(run: Path, evaluation: Path | None = None, out: Path | None = N
         raise UserError(f"--out={path}: is a folder; give a file, such as {path / 'report.html'}")
     found = folder.path / "evaluation.json"
     origin = evaluation or (found if found.is_file() else None)
-    write_text(path, render(folder, read_evaluation(origin) if origin else None))
+    write_text(path, render(folder, read_evaluation(origin) if origin else None, answers))
     return path
 
 
-def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
+def render(folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mapping[int, Answer] | None) -> str:
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
     config = sections(parse_yaml(text, str(folder.config)) if text else None)
     lock = folder.look_at_lock()  # first, as it may be taken or freed while we read
     metrics, events = read_lines(folder.metrics), read_lines(folder.events)
     past, now = history(metrics, events), time.time()
-    facts = summary(folder, config, events, past, lock, now)
+    facts = summary(folder, config, events, past, lock, now, answers)
     told = numbers(metrics, events, over=facts["state"].word == "killed" or starting(events, lock))
     facts["duration"] = duration(told.worked_s)
     name = folder.path.resolve().name
-    environment = read_json(folder.environment) if folder.environment.is_file() else {}
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(Path(__file__).with_name("run.html.j2").read_text(encoding="utf-8"))
@@ -71,10 +79,12 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
         charts=draw(past, config.get("loss") or {}),
         svg=Markup,
         past=past,
+        marks=[(kind, said, past.resumed(kind)) for kind, (said, _) in RESUMES.items()],
         resumed=sum(event.get("event") == "resume" for event in events),
         timeline=draw_timeline(told, metrics, events),
         lanes=[(lane.title, len(times)) for lane, times in lanes_of(told, events)],
         figures=figures(told),
+        attempts=attempt_rows(told, events),
         lost=told.lost_steps,
         stragglers=told.stragglers,
         objective=objective(config),
@@ -87,8 +97,9 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None) -> str:
         events=[event_row(event) for event in events],
         most_events=EVENTS_SHOWN,
         config=text,
-        environment=environment,
-        command=shlex.join(environment.get("command", [])),
+        environment=environment(folder.environment),
+        submission=submission(folder.path / "jobs"),
         checkpoints=sorted(p.parent.name for p in folder.checkpoints.glob("step_*/complete.json")),
         written=moment(now),
+        zone=zone(now),
     )

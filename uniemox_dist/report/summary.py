@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
+from uniemox_dist.runtime.jobs import Answer, job_of, jobs_of
 from uniemox_dist.runtime.run_folder import Lock, RunFolder
 from uniemox_dist.runtime.standing import Saved, saved_time, standing
 from uniemox_dist.runtime.story import History, Line, of, run_length, steps_done
-from uniemox_dist.runtime.words import is_number
+from uniemox_dist.runtime.words import is_number, moment
 
 
 def summary(
@@ -19,8 +19,10 @@ def summary(
     past: History,
     lock: Lock,
     now: float,
+    answers: Mapping[int, Answer] | None = None,
 ) -> dict[str, Any]:
-    """What the first sentence and the figures below it say; None is what is not known."""
+    """What the first sentence and the figures below it say; None is what is not known. `answers` are Slurm's about the
+    run's jobs."""
     model, data, losses = (config.get(section) or {} for section in ("model", "data", "loss"))
     batch = (config.get("batch") or {}).get("global_batch")
     starts = [event for event in of(events, "start") if is_number(event.get("time"))]
@@ -30,7 +32,8 @@ def summary(
     length = run_length(config, events, past.lines, step)
     newest = newest_complete(folder.checkpoints)
     saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
-    stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now)
+    job = job_of(jobs_of(folder.path), answers)
+    stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now, job=job)
     learns = losses.get("relation") or losses.get("similarity")
     return {
         "parameters": _parameters(newest),
@@ -61,10 +64,3 @@ def _parameters(newest: Checkpoint | None) -> str | None:
         return None
     millions = sum(math.prod(shape) for shape in shapes.values()) / 1e6
     return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
-
-
-def moment(seconds: Any) -> str:
-    """A time in UTC."""
-    if not is_number(seconds):
-        return "–"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -28,6 +28,8 @@ COLOURS = {
             "reconstruction",
             "machine",
             "resume",
+            "requeue",
+            "restart",
             "skip",
             "good",
             "wait",
@@ -78,9 +80,16 @@ def _inline(svg: str, name: str) -> str:
         r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
     )
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda m: _named(m[1], name, used), svg)
     svg = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", svg)
     svg = re.sub(r"font-family: [^;]*; ?", "", svg)
     for variable, value in COLOURS.items():
         svg = svg.replace(value, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true"', 1).strip()
+
+
+def _named(group: str, chart: str, used: set[str]) -> str:
+    """The attribute that keeps a group's name: an id where it is referred to, a class where it says what is drawn."""
+    if group in used:
+        return f' id="{chart}-{group}"'
+    return f' class="{group}"' if group.startswith(("curve", "mark-", "marks-")) else ""

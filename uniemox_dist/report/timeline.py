@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from uniemox_dist.report.svg import COLOURS, FONT_SIZE, dress, figure
-from uniemox_dist.runtime.story import Attempt, Line, Numbers, number
+from uniemox_dist.runtime.attempts import Attempt, Numbers
+from uniemox_dist.runtime.story import Line, number
 from uniemox_dist.runtime.words import is_number
 
 MOST_POINTS = 200
@@ -38,7 +39,9 @@ LANES = (
     Lane("pictures replaced", ("damaged",), ".", "muted"),
     Lane("faults", ("fault",), "X", "bad"),
     Lane("killed", (), "X", "ink"),
-    Lane("restarts", ("restart",), ">", "resume"),
+    Lane("restarts", ("restart",), ">", "restart"),
+    Lane("requeues", ("requeue", "resubmit"), ">", "requeue"),
+    Lane("jobs start", ("job",), "|", "requeue"),
     Lane("stops", ("signal",), "s", "wait"),
 )
 

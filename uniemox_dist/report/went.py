@@ -1,10 +1,12 @@
 """How a run went: figures of its attempts, saves and faults, and its events as rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from uniemox_dist.report.summary import moment
-from uniemox_dist.runtime.story import Numbers
-from uniemox_dist.runtime.words import counted, duration, short, size, tell
+from uniemox_dist.runtime.attempts import Attempt, Numbers
+from uniemox_dist.runtime.sentences import tell
+from uniemox_dist.runtime.story import Line, of
+from uniemox_dist.runtime.words import counted, duration, is_number, moment, short, size
 
 
 def figures(told: Numbers) -> list[tuple[str, str, str, str]]:
@@ -21,6 +23,7 @@ def figures(told: Numbers) -> list[tuple[str, str, str, str]]:
             "",
         ),
         ("Restarts", str(told.restarts), "by the launcher", "wait" if told.restarts else ""),
+        *((("Requeues", str(told.requeues), "of its job", ""),) if told.requeues else ()),
         ("Stops", str(told.stops), "by signals", ""),
         ("Killed", str(len(told.killed)), "without a word", "bad" if told.killed else ""),
         ("Faults", str(told.faults), _damaged(told.damaged), "bad" if told.faults else ""),
@@ -55,3 +58,35 @@ def event_row(event: dict[str, Any]) -> dict[str, Any]:
         "said": said,
         "facts": [(key, short(value)) for key, value in rest.items()],
     }
+
+
+def attempt_rows(told: Numbers, events: Sequence[Line]) -> list[dict[str, str]]:
+    """Each attempt: when, for how long, from where to where, on what, in which job, and how it ended."""
+    starts = [event for event in of(events, "start") if is_number(event.get("time"))]
+    jobs = [event for event in of(events, "job") if is_number(event.get("time"))]
+    rows = []
+    for attempt, start in zip(told.attempts, starts):
+        before = [job for job in jobs if job["time"] <= start["time"]]
+        hosts = start.get("hosts") or ([start["host"]] if start.get("host") else [])
+        ranks, stage = start.get("ranks"), start.get("zero_stage")
+        rows.append(
+            {
+                "began": moment(attempt.began),
+                "lasted": duration(attempt.ended - attempt.began),
+                "steps": f"{attempt.first_step:,} – {attempt.last_step:,}",
+                "lost": f"{attempt.lost_steps:,} lost" if attempt.lost_steps else "",
+                "ranks": short(ranks) if ranks is not None else "–",
+                "stage": f"ZeRO-{stage}" if isinstance(stage, int) else "",
+                "hosts": short(hosts) if hosts else "–",
+                "job": short(before[-1].get("job_id")) if before else "–",
+                "end": _end(attempt, told),
+            }
+        )
+    return rows
+
+
+def _end(attempt: Attempt, told: Numbers) -> str:
+    if attempt.last_word == "fault" or attempt.reason:
+        return f"a fault: {short(attempt.reason)}" if attempt.reason else "a fault"
+    word = {"end": "complete", "signal": "stopped by a signal"}.get(attempt.last_word)
+    return word or ("killed without a word" if attempt.ended in told.killed else "no word of an end yet")

@@ -1,14 +1,19 @@
 """The start of a run: its folder, the checkpoint that it goes on from, and what it says of itself."""
 
 import logging
+import os
+import socket
+from collections.abc import Mapping
 
 import torch
 
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.sources import describe_data
+from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.short import preflight
-from uniemox_dist.runtime.errors import Fault
+from uniemox_dist.runtime import bad_nodes
+from uniemox_dist.runtime.errors import Fault, LostPeer
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder, environment
 from uniemox_dist.runtime.world import World
@@ -26,13 +31,34 @@ def check(config: Config, world: World, device: torch.device, folder: RunFolder)
     Raises:
         Fault: if these ranks cannot train, on all of them.
     """
+    hosts = comm.hosts(world)
+    nodes = comm.gather_objects(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), world)
     found = preflight(config, world, device, folder.path)
     if world.is_main:
         for finding in found:
             if finding.status != "ok":
                 log.warning("preflight: %s", finding.line())
     if failed := [finding for finding in found if finding.status == "fail"]:
-        raise Fault(f"the preflight failed ({failed[0].line()}); `uniemox doctor` says more")
+        if world.is_main:
+            _report_nodes(folder, failed, dict(zip(hosts, nodes, strict=True)))
+        comm.barrier()  # until it is written: who starts the ranks kills the others when one ends
+        raise (Fault if world.is_main else LostPeer)(
+            f"the preflight failed ({failed[0].line()}); `uniemox doctor` says more"
+        )
+
+
+def _report_nodes(folder: RunFolder, failed: list[Finding], names: Mapping[str, str]) -> None:
+    """Writes down the nodes of a Slurm job that a later one should leave out; what is wrong on every node alike would
+    be so elsewhere, too. `names` are Slurm's, by host: a host's own name may be another, such as one with a domain."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    nodes = {
+        names.get(host, host): finding.line()
+        for finding in reversed(failed)
+        for host in finding.about
+        if len(names) == 1 or len(finding.about) < len(names)
+    }
+    if job.isdigit():
+        bad_nodes.report(folder, nodes, int(job))
 
 
 def begin(trainer: Trainer) -> int:

@@ -17,10 +17,20 @@ T = TypeVar("T")
 
 
 def init(world: World, timeout_s: int) -> torch.device:
-    """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device."""
+    """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device.
+
+    Raises:
+        UserError: if this rank has no GPU of its own where there are GPUs.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
     if cuda:
+        if world.local_rank >= (visible := torch.cuda.device_count()):
+            raise UserError(
+                f"rank {world.rank} is local rank {world.local_rank} and sees only {visible} of the GPUs; start no "
+                f"more ranks on a node than it has GPUs, and let every rank see them all (--gpus-per-node, not "
+                f"--gpus-per-task)"
+            )
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -76,15 +86,34 @@ def on_main(world: World, work: Callable[[], T]) -> T:
 
 
 def on_all(world: World, work: Callable[[], T]) -> T:
-    """Runs `work` on every rank and returns this rank's own result; a UserError of any rank is raised on all alike."""
+    """Runs `work` on every rank and returns this rank's own result; a UserError of any rank is raised on all alike, and
+    names the hosts where there are several: what one node sees another may not."""
     error: str | None = None
     try:
         result = work()
     except UserError as problem:
         error = str(problem)
-    if found := next((problem for problem in gather_objects(error, world) if problem is not None), None):
-        raise UserError(found if world.is_main else "")  # said once, not by every rank
+    everyone = gather_objects((socket.gethostname(), error), world)
+    if any(problem is not None for _, problem in everyone):
+        raise UserError(_with_hosts(everyone) if world.is_main else "")  # said once, not by every rank
     return result
+
+
+def _with_hosts(everyone: list[tuple[str, str | None]]) -> str:
+    """The first problem, and on which hosts there is one."""
+    hosts = list(dict.fromkeys(host for host, _ in everyone))
+    bad = list(dict.fromkeys(host for host, problem in everyone if problem is not None))
+    problem = next(problem for _, problem in everyone if problem is not None)
+    if len(hosts) == 1:
+        return problem
+    well = f", and not on {_some(host for host in hosts if host not in bad)}" if len(bad) < len(hosts) else ""
+    return f"on {_some(bad)}{well}: {problem}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of many names, and how many more there are."""
+    known = list(names)
+    return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import socket
 
 from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.world import World
 
 log = logging.getLogger("uniemox")
@@ -17,13 +16,13 @@ def hung(folder: RunFolder, rank: int, reason: str) -> None:
     log.error("ends: %s", reason)
 
 
-def stopped(folder: RunFolder, world: World, stop: StopFlag, step: int, saved: bool) -> int:
-    """After a signal: exit code 75 if the step is saved, and otherwise that of a fault."""
+def stopped(folder: RunFolder, world: World, signal: str | None, step: int, saved: bool) -> int:
+    """After a signal to any rank: exit code 75 if the step is saved, and otherwise that of a fault."""
     if world.is_main:
-        folder.event("signal", step=step, signal=stop.received, saved=saved)
+        folder.event("signal", step=step, signal=signal, saved=saved)
         log.info(
             "stopped by %s after step %d; start the same command again to go on",
-            stop.received or "a rank",
+            signal or "a rank",
             step,
         )
     return EXIT_REQUEUE if saved else EXIT_FAULT

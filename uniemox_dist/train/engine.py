@@ -90,6 +90,20 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
     return merge(ours, config.deepspeed)
 
 
+def _import_without_compiler() -> None:
+    """DeepSpeed's engine imports the kernels of an optimizer that no run uses, each to be compiled, and with them all
+    of torch's compiler: three seconds of every start."""
+    from deepspeed.runtime import compiler
+
+    before, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    except ImportError:  # a version without it
+        pass
+    finally:
+        compiler.compile = before
+
+
 def make_engine(student: Student, config: Config, world: World, precision: str, device: torch.device) -> Any:
     """Wraps the student for ZeRO training."""
     warnings.filterwarnings("ignore", module="deepspeed")
@@ -106,6 +120,7 @@ def make_engine(student: Student, config: Config, world: World, precision: str, 
         student = student.bfloat16()
     student = student.to(device)
     prepare(student, config.compute, device)
+    _import_without_compiler()
     engine, *_ = deepspeed.initialize(
         model=student,
         optimizer=make_optimizer(student, config.optim, config.zero.stage),

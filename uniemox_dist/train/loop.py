@@ -8,7 +8,6 @@ exit code 75.
 import logging
 import math
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ import torch
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.runtime.errors import EXIT_DONE, UserError
+from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.runtime.rank_output import main_log
 from uniemox_dist.runtime.run_folder import RunFolder, Step, read_lines, start_logging
 from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.watchdog import Watchdog
@@ -30,6 +30,7 @@ from uniemox_dist.train.saves import Saves
 from uniemox_dist.train.setup import Trainer
 from uniemox_dist.train.showing import show
 from uniemox_dist.train.spikes import Spikes
+from uniemox_dist.train.started import Started
 from uniemox_dist.train.step import StepResult, train_step
 from uniemox_dist.train.trace import Trace
 
@@ -38,22 +39,32 @@ LAST_TRIES_S = (1, 10, 60, 300)
 """Pauses after which the last checkpoint is tried again: without it the steps since the one before were for nothing."""
 
 
-def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFlag | None = None) -> int:
-    """Runs a configuration to its end, or to a stop; returns the exit code. `stop` may have been installed before."""
+def pretrain(
+    config: Config,
+    world: World,
+    *,
+    resume: str = "auto",
+    stop: StopFlag | None = None,
+    started: Started | None = None,
+) -> int:
+    """Runs a configuration to its end, or to a stop; returns the exit code. `stop` may have been installed before, and
+    `started` tells how long that took."""
     if stop is None:
         stop = StopFlag().install()
+    started = started or Started()
     grad_accum(config, world.size)  # divisibility is the user's to mend: before anything is opened
     device = comm.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     comm.on_main(world, lambda: _open_folder(folder))
-    line = start_logging(folder, world.rank)
+    main_log.leave(folder, world)
+    line = start_logging(folder, world.rank, main_log.stream)
     watchdog = Watchdog(
         folder.logs / f"stacks_rank{world.rank:05d}.txt",
         lambda reason: ends.hung(folder, world.rank, reason),
     ).start()
     meter: Meter | None = None
     try:
-        expect = partial(watchdog.expect, limit_s=config.run.start_timeout_s)
+        expect = started.expecting(watchdog, config.run.start_timeout_s)
         if config.run.preflight:
             expect("the preflight")
             check(config, world, device, folder)
@@ -80,12 +91,14 @@ def pretrain(config: Config, world: World, *, resume: str = "auto", stop: StopFl
             world_size=world.size,
             pin=device.type == "cuda",
         ) as batches:
-            return _train(trainer, meter, saves, stop, watchdog, line, first, batches)
+            started.begins("first batch")
+            return _train(trainer, meter, saves, stop, watchdog, line, first, batches, started)
     except UserError as error:
         if world.is_main:
             folder.discard_unused()
         if folder.events.exists() and str(error):  # on some ranks it has no text: it is said once
-            folder.event("fault", rank=world.rank, error=str(error), ends=True, restart=False)
+            user = {"code": EXIT_USER}  # srun may tell of ranks that it killed instead
+            folder.event("fault", rank=world.rank, error=str(error), ends=True, restart=False, **user)
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
@@ -109,6 +122,7 @@ def _train(
     line: Step,
     step: int,
     batches: StepBatches,
+    started: Started,
 ) -> int:
     config, world, schedule, folder = trainer.config, trainer.world, trainer.schedule, trainer.folder
     if step >= schedule.max_steps:
@@ -117,11 +131,9 @@ def _train(
             folder.event("end", step=step)  # it was killed after its last save
         return EXIT_DONE
     skipped_in_a_row = 0
-    limit_s, own_time, spikes = (
-        config.run.start_timeout_s,
-        OwnTime(trainer.device),
-        Spikes(config.run.spike_factor),
-    )
+    limit_s = config.run.compile_timeout_s if config.compute.compile else config.run.start_timeout_s
+    own_time, spikes = OwnTime(trainer.device), Spikes(config.run.spike_factor)
+    first = step
     trace = Trace(folder, world.rank, config) if config.run.trace else None
     while step < schedule.max_steps:
         line.now = step + 1
@@ -130,6 +142,8 @@ def _train(
         began = time.perf_counter()
         batch = batches.next_step()
         waited_s = time.perf_counter() - began
+        if first == step:
+            started.begins("first step")
         lr = schedule.lr(step)
         if config.model.drop_path:  # so that a resumed run draws what the uninterrupted one would have drawn
             torch.manual_seed(mix64(config.run.seed, step, world.rank) >> 1)
@@ -142,13 +156,15 @@ def _train(
             lr=lr,
             logit_scale=trainer.facts.logit_scale if trainer.facts else 100.0,
             loss_weights=schedule.loss_weights(step),
-            stop=bool(stop),
+            stop=stop.received,
             written=saves.written,
             step=step + 1,
             own_time=own_time,
         )
         if trainer.ema is not None and result.applied:
             trainer.ema.update()
+        if first == step and world.is_main:
+            started.say(folder, step)
         step += 1
         meter.count(result, batch, waited_s, own_time.take())
         if trace is not None:
@@ -175,7 +191,7 @@ def _train(
                     folder, world, "the last checkpoint could not be saved; make room and start again"
                 )
             if not last:
-                return ends.stopped(folder, world, stop, step, saved)
+                return ends.stopped(folder, world, result.signal, step, saved)
         elif step % config.run.save_every == 0 and not skipped_in_a_row:
             saves.begin(
                 step

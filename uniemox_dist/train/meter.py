@@ -2,10 +2,8 @@
 
 import logging
 import statistics
-import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import psutil
@@ -16,23 +14,13 @@ from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
+from uniemox_dist.train.board import Board
 from uniemox_dist.train.comm import gather_numbers
 from uniemox_dist.train.own_time import Stragglers
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
 log = logging.getLogger("uniemox")
-LOSSES = {"loss", "relation", "similarity", "reconstruction"}
-DATA = {
-    "data_wait_share",
-    "data_wait_share_max",
-    "bytes_read_per_rank",
-    "bytes_read_per_rank_max",
-    "read_retries",
-    "cache_hit_share",
-    "source_samples",
-    "damaged_samples",
-}
 
 
 class Meter:
@@ -58,18 +46,7 @@ class Meter:
         self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
         self.global_batch, self.writes = plan.global_batch, world.is_main
         self.skipped = self.damaged = self.samples = 0
-        self._board: Any = None
-        if self.writes:
-            try:
-                folder.tensorboard.mkdir(exist_ok=True)
-                from torch.utils.tensorboard import SummaryWriter
-
-                # purge_step hides what an earlier attempt wrote beyond the checkpoint that is resumed.
-                self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
-                threading.excepthook = _of_board
-            except (OSError, ImportError) as error:
-                reason = getattr(error, "strerror", None) or error
-                log.warning("%s: %s; training goes on without TensorBoard", folder.tensorboard, reason)
+        self._board = Board(folder.tensorboard, first_step) if self.writes else None
         self._begin()
 
     def _begin(self) -> None:
@@ -116,7 +93,8 @@ class Meter:
             line["device_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         if self.writes:
             self.folder.metric(line)
-            self._to_board(step, line)
+            if self._board is not None:
+                self._board.scalars(step, line)
             left_s = (self.schedule.max_steps - step) * self.global_batch / samples_per_s
             log.info(
                 "step %d/%d  epoch %.2f  loss %.4f (relation %.4f similarity %.4f reconstruction %.4f)  lr %.2e  "
@@ -176,43 +154,12 @@ class Meter:
     def pictures(self, step: int, sheet: Any, texts: str) -> None:
         """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""
         if self._board is not None:
-            self._guard(lambda: self._board.add_image("reconstructions", sheet, step, dataformats="HWC"))
-        if self._board is not None and texts:
-            self._guard(lambda: self._board.add_text("nearest_texts", texts, step))
+            self._board.pictures(step, sheet, texts)
 
     def close(self) -> None:
         """Flushes TensorBoard."""
         if self._board is not None:
-            self._guard(self._board.close)
-
-    def _to_board(self, step: int, line: dict[str, Any]) -> None:
-        if self._board is None:
-            return
-        for name, value in line.items():
-            if name in ("step", "time", "slots"):
-                continue
-            group = "loss" if name in LOSSES else "data" if name in DATA else "run"
-            values = (
-                {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-            )
-            for tag, number in values.items():
-                if self._board is not None:  # a full disk may have ended it just now
-                    self._guard(partial(self._board.add_scalar, f"{group}/{tag}", number, step))
-
-    def _guard(self, write: Any) -> None:
-        """A TensorBoard folder that cannot be written costs the pictures, never the run."""
-        try:
-            write()
-        except OSError as error:
-            reason = error.strerror or error
-            log.warning("%s: %s; training goes on without TensorBoard", self.folder.tensorboard, reason)
-            self._board = None
-
-
-def _of_board(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own, whose error its next call raises: once is enough."""
-    if not issubclass(error.exc_type, OSError):
-        threading.__excepthook__(error)
+            self._board.close()
 
 
 def _of_peak(line: dict[str, Any]) -> str:

@@ -1,34 +1,13 @@
 """AdamW, and which parameters it treats alike: weight decay on matrices only, smaller rates for early layers."""
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from uniemox_dist.config.schema import OptimConfig
-
-NO_DECAY = (
-    "cls_token",
-    "reg_token",
-    "mask_token",
-    "pos_embed",
-    "scene_weights",
-    "person_weights",
-)
-"""Parameters with two and more dimensions that are no matrices: tokens, positions, weights of views in a fusion."""
-FIRST = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
-"""What stands before an encoder's first block: its layer 0."""
-
-
-def layer_of(name: str, depth: int) -> int:
-    """The layer of a student's parameter, 0 to depth + 1 (as in BEiT, Bao et al. 2022): what comes before the encoder's
-    blocks is 0, block i is i + 1, and the encoder's last norm and all that is not encoder are depth + 1."""
-    if block := re.match(r"encoder\.blocks\.(\d+)\.", name):
-        return int(block.group(1)) + 1
-    part = name.removeprefix("encoder.").partition(".")[0]
-    return 0 if name.startswith("encoder.") and part in FIRST else depth + 1
+from uniemox_dist.models.parameters import group_of
 
 
 def parameter_groups(
@@ -43,9 +22,8 @@ def parameter_groups(
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in NO_DECAY
-            scale = layer_decay ** (depth + 1 - layer_of(name, depth))
-            found.setdefault((scale, matrix), []).append(parameter)
+            group = group_of(name, parameter.ndim, depth, layer_decay)
+            found.setdefault(group, []).append(parameter)
     return [
         {"params": found[scale, matrix], "lr_scale": scale, "weight_decay": weight_decay if matrix else 0.0}
         for scale, matrix in sorted(found, reverse=True)

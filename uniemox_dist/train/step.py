@@ -16,6 +16,7 @@ from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
 from uniemox_dist.models.student import Targets, Views
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.runtime.signals import STOP_SIGNALS
 from uniemox_dist.runtime.world import World
 from uniemox_dist.train import nonfinite
 from uniemox_dist.train.comm import gather_rows, sum_over_ranks
@@ -43,6 +44,8 @@ class StepResult:
     """Ranks whose part of a save under way is written."""
     evidence: dict[str, Any] | None = None
     """Of a step that was not applied, what this rank saw."""
+    signal: str | None = None
+    """What asked a rank to stop; of several signals, the one that the most ranks got."""
 
 
 def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, device: torch.device) -> Tensor:
@@ -75,7 +78,7 @@ def train_step(
     lr: float,
     logit_scale: float = 100.0,
     loss_weights: tuple[float, float, float] | None = None,
-    stop: bool = False,
+    stop: str | None = None,
     written: bool = True,
     step: int = 0,
     own_time: OwnTime | None = None,
@@ -86,7 +89,8 @@ def train_step(
         teacher: the live one; None where no loss compares with it, or the batches bring its embeddings along.
         logit_scale: the teacher's, for relations as KL.
         loss_weights: of relation, similarity and reconstruction in this step, where they are scheduled.
-        stop, written: what this rank has to tell the others: that it was asked to stop, that it has nothing to write.
+        stop, written: what this rank has to tell the others: the signal that asked it to stop, that it has nothing to
+            write.
         step: its number, for the evidence of a step that cannot be applied.
         own_time: is given the time that this rank computes without waiting for another.
     """
@@ -95,7 +99,8 @@ def train_step(
     texts_GE = None
     if config.loss.relation and config.loss.relation_over == "global":
         texts_GE = gather_texts(batches, config.batch.streams, world, device)
-    sums = torch.zeros(9, dtype=torch.float64, device=device)  # the total, its parts, and five counts
+    # The total, its parts, five counts, and how many ranks got each of the signals that stop.
+    sums = torch.zeros(9 + len(STOP_SIGNALS), dtype=torch.float64, device=device)
     for batch in batches:
         own_time.start()
         batch = batch.to(device)
@@ -111,15 +116,17 @@ def train_step(
         if not engine.is_gradient_accumulation_boundary():
             engine.step()  # counts the micro-batch; weights change at the boundary only
     sums[:4] /= len(batches) * world.size
-    for place, number in enumerate((stop, written, *_counted(batches)), start=4):
+    for place, number in enumerate((stop is not None, written, *_counted(batches)), start=4):
         sums[place].fill_(number)
+    if stop is not None:
+        sums[9 + [number.name for number in STOP_SIGNALS].index(stop)].fill_(1)
     gradients = nonfinite.reduced_gradients(engine)
     sums[8] = nonfinite.count(list(gradients.values()), device)
     sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     # The host waits for the device here, to learn whether the step may be applied.
-    loss, relation, similarity, reconstruction, stops, writers, damaged, keys, bad = sums.tolist()
+    loss, relation, similarity, reconstruction, stops, writers, damaged, keys, bad, *signals = sums.tolist()
     evidence = None
     finite = math.isfinite(loss) and not bad
     if not finite:
@@ -142,6 +149,7 @@ def train_step(
         keys=round(keys),
         written=round(writers),
         evidence=evidence,
+        signal=STOP_SIGNALS[signals.index(max(signals))].name if any(signals) else None,
     )
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from uniemox_dist.config.schema import (
     RunConfig,
     TeacherConfig,
 )
-from uniemox_dist.report.curves import draw, show, thin
+from uniemox_dist.report.curves import RESUMES, draw, show, thin
 from uniemox_dist.report.evaluation import read_evaluation, table
 from uniemox_dist.report.page import write_report
 from uniemox_dist.report.pictures import pictures
@@ -34,7 +35,7 @@ from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.runtime.files import write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.story import History, history
-from uniemox_dist.runtime.words import duration
+from uniemox_dist.runtime.words import duration, moment
 
 HOSTILE = "<script>alert('x')</script>&\"-->"
 
@@ -516,3 +517,67 @@ def test_the_page_says_which_masks_fusion_losses_and_teacher(folder: RunFolder) 
     page = Page(write_report(folder.path))
     assert "This run reconstructs nothing." in page.text
     assert "triple" not in page.text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "7", '{"command": 3, "versions": ["torch"], "cores": {"a": 1}}', "\xff"]
+)
+def test_a_damaged_environment_costs_only_what_it_would_tell(folder: RunFolder, text: str) -> None:
+    folder.environment.write_bytes(text.encode("latin-1"))
+    page = Page(write_report(folder.path)).text
+    assert "Total loss" in page
+    assert ("Not readable: environment.json" in page) == (not text.startswith("{") or text == "{")
+
+
+def test_the_newest_submission_that_can_be_read_is_shown(folder: RunFolder) -> None:
+    assert "Submission to Slurm" not in Page(write_report(folder.path)).text
+    for number, facts in (
+        (1, {"job_ids": [16]}),
+        (2, {"job_ids": [17], "command": ["uniemox", "launch", "a b"]}),
+    ):
+        write_json(folder.path / f"jobs/{number:04d}/submission.json", {**facts, "nodes": "2-4", "time": 100})
+    write_text(folder.path / "jobs/0003/submission.json", "{")
+    page = Page(write_report(folder.path)).text
+    assert f"Submission to Slurm (jobs/0002, {moment(100)})" in page
+    assert "uniemox launch 'a b'" in page
+    assert "job ids17 nodes2-4" in page
+
+
+def test_curves_say_how_the_run_went_on_and_where_the_loss_leapt() -> None:
+    def at(step: int) -> dict[str, Any]:
+        return {"event": "resume", "step": step}
+
+    events: list[dict[str, Any]] = [
+        {"event": "spike", "step": 3},
+        {"event": "spike", "step": 11},
+        {"event": "restart"}, {"event": "start", "step": 10, "time": 50}, at(10),
+        {"event": "signal"}, {"event": "requeue"}, {"event": "job", "restarts": 1}, at(20),
+        at(30),  # by hand
+        {"event": "job", "restarts": 2}, at(40),  # by Slurm, after the loss of a node
+        {"event": "job", "restarts": 0}, at(50),  # of a new job
+        {"event": "restart"}, at(30),  # once more: the last time counts
+    ]  # fmt: skip
+    past = history([metric(s, 100 + s) for s in range(1, 60)], events)
+    assert {kind: past.resumed(kind) for kind in RESUMES} == {
+        "restart": [10, 30], "requeue": [20, 40], "resume": [50],
+    }  # fmt: skip
+    assert past.spikes == [3]  # the other is of steps that were done again
+    svg = draw(past, {})[0].svg
+    for name in ("mark-restart-10", "mark-requeue-40", "mark-resume-50", "marks-spike", "curve"):
+        assert svg.count(f'class="{name}"') == 1, name
+
+
+def test_the_state_is_the_one_that_status_shows(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(folder.events, "a") as file:
+        file.write('{"time": 230, "event": "start", "step": 20, "ranks": 3}\n')
+    write_text(folder.config, dump_yaml(config(run=RunConfig(max_steps=40))))
+    write_json(folder.path / "job.json", {"job_id": 17, "nodes": ["n1"], "time": 5})
+    tool = tmp_path / "bin/squeue"
+    write_text(tool, "#!/bin/sh\necho '17|17|PENDING|Priority||N/A|1:00:00'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    assert uniemox(["report", str(folder.path)]) == EXIT_DONE
+    text = Page(folder.report).text
+    assert "job 17 waits behind jobs of higher priority; has no checkpoint to go on from" in text

@@ -10,9 +10,9 @@ from told_run import told_run
 
 from uniemox_dist.report.page import write_report
 from uniemox_dist.report.timeline import MOST_MARKS, draw_timeline, lanes_of
-from uniemox_dist.report.went import event_row, figures
+from uniemox_dist.report.went import attempt_rows, event_row, figures
+from uniemox_dist.runtime.attempts import numbers
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
-from uniemox_dist.runtime.story import numbers
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +138,35 @@ def test_the_page_tells_a_run_that_trains_from_one_that_was_killed(tmp_path: Pat
     assert state() == "running"
     assert killed() == ["1"]
     folder.unlock()
+
+
+def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) -> None:
+    events = read_lines(told.events)
+    starts = [event for event in events if event["event"] == "start"]
+    jobs = [
+        {"event": "job", "job_id": job, "time": start["time"] - 9}
+        for job, start in ((17, starts[0]), (18, starts[2]))
+    ]
+    restart = next(event for event in events if event["event"] == "restart")
+    restart["reason"] = "rank 5 died of SIGKILL"
+    rows = attempt_rows(numbers(read_lines(told.metrics), events), [*jobs, *events])
+    assert [
+        (row["steps"], row["lost"], row["ranks"], row["stage"], row["job"], row["end"]) for row in rows
+    ] == [
+        ("0 – 3,247", "247 lost", "16", "ZeRO-2", "17", "a fault: rank 5 died of SIGKILL"),
+        ("3,000 – 5,706", "", "16", "ZeRO-2", "17", "stopped by a signal"),
+        ("5,706 – 7,220", "220 lost", "8", "ZeRO-1", "18", "killed without a word"),
+        ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "no word of an end yet"),
+    ]
+    assert {row["hosts"] for row in rows} == {"node01, node02"}
+
+
+def test_attempts_of_odd_events_are_still_rows() -> None:
+    start = {"event": "start", "time": 5.0, "hosts": "n1", "ranks": [2], "zero_stage": "x"}
+    (row,) = attempt_rows(numbers([], [start]), [{"event": "job", "time": 1.0, "job_id": None}, start])
+    assert (row["hosts"], row["ranks"], row["stage"], row["job"]) == ("n1", "2", "", "null")
+
+
+def test_requeues_are_a_figure_where_there_are_some() -> None:
+    events = [{"event": "start", "time": 1.0}, {"event": "requeue", "time": 2.0}]
+    assert ("Requeues", "1", "of its job", "") in figures(numbers([], events))

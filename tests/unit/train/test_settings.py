@@ -126,5 +126,30 @@ def test_the_world_is_read_from_torchrun_or_slurm() -> None:
     assert World.from_env(slurm) == World(5, 6, 1, "a", 1234)
     with pytest.raises(UserError, match="MASTER_ADDR"):
         World.from_env({"RANK": "0", "WORLD_SIZE": "2"})
-    # A batch script runs outside srun, with one task.
+    # Slurm's variables alone tell where ranks meet; what is told otherwise counts more.
+    alone = {
+        **{key: slurm[key] for key in slurm if key not in meet},
+        "SLURM_STEP_ID": "0",
+        "SLURM_JOB_ID": "40017",
+    }
+    alone["SLURM_JOB_NODELIST"] = "gpu[007-009]"
+    assert World.from_env(alone) == World(5, 6, 1, "gpu007", 20017)
+    assert World.from_env({**alone, "SLURM_STEP_NODELIST": "gpu[008-009]"}) == World(5, 6, 1, "gpu008", 20017)
+    assert World.from_env({**alone, "SLURM_STEP_ID": "1"}).master_port == 27936
+    assert World.from_env({**alone, **meet}) == World(5, 6, 1, "a", 1234)
+    # A batch script runs outside srun, with one task; with several, none of them would come.
+    with pytest.raises(UserError, match="with srun in a batch job"):
+        World.from_env(
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_NTASKS": "4",
+                "SLURM_JOB_ID": "7",
+                "SLURM_JOB_NODELIST": "n[1-2]",
+            }
+        )
     assert World.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == World()
+    # Ranks that never meet share work by their numbers: a batch script outside of srun does all of it.
+    batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
+    assert World.from_env(batch, meets=False) == World()
+    assert World.from_env({**batch, "SLURM_STEP_ID": "0"}, meets=False) == World(0, 4, 0)
