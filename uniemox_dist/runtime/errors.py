@@ -15,6 +15,10 @@ class Fault(RuntimeError):
     """Something broke that no setting mends, and the message says all of it: one line, exit code 1."""
 
 
+class LostPeer(Fault):
+    """Another rank says, or said, why the run ends: the same of this one would only hide that in a job's main log."""
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an import that an optional extra would have provided."""
     return UserError(f'{package} is not installed; install it with: pip install "uniemox-dist[{extra}]"')

@@ -61,6 +61,8 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.samples = self.path / "samples"
         self.report = self.path / "report.html"
+        self.job = self.path / "job.json"
+        self.bad_nodes = self.path / "nodes.jsonl"
         self._lock: TextIO | None = None
         self._made: list[Path] = []
 
@@ -150,11 +152,11 @@ class RunFolder:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Appends what happened, with the time."""
-        _append(self.events, {"time": round(time.time(), 3), "event": kind, **facts})
+        append_line(self.events, {"time": round(time.time(), 3), "event": kind, **facts})
 
     def metric(self, line: dict[str, Any]) -> None:
         """Appends one line of metrics."""
-        _append(self.metrics, line)
+        append_line(self.metrics, line)
 
 
 def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
@@ -226,9 +228,9 @@ class Step(logging.Filter):
         return True
 
 
-def start_logging(folder: RunFolder, rank: int) -> Step:
+def start_logging(folder: RunFolder, rank: int, main: TextIO | None = None) -> Step:
     """Our logger: everything to logs/rank<rank>.log with time, rank and step, and what rank 0 says also to the
-    terminal. Returns what is told the step."""
+    terminal; errors of others to `main`, the main log of their job, if they have one. Returns what is told the step."""
     log = logging.getLogger("uniemox")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -248,13 +250,21 @@ def start_logging(folder: RunFolder, rank: int) -> Step:
         screen = _Screen(sys.stdout)
         screen.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(screen)
+    elif main is not None:
+        errors = _Screen(main)
+        errors.setLevel(logging.ERROR)
+        errors.setFormatter(
+            logging.Formatter(f"rank {rank} on {socket.gethostname()}: uniemox: error: %(message)s")
+        )
+        log.addHandler(errors)
     return step
 
 
 _reported: set[Path] = set()
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends a line to a .jsonl file; a disk that is full costs the line and no more."""
     try:
         with open(path, "a+b") as file:
             text = json.dumps(line, ensure_ascii=False).encode() + b"\n"

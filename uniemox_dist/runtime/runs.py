@@ -20,8 +20,9 @@ def open_run(path: Path) -> RunFolder:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's: it has a configuration, or events."""
-    return (path / "config.yaml").is_file() or (path / "events.jsonl").is_file()
+    """Whether a folder is a run's: it has a configuration, or events, or was submitted and waits in a queue."""
+    told = (path / "config.yaml").is_file() or (path / "events.jsonl").is_file()
+    return told or next(path.glob("jobs/[0-9]*/submission.json"), None) is not None
 
 
 def runs_below(path: Path, depth: int = 3) -> list[RunFolder]:

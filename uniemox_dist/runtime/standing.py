@@ -1,34 +1,20 @@
-"""Where a run stands: its state from events, metrics, lock and newest checkpoint, and the facts of a line of `status`.
+"""Where a run stands: its state from events, metrics, lock, newest checkpoint and job.
 
 Pure: nothing is read here, and the time of looking is a value like the others.
 """
 
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
-from uniemox_dist.config.data_sections import RunConfig
+from uniemox_dist.runtime.jobs import Job
+from uniemox_dist.runtime.pace import of_last_attempt, patience_s, seconds
 from uniemox_dist.runtime.run_folder import Lock
-from uniemox_dist.runtime.story import (
-    Length,
-    Line,
-    ends_attempt,
-    history,
-    number,
-    numbers,
-    of,
-    run_length,
-    steps_done,
-)
-from uniemox_dist.runtime.words import cut, duration, is_number, sentence
-
-STALLED_INTERVALS, STALLED_S = 5, 60.0
-"""A run that trains is stalled after so many of its usual intervals without a line, and these seconds at least."""
-RECENT = 50
-"""Metrics of the last attempt that its pace is taken from."""
+from uniemox_dist.runtime.sentences import sentence
+from uniemox_dist.runtime.story import Length, Line, ends_attempt, number, of
+from uniemox_dist.runtime.words import cut, duration, is_number
 
 
 @dataclass(frozen=True)
@@ -51,7 +37,7 @@ class Standing:
     """A run's state."""
 
     word: str
-    """running, stalled, stopped, restarting, failed, killed or complete."""
+    """queued, running, stalled, stopped, restarting, failed, killed or complete."""
     tone: str
     """good, wait or bad."""
     remark: str = ""
@@ -68,8 +54,87 @@ def standing(
     step: int,
     saved: Saved | None,
     now: float,
+    job: Job | None = None,
 ) -> Standing:
-    """The state of a run whose metrics that stand are `lines`, at the time `now`."""
+    """The state of a run whose metrics that stand are `lines`, at the time `now`; `job` is the one that its folder
+    names, with what Slurm says of it."""
+    alone = by_folder(events, lines, config, lock, length, step=step, saved=saved, now=now)
+    if job is None or lock.held or alone.word == "complete":
+        return alone
+    host = lock.holder.partition(" ")[0]
+    by_hand = host not in ("", *job.hosts) and (lock.since or 0.0) > (job.began or math.inf)
+    if alone.word == "running" and by_hand:
+        return alone
+    on = _goes_on(saved)
+    if job.waits:
+        return Standing("queued", "wait", f"{job.waiting(now)}; {on}")
+    last = events[-1] if events else {}
+    sign = max((x["time"] for x in (*lines[-1:], last) if is_number(x.get("time"))), default=None)
+    if job.runs:
+        began = max(x for x in (job.start, sign, 0.0) if x is not None)
+        return _in_job(alone, job, last, now - began, seconds(config.get("run") or {}, "start_timeout_s"), on)
+    if job.state is None:
+        if sign is None:
+            return Standing("queued", "wait", f"{job.name} was submitted, and has written nothing yet")
+        if last.get("event") == "requeue":
+            return Standing("queued", "wait", f"{job.name} went back into the queue; {on}")
+        return alone
+    if sign is None:
+        return Standing("killed", "bad", f"{job.over()}, and has written nothing")
+    if job.state == "CANCELLED" and alone.word in ("running", "stalled", "restarting", "killed"):
+        return Standing("stopped", "wait", f"{job.name} was cancelled; the same command {on}")
+    if alone.word in ("running", "stalled", "restarting", "killed"):
+        return Standing("killed", "bad", f"without a word; {job.over()}; {on}")
+    return Standing(alone.word, alone.tone, f"{alone.remark}; {job.over()}")
+
+
+def _in_job(alone: Standing, job: Job, last: Line, silent_s: float, start_s: float, on: str) -> Standing:
+    """The state of a run whose lock looks free although its job runs: before the first attempt, between two, or because
+    the lock of another node cannot be seen."""
+    where = f" on {cut(job.nodes, 60)}" if job.nodes else ""
+    if job.state in ("SUSPENDED", "STOPPED"):
+        return Standing("stalled", "bad", f"{job.name} is suspended{where}")
+    kind = last.get("event")
+    if alone.word in ("running", "restarting"):
+        return alone
+    if kind in ("requeue", "resubmit"):
+        return Standing("queued", "wait", f"{cut(sentence(last), 160)}; it is ending{where}")
+    if job.state == "COMPLETING":
+        return Standing(
+            alone.word, alone.tone, f"{alone.remark}; {job.name} is ending{where}".removeprefix("; ")
+        )
+    if job.start is not None and is_number(last.get("time")):
+        starts = kind == "job" or job.start > last["time"]
+    else:
+        starts = not ends_attempt(last)
+    if starts and silent_s <= start_s:
+        return Standing("running", "good", f"{job.name} starts{where}")
+    if not starts and ends_attempt(last) and silent_s <= start_s:
+        if kind == "fault" and last.get("restart") is not False:
+            why = cut(str(last.get("error", "see the log")), 120)
+            return Standing("restarting", "wait", f"in {job.name} after: {why}; {on}")
+        return Standing(alone.word, alone.tone, f"{alone.remark}; {job.name} still runs{where}")
+    if starts:
+        return Standing("stalled", "bad", f"{job.name} runs for {duration(silent_s)}{where} without a line")
+    return Standing("stalled", "bad", f"no line for {duration(silent_s)}, but {job.name} still runs{where}")
+
+
+def _goes_on(saved: Saved | None) -> str:
+    return f"goes on from step {saved.step:,}" if saved else "has no checkpoint to go on from"
+
+
+def by_folder(
+    events: Sequence[Line],
+    lines: Sequence[Line],
+    config: Mapping[str, Any],
+    lock: Lock,
+    length: Length,
+    *,
+    step: int,
+    saved: Saved | None,
+    now: float,
+) -> Standing:
+    """The same by what its folder alone tells."""
     turns = [e for e in events if e.get("event") in ("start", "restart") or ends_attempt(e)]
     last: Line = turns[-1] if turns else {}
     kind = last.get("event")
@@ -78,14 +143,21 @@ def standing(
         times.append(lock.since)
     silent_s = now - max(times) if times else 0.0
     run = config.get("run") or {}
-    on = f"goes on from step {saved.step:,}" if saved else "has no checkpoint to go on from"
+    on = _goes_on(saved)
     starts = starting(events, lock)
     if kind == "end" and not starts:
         return Standing("complete", "good")
     whole = length.steps if length.exact and not lock.held else None
     if whole and step >= whole and of(events, "end"):
         return Standing("complete", "good")
-    restart_s = _seconds(run, "start_timeout_s") + (last["pause_s"] if is_number(last.get("pause_s")) else 0)
+    if not lock.held and events[-1:] and events[-1].get("event") == "job":
+        name = f"job {events[-1].get('job_id', '')}".strip()
+        if silent_s <= seconds(run, "start_timeout_s"):
+            return Standing("running", "good", f"{name} starts")
+        return Standing("killed", "bad", f"{name} has not come to its first step; {on}")
+    if not lock.held and events[-1:] and events[-1].get("event") == "resubmit":
+        return Standing("queued", "wait", f"{cut(sentence(events[-1]), 160)}; {on}")
+    restart_s = seconds(run, "start_timeout_s") + (last["pause_s"] if is_number(last.get("pause_s")) else 0)
     if not starts and kind == "restart" and silent_s <= restart_s:
         why = f" after: {cut(str(last['reason']), 120)}" if last.get("reason") else ""
         return Standing("restarting", "wait", f"by the launcher{why}; {on}")
@@ -100,7 +172,7 @@ def standing(
     if not starts and kind == "fault":
         mend = "mend it first; then the same command " if last.get("restart") is False else ""
         return Standing("failed", "bad", f"{cut(str(last.get('error', 'see the log')), 120)}; {mend}{on}")
-    limit_s = _patience_s(run, _of_last_attempt(lines, events), starting=starts)
+    limit_s = patience_s(run, of_last_attempt(lines, events), starting=starts)
     if not lock.held and kind == "restart":
         return Standing("killed", "bad", f"the launcher's restart came to nothing; {on}")
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())
@@ -117,88 +189,3 @@ def starting(events: Sequence[Line], lock: Lock) -> bool:
     """Whether an attempt has taken the lock and not begun to train: what stands there is of the attempt before."""
     turns = [e for e in events if e.get("event") in ("start", "restart") or ends_attempt(e)]
     return bool(lock.held and (not turns or (lock.since or 0.0) > number(turns[-1].get("time"))))
-
-
-def _seconds(run: Mapping[str, Any], key: str) -> float:
-    value = run.get(key)
-    return value if is_number(value) else RunConfig.model_fields[key].default
-
-
-def _of_last_attempt(lines: Sequence[Line], events: Sequence[Line]) -> Sequence[Line]:
-    starts = of(events, "start")
-    began = number(starts[-1].get("time")) if starts else 0.0
-    return [line for line in lines[-RECENT:] if number(line.get("time")) >= began]
-
-
-def _patience_s(run: Mapping[str, Any], lines: Sequence[Line], *, starting: bool) -> float:
-    """Seconds without a line after which a process that lives is stalled."""
-    gaps = [number(b.get("time")) - number(a.get("time")) for a, b in pairwise(lines)]
-    if starting or not lines:
-        return _seconds(run, "start_timeout_s")
-    if not gaps:  # a first line and no pace yet
-        return _seconds(run, "step_timeout_s")
-    return max(STALLED_S, STALLED_INTERVALS * median(gaps))
-
-
-def left_s(lines: Sequence[Line], events: Sequence[Line], length: Length, step: int) -> float | None:
-    """Seconds of work that are left after the newest line, at the median pace of the last attempt's recent lines: one
-    that waited long, for a disk or a network, does not count."""
-    recent = _of_last_attempt(lines, events)
-    if not length.steps:
-        return None
-    paces = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(recent)]
-    return max(0, length.steps - step) * max(0.0, median(paces)) if paces else None
-
-
-def facts(
-    name: str,
-    config: Mapping[str, Any],
-    metrics: Sequence[Line],
-    events: Sequence[Line],
-    lock: Lock,
-    saved: Saved | None,
-    now: float,
-) -> dict[str, Any]:
-    """What `uniemox status` says of a run, as JSON would have it: None is what is not known. `metrics` may be only the
-    last ones; `saved` is the newest complete checkpoint."""
-    lines = history(metrics, events).lines
-    step = steps_done(events, lines)
-    length = run_length(config, events, lines, step)
-    stands = standing(events, lines, config, lock, length, step=step, saved=saved, now=now)
-    line: Line = lines[-1] if lines else {}
-    found = numbers(metrics, events)
-    # Before the first lines of an attempt, those that stand there are of another one, perhaps on other machines.
-    alive = stands.word == "running" and not starting(events, lock)
-    left = left_s(lines, events, length, step)
-    if left is not None and is_number(line.get("time")):
-        left = max(0.0, left - (now - line["time"]))
-    last = events[-1] if events else {}
-    return {
-        "run": name,
-        "state": stands.word,
-        "tone": stands.tone,
-        "remark": stands.remark,
-        "step": step,
-        "max_steps": length.steps,
-        "max_steps_exact": length.exact,
-        **{
-            key: line[key] if is_number(line.get(key)) else None
-            for key in ("epoch", "loss", "samples_per_s", "mfu", "data_wait_share")
-        },
-        "line_age_s": _age(line.get("time"), now),
-        "saved_step": saved.step if saved else None,
-        "saved_age_s": _age(saved.time, now) if saved else None,
-        "attempts": len(found.attempts),
-        "restarts": found.restarts,
-        "skipped": found.skipped,
-        "spikes": found.spikes,
-        "faults": found.faults,
-        "damaged_pictures": found.damaged,
-        "eta_s": round(left, 1) if alive and left is not None else None,
-        "holder": lock.holder if lock.held else None,
-        "last_event": {"age_s": _age(last.get("time"), now), "text": sentence(last)} if last else None,
-    }
-
-
-def _age(time: Any, now: float) -> float | None:
-    return round(max(0.0, now - time), 1) if is_number(time) else None

@@ -1,16 +1,12 @@
-"""What the lines of a run's two files amount to: which metrics stand, how far it is, what each attempt did.
+"""What the lines of a run's two files amount to: which metrics stand, how far it is, how far it goes.
 
 Pure: lines in, facts out. Keys may be missing and values may be of other types: files of all versions are read.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
-
-from uniemox_dist.runtime.words import is_number
 
 Line = dict[str, Any]
 
@@ -25,6 +21,14 @@ class History:
     """Steps from which the run went on after a stop."""
     skips: list[int]
     """Steps that changed no weight."""
+    spikes: list[int] = field(default_factory=list)
+    """Steps whose loss leapt."""
+    by: dict[int, str] = field(default_factory=dict)
+    """What made the run go on from a step last: `restart` by the launcher, `requeue` of its job; others `resume`."""
+
+    def resumed(self, by: str) -> list[int]:
+        """The steps from which it went on in that way."""
+        return [step for step in self.resumes if self.by.get(step, "resume") == by]
 
 
 @dataclass(frozen=True)
@@ -35,66 +39,6 @@ class Length:
     """None where neither the configuration nor the metrics tell."""
     exact: bool = True
     """False where it follows from rounded epochs."""
-
-
-@dataclass
-class Attempt:
-    """From one start to the last sign of life before the next."""
-
-    began: float
-    """Seconds since 1970, as all times here."""
-    first_step: int
-    ended: float = 0.0
-    last_step: int = 0
-    last_word: str = ""
-    """The kind of the event that ended it; empty if it goes on, or was killed."""
-    lost_steps: int = 0
-    """Steps that the next attempt had to do again; at least, as only steps with a line are seen."""
-    reason: str = ""
-    """What ended it, as the launcher saw it when it restarted; empty if it did not, or did not say."""
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Counts and medians over all attempts."""
-
-    attempts: list[Attempt]
-    restarts: int
-    """By the launcher, after faults."""
-    stops: int
-    """By signals."""
-    faults: int
-    damaged: int
-    """Replacements of damaged pictures."""
-    skipped: int
-    spikes: int
-    saves: int
-    save_s: float | None
-    """Median seconds of a save."""
-    blocked_s: float | None
-    """Median seconds for which a save kept the steps waiting."""
-    save_bytes: float | None
-    """Median bytes of a save."""
-    stragglers: list[tuple[str, int, float | None]] = field(default_factory=list)
-    """(host, how often one of its ranks was slow, the most medians of time that it took), the most frequent first."""
-    over: bool = False
-    """Whether the last attempt is known to be over, as those before it are."""
-
-    @property
-    def killed(self) -> list[float]:
-        """When attempts that are over wrote their last line, if nobody said why they ended."""
-        over = self.attempts if self.over else self.attempts[:-1]
-        return [attempt.ended for attempt in over if not attempt.last_word and not attempt.reason]
-
-    @property
-    def lost_steps(self) -> int:
-        """Steps done beyond the checkpoints that were resumed."""
-        return sum(attempt.lost_steps for attempt in self.attempts)
-
-    @property
-    def worked_s(self) -> float:
-        """Seconds from each start to the last sign of life before the next."""
-        return sum(attempt.ended - attempt.began for attempt in self.attempts)
 
 
 def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
@@ -111,14 +55,23 @@ def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
     for start in of(events, "start"):
         time, step = number(start.get("time")), number(start.get("step"))
         kept = [line for line in kept if not (line["step"] > step and number(line.get("time")) < time)]
-    skips: list[int] = []
+    found: dict[str, list[int]] = {"skip": [], "spike": []}
+    by: dict[int, str] = {}
+    cause = "resume"
     for event in events:
-        if event.get("event") == "start":
-            skips = [step for step in skips if step <= number(event.get("step", 0))]
-        elif event.get("event") == "skip" and isinstance(event.get("step"), int):
-            skips.append(event["step"])
-    resumes = {e["step"] for e in of(events, "resume") if isinstance(e.get("step"), int)}
-    return History(kept, sorted(resumes), skips)
+        kind, at = event.get("event"), event.get("step")
+        if kind == "start":
+            found = {k: [step for step in some if step <= number(at or 0)] for k, some in found.items()}
+        elif isinstance(kind, str) and kind in found and isinstance(at, int):
+            found[kind].append(at)
+        elif kind == "resume" and isinstance(at, int):
+            by[at] = cause
+            cause = "resume"
+        elif kind in ("restart", "requeue"):
+            cause = kind
+        elif kind == "job" and number(event.get("restarts")) > 0:
+            cause = "requeue"
+    return History(kept, sorted(by), found["skip"], found["spike"], by)
 
 
 def number(value: Any) -> float:
@@ -167,85 +120,3 @@ def run_length(config: Mapping[str, Any], events: Sequence[Line], lines: Sequenc
         samples = stated or lines[-1].get("slots", 0) / epochs
         return Length(math.ceil(round(run["epochs"] * samples / batch, 2)), exact=bool(stated))
     return Length()
-
-
-def attempts(metrics: Sequence[Line], events: Sequence[Line]) -> list[Attempt]:
-    """What was done between starts, in order."""
-    found: list[Attempt] = []
-    goes_on = False  # what comes after an end and before the next start is not about the attempt that ended
-    for event in events:
-        time, step = event.get("time"), event.get("step")
-        if not is_number(time):
-            continue
-        if event.get("event") == "start":
-            first = step if isinstance(step, int) else 0
-            found.append(Attempt(time, first, time, first))
-            goes_on = True
-        elif event.get("event") == "restart":
-            if found and not found[-1].reason:
-                found[-1].reason = str(event.get("reason") or "")
-            goes_on = False
-        elif found and goes_on:
-            found[-1].ended = max(found[-1].ended, time)
-            if isinstance(step, int):
-                found[-1].last_step = max(found[-1].last_step, step)
-            found[-1].last_word = str(event["event"]) if ends_attempt(event) else ""
-            goes_on = not found[-1].last_word
-    for i, attempt in enumerate(found):
-        until = found[i + 1].began if i + 1 < len(found) else math.inf
-        for line in metrics:
-            if attempt.began <= number(line.get("time")) < until:
-                attempt.ended = max(attempt.ended, line["time"])
-                if isinstance(line.get("step"), int):
-                    attempt.last_step = max(attempt.last_step, line["step"])
-        if i + 1 < len(found):
-            attempt.lost_steps = max(0, attempt.last_step - found[i + 1].first_step)
-    return found
-
-
-def numbers(metrics: Sequence[Line], events: Sequence[Line], *, over: bool = False) -> Numbers:
-    """Counts and medians of a run; `over` says that its last attempt is, which its lines may not tell."""
-    faults, saves, slow = of(events, "fault"), of(events, "save"), of(events, "straggler")
-    damaged = sum("damaged" in event for event in faults)
-    hosts = Counter(str(event.get("host", "?")) for event in slow)
-    worst = {
-        host: max(
-            (_times_slower(event) for event in slow if str(event.get("host", "?")) == host), default=math.nan
-        )
-        for host in hosts
-    }
-    return Numbers(
-        attempts=attempts(metrics, events),
-        restarts=len(of(events, "restart")),
-        stops=_stops(events),
-        faults=len(faults) - damaged,
-        damaged=damaged,
-        skipped=len(history([], events).skips),
-        spikes=len(of(events, "spike")),
-        saves=len(saves),
-        save_s=_median(saves, "seconds"),
-        blocked_s=_median(saves, "blocked_s"),
-        save_bytes=_median(saves, "bytes"),
-        stragglers=[
-            (host, count, worst[host] if math.isfinite(worst[host]) else None)
-            for host, count in hosts.most_common()
-        ],
-        over=over,
-    )
-
-
-def _stops(events: Sequence[Line]) -> int:
-    """Stops by signals; the ranks and their launcher may each tell of the same one."""
-    turns = [event.get("event") for event in events if event.get("event") in ("start", "restart", "signal")]
-    return sum(kind == "signal" != before for before, kind in zip(["", *turns], turns))
-
-
-def _times_slower(event: Line) -> float:
-    seconds, usual = event.get("seconds"), event.get("median_s")
-    # -inf, not NaN: a comparison with NaN would hide the values beside it.
-    return seconds / usual if is_number(seconds) and is_number(usual) and usual > 0 else -math.inf
-
-
-def _median(events: Sequence[Line], key: str) -> float | None:
-    values = [event[key] for event in events if is_number(event.get(key))]
-    return median(values) if values else None

@@ -5,6 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.hostlist import expand
+
+FIRST_PORT, PORTS = 20_000, 20_000
+"""The ranks of a Slurm job meet at one of these ports."""
+STEP_PORTS = 7919
+"""How far the ports of a job's steps lie apart: one that starts after a fault does not try the same again."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,35 @@ class World:
             local = int(env["SLURM_LOCALID"])
         else:
             return cls()
+        if not meets and "RANK" not in env and "SLURM_STEP_ID" not in env:
+            return cls()  # a batch script is told of ranks, but is none of them: the work is all its own
         if not meets:
             return cls(rank, size, local)
-        if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
+        address, port = _meeting_place(env)
+        if not address or not port:
             raise UserError(
                 f"MASTER_ADDR and MASTER_PORT are not set, but there are {size} ranks; start with "
-                "`uniemox pretrain … --nproc N`, or export both in the batch script"
+                "`uniemox pretrain … --nproc N`, or with srun in a batch job"
             )
-        return cls(rank, size, local, env["MASTER_ADDR"], int(env["MASTER_PORT"]))
+        return cls(rank, size, local, address, int(port))
+
+
+def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:
+    """Address and port at which the ranks meet: as told, or else the first node of the job step, where rank 0 runs, and
+    a port that follows from the job's number, so that two jobs on one node do not take the same."""
+    address, port = env.get("MASTER_ADDR", ""), env.get("MASTER_PORT", "")
+    if (
+        "SLURM_STEP_ID" not in env
+    ):  # a batch script knows its job's nodes, but no other process meets it there
+        return address, port
+    nodes, job = (
+        env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "",
+        env.get("SLURM_JOB_ID", ""),
+    )
+    if not address and nodes:
+        address = expand(nodes)[0]
+    if not port and job.isdigit():
+        step = env["SLURM_STEP_ID"]
+        number = int(job) + STEP_PORTS * (int(step) if step.isdigit() else 0)
+        port = str(FIRST_PORT + number % PORTS)
+    return address, port

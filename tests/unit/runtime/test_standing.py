@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from uniemox_dist.runtime.facts import facts
+from uniemox_dist.runtime.jobs import Job
 from uniemox_dist.runtime.run_folder import Lock
-from uniemox_dist.runtime.standing import Saved, facts
+from uniemox_dist.runtime.standing import Saved
 
 START = {"event": "start", "time": 1000.0, "step": 0, "ranks": 2}
 LINES = [
@@ -23,7 +25,16 @@ CONFIG = {"run": {"max_steps": 400, "start_timeout_s": 300}}
 def look(*events: dict[str, Any], lock: Lock, now: float, **more: Any) -> dict[str, Any]:
     """Facts of a run that began at 1000, did a step a second to 100, and wrote these events at 1105."""
     told = [START, *({"time": 1105.0, **event} for event in events)]
-    return facts("r", CONFIG, more.get("lines", LINES), told, lock, more.get("saved", Saved(90, 1090.0)), now)
+    return facts(
+        "r",
+        CONFIG,
+        more.get("lines", LINES),
+        told,
+        lock,
+        more.get("saved", Saved(90, 1090.0)),
+        now,
+        more.get("job"),
+    )
 
 
 def test_a_run_that_writes_is_running_and_says_when_it_will_be_done() -> None:
@@ -189,3 +200,104 @@ def test_a_run_without_a_line_has_no_facts() -> None:
         None,
         None,
     )
+
+
+STOPPED = {"event": "signal", "signal": "SIGUSR2", "step": 100, "saved": True, "time": 1105.0}
+BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.0}
+
+
+@pytest.mark.parametrize(
+    ("events", "job", "state", "remark"),
+    [
+        # In the queue.
+        ([STOPPED], Job(17, state="PENDING", reason="Resources", start=1410.0), "queued",
+         "job 17 waits for free nodes; expected to start in 5 min 00 s; goes on from step 90"),
+        ([STOPPED], Job(17, state="PENDING", reason="(QOSMaxJobs)"), "queued",
+         "job 17 waits in the queue (QOSMaxJobs); goes on from step 90"),
+        ([STOPPED], Job(17, state="REQUEUED", reason="BeginTime", start=1000.0), "queued",
+         "job 17 waits for its begin time, which a requeue moves by some minutes; goes on from step 90"),
+        ([], Job(17, state="CONFIGURING"), "queued", "job 17: its nodes are being started; goes on from step 90"),
+        # On nodes, before and after attempts.
+        ([STOPPED], Job(17, state="RUNNING", nodes="n[1-2]", start=1106.0), "running", "job 17 starts on n[1-2]"),
+        ([STOPPED], Job(17, state="RUNNING", start=1000.0), "stopped",
+         "by SIGUSR2; the same command goes on from step 90; job 17 still runs"),
+        ([BROKEN], Job(17, state="RUNNING", start=1000.0), "restarting",
+         "in job 17 after: NCCL is gone; goes on from step 90"),
+        ([], Job(17, state="SUSPENDED"), "stalled", "job 17 is suspended"),
+        ([BROKEN], Job(17, state="COMPLETING", nodes="n1", start=1000.0), "failed",
+         "NCCL is gone; goes on from step 90; job 17 is ending on n1"),
+        ([STOPPED, {"event": "requeue", "job_id": 17, "step": 90}], Job(17, state="RUNNING", nodes="n1", start=1000.0),
+         "queued", "job 17 is queued again, to go on from step 90; it is ending on n1"),
+        ([BROKEN, {"event": "restart", "reason": "x"}], Job(17, state="RUNNING", start=1000.0), "restarting",
+         "by the launcher after: x; goes on from step 90"),
+        # Over, or not to be told.
+        ([], Job(17, state=""), "killed", "without a word; job 17 is over; goes on from step 90"),
+        ([], Job(17, state="NODE_FAIL"), "killed", "without a word; job 17 is over (NODE_FAIL); goes on from step 90"),
+        ([BROKEN], Job(17, state="FAILED"), "failed", "NCCL is gone; goes on from step 90; job 17 is over (FAILED)"),
+        ([], Job(17, state="CANCELLED"), "stopped", "job 17 was cancelled; the same command goes on from step 90"),
+        ([STOPPED], Job(17), "stopped", "by SIGUSR2; the same command goes on from step 90"),
+        ([STOPPED, {"event": "requeue", "job_id": 17}], Job(17), "queued",
+         "job 17 went back into the queue; goes on from step 90"),
+        ([STOPPED, {"event": "requeue", "job_id": 17}, {"event": "job", "job_id": 17, "restarts": 1}], Job(17),
+         "running", "job 17 starts"),
+        ([{"event": "end", "step": 400}], Job(17, state="PENDING"), "complete", ""),
+    ],
+)  # fmt: skip
+def test_the_job_says_what_the_folder_cannot(
+    events: list[dict[str, Any]], job: Job, state: str, remark: str
+) -> None:
+    found = look(*events, lock=FREE, now=1110.0, job=job)
+    assert (found["state"], found["remark"]) == (state, remark)
+
+
+def test_no_time_is_left_to_tell_while_a_job_that_was_queued_again_starts() -> None:
+    job = Job(17, state="RUNNING", start=1106.0)
+    found = look(STOPPED, {"event": "job", "job_id": 17, "restarts": 1}, lock=FREE, now=1110.0, job=job)
+    assert (found["state"], found["remark"], found["eta_s"]) == ("running", "job 17 starts", None)
+
+
+def test_a_job_that_runs_for_long_without_a_line_is_stalled() -> None:
+    old = Job(17, state="RUNNING", nodes="n1", start=900.0)
+    found = look(lock=FREE, now=2000.0, job=old)
+    assert (found["state"], found["remark"]) == (
+        "stalled",
+        "no line for 15 min 00 s, but job 17 still runs on n1",
+    )
+    late = look(STOPPED, lock=FREE, now=2000.0, job=Job(17, state="RUNNING", start=1500.0))
+    assert (late["state"], late["remark"]) == ("stalled", "job 17 runs for 8 min 20 s without a line")
+
+
+def test_a_process_that_holds_the_lock_counts_more_than_any_job() -> None:
+    for job in (Job(17, state="PENDING"), Job(17, state=""), Job(17, state="NODE_FAIL"), Job(17)):
+        assert look(lock=HELD, now=1110.0, job=job)["state"] == "running"
+
+
+def test_a_lock_of_another_host_that_looks_free_is_killed_once_its_job_is_gone() -> None:
+    elsewhere = Lock(False, "n2 pid 7", 990.0)
+    gone = Job(17, hosts=("n1", "n2"), began=980.0, state="")
+    assert look(lock=elsewhere, now=1110.0, job=gone)["state"] == "killed"
+    # On a host that is none of the job's somebody started it by hand, after that job.
+    by_hand = Lock(False, "n3 pid 7", 990.0)
+    assert look(lock=by_hand, now=1110.0, job=gone)["state"] == "running"
+    assert look(lock=by_hand, now=1110.0, job=Job(17, ("n1",), 995.0, state=""))["state"] == "killed"
+
+
+def test_a_run_that_is_only_submitted_is_queued_and_one_whose_job_ended_before_a_word_is_killed() -> None:
+    for job, state, remark in (
+        (Job(17), "queued", "job 17 was submitted, and has written nothing yet"),
+        (Job(17, state="PENDING", reason="Priority"), "queued",
+         "job 17 waits behind jobs of higher priority; has no checkpoint to go on from"),
+        (Job(17, state="RUNNING", start=5.0), "running", "nothing written yet"),
+        (Job(17, state="CANCELLED"), "killed", "job 17 is over (CANCELLED), and has written nothing"),
+    ):  # fmt: skip
+        found = facts("r", {}, [], [], Lock(), None, 10.0, job)
+        assert (found["state"], found["remark"]) == (state, remark)
+
+
+def test_requeues_are_counted_beside_the_launchers_restarts() -> None:
+    job = {"event": "job", "job_id": 17}
+    again = [{**job, "restarts": 0}, {"event": "restart"}, {"event": "requeue"}, {**job, "restarts": 1},
+             {**job, "restarts": 2}]  # fmt: skip
+    found = look(*again, lock=HELD, now=1110.0)
+    assert (found["restarts"], found["requeues"]) == (1, 2)  # the second one by Slurm itself
+    assert look(*again, {"event": "requeue"}, lock=FREE, now=1110.0)["requeues"] == 3

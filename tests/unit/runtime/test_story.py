@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 from told_run import BEGAN, told_run
 
+from uniemox_dist.runtime.attempts import Attempt, attempts, numbers
 from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 from uniemox_dist.runtime.story import (
-    Attempt,
     Length,
-    attempts,
     ends_attempt,
     history,
-    numbers,
     run_length,
     steps_done,
 )

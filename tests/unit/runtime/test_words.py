@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from uniemox_dist.runtime.words import KINDS, counted, cut, sentence, short, size, tell
+from uniemox_dist.runtime.sentences import KINDS, sentence, tell
+from uniemox_dist.runtime.words import counted, cut, short, size
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,15 @@ from uniemox_dist.runtime.words import KINDS, counted, cut, sentence, short, siz
         ({"event": "signal", "step": 7, "signal": "SIGUSR2", "saved": True}, "stopped by SIGUSR2 after step 7, with a complete save"),
         ({"event": "signal", "step": 7, "signal": None, "saved": False}, "stopped after step 7, without a save"),
         ({"event": "restart", "attempt": 1, "left": 2, "code": -9, "step": 90}, "the launcher starts it again after exit code -9, from step 90 (attempt 1, 2 left without progress)"),
+        ({"event": "job", "job_id": 17, "restarts": 0, "nodes": ["n1", "n2"], "ranks": 16, "idle": 0}, "Slurm job 17: 16 ranks on 2 nodes (n1, n2)"),
+        ({"event": "job", "job_id": 17, "restarts": 2, "nodes": ["n1"], "ranks": 6, "idle": 2, "after": 16},
+         "Slurm job 17, queued again 2 times, in place of job 16: 6 ranks on 1 node (n1); 2 tasks of it idle"),
+        ({"event": "requeue", "step": 40, "job_id": 17, "by": "slurm"}, "job 17 is queued again by Slurm, to go on from step 40"),
+        ({"event": "requeue", "job_id": 17, "by": "job", "reason": "saved"}, "job 17 is queued again: saved"),
+        ({"event": "resubmit", "job_id": 17, "nodes": ["n2"], "reason": "n2: fail"}, "job 17 is submitted again without n2: n2: fail"),
+        ({"event": "started", "step": 40, "seconds": {"imports": 5.12, "first batch": 0.5, "total": 5.62}},
+         "first step after step 40, 5.6 s after the start: imports 5.1, first batch 0.5"),
+        ({"event": "started", "parts": {"first_batch": 0.5}}, "first step, 0.5 s after the start: first batch 0.5"),
         ({"event": "end", "step": 313}, "complete at step 313"),
         ({"event": "novel", "time": 3.0, "what": [1, 2]}, "novel: what 1, 2"),
         ({}, "None"),
@@ -52,7 +62,7 @@ def test_an_event_is_a_sentence(event: dict[str, Any], text: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_event_without_facts_or_with_odd_ones_is_still_a_sentence(kind: str) -> None:
-    keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing")  # fmt: skip
+    keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing", "job_id", "nodes", "idle", "restarts", "parts", "by", "after")  # fmt: skip
     for value in (None, "x", 3, 2.5, float("nan"), [], [None], {}, {"a": 1}, True):
         text = sentence({"event": kind, **dict.fromkeys(keys, value)})
         assert text
