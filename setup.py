@@ -73,7 +73,7 @@ setup(
     package_data={
         "uniemox_dist": ["py.typed", "config/*.json", "teach/demo_teacher/*", "release/*.j2", "report/*.j2"],
         "shards": ["*.md", "*.yaml", "*.j2", "demo/*", "detectors/*", "sources/*.yaml", "sources/*.md"],
-        "launch": ["recipes/*.yaml"],
+        "launch": ["recipes/*.yaml", "clusters/*.yaml", "templates/*.j2"],
     },
     install_requires=BASE,
     extras_require={

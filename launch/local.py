@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
-from uniemox_dist.runtime.signals import LAUNCHER_PID, stop_signals
+from uniemox_dist.runtime.signals import LAUNCHER_PID, stop_signals, unblock
 
 GRACE_S = 10
 """Seconds that the other ranks get after one failed, before they are killed."""
@@ -34,6 +34,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         self._previous = {number: signal.signal(number, self._note) for number in stop_signals()}
+        unblock()  # what started this may have blocked them, as a rank does for its helpers
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,8 @@ No test writes into these folders.
 
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,14 @@ from PIL import Image
 from shards.pack import PackSettings, pack
 
 DEMO = Path(__file__).parents[1] / "shards/demo/fluent_emoji.parquet"
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A run in the tests' own process blocks signals for its helpers, which what later tests start would inherit."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,21 @@ def shapes() -> dict[str, dict[str, Any]]:
             getattr(block, "ls2", None), torch.nn.Identity
         ):  # or a norm behind the MLP, alike in cost
             found[name]["layer_scale"] = True
+        if not hasattr(block, "ls2"):
+            found[name]["post_norm"] = True
         if isinstance(block.attn, DiffAttention):
             found[name]["differential_attention"] = True
+        if block.attn.qkv.bias is None:
+            found[name]["no_qkv_bias"] = True
+        if not isinstance(vit.norm_pre, torch.nn.Identity):
+            found[name]["pre_norm"] = True
+        if vit.patch_embed.proj.bias is None:
+            found[name]["no_patch_bias"] = True
+        if isinstance(vit.norm, torch.nn.Identity):
+            found[name]["no_final_norm"] = True
+        rows = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
+        if rows != 1:  # in the table of positions, beside those of the patches
+            found[name]["prefix_positions"] = rows
     return found
 
 

@@ -140,7 +140,8 @@ def test_a_signal_while_starting_up_ends_in_a_complete_save_and_75(
     run = settings(tmp_path, tiny_data, tiny_teacher)
     assert run_ranks(run, world_size=2, prepare=a_signal_before_the_start) == [75, 75]
     assert steps(tmp_path / "run") == [1]
-    assert [(e["step"], e["saved"]) for e in events(tmp_path / "run", "signal")] == [(1, True)]
+    told = [(e["step"], e["signal"], e["saved"]) for e in events(tmp_path / "run", "signal")]
+    assert told == [(1, "SIGUSR2", True)]  # by rank 0, which got none
 
 
 def a_rank_that_sleeps(rank: int) -> None:

@@ -44,7 +44,18 @@ ALLOWED = {
     },
     "uniemox_dist.evaluate": {"uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
     "uniemox_dist.report": {"uniemox_dist.checkpoints", "uniemox_dist.runtime"},
-    "launch": {"shards", "uniemox_dist.checkpoints", "uniemox_dist.runtime"},
+    "launch": {
+        "shards",
+        "uniemox_dist.checkpoints",
+        "uniemox_dist.cli.main",  # a task of submitit runs a command, in its own process
+        "uniemox_dist.data.draws",
+        "uniemox_dist.data.plan",
+        "uniemox_dist.data.sources",
+        "uniemox_dist.models.flops",
+        "uniemox_dist.models.parameters",
+        "uniemox_dist.models.towers",
+        "uniemox_dist.runtime",
+    },
 }
 
 
@@ -95,8 +106,11 @@ def loaded_after(statement: str) -> set[str]:
         "import uniemox_dist.cli.main, uniemox_dist.cli.shards, uniemox_dist.cli.pretrain, uniemox_dist.cli.release",
         "import uniemox_dist.cli.doctor, uniemox_dist.doctor.full, uniemox_dist.doctor.short",
         "import uniemox_dist.config.load, launch.local, launch.restarts, uniemox_dist.data.plan",
+        "import launch.job.attempt, launch.job.settle, uniemox_dist.cli.launch_job, uniemox_dist.runtime.rank_output",
         "import uniemox_dist.runtime.run_folder, uniemox_dist.runtime.world, uniemox_dist.checkpoints",
+        "import launch.order, launch.sweep, launch.here, launch.by_submitit, uniemox_dist.cli.launch",
         "import uniemox_dist.cli.status, uniemox_dist.cli.checkpoint, uniemox_dist.runtime.standing",
+        "import uniemox_dist.cli.plan, uniemox_dist.cli.plan_page, launch.plan.whole, launch.plan.lead",
         "import uniemox_dist.checkpoints.retention, uniemox_dist.checkpoints.verify, uniemox_dist.report.page",
     ],
 )

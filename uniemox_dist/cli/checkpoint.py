@@ -57,7 +57,7 @@ def list_command(run: Path, as_json: bool) -> None:
         "unfinished": folders.unfinished(place),
     }
     left: dict[str, list[dict[str, Any]]] = {
-        kind: [{"name": p.name, "bytes": bytes_of(p)} for p in some] for kind, some in others.items()
+        kind: [{"name": p.name, "bytes": _bytes_of_files(p)} for p in some] for kind, some in others.items()
     }
     for about, path in zip(left["incomplete"], others["incomplete"], strict=True):
         seen = examine(path)
@@ -196,6 +196,14 @@ def prune_command(
         f"{size(freed)} {would} ({len(old)} old, {len(aside)} set aside or incomplete, {len(left)} unfinished); "
         f"{stay} kept"
     )
+
+
+def _bytes_of_files(folder: Path) -> int:
+    """Size of what its complete.json would list: as of complete checkpoints, without that file itself."""
+    from uniemox_dist.checkpoints.folders import COMPLETE
+
+    own = folder / COMPLETE
+    return bytes_of(folder) - (own.stat().st_size if own.is_file() and not folder.is_symlink() else 0)
 
 
 def _facts(found: "Checkpoint", *, kept: bool) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """`uniemox`: the commands, found lazily, and the one place where errors become exit codes."""
 
+import gc
 import os
 import sys
+import time
 import traceback
 from importlib import import_module
 
 import click
 
 from uniemox_dist import __version__
-from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, Fault, UserError, missing_extra
+from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, Fault, LostPeer, UserError, missing_extra
 
 COMMANDS = {
     "shards": (
@@ -19,8 +21,13 @@ COMMANDS = {
         "uniemox_dist.cli.teach",
         "Cache what a teacher says of captions and pictures beside the shards.",
     ),
+    "plan": (
+        "uniemox_dist.cli.plan",
+        "Say what a run needs and costs: memory, network, hours, cores, saves.",
+    ),
     "doctor": ("uniemox_dist.cli.doctor", "Check a node or an allocation before a run."),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
+    "launch": ("uniemox_dist.cli.launch", "Start runs on clusters."),
     "status": ("uniemox_dist.cli.status", "Say where runs stand: state, step, pace, last save, faults."),
     "checkpoint": (
         "uniemox_dist.cli.checkpoint",
@@ -43,6 +50,10 @@ EXTRAS = {
     "webdataset": "train",
     "onnxruntime": "persons",
 }
+
+
+QUIET_S = 0.5
+"""Seconds that a rank waits whose end another rank explains: as soon as one ends, srun kills the others."""
 
 
 class LazyGroup(click.Group):
@@ -70,7 +81,11 @@ def uniemox() -> None:
 
 def main() -> None:
     """Runs a command. Exit codes: 0 done, 2 the user's mistake, 75 pre-empted after a save, 1 a fault."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # The kernel frees what is left. Looking for garbage in an interpreter full of torch would take seconds, in which
+    # Slurm may kill the job before its batch script has said what comes next.
+    gc.freeze()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -86,11 +101,12 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         see = f" See `{context.command_path} --help`." if context is not None else ""
-        return _say(" ".join(error.format_message().split()) + see, EXIT_USER)
+        said = " ".join(error.format_message().split())
+        return _say(f"{said}{'' if not see or said.endswith(('.', '?', ')')) else '.'}{see}", EXIT_USER)
     except UserError as error:
         return _say(str(error), EXIT_USER)
     except Fault as error:
-        return _say(str(error), EXIT_FAULT)
+        return _say(str(error), EXIT_FAULT, main=not isinstance(error, LostPeer))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
@@ -113,7 +129,13 @@ def run(arguments: list[str]) -> int:
         raise
 
 
-def _say(text: str, code: int) -> int:
+def _say(text: str, code: int, *, main: bool = True) -> int:
+    """Says what went wrong; a rank of a Slurm job with a file of its own says it in the job's main log as well."""
+    if not text or not main:
+        time.sleep(QUIET_S)
+    rank_output = sys.modules.get("uniemox_dist.runtime.rank_output")
     for line in text.splitlines():
         click.echo(f"uniemox: error: {line}", err=True)
+        if rank_output is not None and main:
+            rank_output.main_log.tell(f"uniemox: error: {line}")
     return code

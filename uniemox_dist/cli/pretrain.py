@@ -33,30 +33,37 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
         return 0
     from uniemox_dist.runtime.world import World
 
-    world = World.from_env()
+    world = World.from_env(meets=nproc is None)  # its ranks get a place to meet from this launcher
     # Signals are minded before anything else is done: one that comes in the seconds of start-up is no less meant.
     if nproc is not None and world.size == 1:
         from launch.local import Signals
 
         with Signals() as signals:
             return _launch(recipe, overrides, nproc, resume, signals)
+    if nproc is not None:
+        world = World.from_env()
     from uniemox_dist.runtime.signals import StopFlag, stop_with_launcher
 
     stop = StopFlag().install()
+    stop.mind_limit()
     stop_with_launcher()
     from uniemox_dist.config.load import load_config
-    from uniemox_dist.runtime.errors import Fault
+    from uniemox_dist.runtime.errors import LostPeer
+    from uniemox_dist.runtime.rank_output import main_log
+    from uniemox_dist.runtime.run_folder import RunFolder
 
     config = load_config(recipe, overrides)
+    main_log.leave(RunFolder(Path(config.run.dir) / config.run.name), world)
     from uniemox_dist.train import comm
     from uniemox_dist.train.loop import pretrain as run
+    from uniemox_dist.train.started import Started
 
     try:
-        return run(config, world, resume=resume, stop=stop)
+        return run(config, world, resume=resume, stop=stop, started=Started())
     except RuntimeError as error:
         if not comm.is_lost_peer(error):
             raise
-        raise Fault(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
+        raise LostPeer(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
     finally:
         comm.close()
 

@@ -18,7 +18,11 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
 
     The run may still be going on; write the page again for its newest state.
     """
+    from uniemox_dist.cli.queue import Queue
     from uniemox_dist.report.page import write_report
+    from uniemox_dist.runtime.jobs import jobs_of
 
-    path = write_report(run, evaluation, out)
+    # Without an answer the page tells the state that the folder tells.
+    answers = Queue().ask([job.id for job in jobs_of(run)])
+    path = write_report(run, evaluation, out, answers)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")

@@ -1,8 +1,9 @@
 """Settings of a run, of what it reads, and of how its batches are divided."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from uniemox_dist.config.sections import Amount, Seconds, Section, Share
 
@@ -10,7 +11,7 @@ from uniemox_dist.config.sections import Amount, Seconds, Section, Share
 class RunConfig(Section):
     """Where a run lives and how long it goes."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = "run"
     """Name of the run; its folder is dir/name."""
     dir: str = "runs"
     """Folder that holds run folders."""
@@ -37,7 +38,9 @@ class RunConfig(Section):
     step_timeout_s: Seconds = 900
     """Seconds that a step may take, saves and pictures apart; then the rank writes all its stacks and ends with 1."""
     start_timeout_s: Seconds = 3600
-    """The same, for the first step and for each part of what comes before it."""
+    """The same, for the first step (without compute.compile) and for each part of what comes before it."""
+    compile_timeout_s: Seconds = 3600
+    """The same, for the first step with compute.compile, which waits for the compiler."""
     max_restarts: int = Field(default=2, ge=0)
     """Restarts after a fault without a new checkpoint in between, after which the launcher gives up."""
     preflight: bool = True
@@ -46,6 +49,15 @@ class RunConfig(Section):
     """A loss above this multiple of the median of the last 100 steps is an event."""
     straggler_factor: float = Field(default=1.5, gt=1.0)
     """A rank whose own part of the steps takes longer than this multiple of the ranks' median is named."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) is None:
+            raise ValueError(
+                f"run.name={value!r}: letters, digits, dots, - and _, and first a letter or digit"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_length(self) -> "RunConfig":

@@ -4,23 +4,24 @@ A recipe is YAML. `extends: NAME` takes another recipe (shipped, or beside the f
 mistakes are reported at once, each with its dotted path and, for a misspelt key, the nearest known one.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from uniemox_dist.config.mistakes import explain
 from uniemox_dist.config.schema import Config
 from uniemox_dist.runtime.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers as people write them (`1e-4` is a number, `on` is a word) and no repeated keys."""
+    """YAML with numbers as people write them (`1e-4` is a number, `on` is a word, and `12:00:00` is no sum of sixties)
+    and no repeated keys."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -32,7 +33,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in rules
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:int")
     ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -43,6 +44,11 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
     list("-+0123456789."),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
 )
 
 
@@ -154,48 +160,19 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     values, where = read_recipe(recipe)
     for pair in overrides:
         values = merge(values, parse_override(pair))
+    return validated(values, where)
+
+
+def validated(values: dict[str, Any], where: str) -> Config:
+    """The configuration of these values; `where` is what errors call them.
+
+    Raises:
+        UserError: with one line for every mistake.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for issue in error.errors():
-        path = ".".join(str(part) for part in issue["loc"])
-        if issue["type"] == "extra_forbidden":
-            known = _known_keys(issue["loc"][:-1])
-            near = difflib.get_close_matches(str(issue["loc"][-1]), known, n=1, cutoff=0.5)
-            prefix = path.rpartition(".")[0]
-            hint = (
-                f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-                if near
-                else f"known: {', '.join(known)}"
-            )
-            yield f"{path}: unknown key; {hint}"
-        elif issue["type"] == "value_error":
-            message = str(issue["ctx"]["error"])
-            yield (
-                message
-                if message.startswith(path or "\0") or "." in message.split("=")[0]
-                else f"{path}: {message}"
-            )
-        elif issue["type"] == "missing":
-            yield f"{path}: required, but not given"
-        else:
-            yield f"{path}={issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
-
-
-def _known_keys(path: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        args = getattr(annotation, "__args__", ())
-        candidates = [annotation, *args]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(section.model_fields)
+        raise UserError("\n".join(f"{where}: {line}" for line in explain(error, Config))) from None
 
 
 def dump_yaml(config: Config) -> str:

@@ -15,8 +15,21 @@ SIZES = {
 }
 FREE = ("image_size", "patch_size")
 """What a named encoder leaves to be chosen."""
-PECULIAR = ("registers", "gated_mlp", "layer_scale", "differential_attention")
-"""What is no setting of ours, but belongs to some names."""
+PECULIAR = (
+    "registers",
+    "gated_mlp",
+    "layer_scale",
+    "post_norm",
+    "differential_attention",
+    "no_qkv_bias",
+    "pre_norm",
+    "no_patch_bias",
+    "no_final_norm",
+    "prefix_positions",
+)
+"""What is no setting of ours, but belongs to some names: extra tokens, the kind of MLP and attention, scales and norms
+behind a block's parts, biases and norms that others have or have not, and rows of the table of positions before the
+patches' (otherwise one, the class token's)."""
 
 
 @cache
@@ -34,7 +47,7 @@ def timm_name(name: str) -> str:
 
 
 def peculiar(name: str | None) -> dict[str, Any]:
-    """What a named encoder has beside the settings: registers, gated MLPs, LayerScale, differential attention."""
+    """What a named encoder has beside the settings, of PECULIAR."""
     return {key: value for key, value in shapes().get(name or "", {}).items() if key in PECULIAR}
 
 

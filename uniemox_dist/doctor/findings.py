@@ -1,7 +1,7 @@
 """What the doctor says: one finding a line, judged by pure functions from what each rank measured."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +23,13 @@ class Finding:
     """The first rank that it is about; None where it is about all."""
     host: str | None = None
     """That rank's host."""
+    hosts: tuple[str, ...] = field(default=(), compare=False)
+    """The hosts of all ranks that it is about."""
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """The hosts that it is about; none where it is about all ranks together."""
+        return self.hosts or (() if self.host is None else (self.host,))
 
     def line(self) -> str:
         """For a terminal or a log: `warn  clock        rank 3 on node7: 2.1 s ahead; …`."""
@@ -32,7 +39,9 @@ class Finding:
 
     def facts(self) -> dict[str, Any]:
         """As an object of JSON."""
-        return asdict(self)
+        facts = asdict(self)
+        del facts["hosts"]  # for this program; the value counts the ranks
+        return facts
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,9 @@ def merged(findings: Sequence[Finding], ranks: int) -> list[Finding]:
         key = (finding.status, finding.what, finding.value, finding.remedy)
         groups.setdefault(key, []).append(finding)
     together = []
-    for first, *others in groups.values():
+    for group in groups.values():
+        hosts = tuple(dict.fromkeys(host for finding in group for host in finding.about))
+        first, *others = replace(group[0], hosts=hosts), *group[1:]
         if others and len(others) + 1 == ranks:
             first = replace(first, value=f"{first.value} (so on all {ranks} ranks)")
         elif others:

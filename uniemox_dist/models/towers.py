@@ -23,7 +23,7 @@ def stated_tower(config: TeacherConfig) -> tuple[int, int | None] | None:
     FLOPs are None for a tower that is no plain vision transformer: only its modules know. None altogether where
     the file that describes the model cannot be found.
     """
-    model = _model_config(config.name)
+    model = model_config(config.name)
     if model is None:
         return None
     vision, embedding_width = model["vision_cfg"], int(model["embed_dim"])
@@ -74,7 +74,7 @@ def teacher_flops(teacher: "Teacher | None") -> int:
         return 0
 
 
-def _model_config(name: str) -> dict[str, Any] | None:
+def model_config(name: str) -> dict[str, Any] | None:
     """open_clip's description of a model, `local-dir:PATH`, `shipped:demo` or one of its own."""
     if name.startswith("local-dir:"):
         path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"

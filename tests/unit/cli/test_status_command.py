@@ -14,6 +14,7 @@ from told_run import last_time, told_run
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER
 from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.words import zone
 
 GIVE = "give run.dir/run.name, such as demo/runs/demo, or run.dir"
 
@@ -57,8 +58,10 @@ def test_one_run_is_a_row_and_its_last_events(told: RunFolder, capsys: pytest.Ca
         "state": "running",
         "step": "8,200",
         "of": "12,000",
+        "epoch": "7.00",
         "loss": "1.336",
         "samples/s": "512.0",
+        "data wait": "1.0 %",
         "MFU": "29.0 %",
         "saved": "8,000, 10 min 00 s ago",
         "restarts": "1",
@@ -67,7 +70,7 @@ def test_one_run_is_a_row_and_its_last_events(told: RunFolder, capsys: pytest.Ca
         "left": "2 h 06 min",  # 3,800 steps at 2 s a step, less 20 s
     }
     assert ["4 attempts, 1 loss spike, 1 damaged picture replaced, last metrics 20 s ago"] in more
-    assert "the last of 37 events:" in out
+    assert f"the last of 37 events, times in {zone(last_time(told))}:" in out
     assert len([line for line in more if line and line[0][:6] == "11-24 "]) == 12
     assert "resumed from step_00007000, a checkpoint of 8 ranks, ZeRO-1" in out
 

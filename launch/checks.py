@@ -1,0 +1,195 @@
+"""What can be known to fail is said on the login node, before anything is queued. Torch-free."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.cluster import Cluster
+from launch.plan.lead import needed_s
+from launch.plan.measured import measured
+from launch.plan.ranks import largest_legal, why_illegal
+from uniemox_dist.config.load import load_config, merge, parse_override, validated
+from uniemox_dist.config.schema import Config, RunConfig
+from uniemox_dist.data.sources import Sources
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.words import counted
+
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+LOCAL_PATHS = (
+    "/tmp",
+    "/var/tmp",
+    "/dev/shm",
+    "/local",
+    "/localscratch",
+    "/scratch/local",
+    "/mnt/local",
+    "/run",
+)
+"""Folders that most sites have on each node's own disk."""
+
+
+def resolve(recipe: str | Config, overrides: Sequence[str], cluster: Cluster) -> Config:
+    """The configuration of a run on a cluster, whose time-outs lie between the recipe and the KEY=VALUE pairs.
+
+    Raises:
+        UserError: with one line for every mistake.
+    """
+    site = [f"run.{k}={v}" for k, v in cluster.run_settings().items() if k in RunConfig.model_fields]
+    if isinstance(recipe, str):
+        return load_config(recipe, [*site, *overrides])
+    values: dict[str, Any] = {}
+    for pair in site:
+        values = merge(values, parse_override(pair))
+    values = merge(values, recipe.model_dump(mode="json", exclude_unset=True))
+    for pair in overrides:
+        values = merge(values, parse_override(pair))
+    return validated(values, "config")
+
+
+def run_path(config: Config) -> Path:
+    """The run's folder, absolute: jobs start elsewhere."""
+    return Path(os.path.abspath(Path(config.run.dir) / config.run.name))
+
+
+def check(config: Config, cluster: Cluster, *, nodes: bool = True, data: bool = True) -> list[str]:
+    """Remarks about a run on a cluster.
+
+    Args:
+        nodes: whether it will be a job of Slurm's; otherwise it runs here, on one node.
+        data: whether this machine sees the shards and the teacher.
+
+    Raises:
+        UserError: with a line for each thing that would make the job fail.
+    """
+    mistakes: list[str] = []
+    remarks: list[str] = []
+    parts = [_ranks(config, cluster, nodes=nodes)]
+    if not str(run_path(config)).isprintable():
+        mistakes.append(f"run.dir={config.run.dir!r}: holds signs that no script can; give another folder")
+    if data:
+        parts.append(_inputs(config))
+    if nodes:
+        parts += [_times(config, cluster), (_place(run_path(config)), [])]
+    for said, wrong in parts:
+        remarks += said
+        mistakes += wrong
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return remarks
+
+
+Said = tuple[list[str], list[str]]
+"""Remarks, and mistakes."""
+
+
+def _ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Said:
+    counts = range(cluster.min_nodes, cluster.max_nodes + 1) if nodes else range(1, 2)
+    asked = counts[-1] * cluster.ranks
+    remarks = []
+    most = cluster.min_nodes * cluster.ranks
+    if nodes and cluster.ranks > 1 and most < cluster.max_nodes:
+        # Slurm counts the tasks of the fewest nodes, and gives no node without a task.
+        least = -(-cluster.max_nodes // cluster.ranks)
+        remarks.append(
+            f"nodes={cluster.nodes}: of {counted(cluster.ranks, 'rank')} on each of at least "
+            f"{counted(cluster.min_nodes, 'node')} Slurm makes a job of at most {counted(most, 'node')}; "
+            f"give {least}-{cluster.max_nodes} to get more"
+        )
+    problem = why_illegal(config.batch, asked)
+    if problem is None and len(counts) == 1:
+        return remarks, []
+    try:
+        fits = {count: largest_legal(config, count, cluster.ranks) for count in counts}
+    except UserError as error:
+        return [], [str(error)]
+    if asked > config.batch.streams and problem:
+        return [], [f"{counted(counts[-1], 'node')} of {counted(cluster.ranks, 'rank')}: {problem}"]
+    for count, (used, each) in fits.items():
+        idle = count * cluster.ranks - used * each
+        if idle:
+            remarks.append(
+                f"of {counted(count, 'node')} with {counted(cluster.ranks, 'rank')} each, "
+                f"{counted(used * each, 'rank')} ({used} x {each}) can run, and {idle} stay idle: "
+                f"{why_illegal(config.batch, count * cluster.ranks)}"
+            )
+    return remarks, []
+
+
+def _inputs(config: Config) -> Said:
+    elsewhere = "; if only compute nodes see it, give --unseen-data"
+    mistakes = []
+    try:
+        sources = Sources(config)
+        sources.plan(config)
+    except UserError as error:
+        mistakes += [f"{line}{elsewhere}" for line in str(error).splitlines()]
+    kind, _, path = config.teacher.name.partition(":")
+    if config.loss.needs_teacher and kind == "local-dir" and not Path(path).is_dir():
+        mistakes.append(f"teacher.name={config.teacher.name}: no such folder{elsewhere}")
+    return [], mistakes
+
+
+def _times(config: Config, cluster: Cluster) -> Said:
+    folder = RunFolder(run_path(config))
+    try:
+        lead = needed_s(config, folder, ranks=cluster.max_nodes * cluster.ranks)
+    except UserError:  # a teacher that is not seen here; what the inputs lack is said by itself
+        return [], []
+    lead_s, limit_s, needed = cluster.signal_lead_s, cluster.time_s, lead.seconds
+    if limit_s <= max(lead_s, needed):
+        least = _minutes(max(lead_s, needed) + 600)
+        return [], [
+            f"time={cluster.time}: the {limit_s:.0f} s until the limit are not more than a save and a step may take "
+            f"({needed:.0f} s: {lead.source}); give at least --time {least}"
+        ]
+    if lead_s < needed:
+        text = (
+            f"signal_lead_s={lead_s}: a save before the limit may take {needed:.0f} s ({lead.source}); give "
+            f"--signal-lead-s {int(needed) + 1} or more"
+        )
+        seen = measured(folder) if folder.path.is_dir() else None
+        # An estimate knows neither the site's disk nor its processors.
+        return ([], [text]) if seen is not None and seen.save_s is not None else ([text], [])
+    return [], []
+
+
+def _place(run: Path) -> list[str]:
+    """Whether other nodes will not see the run's folder."""
+    local = next((f for f in _local_folders() if Path(os.path.realpath(run)).is_relative_to(f)), None)
+    kind = _file_system(run)
+    if kind in MEMORY_FILE_SYSTEMS or local is not None:
+        what = f"a {kind}" if kind in MEMORY_FILE_SYSTEMS else f"below {local}"
+        return [
+            f"run.dir={run.parent} is {what}, which is most likely this machine's own: compute nodes would not "
+            "find it, nor would a job that is queued again and starts elsewhere; give a run.dir on a shared disk"
+        ]
+    return []
+
+
+def _local_folders() -> list[str]:
+    own = os.environ.get("TMPDIR")
+    return [*([os.path.realpath(own)] if own and os.path.isabs(own) else []), *LOCAL_PATHS]
+
+
+def _file_system(path: Path) -> str | None:
+    """The kind of file system that a path lies on, or will; None where that is not known."""
+    real = Path(os.path.realpath(path))
+    best: tuple[int, str | None] = (0, None)
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in mounts:
+        fields = line.split()
+        if len(fields) > 2:
+            where = fields[1].replace("\\040", " ")
+            if real.is_relative_to(where) and len(where) >= best[0]:
+                best = (len(where), fields[2])
+    return best[1]
+
+
+def _minutes(seconds: float) -> str:
+    minutes = -(-int(seconds) // 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:00"

@@ -1,0 +1,266 @@
+"""What one site's cluster wants of a job, in one file: account, partition, nodes, modules, containers, time-outs.
+
+A cluster file is YAML, given by its path or by the name of one that is shipped (launch/clusters).
+"""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from launch.sbatch_options import refuse_own
+from launch.slurm import parse_duration
+from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.config.mistakes import explain
+from uniemox_dist.config.sections import Seconds, Section
+from uniemox_dist.runtime.errors import UserError
+
+
+def _form(pattern: str, wanted: str) -> AfterValidator:
+    """Texts that match a pattern; another is refused in words."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"{value!r}: {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+Word = Annotated[str, _form(r"[^\s\"'\\$`]+", "must be one word, without spaces, quotes, $ and \\")]
+"""A text that stands in a line of a script as it is."""
+Line = Annotated[str, _form(r"[^\n\r\x00]+", "must be one line")]
+Nodes = Annotated[str, _form(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", "give a number, as 4, or a range, as 2-4")]
+Size = Annotated[
+    str, _form(r"\d+[KMGT]?", "give a number with K, M, G or T, as 480G, or 0 for all of a node's memory")
+]
+Folder = Annotated[
+    str, _form(r"[^\s\"'\\`;&|<>()]+", "must be a path without spaces, quotes and ; & | < > ( )")
+]
+
+
+class Timeouts(Section):
+    """How long things may take here; they become the run's settings of these names, below the user's own KEY=VALUE."""
+
+    start_s: Seconds | None = None
+    """Seconds for each part of a start and for the first step: run.start_timeout_s."""
+    step_s: Seconds | None = None
+    """Seconds for one step: run.step_timeout_s."""
+    compile_s: Seconds | None = None
+    """Seconds for a step in which something is compiled: run.compile_timeout_s."""
+
+
+class Container(Section):
+    """The container that everything of a job runs in."""
+
+    kind: Literal["none", "apptainer", "pyxis"] = "none"
+    """apptainer wraps each command; pyxis (with enroot) is srun's own --container-image."""
+    image: Line | None = None
+    """Path of a .sif or .sqsh file, or what the runtime pulls from, such as docker://…"""
+    mounts: tuple[Word, ...] = ()
+    """Folders seen inside, as PATH or PATH:PATH_INSIDE, besides run folder, working directory and local shards."""
+    options: tuple[Line, ...] = ()
+    """Further options: of `apptainer exec`, or of srun for pyxis."""
+
+    @model_validator(mode="after")
+    def _has_an_image(self) -> "Container":
+        if (self.kind == "none") != (self.image is None):
+            raise ValueError(
+                f"container.kind={self.kind} and container.image={self.image}: give both, or neither"
+            )
+        return self
+
+
+class Cluster(Section):
+    """A site's settings. What they leave open is Slurm's own default there."""
+
+    account: Word | None = None
+    """Account that pays."""
+    partition: Word | None = None
+    """Partition, or several with commas."""
+    qos: Word | None = None
+    """Quality of service."""
+    constraint: Word | None = None
+    """Features that nodes must have, such as h100&ib."""
+    reservation: Word | None = None
+    """Reservation to run in."""
+    nodes: Nodes = "1"
+    """Nodes of a job, as 4 or as 2-4: with fewer than most, the run goes on with the largest legal number of ranks."""
+    gpus_per_node: int = Field(default=1, ge=0, le=64)
+    """GPUs asked for on each node; 0 for ranks on CPUs."""
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all where nodes come whole."""
+    gpu_type: Word | None = None
+    """Type in that request, such as h100."""
+    ranks_per_node: PositiveInt | None = None
+    """Ranks on each node; as many as GPUs unless given, and needed without GPUs."""
+    cpus_per_task: PositiveInt | None = None
+    """Cores of each rank, for itself and its loader processes."""
+    mem: Size | None = None
+    """Memory of a node, such as 480G; 0 is all of it."""
+    exclusive: bool = False
+    """Take whole nodes."""
+    time: str = "24:00:00"
+    """Time limit, as Slurm writes it: minutes, hours:minutes:seconds, days-hours."""
+    signal_lead_s: int = Field(default=180, ge=10, le=65535)
+    """Seconds before the time limit at which the run is told to save; at least twice a save and a step."""
+    requeue: bool = True
+    """Jobs may queue themselves again after a pre-emption or at their time limit; without, use --chain or --after."""
+    sbatch: tuple[Line, ...] = ()
+    """Further options of sbatch, such as --mail-type=FAIL."""
+    modules: tuple[Word, ...] = ()
+    """Modules to load, in this order, after `module purge`."""
+    setup: str = ""
+    """Lines of shell that run in the job before everything else, such as the activation of an environment. Trusted."""
+    env: dict[str, Line] = Field(default_factory=dict)
+    """Environment variables of the job, taken literally."""
+    container: Container = Container()
+    """The container that everything runs in."""
+    uniemox: Word | None = None
+    """The command on compute nodes; otherwise the one that submits, or `uniemox` in a container."""
+    timeouts: Timeouts = Timeouts()
+    """How long things may take here."""
+    node_tmp: Folder | None = None
+    """Folder on each node's own disk, for what compilers keep; may name variables, as $TMPDIR, which is the default."""
+    gpu: Word | None = None
+    """What these GPUs are called in `uniemox plan --gpu`."""
+    network_gbit_s: PositiveFloat | None = None
+    """What one node has to the others, all its cards together, in 10^9 bits per second: `uniemox plan --network`."""
+
+    @field_validator("nodes", "mem", "time", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_]\w*", str(key)):
+                raise ValueError(f"env: {key!r} is no name of a variable; use letters, digits and _")
+        return {str(k): v if isinstance(v, str) else _shell(v) for k, v in value.items()}
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, value: str) -> str:
+        seconds = parse_duration(value)
+        if not seconds:
+            raise ValueError(
+                f"time={value}: give minutes, hours:minutes:seconds or days-hours, such as 24:00:00"
+            )
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for option in value:
+            refuse_own(option)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Cluster":
+        if not self.gpus_per_node and self.ranks_per_node is None:
+            raise ValueError(
+                "ranks_per_node: needed with gpus_per_node=0; give the number of CPU ranks on a node"
+            )
+        if self.min_nodes > self.max_nodes:
+            raise ValueError(
+                f"nodes={self.nodes}: from more to fewer; write {self.max_nodes}-{self.min_nodes}"
+            )
+        if self.signal_lead_s >= self.time_s:
+            raise ValueError(
+                f"signal_lead_s={self.signal_lead_s} must be shorter than time={self.time} ({self.time_s:.0f} s)"
+            )
+        return self
+
+    @property
+    def min_nodes(self) -> int:
+        """The fewest nodes that a job starts with."""
+        return int(self.nodes.partition("-")[0])
+
+    @property
+    def max_nodes(self) -> int:
+        """The most nodes that a job gets."""
+        return int(self.nodes.rpartition("-")[2])
+
+    @property
+    def ranks(self) -> int:
+        """Ranks on each node."""
+        return self.ranks_per_node or self.gpus_per_node
+
+    @property
+    def time_s(self) -> float:
+        """The time limit in seconds; Slurm rounds it up to whole minutes."""
+        return parse_duration(self.time) or 0.0
+
+    def with_options(self, options: Mapping[str, Any]) -> "Cluster":
+        """The same site with other values, as of a command's options; None changes nothing, and an empty text takes the
+        file's value away.
+
+        Raises:
+            UserError: for a value that is none.
+        """
+        given = {key: value for key, value in options.items() if value is not None}
+        values = {**self.model_dump(exclude_unset=True), **given}
+        return _validated({key: value for key, value in values.items() if value != ""}, "options")
+
+    def run_settings(self) -> dict[str, int]:
+        """The time-outs as settings of a run's section `run`."""
+        values = self.timeouts.model_dump(exclude_none=True)
+        return {f"{name.removesuffix('_s')}_timeout_s": value for name, value in values.items()}
+
+
+def shipped_clusters() -> list[str]:
+    """Names of the cluster files that come with the package."""
+    folder = resources.files("launch") / "clusters"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_cluster(site: str) -> Cluster:
+    """A cluster by its file, or by the name of a shipped one.
+
+    Raises:
+        UserError: with one line for every mistake.
+    """
+    path = Path(site)
+    if path.is_file():
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError:
+            raise UserError(f"--cluster={site}: not a text in UTF-8; give a YAML file") from None
+        except OSError as error:
+            raise UserError(f"--cluster={site}: cannot be read ({error.strerror})") from None
+    elif site in shipped_clusters():
+        text = (resources.files("launch") / "clusters" / f"{site}.yaml").read_text(encoding="utf-8")
+        where = f"cluster {site}"
+    else:
+        names = ", ".join(shipped_clusters())
+        raise UserError(f"--cluster={site}: no such file, nor a shipped cluster; shipped are: {names}")
+    values = parse_yaml(text, where) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a cluster file is a mapping, found {type(values).__name__}")
+    return _validated(values, where)
+
+
+def _validated(values: Mapping[str, Any], where: str) -> Cluster:
+    try:
+        return Cluster.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {line}" for line in explain(error, Cluster))) from None
+
+
+def _shell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

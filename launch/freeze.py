@@ -1,0 +1,133 @@
+"""The code that a run uses, copied into its folder: what somebody edits or updates later changes no run that is queued.
+
+A copy is named by the hash of its content, made as a whole, and used again by later submissions of the same code.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import canonical_json, fsync_dir, publish_dir, sha256_bytes, sha256_file
+
+PACKAGES = ("uniemox_dist", "shards", "launch")
+LEFT_OUT = ("shards/demo", "shards/detectors")
+"""Large files of packing, which no training reads."""
+SHIPPED_TEACHER = "uniemox_dist/teach/demo_teacher"
+MAIN = (
+    "__main__.py",
+    b"""# `python FOLDER pretrain ...` runs these packages, whatever lies in the working directory.
+from uniemox_dist.cli.main import main
+
+main()
+""",
+)
+HASH_DIGITS = 12
+
+
+def freeze_code(into: Path, *, shipped_teacher: bool) -> Path:
+    """Copies the installed packages into a folder below `into`, or finds the copy that is there; returns its path.
+
+    Args:
+        shipped_teacher: whether the run needs the teacher that comes with the package.
+
+    Raises:
+        UserError: if the copy that is there was edited, or none can be made.
+    """
+    files, facts = _present(shipped_teacher)
+    final = into / _name(facts)
+    if final.exists():
+        _check(final)
+        return final
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=into, prefix=f".{final.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise UserError(
+            f"{into} cannot be made ({error.strerror}); give a run.dir that can be written"
+        ) from None
+    try:
+        temporary.chmod(0o755)
+        (temporary / MAIN[0]).write_bytes(MAIN[1])
+        for name, path in files.items():
+            _copy(path, temporary / name)
+        copied = {name: sha256_file(temporary / name) for name in facts}
+        if copied != facts:  # edited at this very moment
+            changed = next(name for name in files if copied[name] != facts[name])
+            raise UserError(f"{files[changed]} changed while it was copied; submit again")
+        publish_dir(temporary, final)
+    except OSError as error:
+        if not final.exists():  # otherwise another submission was quicker with the same
+            raise UserError(
+                f"{final} cannot be made ({error.strerror or error}); make room, or give another run.dir"
+            ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def code_name(*, shipped_teacher: bool) -> str:
+    """The name that a copy of the installed packages would get."""
+    return _name(_present(shipped_teacher)[1])
+
+
+def content_hash(folder: Path) -> str:
+    """The name that a copy's content gives it; what Python compiles there does not count."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return _name({name: sha256_file(folder / name) for name in names if _counts(name)})
+
+
+def _check(copy: Path) -> None:
+    if (found := content_hash(copy)) != copy.name:
+        raise UserError(
+            f"{copy}: was edited since it was frozen (its content is {found} now); move it away and submit again"
+        )
+
+
+def _present(shipped_teacher: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """What would be copied, and the hashes of the copy."""
+    files = dict(_files(shipped_teacher))
+    return files, {
+        MAIN[0]: sha256_bytes(MAIN[1]),
+        **{name: sha256_file(path) for name, path in files.items()},
+    }
+
+
+def _files(shipped_teacher: bool) -> Iterator[tuple[str, Path]]:
+    """Path below the copy, and where the file lies now, in the order of the names."""
+    found = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        root = Path(spec.origin).parent
+        for path in root.rglob("*"):
+            name = f"{package}/{path.relative_to(root).as_posix()}"
+            left_out = LEFT_OUT if shipped_teacher else (*LEFT_OUT, SHIPPED_TEACHER)
+            if path.is_file() and _counts(name) and not name.startswith(tuple(f"{x}/" for x in left_out)):
+                found.append((name, path))
+    yield from sorted(found)
+
+
+def _counts(name: str) -> bool:
+    parts = name.split("/")
+    return not name.endswith((".pyc", ".pyo")) and not any(p == "__pycache__" or p[0] == "." for p in parts)
+
+
+def _name(facts: dict[str, str]) -> str:
+    return sha256_bytes(canonical_json(sorted(facts.items())))[:HASH_DIGITS]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file, fsynced and read-only. Folders stay writable: Python keeps what it compiled there, and a run's
+    folder can be deleted."""
+    if not target.parent.is_dir():
+        target.parent.mkdir(parents=True)
+        fsync_dir(target.parent.parent)
+    shutil.copyfile(source, target)
+    with open(target, "rb") as file:
+        os.fsync(file.fileno())
+    target.chmod(0o444)

@@ -1,0 +1,194 @@
+"""RUN/job.json: which Slurm job has a run. A job that is gone has nothing any more, whatever the file says.
+
+The file is made by a link, which is atomic on every shared file system, also where file locks are not.
+"""
+
+import getpass
+import json
+import os
+import socket
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from launch.job.live import Live
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import share
+from uniemox_dist.runtime.run_folder import RunFolder
+
+TRIES, PAUSE_S = 50, 0.1
+CLAIM_S = 60.0
+"""Seconds after which nobody is taking over any more who said so."""
+
+
+@dataclass(frozen=True)
+class JobLock:
+    """What job.json says."""
+
+    job_id: int
+    restarts: int
+    """How often Slurm had queued that job again when it took the run."""
+    nodes: tuple[str, ...]
+    host: str
+    user: str
+    time: float
+    """Seconds since 1970, when the present attempt began."""
+    began_step: int = 0
+    """The newest complete checkpoint's step then; 0 without one."""
+    max_restarts: int = 2
+    """As the run's settings say."""
+    cluster: str = ""
+    """Its name, as Slurm tells it: another one has jobs of the same numbers."""
+
+    @classmethod
+    def here(
+        cls, job_id: int, restarts: int, nodes: tuple[str, ...], *, began_step: int = 0, max_restarts: int = 2
+    ) -> "JobLock":
+        """A lock of this process's job, now."""
+        now, cluster = round(time.time(), 3), os.environ.get("SLURM_CLUSTER_NAME", "")
+        return cls(
+            job_id, restarts, nodes, socket.gethostname(), _user(), now, began_step, max_restarts, cluster
+        )
+
+
+def read(path: Path) -> JobLock | None:
+    """The lock that is there; None if there is none, or none that can be read."""
+    try:
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(JobLock)}
+        facts["nodes"] = tuple(facts["nodes"])
+        lock = JobLock(**{key: value for key, value in facts.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+    numbers = (lock.job_id, lock.restarts, lock.began_step, lock.max_restarts)
+    sane = all(isinstance(number, int) for number in numbers) and isinstance(lock.time, int | float)
+    return lock if sane else None
+
+
+def take(folder: RunFolder, own: JobLock, live: Live) -> str | None:
+    """Takes the run for this job; returns a remark where it was taken over from another.
+
+    Raises:
+        UserError: if another job has it that is queued, runs, or is just ending.
+    """
+    path = folder.job
+    for _ in range(TRIES):
+        if _link(path, own):
+            return None
+        held = read(path)
+        if held is None and not path.exists():
+            continue
+        remark = None
+        if held is not None and (held.job_id != own.job_id or _elsewhere(held, own)):
+            remark = _refuse_or_take_over(folder, held, own, live)
+        if _replace(path, held, own):
+            return remark
+        time.sleep(PAUSE_S)
+    raise UserError(f"{path}: others take it again and again; look at squeue, and leave one job for this run")
+
+
+def update(folder: RunFolder, own: JobLock) -> None:
+    """Writes a lock anew that this job has."""
+    with suppress(OSError):
+        temporary = _written(folder.job, own)
+        os.replace(temporary, folder.job)
+
+
+def release(folder: RunFolder, job_id: int) -> None:
+    """Gives the run back, if this job has it."""
+    held = read(folder.job)
+    if held is not None and held.job_id == job_id:
+        folder.job.unlink(missing_ok=True)
+
+
+def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: Live) -> str:
+    state = live.states.get(held.job_id)
+    if not live.knows(own.job_id):
+        # Without squeue nobody knows of the other job; whether a process trains here, the kernel knows.
+        if folder.look_at_lock().held is not False:
+            raise UserError(
+                f"run.dir/run.name={folder.path}: job {held.job_id} has it, squeue does not answer, and a process may "
+                f"train there; wait, or give another run.name"
+            )
+        return f"job {held.job_id} had this run, squeue does not answer, and no process trains: taken over"
+    if _elsewhere(held, own) or (state is None and held.user != own.user):
+        # squeue knows of this cluster alone, and of this user's jobs alone where jobs are private.
+        if folder.look_at_lock().held:
+            whose = f"{held.user} on {held.cluster or held.host}"
+            raise UserError(
+                f"run.dir/run.name={folder.path}: job {held.job_id} of {whose} trains there; wait for it, end it, or "
+                f"give another run.name"
+            )
+        state = None
+    if state is None:
+        return f"job {held.job_id} had this run and is gone: taken over"
+    raise UserError(
+        f"run.dir/run.name={folder.path}: job {held.job_id} of {held.user} has it ({state.lower()}); wait for it, end "
+        f"it with `scancel {held.job_id}`, or give another run.name"
+    )
+
+
+def _elsewhere(held: JobLock, own: JobLock) -> bool:
+    """Whether another cluster's job has it."""
+    return bool(held.cluster and own.cluster) and held.cluster != own.cluster
+
+
+def _link(path: Path, own: JobLock) -> bool:
+    """Makes the file, unless it is there."""
+    temporary = _written(path, own)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made ({error.strerror}); give a run.dir that can be written"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _replace(path: Path, seen: JobLock | None, own: JobLock) -> bool:
+    """Puts this job's lock in the place of one that was seen. Of several jobs that saw the same one, one may do so: the
+    one that makes a file for it."""
+    claim = path.with_name(f".{path.name}.taken_over")
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        with suppress(OSError):
+            if time.time() - claim.stat().st_mtime > CLAIM_S:  # of a job that died just then
+                claim.unlink()
+        return False
+    try:
+        if read(path) != seen:
+            return False
+        os.replace(_written(path, own), path)
+        return True
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _written(path: Path, own: JobLock) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made ({error.strerror}); give a run.dir that can be written"
+        ) from None
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(own), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    share(name)
+    return Path(name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without this user's name
+        return str(os.getuid())

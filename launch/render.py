@@ -1,0 +1,89 @@
+"""Batch scripts from templates: for a site, and for one frozen submission."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from launch.cluster import Cluster, load_cluster
+from uniemox_dist.runtime.errors import UserError
+
+SCRIPTS = ("pretrain", "pack", "evaluate", "release")
+_PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a script of one submission refers to; all paths are absolute."""
+
+    name: str
+    """The job's name."""
+    run: str
+    """The run's folder, or the sweep's."""
+    site: str
+    folder: str
+    """Where the command was given: relative paths of the configuration start there."""
+    code: str
+    """Folder of the frozen packages."""
+    output: str
+    """The main log, with Slurm's % signs."""
+    uniemox: str
+    """The command that submits."""
+    config: str = ""
+    """The resolved configuration."""
+    points: int = 0
+    """Runs of a sweep; 0 for one run."""
+    tasks: str = ""
+    """File with a line for each run of a sweep: its configuration and its folder, with a tab between."""
+
+
+def render(script: str, cluster: Cluster, frozen: Frozen | None = None, mounts: tuple[str, ...] = ()) -> str:
+    """The text of a batch script; `mounts` are folders that a container needs besides the site's."""
+    template = _environment().get_template(f"{script}.sbatch.j2")
+    return template.render(c=cluster, job=frozen, mounts=(*cluster.container.mounts, *mounts))
+
+
+def write_scripts(folder: Path, site: str) -> list[Path]:
+    """Writes all scripts for a site, to be used with sbatch by hand; returns their paths.
+
+    Raises:
+        UserError: if one is there already with another text, or cannot be written.
+    """
+    cluster = load_cluster(site)
+    texts = {folder / f"{name}.sbatch": render(name, cluster) for name in SCRIPTS}
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"DIR={folder}: {path.name} is there and differs; delete it, or give another folder"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"DIR={folder}: cannot be written ({error.strerror}); give another folder") from None
+    return list(texts)
+
+
+def word(text: object) -> str:
+    """A text as one word of a shell, and of an #SBATCH line: quoted where it has to be."""
+    text = str(text)
+    return text if _PLAIN.fullmatch(text) else shlex.quote(text)
+
+
+def _environment() -> jinja2.Environment:
+    templates = resources.files("launch") / "templates"
+    sources = {path.name: path.read_text(encoding="utf-8") for path in templates.iterdir()}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(sources),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["word"] = word
+    return environment

@@ -1,0 +1,44 @@
+"""What is wrong with the values of a section, in lines for the user."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """One line for every mistake: dotted path, value, and what it should be; a misspelt key with its nearest known."""
+    for issue in error.errors():
+        path = ".".join(str(part) for part in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            known = _known_keys(issue["loc"][:-1], model)
+            near = difflib.get_close_matches(str(issue["loc"][-1]), known, n=1, cutoff=0.5)
+            prefix = path.rpartition(".")[0]
+            hint = (
+                f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+                if near
+                else f"known: {', '.join(known)}"
+            )
+            yield f"{path}: unknown key; {hint}"
+        elif issue["type"] == "value_error":
+            message = str(issue["ctx"]["error"])
+            yield (
+                message if message.startswith(path) or "." in message.split("=")[0] else f"{path}: {message}"
+            )
+        elif issue["type"] == "missing":
+            yield f"{path}: required, but not given"
+        else:
+            yield f"{path}={issue['input']!r}: {issue['msg'][0].lower()}{issue['msg'][1:]}"
+
+
+def _known_keys(path: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+    section = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        args = getattr(annotation, "__args__", ())
+        candidates = [annotation, *args]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)
