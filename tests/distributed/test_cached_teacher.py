@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import teach_options
+from inputs import teach_options
 from ranks import TINY, largest_difference, losses, run_ranks
 
 from uniemox_dist.checkpoints.folders import complete_checkpoints

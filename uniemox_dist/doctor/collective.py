@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
+from uniemox_dist.doctor.ranks import meet
 from uniemox_dist.runtime.world import World
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"
@@ -131,7 +132,7 @@ def _ring(world: World, device: Any, size: int) -> float:
     _timed(pass_on, device)  # connects
     times = []
     for _ in range(3):
-        dist.barrier()
+        meet()
         times.append(_timed(pass_on, device))
     return min(times)
 

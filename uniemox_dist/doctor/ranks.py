@@ -66,9 +66,9 @@ def part(everyone: Sequence[Told[tuple[Any, ...]]], number: int) -> list[Told[An
 def meet() -> None:
     """Waits for all ranks."""
     if joined():
-        import torch.distributed as dist
+        from uniemox_dist.train import comm
 
-        dist.barrier()
+        comm.barrier()
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def sum_over_ranks(values: Tensor) -> None:
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized():
-        dist.barrier()
+        # NCCL guesses the GPU from the global rank otherwise, warns, and may guess wrong
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def gather_rows(rows_KE: Tensor, world_size: int) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import DEMO
+from inputs import DEMO
 from test_loader import config, dataset
 
 from shards.pack import PackSettings, pack

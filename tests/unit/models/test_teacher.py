@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import make_teacher
+from inputs import make_teacher
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DEMO
+from inputs import DEMO
 from PIL import Image
 from skimage import data
 

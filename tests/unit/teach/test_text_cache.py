@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_teacher
+from inputs import make_teacher
 from safetensors.torch import load_file, save_file
 
 from shards.index import index_path, read_index, rows_sha256, write_index

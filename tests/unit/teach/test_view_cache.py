@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_teacher, teach_options
+from inputs import make_teacher, teach_options
 from safetensors.torch import load_file, save_file
 
 from shards.index import index_path, read_index, rows_sha256, write_index
