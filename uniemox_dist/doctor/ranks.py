@@ -66,9 +66,11 @@ def part(everyone: Sequence[Told[tuple[Any, ...]]], number: int) -> list[Told[An
 def meet() -> None:
     """Waits for all ranks."""
     if joined():
-        from uniemox_dist.train import comm
+        import torch
+        import torch.distributed as dist
 
-        comm.barrier()
+        # NCCL guesses the GPU from the global rank otherwise, warns, and may guess wrong
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 @contextmanager
