@@ -24,7 +24,7 @@ BASE = [
     "universal_pathlib>=0.2.6",  # pathlib's words for what fsspec reaches
 ]
 MODELS = [
-    "torch>=2.11",  # what the code is written for; run with 2.14 and 2.15 so far
+    "torch>=2.11",  # what the code is written for; run with 2.11 (on a GPU), 2.14 and 2.15 so far
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
     "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
