@@ -2,9 +2,11 @@
 number of ranks left them. No two tensors need to be in memory at once.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -19,7 +21,12 @@ from uniemox_dist.runtime.errors import Fault, UserError
 
 ENCODER, REST = "model.safetensors", "uniemox.safetensors"
 PREFIX = "encoder."
+READ_SHARE, READ_BYTES = 16, 64 << 20
+"""Files are mapped into memory, and what was read of them counts until they are opened anew: after a sixteenth of the
+model, or as many bytes."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,33 @@ def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
         config = Config.model_validate(checkpoint.info["config"])
         fixed = fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
     shapes = {name: tuple(shape) for name, shape in reader.shapes.items()}
+    fragments = Renewed(lambda: FragmentReader(checkpoint), shapes)
     shapes |= {name: tuple(tensor.shape) for name, tensor in fixed.items()}
 
     def read(name: str) -> Tensor:
         averaged = ema and name.startswith(PREFIX)
-        return fixed[name] if name in fixed else reader.parameter(name, EMA if averaged else "fp32")
+        if name in fixed:
+            return fixed[name]
+        return fragments.use(name).parameter(name, EMA if averaged else "fp32")
 
     return Source(checkpoint, shapes, read)
+
+
+class Renewed(Generic[T]):
+    """An opened file, or several, that are opened anew from time to time."""
+
+    def __init__(self, open_: Callable[[], T], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._open, self._opened, self._bytes = open_, open_(), 0
+        self._of = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+        self._most = max(READ_BYTES, sum(self._of.values()) // READ_SHARE)
+
+    def use(self, name: str) -> T:
+        """What is open, to read a tensor from."""
+        self._bytes += self._of[name]
+        if self._bytes > self._most:
+            del self._opened  # closed before it is opened again
+            self._opened, self._bytes = self._open(), self._of[name]
+        return self._opened
 
 
 def write_weights(out: Path, source: Source, dtype: torch.dtype) -> dict[str, str]:
@@ -97,12 +124,14 @@ def compare(out: Path, source: Source, dtype: torch.dtype) -> None:
     """
     for file in (ENCODER, REST):
         names = {released_name(name): name for name in source.shapes if file_of(name) == file}
-        with safe_open(out / file, "pt") as written:
-            if set(written.keys()) != set(names):
+        shapes = {released: source.shapes[name] for released, name in names.items()}
+        written: Renewed[Any] = Renewed(lambda file=file: safe_open(out / file, "pt"), shapes)  # type: ignore[misc]
+        with safe_open(out / file, "pt") as header:
+            if set(header.keys()) != set(names):
                 raise Fault(f"{out / file}: holds other tensors than {source.checkpoint.folder}")
-            for released, name in names.items():
-                if not torch.equal(written.get_tensor(released), source.read(name).to(dtype)):
-                    raise Fault(f"{out / file}: {released} differs from {source.checkpoint.folder}")
+        for released, name in names.items():
+            if not torch.equal(written.use(released).get_tensor(released), source.read(name).to(dtype)):
+                raise Fault(f"{out / file}: {released} differs from {source.checkpoint.folder}")
 
 
 def check_names(encoder: Mapping[str, Tensor], source: Source) -> None:
