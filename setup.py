@@ -59,6 +59,7 @@ DEV = [
     "pytest>=8",
     "ruff>=0.6",
     "scikit-image>=0.24",  # real photographs for detector and decoding tests
+    "scikit-learn>=1.4",  # its figures of the same answers, beside ours
     "types-PyYAML",
 ]
 

@@ -42,7 +42,7 @@ ALLOWED = {
         "uniemox_dist.models",
         "uniemox_dist.runtime",
     },
-    "uniemox_dist.evaluate": {"uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
+    "uniemox_dist.evaluate": {"shards", "uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
     "uniemox_dist.report": {"uniemox_dist.checkpoints", "uniemox_dist.runtime"},
     "launch": {
         "shards",
