@@ -34,6 +34,7 @@ def write_checkpoint(
     parts: int = 2,
     fixed: bool = True,
     step: int = 7,
+    teacher: dict[str, object] | None = None,
 ) -> Path:
     """Writes `student` as a step of a run's folder, cut into `parts`; without `fixed`, as earlier versions did."""
     folder = run / "checkpoints" / step_folder(step)
@@ -63,7 +64,7 @@ def write_checkpoint(
         "zero_stage": 1,
         "precision": "fp32",
         "data_identity": "0" * 64,
-        "teacher": None,
+        "teacher": teacher,
         "embedding_width": embedding_width,
         "parameters": {name: list(p.shape) for name, p in trained.items()},
         "config": config.model_dump(mode="json"),

@@ -57,8 +57,7 @@ class UniEmoX:
         Args:
             scene: a picture, pictures, or uint8 B×3×H×W.
         """
-        scenes_B3HW, _ = self.views(scene, None)
-        return self.student.embed(scenes_B3HW, scenes_B3HW)[0].float()
+        return self.student.encode(self.views(scene, None)[0]).float()
 
     @torch.no_grad()
     def embed(self, scene: Pictures, persons: Sequence[PersonBox | None] | None = None) -> Tensor:
@@ -73,11 +72,16 @@ class UniEmoX:
         Raises:
             UserError: if the release has no fusion, or boxes do not fit.
         """
+        return self.embed_views(*self.views(scene, persons))
+
+    @torch.no_grad()
+    def embed_views(self, scenes_B3HW: Tensor, persons_B3HW: Tensor) -> Tensor:
+        """`embed` of views that are cut and resized already (uint8, on the device); where both are the same tensor the
+        encoder looks at it once."""
         if not self.has_space:
             raise UserError(
                 f"RELEASE: {self.facts['run']} was trained without a teacher: there is no fused space; use encode()"
             )
-        scenes_B3HW, persons_B3HW = self.views(scene, persons)
         fused_BE = self.student.embed(scenes_B3HW, persons_B3HW)[1]
         assert fused_BE is not None
         return F.normalize(fused_BE.float(), dim=-1)
