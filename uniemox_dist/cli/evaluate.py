@@ -73,7 +73,7 @@ def protocol_command(
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The arguments and options that the four tasks have in common."""
     options = [
-        click.argument("release", type=FILE),
+        click.argument("release"),
         click.argument("data"),
         click.option("--test", metavar="NAME", help="Held-out split of DATA. [default: test]"),
         click.option(
@@ -158,7 +158,7 @@ def retrieval_command(**given: Any) -> None:
 def _run(
     task: str,
     *,
-    release: Path,
+    release: str,
     data: str,
     baselines: str,
     json_file: Path | None,

@@ -10,10 +10,13 @@ from tqdm import tqdm
 
 from shards.manifest import MANIFEST
 from shards.storage import place
+from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.charts import draw_confusion
-from uniemox_dist.evaluate.vectors import BASELINES, RELEASE, Subject, Vectors, embed_split
+from uniemox_dist.evaluate.timm_subject import PREFIX, TimmSubject
+from uniemox_dist.evaluate.vectors import BASELINES, RELEASE, Embed, Subject, Vectors, embed_split
+from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.errors import UserError
 
 LEARNING = ("knn", "probe")
@@ -58,7 +61,7 @@ def baselines_of(text: str) -> tuple[str, ...]:
 
 def measure(
     task: str,
-    release: Path,
+    release: Path | str,
     data: str,
     *,
     splits: dict[str, str | None],
@@ -70,26 +73,28 @@ def measure(
     device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """One task on a release; the result is what `--json` writes.
+    """One task on a release, or (k-NN and probe) on an encoder `timm:NAME=FILE`; the result is what `--json` writes.
 
     Raises:
         UserError: for what the user can mend: releases, splits and labels that do not fit.
     """
     readers = splits_of(data, splits, ("train", "val", "test") if task in LEARNING else ("test",))
-    subject = Subject(
-        release,
-        baselines,
-        teacher_name=teacher_name,
-        with_teacher=task not in LEARNING,
-        device=device,
-    )
-    rows = subject.features() if task in LEARNING else subject.in_space()
+    teacher: Teacher | None = None
+    if str(release).startswith(PREFIX):
+        if task not in LEARNING:
+            raise UserError(f"{release}: has no space that texts are in; use knn or probe")
+        settings, facts, rows = _timm(str(release), baselines, device)
+    else:
+        with_teacher = task not in LEARNING
+        subject = Subject(
+            Path(release), baselines, teacher_name=teacher_name, with_teacher=with_teacher, device=device
+        )
+        settings, facts, teacher = subject.settings, subject.facts, subject.teacher
+        rows = subject.features() if task in LEARNING else subject.in_space()
     total = sum(reader.manifest.samples for reader in readers.values())
     with tqdm(total=total, desc="embedding", unit=" pictures", disable=None) as bar:
         found = {
-            role: embed_split(
-                reader, subject.settings, rows, group_by=group_by, progress=bar.update, workers=workers
-            )
+            role: embed_split(reader, settings, rows, group_by=group_by, progress=bar.update, workers=workers)
             for role, reader in readers.items()
         }
     test = found["test"]
@@ -98,25 +103,32 @@ def measure(
     elif task == "probe":
         result = tasks.probe(found["train"], found.get("val"), test)
     elif task == "zeroshot":
-        assert subject.teacher is not None
+        assert teacher is not None
         names = list(labels) or sorted({str(label) for label in test.labels if label is not None})
         if test.labels.count(None):
             raise UserError(
                 f"DATA={test.path}: {test.labels.count(None)} of {len(test)} samples have no label"
             )
-        result = tasks.zeroshot(test, subject.teacher, names, templates or tasks.TEMPLATES)
+        result = tasks.zeroshot(test, teacher, names, templates or tasks.TEMPLATES)
     else:
-        assert subject.teacher is not None
-        result = tasks.retrieval(test, subject.teacher)
+        assert teacher is not None
+        result = tasks.retrieval(test, teacher)
     return {
         "format": f"uniemox-{task}",
         "format_version": 1,
         "release": str(release),
-        "step": subject.facts["step"],
+        "step": facts["step"],
         "data": {role: _about(split) for role, split in found.items()},
         "bootstrap": {"resamples": 1000, "unit": group_by or "picture", "confidence": 0.95},
         **result,
     }
+
+
+def _timm(
+    text: str, baselines: tuple[str, ...], device: str
+) -> tuple[ViewSettings, dict[str, Any], dict[str, Embed]]:
+    subject = TimmSubject(text, baselines, device)
+    return subject.settings, subject.facts, subject.features()
 
 
 def remarks(result: dict[str, Any]) -> list[str]:

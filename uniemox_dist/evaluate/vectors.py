@@ -3,7 +3,7 @@
 Shape legend: n samples, D width of features, E width of the teacher's space.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Subject:
             rows[UNTRAINED] = lambda batch: self._student(untrained, batch)[0]
         if TEACHER in self.baselines:
             rows[TEACHER] = self._teacher
-        return {**rows, **self._plain()}
+        return {**rows, **plain_rows(self.baselines)}
 
     def in_space(self) -> dict[str, Embed]:
         """Rows for methods that compare pictures with texts: unit rows γ, and the teacher's own Ω.
@@ -120,14 +120,6 @@ class Subject:
         found: np.ndarray = self.teacher.embed_pictures(batch.scene_B3HW.to(self.device)).cpu().numpy()
         return found
 
-    def _plain(self) -> dict[str, Embed]:
-        kinds = {HISTOGRAM: colour_histogram, PIXELS: small_pixels}
-
-        def row(see: Callable[[np.ndarray], np.ndarray]) -> Embed:
-            return lambda batch: np.stack([see(p) for p in batch.scene_B3HW.permute(0, 2, 3, 1).numpy()])
-
-        return {name: row(kinds[name]) for name in self.baselines if name in kinds}
-
     def _open_teacher(self, name: str | None) -> Teacher:
         if self.facts["teacher"] is None:
             raise UserError(
@@ -146,6 +138,16 @@ class Subject:
             torch.manual_seed(self.config.run.seed)  # the very weights that the run began with
             fresh = Student(self.config.model, self.config.loss, self.facts["embedding_width"])
         return fresh.eval().to(self.device)
+
+
+def plain_rows(baselines: Sequence[str]) -> dict[str, Embed]:
+    """The rows of baselines that look at pixels alone."""
+    kinds = {HISTOGRAM: colour_histogram, PIXELS: small_pixels}
+
+    def row(see: Callable[[np.ndarray], np.ndarray]) -> Embed:
+        return lambda batch: np.stack([see(p) for p in batch.scene_B3HW.permute(0, 2, 3, 1).numpy()])
+
+    return {name: row(kinds[name]) for name in baselines if name in kinds}
 
 
 def embed_split(
