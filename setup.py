@@ -44,17 +44,22 @@ REMOTE = [  # reading sources and shards from elsewhere; for gs:// install gcsfs
     "s3fs>=2024.2",  # s3://
     "aiohttp>=3.9",  # http:// and https://
 ]
-ONNX = ["onnx>=1.16", "onnxscript>=0.1"]  # torch's exporter needs both
+ONNX = [
+    "onnx>=1.16",
+    "onnxscript>=0.1",
+    "onnxruntime>=1.17",
+]  # torch's exporter needs two, the comparison one
 DEV = [
     *EMOTIC,
     *REMOTE,
-    "onnx>=1.16",  # small detectors made in tests
+    *ONNX,  # small detectors made in tests; exported encoders
     "moto[server]>=5",  # a real S3 server on loopback
     "hypothesis>=6.100",  # property tests of the plan
     "mypy>=1.11",
     "pytest>=8",
     "ruff>=0.6",
     "scikit-image>=0.24",  # real photographs for detector and decoding tests
+    "scikit-learn>=1.4",  # its figures of the same answers, beside ours
     "types-PyYAML",
 ]
 

@@ -33,9 +33,11 @@ def write_checkpoint(
     *,
     parts: int = 2,
     fixed: bool = True,
+    step: int = 7,
+    teacher: dict[str, object] | None = None,
 ) -> Path:
-    """Writes `student` as step 7 of a run's folder, cut into `parts`; without `fixed`, as earlier versions did."""
-    folder = run / "checkpoints" / step_folder(7)
+    """Writes `student` as a step of a run's folder, cut into `parts`; without `fixed`, as earlier versions did."""
+    folder = run / "checkpoints" / step_folder(step)
     folder.mkdir(parents=True)
     trained = {name: p.detach() for name, p in student.named_parameters() if p.requires_grad}
     files = [f"part_{rank:05d}.safetensors" for rank in range(parts)]
@@ -55,14 +57,14 @@ def write_checkpoint(
     info = {
         "format": "uniemox-checkpoint",
         "format_version": 1,
-        "step": 7,
-        "slots": 7 * config.batch.global_batch,
-        "adam_step": 7.0,
+        "step": step,
+        "slots": step * config.batch.global_batch,
+        "adam_step": float(step),
         "world_size": parts,
         "zero_stage": 1,
         "precision": "fp32",
         "data_identity": "0" * 64,
-        "teacher": None,
+        "teacher": teacher,
         "embedding_width": embedding_width,
         "parameters": {name: list(p.shape) for name, p in trained.items()},
         "config": config.model_dump(mode="json"),

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_encoder": "uniemox_dist.release.load",
     "load_pretrained": "uniemox_dist.release.load",
+    "load_uniemox": "uniemox_dist.release.load",
     "load_config": "uniemox_dist.config.load",
     "Config": "uniemox_dist.config.schema",
     "UserError": "uniemox_dist.runtime.errors",

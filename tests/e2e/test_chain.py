@@ -14,6 +14,7 @@ from web import serve
 
 from shards.manifest import read_manifest
 from uniemox_dist.checkpoints.folders import complete_checkpoints, open_checkpoint
+from uniemox_dist.cli.main import run
 from uniemox_dist.release.export import student_of
 
 UNIEMOX = [sys.executable, "-m", "uniemox_dist.cli"]
@@ -228,6 +229,48 @@ def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data:
             for line in picture[side]["nearest"]:
                 assert f"{line['cosine']:.2f}".replace("-", "−") in page
                 assert line["text"].split(":")[0].split("’")[0] in page
+
+
+def test_a_release_is_measured_by_each_task(
+    tmp_path: Path, whole_run: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "release"
+    uniemox("release", str(whole_run), str(out))
+    for task, baselines in (
+        ("knn", "untrained,teacher,histogram,pixels"),
+        ("probe", "histogram"),
+        ("zeroshot", "teacher"),
+        ("retrieval", "untrained,teacher"),
+    ):
+        found = tmp_path / f"{task}.json"
+        options = ["--baselines", baselines, "--json", str(found), "--device", "cpu"]
+        options += [] if task == "retrieval" else ["--confusion", str(tmp_path / f"{task}.png")]
+        options += ["--labels", "smileys-emotion,people-body"] if task == "zeroshot" else []
+        assert run(["evaluate", task, str(out), str(tiny_data), *options]) == 0
+        result = json.loads(found.read_text())
+        assert result["format"] == f"uniemox-{task}"
+        assert result["data"]["test"]["samples"] == 20
+        rows = set(result["rows"]) - {"most common label"}
+        assert rows == {"release", *baselines.split(",")}
+        if task != "retrieval":
+            classes = result["rows"]["release"]["classes"]
+            assert sum(row["support"] for row in classes) == 20  # each sample once
+            assert (tmp_path / f"{task}.png").is_file()
+    capsys.readouterr()
+    for options, says in (
+        (["knn", str(out), str(tiny_data), "--baselines", "magic"], "--baselines=magic: is none"),
+        (["knn", str(out), str(tiny_data / "test")], "is one data set; give the folder that holds train/"),
+        (
+            ["zeroshot", str(out), str(tiny_data), "--baselines", "pixels"],
+            "has no vectors in the texts' space",
+        ),
+        (["zeroshot", str(out), str(tiny_data)], "--labels: names one class only"),
+        (["probe", str(out), str(tmp_path)], "/train: no such folder"),
+    ):
+        assert run(["evaluate", *options]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert says in lines[0]
 
 
 def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_when_it_is_back(

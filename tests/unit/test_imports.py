@@ -43,7 +43,15 @@ ALLOWED = {
         "uniemox_dist.models",
         "uniemox_dist.runtime",
     },
-    "uniemox_dist.evaluate": {"uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
+    "uniemox_dist.evaluate": {"shards", "uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
+    "uniemox_dist.use": {
+        "shards",
+        "uniemox_dist.data",
+        "uniemox_dist.evaluate",
+        "uniemox_dist.models",
+        "uniemox_dist.release",
+        "uniemox_dist.runtime",
+    },
     "uniemox_dist.report": {"uniemox_dist.checkpoints", "uniemox_dist.runtime"},
     "launch": {
         "shards",
@@ -121,7 +129,8 @@ def test_the_base_install_needs_no_torch(statement: str) -> None:
 
 def test_release_and_evaluation_load_without_deepspeed_and_webdataset() -> None:
     loaded = loaded_after(
-        "import uniemox_dist.release.load, uniemox_dist.evaluate.run, uniemox_dist.release.export"
+        "import uniemox_dist.release.load, uniemox_dist.evaluate.run, uniemox_dist.release.export, "
+        "uniemox_dist.evaluate.measure, uniemox_dist.use.embed, uniemox_dist.use.predict, uniemox_dist.use.reconstruct"
     )
     assert "torch" in loaded
     assert not loaded & {"deepspeed", "webdataset"}

@@ -8,8 +8,9 @@ other.
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,9 +27,22 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     Raises:
         OSError: if it cannot be written (a full disk); the file is then left as far as it came.
     """
+    about = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_tensors(path, about, tensors.__getitem__)
+
+
+def write_tensors(
+    path: Path, about: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]
+) -> tuple[int, str]:
+    """`write_part` of tensors that are stated by number format and shape, and read one after the other: no two of them
+    need to be in memory.
+
+    Raises:
+        OSError: if it cannot be written (a full disk); the file is then left as far as it came.
+    """
     digest, written = hashlib.sha256(), 0
     with open(path, "wb", buffering=0) as file:
-        for piece in _pieces(tensors):
+        for piece in _pieces(about, read):
             digest.update(piece)
             rest = piece
             while rest:  # an unbuffered write may take less than it was given
@@ -40,21 +54,21 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     return written, digest.hexdigest()
 
 
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+def _pieces(
+    about: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]
+) -> Iterator[memoryview]:
     header: dict[str, object] = {}
     end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+    for name, (dtype, shape) in about.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
+    for name, stated in about.items():
+        tensor = read(name).detach()
+        assert (tensor.dtype, tuple(tensor.shape)) == stated, name
         if tensor.numel():
-            whole = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+            whole = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
             for start in range(0, len(whole), PIECE_BYTES):
                 yield whole[start : start + PIECE_BYTES]

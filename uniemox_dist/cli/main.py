@@ -36,6 +36,9 @@ COMMANDS = {
     ),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
     "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),
+    "embed": ("uniemox_dist.cli.use", "Embed pictures by a release, into a table."),
+    "predict": ("uniemox_dist.cli.use", "Say which emotions pictures evoke, with probabilities."),
+    "reconstruct": ("uniemox_dist.cli.use", "Show how a release fills masked pictures in."),
     "report": ("uniemox_dist.cli.report", "Write one HTML page about a run."),
 }
 # Import name -> the extra that brings it, for one clear line instead of a traceback.

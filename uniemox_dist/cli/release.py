@@ -4,20 +4,67 @@ from pathlib import Path
 
 import click
 
+FOLDER = click.Path(path_type=Path)
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=FOLDER, required=False)
+@click.option(
+    "--step",
+    default="last",
+    metavar="N|best|last",
+    help="Which checkpoint: the newest sound one (last); the one with the lowest mean loss over the run.save_every "
+    "steps before it (best); or a step.",
+)
 @click.option(
     "--ema", is_flag=True, help="The encoder's moving average (optim.ema_decay) instead of its weights."
 )
-def release(run: Path, out: Path, ema: bool) -> None:
-    """Writes consolidated, documented weights of RUN (a run's folder, or one of its checkpoints) to OUT."""
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Number format of the weights.",
+)
+@click.option("--onnx", is_flag=True, help="Also the encoder as ONNX, compared with torch.")
+@click.option(
+    "--evaluation",
+    type=FOLDER,
+    help="What `uniemox evaluate protocol --json` wrote, for the model card; without it RUN/evaluation.json, "
+    "if it is of that step.",
+)
+@click.option(
+    "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, …"
+)
+@click.option("--inspect", is_flag=True, help="Only say what the release in RUN is.")
+@click.option("--verify", is_flag=True, help="Only recheck the release in RUN: hashes, weights, settings.")
+def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options: object) -> None:
+    """Writes consolidated, documented weights of RUN (a run's folder, or one of its checkpoints) to OUT.
+
+    With --inspect or --verify, RUN is a release.
+    """
+    if inspect or verify:
+        from uniemox_dist.release.checks import check, describe
+
+        if out is not None:
+            raise click.UsageError("--inspect and --verify take one folder, a release")
+        if inspect:
+            click.echo("\n".join(describe(run)))
+        if verify:
+            click.echo(f"{run}: {check(run)} tensors, all files are as SHA256SUMS says, all weights finite")
+        return
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.")
     from uniemox_dist.release.export import release as write
 
-    facts = write(run, out, ema=ema)
+    facts = write(run, out, **options)  # type: ignore[arg-type]
     click.echo(
         f"{out}: encoder of {facts['parameters'] / 1e6:.1f} M parameters at step {facts['step']}, "
         "every tensor compared with the checkpoint"
     )
+    if "onnx" in facts:
+        click.echo(
+            f"  encoder.onnx: differs from torch by {facts['onnx']['differs_by']:.1g} standard deviations"
+        )
     click.echo(f'  timm.create_model("local-dir:{out}", pretrained=True, num_classes=0)')

@@ -13,7 +13,8 @@ from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate import features, protocol
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.release.load import load_pretrained, read_release
+from uniemox_dist.release.checks import read_release
+from uniemox_dist.release.load import load_pretrained
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import write_json
 

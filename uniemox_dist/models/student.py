@@ -144,18 +144,24 @@ class Student(nn.Module):
     @torch.no_grad()
     def embed(self, scene_B3HW: Tensor, person_B3HW: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Evaluation without masks: the encoder's normalised class token B×D, and γ B×E (None without fusion)."""
-        B = scene_B3HW.shape[0]
-        patches = self.patches(scene_B3HW)
-        if self.fuses_person:
-            assert person_B3HW is not None
-            patches = torch.cat([patches, self.patches(person_B3HW)])
-        everything = torch.arange(self.model.patches, device=patches.device).expand(patches.shape[0], -1)
-        cls = self.encoder(patches, everything)[:, 0]
+        cls_BD = self.encode(scene_B3HW)
         fused_BE = None
         if self.fusion is not None:
-            projected = self.to_decoder(cls)
-            fused_BE = self.fusion(projected[:B], projected[B:] if self.fuses_person else None)
-        return cls[:B], fused_BE
+            scene_BF, person_BF = self.to_decoder(cls_BD), None
+            if self.fuses_person:
+                assert person_B3HW is not None
+                # Where nobody was found the whole picture is both views, and looked at once.
+                same = person_B3HW is scene_B3HW
+                person_BF = scene_BF if same else self.to_decoder(self.encode(person_B3HW))
+            fused_BE = self.fusion(scene_BF, person_BF)
+        return cls_BD, fused_BE
+
+    @torch.no_grad()
+    def encode(self, pictures_B3HW: Tensor) -> Tensor:
+        """The encoder's normalised class token of whole views, B×D."""
+        patches = self.patches(pictures_B3HW)
+        everything = torch.arange(self.model.patches, device=patches.device).expand(patches.shape[0], -1)
+        return self.encoder(patches, everything)[:, 0]
 
     @torch.no_grad()
     def reconstruct(self, scene_B3HW: Tensor, order_BN: Tensor) -> Tensor:

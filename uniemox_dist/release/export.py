@@ -2,67 +2,90 @@
 
     OUT/model.safetensors    the encoder, in timm's names      OUT/config.json     timm's local-dir configuration
     OUT/uniemox.safetensors  projection, fusion and decoder    OUT/uniemox.json    what it is and where it comes from
-    OUT/README.md            the model card                    OUT/SHA256SUMS
+    OUT/README.md            the model card                    OUT/SHA256SUMS      of all other files
+    OUT/training_curves.png  of runs with metrics              OUT/encoder.onnx    on request
 
 Works on one CPU, whatever ZeRO stage and number of ranks wrote the checkpoint, and without deepspeed.
 """
 
 import shutil
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import timm
 import torch
-from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
-from torch import Tensor
+from timm.models._hub import save_config_for_hf
 
-from uniemox_dist import __version__
-from uniemox_dist.checkpoints.files import EMA, FragmentReader, fixed_tensors, load_fixed
-from uniemox_dist.checkpoints.folders import Checkpoint, open_checkpoint
+from uniemox_dist.checkpoints.files import load_fixed
+from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.vits import timm_name
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.student import Student
+from uniemox_dist.release.about import card, draw_curves, evaluation_of, facts_of, standing
+from uniemox_dist.release.checks import CARD, CONFIG, FACTS, ONNX, SUMS
+from uniemox_dist.release.chosen import choose
+from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, source_of, write_weights
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json, write_text
-from uniemox_dist.runtime.run_folder import read_lines
+from uniemox_dist.runtime.run_folder import RunFolder
 
-ENCODER, REST, FACTS = "model.safetensors", "uniemox.safetensors", "uniemox.json"
-FORMAT_VERSION = 1
+CURVES = "training_curves.png"
 # timm wants the name of an architecture; all that matters is stated in model_args.
 TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 
 
-def release(run: Path, out: Path, *, ema: bool = False) -> dict[str, Any]:
-    """Writes a release of a run's newest sound checkpoint (or of a checkpoint folder) to `out`.
+def release(
+    run: Path,
+    out: Path,
+    *,
+    step: str = "last",
+    ema: bool = False,
+    dtype: str = "fp32",
+    onnx: bool = False,
+    evaluation: Path | None = None,
+    licence: str | None = None,
+) -> dict[str, Any]:
+    """Writes a release of a run's checkpoint (or of a checkpoint folder) to `out`; returns its facts.
 
     Args:
+        step: `last` (the newest sound checkpoint), `best` (see `choose`) or a number.
         ema: the encoder's weights are their moving average; projection, fusion and decoder are as they were trained.
+        dtype: number format of all weights: fp32, bf16 or fp16.
+        onnx: also writes the encoder as ONNX, compared with torch.
+        evaluation: of the protocol, for the model card; otherwise the run's evaluation.json of that step, if any.
+        licence: of the weights, for the model card: an identifier of the Hugging Face Hub.
 
     Raises:
-        UserError: if the run has no complete checkpoint, or no moving average, or `out` exists.
+        UserError: if the run has no such checkpoint, or no moving average, or `out` exists.
+        Fault: if what was written differs from the checkpoint.
     """
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another folder or delete it")
-    checkpoint = open_checkpoint(run, "RUN")
-    if ema and not FragmentReader(checkpoint).has_ema:
-        raise UserError(
-            f"--ema: {checkpoint.folder} holds no moving average; train with optim.ema_decay=0.999, or leave --ema out"
-        )
-    student = student_of(checkpoint, ema=ema)
+    checkpoint = choose(run, step)
+    source = source_of(checkpoint, ema=ema)
+    folder = RunFolder(checkpoint.folder.parent.parent)
+    found = evaluation_of(folder, evaluation, checkpoint.step)
+    weights = "moving average" if ema else "trained"
+    facts = facts_of(checkpoint, source, folder, weights=weights, dtype=dtype, licence=licence)
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        facts = _write(temporary, checkpoint, student, run, ema)
-        _verify(temporary, checkpoint, ema)
+        _write_config(temporary / CONFIG, Config.model_validate(checkpoint.info["config"]), source)
+        write_weights(temporary, source, DTYPES[dtype])
+        compare(temporary, source, DTYPES[dtype])
+        curves = draw_curves(standing(folder), checkpoint.step, temporary / CURVES)
+        if onnx:
+            from uniemox_dist.release.onnx_file import export_onnx
+
+            facts["onnx"] = export_onnx(temporary, temporary / ONNX)
+        write_json(temporary / FACTS, facts)
+        write_text(temporary / CARD, card(facts, found, onnx=onnx, curves=curves))
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
             share(temporary / name)
-        write_text(temporary / "SHA256SUMS", "".join(f"{sha256_file(temporary / n)}  {n}\n" for n in names))
+        write_text(temporary / SUMS, "".join(f"{sha256_file(temporary / n)}  {n}\n" for n in names))
         publish_dir(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,27 +97,23 @@ def student_of(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
     """The student of a checkpoint, in fp32 on the CPU, with all its weights; `ema`: with the encoder's average."""
     config = Config.model_validate(checkpoint.info["config"])
     student = Student(config.model, config.loss, checkpoint.info["embedding_width"])
-    reader = FragmentReader(checkpoint)
+    source = source_of(checkpoint, ema=ema)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(reader.parameter(name, _kind(name, ema)))
+                parameter.copy_(source.read(name))
     load_fixed(student, checkpoint)
     return student.eval()
 
 
-def _kind(name: str, ema: bool) -> str:
-    return EMA if ema and name.startswith("encoder.") else "fp32"
-
-
-def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path, ema: bool) -> dict[str, Any]:
-    info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
+def _write_config(path: Path, config: Config, source: Source) -> None:
+    """timm's config.json, by which `create_model` builds the encoder; its own weights are not kept."""
     arguments = encoder_arguments(config.model)
     name = TIMM_NAMES.get(config.model.width, "vit_base_patch16_224")
     if config.model.name is not None:
         name = timm_name(config.model.name)
     encoder: Any = timm.create_model(name, num_classes=0, **arguments)
-    encoder.load_state_dict(student.encoder.state_dict())
+    check_names(encoder.state_dict(), source)
     size = config.model.image_size
     statistics = {
         "input_size": [3, size, size],
@@ -112,48 +131,4 @@ def _write(out: Path, checkpoint: Checkpoint, student: Student, run: Path, ema: 
         "license": None,
     }
     encoder.pretrained_cfg.update(statistics)
-    save_for_hf(encoder, str(out), model_config={"model_args": arguments}, safe_serialization=True)
-    save_file(_rest(student), out / REST)
-    lines = read_lines((run if run.name != checkpoint.folder.name else run.parent.parent) / "metrics.jsonl")
-    facts = {
-        "format": "uniemox-release",
-        "format_version": FORMAT_VERSION,
-        "uniemox_dist": __version__,
-        "run": config.run.name,
-        "step": checkpoint.step,
-        "slots": info["slots"],
-        "parameters": sum(p.numel() for p in student.encoder.parameters()),
-        "weights": "moving average" if ema else "trained",
-        "feature": "class token",
-        "embedding_width": info["embedding_width"],
-        "teacher": info["teacher"],
-        "data_identity": info["data_identity"],
-        "losses": {k: lines[-1][k] for k in ("loss", "relation", "similarity", "reconstruction")}
-        if lines
-        else None,
-        "config": info["config"],
-    }
-    write_json(out / FACTS, facts)
-    template = (
-        resources.files("uniemox_dist").joinpath("release/model_card.md.j2").read_text(encoding="utf-8")
-    )
-    card = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(
-        template
-    )
-    write_text(out / "README.md", card.render(facts=facts, model=config.model, config=config))
-    return facts
-
-
-def _rest(student: Student) -> dict[str, Tensor]:
-    """What is not the encoder: with it a release can fuse views and reconstruct pictures."""
-    return {k: v.contiguous() for k, v in student.state_dict().items() if not k.startswith("encoder.")}
-
-
-def _verify(out: Path, checkpoint: Checkpoint, ema: bool) -> None:
-    """Compares every released tensor with the checkpoint's, as read back from disk."""
-    written = {**{f"encoder.{k}": v for k, v in load_file(out / ENCODER).items()}, **load_file(out / REST)}
-    reader, fixed = FragmentReader(checkpoint), fixed_tensors(checkpoint)
-    for name in (*checkpoint.info["parameters"], *fixed):
-        expected = fixed[name] if name in fixed else reader.parameter(name, _kind(name, ema))
-        if not torch.equal(written[name], expected):
-            raise RuntimeError(f"{out / ENCODER}: {name} differs from {checkpoint.folder}")
+    save_config_for_hf(encoder, str(path), model_config={"model_args": arguments})

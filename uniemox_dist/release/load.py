@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -10,13 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shards.pictures import on_background
+from shards.pictures import on_background, upright
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.views import whole
 from uniemox_dist.models.student import Student
-from uniemox_dist.release.export import ENCODER, FACTS, REST
+from uniemox_dist.release.checks import CONFIG, read_release
+from uniemox_dist.release.embedder import UniEmoX
+from uniemox_dist.release.weights import ENCODER, PREFIX, REST
 from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json, sha256_file
 
 Preprocess = Callable[[Image.Image], Tensor]
 
@@ -25,7 +25,7 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
     """The released encoder and its preprocessing.
 
     The encoder is a timm VisionTransformer in eval mode: B×3×size×size normalised pixels to B×D class tokens.
-    The preprocessing takes a PIL picture (transparency on white) to 3×size×size.
+    The preprocessing takes a PIL picture (turned as its EXIF says, transparency on white) to 3×size×size.
 
     Args:
         path: folder of a release.
@@ -36,16 +36,37 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
     """
     facts = read_release(path, verify=verify)
     model = Config.model_validate(facts["config"]).model
-    encoder = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
+    try:
+        encoder = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"RELEASE={path}: timm {timm.__version__} cannot build what {CONFIG} names ({reason}); update timm, "
+            "or copy the release again"
+        ) from None
     mean_311, std_311 = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
 
     def preprocess(picture: Image.Image) -> Tensor:
-        rgb = on_background(picture, (255, 255, 255))
-        pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-        pixels_3HW = pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+        pixels_3HW = to_pixels(picture)
         return (whole(pixels_3HW, model.image_size).float() / 255 - mean_311) / std_311
 
     return encoder, preprocess
+
+
+def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.device = "cpu") -> UniEmoX:
+    """The whole of a release for pictures: `.encode` gives the encoder's features, `.embed` vectors in the space of the
+    teacher's pictures and texts.
+
+    Args:
+        path: folder of a release.
+        verify: check SHA256SUMS first.
+        device: where it computes.
+
+    Raises:
+        UserError: as `load_encoder`.
+    """
+    facts = read_release(path, verify=verify)
+    return UniEmoX(load_pretrained(path), facts, to_pixels, torch.device(device))
 
 
 def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
@@ -57,29 +78,21 @@ def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
     facts = read_release(path, verify=verify)
     config = Config.model_validate(facts["config"])
     student = Student(config.model, config.loss, facts["embedding_width"])
-    weights = {f"encoder.{k}": v for k, v in load_file(Path(path) / ENCODER).items()}
-    missing, unexpected = student.load_state_dict({**weights, **load_file(Path(path) / REST)}, strict=False)
-    if unexpected or set(missing) - {"decoder.pos_embed"}:  # a fixed table, not stored by earlier versions
-        raise UserError(f"RELEASE={path}: its weights do not fit its settings: {(unexpected or missing)[0]}")
+    weights = {f"{PREFIX}{k}": v for k, v in load_file(Path(path) / ENCODER).items()}
+    try:
+        found = student.load_state_dict({**weights, **load_file(Path(path) / REST)}, strict=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"RELEASE={path}: its weights do not fit its settings: {reason}") from None
+    missing = set(found.missing_keys) - {"decoder.pos_embed"}  # a fixed table, not stored by earlier versions
+    if missing or found.unexpected_keys:
+        name = sorted(missing or found.unexpected_keys)[0]
+        raise UserError(f"RELEASE={path}: its weights do not fit its settings: {name}")
     return student.eval()
 
 
-def read_release(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
-    """What uniemox.json says, after a look whether this is a release.
-
-    Raises:
-        UserError: as `load_encoder`.
-    """
-    folder = Path(path)
-    for name in (FACTS, ENCODER, REST, "config.json", "SHA256SUMS"):
-        if not (folder / name).is_file():
-            raise UserError(f"RELEASE={folder}: lacks {name}; write it with `uniemox release RUN OUT`")
-    if verify:
-        for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
-            digest, _, name = line.partition("  ")
-            if sha256_file(folder / name) != digest:
-                raise UserError(
-                    f"RELEASE={folder}: {name} was altered (SHA-256 differs); copy the release again"
-                )
-    facts: dict[str, Any] = read_json(folder / FACTS)
-    return facts
+def to_pixels(picture: Image.Image) -> Tensor:
+    """A PIL picture as uint8 3×H×W: upright, on white."""
+    rgb = on_background(upright(picture), (255, 255, 255))
+    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)

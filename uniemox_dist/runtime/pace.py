@@ -28,11 +28,15 @@ def of_last_attempt(lines: Sequence[Line], events: Sequence[Line]) -> Sequence[L
     return [line for line in lines[-RECENT:] if number(line.get("time")) >= began]
 
 
-def patience_s(run: Mapping[str, Any], lines: Sequence[Line], *, starting: bool) -> float:
+def patience_s(config: Mapping[str, Any], lines: Sequence[Line], *, starting: bool) -> float:
     """Seconds without a line after which a process that lives is stalled."""
+    run = config.get("run") or {}
     gaps = [number(b.get("time")) - number(a.get("time")) for a, b in pairwise(lines)]
-    if starting or not lines:
+    if starting:
         return seconds(run, "start_timeout_s")
+    if not lines:  # the first step, in which the model may be compiled
+        compiles = (config.get("compute") or {}).get("compile")
+        return max(seconds(run, key) for key in ("start_timeout_s", *["compile_timeout_s"] * bool(compiles)))
     if not gaps:  # a first line and no pace yet
         return seconds(run, "step_timeout_s")
     return max(STALLED_S, STALLED_INTERVALS * median(gaps))

@@ -6,7 +6,6 @@ Losing a line of metrics must never end a run: a full disk there is reported onc
 import errno
 import fcntl
 import json
-import logging
 import os
 import platform
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.logs import report_once, stop_logging
 
 PACKAGES = (
     "uniemox-dist",
@@ -87,6 +87,7 @@ class RunFolder:
         has happened yet: there was a mistake to mend first. What was there before, and what others put there, stays."""
         if self.path not in self._made or self.events.exists():
             return
+        stop_logging(self.logs)
         with suppress(OSError):
             for path in (*self.logs.glob("rank*.log"), self.path / "lock"):
                 path.unlink(missing_ok=True)
@@ -202,67 +203,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-class _File(logging.FileHandler):
-    """A log on a disk that is full costs its lines, and neither the run nor a traceback for each."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        _report_once(Path(self.baseFilename), sys.exc_info()[1])
-
-
-class _Screen(logging.StreamHandler[TextIO]):
-    """A terminal that is gone, or a pipe that nobody reads, costs lines as well."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        _report_once(Path("standard output"), sys.exc_info()[1])
-
-
-class Step(logging.Filter):
-    """Gives each line of a log the step at which it was written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now: int | None = None
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.step = "-" if self.now is None else self.now
-        return True
-
-
-def start_logging(folder: RunFolder, rank: int, main: TextIO | None = None) -> Step:
-    """Our logger: everything to logs/rank<rank>.log with time, rank and step, and what rank 0 says also to the
-    terminal; errors of others to `main`, the main log of their job, if they have one. Returns what is told the step."""
-    log = logging.getLogger("uniemox")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.handlers.clear()
-    step = Step()
-    try:
-        file = _File(folder.logs / f"rank{rank}.log", encoding="utf-8")
-    except OSError as error:
-        _report_once(folder.logs, error)
-    else:
-        file.addFilter(step)
-        file.setFormatter(
-            logging.Formatter(f"%(asctime)s rank {rank} step %(step)s %(levelname)s %(message)s")
-        )
-        log.addHandler(file)
-    if rank == 0:
-        screen = _Screen(sys.stdout)
-        screen.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(screen)
-    elif main is not None:
-        errors = _Screen(main)
-        errors.setLevel(logging.ERROR)
-        errors.setFormatter(
-            logging.Formatter(f"rank {rank} on {socket.gethostname()}: uniemox: error: %(message)s")
-        )
-        log.addHandler(errors)
-    return step
-
-
-_reported: set[Path] = set()
-
-
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Appends a line to a .jsonl file; a disk that is full costs the line and no more."""
     try:
@@ -272,7 +212,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
                 text = b"\n" + text
             file.write(text)
     except OSError as error:
-        _report_once(path, error)
+        report_once(path, error)
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
@@ -285,10 +225,3 @@ def _is_at(file: TextIO, path: Path) -> bool:
 def _torn(file: IO[bytes]) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) != b"\n"
-
-
-def _report_once(path: Path, error: BaseException | None) -> None:
-    if path not in _reported:
-        _reported.add(path)
-        reason = getattr(error, "strerror", None) or error
-        print(f"uniemox: warning: {path}: {reason}; training goes on without it", file=sys.stderr)

@@ -172,7 +172,7 @@ def by_folder(
     if not starts and kind == "fault":
         mend = "mend it first; then the same command " if last.get("restart") is False else ""
         return Standing("failed", "bad", f"{cut(str(last.get('error', 'see the log')), 120)}; {mend}{on}")
-    limit_s = patience_s(run, of_last_attempt(lines, events), starting=starts)
+    limit_s = patience_s(config, of_last_attempt(lines, events), starting=starts)
     if not lock.held and kind == "restart":
         return Standing("killed", "bad", f"the launcher's restart came to nothing; {on}")
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())

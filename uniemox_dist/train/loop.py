@@ -18,8 +18,9 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.runtime.logs import Step, start_logging
 from uniemox_dist.runtime.rank_output import main_log
-from uniemox_dist.runtime.run_folder import RunFolder, Step, read_lines, start_logging
+from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 from uniemox_dist.runtime.signals import StopFlag
 from uniemox_dist.runtime.watchdog import Watchdog
 from uniemox_dist.runtime.world import World
@@ -66,7 +67,7 @@ def train(
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     comm.on_main(world, lambda: _open_folder(folder))
     main_log.leave(folder, world)
-    line = start_logging(folder, world.rank, main_log.stream)
+    line = start_logging(folder.logs, world.rank, main_log.stream)
     watchdog = Watchdog(
         folder.logs / f"stacks_rank{world.rank:05d}.txt",
         lambda reason: ends.hung(folder, world.rank, reason),

@@ -11,12 +11,13 @@ import pytest
 CODE = """
 import os, subprocess, sys
 from uniemox_dist.runtime.rank_output import main_log
-from uniemox_dist.runtime.run_folder import RunFolder, start_logging
+from uniemox_dist.runtime.logs import start_logging
+from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.world import World
 run = RunFolder(sys.argv[1])
 world = World(int(sys.argv[2]), 4)
 main_log.leave(run, world)
-log = start_logging(run, world.rank, main_log.stream)
+log = start_logging(run.logs, world.rank, main_log.stream)
 print("printed")
 os.write(2, b"by a library\\n")
 subprocess.run(["sh", "-c", "echo by a helper"])

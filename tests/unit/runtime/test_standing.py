@@ -62,6 +62,13 @@ def test_patience_follows_the_runs_own_intervals() -> None:
     assert look(lock=HELD, now=1400.0 + 501, lines=slow)["state"] == "stalled"
 
 
+def test_a_first_step_that_compiles_may_take_longer() -> None:
+    config = {"run": {**CONFIG["run"], "compile_timeout_s": 600}, "compute": {"compile": True}}
+    for given, word in ((CONFIG, "stalled"), (config, "running")):
+        found = facts("r", given, [], [START], HELD, None, now=START["time"] + 500)
+        assert found["state"] == word
+
+
 def test_a_free_lock_and_no_word_of_an_end_is_killed() -> None:
     found = look(lock=FREE, now=1110.0)
     assert found["state"] == "killed"

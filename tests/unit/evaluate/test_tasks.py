@@ -1,0 +1,175 @@
+"""k-NN, probe, zero-shot and retrieval: figures equal scikit-learn's, and what does not fit is one line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from uniemox_dist.evaluate import tasks
+from uniemox_dist.evaluate.charts import draw_confusion
+from uniemox_dist.evaluate.classification import summary
+from uniemox_dist.evaluate.classifiers import by_texts, linear, neighbours
+from uniemox_dist.evaluate.features import unit
+from uniemox_dist.evaluate.metrics import bootstrap
+from uniemox_dist.evaluate.retrieval import distinct, places
+from uniemox_dist.evaluate.vectors import RELEASE, Vectors
+from uniemox_dist.runtime.errors import UserError
+
+NAMES = ["anger", "awe", "fear", "joy"]
+RANDOM = np.random.RandomState(0)
+CENTRES = RANDOM.randn(4, 12)
+
+
+def split_of(count: int, seed: int, names: list[str] = NAMES, noise: float = 1.0) -> Vectors:
+    """Vectors around a centre for each label."""
+    random = np.random.RandomState(seed)
+    which = random.randint(0, len(names), count)
+    x = CENTRES[[NAMES.index(names[i]) if names[i] in NAMES else 0 for i in which]] + noise * random.randn(
+        count, 12
+    )
+    keys = [f"{seed}-{i}" for i in range(count)]
+    labels: list[str | None] = [names[i] for i in which]
+    return Vectors(f"split{seed}", "0" * 64, keys, labels, [[f"text {k}"] for k in keys], keys, {RELEASE: x})
+
+
+def test_figures_are_scikit_learns() -> None:
+    truth, answers = RANDOM.randint(0, 4, 300), RANDOM.randint(0, 4, 300)
+    found = summary(truth, answers, NAMES, bootstrap([str(i) for i in range(300)]))
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, answers))
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, answers, average="macro"))
+    assert found["mean_recall"] == pytest.approx(sk.balanced_accuracy_score(truth, answers))
+    assert found["confusion"] == sk.confusion_matrix(truth, answers).tolist()
+    precision, recall, f1, support = sk.precision_recall_fscore_support(truth, answers)
+    for i, row in enumerate(found["classes"]):
+        assert (row["precision"], row["recall"], row["f1"], row["support"]) == pytest.approx(
+            (precision[i], recall[i], f1[i], support[i])
+        )
+    assert found["low"] < found["accuracy"] < found["high"]
+
+
+def test_neighbours_and_probe_answer_as_scikit_learn_does() -> None:
+    train, test = split_of(200, 1), split_of(80, 2)
+    target = np.array([NAMES.index(str(label)) for label in train.labels])
+    x, new = train.rows[RELEASE], test.rows[RELEASE]
+    model = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / 0.07)
+    )
+    assert np.array_equal(neighbours(x, target, 4, new, [1, 7])[7], model.fit(x, target).predict(new))
+    scale = StandardScaler().fit(x)
+    # theirs: sum of losses + |w|² / (2 C); ours: mean of losses + penalty · |w|²
+    theirs = LogisticRegression(C=1 / (2 * len(x) * 0.01), tol=1e-8, max_iter=1000)
+    expected = theirs.fit(scale.transform(x), target).predict(scale.transform(new))
+    assert (linear(x, target, 4, 0.01)(new) == expected).mean() > 0.98
+
+
+def test_what_is_chosen_is_chosen_on_validation() -> None:
+    train, val, test = split_of(150, 3), split_of(60, 4), split_of(60, 5)
+    for task, what in ((tasks.knn, "k"), (tasks.probe, "penalty")):
+        row = task(train, val, test)["rows"][RELEASE]
+        scores = dict(row["validation"])
+        assert scores[row[what]] == max(scores.values())
+        assert row["accuracy"] > 0.6
+    found = tasks.knn(train, None, test)
+    assert found["chosen_on"] == "a fifth of the training split"
+    assert dict(found["rows"][RELEASE]["test_by_k"])[found["rows"][RELEASE]["k"]] == pytest.approx(
+        found["rows"][RELEASE]["accuracy"], abs=1e-5
+    )
+    common = max(set(train.labels), key=train.labels.count)
+    share = sum(label == common for label in test.labels) / len(test)
+    assert found["rows"]["most common label"]["accuracy"] == pytest.approx(share)
+
+
+def test_a_class_that_the_test_split_lacks_does_not_count_in_averages() -> None:
+    found = tasks.knn(split_of(150, 6), None, split_of(60, 7, NAMES[:3]))["rows"][RELEASE]
+    last = found["classes"][-1]
+    assert (last["label"], last["support"], last["recall"], last["f1"]) == ("joy", 0, None, None)
+    assert found["mean_recall"] == pytest.approx(np.mean([c["recall"] for c in found["classes"][:3]]))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "says"),
+    [
+        (NAMES[:1], NAMES[:1], "has one class only (anger)"),
+        (NAMES, [*NAMES, "sadness"], "has labels that are not in split8: sadness"),
+    ],
+)
+def test_label_sets_that_do_not_fit_are_one_line(train: list[str], test: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=r"^DATA=") as caught:
+        tasks.probe(split_of(40, 8, train), None, split_of(40, 9, test))
+    assert says in str(caught.value)
+    unlabelled = split_of(10, 10)
+    unlabelled.labels[3] = None
+    with pytest.raises(UserError, match="1 of 10 samples have no label"):
+        tasks.knn(split_of(40, 8), None, unlabelled)
+
+
+class Texts:
+    """Stands for a teacher's text tower: a vector for each known word."""
+
+    def embed_texts(self, texts: list[str]) -> Any:
+        import torch
+
+        where = [next((i for i, name in enumerate(NAMES) if name in text), 0) for text in texts]
+        return torch.from_numpy(unit(CENTRES[where])).float()
+
+
+def test_zero_shot_takes_the_nearest_text_and_says_which_templates() -> None:
+    test = split_of(60, 11, noise=0.3)
+    found = tasks.zeroshot(test, Texts(), NAMES, ["feel {}", "{}"])  # type: ignore[arg-type]
+    assert found["templates"] == ["feel {}", "{}"]
+    expected = by_texts(test.rows[RELEASE], CENTRES)
+    truth = np.array([NAMES.index(str(label)) for label in test.labels])
+    assert found["rows"][RELEASE]["accuracy"] == pytest.approx((expected == truth).mean())
+    assert found["rows"][RELEASE]["accuracy"] > 0.95
+    for names, templates, says in (
+        (NAMES, ["feel"], "has no {} where"),
+        (NAMES[:2], ["{}"], "labels that --labels has not: fear, joy"),
+    ):
+        with pytest.raises(UserError, match=r"--template|DATA=") as caught:
+            tasks.zeroshot(test, Texts(), names, templates)  # type: ignore[arg-type]
+        assert says in str(caught.value)
+
+
+def test_places_count_any_own_answer_and_half_of_those_that_tie() -> None:
+    texts, of_pictures, of_texts = distinct([["b", "a"], ["a"], ["c"]])
+    assert texts == ["a", "b", "c"]
+    assert of_pictures == [[1, 0], [0], [2]]
+    assert of_texts == [[0, 1], [0], [2]]
+    answers = np.eye(3)
+    queries = np.array([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.4, 0.4, 0.4]])
+    # b is own and first; a is own and last of three; all three tie, so that half of the two others come before
+    assert places(queries, answers, of_pictures).tolist() == [0.0, 2.0, 1.0]
+
+
+def test_retrieval_both_ways() -> None:
+    test = split_of(20, 12, noise=0.01)
+
+    class Own:
+        def embed_texts(self, texts: list[str]) -> Any:
+            import torch
+
+            place = {f"text {key}": i for i, key in enumerate(test.keys)}
+            return torch.from_numpy(unit(test.rows[RELEASE][[place[text] for text in texts]]))
+
+    vectors = {RELEASE: unit(test.rows[RELEASE]), "constant": np.ones((20, 12))}
+    given = Vectors(test.path, test.identity, test.keys, test.labels, test.captions, test.groups, vectors)
+    rows = tasks.retrieval(given, Own())["rows"]  # type: ignore[arg-type]
+    for way in ("image_to_text", "text_to_image"):
+        assert rows[RELEASE][way]["R@1"]["value"] == 1.0
+        assert rows[RELEASE][way]["median_place"] == 1.0
+    assert (
+        rows["constant"]["text_to_image"]["R@5"]["value"] == 0.0
+    )  # everything ties: the middle place is 9.5
+    test.captions[0] = []
+    with pytest.raises(UserError, match="1 of 20 samples have no caption"):
+        tasks.retrieval(test, Own())  # type: ignore[arg-type]
+
+
+def test_a_confusion_matrix_is_drawn(tmp_path: Path) -> None:
+    draw_confusion(np.array([[5, 1], [0, 7]]), ["a", "b"], "knn", tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

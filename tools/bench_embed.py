@@ -1,0 +1,120 @@
+"""Speed of `uniemox embed` beside the bare timm model on batches that are decoded already, and ONNX beside both; in one
+run, in turn. Prints a table.
+
+    python tools/bench_embed.py [--model vit_base] [--pictures 128] [--rounds 3] [--json FILE]
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+from bench_release import make_run
+from PIL import Image
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.loader import view_settings
+from uniemox_dist.models.patches import normalise
+from uniemox_dist.release.export import release
+from uniemox_dist.release.load import load_uniemox
+from uniemox_dist.runtime.files import write_json
+from uniemox_dist.use.embed import embed
+from uniemox_dist.use.pictures import Pictures, batches
+
+SIDE = 500
+
+
+def make_pictures(folder: Path, count: int) -> Path:
+    """JPEGs of noise over gradients, 500 pixels wide, quality 85: about as dear to decode as photos."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (25, 32, 3), np.uint8))
+        small.resize((SIDE, SIDE * 3 // 4), Image.Resampling.BICUBIC).save(
+            folder / f"{i:05d}.jpg", quality=85
+        )
+    return folder
+
+
+def ways(out: Path, folder: Path, batch: int, workers: int, scratch: Path) -> dict[str, Callable[[], int]]:
+    """What is measured; each returns how many pictures it did."""
+    model: Any = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=0).eval()
+    released = load_uniemox(out)
+    settings = view_settings(Config.model_validate(released.facts["config"]))
+    mean, std = (tuple(released.facts["preprocessing"][key]) for key in ("mean", "std"))
+    decoded = [
+        normalise(some.scene_B3HW, mean, std, torch.float32)
+        for some in batches(Pictures(str(folder)), settings, batch=batch)
+    ]
+    session = onnxruntime.InferenceSession(str(out / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    count = sum(len(pixels) for pixels in decoded)
+    number = iter(range(10**6))
+
+    def bare() -> int:
+        with torch.inference_mode():
+            for pixels in decoded:
+                model(pixels)
+        return count
+
+    def ours() -> int:
+        table = scratch / f"{next(number)}.parquet"
+        return embed(str(folder), table, out, batch=batch, workers=workers).rows
+
+    def onnx() -> int:
+        for pixels in decoded:
+            session.run(["features"], {"pixels": pixels.numpy()})
+        return count
+
+    return {
+        "bare timm model, decoded batches": bare,
+        f"uniemox embed, {workers} worker(s), all of it": ours,
+        "onnxruntime, decoded batches": onnx,
+    }
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="vit_base")
+    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        release(make_run(scratch / "runs", given.model), scratch / "out", onnx=True)
+        folder = make_pictures(scratch / "pictures", given.pictures)
+        done = ways(scratch / "out", folder, given.batch, given.workers, scratch)
+        rates: dict[str, list[float]] = {name: [] for name in done}
+        for _ in range(given.rounds):
+            for name, work in done.items():
+                began = time.perf_counter()
+                count = work()
+                rates[name].append(count / (time.perf_counter() - began))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    first = next(iter(medians.values()))
+    print(
+        f"{given.model}, {given.pictures} JPEGs of {SIDE} px, batches of {given.batch}, {given.rounds} rounds\n"
+    )
+    print("| | pictures/s | of the bare model |\n|---|---|---|")
+    for name, rate in medians.items():
+        print(f"| {name} | {rate:.2f} | {rate / first:.2f} |")
+    if given.json:
+        write_json(
+            given.json, {"torch": torch.__version__, "settings": vars(given) | {"json": None}, "rates": rates}
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""How much memory a release takes, beside the size of its model: `uniemox release` in a process of its own, on a
+checkpoint that is made for it (or on one of yours). Prints a table.
+
+    python tools/bench_release.py [--model vit_base] [--run RUN] [--json FILE]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uniemox_dist.checkpoints.files import KINDS, fixed_parameters, fragment_key
+from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
+from uniemox_dist.checkpoints.part_file import write_part
+from uniemox_dist.config.load import load_config
+from uniemox_dist.models.student import Student
+from uniemox_dist.runtime.files import write_json
+
+WIDTH = 512
+"""Of the teacher's space."""
+CHILD = """
+import json, resource, sys, time
+from pathlib import Path
+import psutil
+from uniemox_dist.release.export import release
+before, began = psutil.Process().memory_info().rss, time.perf_counter()
+facts = release(Path(sys.argv[1]), Path(sys.argv[2]), dtype=sys.argv[3])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+model = 4 * (facts["parameters"] + facts["other_parameters"])
+print(json.dumps({"model": model, "above": peak - before, "seconds": time.perf_counter() - began}))
+"""
+
+
+def make_run(folder: Path, model: str) -> Path:
+    """A run with one checkpoint of an untrained student, as two ranks write it."""
+    config = load_config("uniemox_vit_b16", [f"model.name={model}", "data.path=nowhere", f"run.dir={folder}"])
+    student = Student(config.model, config.loss, WIDTH)
+    checkpoint = folder / config.run.name / "checkpoints" / step_folder(1)
+    checkpoint.mkdir(parents=True)
+    trained = {name: p.detach() for name, p in student.named_parameters() if p.requires_grad}
+    files = {}
+    for rank in range(2):
+        pieces = {}
+        for name, p in trained.items():
+            half = -(-p.numel() // 2)
+            piece = p.flatten()[rank * half : (rank + 1) * half]
+            pieces |= {fragment_key(name, rank * half, kind): piece for kind in KINDS if len(piece)}
+        files[f"part_{rank:05d}.safetensors"] = write_part(
+            checkpoint / f"part_{rank:05d}.safetensors", pieces
+        )
+    files[FIXED] = write_part(checkpoint / FIXED, fixed_parameters(student))
+    info = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": 1,
+        "slots": config.batch.global_batch,
+        "world_size": 2,
+        "zero_stage": 1,
+        "data_identity": "0" * 64,
+        "teacher": None,
+        "embedding_width": WIDTH,
+        "parameters": {name: list(p.shape) for name, p in trained.items()},
+        "config": config.model_dump(mode="json"),
+        "files": {name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in files.items()},
+    }
+    write_json(checkpoint / COMPLETE, info)
+    return folder / config.run.name
+
+
+def measure(run: Path, out: Path, dtype: str) -> dict[str, Any]:
+    """A release in a process of its own: bytes of the model in fp32, peak memory above what imports take, seconds."""
+    command = [sys.executable, "-c", CHILD, str(run), str(out), dtype]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"dtype": dtype, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="vit_base", help="encoder of the checkpoint that is made")
+    parser.add_argument("--run", type=Path, help="a run of yours instead")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = given.run or make_run(Path(folder) / "runs", given.model)
+        rows = [measure(run, Path(folder) / dtype, dtype) for dtype in ("fp32", "bf16")]
+    print(
+        "| written as | model in fp32 | peak memory above imports | of the model | seconds |\n|---|---|---|---|---|"
+    )
+    for row in rows:
+        share = row["above"] / row["model"]
+        print(
+            f"| {row['dtype']} | {row['model'] / 1e6:.0f} MB | {row['above'] / 1e6:.0f} MB | {share:.2f} | "
+            f"{row['seconds']:.1f} |"
+        )
+    if given.json:
+        about = {"torch": torch.__version__, "time": round(time.time()), "model": given.model}
+        write_json(given.json, {**about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The weights of a release: read from a checkpoint's fragments and written tensor by tensor, whatever ZeRO stage and
+number of ranks left them. No two tensors need to be in memory at once.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from uniemox_dist.checkpoints.files import EMA, FragmentReader, fixed_parameters, fixed_tensors
+from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.checkpoints.part_file import write_tensors
+from uniemox_dist.config.schema import Config
+from uniemox_dist.models.student import Student
+from uniemox_dist.runtime.errors import Fault, UserError
+
+ENCODER, REST = "model.safetensors", "uniemox.safetensors"
+PREFIX = "encoder."
+READ_SHARE, READ_BYTES = 16, 64 << 20
+"""Files are mapped into memory, and what was read of them counts until they are opened anew: after a sixteenth of the
+model, or as many bytes."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """All weights of a checkpoint's student, by name: what was trained, and what was not (fixed positions)."""
+
+    checkpoint: Checkpoint
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+    """A tensor in fp32 on the CPU."""
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers in the encoder, and in all else."""
+        counts = {ENCODER: 0, REST: 0}
+        for name, shape in self.shapes.items():
+            counts[file_of(name)] += torch.Size(shape).numel()
+        return counts
+
+
+def file_of(name: str) -> str:
+    """The file of a release that holds a weight of the student."""
+    return ENCODER if name.startswith(PREFIX) else REST
+
+
+def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
+    """The weights of a checkpoint; `ema`: the encoder's moving average in their place.
+
+    Raises:
+        UserError: if there is no moving average.
+    """
+    reader, fixed = FragmentReader(checkpoint), fixed_tensors(checkpoint)
+    if ema and not reader.has_ema:
+        raise UserError(
+            f"--ema: {checkpoint.folder} holds no moving average; train with optim.ema_decay=0.999, or leave --ema out"
+        )
+    if not fixed:  # of an earlier version, which made them anew; or there are none
+        config = Config.model_validate(checkpoint.info["config"])
+        fixed = fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
+    shapes = {name: tuple(shape) for name, shape in reader.shapes.items()}
+    fragments = Renewed(lambda: FragmentReader(checkpoint), shapes)
+    shapes |= {name: tuple(tensor.shape) for name, tensor in fixed.items()}
+
+    def read(name: str) -> Tensor:
+        averaged = ema and name.startswith(PREFIX)
+        if name in fixed:
+            return fixed[name]
+        return fragments.use(name).parameter(name, EMA if averaged else "fp32")
+
+    return Source(checkpoint, shapes, read)
+
+
+class Renewed(Generic[T]):
+    """An opened file, or several, that are opened anew from time to time."""
+
+    def __init__(self, open_: Callable[[], T], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._open, self._opened, self._bytes = open_, open_(), 0
+        self._of = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+        self._most = max(READ_BYTES, sum(self._of.values()) // READ_SHARE)
+
+    def use(self, name: str) -> T:
+        """What is open, to read a tensor from."""
+        self._bytes += self._of[name]
+        if self._bytes > self._most:
+            del self._opened  # closed before it is opened again
+            self._opened, self._bytes = self._open(), self._of[name]
+        return self._opened
+
+
+def write_weights(out: Path, source: Source, dtype: torch.dtype) -> dict[str, str]:
+    """Writes both files in a number format; returns their SHA-256.
+
+    Raises:
+        UserError: if a weight is not finite, or too large for the format.
+    """
+    return {
+        file: write_tensors(
+            out / file,
+            {
+                released_name(name): (dtype, shape)
+                for name, shape in source.shapes.items()
+                if file_of(name) == file
+            },
+            lambda name, file=file: _cast(source, _own_name(name, file), dtype),  # type: ignore[misc]
+        )[1]
+        for file in (ENCODER, REST)
+    }
+
+
+def compare(out: Path, source: Source, dtype: torch.dtype) -> None:
+    """Compares every released tensor, as read back from the disk, with the checkpoint's.
+
+    Raises:
+        Fault: naming the first that differs.
+    """
+    for file in (ENCODER, REST):
+        names = {released_name(name): name for name in source.shapes if file_of(name) == file}
+        shapes = {released: source.shapes[name] for released, name in names.items()}
+        written: Renewed[Any] = Renewed(lambda file=file: safe_open(out / file, "pt"), shapes)  # type: ignore[misc]
+        with safe_open(out / file, "pt") as header:
+            if set(header.keys()) != set(names):
+                raise Fault(f"{out / file}: holds other tensors than {source.checkpoint.folder}")
+        for released, name in names.items():
+            if not torch.equal(written.use(released).get_tensor(released), source.read(name).to(dtype)):
+                raise Fault(f"{out / file}: {released} differs from {source.checkpoint.folder}")
+
+
+def check_names(encoder: Mapping[str, Tensor], source: Source) -> None:
+    """Whether timm's own model has exactly the tensors that are released for it.
+
+    Raises:
+        Fault: naming one that does not fit.
+    """
+    here = {name: tuple(tensor.shape) for name, tensor in encoder.items()}
+    there = {released_name(name): shape for name, shape in source.shapes.items() if file_of(name) == ENCODER}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise Fault(
+                f"{source.checkpoint.folder}: timm's encoder has {name} of {here.get(name)}, the checkpoint of "
+                f"{there.get(name)}; use the timm that it was trained with"
+            )
+
+
+def released_name(name: str) -> str:
+    """The name of a student's weight in its file: timm's own for the encoder."""
+    return name.removeprefix(PREFIX)
+
+
+def _own_name(released: str, file: str) -> str:
+    return f"{PREFIX}{released}" if file == ENCODER else released
+
+
+def _cast(source: Source, name: str, dtype: torch.dtype) -> Tensor:
+    tensor = source.read(name)
+    cast = tensor.to(dtype)
+    if not cast.isfinite().all():
+        if tensor.isfinite().all():
+            raise UserError(
+                f"--dtype: {name} has values up to {tensor.abs().max():.3g}, too large for {dtype}; give bf16 or fp32"
+            )
+        raise UserError(
+            f"RUN: {name} in {source.checkpoint.folder} is not finite; release an earlier step (--step)"
+        )
+    return cast

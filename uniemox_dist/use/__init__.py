@@ -1,0 +1,1 @@
+"""What people do with a release: embed, predict, reconstruct. Needs neither deepspeed nor webdataset."""
