@@ -9,7 +9,7 @@ from launch.cluster import Cluster
 from launch.plan.lead import needed_s
 from launch.plan.measured import measured
 from launch.plan.ranks import largest_legal, why_illegal
-from uniemox_dist.config.load import load_config, merge, parse_override, validated
+from uniemox_dist.config.load import load_config, merge, parse_override, pretraining, validated
 from uniemox_dist.config.schema import Config, RunConfig
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.runtime.errors import UserError
@@ -38,14 +38,24 @@ def resolve(recipe: str | Config, overrides: Sequence[str], cluster: Cluster) ->
     """
     site = [f"run.{k}={v}" for k, v in cluster.run_settings().items() if k in RunConfig.model_fields]
     if isinstance(recipe, str):
-        return load_config(recipe, [*site, *overrides])
+        return _submittable(load_config(recipe, [*site, *overrides]))
     values: dict[str, Any] = {}
     for pair in site:
         values = merge(values, parse_override(pair))
     values = merge(values, recipe.model_dump(mode="json", exclude_unset=True))
     for pair in overrides:
         values = merge(values, parse_override(pair))
-    return validated(values, "config")
+    return _submittable(validated(values, "config"))
+
+
+def _submittable(config: Config) -> Config:
+    try:
+        return pretraining(config)
+    except UserError:
+        raise UserError(
+            "finetune.*: this recipe is one of fine-tuning, which is submitted by sbatch slurm/finetune.sbatch RECIPE "
+            "[KEY=VALUE]..., and not by `uniemox launch`"
+        ) from None
 
 
 def run_path(config: Config) -> Path:

@@ -11,7 +11,7 @@ import jinja2
 from launch.cluster import Cluster, load_cluster
 from uniemox_dist.runtime.errors import UserError
 
-SCRIPTS = ("pretrain", "pack", "evaluate", "release")
+SCRIPTS = ("pretrain", "finetune", "pack", "evaluate", "release")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
@@ -43,7 +43,7 @@ class Frozen:
 def render(script: str, cluster: Cluster, frozen: Frozen | None = None, mounts: tuple[str, ...] = ()) -> str:
     """The text of a batch script; `mounts` are folders that a container needs besides the site's."""
     template = _environment().get_template(f"{script}.sbatch.j2")
-    return template.render(c=cluster, job=frozen, mounts=(*cluster.container.mounts, *mounts))
+    return template.render(what=script, c=cluster, job=frozen, mounts=(*cluster.container.mounts, *mounts))
 
 
 def write_scripts(folder: Path, site: str) -> list[Path]:

@@ -15,7 +15,14 @@ from typing import Any
 
 from launch.local import free_port
 
-PRELOAD = ["torch", "deepspeed", "open_clip", "timm", "torch.utils.tensorboard", "uniemox_dist.train.loop"]
+PRELOAD = [
+    "torch",
+    "deepspeed",
+    "open_clip",
+    "timm",
+    "torch.utils.tensorboard",
+    "uniemox_dist.train.finetune.trainer",
+]
 TIMEOUT_S = 240
 
 TINY = (
@@ -45,8 +52,11 @@ def run_ranks(
     resume: str = "auto",
     kill_when: Callable[[], bool] | None = None,
     prepare: Callable[[int], None] | None = None,
+    recipe: str = "demo",
+    more: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> list[int]:
-    """Runs the demo recipe with these settings on `world_size` ranks; returns their exit codes.
+    """Runs a recipe, of pretraining or of fine-tuning, with these settings on `world_size` ranks; returns their exit
+    codes. `more` are recipes and settings that the same ranks run afterwards: the code is then the first that is not 0.
 
     As soon as `kill_when` is true all ranks are killed (SIGKILL), and nothing is returned. `prepare`, a function of a
     module, is called in each rank with its number before the run: to make something go wrong there.
@@ -58,7 +68,8 @@ def run_ranks(
     for rank in range(world_size):
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_rank, args=(theirs, rank, world_size, port, list(overrides), resume, prepare)
+            target=_rank,
+            args=(theirs, rank, world_size, port, [(recipe, list(overrides)), *more], resume, prepare),
         )
         process.start()
         theirs.close()
@@ -90,15 +101,17 @@ def _rank(
     rank: int,
     world_size: int,
     port: int,
-    overrides: list[str],
+    runs: Sequence[tuple[str, Sequence[str]]],
     resume: str,
     prepare: Callable[[int], None] | None,
 ) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
 
+    from uniemox_dist.config.finetune import FinetuneRun
     from uniemox_dist.config.load import load_config
     from uniemox_dist.runtime.world import World
+    from uniemox_dist.train.finetune.trainer import finetune
     from uniemox_dist.train.loop import pretrain
 
     torch.set_num_threads(1)
@@ -106,7 +119,12 @@ def _rank(
         if prepare is not None:
             prepare(rank)
         world = World(rank, world_size, rank, "127.0.0.1", port)
-        pipe.send(pretrain(load_config("demo", overrides), world, resume=resume))
+        codes = []
+        for recipe, overrides in runs:
+            config = load_config(recipe, overrides)
+            train = finetune if isinstance(config, FinetuneRun) else pretrain
+            codes.append(train(config, world, resume=resume))
+        pipe.send(next((code for code in codes if code), 0))
     except BaseException:
         pipe.send(traceback.format_exc())
 

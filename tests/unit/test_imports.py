@@ -32,6 +32,7 @@ ALLOWED = {
         "uniemox_dist.data",
         "uniemox_dist.doctor",
         "uniemox_dist.models",
+        "uniemox_dist.release",  # fine-tuning keeps its best weights as a folder that timm loads
         "uniemox_dist.runtime",
         "uniemox_dist.teach",
     },

@@ -26,6 +26,8 @@ from uniemox_dist.runtime.files import read_json
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 """Keys under which training scripts keep the state dict."""
+CLASSIFIER = "uniemox-classifier"
+"""Format of what fine-tuning writes: a timm folder with words of ours about it."""
 HEADS = ("head.", "head_dist.", "pre_logits.")
 ANCHOR = "patch_embed.proj.weight"
 """Every vision transformer in timm's names has it, and it tells the prefix of the others."""
@@ -61,8 +63,9 @@ def read_weights(path: Path, key: str) -> Weights:
     where = f"{key}={path}"
     if path.is_file():
         return named_as_ours(_read_file(path, where), where)
-    if (path / "uniemox.json").is_file():
-        model = dict(_json(path / "uniemox.json", where).get("config", {}).get("model", {}))
+    stated = _json(path / "uniemox.json", where) if (path / "uniemox.json").is_file() else {}
+    if stated and stated.get("format") != CLASSIFIER:
+        model = dict(stated.get("config", {}).get("model", {}))
         encoder = _read_file(path / "model.safetensors", where)
         tensors = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
         return Weights({**tensors, **_read_file(path / "uniemox.safetensors", where)}, "a release", model)
@@ -76,7 +79,8 @@ def read_weights(path: Path, key: str) -> Weights:
         )
     if (path / "config.json").is_file():
         found = named_as_ours(_read_file(path / "model.safetensors", where), where)
-        return Weights(found.tensors, "timm's local-dir", _stated(_json(path / "config.json", where)))
+        kind = "a fine-tuned classifier" if stated else "timm's local-dir"
+        return Weights(found.tensors, kind, _stated(_json(path / "config.json", where)))
     if path.is_dir():
         raise UserError(
             f"{where}: holds no weights; give a folder in timm's local-dir layout, a release, or a run's folder"

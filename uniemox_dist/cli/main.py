@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "doctor": ("uniemox_dist.cli.doctor", "Check a node or an allocation before a run."),
     "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
+    "finetune": ("uniemox_dist.cli.finetune", "Fine-tune an encoder on labelled shards by a recipe."),
     "launch": ("uniemox_dist.cli.launch", "Start runs on clusters."),
     "status": ("uniemox_dist.cli.status", "Say where runs stand: state, step, pace, last save, faults."),
     "checkpoint": (
@@ -114,7 +115,7 @@ def run(arguments: list[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
             # One extra that is enough, rather than one after the other.
-            extra = "train" if arguments[:1] in (["pretrain"], ["teach"]) else EXTRAS[package]
+            extra = "train" if arguments[:1] in (["pretrain"], ["finetune"], ["teach"]) else EXTRAS[package]
             return _say(str(missing_extra(package, extra)), EXIT_USER)
         traceback.print_exc()
         return EXIT_FAULT

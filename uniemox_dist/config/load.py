@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.mistakes import explain
 from uniemox_dist.config.schema import Config
 from uniemox_dist.runtime.errors import UserError
@@ -164,15 +165,42 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def validated(values: dict[str, Any], where: str) -> Config:
-    """The configuration of these values; `where` is what errors call them.
+    """The configuration of these values, which a section `finetune` makes one of fine-tuning; `where` is what errors
+    call them.
 
     Raises:
         UserError: with one line for every mistake.
     """
+    schema = FinetuneRun if "finetune" in values else Config
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {line}" for line in explain(error, Config))) from None
+        raise UserError("\n".join(f"{where}: {line}" for line in explain(error, schema))) from None
+
+
+def pretraining(config: Config) -> Config:
+    """The configuration, if it is one of pretraining.
+
+    Raises:
+        UserError: if it is one of fine-tuning.
+    """
+    if isinstance(config, FinetuneRun):
+        raise UserError("finetune.*: this recipe is one of fine-tuning; start it with `uniemox finetune`")
+    return config
+
+
+def finetuning(config: Config) -> FinetuneRun:
+    """The configuration, if it is one of fine-tuning.
+
+    Raises:
+        UserError: if it is one of pretraining.
+    """
+    if not isinstance(config, FinetuneRun):
+        raise UserError(
+            "finetune: this recipe has no such section and is one of pretraining; extend finetune, or use "
+            "`uniemox pretrain`"
+        )
+    return config
 
 
 def dump_yaml(config: Config) -> str:

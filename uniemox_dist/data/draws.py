@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     SCENE_JITTER = 10
     PERSON_JITTER = 11
     CACHED_VIEW = 12
+    AUGMENT = 13
+    MIX = 14
 
 
 def mix64(*keys: int) -> int:

@@ -3,6 +3,7 @@
 No rank gets a sample that another has, none is padded, and the last batch of a rank is as short as it is.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from uniemox_dist.data.crops import ViewSettings, evaluation_plan
 from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.step_batches import start_worker
 from uniemox_dist.data.views import empty_views, render
 from uniemox_dist.runtime.errors import UserError
 
@@ -44,11 +46,20 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
     """`dataset[i]` is the i-th batch of one rank; a text where a sample cannot be used, and why."""
 
     def __init__(
-        self, reader: ShardReader, settings: ViewSettings, batch: int, *, rank: int = 0, world_size: int = 1
+        self,
+        reader: ShardReader,
+        settings: ViewSettings,
+        batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        records: bool = True,
     ) -> None:
+        """Without `records` those of a batch hold their keys alone: a second read of each sample is saved."""
+        self.with_records = records
         self.reader, self.settings, self.batch = reader, settings, batch
-        self.own = rank_range(reader.manifest.samples, rank, world_size)
-        counts = torch.tensor([shard.samples for shard in reader.manifest.shards])
+        self.own = rank_range(reader.samples, rank, world_size)
+        counts = torch.tensor(reader.counts)
         self._ends = counts.cumsum(0)
 
     def __len__(self) -> int:
@@ -80,6 +91,9 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         return shard, number - (int(self._ends[shard - 1]) if shard else 0)
 
     def _records(self, places: Sequence[Place]) -> Iterator[dict[str, Any]]:
+        if not self.with_records:
+            yield from ({} for _ in places)
+            return
         for shard in dict.fromkeys(shard for shard, _ in places):
             yield from self.reader.records(shard, [row for of, row in places if of == shard])
 
@@ -92,15 +106,23 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    records: bool = True,
 ) -> Iterator[EvaluationBatch]:
     """The batches of one rank, in the order of the data set.
 
     Raises:
         UserError: naming the first sample that cannot be used.
     """
-    dataset = EvaluationDataset(reader, settings, batch, rank=rank, world_size=world_size)
-    context = "fork" if workers else None
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    dataset = EvaluationDataset(reader, settings, batch, rank=rank, world_size=world_size, records=records)
+    # As in training, they leave signals to the process that they work for, and die with it.
+    start, parent = (start_worker, os.getpid()) if workers else (None, 0)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=None if start is None else lambda _: start(parent),
+    )
     with closing(reader):
         for found in loader:
             if isinstance(found, str):

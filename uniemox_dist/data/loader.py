@@ -19,6 +19,7 @@ from uniemox_dist.data.crops import (
     with_stored_scene,
 )
 from uniemox_dist.data.draws import Purpose, choice
+from uniemox_dist.data.labelled import LabelledReader
 from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
@@ -39,7 +40,7 @@ class CaptionVectors(Protocol):
 
 
 VIEWS = ("scene_B3HW", "person_B3HW")
-SMALL = ("slots_B", "texts_BE", "pictures_BE", "on_person_BN")
+SMALL = ("slots_B", "texts_BE", "pictures_BE", "on_person_BN", "targets_BC")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class MicroBatch:
     """One line per sample that was replaced."""
     counts: Counts
     """What reading this micro-batch cost."""
+    targets_BC: Tensor | None = None
+    """fp32: what each sample should be answered with, where a data set has targets; None in pretraining."""
 
     def pin_memory(self) -> "MicroBatch":
         """Called by the DataLoader, so that copies to a GPU can run beside the step."""
@@ -141,6 +144,7 @@ class PlannedDataset(Dataset[MicroBatch]):
             sources=tuple(one.source for one in found),
             damaged=tuple(damaged),
             counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), Counts()),
+            targets_BC=_stacked([one.target_C for one in found]),
         )
 
     def name(self, slot: int) -> str:
@@ -183,7 +187,10 @@ class PlannedDataset(Dataset[MicroBatch]):
             if self.vectors is not None:
                 caption = choice(max(1, len(raw.captions)), self.seed, slot, Purpose.CAPTION)
                 text = self.vectors[place.source].vector(place.shard, place.row, caption)
-            return _Found(raw.key, place.source, text, picture, self._on_person(raw, plan, slot))
+            target = None
+            if isinstance(reader, LabelledReader):
+                target = torch.from_numpy(reader.target(place.shard, place.row))
+            return _Found(raw.key, place.source, text, picture, self._on_person(raw, plan, slot), target)
         raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-REPLACEMENTS:]))
 
     def _view_plan(self, raw: RawSample, place: Place, slot: int) -> tuple[ViewPlan, Tensor | None]:
@@ -210,6 +217,7 @@ class _Found:
     text_E: Tensor | None
     picture_E: Tensor | None
     on_person: list[bool]
+    target_C: Tensor | None
 
 
 def _stacked(rows: list[Tensor | None]) -> Tensor | None:

@@ -77,6 +77,16 @@ class ShardReader:
         return self.origin.folder
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return tuple(shard.samples for shard in self.manifest.shards)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the data set."""
+        return sum(self.counts)
+
+    @property
     def is_local(self) -> bool:
         """Whether the data set lies in the local file tree."""
         return is_local(self.folder)
@@ -144,7 +154,7 @@ class ShardReader:
         Raises:
             UserError: if the index is not the one that the manifest states.
         """
-        rows: list[list[str]] = self._columns(shard, ["captions"])[0]
+        rows: list[list[str]] = self.columns(shard, ["captions"])[0]
         return rows
 
     def pictures(self, shard: int) -> list[list[Any]]:
@@ -153,9 +163,14 @@ class ShardReader:
         Raises:
             UserError: if the index is not the one that the manifest states.
         """
-        return self._columns(shard, ["image_sha256", "width", "height"])
+        return self.columns(shard, ["image_sha256", "width", "height"])
 
-    def _columns(self, shard: int, names: list[str]) -> list[list[Any]]:
+    def columns(self, shard: int, names: list[str]) -> list[list[Any]]:
+        """Columns of a shard's index.
+
+        Raises:
+            UserError: if the index is not the one that the manifest states.
+        """
         entry = self.manifest.shards[shard]
         path = index_path(self.folder, entry.name)
         table = self.origin.persistent(

@@ -35,14 +35,14 @@ class Sources:
             reader.origin.retry_s, reader.origin.cache = data.retry_s, cache
         self.names = [origin.path for origin in origins]
         self.weights = [
-            origin.repeat * reader.manifest.samples if origin.repeat is not None else origin.weight or 1.0
+            origin.repeat * reader.samples if origin.repeat is not None else origin.weight or 1.0
             for origin, reader in zip(origins, self.readers)
         ]
 
     @property
     def samples(self) -> int:
         """Samples of all sources."""
-        return sum(reader.manifest.samples for reader in self.readers)
+        return sum(reader.samples for reader in self.readers)
 
     @property
     def bytes(self) -> int:
@@ -63,7 +63,7 @@ class Sources:
     def plan(self, config: Config) -> Plan:
         """The order of samples of a run over these sources."""
         return Plan(
-            [[shard.samples for shard in reader.manifest.shards] for reader in self.readers],
+            [reader.counts for reader in self.readers],
             self.weights,
             streams=config.batch.streams,
             global_batch=config.batch.global_batch,
@@ -120,7 +120,7 @@ def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, loca
     if len(sources.readers) > 1:
         total = sum(sources.weights)
         lines += [
-            f"source {i} {name}: {reader.manifest.samples} samples, {share} of {plan.streams} streams = "
+            f"source {i} {name}: {reader.samples} samples, {share} of {plan.streams} streams = "
             f"{100 * share / plan.streams:.1f} % of the slots (asked: {100 * weight / total:.1f} %)"
             for i, (name, reader, share, weight) in enumerate(
                 zip(sources.names, sources.readers, plan.shares, sources.weights)

@@ -111,6 +111,22 @@ def student_flops(
     return Flops(encoder, projection, decoder, fusion, relation, teacher, again)
 
 
+def classifier_flops(model: ModelConfig, views: int, outputs: int) -> Flops:
+    """As `sample_flops`, of a classifier that sees all patches of one or two views."""
+    names = peculiar(model.name)
+    D, hidden = model.width, round(model.width * model.mlp_ratio)
+    block = block_flops(
+        1 + names.get("registers", 0) + model.patches,
+        D,
+        hidden,
+        gated=names.get("gated_mlp", False),
+        scaled=names.get("layer_scale", False),
+        differential=names.get("differential_attention", False),
+    )
+    encoder = views * (2 * model.patches * 3 * model.patch_size**2 * D + model.depth * block.forward)
+    return Flops(encoder, 2 * views * D * outputs, 0, 0, 0, 0, views * model.depth * block.again)
+
+
 @dataclass(frozen=True)
 class Block:
     """FLOPs of a transformer block for one sequence."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uniemox_dist.checkpoints.weights import Weights, read_weights
 from uniemox_dist.config.vits import SIZES, shapes, timm_name
+from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.resample import DECODER_POSITIONS, POSITIONS, PROJECTION, Resampler, size
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError
@@ -22,6 +23,8 @@ CORE = ("encoder.blocks.", "encoder.patch_embed.", "encoder.norm_pre.")
 """What makes an architecture: all of it must be there and nothing more."""
 PARTS = ("to_decoder.", "fusion.", "decoder.", "decoder.prediction.")
 """Taken as a whole or not at all; the last does not belong to the one before."""
+HEAD = "head."
+"""A classifier's last layer: its labels are another data set's, even where there are as many."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class Loaded:
 
 
 @torch.no_grad()
-def load_into(student: Student, path: str | Path, key: str = "model.init_from") -> Loaded:
-    """Gives a student on the CPU the weights of a file, a release or a run (see `read_weights`).
+def load_into(student: Student | Classifier, path: str | Path, key: str = "model.init_from") -> Loaded:
+    """Gives a student on the CPU the weights of a file, a release or a run (see `read_weights`); or a classifier, whose
+    last layer stays new.
 
     Raises:
         UserError: if it cannot be read, nothing matches, it is of another architecture or has weights that are no
@@ -74,7 +78,11 @@ def load_into(student: Student, path: str | Path, key: str = "model.init_from") 
     """
     where = f"{key}={path}"
     weights = read_weights(Path(path), key)
-    there = {name: t.float() for name, t in weights.tensors.items() if t.is_floating_point()}
+    there = {
+        name: tensor.float()
+        for name, tensor in weights.tensors.items()
+        if tensor.is_floating_point() and not name.startswith(HEAD)
+    }
     here = dict(student.named_parameters())
     resampler = Resampler(there, where)
     resampler.projection(student.model.patch_size)
@@ -115,7 +123,9 @@ def _part(name: str) -> str:
     return max((part for part in (*PARTS, "encoder.") if name.startswith(part)), key=len, default="")
 
 
-def _check_architecture(student: Student, there: Mapping[str, Tensor], weights: Weights, where: str) -> None:
+def _check_architecture(
+    student: Student | Classifier, there: Mapping[str, Tensor], weights: Weights, where: str
+) -> None:
     here = dict(student.named_parameters())
     core = [name for name in here if name.startswith(CORE)]
     # The blocks' matrices first: by their sizes people know an architecture.
@@ -141,7 +151,7 @@ def _check_architecture(student: Student, there: Mapping[str, Tensor], weights: 
     )
 
 
-def _fix(weights: Weights, width: int, depth: int, student: Student) -> str:
+def _fix(weights: Weights, width: int, depth: int, student: Student | Classifier) -> str:
     """What to set for the encoder of a source: the name it states, or up to three of its size, or numbers."""
     model, stated = student.model, weights.stated.get("name")
     same_size = (width, depth) == (model.width, model.depth)

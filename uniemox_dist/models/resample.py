@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from uniemox_dist.models.encoder import MaskedEncoder
 from uniemox_dist.models.patches import sincos_positions
 from uniemox_dist.runtime.errors import UserError
 
@@ -38,7 +38,7 @@ class Resampler:
             self.done[PROJECTION] = f"{size(weight.shape[-2:])} -> {size(new)}"
             self.there[PROJECTION] = resample_patch_embed(weight, new)
 
-    def positions(self, encoder: MaskedEncoder, side: int) -> None:
+    def positions(self, encoder: VisionTransformer, side: int) -> None:
         """The encoder's positions to side² patches.
 
         Rows before those of the patches (class token, registers) go where the student has them. Where one of both has

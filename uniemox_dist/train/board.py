@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("uniemox")
-LOSSES = {"loss", "relation", "similarity", "reconstruction"}
+LOSSES = {"loss", "relation", "similarity", "reconstruction", "categories", "dimensions"}
 DATA = {
     "data_wait_share",
     "data_wait_share_max",

@@ -51,7 +51,12 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         ("run", "seed"),
         ("batch", "global_batch"),
         ("batch", "streams"),
-        *((section, key) for section in ("model", "loss") for key in new[section] if key != "init_from"),
+        *(
+            (section, key)
+            for section in ("model", "loss", "finetune")
+            for key in new.get(section, {})
+            if key not in ("init_from", "patience", "eval_batch")
+        ),
         *(
             ("data", key)
             for key in (
@@ -69,7 +74,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
     lines = [
         f"{section}.{key} was {old[section].get(key)} and is {new[section][key]}"
         for section, key in fixed
-        if key in old[section] and old[section][key] != new[section][key]
+        if key in old.get(section, {}) and old[section][key] != new[section][key]
     ]
     shares_before, shares_now = _shares(old["data"]), _shares(new["data"])
     if shares_before != shares_now:

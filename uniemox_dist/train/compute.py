@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from uniemox_dist.config.schema import ComputeConfig
+from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError
 
@@ -51,7 +52,7 @@ def check_compiler(compute: ComputeConfig, device: torch.device) -> None:
         )
 
 
-def prepare(student: Student, compute: ComputeConfig, device: torch.device) -> None:
+def prepare(student: Student | Classifier, compute: ComputeConfig, device: torch.device) -> None:
     """Settles how a student's passes are computed."""
     if device.type == "cuda":
         # fp32 means fp32: it is chosen for comparing, and whoever wants speed has bf16. TF32 is off for matrix

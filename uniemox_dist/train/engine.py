@@ -10,6 +10,7 @@ import torch
 
 from uniemox_dist.config.load import merge
 from uniemox_dist.config.schema import Config
+from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.world import World
@@ -104,8 +105,10 @@ def _import_without_compiler() -> None:
         compiler.compile = before
 
 
-def make_engine(student: Student, config: Config, world: World, precision: str, device: torch.device) -> Any:
-    """Wraps the student for ZeRO training."""
+def make_engine(
+    student: Student | Classifier, config: Config, world: World, precision: str, device: torch.device
+) -> Any:
+    """Wraps what is trained for ZeRO training."""
     warnings.filterwarnings("ignore", module="deepspeed")
     # torch tells DeepSpeed to call its collectives by newer names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -17,6 +17,7 @@ from uniemox_dist.checkpoints.folders import (
     unreadable,
 )
 from uniemox_dist.config.schema import Config
+from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.init_from import Loaded, load_into
 from uniemox_dist.models.student import Student
 from uniemox_dist.runtime.errors import Fault, UserError
@@ -136,12 +137,23 @@ def make_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         student = Student(config.model, config.loss, embedding_width)
+    return student, begin_with(student, config, world, device, chosen)
+
+
+def begin_with(
+    student: Student | Classifier,
+    config: Config,
+    world: World,
+    device: torch.device,
+    chosen: Checkpoint | None,
+) -> Loaded | None:
+    """Gives what was made by the seed, on every rank alike, the weights that do not come from it. Collective."""
     path = config.model.init_from
     if chosen is not None:
         comm.on_all(world, lambda: load_fixed(student, chosen))
-        return student, None
+        return None
     if path is None:
-        return student, None
+        return None
     loaded: Loaded = comm.on_main(world, lambda: load_into(student, path))
     comm.give_to_all(student.parameters(), world, device)
-    return student, loaded
+    return loaded

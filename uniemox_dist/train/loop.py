@@ -1,4 +1,4 @@
-"""The pretraining loop: read it first.
+"""The training loop, of pretraining and of fine-tuning: read it first.
 
 Start: resume > init_from > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
 agree on whether to apply it, whether to stop, and whether a save under way is written. A stop is a complete save and
@@ -8,7 +8,9 @@ exit code 75.
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,27 +31,34 @@ from uniemox_dist.train.meter import Meter
 from uniemox_dist.train.own_time import OwnTime
 from uniemox_dist.train.saves import Saves
 from uniemox_dist.train.setup import Trainer
-from uniemox_dist.train.showing import show
 from uniemox_dist.train.spikes import Spikes
 from uniemox_dist.train.started import Started
-from uniemox_dist.train.step import StepResult, train_step
+from uniemox_dist.train.step import StepResult
 from uniemox_dist.train.trace import Trace
 
 log = logging.getLogger("uniemox")
+Build = Callable[..., Trainer]
+"""As `setup.build`."""
 LAST_TRIES_S = (1, 10, 60, 300)
 """Pauses after which the last checkpoint is tried again: without it the steps since the one before were for nothing."""
 
 
-def pretrain(
+def pretrain(config: Config, world: World, **more: Any) -> int:
+    """Pretrains by a configuration: `train` with the parts of pretraining."""
+    return train(config, world, setup.build, **more)
+
+
+def train(
     config: Config,
     world: World,
+    build: Build,
     *,
     resume: str = "auto",
     stop: StopFlag | None = None,
     started: Started | None = None,
 ) -> int:
-    """Runs a configuration to its end, or to a stop; returns the exit code. `stop` may have been installed before, and
-    `started` tells how long that took."""
+    """Runs a configuration to its end, or to a stop; returns the exit code. `build` makes the parts of the run, `stop`
+    may have been installed before, and `started` tells how long that took."""
     if stop is None:
         stop = StopFlag().install()
     started = started or Started()
@@ -69,7 +78,7 @@ def pretrain(
         if config.run.preflight:
             expect("the preflight")
             check(config, world, device, folder)
-        trainer = setup.build(config, world, device, folder, resume, expect=expect)
+        trainer = build(config, world, device, folder, resume, expect=expect)
         first = begin(trainer)
         meter = Meter(
             folder,
@@ -127,6 +136,8 @@ def _train(
 ) -> int:
     config, world, schedule, folder = trainer.config, trainer.world, trainer.schedule, trainer.folder
     if step >= schedule.max_steps:
+        trainer.look(step, saves, watchdog)
+        trainer.conclude(step, watchdog)
         log.info("%s is complete: %d of %d steps", folder.path, step, schedule.max_steps)
         if world.is_main and not any(event.get("event") == "end" for event in read_lines(folder.events)):
             folder.event("end", step=step)  # it was killed after its last save
@@ -136,7 +147,8 @@ def _train(
     own_time, spikes = OwnTime(trainer.device), Spikes(config.run.spike_factor)
     first = step
     trace = Trace(folder, world.rank, config) if config.run.trace else None
-    while step < schedule.max_steps:
+    enough: str | None = None
+    while step < schedule.max_steps and (enough := trainer.look(step, saves, watchdog)) is None:
         line.now = step + 1
         watchdog.expect(f"step {step + 1}", limit_s)
         limit_s = config.run.step_timeout_s
@@ -148,19 +160,8 @@ def _train(
         lr = schedule.lr(step)
         if config.model.drop_path:  # so that a resumed run draws what the uninterrupted one would have drawn
             torch.manual_seed(mix64(config.run.seed, step, world.rank) >> 1)
-        result = train_step(
-            trainer.engine,
-            trainer.teacher,
-            batch,
-            config,
-            world,
-            lr=lr,
-            logit_scale=trainer.facts.logit_scale if trainer.facts else 100.0,
-            loss_weights=schedule.loss_weights(step),
-            stop=stop.received,
-            written=saves.written,
-            step=step + 1,
-            own_time=own_time,
+        result = trainer.update(
+            batch, step, lr=lr, stop=stop.received, written=saves.written, own_time=own_time
         )
         if trainer.ema is not None and result.applied:
             trainer.ema.update()
@@ -199,9 +200,12 @@ def _train(
             )  # while steps are skipped, the last good checkpoint is not pushed out by later ones
         if step % config.run.pictures_every == 0 or last:
             watchdog.expect(f"the pictures of step {step}", config.run.timeout_s)
-            show(trainer, meter, step)
+            trainer.show(meter, step)
+    if enough is None:
+        trainer.look(step, saves, watchdog)
+    trainer.conclude(step, watchdog)
     if world.is_main:
-        folder.event("end", step=step)
+        folder.event("end", step=step, **({"reason": enough} if enough else {}))
         log.info(
             "done: %d steps, %d skipped, %d damaged samples replaced", step, meter.skipped, meter.damaged
         )

@@ -75,9 +75,7 @@ class Meter:
             "epoch": round(slots / self.schedule.epoch_samples, 4),
             "slots": slots,
             "loss": result.loss,
-            "relation": result.relation,
-            "similarity": result.similarity,
-            "reconstruction": result.reconstruction,
+            **result.parts,
             "lr": lr,
             "grad_norm": result.grad_norm,
             "samples_per_s": round(samples_per_s, 2),
@@ -97,15 +95,12 @@ class Meter:
                 self._board.scalars(step, line)
             left_s = (self.schedule.max_steps - step) * self.global_batch / samples_per_s
             log.info(
-                "step %d/%d  epoch %.2f  loss %.4f (relation %.4f similarity %.4f reconstruction %.4f)  lr %.2e  "
-                "%.1f samples/s  %s  data wait %.0f%%  %.1f GB  %s left",
+                "step %d/%d  epoch %.2f  loss %.4f%s  lr %.2e  %.1f samples/s  %s  data wait %.0f%%  %.1f GB  %s left",
                 step,
                 self.schedule.max_steps,
                 line["epoch"],
                 result.loss,
-                result.relation,
-                result.similarity,
-                result.reconstruction,
+                _of_loss(result.parts),
                 lr,
                 samples_per_s,
                 _of_peak(line),
@@ -160,6 +155,11 @@ class Meter:
         """Flushes TensorBoard."""
         if self._board is not None:
             self._board.close()
+
+
+def _of_loss(parts: dict[str, float]) -> str:
+    said = " ".join(f"{name} {value:.4f}" for name, value in parts.items())
+    return f" ({said})" if said else ""
 
 
 def _of_peak(line: dict[str, Any]) -> str:

@@ -1,16 +1,16 @@
 """Everything that a run needs before its first step, made in one place and handed to the loop."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from uniemox_dist.checkpoints.files import fixed_parameters
 from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.loader import CaptionVectors, PlannedDataset, view_settings
+from uniemox_dist.data.loader import CaptionVectors, MicroBatch, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
@@ -22,6 +22,7 @@ from uniemox_dist.models.teacher_facts import TeacherFacts
 from uniemox_dist.models.towers import teacher_flops
 from uniemox_dist.runtime.peaks import peak_tflops
 from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.watchdog import Watchdog
 from uniemox_dist.runtime.world import World
 from uniemox_dist.teach import text_cache
 from uniemox_dist.teach.replay import Replay
@@ -32,9 +33,15 @@ from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import choose_precision, make_engine
 from uniemox_dist.train.fragments import check
 from uniemox_dist.train.initial import choose_checkpoint, make_student
+from uniemox_dist.train.meter import Meter
 from uniemox_dist.train.schedule import Schedule
+from uniemox_dist.train.showing import show
 from uniemox_dist.train.shown import Shown, choose
+from uniemox_dist.train.step import StepResult, train_step
 from uniemox_dist.train.teaching import cached_views, caption_vectors
+
+if TYPE_CHECKING:
+    from uniemox_dist.train.saves import Saves
 
 log = logging.getLogger("uniemox")
 
@@ -79,6 +86,33 @@ class Trainer:
         """What a checkpoint of `step` says of the run."""
         return _state(step, self.config, self.sources, self.precision, self.facts, self.replay)
 
+    def update(self, batches: Sequence[MicroBatch], step: int, **more: Any) -> StepResult:
+        """The update that ends step `step` (0-based); `more` is what `train_step` is told by the loop. Collective."""
+        return train_step(
+            self.engine,
+            self.teacher,
+            batches,
+            self.config,
+            self.world,
+            logit_scale=self.facts.logit_scale if self.facts else 100.0,
+            loss_weights=self.schedule.loss_weights(step),
+            step=step + 1,
+            **more,
+        )
+
+    def look(self, step: int, saves: "Saves", watchdog: Watchdog) -> str | None:
+        """What is done when `step` steps are, before the next one: here nothing. Returns why the run ends with it, if
+        it does. Done again by an attempt that goes on from this step. Collective."""
+        return None
+
+    def conclude(self, step: int, watchdog: Watchdog) -> None:
+        """What is done once the last step is saved, and again by an attempt that finds it saved. Collective."""
+
+    def show(self, meter: Meter, step: int) -> None:
+        """Pictures to look at, while training."""
+        if self.shown is not None:
+            show(self, self.shown, meter, step)
+
 
 def build(
     config: Config,
@@ -104,7 +138,7 @@ def build(
     expect("choosing a checkpoint, whose files are hashed")
     chosen = choose_checkpoint(world, folder, resume)
     expect("opening the teacher")
-    precision: str = comm.on_main(world, lambda: _precision(config, device, chosen))
+    precision: str = comm.on_main(world, lambda: settled_precision(config, device, chosen))
     teacher: Teacher | None = None
     replay: Replay | None = None
     vectors: list[CaptionVectors] | None = None
@@ -163,7 +197,7 @@ def build(
         fixed,
         Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
         sample_flops(config, facts.width if facts else None, teacher_flops(teacher)),
-        _peak(config, precision, device),
+        device_peak(config, precision, device),
         hosts,
     )
 
@@ -185,7 +219,7 @@ def _state(
     return RunState(step, config, sources.identity, precision, teacher, width)
 
 
-def _peak(config: Config, precision: str, device: torch.device) -> float | None:
+def device_peak(config: Config, precision: str, device: torch.device) -> float | None:
     """The device's peak in the number format of the student's products."""
     if config.compute.peak_tflops is not None or device.type != "cuda":
         return config.compute.peak_tflops
@@ -209,7 +243,7 @@ def _shown(
     return shown if world.is_main or config.zero.stage == 3 else None
 
 
-def _precision(config: Config, device: torch.device, chosen: Checkpoint | None) -> str:
+def settled_precision(config: Config, device: torch.device, chosen: Checkpoint | None) -> str:
     """`auto` is decided once: a resumed run keeps what its checkpoints were made with, on whatever machine."""
     if config.optim.precision != "auto":
         return config.optim.precision

@@ -1,21 +1,25 @@
 """Held-out pictures, looked at while training."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 
 from uniemox_dist.train.meter import Meter
 from uniemox_dist.train.pictures import facts, look, markdown, save
-from uniemox_dist.train.setup import Trainer
 from uniemox_dist.train.sheet import draw, title
+from uniemox_dist.train.shown import Shown
+
+if TYPE_CHECKING:
+    from uniemox_dist.train.setup import Trainer
 
 log = logging.getLogger("uniemox")
 
 
-def show(trainer: Trainer, meter: Meter, step: int) -> None:
+def show(trainer: "Trainer", shown: Shown, meter: Meter, step: int) -> None:
     """Reconstructions and nearest texts of held-out pictures, on all ranks that know them."""
-    shown, model = trainer.shown, trainer.config.model
-    if shown is None or (shown.texts is None and trainer.student.decoder is None):
+    model = trainer.config.model
+    if shown.texts is None and trainer.student.decoder is None:
         return
     trainer.student.eval()
     with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own

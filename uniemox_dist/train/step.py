@@ -4,7 +4,7 @@ Shape legend: B samples of a micro-batch, K = B·accumulation samples of a rank'
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,8 @@ class StepResult:
     """What all ranks know alike after a step."""
 
     loss: float
-    relation: float
-    similarity: float
-    reconstruction: float
+    parts: dict[str, float]
+    """Of the loss, by name, before they are weighted."""
     grad_norm: float
     applied: bool
     """False: the loss or a gradient was not finite, and no weight changed."""
@@ -94,39 +93,82 @@ def train_step(
         step: its number, for the evidence of a step that cannot be applied.
         own_time: is given the time that this rank computes without waiting for another.
     """
-    own_time = own_time or OwnTime(engine.device)
     device = engine.device
     texts_GE = None
     if config.loss.relation and config.loss.relation_over == "global":
         texts_GE = gather_texts(batches, config.batch.streams, world, device)
-    # The total, its parts, five counts, and how many ranks got each of the signals that stop.
-    sums = torch.zeros(9 + len(STOP_SIGNALS), dtype=torch.float64, device=device)
-    for batch in batches:
-        own_time.start()
-        batch = batch.to(device)
+
+    def losses(batch: MicroBatch) -> tuple[Tensor, Tensor]:
         pictures_BE = batch.pictures_BE
         if pictures_BE is None and teacher is not None:
             pictures_BE = teacher.embed_pictures(batch.scene_B3HW)
         texts = batch.texts_BE if texts_GE is None else texts_GE
         targets = Targets(pictures_BE, texts, logit_scale, loss_weights)
-        total, parts = engine(views_of(batch, config.model, config.run.seed), targets)
+        found: tuple[Tensor, Tensor] = engine(views_of(batch, config.model, config.run.seed), targets)
+        return found
+
+    return update(
+        engine,
+        losses,
+        batches,
+        world,
+        lr=lr,
+        parts=("relation", "similarity", "reconstruction"),
+        stop=stop,
+        written=written,
+        step=step,
+        own_time=own_time,
+    )
+
+
+def update(
+    engine: Any,
+    losses: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    batches: Sequence[MicroBatch],
+    world: World,
+    *,
+    lr: float,
+    parts: Sequence[str],
+    stop: str | None = None,
+    written: bool = True,
+    step: int = 0,
+    own_time: OwnTime | None = None,
+) -> StepResult:
+    """One update of the weights from one global batch, whatever is learned; collective over all ranks.
+
+    Args:
+        losses: the engine's loss of a micro-batch that lies on its device, and its parts, detached.
+        parts: their names.
+        stop, written, step, own_time: as in `train_step`.
+    """
+    own_time = own_time or OwnTime(engine.device)
+    device = engine.device
+    # The total, its parts, five counts, and how many ranks got each of the signals that stop.
+    first = 1 + len(parts)
+    sums = torch.zeros(first + 5 + len(STOP_SIGNALS), dtype=torch.float64, device=device)
+    for batch in batches:
+        own_time.start()
+        batch = batch.to(device)
+        total, of_parts = losses(batch)
         own_time.stop()
         engine.backward(total)
-        sums[:4] += torch.cat([total.detach().view(1), parts])
+        sums[:first] += torch.cat([total.detach().view(1), of_parts])
         if not engine.is_gradient_accumulation_boundary():
             engine.step()  # counts the micro-batch; weights change at the boundary only
-    sums[:4] /= len(batches) * world.size
-    for place, number in enumerate((stop is not None, written, *_counted(batches)), start=4):
+    sums[:first] /= len(batches) * world.size
+    for place, number in enumerate((stop is not None, written, *_counted(batches)), start=first):
         sums[place].fill_(number)
     if stop is not None:
-        sums[9 + [number.name for number in STOP_SIGNALS].index(stop)].fill_(1)
+        sums[first + 5 + [number.name for number in STOP_SIGNALS].index(stop)].fill_(1)
     gradients = nonfinite.reduced_gradients(engine)
-    sums[8] = nonfinite.count(list(gradients.values()), device)
+    sums[first + 4] = nonfinite.count(list(gradients.values()), device)
     sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     # The host waits for the device here, to learn whether the step may be applied.
-    loss, relation, similarity, reconstruction, stops, writers, damaged, keys, bad, *signals = sums.tolist()
+    values = sums.tolist()
+    loss = values[0]
+    stops, writers, damaged, keys, bad, *signals = values[first:]
     evidence = None
     finite = math.isfinite(loss) and not bad
     if not finite:
@@ -139,9 +181,7 @@ def train_step(
     norm = engine.get_global_grad_norm()
     return StepResult(
         loss=loss,
-        relation=relation,
-        similarity=similarity,
-        reconstruction=reconstruction,
+        parts=dict(zip(parts, values[1:first])),
         grad_norm=float(norm) if norm is not None else float("nan"),
         applied=applied,
         stop=stops > 0,

@@ -40,6 +40,8 @@ def test_the_purposes_keep_their_numbers() -> None:
         "SCENE_JITTER": 10,
         "PERSON_JITTER": 11,
         "CACHED_VIEW": 12,
+        "AUGMENT": 13,
+        "MIX": 14,
     }
 
 

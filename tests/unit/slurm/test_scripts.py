@@ -41,6 +41,8 @@ def run(
     state: str = "RUNNING",
     others: str = "",
     saved: str = "x",
+    script: Path = SCRIPT,
+    recipe: str = "demo",
     **env: str,
 ) -> tuple[int, list[str], str]:
     tools = tmp_path / "bin"
@@ -67,7 +69,7 @@ def run(
         "PYTHONPATH": str(SCRIPT.parents[1]),
         **env,
     }
-    command = ["bash", str(SCRIPT), "demo", *BATCH, f"run.dir={tmp_path}", "run.name=x", *arguments]
+    command = ["bash", str(script), recipe, *BATCH, f"run.dir={tmp_path}", "run.name=x", *arguments]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
     )
@@ -98,6 +100,14 @@ def test_a_job_is_queued_again_only_after_75_and_a_new_complete_checkpoint(
     assert asked == (["scontrol requeue 41"] if requeued else [])
     assert (tasks in calls) == requeued
     assert (tmp_path / "x" / "job.json").exists() == requeued
+
+
+def test_a_fine_tuning_run_is_queued_again_as_well(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("finetune.sbatch")
+    ended, calls, error = run(tmp_path, "75", script=script, recipe="finetune_fi")
+    assert ended == 75, error
+    assert "--kill-on-bad-exit=1 uniemox finetune finetune_fi" in calls[0]
+    assert "scontrol requeue 41" in calls
 
 
 def test_a_job_that_is_cancelled_while_its_end_is_settled_is_not_queued_again(

@@ -14,7 +14,8 @@ from uniemox_dist.train.meter import Meter
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
-RESULT = StepResult(1.0, 0.1, 0.2, 0.7, 1.0, applied=True, stop=False, damaged=0, keys=12)
+PARTS = {"relation": 0.1, "similarity": 0.2, "reconstruction": 0.7}
+RESULT = StepResult(1.0, PARTS, 1.0, applied=True, stop=False, damaged=0, keys=12)
 
 
 def line_of(folder: Path, *, peak: float | None, sample_flops: int = 2 * 10**12) -> dict[str, float]:

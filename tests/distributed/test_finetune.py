@@ -1,0 +1,204 @@
+"""Fine-tuning on real ranks: the seven recipes, a set that can be learned, any number of ranks, kills and patience."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from labelled_sets import LAYOUTS, emotic_set, folder_set, labels_set, packed
+from PIL import Image
+from ranks import events, run_ranks
+
+from shards.presets import presets
+from shards.sources.emotic import CATEGORIES, DIMENSIONS
+from uniemox_dist.cli.main import run
+from uniemox_dist.release.classifier import load_classifier
+from uniemox_dist.runtime.files import sha256_file
+
+TINY = (
+    "run.epochs=null",
+    "run.log_every=1",
+    "run.preflight=false",
+    "optim.warmup_epochs=null",
+    "optim.warmup_steps=1",
+    "optim.precision=fp32",
+    "batch.streams=4",
+    "data.workers=0",
+    "model.name=null",
+    "model.image_size=32",
+    "model.patch_size=8",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+)
+COLOURS = ("cyan", "green", "red", "violet")
+RECIPES = {name: f"finetune_{name.replace('-', '_')}" for name in (*LAYOUTS, "emotic")}
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four labels that are colours: 16 training, 4 validation and 8 test pictures of each."""
+    folder = tmp_path_factory.mktemp("colours")
+    counts = {"train": 16, "val": 4, "test": 8}
+    splits = {split: dict.fromkeys(COLOURS, count) for split, count in counts.items()}
+    return packed(labels_set(folder / "source", splits), folder / "data")
+
+
+def settings(folder: Path, data: Path, name: str, *more: str) -> list[str]:
+    return [*TINY, f"run.dir={folder}", f"run.name={name}", f"data.path={data}", *more]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rows(found: dict[str, Any]) -> list[str]:
+    return [row["label"] for row in found["per_class"]]
+
+
+def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
+    for name in LAYOUTS:
+        packed(folder_set(tmp_path / "source" / name, name), tmp_path / name, preset=name)
+    packed(emotic_set(tmp_path / "source/emotic"), tmp_path / "emotic", layout="emotic")
+    short = ("run.max_steps=2", "batch.global_batch=8", "batch.micro_batch=4")
+    runs = [
+        (recipe, settings(tmp_path / "runs", tmp_path / name, name, *short))
+        for name, recipe in RECIPES.items()
+    ]
+    # The last begins with the classifier that another run left: its encoder, not its labels.
+    init = f"model.init_from={tmp_path}/runs/emo8/best"
+    runs.append(("finetune_fi", settings(tmp_path / "runs", tmp_path / "fi", "again", *short, init)))
+    (recipe, first), *more = runs
+    assert run_ranks(first, world_size=1, recipe=recipe, more=more) == [0]
+    for name in RECIPES:
+        found = read(tmp_path / "runs" / name / "finetune.json")
+        labels = list(CATEGORIES if name == "emotic" else presets()[name].labels)
+        assert found["labels"] == rows(found["test"]) == rows(found["val"]) == labels
+        for split in ("train", "val", "test"):
+            whole = read(tmp_path / name / split / "manifest.json")["samples"] if name != "ube" else None
+            if name == "emotic":  # every second picture has two persons
+                assert found["samples"][split] == whole * 3 // 2
+            elif name != "ube":
+                assert found["samples"][split] == whole
+            measured = found[split]["samples"] if split != "train" else found["samples"]["train"]
+            assert measured == found["samples"][split]
+    ube = read(tmp_path / "runs/ube/finetune.json")
+    assert ube["samples"] == {"train": 42, "val": 6, "test": 12}  # a tenth of each label's 8, at least one
+    assert "has no split val; 6 of its 48 training samples validate" in ube["remarks"][0]
+    emotic = read(tmp_path / "runs/emotic/finetune.json")
+    dimensions = emotic["test"]["dimensions"]
+    assert [row["dimension"] for row in dimensions] == list(DIMENSIONS)
+    assert [row["samples"] for row in dimensions] == [7, 9, 7]  # NaN left out
+    assert "nothing is labelled Aversion, Confidence" in emotic["remarks"][2]
+    _check_folder(tmp_path / "runs/emo8/best", tmp_path / "source/emo8", labels=8)
+    init = events(tmp_path / "runs/again", "init")[0]
+    assert set(init["missing"]) == {"head.weight", "head.bias"}
+    assert init["layout"] == "a fine-tuned classifier"
+
+
+def _check_folder(best: Path, source: Path, labels: int) -> None:
+    """A classifier's folder has its hashes, and timm's answers are ours."""
+    for line in (best / "SHA256SUMS").read_text().splitlines():
+        digest, _, name = line.partition("  ")
+        assert sha256_file(best / name) == digest
+    facts, config = read(best / "uniemox.json"), read(best / "config.json")
+    assert (facts["format"], facts["task"]) == ("uniemox-classifier", "single")
+    assert config["label_names"] == facts["labels"]
+    plain = timm.create_model(f"local-dir:{best}", pretrained=True).eval()
+    assert plain.num_classes == labels
+    ours = load_classifier(best)
+    picture = np.array(Image.open(sorted(source.rglob("*.jpg"))[0]).resize((32, 32)))
+    scene = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    mean, std = (torch.tensor(plain.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(plain((scene / 255 - mean) / std), ours(scene, None)[0])
+
+
+def test_ranks_do_not_matter_and_a_killed_run_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, colours: Path
+) -> None:
+    def varied(name: str, *more: str) -> list[str]:
+        # Drop path alone is drawn per rank.
+        sizes = ("run.max_steps=8", "batch.global_batch=16", "model.drop_path=0", "run.save_every=3")
+        return settings(tmp_path, colours, name, *sizes, "finetune.validate_epochs=0.75", *more)
+
+    assert run_ranks(varied("one", "batch.micro_batch=16"), world_size=1, recipe="finetune") == [0]
+    two = varied("two", "batch.micro_batch=4", "zero.stage=3", "finetune.eval_batch=3")
+    saved = tmp_path / "two/checkpoints/step_00000003/complete.json"
+    run_ranks(two, world_size=2, recipe="finetune", kill_when=saved.exists)
+    assert run_ranks(two, world_size=2, recipe="finetune") == [0, 0]
+    one, other = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(one) == list(range(1, 9))
+    assert other == pytest.approx(one, rel=1e-5)
+    assert events(tmp_path / "two", "resume")[0]["step"] in (3, 6)
+    a, b = (read(tmp_path / name / "finetune.json") for name in ("one", "two"))
+    assert a["samples"] == {"train": 64, "val": 16, "test": 32}
+    assert a["test"]["samples"] == b["test"]["samples"] == 32  # each once, on any number of ranks
+    assert a["best_step"] == b["best_step"]
+    looks = [
+        json.loads(line)["step"] for line in (tmp_path / "one/validation.jsonl").read_text().splitlines()
+    ]
+    assert looks == [3, 6, 8]
+
+
+def test_colours_are_learned_the_best_weights_kept_and_patience_ends_a_run(
+    tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain: Sequence[str] = ("finetune.mixup=0", "finetune.cutmix=0", "finetune.rand_augment=null")
+    sizes = ("batch.global_batch=16", "batch.micro_batch=16", "optim.layer_decay=1", "optim.blr=0.024")
+    learns = settings(tmp_path, colours, "learns", *sizes, *plain, "run.max_steps=60", "finetune.erasing=0")
+    still = settings(
+        tmp_path, colours, "still", *sizes, "run.max_steps=60", "optim.blr=1e-12", "finetune.patience=2"
+    )
+    assert run_ranks(
+        learns, world_size=1, recipe="finetune", more=[("finetune", still), ("finetune", still)]
+    ) == [0]
+    found = read(tmp_path / "learns/finetune.json")
+    assert found["test"]["accuracy"] >= 0.9
+    assert found["test"]["accuracy_interval"][0] > 0.5
+    best = read(tmp_path / "learns/best/uniemox.json")
+    assert best["metrics"]["val"] == found["val"]
+    assert best["step"] == found["best_step"]
+    # Nothing is learned at such a rate: the first look is the best, and two more end the run. Again: nothing is left.
+    ends = events(tmp_path / "still", "end")
+    assert [end["step"] for end in ends] == [12, 12]
+    assert "in 2 validations (finetune.patience=2)" in ends[0]["reason"]
+    assert read(tmp_path / "still/finetune.json")["best_step"] == 4
+    # The first of the two did all that is to do; what differs is told before anything is written.
+    other = [*still, "finetune.mixup=0.5", "run.max_steps=61"]
+    assert run_ranks(still, world_size=1, recipe="finetune") == [0]
+    assert len((tmp_path / "still/validation.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(AssertionError, match=r"finetune\.mixup was 0\.8 and is 0\.5"):
+        run_ranks(other, world_size=1, recipe="finetune")
+
+
+def test_a_recipe_of_the_other_command_and_an_encoder_that_does_not_fit_are_told(
+    tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["pretrain", "finetune_fi"]) == 2
+    assert "is one of fine-tuning; start it with `uniemox finetune`" in capsys.readouterr().err
+    assert run(["finetune", "demo"]) == 2
+    assert "is one of pretraining" in capsys.readouterr().err
+    assert run(["finetune", "finetune_fi", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "finetune:" in shown
+    assert "teacher:" not in shown
+    wide = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=2
+    )
+    timm.models.save_for_hf(wide, str(tmp_path / "wide"), safe_serialization=True)
+    init = settings(
+        tmp_path, colours, "never", "run.max_steps=2", "batch.global_batch=16", "batch.micro_batch=4"
+    )
+    with pytest.raises(AssertionError, match="is of another architecture"):
+        run_ranks([*init, f"model.init_from={tmp_path}/wide"], world_size=1, recipe="finetune")
+    assert not (tmp_path / "never").exists()

@@ -1,0 +1,142 @@
+"""Splits of a labelled set: whose they are, which labels they have, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from labelled_sets import emotic_set, folder_set, labels_set, packed
+
+from shards.pack import PackSettings, pack
+from shards.sources.emotic import CATEGORIES
+from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.load import load_config
+from uniemox_dist.data.splits import Splits, open_splits
+from uniemox_dist.runtime.errors import UserError
+
+
+def config(data: Path, *more: str) -> FinetuneRun:
+    found = load_config("finetune", [f"data.path={data}", *more])
+    assert isinstance(found, FinetuneRun)
+    return found
+
+
+def error_of(data: Path, *more: str) -> str:
+    with pytest.raises(UserError) as caught:
+        open_splits(config(data, *more))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def keys(splits: Splits) -> tuple[set[str], set[str]]:
+    return set(splits.train.keys), set(splits.val.keys)
+
+
+@pytest.fixture(scope="module")
+def unsplit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 pictures of a, 10 of b, in train alone."""
+    folder = tmp_path_factory.mktemp("unsplit")
+    return packed(labels_set(folder / "source", {"train": {"a": 20, "b": 10}}), folder / "data")
+
+
+def test_without_a_val_split_a_seeded_share_of_each_class_validates(unsplit: Path) -> None:
+    splits = open_splits(config(unsplit, "finetune.val_ratio=0.2"))
+    assert splits.val.targets_nC.sum(0).tolist() == [4, 2]
+    assert splits.train.targets_nC.sum(0).tolist() == [16, 8]
+    train, val = keys(splits)
+    assert not train & val
+    assert keys(open_splits(config(unsplit, "finetune.val_ratio=0.2"))) == (train, val)
+    assert keys(open_splits(config(unsplit, "finetune.val_ratio=0.2", "run.seed=1")))[1] != val
+    said = "\n".join(splits.remarks)
+    assert "has no split val; 6 of its 30 training samples validate instead" in said
+    assert "has no split test; nothing is said of unseen pictures" in said
+    assert splits.test is None
+
+
+def test_a_split_ratio_keeps_a_share_of_each_class_and_validates_with_the_same(unsplit: Path) -> None:
+    whole, half = (
+        open_splits(config(unsplit, "finetune.val_ratio=0.2", f"finetune.split_ratio={r}")) for r in (1, 0.5)
+    )
+    assert half.train.targets_nC.sum(0).tolist() == [8, 4]
+    assert keys(half)[1] == keys(whole)[1]
+    assert keys(half)[0] < keys(whole)[0]
+    assert "leave no training picture of 'b'" in error_of(unsplit, "finetune.split_ratio=0.03")
+
+
+def test_chosen_samples_are_read_with_their_own_targets(unsplit: Path) -> None:
+    train = open_splits(config(unsplit)).train
+    assert sum(train.counts) == train.samples == len(train.keys)
+    at = 0
+    for shard, count in enumerate(train.counts):
+        for item in range(count):
+            raw = train.read(shard, item)
+            assert raw.key == train.keys[at]
+            assert ["a", "b"][int(train.target(shard, item).argmax())] == raw.label
+            assert train.records(shard, [item])[0]["label"] == raw.label
+            at += 1
+
+
+def test_labels_stand_in_the_order_of_the_settings_of_the_set_or_of_the_alphabet(
+    tmp_path: Path, unsplit: Path
+) -> None:
+    assert open_splits(config(unsplit)).labels == ("a", "b")
+    assert open_splits(config(unsplit, "finetune.labels=[b, a]")).labels == ("b", "a")
+    emo8 = packed(folder_set(tmp_path / "source", "emo8"), tmp_path / "emo8", preset="emo8")
+    assert open_splits(config(emo8)).labels[:2] == ("amusement", "awe")
+    assert open_splits(config(emo8)).remarks == []
+
+
+def test_labels_that_do_not_match_one_class_and_no_labels_are_refused(tmp_path: Path, unsplit: Path) -> None:
+    def data(name: str, **splits: dict[str, int]) -> Path:
+        return packed(labels_set(tmp_path / "source" / name, splits), tmp_path / name)
+
+    strange = data("strange", train={"a": 2, "b": 2}, test={"a": 1, "c": 1})
+    assert error_of(strange).startswith(
+        f"data.path={strange}/test: the label 'c' is none of those that the training split has (a, b); pack"
+    )
+    one = data("one", train={"a": 3}, test={"a": 1})
+    assert "all pictures are labelled 'a': one class is nothing to tell apart" in error_of(one)
+    assert "no picture has the label 'z' of finetune.labels" in error_of(unsplit, "finetune.labels=[a, b, z]")
+    assert "is none of those that finetune.labels names (a, x)" in error_of(unsplit, "finetune.labels=[a, x]")
+    missing = data("missing", train={"a": 2, "b": 2}, val={"a": 1, "b": 1}, test={"a": 1})
+    remark = f"data.path={missing}/test: nothing is labelled b: no figure can be given for it there"
+    assert open_splits(config(missing)).remarks == [remark]
+    pictures = tmp_path / "source/one/train/a"
+    table = tmp_path / "table.csv"
+    table.write_text("path\n" + "".join(f"{p}\n" for p in sorted(pictures.iterdir())))
+    pack(PackSettings(str(table), "table", persons="none"), tmp_path / "plain")
+    assert "3 of 3 pictures have no label" in error_of(tmp_path / "plain")
+    assert "no such folder" in error_of(tmp_path / "nowhere")
+
+
+def test_persons_of_emotic_are_samples_of_their_own_or_pictures_are(tmp_path: Path) -> None:
+    data = packed(emotic_set(tmp_path / "source"), tmp_path / "data", layout="emotic")
+    each = open_splits(config(data, "finetune.task=multi", "finetune.persons=true"))
+    assert each.labels == CATEGORIES
+    assert each.dimensions == ("valence", "arousal", "dominance")
+    assert (each.train.samples, each.val.samples) == (24, 9)  # 16 and 6 pictures, half of them with two
+    boxes = {person.box for i in range(24) for person in each.train.read(0, i).persons}
+    assert len(boxes) == 2
+    for i in range(24):
+        raw, target_C = each.train.read(0, i), each.train.target(0, i)
+        assert len(raw.persons) == 1
+        wide = raw.persons[0].box[2] > 0.6
+        assert target_C[20] == (not wide)
+        assert target_C[21] == wide  # what the maker gave the second person
+        assert target_C[:4].sum() == 1
+    together = open_splits(config(data, "finetune.task=multi"))
+    assert together.train.samples == 16
+    pairs = together.train.targets_nC[:, 20] + together.train.targets_nC[:, 21]
+    assert sorted(np.unique(pairs).tolist()) == [1, 2]
+    none = open_splits(config(data, "finetune.task=multi", "finetune.dimension_weight=0"))
+    assert none.dimensions == ()
+    assert none.train.targets_nC.shape == (16, 26)
+    assert "have no label" in error_of(data)
+    # A validation split of persons leaves no picture's persons apart.
+    alone = tmp_path / "alone"
+    alone.symlink_to(data / "train")
+    made = open_splits(
+        config(alone, "finetune.task=multi", "finetune.persons=true", "finetune.val_ratio=0.4")
+    )
+    assert not keys(made)[0] & keys(made)[1]
+    assert made.train.samples + made.val.samples == 24

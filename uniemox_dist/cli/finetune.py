@@ -1,0 +1,57 @@
+"""`uniemox finetune`."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from uniemox_dist.cli.training import Command, run
+
+if TYPE_CHECKING:
+    from uniemox_dist.config.schema import Config
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--nproc", type=click.IntRange(1), help="Start this many ranks on this machine.")
+@click.option(
+    "--resume", default="auto", show_default=True, help="auto, never, or a checkpoint's or run's folder."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+def finetune(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
+    """Fine-tunes an encoder on labelled shards by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
+
+    data.path=DATA holds the splits train, val and test; model.init_from=RELEASE gives the encoder. The best weights by
+    validation lie in RUN/best, for timm; measurements in RUN/finetune.json. Inside srun this is one rank; with --nproc
+    it starts the ranks of this machine. The same command again goes on from the newest complete checkpoint.
+    """
+    return run(COMMAND, recipe, overrides, nproc, resume, dry_run=dry_run)
+
+
+def _load(recipe: str, overrides: Sequence[str]) -> "Config":
+    from uniemox_dist.config.load import finetuning, load_config
+
+    return finetuning(load_config(recipe, overrides))
+
+
+def _train() -> Callable[..., int]:
+    from uniemox_dist.train.finetune.trainer import finetune as train
+
+    return train
+
+
+def _check(config: "Config", nproc: int) -> None:
+    from uniemox_dist.config.load import finetuning
+    from uniemox_dist.data.splits import open_splits, train_sources
+    from uniemox_dist.train.engine import grad_accum
+    from uniemox_dist.train.schedule import Schedule
+
+    config = finetuning(config)
+    grad_accum(config, nproc)
+    sources = train_sources(config, open_splits(config))
+    sources.plan(config)
+    Schedule.of(config, sources.epoch_samples(config))
+
+
+COMMAND = Command("finetune", _load, lambda config, nproc: _check(config, nproc), _train)

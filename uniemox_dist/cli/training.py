@@ -1,0 +1,106 @@
+"""What `uniemox pretrain` and `uniemox finetune` share: each is one rank of a run, or starts those of this machine."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from launch.local import Signals
+    from uniemox_dist.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that trains."""
+
+    name: str
+    load: "Callable[[str, Sequence[str]], Config]"
+    """From recipe and KEY=VALUE pairs to the configuration; raises UserError, also for one of another command's."""
+    check: "Callable[[Config, int], None]"
+    """What only the user can mend is said once, before any of so many ranks starts."""
+    train: "Callable[[], Callable[..., int]]"
+    """Imports what a rank calls with its configuration, world and the keywords of `train.loop.train`."""
+
+
+def run(
+    command: Command, recipe: str, overrides: Sequence[str], nproc: int | None, resume: str, *, dry_run: bool
+) -> int:
+    """Runs a command; returns the exit code."""
+    if dry_run:  # also in a batch script, whose variables tell of ranks that do not meet there
+        from uniemox_dist.config.load import dump_yaml
+
+        click.echo(dump_yaml(command.load(recipe, overrides)), nl=False)
+        return 0
+    from uniemox_dist.runtime.world import World
+
+    world = World.from_env(meets=nproc is None)  # its ranks get a place to meet from this launcher
+    # Signals are minded before anything else is done: one that comes in the seconds of start-up is no less meant.
+    if nproc is not None and world.size == 1:
+        from launch.local import Signals
+
+        with Signals() as signals:
+            return _launch(command, recipe, overrides, nproc, resume, signals)
+    if nproc is not None:
+        world = World.from_env()
+    from uniemox_dist.runtime.signals import StopFlag, stop_with_launcher
+
+    stop = StopFlag().install()
+    stop.mind_limit()
+    stop_with_launcher()
+    from uniemox_dist.runtime.errors import LostPeer
+    from uniemox_dist.runtime.rank_output import main_log
+    from uniemox_dist.runtime.run_folder import RunFolder
+
+    config = command.load(recipe, overrides)
+    main_log.leave(RunFolder(Path(config.run.dir) / config.run.name), world)
+    train = command.train()
+    from uniemox_dist.train import comm
+    from uniemox_dist.train.started import Started
+
+    try:
+        return train(config, world, resume=resume, stop=stop, started=Started())
+    except RuntimeError as error:
+        if not comm.is_lost_peer(error):
+            raise
+        raise LostPeer(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
+    finally:
+        comm.close()
+
+
+def _launch(
+    command: Command, recipe: str, overrides: Sequence[str], nproc: int, resume: str, signals: "Signals"
+) -> int:
+    """Starts the ranks of this machine, and again after faults; a signal before that ends it."""
+    from launch.restarts import newest_step, run_with_restarts, stopped
+    from uniemox_dist.runtime.run_folder import RunFolder
+
+    config = command.load(recipe, overrides)
+    folder = RunFolder(Path(config.run.dir) / config.run.name)
+
+    def rank() -> list[str]:
+        # What --resume said is done with as soon as the run has a checkpoint of its own, made by an attempt before.
+        began = newest_step(folder) != before
+        how = "auto" if began else resume
+        return [sys.executable, "-m", "uniemox_dist.cli", command.name, recipe, *overrides, "--resume", how]
+
+    before = newest_step(folder)
+    if signals.received:
+        return stopped(folder, signals)
+    command.check(config, nproc)
+    if signals.received:
+        return stopped(folder, signals)
+    import torch
+
+    # A signal during that import is obeyed before any rank starts.
+    return run_with_restarts(
+        rank,
+        nproc,
+        folder,
+        signals,
+        max_restarts=config.run.max_restarts,
+        gpus=torch.cuda.is_available(),
+    )

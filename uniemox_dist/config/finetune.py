@@ -1,0 +1,107 @@
+"""Settings of a fine-tuning run: all of pretraining's that are not about its losses, and those of the classifier."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from uniemox_dist.config.model_sections import LossConfig, TeacherConfig
+from uniemox_dist.config.schema import Config
+from uniemox_dist.config.sections import Section, Share, Weight
+
+
+class FinetuneConfig(Section):
+    """What is learned of a labelled data set, how its pictures are varied, and when it is enough."""
+
+    task: Literal["single", "multi"] = "single"
+    """One label a picture; or EMOTIC's: any of its categories, with valence, arousal and dominance."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes in the order of the outputs; empty: those of the training split, in the set's own order
+    where it has one, and otherwise sorted."""
+    persons: bool = False
+    """Look at the person's crop beside the scene: one encoder sees both, and their features are joined one behind the
+    other. With task=multi each annotated person is a sample of its own; without persons a picture is."""
+    pooling: Literal["mean", "token"] = "mean"
+    """Feature of a view: the mean of its patches with a norm of its own that is new, or the class token."""
+    split_ratio: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the training pictures of each class that is trained on."""
+    val_ratio: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of the training pictures of each class that validates, where the data have no split val."""
+    mixup: Weight = 0.8
+    """Alpha of mixup, Zhang et al. 2018; 0 is none."""
+    cutmix: Weight = 1.0
+    """Alpha of CutMix, Yun et al. 2019; 0 is none. With both, each pair of pictures has the one or the other."""
+    mix_share: Share = 1.0
+    """Share of the pairs that are mixed at all."""
+    smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Label smoothing: share of a target that all classes get alike; with task=single."""
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's description of RandAugment; null is none."""
+    erasing: Share = 0.25
+    """Probability that a rectangle of a view is replaced by noise."""
+    category_weights: Literal["inverse_log", "none"] = "inverse_log"
+    """With task=multi: weigh a category by 1 / ln(1.2 + its share of the samples), as EMOTIC's authors do, or not."""
+    dimension_weight: Weight = 1.0
+    """With task=multi: weight of valence, arousal and dominance beside the categories; 0 learns none of them."""
+    validate_epochs: PositiveFloat = 1.0
+    """Epochs between two looks at the validation split."""
+    patience: PositiveInt | None = None
+    """Looks in a row without a better result after which the run ends; null: never before its last step."""
+    eval_batch: PositiveInt = 64
+    """Samples of one forward pass of one rank in validation and test."""
+
+    @model_validator(mode="after")
+    def _labels_are_names(self) -> "FinetuneConfig":
+        if len(set(self.labels)) != len(self.labels):
+            twice = next(name for name in self.labels if self.labels.count(name) > 1)
+            raise ValueError(f"finetune.labels: {twice!r} stands twice; keep one")
+        if len(self.labels) == 1:
+            raise ValueError(
+                f"finetune.labels: {self.labels[0]!r} alone is nothing to tell apart; name two or more"
+            )
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed in pairs."""
+        return bool(self.mix_share and (self.mixup or self.cutmix))
+
+
+class FinetuneRun(Config):
+    """A whole fine-tuning run."""
+
+    teacher: TeacherConfig = Field(default=TeacherConfig(), exclude=True)
+    """Of pretraining: not used."""
+    loss: LossConfig = Field(default=LossConfig(relation=0.0, similarity=0.0), exclude=True)
+    """Of pretraining: not used."""
+    finetune: FinetuneConfig = FinetuneConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_of_pretraining(cls, values: Any) -> Any:
+        given = [name for name in ("teacher", "loss") if isinstance(values, dict) and name in values]
+        if given:
+            raise ValueError(f"{given[0]}.*: fine-tuning has no such section; take it away")
+        return values
+
+    @model_validator(mode="after")
+    def _one_data_set(self) -> "FinetuneRun":
+        if self.data.path is None or self.data.epoch_samples is not None or self.data.eval_path is not None:
+            raise ValueError(
+                "data.path: give one folder with the splits train, val and test, and neither data.sources, "
+                "data.epoch_samples nor data.eval_path"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_stay_together(self) -> "FinetuneRun":
+        batch = self.batch
+        if self.finetune.mixes and (batch.micro_batch % 2 or batch.streams % 2):
+            raise ValueError(
+                f"finetune.mixup and finetune.cutmix mix neighbouring slots: batch.micro_batch={batch.micro_batch} and "
+                f"batch.streams={batch.streams} must be even; change them, or set finetune.mixup=0 finetune.cutmix=0"
+            )
+        if self.optim.ema_decay:
+            raise ValueError(
+                "optim.ema_decay: fine-tuning keeps the best weights and no average; leave it out"
+            )
+        return self

@@ -1,0 +1,262 @@
+"""The splits of a labelled data set, and the names of its classes: opened, compared and, where one is missing, made.
+Torch-free.
+
+Splits that are here are taken as they are. Without a val split, a seeded share of each class of train validates; a
+split ratio keeps a seeded share of what is left. Both go by pictures: persons of one picture stay together.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards.presets import cut, draw64, presets
+from shards.sources.emotic import CATEGORIES, DIMENSIONS
+from shards.storage import place
+from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
+from uniemox_dist.data.labelled import WHOLE, LabelledReader
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.sources import Sources
+from uniemox_dist.runtime.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a fine-tuning run learns from, and is measured on."""
+
+    labels: tuple[str, ...]
+    """Names of the classes or categories, in the order of the outputs."""
+    dimensions: tuple[str, ...]
+    """Names of what is estimated beside them, which are the last outputs."""
+    train: LabelledReader
+    val: LabelledReader
+    test: LabelledReader | None
+    remarks: list[str] = field(default_factory=list)
+    """What somebody should know, such as a class that is not in the test split."""
+
+    @property
+    def shares_C(self) -> np.ndarray:
+        """The share of the training samples that have each label."""
+        shares: np.ndarray = self.train.targets_nC[:, : len(self.labels)].mean(0)
+        return shares
+
+
+@dataclass
+class _Sample:
+    shard: int
+    row: int
+    person: int
+    key: str
+    labels: tuple[str, ...]
+    values: tuple[float, ...] = ()
+
+
+def open_splits(config: FinetuneRun) -> Splits:
+    """Opens DATA/train, val and test (data.path=DATA).
+
+    Raises:
+        UserError: for a missing or damaged data set, pictures without a label, one class alone, or splits whose labels
+            are not those of train.
+    """
+    settings = config.finetune
+    readers = {name: _open(config, name) for name in SPLITS}
+    train = readers["train"]
+    assert train is not None
+    found = {name: _samples(r, settings, name, config) for name, r in readers.items() if r is not None}
+    labels = _names(found["train"], settings, train, config)
+    dimensions = DIMENSIONS if settings.task == "multi" and settings.dimension_weight else ()
+    remarks: list[str] = []
+    for name, samples in found.items():
+        have = {label for sample in samples for label in sample.labels}
+        where = f"data.path={config.data.path}/{name}"
+        if strange := sorted(have - set(labels)):
+            fix = "finetune.labels names" if settings.labels else "the training split has"
+            raise UserError(
+                f"{where}: the label {strange[0]!r} is none of those that {fix} ({', '.join(labels)}); pack the same "
+                "labels into all splits (--preset, --keep-labels)"
+            )
+        if missing := [label for label in labels if label not in have]:
+            if name == "train" and settings.task == "single":
+                raise UserError(
+                    f"{where}: no picture has the label {missing[0]!r} of finetune.labels; leave it out"
+                )
+            remarks.append(
+                f"{where}: nothing is labelled {', '.join(missing)}: no figure can be given for it there"
+            )
+    made = {
+        name: _labelled(readers[name], samples, labels, len(dimensions)) for name, samples in found.items()
+    }
+    learned, val = made["train"], made.get("val")
+    if val is None:
+        learned, val = _val_of_train(learned, config)
+        remarks.append(
+            f"data.path={config.data.path}: has no split val; {val.samples} of its {made['train'].samples} training "
+            f"samples validate instead (finetune.val_ratio={settings.val_ratio:g}, drawn by run.seed={config.run.seed})"
+        )
+    if settings.split_ratio < 1:
+        keep_n = _share(learned, settings.split_ratio, config, "ratio")
+        learned = learned.chosen(keep_n)
+        remarks.append(
+            f"finetune.split_ratio={settings.split_ratio:g}: {learned.samples} of {len(keep_n)} training samples are "
+            "used"
+        )
+    if settings.task == "single":
+        left = learned.targets_nC.any(0) if learned.samples else np.zeros(len(labels), bool)
+        if not left.all():
+            raise UserError(
+                f"finetune.split_ratio={settings.split_ratio:g} and finetune.val_ratio={settings.val_ratio:g} leave "
+                f"no training picture of {labels[int(np.argmin(left))]!r}; raise the first or lower the second"
+            )
+    if "test" not in made:
+        remarks.append(f"data.path={config.data.path}: has no split test; nothing is said of unseen pictures")
+    return Splits(labels, dimensions, learned, val, made.get("test"), remarks)
+
+
+def train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size: int = 1) -> Sources:
+    """The training split as the source of a stream."""
+    path = splits.train.url
+    sources = Sources(
+        config.model_copy(update={"data": config.data.model_copy(update={"path": path})}),
+        rank=rank,
+        world_size=world_size,
+    )
+    cache = sources.readers[0].origin.cache
+    splits.train.origin.cache = cache
+    sources.readers = [splits.train]
+    sources.weights = [1.0]
+    return sources
+
+
+def _open(config: FinetuneRun, split: str) -> ShardReader | None:
+    """A split; None where there is no val or test. A folder that is a data set itself is the training split."""
+    root = place(str(config.data.path), "data.path")
+    whole = (root / "manifest.json").is_file()
+    if split != "train" and (whole or not (root / split / "manifest.json").is_file()):
+        return None
+    folder = root if whole or not root.is_dir() else root / split
+    reader = ShardReader.from_folder(folder, "data.path", verify_hash=config.data.verify_hash)
+    reader.origin.retry_s = config.data.retry_s
+    return reader
+
+
+def _samples(reader: ShardReader, settings: FinetuneConfig, split: str, config: FinetuneRun) -> list[_Sample]:
+    """What a split can be learned from: pictures, or the persons of pictures."""
+    samples: list[_Sample] = []
+    unlabelled = 0
+    for shard in range(len(reader.manifest.shards)):
+        keys, labels, persons = reader.columns(shard, ["key", "label", "persons"])
+        for row, (key, label, people) in enumerate(zip(keys, labels, persons)):
+            if settings.task == "multi":
+                samples += _of_persons(shard, row, key, people or [], settings.persons)
+            elif label is None:
+                unlabelled += 1
+            else:
+                samples.append(_Sample(shard, row, WHOLE, key, (label,)))
+    where = f"data.path={config.data.path}/{split}"
+    if unlabelled:
+        raise UserError(
+            f"{where}: {unlabelled} of {reader.samples} pictures have no label; pack from a source with labels"
+        )
+    if not samples or (settings.task == "multi" and not any(sample.labels for sample in samples)):
+        raise UserError(
+            f"{where}: no person has categories of its own; pack EMOTIC with --layout emotic, or set "
+            "finetune.task=single"
+        )
+    return samples
+
+
+def _of_persons(shard: int, row: int, key: str, people: list[dict[str, Any]], each: bool) -> list[_Sample]:
+    """The annotated persons of a picture, one by one or together: then all their categories, and means of the rest."""
+    annotated = [
+        (number, facts) for number, person in enumerate(people) if (facts := _facts(person)) is not None
+    ]
+    if each:
+        return [
+            _Sample(shard, row, number, key, tuple(facts["categories"]), _values([facts]))
+            for number, facts in annotated
+        ]
+    if not annotated:
+        return []
+    everyone = [facts for _, facts in annotated]
+    together = dict.fromkeys(label for facts in everyone for label in facts["categories"])
+    return [_Sample(shard, row, WHOLE, key, tuple(together), _values(everyone))]
+
+
+def _facts(person: dict[str, Any]) -> dict[str, Any] | None:
+    labels = json.loads(person["labels"]) if person.get("labels") else {}
+    return labels if "categories" in labels else None
+
+
+def _values(facts: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+    """Valence, arousal and dominance: the means of what is known, NaN where nothing is."""
+    known = [[float(one[name]) for one in facts if one.get(name) is not None] for name in DIMENSIONS]
+    return tuple(sum(values) / len(values) if values else float("nan") for values in known)
+
+
+def _names(
+    samples: list[_Sample], settings: FinetuneConfig, reader: ShardReader, config: FinetuneRun
+) -> tuple[str, ...]:
+    """The classes in the order of the outputs: as the settings say, in the set's own order, or sorted."""
+    have = {label for sample in samples for label in sample.labels}
+    if settings.labels:
+        return settings.labels
+    if settings.task == "multi":
+        return CATEGORIES if have <= set(CATEGORIES) else tuple(sorted(have))
+    preset = reader.manifest.provenance.get("settings", {}).get("preset")
+    own = presets()[preset.lower()].labels if preset and preset.lower() in presets() else ()
+    if len(have) == 1:
+        raise UserError(
+            f"data.path={config.data.path}/train: all pictures are labelled {next(iter(have))!r}: one class is nothing "
+            "to tell apart; pack two or more"
+        )
+    return tuple(name for name in own if name in have) if have <= set(own) else tuple(sorted(have))
+
+
+def _labelled(
+    reader: ShardReader | None, samples: list[_Sample], labels: tuple[str, ...], dimensions: int
+) -> LabelledReader:
+    assert reader is not None
+    place_of = {label: i for i, label in enumerate(labels)}
+    items: list[list[tuple[int, int]]] = [[] for _ in reader.manifest.shards]
+    targets: list[list[np.ndarray]] = [[] for _ in reader.manifest.shards]
+    for sample in samples:
+        target_C = np.zeros(len(labels) + dimensions, np.float32)
+        target_C[[place_of[label] for label in sample.labels]] = 1
+        if dimensions:
+            target_C[len(labels) :] = sample.values
+        items[sample.shard].append((sample.row, sample.person))
+        targets[sample.shard].append(target_C)
+    width = len(labels) + dimensions
+    return LabelledReader(
+        reader,
+        [np.array(of_shard, np.int64).reshape(-1, 2) for of_shard in items],
+        [np.array(of_shard, np.float32).reshape(-1, width) for of_shard in targets],
+        [sample.key for sample in samples],
+    )
+
+
+def _val_of_train(reader: LabelledReader, config: FinetuneRun) -> tuple[LabelledReader, LabelledReader]:
+    validates_n = _share(reader, config.finetune.val_ratio, config, "val")
+    if not validates_n.any() or validates_n.all():
+        raise UserError(
+            f"finetune.val_ratio={config.finetune.val_ratio:g} of {reader.samples} training samples leaves one of both "
+            "without any; give another ratio, or a split val"
+        )
+    return reader.chosen(~validates_n), reader.chosen(validates_n)
+
+
+def _share(reader: LabelledReader, ratio: float, config: FinetuneRun, purpose: str) -> np.ndarray:
+    """A mask of that share of the pictures of each class, drawn by the seed and the pictures' keys."""
+    first = {key: i for i, key in reversed(list(enumerate(reader.keys)))}
+    keys = list(first)
+    strata = np.zeros(len(keys), np.int64)
+    if config.finetune.task == "single":
+        strata = reader.targets_nC[list(first.values())].argmax(1)
+    draws = np.array([draw64(config.run.seed, f"{purpose}/{key}") for key in keys], np.uint64)
+    chosen = cut(strata, draws, {"chosen": ratio, "rest": 1 - ratio}) == 0
+    wanted = {key for key, is_chosen in zip(keys, chosen) if is_chosen}
+    return np.array([key in wanted for key in reader.keys])

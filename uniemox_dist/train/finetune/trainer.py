@@ -1,0 +1,309 @@
+"""The parts of a fine-tuning run, and what it does between steps: validate, keep the best weights, end early, test."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from uniemox_dist.checkpoints.files import fixed_parameters
+from uniemox_dist.checkpoints.folders import named_checkpoint, step_folder
+from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.schema import Config
+from uniemox_dist.data.augment import Augment, LabelledDataset
+from uniemox_dist.data.labelled import LabelledReader
+from uniemox_dist.data.loader import MicroBatch, view_settings
+from uniemox_dist.data.splits import Splits, open_splits, train_sources
+from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit
+from uniemox_dist.models.flops import classifier_flops
+from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
+from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.runtime.files import write_json
+from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runtime.watchdog import Watchdog
+from uniemox_dist.runtime.world import World
+from uniemox_dist.train import comm
+from uniemox_dist.train.checkpoint import RunState, check_same_run
+from uniemox_dist.train.compute import check_compiler
+from uniemox_dist.train.engine import make_engine
+from uniemox_dist.train.finetune import history, metrics
+from uniemox_dist.train.finetune.answers import answers
+from uniemox_dist.train.finetune.history import History
+from uniemox_dist.train.fragments import check
+from uniemox_dist.train.initial import begin_with, choose_checkpoint
+from uniemox_dist.train.loop import train
+from uniemox_dist.train.saves import Saves
+from uniemox_dist.train.schedule import Schedule
+from uniemox_dist.train.setup import Trainer, device_peak, settled_precision
+from uniemox_dist.train.step import StepResult, update
+
+log = logging.getLogger("uniemox")
+BEST, RESULT = "best", "finetune.json"
+
+
+@dataclass
+class FinetuneTrainer(Trainer):
+    """A run that learns labels."""
+
+    splits: Splits = field(kw_only=True)
+    outputs: Outputs = field(kw_only=True)
+    history: History = field(kw_only=True)
+
+    @property
+    def settings(self) -> FinetuneRun:
+        """The configuration, as one of fine-tuning."""
+        assert isinstance(self.config, FinetuneRun)
+        return self.config
+
+    def update(self, batches: Sequence[MicroBatch], step: int, **more: Any) -> StepResult:
+        engine, persons = self.engine, self.outputs.persons
+
+        def losses(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            person_B3HW = batch.person_B3HW if persons else None
+            total, parts = engine(batch.scene_B3HW, person_B3HW, batch.targets_BC)
+            return total, parts if self.outputs.dimensions else parts[:0]
+
+        names = ("categories", "dimensions") if self.outputs.dimensions else ()
+        return update(engine, losses, batches, self.world, parts=names, step=step + 1, **more)
+
+    def look(self, step: int, saves: Saves, watchdog: Watchdog) -> str | None:
+        """Validates where that is due and was not done, and keeps the weights if they are the best so far. Returns why
+        the run ends here, if its patience does."""
+        config = self.settings
+        if step and self._due(step) and not self.history.knows(step):
+            watchdog.expect(f"the validation of step {step}", config.run.start_timeout_s)
+            self._validate(step, saves)
+        patience, in_vain = config.finetune.patience, self.history.in_vain
+        if patience is None or in_vain < patience or step >= self.schedule.max_steps:
+            return None
+        best = self.history.best
+        assert best is not None
+        if not saves.finish(step):
+            raise UserError(
+                f"{self.folder.checkpoints}: step {step} could not be saved; make room and start again"
+            )
+        reason = (
+            f"no better {best['metric']} than {best['value']:.4f} of step {best['step']} in {in_vain} validations "
+            f"(finetune.patience={patience})"
+        )
+        if self.world.is_main:
+            log.info("ends at step %d: %s", step, reason)
+        return reason
+
+    def conclude(self, step: int, watchdog: Watchdog) -> None:
+        """Measures the best weights on the test split, and writes finetune.json."""
+        watchdog.expect("the test", self.config.run.start_timeout_s)
+        best = self.folder.path / BEST
+        facts: dict[str, Any] = comm.on_main(self.world, lambda: read_classifier(best)[2])
+        test = self.splits.test
+        tested = None
+        if test is not None:
+            classifier = comm.on_all(self.world, lambda: load_classifier(best)).to(self.device)
+            found_nC = answers(classifier, test, self.settings, self.world, self.device)
+            tested = self._measured(found_nC, test)
+        if self.world.is_main:
+            result = {
+                "format": "uniemox-finetune",
+                "format_version": 1,
+                "run": self.config.run.name,
+                "task": self.outputs.task,
+                "labels": list(self.outputs.labels),
+                "samples": {
+                    "train": self.splits.train.samples,
+                    "val": self.splits.val.samples,
+                    "test": test.samples if test is not None else None,
+                },
+                "remarks": self.splits.remarks,
+                "steps": step,
+                "best_step": facts["step"],
+                "val": facts["metrics"]["val"],
+                "test": tested,
+            }
+            write_json(self.folder.path / RESULT, result)
+            log.info(
+                "best of step %d: val %s; test %s; written to %s",
+                facts["step"],
+                self._said(facts["metrics"]["val"]),
+                self._said(tested) if tested else "none",
+                self.folder.path / RESULT,
+            )
+
+    def _due(self, step: int) -> bool:
+        if step == self.schedule.max_steps:
+            return True
+        every = self.settings.finetune.validate_epochs * self.schedule.epoch_samples
+        G = self.config.batch.global_batch
+        return int(step * G / every) > int((step - 1) * G / every)
+
+    def _validate(self, step: int, saves: Saves) -> None:
+        val, module = self.splits.val, self.engine.module
+        module.eval()
+        found_nC = answers(module, val, self.settings, self.world, self.device)
+        module.train()
+        first = len(self.outputs.labels)
+        found_nC[:, first:] = from_unit(torch.from_numpy(found_nC[:, first:])).numpy()
+        measured = self._measured(found_nC, val)
+        name = "accuracy" if self.outputs.task == "single" else "mean_average_precision"
+        epoch = round(step * self.config.batch.global_batch / self.schedule.epoch_samples, 4)
+        line = {"step": step, "epoch": epoch, "metric": name, "value": measured[name], **_numbers(measured)}
+        # Rank 0's word counts: what is best must not depend on a processor's last digit.
+        line = comm.on_main(self.world, lambda: line)
+        before, now = self.history.best, self.history.with_line(line)
+        is_best = now.best is line or before is None
+        if is_best:
+            if not saves.finish(step):
+                where = self.folder.checkpoints
+                raise UserError(f"{where}: the best weights could not be saved; make room and start again")
+            comm.on_main(self.world, lambda: self._keep(step, measured))
+        self.history = now
+        if self.world.is_main:
+            history.append(self.folder.path, line)
+            log.info(
+                "validation at step %d: %s%s",
+                step,
+                self._said(measured),
+                " (the best so far)" if is_best else "",
+            )
+
+    def _keep(self, step: int, measured: dict[str, Any]) -> None:
+        checkpoint = named_checkpoint(self.folder.checkpoints / step_folder(step), "checkpoint")
+        out = self.folder.path / BEST
+        try:
+            write_classifier(out, checkpoint, self.settings, self.outputs, {"val": measured})
+        except OSError as error:
+            raise UserError(f"{out}: {error.strerror or error}; make room and start again") from None
+
+    def _measured(self, found_nC: np.ndarray, reader: LabelledReader) -> dict[str, Any]:
+        targets_nC, outputs = reader.targets_nC, self.outputs
+        if outputs.task == "single":
+            return metrics.single_label(found_nC, targets_nC, outputs.labels)
+        return metrics.multi_label(found_nC, targets_nC, outputs.labels, outputs.dimensions)
+
+    def _said(self, measured: dict[str, Any]) -> str:
+        if self.outputs.task == "single":
+            low, high = measured["accuracy_interval"]
+            return f"accuracy {measured['accuracy']:.4f} [{low:.4f}, {high:.4f}] of {measured['samples']}"
+        value, error = measured["mean_average_precision"], measured["mean_absolute_error"]
+        said = "mAP unknown" if value is None else f"mAP {value:.4f}"
+        return f"{said}{'' if error is None else f', VAD error {error:.4f}'} of {measured['samples']}"
+
+
+def _numbers(measured: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in measured.items() if isinstance(value, float)}
+
+
+def outputs_of(config: FinetuneRun, splits: Splits) -> Outputs:
+    """What the classifier of a run answers."""
+    settings = config.finetune
+    weighted = settings.task == "multi" and settings.category_weights == "inverse_log"
+    return Outputs(
+        settings.task,
+        splits.labels,
+        splits.dimensions,
+        settings.persons,
+        settings.pooling,
+        smoothing=settings.smoothing if settings.task == "single" else 0.0,
+        weights=category_weights(splits.shares_C.tolist()) if weighted else None,
+        dimension_weight=settings.dimension_weight,
+    )
+
+
+def build(
+    config: Config,
+    world: World,
+    device: torch.device,
+    folder: RunFolder,
+    resume: str = "auto",
+    *,
+    expect: Callable[[str], None] = lambda doing: None,
+) -> FinetuneTrainer:
+    """As `setup.build`, for a classifier: its weights are those of the checkpoint, or the encoder of `model.init_from`
+    with a last layer drawn by the seed, or all drawn by it."""
+    assert isinstance(config, FinetuneRun)
+    expect("opening the data")
+    hosts = comm.hosts(world)
+    comm.on_all(world, lambda: check_compiler(config.compute, device))
+    splits = comm.on_all(world, lambda: open_splits(config))
+    comm.on_all(world, lambda: Augment(config))
+    sources = comm.on_all(world, lambda: train_sources(config, splits, world.rank, world.size))
+    if config.finetune.mixes and (config.batch.streams // world.size) % 2:
+        raise UserError(
+            f"finetune.mixup and finetune.cutmix mix neighbouring slots: batch.streams={config.batch.streams} over "
+            f"{world.size} ranks are {config.batch.streams // world.size} each, which is odd; change batch.streams or "
+            "the ranks, or set finetune.mixup=0 finetune.cutmix=0"
+            if world.is_main
+            else ""
+        )
+    plan = sources.plan(config)
+    schedule = Schedule.of(config, sources.epoch_samples(config))
+    expect("choosing a checkpoint, whose files are hashed")
+    chosen = choose_checkpoint(world, folder, resume)
+    precision: str = comm.on_main(world, lambda: settled_precision(config, device, chosen))
+    if chosen is not None:
+        state = RunState(chosen.step, config, sources.identity, precision, None, None)
+        comm.on_main(world, lambda: check_same_run(chosen, state))
+    outputs = outputs_of(config, splits)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        classifier = Classifier(config.model, outputs)
+    loaded = begin_with(classifier, config, world, device, chosen)
+    if world.is_main:
+        log.info(
+            "%d outputs: %s; %d training, %d validation, %s test samples",
+            len(outputs.names),
+            ", ".join(outputs.names),
+            splits.train.samples,
+            splits.val.samples,
+            splits.test.samples if splits.test is not None else "no",
+        )
+        for remark in splits.remarks:
+            log.warning("%s", remark)
+    settings = replace(view_settings(config, with_person=outputs.persons), person_grid=0)
+    dataset = LabelledDataset(
+        plan,
+        sources.readers,
+        None,
+        settings,
+        config.run.seed,
+        config=config,
+        strict=config.data.strict,
+    )
+    expect("making the engine, and loading the checkpoint")
+    fixed = fixed_parameters(classifier)
+    engine = make_engine(classifier, config, world, precision, device)
+    check(engine)
+    step = chosen.step if chosen is not None else 0
+    return FinetuneTrainer(
+        config=config,
+        world=world,
+        device=device,
+        folder=folder,
+        sources=sources,
+        shown=None,
+        plan=plan,
+        schedule=schedule,
+        dataset=dataset,
+        teacher=None,
+        facts=None,
+        replay=None,
+        student=classifier,  # type: ignore[arg-type]  # what shows pictures asks a student, and is not used
+        engine=engine,
+        precision=precision,
+        chosen=chosen,
+        loaded=loaded,
+        fixed=fixed,
+        ema=None,
+        flops=classifier_flops(config.model, 2 if outputs.persons else 1, len(outputs.names)),
+        peak_tflops=device_peak(config, precision, device),
+        hosts=hosts,
+        splits=splits,
+        outputs=outputs,
+        history=History.read(folder.path, step),
+    )
+
+
+def finetune(config: FinetuneRun, world: World, **more: Any) -> int:
+    """Fine-tunes by a configuration: the loop with the parts of fine-tuning; returns the exit code."""
+    return train(config, world, build, **more)
