@@ -124,11 +124,11 @@ def predict(
         )
     pictures = Pictures(source, layout)
     if kind == "csv":
-        click.echo(by.as_csv(None, predictor.labels))
+        click.echo(by.as_csv(None, predictor))
     failed = 0
     for line in by.predict(predictor, pictures, batch=batch, workers=workers):
         failed += "error" in line
-        click.echo(by.as_csv(line, predictor.labels) if kind == "csv" else by.as_json(line, top))
+        click.echo(by.as_csv(line, predictor) if kind == "csv" else by.as_json(line, top))
     if failed:
         click.echo(f"uniemox: warning: {failed} of {len(pictures)} pictures could not be read", err=True)
 

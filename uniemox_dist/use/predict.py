@@ -6,39 +6,45 @@ Shape legend: B pictures, C classes, E width of the teacher's space.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from tqdm import tqdm
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.models.patches import normalise
-from uniemox_dist.release.checks import FACTS
+from uniemox_dist.release.checks import FACTS, altered
+from uniemox_dist.release.classifier import CLASSIFIER, load_classifier, read_classifier
 from uniemox_dist.release.load import load_uniemox
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json
 from uniemox_dist.use.pictures import Batch, Pictures, batches
 from uniemox_dist.use.texts import LabelTexts
 
-CLASSIFIER = "uniemox-classifier"
+
+@dataclass(frozen=True)
+class Answers:
+    """Of some pictures."""
+
+    probabilities_BL: np.ndarray
+    """Of the labels."""
+    dimensions_BV: np.ndarray | None = None
+    """Valence, arousal and dominance, on 1 to 10, of a classifier that estimates them."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """What gives probabilities, B×C, of views."""
+    """What answers views."""
 
     labels: tuple[str, ...]
     settings: ViewSettings
-    probabilities: Callable[[Batch], np.ndarray]
-    independent: bool = False
-    """Each label by itself (several may hold), not one of all."""
+    answer: Callable[[Batch], Answers]
+    dimensions: tuple[str, ...] = ()
 
 
 def is_classifier(folder: Path) -> bool:
@@ -50,33 +56,28 @@ def is_classifier(folder: Path) -> bool:
 
 
 def by_head(folder: Path, device: str = "cpu") -> Predictor:
-    """A fine-tuned classifier in timm's local-dir layout.
+    """A fine-tuned classifier, as `uniemox finetune` leaves it in RUN/best; it looks at the person's crop, too, where
+    it was trained so.
 
     Raises:
-        UserError: if it names other labels than it has outputs, or timm cannot build it.
+        UserError: if a file of it was altered or is missing, or a newer version wrote it.
     """
-    facts = read_json(folder / FACTS)
-    labels, independent = tuple(facts["labels"]), facts.get("task") == "multi"
-    try:
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"MODEL={folder}: timm {timm.__version__} cannot build it ({reason})") from None
-    if model.num_classes != len(labels):
-        raise UserError(
-            f"MODEL={folder}: has {model.num_classes} outputs and names {len(labels)} labels; copy it again"
-        )
-    cfg = model.pretrained_cfg
-    settings = ViewSettings(image_size=cfg["input_size"][-1], person="largest")
+    for name, problem in altered(folder):
+        raise UserError(f"MODEL={folder}: {name} {problem}; copy it again")
+    config, outputs, _ = read_classifier(folder)
+    classifier = load_classifier(folder).to(device)
+    independent, first = outputs.task == "multi", len(outputs.labels)
 
     @torch.no_grad()
-    def probabilities(some: Batch) -> np.ndarray:
-        pixels = normalise(some.scene_B3HW.to(device), tuple(cfg["mean"]), tuple(cfg["std"]), torch.float32)
-        logits = model(pixels).float()
-        found: np.ndarray = (logits.sigmoid() if independent else logits.softmax(1)).cpu().numpy()
-        return found
+    def answer(some: Batch) -> Answers:
+        person_B3HW = some.person_B3HW.to(device) if outputs.persons else None
+        found_BC = classifier(some.scene_B3HW.to(device), person_B3HW)[0]
+        logits_BL = found_BC[:, :first]
+        probabilities = logits_BL.sigmoid() if independent else logits_BL.softmax(1)
+        return Answers(probabilities.cpu().numpy(), found_BC[:, first:].cpu().numpy())
 
-    return Predictor(labels, settings, probabilities, independent)
+    settings = view_settings(config, with_person=outputs.persons)
+    return Predictor(outputs.labels, replace(settings, person_grid=0), answer, outputs.dimensions)
 
 
 def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor:
@@ -92,32 +93,42 @@ def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor
     if teacher["weights_sha256"] != texts.teacher_sha256:
         raise UserError(f"--texts: are of another teacher than that of {release} ({teacher['name']})")
 
-    def probabilities(some: Batch) -> np.ndarray:
+    def answer(some: Batch) -> Answers:
         gamma = model.embed_views(some.scene_B3HW.to(device), some.person_B3HW.to(device)).cpu().numpy()
         logits = texts.logit_scale * gamma @ texts.vectors_CE.T
         grown = np.exp(logits - logits.max(1, keepdims=True))
-        found: np.ndarray = grown / grown.sum(1, keepdims=True)
-        return found
+        return Answers(grown / grown.sum(1, keepdims=True))
 
     settings = view_settings(Config.model_validate(model.facts["config"]))
-    return Predictor(texts.labels, settings, probabilities)
+    return Predictor(texts.labels, settings, answer)
 
 
 def predict(
     predictor: Predictor, pictures: Pictures, *, batch: int = 32, workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A line for each picture, in their order: `picture` and `probabilities` by label, highest first, or `error`."""
+    """A line for each picture, in their order: `picture`, `label` and `probabilities` by label, highest first (and
+    `dimensions`, of a classifier that estimates them), or `error`."""
     with tqdm(total=len(pictures), desc="predicting", unit=" pictures", disable=None) as bar:
         for some in batches(pictures, predictor.settings, batch=batch, workers=workers):
-            rows = predictor.probabilities(some)
-            for name, row, error in zip(some.names, rows, some.errors):
-                if error is not None:
-                    yield {"picture": name, "error": error}
-                    continue
-                order = np.argsort(-row, kind="stable")
-                found = {predictor.labels[i]: round(float(row[i]), 6) for i in order}
-                yield {"picture": name, "label": predictor.labels[order[0]], "probabilities": found}
+            answers = predictor.answer(some)
+            for i, (name, error) in enumerate(zip(some.names, some.errors)):
+                yield (
+                    {"picture": name, "error": error}
+                    if error is not None
+                    else _line(predictor, name, answers, i)
+                )
             bar.update(len(some.names))
+
+
+def _line(predictor: Predictor, name: str, answers: Answers, number: int) -> dict[str, Any]:
+    row = answers.probabilities_BL[number]
+    order = np.argsort(-row, kind="stable")
+    found = {predictor.labels[i]: round(float(row[i]), 6) for i in order}
+    line = {"picture": name, "label": predictor.labels[order[0]], "probabilities": found}
+    if predictor.dimensions and answers.dimensions_BV is not None:
+        values = answers.dimensions_BV[number]
+        line["dimensions"] = {d: round(float(x), 4) for d, x in zip(predictor.dimensions, values)}
+    return line
 
 
 def as_json(line: dict[str, Any], top: int | None) -> str:
@@ -127,18 +138,15 @@ def as_json(line: dict[str, Any], top: int | None) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def as_csv(line: dict[str, Any] | None, labels: Sequence[str]) -> str:
-    """One line of CSV: picture, label, a column for each label, error. Without a line, the header."""
+def as_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
+    """One line of CSV: picture, label, a column for each label and dimension, error. Without a line, the header."""
+    labels, dimensions = predictor.labels, predictor.dimensions
     out = io.StringIO()
     if line is None:
-        row: list[Any] = ["picture", "label", *labels, "error"]
+        row: list[Any] = ["picture", "label", *labels, *dimensions, "error"]
     else:
-        found = line.get("probabilities", {})
-        row = [
-            line["picture"],
-            line.get("label", ""),
-            *(found.get(x, "") for x in labels),
-            line.get("error", ""),
-        ]
+        found = {**line.get("probabilities", {}), **line.get("dimensions", {})}
+        cells = [found.get(name, "") for name in (*labels, *dimensions)]
+        row = [line["picture"], line.get("label", ""), *cells, line.get("error", "")]
     csv.writer(out, lineterminator="").writerow(row)
     return out.getvalue()

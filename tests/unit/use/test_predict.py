@@ -4,25 +4,26 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from handmade import config_of, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 from small import DECODER, SHAPE
-from timm.models import save_for_hf
 
 from uniemox_dist import load_uniemox
+from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.cli.main import run
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
+from uniemox_dist.models.classifier import Classifier, Outputs, from_unit
 from uniemox_dist.models.student import Student
 from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.release.classifier import write_classifier
 from uniemox_dist.release.export import release
-from uniemox_dist.use.predict import by_head, predict
+from uniemox_dist.release.load import to_pixels
 from uniemox_dist.use.texts import load_texts
 
 LABELS = ("awe", "fear", "joy")
@@ -87,30 +88,45 @@ def test_texts_of_labels_tell_pictures_apart_with_and_without_the_teacher(
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])
-def test_a_fine_tuned_head_answers_by_its_own_labels(picture_folder: Path, tmp_path: Path, task: str) -> None:
+def test_a_fine_tuned_head_answers_by_its_own_labels(
+    picture_folder: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dimensions = ("valence", "arousal", "dominance") if task == "multi" else ()
+    given = {
+        "run": {"max_steps": 10},
+        "data": {"path": "nowhere"},
+        "model": {**SHAPE, **DECODER},
+        "finetune": {"task": task, "mixup": 0, "cutmix": 0},
+    }
+    config = FinetuneRun.model_validate(given)
+    outputs = Outputs(task, LABELS, dimensions)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
-        model: Any = timm.create_model("vit_base_patch16_224", num_classes=3, **size).eval()
-    model.pretrained_cfg.update({"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)})
-    model_config = {"model_args": {**size, "num_classes": 3}}
-    save_for_hf(model, str(tmp_path / "best"), model_config=model_config, safe_serialization=True)
-    about = {"format": "uniemox-classifier", "labels": list(LABELS), "task": task}
-    (tmp_path / "best" / "uniemox.json").write_text(json.dumps(about))
-    from uniemox_dist.use.pictures import Pictures
-
-    predictor = by_head(tmp_path / "best")
-    line = next(predict(predictor, Pictures(str(picture_folder / "03.jpg"))))
-    from uniemox_dist.release.load import to_pixels
-
-    pixels = torch.nn.functional.interpolate(
-        to_pixels(Image.open(picture_folder / "03.jpg"))[None], (32, 32), mode="bicubic", antialias=True
-    )
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
+        classifier = Classifier(config.model, outputs).eval()
+        torch.nn.init.normal_(classifier.head.weight)
+    write_checkpoint(tmp_path / "run", classifier, config, None)
+    best = tmp_path / "best"
+    write_classifier(best, open_checkpoint(tmp_path / "run", "RUN"), config, outputs, {})
+    line = json.loads(predicted(capsys, str(best), str(picture_folder / "03.jpg")))
+    pixels = to_pixels(Image.open(picture_folder / "03.jpg"))[None]
+    pixels = torch.nn.functional.interpolate(pixels, (32, 32), mode="bicubic", antialias=True)
     with torch.no_grad():
-        logits = model((pixels.float() / 255 - mean) / std)[0]
+        answers = classifier(pixels, None)[0][0]
+    logits = answers[:3]
     expected = logits.sigmoid() if task == "multi" else logits.softmax(0)
     assert line["probabilities"] == pytest.approx(dict(zip(LABELS, expected.tolist())), abs=1e-4)
+    if dimensions:
+        values = dict(zip(dimensions, from_unit(answers[3:]).tolist()))
+        assert line["dimensions"] == pytest.approx(values, abs=1e-3)
+    table = predicted(capsys, str(best), str(picture_folder), "--format", "csv").splitlines()
+    assert table[0] == ",".join(["picture", "label", *LABELS, *dimensions, "error"])
+    assert len(table) == 24
+    assert run(["predict", str(best), str(picture_folder), "--labels", "a,b"]) == 2
+    weights = bytearray((best / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (best / "model.safetensors").write_bytes(weights)
+    assert run(["predict", str(best), str(picture_folder)]) == 2
+    assert "model.safetensors was altered" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(
