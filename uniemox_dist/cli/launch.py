@@ -168,7 +168,7 @@ def submitit_command(dry_run: bool, **given: Any) -> None:
     "--cluster", "site", default="plain", show_default=True, metavar="SITE", help="The site they are for."
 )
 def scripts_command(folder: Path, site: str) -> None:
-    """Writes pretrain, finetune, pack, evaluate and release.sbatch for SITE into DIR, to be used with sbatch by hand."""
+    """Writes the sbatch scripts (pretrain, finetune, pack, evaluate, release) for SITE into DIR, to be used by hand."""
     from launch.render import write_scripts
 
     for path in write_scripts(folder, site):

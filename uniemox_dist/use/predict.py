@@ -21,6 +21,7 @@ from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.models.patches import normalise
 from uniemox_dist.release.checks import FACTS
+from uniemox_dist.release.classifier import load_classifier
 from uniemox_dist.release.load import load_uniemox
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json
@@ -57,12 +58,15 @@ def by_head(folder: Path, device: str = "cpu") -> Predictor:
     """
     facts = read_json(folder / FACTS)
     labels, independent = tuple(facts["labels"]), facts.get("task") == "multi"
+    if facts.get("persons"):
+        return _by_both(folder, device)
     try:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"MODEL={folder}: timm {timm.__version__} cannot build it ({reason})") from None
-    if model.num_classes != len(labels):
+    # Valence, arousal and dominance, where it knows them, stand behind the labels.
+    if model.num_classes != len(labels) + len(facts.get("dimensions", ())):
         raise UserError(
             f"MODEL={folder}: has {model.num_classes} outputs and names {len(labels)} labels; copy it again"
         )
@@ -72,11 +76,29 @@ def by_head(folder: Path, device: str = "cpu") -> Predictor:
     @torch.no_grad()
     def probabilities(some: Batch) -> np.ndarray:
         pixels = normalise(some.scene_B3HW.to(device), tuple(cfg["mean"]), tuple(cfg["std"]), torch.float32)
-        logits = model(pixels).float()
+        logits = model(pixels).float()[:, : len(labels)]
         found: np.ndarray = (logits.sigmoid() if independent else logits.softmax(1)).cpu().numpy()
         return found
 
     return Predictor(labels, settings, probabilities, independent)
+
+
+def _by_both(folder: Path, device: str) -> Predictor:
+    """A classifier that looks at scene and person; the whole picture stands for a person that is not known."""
+    classifier = load_classifier(folder).to(device)
+    outputs, size = classifier.outputs, classifier.model.image_size
+    independent = outputs.task == "multi"
+
+    @torch.no_grad()
+    def probabilities(some: Batch) -> np.ndarray:
+        answers, _ = classifier(some.scene_B3HW.to(device), some.person_B3HW.to(device))
+        logits = answers[:, : len(outputs.labels)]
+        found: np.ndarray = (logits.sigmoid() if independent else logits.softmax(1)).cpu().numpy()
+        return found
+
+    return Predictor(
+        outputs.labels, ViewSettings(image_size=size, person="largest"), probabilities, independent
+    )
 
 
 def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor:
