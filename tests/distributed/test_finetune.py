@@ -18,6 +18,8 @@ from shards.sources.emotic import CATEGORIES, DIMENSIONS
 from uniemox_dist.cli.main import run
 from uniemox_dist.release.classifier import load_classifier
 from uniemox_dist.runtime.files import sha256_file
+from uniemox_dist.use.pictures import Pictures
+from uniemox_dist.use.predict import by_head, predict
 
 TINY = (
     "run.epochs=null",
@@ -69,9 +71,14 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     for name in LAYOUTS:
         packed(folder_set(tmp_path / "source" / name, name), tmp_path / name, preset=name)
     packed(emotic_set(tmp_path / "source/emotic"), tmp_path / "emotic", layout="emotic")
+    # bf16 and a ZeRO stage each: as on a GPU.
+    other = {"heco": "optim.precision=bf16", "emotic": "optim.precision=bf16", "fi": "zero.stage=2"}
     short = ("run.max_steps=2", "batch.global_batch=8", "batch.micro_batch=4")
     runs = [
-        (recipe, settings(tmp_path / "runs", tmp_path / name, name, *short))
+        (
+            recipe,
+            settings(tmp_path / "runs", tmp_path / name, name, *short, other.get(name, "zero.stage=1")),
+        )
         for name, recipe in RECIPES.items()
     ]
     # The last begins with the classifier that another run left: its encoder, not its labels.
@@ -100,6 +107,10 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     assert [row["samples"] for row in dimensions] == [7, 9, 7]  # NaN left out
     assert "nothing is labelled Aversion, Confidence" in emotic["remarks"][2]
     _check_folder(tmp_path / "runs/emo8/best", tmp_path / "source/emo8", labels=8)
+    both = by_head(tmp_path / "runs/heco/best")
+    some = Pictures(str(tmp_path / "source/heco/Anger/000.jpg"))
+    [answer] = predict(both, some)
+    assert set(answer["probabilities"]) == set(presets()["heco"].labels)
     init = events(tmp_path / "runs/again", "init")[0]
     assert set(init["missing"]) == {"head.weight", "head.bias"}
     assert init["layout"] == "a fine-tuned classifier"
@@ -185,7 +196,7 @@ def test_a_recipe_of_the_other_command_and_an_encoder_that_does_not_fit_are_told
     tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["pretrain", "finetune_fi"]) == 2
-    assert "is one of fine-tuning; start it with `uniemox finetune`" in capsys.readouterr().err
+    assert "is one of fine-tuning; it is for `uniemox finetune`" in capsys.readouterr().err
     assert run(["finetune", "demo"]) == 2
     assert "is one of pretraining" in capsys.readouterr().err
     assert run(["finetune", "finetune_fi", "--dry-run"]) == 0
@@ -202,3 +213,32 @@ def test_a_recipe_of_the_other_command_and_an_encoder_that_does_not_fit_are_told
     with pytest.raises(AssertionError, match="is of another architecture"):
         run_ranks([*init, f"model.init_from={tmp_path}/wide"], world_size=1, recipe="finetune")
     assert not (tmp_path / "never").exists()
+
+
+def test_the_lines_of_the_document_do_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs/finetune.md").read_text(encoding="utf-8")
+    pack_line, train_line, read_line = text.partition("```sh\n")[2].partition("```")[0].splitlines()
+    monkeypatch.chdir(tmp_path)
+    labels_set(Path("pictures"), {split: dict.fromkeys(COLOURS, 4) for split in ("train", "val", "test")})
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    encoder = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape)
+    save = timm.models.save_for_hf
+    save(encoder, "OUT", model_config={"model_args": shape}, safe_serialization=True)
+    command, *arguments = pack_line.split()
+    assert (command, run(arguments)) == ("uniemox", 0)
+    command, subcommand, recipe, *pairs = train_line.split()
+    assert (command, subcommand, pairs[-2]) == ("uniemox", "finetune", "--nproc")
+    small = [*TINY, "run.max_steps=2", "batch.global_batch=8", "batch.micro_batch=4"]
+    assert run_ranks([*pairs[:-2], *small], world_size=2, recipe=recipe) == [0, 0]
+    assert read(Path(read_line.split()[1]))["test"]["samples"] == 16
+    code = text.partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    exec(compile(code, "docs/finetune.md", "exec"), {})
+    assert capsys.readouterr().out == "4 (3, 32, 32)\n"
+    assert run(["predict", "runs/mine/best", "pictures/test/red", "--format", "json"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert sorted(line["probabilities"]) == sorted(COLOURS)
+    assert run(["release", "runs/mine", "elsewhere"]) == 2
+    assert "is a run of fine-tuning, whose best weights lie in runs/mine/best" in capsys.readouterr().err

@@ -113,6 +113,7 @@ def loaded_after(statement: str) -> set[str]:
         "import uniemox_dist",
         "import shards.pack, shards.report, shards.sources.table, shards.sources.folder",
         "import uniemox_dist.cli.main, uniemox_dist.cli.shards, uniemox_dist.cli.pretrain, uniemox_dist.cli.release",
+        "import uniemox_dist.cli.finetune, uniemox_dist.data.splits",
         "import uniemox_dist.cli.doctor, uniemox_dist.doctor.full, uniemox_dist.doctor.short",
         "import uniemox_dist.config.load, launch.local, launch.restarts, uniemox_dist.data.plan",
         "import launch.job.attempt, launch.job.settle, uniemox_dist.cli.launch_job, uniemox_dist.runtime.rank_output",

@@ -80,6 +80,7 @@ def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) ->
     Raises:
         UserError: for every mistake of a recipe, or pairs without one.
     """
+    from uniemox_dist.config.finetune import FinetuneRun
     from uniemox_dist.config.load import load_config
     from uniemox_dist.doctor.subject import Subject
 
@@ -88,7 +89,10 @@ def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) ->
         return Subject(folder or Path(DEFAULT_FOLDER), tuple(("--data", path) for path in data))
     if "=" in recipe[0]:
         raise UserError(f"{recipe[0]}: KEY=VALUE pairs come on top of a RECIPE; name one before them")
-    return Subject.of(load_config(recipe[0], recipe[1:]), folder, data)
+    config = load_config(recipe[0], recipe[1:])
+    if isinstance(config, FinetuneRun):
+        config = config.of_training()
+    return Subject.of(config, folder, data)
 
 
 def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: bool) -> list["Finding"]:

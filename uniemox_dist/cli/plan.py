@@ -89,13 +89,13 @@ def plan(
     from launch.plan.measured import read_run
     from launch.plan.whole import Asked, make_plan
     from uniemox_dist.cli.plan_page import page
-    from uniemox_dist.config.load import load_config
+    from uniemox_dist.config.load import load_config, pretraining
     from uniemox_dist.runtime.run_folder import RunFolder
 
     _one_pace(mfu=mfu, samples_per_s=samples_per_s, from_run=from_run)
     device = find_device(gpu, gpu_memory)
     earlier = read_run(from_run) if from_run is not None else None
-    config = load_config(recipe, overrides)
+    config = pretraining(load_config(recipe, overrides))
     own = RunFolder(Path(config.run.dir) / config.run.name)
     asked = Asked(
         nodes=nodes,

@@ -75,6 +75,11 @@ class FinetuneRun(Config):
     """Of pretraining: not used."""
     finetune: FinetuneConfig = FinetuneConfig()
 
+    def of_training(self) -> "FinetuneRun":
+        """The same with the training split alone as its data, for what looks at shards and knows of no splits."""
+        path = str(self.data.path).rstrip("/") + "/train"
+        return self.model_copy(update={"data": self.data.model_copy(update={"path": path})})
+
     @model_validator(mode="before")
     @classmethod
     def _none_of_pretraining(cls, values: Any) -> Any:

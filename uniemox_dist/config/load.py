@@ -185,7 +185,9 @@ def pretraining(config: Config) -> Config:
         UserError: if it is one of fine-tuning.
     """
     if isinstance(config, FinetuneRun):
-        raise UserError("finetune.*: this recipe is one of fine-tuning; start it with `uniemox finetune`")
+        raise UserError(
+            "finetune.*: this recipe is one of fine-tuning; it is for `uniemox finetune` and slurm/finetune.sbatch"
+        )
     return config
 
 

@@ -63,6 +63,10 @@ def release(
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another folder or delete it")
     checkpoint = choose(run, step)
+    if "finetune" in checkpoint.info["config"]:
+        raise UserError(
+            f"RUN={run}: is a run of fine-tuning, whose best weights lie in {run}/best as timm loads them"
+        )
     source = source_of(checkpoint, ema=ema)
     folder = RunFolder(checkpoint.folder.parent.parent)
     found = evaluation_of(folder, evaluation, checkpoint.step)

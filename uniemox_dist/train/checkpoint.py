@@ -55,7 +55,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
             (section, key)
             for section in ("model", "loss", "finetune")
             for key in new.get(section, {})
-            if key not in ("init_from", "patience", "eval_batch")
+            if key not in ("init_from", "patience", "validate_epochs", "eval_batch")
         ),
         *(
             ("data", key)

@@ -12,7 +12,10 @@ from uniemox_dist.models.student import Student
 from uniemox_dist.release.export import release
 
 ROOT = Path(__file__).parents[3]
-ELSEWHERE = {"docs/clusters.md": "tests/cluster submits it on a real Slurm"}
+ELSEWHERE = {
+    "docs/clusters.md": "tests/cluster submits it on a real Slurm",
+    "docs/finetune.md": "tests/distributed/test_finetune.py runs it behind the commands",
+}
 """Documents whose blocks are run by other tests."""
 
 
