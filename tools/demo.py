@@ -40,7 +40,7 @@ def newest_checkpoint() -> Path:
 
 STEPS = [
     Step(
-        "1/5  Pack 1,599 captioned pictures into tar shards, looking for persons in each (about 1 minute)",
+        "1/6  Pack 1,599 captioned pictures into tar shards, looking for persons in each (about 1 minute)",
         [
             "shards",
             "pack",
@@ -54,24 +54,32 @@ STEPS = [
         ],
     ),
     Step(
-        "2/5  Pretrain a small ViT on two DeepSpeed ranks against a frozen CLIP, all three losses on (about 5 minutes)",
+        "2/6  Pretrain a small ViT on two DeepSpeed ranks against a frozen CLIP, all three losses on (about 5 minutes)",
         ["pretrain", "demo", "--nproc", "2"],
     ),
     Step(
-        "3/5  Release: consolidated weights that timm loads, with a model card and checksums",
+        "3/6  Release: consolidated weights that timm loads, with a model card and checksums",
         ["release", str(RUN), str(RELEASE)],
         lambda: newer(RELEASE / "SHA256SUMS", newest_checkpoint()),
         RELEASE,
     ),
     Step(
-        "4/5  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 1 minute)",
+        "4/6  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 1 minute)",
         ["evaluate", "protocol", str(RELEASE), str(SHARDS), "--json", str(RUN / "evaluation.json")],
         lambda: newer(RUN / "evaluation.json", RELEASE / "SHA256SUMS"),
     ),
     Step(
-        "5/5  Report: curves, reconstructions and the table on one page",
+        "5/6  Look at held-out pictures: a map, nearest neighbours, zero-shot answers, attention",
+        ["evaluate", "gallery", str(RELEASE), str(SHARDS / "test"), "--out", str(RUN / "gallery.json")],
+        lambda: newer(RUN / "gallery.json", RELEASE / "SHA256SUMS"),
+    ),
+    Step(
+        "6/6  Report: curves, reconstructions, the table and the pictures on one page",
         ["report", str(RUN)],
-        lambda: newer(RUN / "report.html", RUN / "evaluation.json"),
+        lambda: (
+            newer(RUN / "report.html", RUN / "evaluation.json")
+            and newer(RUN / "report.html", RUN / "gallery.json")
+        ),
     ),
 ]
 
@@ -102,6 +110,8 @@ Done in {(time.monotonic() - began) / 60:.1f} minutes. Look at
   {RUN / "tensorboard"}/      {commands}/tensorboard --logdir {RUN / "tensorboard"}
 Try next (the commands lie in {commands}/)
   uniemox shards stats {SHARDS}
+  uniemox predict {RELEASE} YOUR_PICTURES --labels joy,awe,anger,fear,sadness
+  uniemox finetune finetune --nproc 2 data.path={SHARDS} model.init_from={RELEASE} …   (docs/finetune.md)
   uniemox pretrain demo --nproc 2 run.name=no_fusion model.fusion=none
   uniemox shards pack YOUR_PICTURES demo/yours --layout folder"""
     )

@@ -256,6 +256,14 @@ def test_a_release_is_measured_by_each_task(
             classes = result["rows"]["release"]["classes"]
             assert sum(row["support"] for row in classes) == 20  # each sample once
             assert (tmp_path / f"{task}.png").is_file()
+    shown = whole_run / "gallery.json"
+    assert run(["evaluate", "gallery", str(out), str(tiny_data / "test"), "--out", str(shown)]) == 0
+    gallery = json.loads(shown.read_text())
+    assert len(gallery["pictures"]) == 20
+    assert gallery["zeroshot"] is None  # all have one label
+    assert run(["report", str(whole_run), "--out", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_text().count("data:image/jpeg;base64,") >= 20 + 10 * 7
+    shown.unlink()
     capsys.readouterr()
     for options, says in (
         (["knn", str(out), str(tiny_data), "--baselines", "magic"], "--baselines=magic: is none"),

@@ -7,11 +7,14 @@ from pathlib import Path
 import browser as chromium
 import numpy as np
 import pytest
+import torch
 from browser import Browser, browser
 from PIL import Image
 from told_run import BEGAN, told_run
 
 from uniemox_dist.cli.main import run as uniemox
+from uniemox_dist.evaluate.gallery import thumbnail
+from uniemox_dist.report.gallery import gallery
 from uniemox_dist.runtime.errors import EXIT_DONE
 from uniemox_dist.runtime.files import write_json
 
@@ -113,3 +116,60 @@ def test_everything_is_seen_nothing_is_asked_for_and_nothing_is_complained_of(
         "light": ("rgb(247, 246, 243)", "rgb(51, 70, 184)"),
         "dark": ("rgb(18, 20, 26)", "rgb(146, 164, 255)"),
     }[scheme]
+
+
+def test_dots_of_the_map_show_their_picture_when_they_are_pointed_at(
+    page: Path, window: Browser, tmp_path: Path
+) -> None:
+    pictures = [
+        {
+            "key": str(i),
+            "label": "<b>joy</b>" if i else None,
+            "caption": f"picture {i}",
+            "x": i / 2,
+            "y": 1 - i / 2,
+            "picture": thumbnail(torch.full((3, 16, 16), 80 * i, dtype=torch.uint8), 64),
+        }
+        for i in range(3)
+    ]
+    found = {
+        "format": "uniemox-gallery",
+        "format_version": 1,
+        "step": 8000,
+        "data": {"samples": 3},
+        "pictures": pictures,
+        "neighbours": [{"picture": 0, "nearest": [{"picture": 2, "cosine": 0.5}]}],
+        "zeroshot": {
+            "labels": ["joy", "awe"],
+            "accuracy": 0.5,
+            "right": [{"picture": 1, "answer": "joy", "probability": 0.9}],
+            "wrong": [],
+        },
+        "attention": [{"picture": 1, "scene_view": pictures[1]["picture"], "scene": pictures[2]["picture"]}],
+    }
+    write_json(page.parent / "gallery.json", found)
+    out = tmp_path / "with_gallery.html"
+    try:
+        assert uniemox(["report", str(page.parent), "--out", str(out)]) == EXIT_DONE
+    finally:
+        (page.parent / "gallery.json").unlink()
+    window.size(390, 900)
+    window.open(out)
+    window.run(DECODED)
+    shown = "return [...document.querySelectorAll('.map i > span')].map(e => e.getBoundingClientRect().width)"
+    assert window.run(shown) == [0, 0, 0]
+    window.run("document.querySelectorAll('.map i')[1].focus()")
+    first, second, third = window.run(shown)
+    assert (first, third) == (0, 0)
+    assert second > 100
+    assert "<b>joy</b>" in window.run("return document.querySelectorAll('.map i')[1].innerText")
+    assert window.said() == []
+    assert (
+        window.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    )
+    assert len(window.run("return [...document.querySelectorAll('#gallery ~ .strip')].map(e => 1)")) == 4
+    (tmp_path / "run").mkdir()
+    write_json(
+        tmp_path / "run" / "gallery.json", {**found, "pictures": [{**pictures[0], "picture": '"><script>'}]}
+    )
+    assert gallery(tmp_path / "run") is None

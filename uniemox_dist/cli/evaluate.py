@@ -70,6 +70,25 @@ def protocol_command(
         click.echo(f"written to {json_file}")
 
 
+@evaluate.command("gallery")
+@click.argument("release", type=FILE)
+@click.argument("data")
+@click.option(
+    "--out", type=FILE, required=True, help="A JSON; as RUN/gallery.json it goes into the run's report."
+)
+@click.option("--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+def gallery_command(release: Path, data: str, out: Path, teacher_name: str | None, device: str) -> None:
+    """Looks at pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
+    from uniemox_dist.evaluate.device import device_of
+    from uniemox_dist.evaluate.gallery import gallery
+    from uniemox_dist.runtime.files import write_json
+
+    found = gallery(release, data, teacher_name=teacher_name, device=device_of(device))
+    write_json(out, found)
+    click.echo(f"{out}: {len(found['pictures'])} pictures")
+
+
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The arguments and options that the four tasks have in common."""
     options = [

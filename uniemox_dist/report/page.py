@@ -16,6 +16,7 @@ from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.report.curves import RESUMES, draw
 from uniemox_dist.report.environment import environment, submission
 from uniemox_dist.report.evaluation import read_evaluation, table
+from uniemox_dist.report.gallery import gallery
 from uniemox_dist.report.nearest import nearest
 from uniemox_dist.report.objective import objective
 from uniemox_dist.report.pictures import pictures
@@ -94,6 +95,7 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mappin
         nearest=nearest(folder.samples),
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,
+        gallery=gallery(folder.path),
         events=[event_row(event) for event in events],
         most_events=EVENTS_SHOWN,
         config=text,
