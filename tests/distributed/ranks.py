@@ -21,7 +21,7 @@ PRELOAD = [
     "open_clip",
     "timm",
     "torch.utils.tensorboard",
-    "uniemox_dist.train.finetune.trainer",
+    "uniemox_dist.train.finetune.build",
 ]
 TIMEOUT_S = 240
 
@@ -111,7 +111,7 @@ def _rank(
     from uniemox_dist.config.finetune import FinetuneRun
     from uniemox_dist.config.load import load_config
     from uniemox_dist.runtime.world import World
-    from uniemox_dist.train.finetune.trainer import finetune
+    from uniemox_dist.train.finetune.build import finetune
     from uniemox_dist.train.loop import pretrain
 
     torch.set_num_threads(1)

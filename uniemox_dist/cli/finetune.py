@@ -36,7 +36,7 @@ def _load(recipe: str, overrides: Sequence[str]) -> "Config":
 
 
 def _train() -> Callable[..., int]:
-    from uniemox_dist.train.finetune.trainer import finetune as train
+    from uniemox_dist.train.finetune.build import finetune as train
 
     return train
 

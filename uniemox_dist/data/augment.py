@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Augment:
             fill = tuple(min(255, round(255 * value)) for value in model.mean)
             shift = {"translate_const": int(self.size * 0.45), "img_mean": fill}
             try:
-                self._rand = rand_augment_transform(settings.rand_augment, shift)
+                self._rand = _with_some_bits(rand_augment_transform(settings.rand_augment, shift))
             except (AssertionError, ValueError, KeyError) as error:
                 raise UserError(
                     f"finetune.rand_augment={settings.rand_augment}: is no description that timm "
@@ -131,6 +132,19 @@ class Augment:
             a, b = batch.targets_BC[one], batch.targets_BC[other]
             targets_BC[one], targets_BC[other] = torch.lerp(b, a, mix.share), torch.lerp(a, b, mix.share)
         return replace(batch, targets_BC=targets_BC)
+
+
+def _with_some_bits(transform: Any) -> Any:
+    """RandAugment whose posterisation keeps one bit at least: at its strongest timm asks for none, which newer versions
+    of Pillow refuse."""
+    for op in getattr(transform, "ops", ()):
+        if op.name.startswith("Posterize") and op.level_fn is not None:
+            op.level_fn = partial(_one_bit, op.level_fn)
+    return transform
+
+
+def _one_bit(levels: Callable[[float, Any], tuple[int, ...]], level: float, settings: Any) -> tuple[int, ...]:
+    return tuple(max(1, bits) for bits in levels(level, settings))
 
 
 def _mix_views(a_3HW: Tensor, b_3HW: Tensor, mix: Mix) -> None:

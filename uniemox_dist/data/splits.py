@@ -5,10 +5,7 @@ Splits that are here are taken as they are. Without a val split, a seeded share 
 split ratio keeps a seeded share of what is left. Both go by pictures: persons of one picture stay together.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +13,8 @@ from shards.presets import cut, draw64, presets
 from shards.sources.emotic import CATEGORIES, DIMENSIONS
 from shards.storage import place
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
-from uniemox_dist.data.labelled import WHOLE, LabelledReader
+from uniemox_dist.data.labelled import LabelledReader
+from uniemox_dist.data.labels import Sample, samples_of
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.runtime.errors import UserError
@@ -45,16 +43,6 @@ class Splits:
         return shares
 
 
-@dataclass
-class _Sample:
-    shard: int
-    row: int
-    person: int
-    key: str
-    labels: tuple[str, ...]
-    values: tuple[float, ...] = ()
-
-
 def open_splits(config: FinetuneRun) -> Splits:
     """Opens DATA/train, val and test (data.path=DATA).
 
@@ -66,7 +54,7 @@ def open_splits(config: FinetuneRun) -> Splits:
     readers = {name: _open(config, name) for name in SPLITS}
     train = readers["train"]
     assert train is not None
-    found = {name: _samples(r, settings, name, config) for name, r in readers.items() if r is not None}
+    found = {name: samples_of(r, settings, name, config) for name, r in readers.items() if r is not None}
     labels = _names(found["train"], settings, train, config)
     dimensions = DIMENSIONS if settings.task == "multi" and settings.dimension_weight else ()
     remarks: list[str] = []
@@ -143,62 +131,8 @@ def _open(config: FinetuneRun, split: str) -> ShardReader | None:
     return reader
 
 
-def _samples(reader: ShardReader, settings: FinetuneConfig, split: str, config: FinetuneRun) -> list[_Sample]:
-    """What a split can be learned from: pictures, or the persons of pictures."""
-    samples: list[_Sample] = []
-    unlabelled = 0
-    for shard in range(len(reader.manifest.shards)):
-        keys, labels, persons = reader.columns(shard, ["key", "label", "persons"])
-        for row, (key, label, people) in enumerate(zip(keys, labels, persons)):
-            if settings.task == "multi":
-                samples += _of_persons(shard, row, key, people or [], settings.persons)
-            elif label is None:
-                unlabelled += 1
-            else:
-                samples.append(_Sample(shard, row, WHOLE, key, (label,)))
-    where = f"data.path={config.data.path}/{split}"
-    if unlabelled:
-        raise UserError(
-            f"{where}: {unlabelled} of {reader.samples} pictures have no label; pack from a source with labels"
-        )
-    if not samples or (settings.task == "multi" and not any(sample.labels for sample in samples)):
-        raise UserError(
-            f"{where}: no person has categories of its own; pack EMOTIC with --layout emotic, or set "
-            "finetune.task=single"
-        )
-    return samples
-
-
-def _of_persons(shard: int, row: int, key: str, people: list[dict[str, Any]], each: bool) -> list[_Sample]:
-    """The annotated persons of a picture, one by one or together: then all their categories, and means of the rest."""
-    annotated = [
-        (number, facts) for number, person in enumerate(people) if (facts := _facts(person)) is not None
-    ]
-    if each:
-        return [
-            _Sample(shard, row, number, key, tuple(facts["categories"]), _values([facts]))
-            for number, facts in annotated
-        ]
-    if not annotated:
-        return []
-    everyone = [facts for _, facts in annotated]
-    together = dict.fromkeys(label for facts in everyone for label in facts["categories"])
-    return [_Sample(shard, row, WHOLE, key, tuple(together), _values(everyone))]
-
-
-def _facts(person: dict[str, Any]) -> dict[str, Any] | None:
-    labels = json.loads(person["labels"]) if person.get("labels") else {}
-    return labels if "categories" in labels else None
-
-
-def _values(facts: Sequence[dict[str, Any]]) -> tuple[float, ...]:
-    """Valence, arousal and dominance: the means of what is known, NaN where nothing is."""
-    known = [[float(one[name]) for one in facts if one.get(name) is not None] for name in DIMENSIONS]
-    return tuple(sum(values) / len(values) if values else float("nan") for values in known)
-
-
 def _names(
-    samples: list[_Sample], settings: FinetuneConfig, reader: ShardReader, config: FinetuneRun
+    samples: list[Sample], settings: FinetuneConfig, reader: ShardReader, config: FinetuneRun
 ) -> tuple[str, ...]:
     """The classes in the order of the outputs: as the settings say, in the set's own order, or sorted."""
     have = {label for sample in samples for label in sample.labels}
@@ -217,7 +151,7 @@ def _names(
 
 
 def _labelled(
-    reader: ShardReader | None, samples: list[_Sample], labels: tuple[str, ...], dimensions: int
+    reader: ShardReader | None, samples: list[Sample], labels: tuple[str, ...], dimensions: int
 ) -> LabelledReader:
     assert reader is not None
     place_of = {label: i for i, label in enumerate(labels)}

@@ -139,7 +139,7 @@ def from_unit(values: Tensor) -> Tensor:
 
 def category_weights(shares_L: list[float]) -> tuple[float, ...]:
     """Weights of categories by their shares p of the samples, 1 / ln(1.2 + p) (Kosti et al., Context Based Emotion
-    Recognition using EMOTIC Dataset, TPAMI 2019, eq. 3), brought to a mean of 1: rare ones count for more."""
+    Recognition using EMOTIC Dataset, TPAMI 2019), brought to a mean of 1: rare ones count for more."""
     raw = [1 / math.log(1.2 + share) for share in shares_L]
     mean = sum(raw) / len(raw)
     return tuple(weight / mean for weight in raw)

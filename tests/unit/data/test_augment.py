@@ -130,6 +130,12 @@ def test_what_cannot_be_mixed_or_is_no_description_is_told() -> None:
         config("data.path=null", "data.sources=[{path: x}]", "run.epochs=null", "run.max_steps=2")
 
 
+def test_the_strongest_of_every_kind_can_be_drawn() -> None:
+    strongest = Augment(config("finetune.rand_augment=rand-m10-n4-inc1", "finetune.erasing=0"))
+    for slot in range(150):  # 600 draws of 15 kinds, half of them applied
+        strongest.view(views(1)[0], slot, 0)
+
+
 def test_seeds_of_64_bits_are_taken() -> None:
     with seeded((1 << 64) - 1):
         first = random.random(), np.random.rand(), torch.rand(1).item()

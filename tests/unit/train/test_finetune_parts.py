@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from sklearn import metrics as sk
 from torch.nn import functional as F
 
 from uniemox_dist.config.schema import ModelConfig
@@ -181,6 +182,27 @@ def test_average_precision_is_what_its_definition_gives(
     scores: list[float], positive: list[int], expected: float | None
 ) -> None:
     assert metrics.average_precision(np.array(scores), np.array(positive, bool)) == pytest.approx(expected)
+
+
+def test_figures_are_scikit_learns_of_the_same_answers() -> None:
+    random = np.random.RandomState(0)
+    true, answers = random.randint(0, 4, 200), random.randn(200, 4).round(1)
+    answers[np.arange(200), true] += 1
+    result = metrics.single_label(answers, np.eye(4)[true], ("a", "b", "c", "d"))
+    found = answers.argmax(1)
+    assert result["accuracy"] == pytest.approx(sk.accuracy_score(true, found))
+    assert result["mean_recall"] == pytest.approx(sk.balanced_accuracy_score(true, found))
+    recalls, precisions = (
+        sk.recall_score(true, found, average=None),
+        sk.precision_score(true, found, average=None),
+    )
+    assert [row["recall"] for row in result["per_class"]] == pytest.approx(recalls.tolist())
+    assert [row["precision"] for row in result["per_class"]] == pytest.approx(precisions.tolist())
+    several = random.rand(200, 4) < 0.3  # and scores with ties
+    result = metrics.multi_label(answers, several.astype(float), ("a", "b", "c", "d"), ())
+    expected = [sk.average_precision_score(several[:, i], answers[:, i]) for i in range(4)]
+    assert [row["average_precision"] for row in result["per_class"]] == pytest.approx(expected)
+    assert result["mean_average_precision"] == pytest.approx(np.mean(expected))
 
 
 def test_dimensions_are_measured_where_they_are_known() -> None:

@@ -1,42 +1,29 @@
-"""The parts of a fine-tuning run, and what it does between steps: validate, keep the best weights, end early, test."""
+"""What a fine-tuning run does in its steps and between them: validate, keep the best weights, end early, test."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from uniemox_dist.checkpoints.files import fixed_parameters
 from uniemox_dist.checkpoints.folders import named_checkpoint, step_folder
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.config.schema import Config
-from uniemox_dist.data.augment import Augment, LabelledDataset
 from uniemox_dist.data.labelled import LabelledReader
-from uniemox_dist.data.loader import MicroBatch, view_settings
-from uniemox_dist.data.splits import Splits, open_splits, train_sources
-from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit
-from uniemox_dist.models.flops import classifier_flops
+from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.splits import Splits
+from uniemox_dist.models.classifier import Outputs, from_unit
 from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.run_folder import RunFolder
 from uniemox_dist.runtime.watchdog import Watchdog
-from uniemox_dist.runtime.world import World
 from uniemox_dist.train import comm
-from uniemox_dist.train.checkpoint import RunState, check_same_run
-from uniemox_dist.train.compute import check_compiler
-from uniemox_dist.train.engine import make_engine
 from uniemox_dist.train.finetune import history, metrics
 from uniemox_dist.train.finetune.answers import answers
 from uniemox_dist.train.finetune.history import History
-from uniemox_dist.train.fragments import check
-from uniemox_dist.train.initial import begin_with, choose_checkpoint
-from uniemox_dist.train.loop import train
 from uniemox_dist.train.saves import Saves
-from uniemox_dist.train.schedule import Schedule
-from uniemox_dist.train.setup import Trainer, device_peak, settled_precision
+from uniemox_dist.train.setup import Trainer
 from uniemox_dist.train.step import StepResult, update
 
 log = logging.getLogger("uniemox")
@@ -192,118 +179,3 @@ class FinetuneTrainer(Trainer):
 
 def _numbers(measured: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in measured.items() if isinstance(value, float)}
-
-
-def outputs_of(config: FinetuneRun, splits: Splits) -> Outputs:
-    """What the classifier of a run answers."""
-    settings = config.finetune
-    weighted = settings.task == "multi" and settings.category_weights == "inverse_log"
-    return Outputs(
-        settings.task,
-        splits.labels,
-        splits.dimensions,
-        settings.persons,
-        settings.pooling,
-        smoothing=settings.smoothing if settings.task == "single" else 0.0,
-        weights=category_weights(splits.shares_C.tolist()) if weighted else None,
-        dimension_weight=settings.dimension_weight,
-    )
-
-
-def build(
-    config: Config,
-    world: World,
-    device: torch.device,
-    folder: RunFolder,
-    resume: str = "auto",
-    *,
-    expect: Callable[[str], None] = lambda doing: None,
-) -> FinetuneTrainer:
-    """As `setup.build`, for a classifier: its weights are those of the checkpoint, or the encoder of `model.init_from`
-    with a last layer drawn by the seed, or all drawn by it."""
-    assert isinstance(config, FinetuneRun)
-    expect("opening the data")
-    hosts = comm.hosts(world)
-    comm.on_all(world, lambda: check_compiler(config.compute, device))
-    splits = comm.on_all(world, lambda: open_splits(config))
-    comm.on_all(world, lambda: Augment(config))
-    sources = comm.on_all(world, lambda: train_sources(config, splits, world.rank, world.size))
-    if config.finetune.mixes and (config.batch.streams // world.size) % 2:
-        raise UserError(
-            f"finetune.mixup and finetune.cutmix mix neighbouring slots: batch.streams={config.batch.streams} over "
-            f"{world.size} ranks are {config.batch.streams // world.size} each, which is odd; change batch.streams or "
-            "the ranks, or set finetune.mixup=0 finetune.cutmix=0"
-            if world.is_main
-            else ""
-        )
-    plan = sources.plan(config)
-    schedule = Schedule.of(config, sources.epoch_samples(config))
-    expect("choosing a checkpoint, whose files are hashed")
-    chosen = choose_checkpoint(world, folder, resume)
-    precision: str = comm.on_main(world, lambda: settled_precision(config, device, chosen))
-    if chosen is not None:
-        state = RunState(chosen.step, config, sources.identity, precision, None, None)
-        comm.on_main(world, lambda: check_same_run(chosen, state))
-    outputs = outputs_of(config, splits)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        classifier = Classifier(config.model, outputs)
-    loaded = begin_with(classifier, config, world, device, chosen)
-    if world.is_main:
-        log.info(
-            "%d outputs: %s; %d training, %d validation, %s test samples",
-            len(outputs.names),
-            ", ".join(outputs.names),
-            splits.train.samples,
-            splits.val.samples,
-            splits.test.samples if splits.test is not None else "no",
-        )
-        for remark in splits.remarks:
-            log.warning("%s", remark)
-    settings = replace(view_settings(config, with_person=outputs.persons), person_grid=0)
-    dataset = LabelledDataset(
-        plan,
-        sources.readers,
-        None,
-        settings,
-        config.run.seed,
-        config=config,
-        strict=config.data.strict,
-    )
-    expect("making the engine, and loading the checkpoint")
-    fixed = fixed_parameters(classifier)
-    engine = make_engine(classifier, config, world, precision, device)
-    check(engine)
-    step = chosen.step if chosen is not None else 0
-    return FinetuneTrainer(
-        config=config,
-        world=world,
-        device=device,
-        folder=folder,
-        sources=sources,
-        shown=None,
-        plan=plan,
-        schedule=schedule,
-        dataset=dataset,
-        teacher=None,
-        facts=None,
-        replay=None,
-        student=classifier,  # type: ignore[arg-type]  # what shows pictures asks a student, and is not used
-        engine=engine,
-        precision=precision,
-        chosen=chosen,
-        loaded=loaded,
-        fixed=fixed,
-        ema=None,
-        flops=classifier_flops(config.model, 2 if outputs.persons else 1, len(outputs.names)),
-        peak_tflops=device_peak(config, precision, device),
-        hosts=hosts,
-        splits=splits,
-        outputs=outputs,
-        history=History.read(folder.path, step),
-    )
-
-
-def finetune(config: FinetuneRun, world: World, **more: Any) -> int:
-    """Fine-tunes by a configuration: the loop with the parts of fine-tuning; returns the exit code."""
-    return train(config, world, build, **more)
