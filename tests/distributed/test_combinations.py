@@ -60,7 +60,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> pytest.MonkeyPatch:  #
     [
         (0, 2, 2, False, True, "equal rates"),
         (0, 1, 2, False, False, "layer decay"),
-        (1, 2, 2, True, False, "equal rates"),
+        pytest.param(1, 2, 2, True, False, "equal rates", marks=pytest.mark.slow),
         (1, 2, 1, False, True, "layer decay"),
         (2, 2, 2, False, True, "equal rates"),
         (3, 2, 2, False, True, "layer decay"),

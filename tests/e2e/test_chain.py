@@ -131,7 +131,7 @@ def test_killed_and_resumed_gives_the_losses_of_an_uninterrupted_run(
     assert [e["step"] for e in lines if e["event"] == "resume"] in ([2], [4], [6], [8])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR2])
 def test_a_stop_signal_saves_ends_with_75_and_the_run_goes_on(
     tmp_path: Path, whole_run: Path, tiny_data: Path, tiny_teacher: Path, number: signal.Signals
 ) -> None:
