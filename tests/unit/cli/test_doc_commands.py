@@ -1,0 +1,64 @@
+"""Every command line of README and docs names a command and options that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from uniemox_dist.cli.main import uniemox
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "shards").rglob("*.md")),
+]
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """The words of every `uniemox …` in blocks of shell commands."""
+    found = []
+    for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|\||;|\|", re.sub(r"\s#.*", "", line)):
+                words = part.strip().removeprefix("$ ").removeprefix("srun ").strip()
+                if not words.startswith("uniemox "):
+                    continue
+                try:
+                    found.append(shlex.split(words)[1:])
+                except ValueError:  # what a command says, not a command
+                    continue
+    return found
+
+
+LINES = [
+    pytest.param(words, id=f"{path.relative_to(ROOT)}: {' '.join(words)[:60]}")
+    for path in DOCUMENTS
+    for words in command_lines(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_a_line_of_the_docs_names_what_exists(words: list[str]) -> None:
+    command: click.Command = uniemox
+    context = click.Context(command)
+    rest = list(words)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name = rest.pop(0).split("|")[0]
+        found = command.get_command(context, name)
+        assert found is not None, f"no command {name}"
+        command = found
+    options = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {
+        "--help",
+        "--version",
+    }
+    for word in rest:
+        name = word.strip("[]").split("=")[0].split("|")[0]
+        if name.startswith("--") and name != "--":
+            assert name in options, f"uniemox {' '.join(words)}: no option {name}"
+
+
+def test_there_are_such_lines() -> None:
+    assert len(LINES) > 40
