@@ -23,6 +23,7 @@ from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.checkpoints.weights import CLASSIFIER
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.models.classifier import Classifier, Outputs, classifier_arguments, from_unit, timm_model
+from uniemox_dist.release.timm_config import statistics
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import (
     publish_dir,
@@ -83,23 +84,8 @@ def _write(folder: Path, classifier: Classifier, config: FinetuneRun) -> None:
     else:
         weights |= {f"head.{name}": tensor for name, tensor in head.items()}
     whole.load_state_dict(weights)
-    size = model.image_size
     pretrained: Any = whole.pretrained_cfg
-    pretrained.update(
-        {
-            "input_size": [3, size, size],
-            "mean": list(model.mean),
-            "std": list(model.std),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-            "num_classes": whole.num_classes,
-            "tag": "",
-            "license": None,
-        }
-    )
+    pretrained.update(statistics(model, whole.num_classes))
     about: dict[str, Any] = {"model_args": classifier_arguments(model, outputs.pooling)}
     if not outputs.persons:
         about["label_names"] = list(outputs.names)

@@ -20,19 +20,19 @@ from uniemox_dist.checkpoints.files import load_fixed
 from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.vits import timm_name
+from uniemox_dist.models.classifier import TIMM_NAMES
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.about import card, draw_curves, evaluation_of, facts_of, standing
 from uniemox_dist.release.checks import CARD, CONFIG, FACTS, ONNX, SUMS
 from uniemox_dist.release.chosen import choose
+from uniemox_dist.release.timm_config import statistics
 from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, source_of, write_weights
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json, write_text
 from uniemox_dist.runtime.run_folder import RunFolder
 
 CURVES = "training_curves.png"
-# timm wants the name of an architecture; all that matters is stated in model_args.
-TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 
 
 def release(
@@ -118,21 +118,5 @@ def _write_config(path: Path, config: Config, source: Source) -> None:
         name = timm_name(config.model.name)
     encoder: Any = timm.create_model(name, num_classes=0, **arguments)
     check_names(encoder.state_dict(), source)
-    size = config.model.image_size
-    statistics = {
-        "input_size": [3, size, size],
-        "mean": list(config.model.mean),
-        "std": list(config.model.std),
-        "interpolation": "bicubic",
-        # The whole picture, squashed to a square: how our own evaluation looks at pictures.
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "num_classes": 0,
-        # Not those of timm's own weights, whose configuration this one starts from.
-        "tag": "",
-        "license": None,
-    }
-    encoder.pretrained_cfg.update(statistics)
+    encoder.pretrained_cfg.update(statistics(config.model, 0))
     save_config_for_hf(encoder, str(path), model_config={"model_args": arguments})
