@@ -25,7 +25,7 @@ def steps(run: Path) -> list[int]:
 def a_slow_disk(rank: int) -> None:
     """Rank 1's second part is written only when step 3 has changed the weights, and is due itself."""
     from uniemox_dist.train import saver
-    from uniemox_dist.train.loop import train_step
+    from uniemox_dist.train.setup import train_step
 
     write, made = saver.write_part, 0
 
@@ -40,10 +40,10 @@ def a_slow_disk(rank: int) -> None:
         made += 1
         return result
 
-    from uniemox_dist.train import loop
+    from uniemox_dist.train import setup
 
     saver.write_part = slow
-    loop.train_step = counted
+    setup.train_step = counted
 
 
 def test_what_a_slow_writer_writes_is_the_step_that_it_was_given(
