@@ -64,9 +64,8 @@ class Released:
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss, relation, similarity, reconstruction = torch.cat([total.detach().view(1), parts]).tolist()
-        return StepResult(
-            loss, relation, similarity, reconstruction, 0.0, True, stop=False, damaged=0, keys=B
-        )
+        named = {"relation": relation, "similarity": similarity, "reconstruction": reconstruction}
+        return StepResult(loss, named, 0.0, True, stop=False, damaged=0, keys=B)
 
     def losses(self, scene_order_BN: Tensor, person_order_BN: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and (relation, similarity, reconstruction)."""
