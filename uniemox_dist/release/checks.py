@@ -1,16 +1,28 @@
 """What a release is, and whether it is still what it was: for programs that load one, and for people."""
 
-import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from uniemox_dist.config.mistakes import explain
+from uniemox_dist.config.schema import Config
 from uniemox_dist.release.weights import ENCODER, REST
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import read_json, sha256_file
 
 CONFIG, FACTS, CARD, SUMS, ONNX = "config.json", "uniemox.json", "README.md", "SHA256SUMS", "encoder.onnx"
 FORMAT, FORMAT_VERSION = "uniemox-release", 1
+PROMISED = (
+    *("run", "step", "slots", "parameters", "weights", "feature", "embedding_width", "teacher"),
+    *("data_identity", "losses", "config"),
+)
+"""Fields of uniemox.json that every release of this format has."""
+LOADED = ("*.safetensors", "*.json", "*.onnx")
+"""What programs read of a release: never without a hash."""
+SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._+-]+)")
 
 
 def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEASE") -> dict[str, Any]:
@@ -40,33 +52,54 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
     if verify:
         for name, problem in altered(folder):
             raise UserError(f"{field}={folder}: {name} {problem}; copy the release again")
+    lacking = [name for name in PROMISED if name not in facts]
+    if lacking:
+        raise UserError(f"{field}={folder}: {FACTS} lacks {lacking[0]}; copy the release again")
+    try:
+        Config.model_validate(facts["config"])
+    except ValidationError as error:
+        raise UserError(
+            f"{field}={folder}: {FACTS}: config: {next(explain(error, Config))} (written by uniemox-dist "
+            f"{facts.get('uniemox_dist', '?')}); update uniemox-dist, or copy the release again"
+        ) from None
     return dict(facts)
 
 
 def altered(folder: Path) -> Iterator[tuple[str, str]]:
-    """The files of a release that are not as SHA256SUMS says, and what is wrong with each."""
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        if not name or "/" in name:
+    """The files of a release that are not as SHA256SUMS says, and what is wrong with each; SHA256SUMS itself where it
+    is damaged, or silent about a file that programs read."""
+    # Every byte counts: whatever else breaks a line for Python (\v, \x1c, …) is damage here.
+    lines = (folder / SUMS).read_bytes().decode("utf-8", "backslashreplace").split("\n")
+    named = set()
+    for line in lines[:-1] if not lines[-1] else lines:
+        if not (match := SUM.fullmatch(line)):
             yield SUMS, f"has a line that is none of a release's: {line[:80]!r}"
-        elif not (folder / name).is_file():
-            yield name, "is missing"
+            continue
+        digest, name = match.groups()
+        named.add(name)
+        if not (folder / name).is_file():
+            yield name, f"is missing, which {SUMS} names"
         elif sha256_file(folder / name) != digest:
-            yield name, "was altered (SHA-256 differs)"
+            yield name, f"was altered (SHA-256 differs from {SUMS})"
+    for path in sorted(path for pattern in LOADED for path in folder.glob(pattern)):
+        if path.name not in named:
+            yield SUMS, f"does not name {path.name}"
 
 
 def check(path: Path) -> int:
-    """Rechecks a release: hashes, that every weight is finite, and that all fit its settings. Returns how many tensors
-    there are.
+    """Rechecks a release: hashes, that every weight is finite, and that all fit its settings, timm's and ours. Returns
+    how many tensors there are.
 
     Raises:
         UserError: naming the first thing that is wrong.
     """
     from safetensors import safe_open
 
-    from uniemox_dist.release.load import load_pretrained
+    from uniemox_dist.release.load import load_encoder, load_pretrained
 
     read_release(path, verify=True)
+    load_encoder(path)
+    load_pretrained(path)
     count = 0
     for file in (ENCODER, REST):
         with safe_open(path / file, "pt") as tensors:
@@ -74,7 +107,6 @@ def check(path: Path) -> int:
                 count += 1
                 if not tensors.get_tensor(name).isfinite().all():
                     raise UserError(f"RELEASE={path}: {file}: {name} is not finite; release another step")
-    load_pretrained(path)
     return count
 
 
@@ -102,6 +134,9 @@ def describe(path: Path) -> list[str]:
         "written by": f"uniemox-dist {facts['uniemox_dist']}, format {facts['format_version']}",
         "files": ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items() if size >= 50_000),
     }
-    architecture = json.loads((path / CONFIG).read_text(encoding="utf-8")).get("architecture", "?")
+    try:
+        architecture = read_json(path / CONFIG)["architecture"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"RELEASE={path}: {CONFIG} names no architecture; copy the release again") from None
     rows["timm"] = f'timm.create_model("local-dir:{path}", pretrained=True, num_classes=0)  # {architecture}'
     return [f"{name:<11} {value}" for name, value in rows.items()]

@@ -70,7 +70,7 @@ class UniEmoX:
                 training (`data.person_margin`). Without a person the whole picture is the person view, as in training.
 
         Raises:
-            UserError: if the release has no fusion, or boxes do not fit.
+            UserError: if the release has no fusion, there is no picture, or boxes do not fit.
         """
         return self.embed_views(*self.views(scene, persons))
 
@@ -89,6 +89,8 @@ class UniEmoX:
     def views(self, scene: Pictures, persons: Sequence[PersonBox | None] | None) -> tuple[Tensor, Tensor]:
         """Scene and person views on the device, uint8 B×3×size×size each."""
         pictures = self._pictures(scene)
+        if not pictures:
+            raise UserError("scene: has no pictures; give at least one")
         boxes = [None] * len(pictures) if persons is None else list(persons)
         if len(boxes) != len(pictures):
             raise UserError(
@@ -105,7 +107,12 @@ class UniEmoX:
         height, width = pixels_3HW.shape[1:]
         person = None
         if box is not None:
-            left, top, right, bottom = box
+            try:
+                left, top, right, bottom = box
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"persons: {box!r} is no box; give left, top, right, bottom, or None"
+                ) from None
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
                 raise UserError(f"persons: box {box} is not left < right, top < bottom in shares of 0 to 1")
             person = Person(box=(left, top, right, bottom), score=1.0)
@@ -121,4 +128,8 @@ class UniEmoX:
                     f"scene: is {scene.dtype} {shape}; give pictures, or uint8 B×3×H×W (0 to 255)"
                 )
             return list(scene.cpu())
-        return [self._to_pixels(picture) for picture in scene]
+        pictures = list(scene)
+        for picture in pictures:
+            if not isinstance(picture, Image.Image):
+                raise UserError(f"scene: {picture!r:.80} is no picture; open files with PIL.Image.open")
+        return [self._to_pixels(picture) for picture in pictures]

@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -38,8 +39,11 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
     model = Config.model_validate(facts["config"]).model
     try:
         encoder = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except SafetensorError as error:
+        raise _unreadable(path, ENCODER, error) from None
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        # The last line: what loading weights says first is only that something does not fit.
+        reason = str(error).strip().splitlines()[-1].strip()[:200] if str(error).strip() else "it is damaged"
         raise UserError(
             f"RELEASE={path}: timm {timm.__version__} cannot build what {CONFIG} names ({reason}); update timm, "
             "or copy the release again"
@@ -63,8 +67,13 @@ def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.
         device: where it computes.
 
     Raises:
-        UserError: as `load_encoder`.
+        UserError: as `load_encoder`, and for a device that is not there.
     """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise UserError(f"device={device}: cannot be used ({reason}); give cpu") from None
     facts = read_release(path, verify=verify)
     return UniEmoX(load_pretrained(path), facts, to_pixels, torch.device(device))
 
@@ -78,9 +87,9 @@ def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
     facts = read_release(path, verify=verify)
     config = Config.model_validate(facts["config"])
     student = Student(config.model, config.loss, facts["embedding_width"])
-    weights = {f"{PREFIX}{k}": v for k, v in load_file(Path(path) / ENCODER).items()}
+    weights = {f"{PREFIX}{k}": v for k, v in _tensors(path, ENCODER).items()}
     try:
-        found = student.load_state_dict({**weights, **load_file(Path(path) / REST)}, strict=False)
+        found = student.load_state_dict({**weights, **_tensors(path, REST)}, strict=False)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"RELEASE={path}: its weights do not fit its settings: {reason}") from None
@@ -89,6 +98,17 @@ def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
         name = sorted(missing or found.unexpected_keys)[0]
         raise UserError(f"RELEASE={path}: its weights do not fit its settings: {name}")
     return student.eval()
+
+
+def _tensors(path: str | Path, file: str) -> dict[str, Tensor]:
+    try:
+        return load_file(Path(path) / file)
+    except SafetensorError as error:
+        raise _unreadable(path, file, error) from None
+
+
+def _unreadable(path: str | Path, file: str, error: SafetensorError) -> UserError:
+    return UserError(f"RELEASE={path}: {file} cannot be read ({error}); copy the release again")
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

@@ -1,6 +1,7 @@
 """What `uniemox release` writes, of which step, in which number format, and how it is checked."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from uniemox_dist import UserError, load_encoder, load_pretrained, load_uniemox
 from uniemox_dist.cli.main import run as command
 from uniemox_dist.models.student import Student
+from uniemox_dist.release.checks import altered
 from uniemox_dist.release.export import release
 from uniemox_dist.runtime.files import sha256_file
 from uniemox_dist.runtime.run_folder import RunFolder, append_line
@@ -163,7 +165,10 @@ def test_inspect_tells_and_verify_finds_one_altered_byte(
     data[-1] ^= 1
     (out / "uniemox.safetensors").write_bytes(data)
     assert command(["release", "--verify", str(out)]) == 2
-    assert capsys.readouterr().err.count("uniemox.safetensors was altered (SHA-256 differs)") == 1
+    assert (
+        capsys.readouterr().err.count("uniemox.safetensors was altered (SHA-256 differs from SHA256SUMS)")
+        == 1
+    )
     with pytest.raises(UserError, match="was altered"):
         load_uniemox(out, verify=True)
     empty = tmp_path / "empty"
@@ -184,6 +189,70 @@ def test_an_architecture_that_timm_does_not_know_and_other_weights_are_one_line(
     save_file({**weights, "norm.weight": torch.ones(7)}, out / "model.safetensors")
     with pytest.raises(UserError, match=r"its weights do not fit its settings: .*norm.weight"):
         load_pretrained(out)
+
+
+def sealed(out: Path) -> None:
+    """SHA256SUMS of what lies there now."""
+    names = sorted(path.name for path in out.iterdir() if path.name != "SHA256SUMS")
+    (out / "SHA256SUMS").write_text("".join(f"{sha256_file(out / name)}  {name}\n" for name in names))
+
+
+def edited(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("bit", [0x01, 0x80])
+def test_any_altered_byte_of_the_checksums_is_told(run: Path, tmp_path: Path, bit: int) -> None:
+    out = released(run, tmp_path / "out")
+    sums = (out / "SHA256SUMS").read_bytes()
+    for position in range(len(sums)):
+        damaged = bytearray(sums)
+        damaged[position] ^= bit
+        (out / "SHA256SUMS").write_bytes(damaged)
+        _, problem = next(altered(out))
+        assert next(altered(out))[0] == "SHA256SUMS" or "SHA256SUMS" in problem, position
+    whole = sums.decode().splitlines(keepends=True)
+    for line in whole:
+        (out / "SHA256SUMS").write_text("".join(other for other in whole if other != line))
+        name = line.split()[1]
+        read_by_programs = name.endswith((".safetensors", ".json"))
+        assert list(altered(out)) == ([("SHA256SUMS", f"does not name {name}")] if read_by_programs else [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda out: (out / "model.safetensors").write_bytes(b"short"), "model.safetensors cannot be read ("),
+        (lambda out: (out / "uniemox.safetensors").write_bytes(b"short"), "uniemox.safetensors cannot be read ("),
+        (lambda out: (out / "config.json").write_text("{"), "cannot build what config.json names ("),
+        (lambda out: edited(out / "config.json", architecture="vit_of_tomorrow"), "vit_of_tomorrow"),
+        (lambda out: edited(out / "config.json", model_args={}), "cannot build what config.json names ("),
+        (lambda out: edited(out / "uniemox.json", config={}), "uniemox.json: config: "),
+    ],
+)  # fmt: skip
+def test_verify_finds_what_no_checksum_tells(
+    run: Path, tmp_path: Path, damage: Callable[[Path], None], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = released(run, tmp_path / "out")
+    damage(out)
+    sealed(out)
+    capsys.readouterr()
+    assert command(["release", "--verify", str(out)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert says in lines[0]
+
+
+def test_what_is_no_picture_and_what_is_no_device_are_one_line(run: Path, tmp_path: Path) -> None:
+    out = released(run, tmp_path / "out")
+    model = load_uniemox(out)
+    for wrong in ([], torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "photo.jpg"):
+        with pytest.raises(UserError, match=r"^scene: "):
+            model.encode(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is no box"):
+        model.embed(Image.new("RGB", (9, 9)), [(0.1, 0.2)])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"^device=nowhere: cannot be used"):
+        load_uniemox(out, device="nowhere")
 
 
 def test_pictures_go_into_the_teachers_space_with_and_without_persons(run: Path, tmp_path: Path) -> None:
