@@ -20,6 +20,7 @@ from shards.pictures import BadPicture, inspect
 from shards.pool import in_order
 from shards.prepare import Rejected
 from shards.refusals import NAME as REJECTED_NAME
+from shards.settings import checked_licence
 from shards.sources import Record, Slice
 from shards.sources.wds import sample_records, table_rows
 from shards.tars import Group, groups
@@ -41,7 +42,12 @@ class Indexed:
 
 
 def index_folder(
-    folder: Path, *, workers: int = 0, check: str = "decode", progress: Progress | None = None
+    folder: Path,
+    *,
+    workers: int = 0,
+    check: str = "decode",
+    licence: str | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Manifest, list[Rejected]]:
     """Writes index/, manifest.json, sizes.json and rejected.parquet beside the tars of a folder: all, or nothing.
 
@@ -52,6 +58,7 @@ def index_folder(
             folder cannot be written.
         Fault: if a worker is killed.
     """
+    checked_licence(licence)
     if (folder / MANIFEST).exists():
         raise UserError(
             f"DIR={folder}: has a {MANIFEST} already; delete it and index/ to index the tars anew"
@@ -79,6 +86,8 @@ def index_folder(
             "records": sum(entry.samples for entry in entries) + len(rejected),
             "rejected": dict(sorted(reasons.items())),
         }
+        if licence is not None:
+            provenance["licence"] = licence
         write_rejected(made, [asdict(refused) for refused in rejected])
         manifest = Manifest(tuple(entries), provenance)
         manifest.write(made)

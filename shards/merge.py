@@ -70,7 +70,7 @@ def _check(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
         raise UserError("PARTS: none given; name the folders of all parts")
     first, stated = ordered[0]
     for folder, note in ordered[1:]:
-        for field in ("settings", "captions", "detector", "source_sha256"):
+        for field in ("settings", "captions", "detector", "licence", "source_sha256"):
             if note.get(field) != stated.get(field):
                 what = "source" if field == "source_sha256" else field
                 raise UserError(f"PARTS={folder}: was packed with another {what} than {first}; pack it again")

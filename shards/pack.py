@@ -20,7 +20,7 @@ from shards.partial import PART, WORK, go_on_moving, growing, is_taken, publish
 from shards.persons import make_detector
 from shards.prepare import Preparation
 from shards.presets import find_preset
-from shards.settings import PackSettings
+from shards.settings import PackSettings, checked_licence
 from shards.sources import SourceOptions, open_source
 from shards.walk import PackResult, Progress, Walk
 from shards.workers import Workers
@@ -37,16 +37,21 @@ def pack(
     workers: int = 0,
     resume: bool = False,
     part: tuple[int, int] | None = None,
+    licence: str | None = None,
     progress: Progress | None = None,
 ) -> PackResult:
     """Packs a source, or one part of it, into `out` (or `out/<split>` where there are splits).
+
+    Args:
+        licence: what may be done with the pictures; stands in the manifests, and in the cards of models trained on them.
 
     Raises:
         UserError: `out` exists, the source is not of its layout or holds nothing that can be packed, or there is
             no room to write.
     """
+    checked_licence(licence)
     if is_taken(out):
-        return _reuse(settings, part, out, resume)
+        return _reuse(settings, part, licence, out, resume)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime ends here, not in a worker
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
@@ -74,13 +79,17 @@ def pack(
         walk = Walk(settings, partial, listing, part, journal, progress)
         walk.go(preparation, pool)
         listing.spool.close()
+        if licence is not None:
+            provenance["licence"] = licence
         _finish(walk, partial, provenance, part)
         publish(partial, out)
     walk.result.folders = manifest_folders(out)
     return walk.result
 
 
-def _reuse(settings: PackSettings, part: tuple[int, int] | None, out: Path, resume: bool) -> PackResult:
+def _reuse(
+    settings: PackSettings, part: tuple[int, int] | None, licence: str | None, out: Path, resume: bool
+) -> PackResult:
     """A pack that is complete, if it was made with these settings."""
     if resume:
         go_on_moving(out)
@@ -94,6 +103,10 @@ def _reuse(settings: PackSettings, part: tuple[int, int] | None, out: Path, resu
         same_part = (stated.get("part") or None) == (part and list(part))
         if stated.get("settings") != settings.to_json() or not same_part:
             raise UserError(f"OUT={out}: was packed with other settings; give another folder or delete it")
+        if licence is not None and stated.get("licence") != licence:
+            raise UserError(
+                f"OUT={out}: was packed with --licence={stated.get('licence') or ''}; give the same, or delete it"
+            )
     shutil.rmtree(out / WORK, ignore_errors=True)
     packed = {
         folder.name if folder != out else "": manifest.samples for folder, manifest in manifests.items()

@@ -61,6 +61,19 @@ def _plain(value: Any) -> Any:
     return text(value) if isinstance(value, str) else value
 
 
+def checked_licence(licence: str | None) -> str | None:
+    """A licence as manifests and model cards hold it: one line.
+
+    Raises:
+        UserError: for an empty one, one of several lines, and one that is longer than a name.
+    """
+    if licence is not None and not (licence.strip() and licence.isprintable() and len(licence) <= 200):
+        raise UserError(
+            f"--licence={licence[:60]!r}: give a name in one line, at most 200 characters, such as MIT or CC-BY-4.0"
+        )
+    return licence
+
+
 def parse_part(part: str) -> tuple[int, int]:
     """`I/N` as (I, N) with I from 1 to N; 0/N is N/N, so that counting from 0 covers the same parts.
 

@@ -50,6 +50,8 @@ STEPS = [
             "2",
             "--shard-samples",
             "256",
+            "--licence",
+            "MIT",
             "--resume",
         ],
     ),

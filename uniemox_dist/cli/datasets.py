@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.shards import WORKERS, shards
+from uniemox_dist.cli.shards import LICENCE, WORKERS, shards
 
 
 class _Folder(click.ParamType):
@@ -37,7 +37,8 @@ ELSEWHERE = "give a file in a folder that can be written"
 @FOLDER
 @WORKERS
 @CHECK
-def index_command(folder: Path, workers: int, check: str) -> None:
+@LICENCE
+def index_command(folder: Path, workers: int, check: str, licence: str | None) -> None:
     """Makes the tars in DIR streamable as they are: writes an index for each, and a manifest.
 
     For tars that others wrote, such as img2dataset. What cannot be used stands in DIR/rejected.parquet.
@@ -45,7 +46,7 @@ def index_command(folder: Path, workers: int, check: str) -> None:
     from shards.adopt import index_folder
 
     with _bar("indexing", "tars") as bar:
-        manifest, rejected = index_folder(folder, workers=workers, check=check, progress=bar)
+        manifest, rejected = index_folder(folder, workers=workers, check=check, licence=licence, progress=bar)
     records = manifest.samples + len(rejected)
     click.echo(f"{folder}: {len(manifest.shards)} shards, identity {manifest.identity[:12]}")
     click.echo(f"{records} records = {manifest.samples} indexed + {len(rejected)} refused")

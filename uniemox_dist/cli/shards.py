@@ -9,6 +9,13 @@ WORKERS = click.option(
     "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: none."
 )
 
+LICENCE = click.option(
+    "--licence",
+    "--license",
+    metavar="TEXT",
+    help="What may be done with the pictures; stands in the manifest, and in the cards of models trained on them.",
+)
+
 
 @click.group()
 def shards() -> None:
@@ -61,9 +68,16 @@ def shards() -> None:
     metavar="I/N",
     help="Pack only part I of N, from 1 (0/N is N/N, so that arrays may count from 0); `shards merge` joins them.",
 )
+@LICENCE
 @click.option("--resume", is_flag=True, help="Go on with an interrupted pack; keep a complete one.")
 def pack_command(
-    source: str, out: Path, workers: int, resume: bool, part_text: str | None, **options: Any
+    source: str,
+    out: Path,
+    workers: int,
+    resume: bool,
+    part_text: str | None,
+    licence: str | None,
+    **options: Any,
 ) -> None:
     """Packs SOURCE into tar shards with captions and person boxes under OUT (OUT/<split> where there are splits).
 
@@ -78,7 +92,7 @@ def pack_command(
     settings = _settings(source, options)
     part = None if part_text is None else parse_part(part_text)
     with tqdm(unit=" pictures", desc="packing", disable=None, smoothing=0.05) as bar:
-        result = pack(settings, out, workers=workers, resume=resume, part=part, progress=bar)
+        result = pack(settings, out, workers=workers, resume=resume, part=part, licence=licence, progress=bar)
     packed = sum(result.packed.values())
     if result.reused:
         click.echo(f"{out} is complete: {result.records} samples, nothing to do")

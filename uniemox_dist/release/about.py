@@ -23,6 +23,7 @@ from uniemox_dist.runtime.run_folder import RunFolder, read_lines
 from uniemox_dist.runtime.story import Line, history, number
 
 LOSSES = ("loss", "relation", "similarity", "reconstruction")
+SPLITS = ("train", "val", "test")
 MOST_INDEXES = 2000
 """Index files that are looked through for labels; a data set of more shards is not read for that."""
 
@@ -84,11 +85,27 @@ def data_facts(config: Config, identity: str) -> dict[str, Any] | None:
         "shards": sum(len(manifest.shards) for manifest in manifests),
         "bytes": sum(manifest.bytes for manifest in manifests),
         "sources": [
-            {key: s[key] for key in ("layout", "preset", "captions", "persons") if s.get(key)}
-            for s in settings
+            {
+                **{key: s[key] for key in ("layout", "preset", "captions", "persons") if s.get(key)},
+                "name": _name(url),
+                "samples": manifest.samples,
+                "licence": _licence(manifest),
+            }
+            for url, manifest, s in zip(urls, manifests, settings)
         ],
         "labels": sorted(set(declared or _labels(urls, manifests))),
     }
+
+
+def _name(url: str) -> str:
+    """What a data set is called among others: its folder's name, and its parent's where that is a split's."""
+    parts = [part for part in url.rstrip("/").split("/") if part]
+    return "/".join(parts[-2:] if parts[-1] in SPLITS else parts[-1:])
+
+
+def _licence(manifest: Manifest) -> str | None:
+    stated = manifest.provenance.get("licence")
+    return stated if isinstance(stated, str) else None
 
 
 def _labels(urls: Sequence[str], manifests: Sequence[Manifest]) -> set[str]:

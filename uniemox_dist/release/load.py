@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shards.pictures import on_background, upright
 from uniemox_dist.config.schema import Config
@@ -20,6 +22,15 @@ from uniemox_dist.release.weights import ENCODER, PREFIX, REST
 from uniemox_dist.runtime.errors import UserError
 
 Preprocess = Callable[[Image.Image], Tensor]
+DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_})
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules built inside keep the memory they got instead of random weights: for those that are all loaded after, of
+    which drawing would be most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in DRAWS else func(*args, **(kwargs or {}))
 
 
 def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, Preprocess]:
@@ -86,7 +97,8 @@ def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
     """
     facts = read_release(path, verify=verify)
     config = Config.model_validate(facts["config"])
-    student = Student(config.model, config.loss, facts["embedding_width"])
+    with Undrawn():
+        student = Student(config.model, config.loss, facts["embedding_width"])
     weights = {f"{PREFIX}{k}": v for k, v in _tensors(path, ENCODER).items()}
     try:
         found = student.load_state_dict({**weights, **_tensors(path, REST)}, strict=False)
