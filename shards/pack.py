@@ -43,7 +43,7 @@ def pack(
     """Packs a source, or one part of it, into `out` (or `out/<split>` where there are splits).
 
     Args:
-        licence: what may be done with the pictures; stands in the manifests, and in the cards of models trained on them.
+        licence: what may be done with the pictures; for the manifests, and the cards of models trained on them.
 
     Raises:
         UserError: `out` exists, the source is not of its layout or holds nothing that can be packed, or there is

@@ -2,6 +2,7 @@
 with its reason, in the place where its row would be.
 """
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -157,10 +158,18 @@ def batches(
     """The pictures from number `first` on, in their order, decoded in worker processes."""
     dataset = PictureBatches(pictures, settings, batch, range(first, len(pictures)))
     context = "fork" if workers else None
-    loader = DataLoader(
-        dataset, batch_size=None, num_workers=workers, multiprocessing_context=context, worker_init_fn=_alone
-    )
-    yield from loader
+    with warnings.catch_warnings():
+        # Torch tells those who ask for more processes than there are cores; whoever asks knows what else they wait for.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=context,
+            worker_init_fn=_alone,
+        )
+        some = iter(loader)
+    yield from some
 
 
 def _alone(_: int) -> None:

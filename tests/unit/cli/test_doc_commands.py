@@ -1,11 +1,10 @@
 """Every command line of README and docs names a command and options that exist."""
 
-import re
-import shlex
 from pathlib import Path
 
 import click
 import pytest
+from doc_lines import command_lines
 
 from uniemox_dist.cli.main import uniemox
 
@@ -15,22 +14,6 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "shards").rglob("*.md")),
 ]
-
-
-def command_lines(text: str) -> list[list[str]]:
-    """The words of every `uniemox …` in blocks of shell commands."""
-    found = []
-    for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|\|\||;|\|", re.sub(r"\s#.*", "", line)):
-                words = part.strip().removeprefix("$ ").removeprefix("srun ").strip()
-                if not words.startswith("uniemox "):
-                    continue
-                try:
-                    found.append(shlex.split(words)[1:])
-                except ValueError:  # what a command says, not a command
-                    continue
-    return found
 
 
 LINES = [
