@@ -273,6 +273,8 @@ def test_a_release_is_measured_by_each_task(
             "has no vectors in the texts' space",
         ),
         (["zeroshot", str(out), str(tiny_data)], "--labels: names one class only"),
+        (["zeroshot", str(out), str(tiny_data), "--labels", "a,b,a"], "--labels: names a twice"),
+        (["probe", str(out), str(tiny_data), "--test", "train"], "train and test are the same data set"),
         (["probe", str(out), str(tmp_path)], "/train: no such folder"),
     ):
         assert run(["evaluate", *options]) == 2

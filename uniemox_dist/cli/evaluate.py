@@ -54,7 +54,10 @@ def protocol_command(
     """
     from uniemox_dist.evaluate.run import print_table, run
     from uniemox_dist.runtime.files import write_json
+    from uniemox_dist.runtime.outputs import check_output
 
+    check_output(json_file, "--json")
+    check_output(scores_file, "--scores")
     result = run(
         release,
         data / train_split,
@@ -83,7 +86,9 @@ def gallery_command(release: Path, data: str, out: Path, teacher_name: str | Non
     from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.evaluate.gallery import gallery
     from uniemox_dist.runtime.files import write_json
+    from uniemox_dist.runtime.outputs import check_output
 
+    check_output(out, "--out")
     found = gallery(release, data, teacher_name=teacher_name, device=device_of(device))
     write_json(out, found)
     click.echo(f"{out}: {len(found['pictures'])} pictures")
@@ -189,7 +194,10 @@ def _run(
     from uniemox_dist.evaluate import measure
     from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.runtime.files import write_json
+    from uniemox_dist.runtime.outputs import check_output
 
+    check_output(confusion, "--confusion", ".png")
+    check_output(json_file, "--json")
     result = measure.measure(
         task,
         release,

@@ -57,7 +57,9 @@ def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options:
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
     from uniemox_dist.release.export import release as write
+    from uniemox_dist.runtime.outputs import check_output
 
+    check_output(out / "README.md", "OUT")
     facts = write(run, out, **options)  # type: ignore[arg-type]
     click.echo(
         f"{out}: encoder of {facts['parameters'] / 1e6:.1f} M parameters at step {facts['step']}, "

@@ -21,7 +21,9 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     from uniemox_dist.cli.queue import Queue
     from uniemox_dist.report.page import write_report
     from uniemox_dist.runtime.jobs import jobs_of
+    from uniemox_dist.runtime.outputs import check_output
 
+    check_output(out, "--out")
     # Without an answer the page tells the state that the folder tells.
     answers = Queue().ask([job.id for job in jobs_of(run)])
     path = write_report(run, evaluation, out, answers)

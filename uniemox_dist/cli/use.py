@@ -42,8 +42,10 @@ def embed(
     A picture that cannot be read has a row with the reason. The same command goes on where it was killed.
     """
     from uniemox_dist.evaluate.device import device_of
+    from uniemox_dist.runtime.outputs import check_output
     from uniemox_dist.use.embed import embed as write
 
+    check_output(out, "OUT")
     found = write(
         source,
         out,
@@ -98,6 +100,7 @@ def predict(
     """
     from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.runtime.outputs import check_output
     from uniemox_dist.use import predict as by
     from uniemox_dist.use.pictures import Pictures
     from uniemox_dist.use.texts import embed_labels, load_texts
@@ -105,6 +108,9 @@ def predict(
 
     device = device_of(device)
     names = [name.strip() for name in labels.split(",") if name.strip()]
+    if save_texts is not None and not names:
+        raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give them, too")
+    check_output(save_texts, "--save-texts")
     if by.is_classifier(model):
         if names or texts:
             raise UserError(f"MODEL={model}: has labels of its own; leave --labels and --texts out")
@@ -143,9 +149,11 @@ def reconstruct(
     release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
 ) -> None:
     """Pictures (files or folders), masked, and as the student of RELEASE fills them in: a grid in OUT, a PNG."""
+    from uniemox_dist.runtime.outputs import check_output
     from uniemox_dist.use.reconstruct import reconstruct as write
 
+    check_output(out, "OUT", ".png")
     count, problems = write(release, pictures, out, mask_ratio=mask_ratio, seed=seed)
-    click.echo(f"{out}: {count} pictures: original, masked, reconstructed")
+    click.echo(f"{out}: {count} {'picture' if count == 1 else 'pictures'}: original, masked, reconstructed")
     for problem in problems:
         click.echo(f"uniemox: warning: {problem}", err=True)

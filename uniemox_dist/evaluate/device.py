@@ -16,6 +16,6 @@ def device_of(name: str) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0][:120]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0][:120]
         raise UserError(f"--device={name}: cannot be used ({reason}); give cpu, or auto") from None
     return name

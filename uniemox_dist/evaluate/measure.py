@@ -43,6 +43,12 @@ def splits_of(data: str, names: dict[str, str | None], wanted: Sequence[str]) ->
         if role == "val" and names[role] is None and not (folder / MANIFEST).is_file():
             continue
         found[role] = ShardReader.from_folder(str(folder), "DATA")
+    for role, reader in found.items():
+        if role != "test" and reader.manifest.identity == found["test"].manifest.identity:
+            raise UserError(
+                f"DATA={data}: {role} and test are the same data set ({reader.manifest.identity[:12]}); "
+                "what is learned or chosen on it cannot be tested on it"
+            )
     return found
 
 

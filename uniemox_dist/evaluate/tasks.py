@@ -99,6 +99,9 @@ def zeroshot(
     for template in templates:
         if "{}" not in template:
             raise UserError(f"--template={template!r}: has no {{}} where the label goes")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"--labels: names {twice} twice; give each once")
     unknown = sorted({str(label) for label in test.labels} - set(names))
     if unknown:
         raise UserError(

@@ -37,7 +37,8 @@ class TimmSubject:
         try:
             model: Any = timm.create_model(name, checkpoint_path=file, num_classes=0)
         except Exception as error:  # timm raises many types for names and files that do not fit
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            # The last line: what loading weights says first is only that something does not fit.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
             raise UserError(f"{text}: timm cannot build it ({reason})") from None
         self.model, self.device, self.baselines = model.eval().to(device), torch.device(device), baselines
         cfg = self.model.pretrained_cfg

@@ -83,7 +83,7 @@ def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0][:120]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0][:120]
         raise UserError(f"device={device}: cannot be used ({reason}); give cpu") from None
     facts = read_release(path, verify=verify)
     return UniEmoX(load_pretrained(path), facts, to_pixels, torch.device(device))

@@ -5,6 +5,7 @@ logit scale.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,9 @@ def embed_labels(
     """
     if len(labels) < 2:
         raise UserError("--labels: give at least two, separated by commas")
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise UserError(f"--labels: names {twice[0]} twice; give each once")
     subject = Subject(release, (), teacher_name=teacher_name, with_teacher=True)
     assert subject.teacher is not None
     given = list(templates or TEMPLATES)

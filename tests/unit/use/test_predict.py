@@ -149,6 +149,7 @@ def test_mistakes_are_one_line(
     for arguments, says in (
         (release_and_input, "is no classifier; give --labels"),
         ([*release_and_input, "--labels", "awe"], "--labels: give at least two"),
+        ([*release_and_input, "--labels", "awe,fear,awe"], "--labels: names awe twice"),
         ([*release_and_input, "--labels", "awe,fear", "--template", "x"], "--template='x': has no {}"),
         ([*release_and_input, "--texts", str(other)], "are of another teacher"),
         ([*release_and_input, "--texts", str(tmp_path / "weights.safetensors")], "is no file of label texts"),
