@@ -40,7 +40,7 @@ def newest_checkpoint() -> Path:
 
 STEPS = [
     Step(
-        "1/6  Pack 1,599 captioned pictures into tar shards, looking for persons in each (about 1 minute)",
+        "1/7  Pack 1,599 captioned pictures into tar shards, looking for persons in each (about 1 minute)",
         [
             "shards",
             "pack",
@@ -56,27 +56,33 @@ STEPS = [
         ],
     ),
     Step(
-        "2/6  Pretrain a small ViT on two DeepSpeed ranks against a frozen CLIP, all three losses on (about 5 minutes)",
+        "2/7  Pretrain a small ViT on two DeepSpeed ranks against a frozen CLIP, all three losses on (about 5 minutes)",
         ["pretrain", "demo", "--nproc", "2"],
     ),
     Step(
-        "3/6  Release: consolidated weights that timm loads, with a model card and checksums",
+        "3/7  Release: consolidated weights that timm loads, with a model card and checksums",
         ["release", str(RUN), str(RELEASE)],
         lambda: newer(RELEASE / "SHA256SUMS", newest_checkpoint()),
         RELEASE,
     ),
     Step(
-        "4/6  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 1 minute)",
+        "4/7  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 1 minute)",
         ["evaluate", "protocol", str(RELEASE), str(SHARDS), "--json", str(RUN / "evaluation.json")],
-        lambda: newer(RUN / "evaluation.json", RELEASE / "SHA256SUMS"),
+        lambda: newer(RUN / "evaluation.json", newest_checkpoint()),
     ),
     Step(
-        "5/6  Look at held-out pictures: a map, nearest neighbours, zero-shot answers, attention",
+        "5/7  Release again: the model card now has the evaluation",
+        ["release", str(RUN), str(RELEASE)],
+        lambda: newer(RELEASE / "SHA256SUMS", RUN / "evaluation.json"),
+        RELEASE,
+    ),
+    Step(
+        "6/7  Look at held-out pictures: a map, nearest neighbours, zero-shot answers, attention",
         ["evaluate", "gallery", str(RELEASE), str(SHARDS / "test"), "--out", str(RUN / "gallery.json")],
-        lambda: newer(RUN / "gallery.json", RELEASE / "SHA256SUMS"),
+        lambda: newer(RUN / "gallery.json", newest_checkpoint()),
     ),
     Step(
-        "6/6  Report: curves, reconstructions, the table and the pictures on one page",
+        "7/7  Report: curves, reconstructions, the table and the pictures on one page",
         ["report", str(RUN)],
         lambda: (
             newer(RUN / "report.html", RUN / "evaluation.json")
