@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from uniemox_dist.config.adopted import adopted
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.mistakes import explain
 from uniemox_dist.config.schema import Config
@@ -153,15 +154,22 @@ def parse_override(pair: str) -> dict[str, Any]:
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolves a recipe and key=value pairs.
+    """Resolves a recipe and key=value pairs. The encoder of a fine-tuning run is that of the release, or of the run, from
+    which it starts (`model.init_from`), unless a pair states another.
 
     Raises:
         UserError: with one line for every mistake.
     """
     values, where = read_recipe(recipe)
+    pairs: dict[str, Any] = {}
     for pair in overrides:
-        values = merge(values, parse_override(pair))
-    return validated(values, where)
+        pairs = merge(pairs, parse_override(pair))
+    whole = merge(values, pairs)
+    if "finetune" in whole:
+        stated = pairs.get("model")
+        encoder = adopted(whole, stated if isinstance(stated, dict) else {})
+        whole = merge(whole, {"model": encoder}) if encoder else whole
+    return validated(whole, where)
 
 
 def validated(values: dict[str, Any], where: str) -> Config:
