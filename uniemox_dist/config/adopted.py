@@ -1,5 +1,5 @@
-"""The encoder's architecture of a fine-tuning run, from what it starts from: a release and a run say theirs, so that nobody
-has to say it again."""
+"""The encoder's architecture of a fine-tuning run, from what it starts from: a release and a run say theirs, so that
+nobody has to say it again."""
 
 import json
 from collections.abc import Mapping

@@ -43,7 +43,9 @@ def test_what_a_pair_states_stands(start: Path) -> None:
 
 
 def test_pretraining_and_other_weights_keep_the_recipes(start: Path, tmp_path: Path) -> None:
-    pretrained = load_config("uniemox_vit_b16", ["data.path=d", "teacher.name=t", f"model.init_from={start}"])
+    pretrained = load_config(
+        "uniemox_vit_b16", ["data.path=d", "teacher.name=shipped:demo", f"model.init_from={start}"]
+    )
     assert pretrained.model.width == 768
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/uniemox.json").write_text("{")
