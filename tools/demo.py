@@ -119,7 +119,8 @@ Done in {(time.monotonic() - began) / 60:.1f} minutes. Look at
 Try next (the commands lie in {commands}/)
   uniemox shards stats {SHARDS}
   uniemox predict {RELEASE} YOUR_PICTURES --labels joy,awe,anger,fear,sadness
-  uniemox finetune finetune --nproc 2 data.path={SHARDS} model.init_from={RELEASE} …   (docs/finetune.md)
+  uniemox finetune finetune --nproc 2 data.path={SHARDS} model.init_from={RELEASE} run.dir={DEMO / "runs"} \\
+    batch.global_batch=96 batch.micro_batch=48 data.workers=1
   uniemox pretrain demo --nproc 2 run.name=no_fusion model.fusion=none
   uniemox shards pack YOUR_PICTURES demo/yours --layout folder"""
     )

@@ -154,8 +154,8 @@ def parse_override(pair: str) -> dict[str, Any]:
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolves a recipe and key=value pairs. The encoder of a fine-tuning run is that of the release, or of the run, from
-    which it starts (`model.init_from`), unless a pair states another.
+    """Resolves a recipe and key=value pairs. The encoder of a fine-tuning run is that of the release, or of the run,
+    from which it starts (`model.init_from`), unless a pair states another.
 
     Raises:
         UserError: with one line for every mistake.
