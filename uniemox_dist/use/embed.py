@@ -1,7 +1,7 @@
 """Pictures to a table of vectors: key, embedding, and the reason where there is none.
 
     OUT.parquet            key text | embedding fixed-size list of float32, null after a failure | error text or null
-    .OUT.parquet.parts/    while it is written: a part for every few thousand pictures, each complete or absent
+    .OUT.parquet.parts/    while it is written: a part for every minute, each complete or absent
 
 A command that was killed goes on behind its last complete part; the table is the same as without the kill.
 Shape legend: B pictures, D width of the vectors.
@@ -9,6 +9,7 @@ Shape legend: B pictures, D width of the vectors.
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,9 @@ from uniemox_dist.use.pictures import Batch, Pictures, batches
 
 SPACES = ("encoder", "fused")
 SETTINGS = "settings.json"
-PART_ROWS = 4096
+PART_S = 60.0
+"""Seconds of work that a kill may cost."""
+GROUP_ROWS = 4096
 METADATA = b"uniemox"
 
 
@@ -63,12 +66,13 @@ def embed(
     batch: int = 64,
     workers: int = 0,
     device: str = "cpu",
-    part_rows: int = PART_ROWS,
+    part_s: float = PART_S,
 ) -> Embedded:
     """Writes the table.
 
     Args:
         space: `encoder` (class tokens, as they are) or `fused` (unit rows in the teacher's space).
+        part_s: seconds after which what is done is written down.
 
     Raises:
         UserError: if OUT exists, or was begun with other settings; if there is no such input, release or space.
@@ -94,21 +98,21 @@ def embed(
         "uniemox_dist": __version__,
     }
     parts = out.with_name(f".{out.name}.parts")
-    part_rows = max(batch, part_rows // batch * batch)
-    done = _begin(parts, {**about, "part_rows": part_rows})
+    done = _begin(parts, about)
     settings = view_settings(Config.model_validate(model.facts["config"]))
     schema = schema_of(width, about)
     todo = batches(pictures, settings, batch=batch, workers=workers, first=min(done, len(pictures)))
     with tqdm(total=len(pictures), initial=done, desc="embedding", unit=" pictures", disable=None) as bar:
         rows: list[pa.RecordBatch] = []
+        written = time.monotonic()
         for some in todo:
             rows.append(_rows(model, some, space, schema))
             bar.update(len(some.names))
             last = some.first + len(some.names)
-            if last % part_rows == 0 or last == len(pictures):
+            if time.monotonic() - written >= part_s or last == len(pictures):
                 with atomic_path(parts / f"{last:012d}.parquet") as temporary:
                     pq.write_table(pa.Table.from_batches(rows, schema), temporary)
-                rows = []
+                rows, written = [], time.monotonic()
     return _join(parts, out, schema)
 
 
@@ -168,7 +172,7 @@ def _join(parts: Path, out: Path, schema: pa.Schema) -> Embedded:
     rows = failed = 0
     reasons: list[tuple[str, str]] = []
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for table in _tables(parts):
+        for table in _groups(parts, schema):
             writer.write_table(table)
             bad = table.filter(table["error"].is_valid())
             rows, failed = rows + len(table), failed + len(bad)
@@ -177,6 +181,13 @@ def _join(parts: Path, out: Path, schema: pa.Schema) -> Embedded:
     return Embedded(rows, failed, tuple(reasons))
 
 
-def _tables(parts: Path) -> Iterator[pa.Table]:
+def _groups(parts: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """All rows in groups of the same size, wherever the parts end."""
+    rest = schema.empty_table()
     for path in _complete(parts):
-        yield pq.read_table(path)
+        rest = pa.concat_tables([rest, pq.read_table(path)])
+        while len(rest) >= GROUP_ROWS:
+            yield rest.slice(0, GROUP_ROWS)
+            rest = rest.slice(GROUP_ROWS)
+    if len(rest):
+        yield rest.combine_chunks()
