@@ -244,5 +244,9 @@ def test_the_lines_of_the_document_do_what_they_say(
     assert run(["predict", "runs/mine/best", "pictures/test/red", "--format", "json"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[0])
     assert sorted(line["probabilities"]) == sorted(COLOURS)
+    assert run(["report", "runs/mine"]) == 0
+    page = Path("runs/mine/report.html").read_text()
+    assert all(text in page for text in ("fine-tuning run", "learns 4 labels", "Validation accuracy"))
+    capsys.readouterr()
     assert run(["release", "runs/mine", "elsewhere"]) == 2
     assert "is a run of fine-tuning, whose best weights lie in runs/mine/best" in capsys.readouterr().err

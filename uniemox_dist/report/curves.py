@@ -70,15 +70,19 @@ def draw(past: History, loss: Line) -> list[Chart]:
         if panel.key == "reconstruction" and loss.get("norm_pix"):
             panel = replace(panel, unit="mean squared error of standardised patches")
         values = np.array([number(line.get(panel.key)) * panel.scale for line in past.lines])
-        finite = values[np.isfinite(values)]
-        if not len(finite) or loss.get(panel.key, 1.0) == 0:
-            continue
         steps = np.array([line["step"] for line in past.lines])
-        svg = _svg(panel, steps, values, past)
-        charts.append(
-            Chart(panel, svg, *(show(x) + panel.suffix for x in (finite[-1], finite.min(), finite.max())))
-        )
+        if loss.get(panel.key, 1.0) != 0 and (chart := chart_of(panel, steps, values, past)) is not None:
+            charts.append(chart)
     return charts
+
+
+def chart_of(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> Chart | None:
+    """A drawn panel; None where no value is finite."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    svg = _svg(panel, steps, values, past)
+    return Chart(panel, svg, *(show(x) + panel.suffix for x in (finite[-1], finite.min(), finite.max())))
 
 
 def show(value: float) -> str:

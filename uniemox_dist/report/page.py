@@ -16,6 +16,7 @@ from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.report.curves import RESUMES, draw
 from uniemox_dist.report.environment import environment, submission
 from uniemox_dist.report.evaluation import read_evaluation, table
+from uniemox_dist.report.finetuned import finetuned
 from uniemox_dist.report.gallery import gallery
 from uniemox_dist.report.nearest import nearest
 from uniemox_dist.report.objective import objective
@@ -69,6 +70,10 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mappin
     told = numbers(metrics, events, over=facts["state"].word == "killed" or starting(events, lock))
     facts["duration"] = duration(told.worked_s)
     name = folder.path.resolve().name
+    tuned = finetuned(folder, config, past)
+    charts = draw(past, config.get("loss") or {})
+    if tuned is not None and tuned.validation is not None:
+        charts.insert(1, tuned.validation)
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(Path(__file__).with_name("run.html.j2").read_text(encoding="utf-8"))
@@ -77,7 +82,8 @@ def render(folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mappin
         quoted=shlex.quote(name),
         released=shlex.quote(f"{name}-release"),
         facts=facts,
-        charts=draw(past, config.get("loss") or {}),
+        charts=charts,
+        finetuned=tuned,
         svg=Markup,
         past=past,
         marks=[(kind, said, past.resumed(kind)) for kind, (said, _) in RESUMES.items()],
