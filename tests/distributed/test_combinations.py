@@ -163,3 +163,14 @@ def test_drop_path_is_drawn_alike_after_a_resume(
     events = [json.loads(line) for line in (parts / "events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "resume"] == [2]
     assert losses(parts) == losses(whole)
+
+
+def test_drop_path_does_not_depend_on_ranks(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+    drops = ("model.drop_path=0.5", "loss.person_reconstruction=true")
+    one = train(tmp_path, tiny_data, tiny_teacher, "one", "batch.micro_batch=24", *drops)
+    again = ("batch.micro_batch=6", "zero.stage=2", "compute.checkpoint_blocks=true")
+    two = train(tmp_path, tiny_data, tiny_teacher, "two", *again, *drops, world_size=2)
+    whole = train(tmp_path, tiny_data, tiny_teacher, "whole", "batch.micro_batch=24", drops[1])
+    for step, found in losses(one).items():
+        assert losses(two)[step] == pytest.approx(found, rel=1e-5)
+        assert losses(whole)[step] != pytest.approx(found, rel=1e-3)

@@ -141,8 +141,7 @@ def test_ranks_do_not_matter_and_a_killed_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path, colours: Path
 ) -> None:
     def varied(name: str, *more: str) -> list[str]:
-        # Drop path alone is drawn per rank.
-        sizes = ("run.max_steps=8", "batch.global_batch=16", "model.drop_path=0", "run.save_every=3")
+        sizes = ("run.max_steps=8", "batch.global_batch=16", "model.drop_path=0.3", "run.save_every=3")
         return settings(tmp_path, colours, name, *sizes, "finetune.validate_epochs=0.75", *more)
 
     assert run_ranks(varied("one", "batch.micro_batch=16"), world_size=1, recipe="finetune") == [0]

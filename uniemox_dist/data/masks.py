@@ -13,7 +13,7 @@ from torch import Tensor
 from uniemox_dist.config.schema import ModelConfig
 
 SCENE_VIEW, PERSON_VIEW = 0, 1
-_ORDER, _RECTANGLES = 0, 1
+_ORDER, _RECTANGLES, _PATHS = 0, 1, 2
 # The 64-bit constants of the splitmix64 finaliser, as the signed integers that torch has.
 _WEYL, _MUL1, _MUL2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
 BLOCKS = 48
@@ -91,6 +91,12 @@ def block_order(slots_B: Tensor, view: int, seed: int, side: int) -> Tensor:
     # What no rectangle or a late one covers comes first: it is visible.
     late_BN = first_cover_BN.gather(1, random_BN).argsort(dim=1, stable=True, descending=True)
     return random_BN.gather(1, late_BN)
+
+
+def path_draws(slots_B: Tensor, seed: int, count: int) -> Tensor:
+    """Draws for drop path, uniform in [0, 1): of the scene views and behind them of the person views, 2B×count."""
+    both = [_hashed(slots_B, view, seed, count, _PATHS) for view in (SCENE_VIEW, PERSON_VIEW)]
+    return ((torch.cat(both) >> 40) & 0xFFFFFF).float() / (1 << 24)
 
 
 def _hashed(slots_B: Tensor, view: int, seed: int, count: int, purpose: int = _ORDER) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.config.vits import timm_name
+from uniemox_dist.models.drop_path import take_over
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.patches import normalise, sincos_positions
 
@@ -68,6 +69,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.model, self.outputs = model, outputs
         self.encoder = timm_model(model, outputs.pooling, num_classes=0, drop_path_rate=model.drop_path)
+        take_over(self.encoder)
         self.head = nn.Linear(model.width * (2 if outputs.persons else 1), len(outputs.names))
         # MAE's fine-tuning: nearly nothing at first, so that the encoder's first gradients are small.
         nn.init.trunc_normal_(self.head.weight, std=2e-5)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.config.vits import timm_name
+from uniemox_dist.models.drop_path import take_over
 from uniemox_dist.models.patches import sincos_positions, take
 
 
@@ -48,6 +49,7 @@ class MaskedEncoder(VisionTransformer):
     def __init__(self, model: ModelConfig) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(_plain(model).__dict__)
+        take_over(self)
         proj = self.patch_embed.proj
         self.patch_embed.proj = PatchProjection(
             3, self.embed_dim, kernel_size=proj.kernel_size, stride=proj.stride, bias=proj.bias is not None

@@ -12,10 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.draws import mix64
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.runtime.logs import Step, start_logging
@@ -158,8 +155,6 @@ def _train(
         if first == step:
             started.begins("first step")
         lr = schedule.lr(step)
-        if config.model.drop_path:  # so that a resumed run draws what the uninterrupted one would have drawn
-            torch.manual_seed(mix64(config.run.seed, step, world.rank) >> 1)
         result = trainer.update(
             batch, step, lr=lr, stop=stop.received, written=saves.written, own_time=own_time
         )

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order, path_draws
+from uniemox_dist.models.drop_path import give, places
 from uniemox_dist.models.student import Targets, Views
 from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.runtime.signals import STOP_SIGNALS
@@ -67,6 +68,13 @@ def views_of(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
     )
 
 
+def draw_paths(engine: Any, batch: MicroBatch, config: Config) -> None:
+    """Settles which branches a micro-batch's samples do without (`model.drop_path`): by slot, on every rank alike."""
+    if config.model.drop_path:
+        count = len(places(engine.module))
+        give(engine.module, path_draws(batch.slots_B, config.run.seed, count))
+
+
 def train_step(
     engine: Any,
     teacher: Teacher | None,
@@ -104,6 +112,7 @@ def train_step(
             pictures_BE = teacher.embed_pictures(batch.scene_B3HW)
         texts = batch.texts_BE if texts_GE is None else texts_GE
         targets = Targets(pictures_BE, texts, logit_scale, loss_weights)
+        draw_paths(engine, batch, config)
         found: tuple[Tensor, Tensor] = engine(views_of(batch, config.model, config.run.seed), targets)
         return found
 

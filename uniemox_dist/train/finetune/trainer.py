@@ -24,7 +24,7 @@ from uniemox_dist.train.finetune.answers import answers
 from uniemox_dist.train.finetune.history import History
 from uniemox_dist.train.saves import Saves
 from uniemox_dist.train.setup import Trainer
-from uniemox_dist.train.step import StepResult, update
+from uniemox_dist.train.step import StepResult, draw_paths, update
 
 log = logging.getLogger("uniemox")
 BEST, RESULT = "best", "finetune.json"
@@ -48,6 +48,7 @@ class FinetuneTrainer(Trainer):
         engine, persons = self.engine, self.outputs.persons
 
         def losses(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            draw_paths(engine, batch, self.config)
             person_B3HW = batch.person_B3HW if persons else None
             total, parts = engine(batch.scene_B3HW, person_B3HW, batch.targets_BC)
             return total, parts if self.outputs.dimensions else parts[:0]

@@ -1,0 +1,48 @@
+"""Stochastic depth (Huang et al. 2016) whose draws are given from outside, so that they can follow from a sample and
+not from the rank that happens to have it. Shape legend: B samples (or views), N tokens, D width, K places."""
+
+import timm.layers
+from timm.layers.drop import drop_path
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """A residual branch that is left out for a share of the samples, and scaled up for the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.draws_B: Tensor | None = None
+        """Uniform in [0, 1); the branch is left out below the rate. Without any, torch's generator decides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch's B×N×D, or zeros for a sample that does without it."""
+        if not self.training:
+            return x
+        if self.draws_B is None:
+            return drop_path(x, self.rate, True)
+        kept_B = (self.draws_B[: len(x)] >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * kept_B.view(-1, *[1] * (x.ndim - 1))
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"rate={self.rate:.3f}"
+
+
+def take_over(module: nn.Module) -> None:
+    """Puts ours in the place of each of timm's."""
+    for parent in module.modules():
+        for name, child in list(parent.named_children()):
+            if isinstance(child, timm.layers.DropPath):
+                setattr(parent, name, DropPath(float(child.drop_prob)))
+
+
+def places(module: nn.Module) -> list[DropPath]:
+    """Those of a module, in its order."""
+    return [child for child in module.modules() if isinstance(child, DropPath)]
+
+
+def give(module: nn.Module, draws_BK: Tensor) -> None:
+    """Hands the draws of the next pass to the places of a module: at least as many rows as it will have samples."""
+    for path, draws_B in zip(places(module), draws_BK.unbind(1), strict=True):
+        path.draws_B = draws_B
