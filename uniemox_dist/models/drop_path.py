@@ -12,17 +12,17 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.draws_B: Tensor | None = None
-        """Uniform in [0, 1); the branch is left out below the rate. Without any, torch's generator decides."""
+        self.factors_B: Tensor | None = None
+        """What samples' branches are multiplied by; without any, torch's generator decides."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's B×N×D, or zeros for a sample that does without it."""
         if not self.training:
             return x
-        if self.draws_B is None:
+        if self.factors_B is None:
             return drop_path(x, self.rate, True)
-        kept_B = (self.draws_B[: len(x)] >= self.rate).to(x.dtype) / (1 - self.rate)
-        return x * kept_B.view(-1, *[1] * (x.ndim - 1))
+        # The rate is not looked at here, so that blocks of all rates compile to one graph.
+        return x * self.factors_B[: len(x)].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
         """What print shows."""
@@ -43,6 +43,7 @@ def places(module: nn.Module) -> list[DropPath]:
 
 
 def give(module: nn.Module, draws_BK: Tensor) -> None:
-    """Hands the draws of the next pass to the places of a module: at least as many rows as it will have samples."""
+    """Hands the draws of the next pass, uniform in [0, 1), to the places of a module; at least as many rows as it will
+    have samples. A branch is left out where its draw is below its rate."""
     for path, draws_B in zip(places(module), draws_BK.unbind(1), strict=True):
-        path.draws_B = draws_B
+        path.factors_B = (draws_B >= path.rate).float() / (1 - path.rate)
