@@ -92,6 +92,13 @@ def probe(train: Vectors, val: Vectors | None, test: Vectors) -> dict[str, Any]:
     return _classify(train, val, test, answer, "penalty", PENALTIES, sweep=False)
 
 
+def each_once(labels: Sequence[str]) -> None:
+    """Raises UserError for a label that is named twice: its texts would share what belongs to one."""
+    if len(set(labels)) < len(labels):
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+        raise UserError(f"--labels: names {twice} twice; give each once")
+
+
 def zeroshot(
     test: Vectors, teacher: Teacher, names: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> dict[str, Any]:
@@ -99,9 +106,7 @@ def zeroshot(
     for template in templates:
         if "{}" not in template:
             raise UserError(f"--template={template!r}: has no {{}} where the label goes")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise UserError(f"--labels: names {twice} twice; give each once")
+    each_once(names)
     unknown = sorted({str(label) for label in test.labels} - set(names))
     if unknown:
         raise UserError(

@@ -1,6 +1,8 @@
 """Stochastic depth (Huang et al. 2016) whose draws are given from outside, so that they can follow from a sample and
 not from the rank that happens to have it. Shape legend: B samples (or views), N tokens, D width, K places."""
 
+from collections.abc import Sequence
+
 import timm.layers
 from timm.layers.drop import drop_path
 from torch import Tensor, nn
@@ -42,8 +44,8 @@ def places(module: nn.Module) -> list[DropPath]:
     return [child for child in module.modules() if isinstance(child, DropPath)]
 
 
-def give(module: nn.Module, draws_BK: Tensor) -> None:
-    """Hands the draws of the next pass, uniform in [0, 1), to the places of a module; at least as many rows as it will
+def give(paths: Sequence[DropPath], draws_BK: Tensor) -> None:
+    """Hands the draws of the next pass, uniform in [0, 1), to all places of a module; at least as many rows as it will
     have samples. A branch is left out where its draw is below its rate."""
-    for path, draws_B in zip(places(module), draws_BK.unbind(1), strict=True):
+    for path, draws_B in zip(paths, draws_BK.unbind(1), strict=True):
         path.factors_B = (draws_B >= path.rate).float() / (1 - path.rate)

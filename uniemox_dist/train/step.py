@@ -71,8 +71,8 @@ def views_of(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
 def draw_paths(engine: Any, batch: MicroBatch, config: Config) -> None:
     """Settles which branches a micro-batch's samples do without (`model.drop_path`): by slot, on every rank alike."""
     if config.model.drop_path:
-        count = len(places(engine.module))
-        give(engine.module, path_draws(batch.slots_B, config.run.seed, count))
+        paths = places(engine.module)
+        give(paths, path_draws(batch.slots_B, config.run.seed, len(paths)))
 
 
 def train_step(

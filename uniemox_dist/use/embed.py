@@ -157,7 +157,7 @@ def _begin(parts: Path, settings: dict[str, Any]) -> int:
         return 0
     there = read_json(parts / SETTINGS)
     if there != settings:
-        changed = sorted(key for key in settings if there.get(key) != settings[key])
+        changed = sorted(key for key in {*settings, *there} if there.get(key) != settings.get(key))
         raise UserError(
             f"OUT: {parts} was begun with another {' and '.join(changed)}; give the same again, or delete that folder"
         )

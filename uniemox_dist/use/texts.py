@@ -5,7 +5,6 @@ logit scale.
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from uniemox_dist.evaluate.features import unit
-from uniemox_dist.evaluate.tasks import TEMPLATES
+from uniemox_dist.evaluate.tasks import TEMPLATES, each_once
 from uniemox_dist.evaluate.vectors import Subject
 from uniemox_dist.runtime.errors import UserError
 from uniemox_dist.runtime.files import atomic_path
@@ -44,9 +43,7 @@ def embed_labels(
     """
     if len(labels) < 2:
         raise UserError("--labels: give at least two, separated by commas")
-    twice = [label for label, count in Counter(labels).items() if count > 1]
-    if twice:
-        raise UserError(f"--labels: names {twice[0]} twice; give each once")
+    each_once(labels)
     subject = Subject(release, (), teacher_name=teacher_name, with_teacher=True)
     assert subject.teacher is not None
     given = list(templates or TEMPLATES)

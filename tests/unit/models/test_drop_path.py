@@ -27,7 +27,9 @@ def test_it_takes_the_place_of_each_of_timms_with_its_rate() -> None:
 
 def test_a_sample_below_the_rate_does_without_the_branch_and_the_others_are_scaled_up() -> None:
     path, x = DropPath(0.25), torch.ones(4, 3, 2)
-    give(path, torch.tensor([[0.2], [0.25], [0.9], [0.0], [0.5]]))  # more draws than samples: one view alone
+    give(
+        [path], torch.tensor([[0.2], [0.25], [0.9], [0.0], [0.5]])
+    )  # more draws than samples: one view alone
     assert torch.equal(path(x)[:, 0, 0], torch.tensor([0.0, 4 / 3, 4 / 3, 0.0]))
     assert torch.equal(path.eval()(x), x)
     path.train().factors_B = None
@@ -54,9 +56,9 @@ def test_each_place_gets_a_column_of_its_own() -> None:
         ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, drop_path=0.2)
     )
     draws = path_draws(torch.arange(4), 0, 4)
-    give(encoder, draws)
+    give(places(encoder), draws)
     for k, path in enumerate(places(encoder)):
         assert path.factors_B is not None
         assert torch.equal(path.factors_B > 0, draws[:, k] >= path.rate)
     with pytest.raises(ValueError, match="zip"):
-        give(encoder, draws[:, :3])
+        give(places(encoder), draws[:, :3])
