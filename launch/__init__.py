@@ -16,12 +16,12 @@ def submit(run: "str | Config", cluster: "str | Cluster", *overrides: str, **opt
         run: a recipe's path or name, or a configuration.
         cluster: a cluster file's path or name, or the cluster as a value.
         overrides: KEY=VALUE pairs on top.
-        options: fields of `launch.order.Order`, such as resume=True; and max_timeouts, the number of time limits that
-            the run may reach.
+        options: fields of `launch.dispatch.Order`, such as resume=True; and max_timeouts, the number of time
+            limits that the run may reach.
 
     Raises:
         UserError: with a line for each thing that would make the job fail; then nothing was submitted.
     """
-    from launch.by_submitit import submit as submit_job
+    from launch.backends.submitit import submit as submit_job
 
     return submit_job(run, cluster, *overrides, **options)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import Cluster
-from launch.plan.lead import needed_s
 from launch.plan.measured import measured
 from launch.plan.ranks import largest_legal, why_illegal
+from launch.plan.save_lead import needed_s
 from uniemox_dist.config.load import load_config, merge, parse_override, pretraining, validated
 from uniemox_dist.config.schema import Config, RunConfig
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.formatting import counted
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.words import counted
+from uniemox_dist.runs.folder import RunFolder
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 LOCAL_PATHS = (

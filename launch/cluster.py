@@ -20,11 +20,11 @@ from pydantic import (
 )
 
 from launch.sbatch_options import refuse_own
-from launch.slurm import parse_duration
 from uniemox_dist.config.load import parse_yaml
-from uniemox_dist.config.mistakes import explain
 from uniemox_dist.config.sections import Seconds, Section
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.config.validation_errors import explain
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.scheduler.commands import parse_duration
 
 
 def _form(pattern: str, wanted: str) -> AfterValidator:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.schema import Config
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 OF_THE_SITE = frozenset({"run.start_timeout_s", "run.step_timeout_s", "run.compile_timeout_s"})
 """Settings that come with a cluster and are none of the run's own."""

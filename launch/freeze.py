@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import canonical_json, fsync_dir, publish_dir, sha256_bytes, sha256_file
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import canonical_json, fsync_dir, publish_dir, sha256_bytes, sha256_file
 
 PACKAGES = ("uniemox_dist", "shards", "launch")
-LEFT_OUT = ("shards/demo", "shards/detectors")
+LEFT_OUT = ("shards/demo", "shards/detect/weights")
 """Large files of packing, which no training reads."""
-SHIPPED_TEACHER = "uniemox_dist/teach/demo_teacher"
+SHIPPED_TEACHER = "uniemox_dist/teacher/demo_teacher"
 MAIN = (
     "__main__.py",
     b"""# `python FOLDER pretrain ...` runs these packages, whatever lies in the working directory.

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from launch.cluster import Cluster, load_cluster
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 SCRIPTS = ("pretrain", "finetune", "pack", "evaluate", "release")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.local import LOOK_S, Ended, Signals, attempt, say
 from uniemox_dist.checkpoints.folders import complete_checkpoints
-from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_REQUEUE
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.core.errors import EXIT_FAULT, EXIT_REQUEUE
+from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, say
+from uniemox_dist.runs.folder import RunFolder
 
 LONGEST_PAUSE_S = 60.0
 """Pauses before restarts grow from one second to this."""

@@ -18,9 +18,9 @@ from typing import Any
 
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json, write_json, write_text
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json, write_json, write_text
+from uniemox_dist.runs.folder import RunFolder
 
 FORMAT, FORMAT_VERSION = "uniemox-submission", 1
 SUBMISSION = "submission.json"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.checks import check, resolve, run_path
+from launch.conflicts import refuse_live, refuse_other_settings, require_sbatch
 from launch.differences import flat
-from launch.freeze import code_name, freeze_code
-from launch.order import (
+from launch.dispatch import (
     Order,
     Submitted,
     frozen_job,
@@ -26,7 +26,7 @@ from launch.order import (
     submission_facts,
     without_nodes,
 )
-from launch.refusals import refuse_live, refuse_other_settings, require_sbatch
+from launch.freeze import code_name, freeze_code
 from launch.render import Frozen, render
 from launch.submission import (
     interrupts_wait,
@@ -39,8 +39,8 @@ from launch.submission import (
 )
 from uniemox_dist.config.load import parse_override
 from uniemox_dist.config.schema import Config
-from uniemox_dist.runtime.errors import Fault, UserError
-from uniemox_dist.runtime.files import write_text
+from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import write_text
 
 MOST_POINTS = 1001
 """Slurm's usual largest array (MaxArraySize)."""

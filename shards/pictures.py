@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from shards.format import EXTENSIONS
+from shards.format.sample import EXTENSIONS
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused as decompression bombs (Pillow's own limit, 1 GiB as 16-bit RGB)."""

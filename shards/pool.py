@@ -6,7 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from uniemox_dist.runtime.errors import Fault
+from uniemox_dist.core.errors import Fault
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 Place = Path
 """A local path, or a remote one (UPath): both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir`, `glob`,

@@ -14,7 +14,7 @@ import pytest
 from inputs import DEMO, make_teacher, teach_options
 from PIL import Image
 
-from shards.pack import PackSettings, pack
+from shards.pack.pipeline import PackSettings, pack
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from uniemox_dist.core.files import write_json, write_text
 from uniemox_dist.evaluate.pooled import Pool
 from uniemox_dist.evaluate.protocol import STUDENT, TEACHER, UNTRAINED
-from uniemox_dist.runtime.files import write_json, write_text
 
 Scores = dict[str, list[list[dict[str, Any]]]]
 """Of each trained row, for each seed, the metrics of `uniemox evaluate protocol --scores`."""

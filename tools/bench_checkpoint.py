@@ -24,19 +24,19 @@ from typing import Any
 
 import torch
 
-from launch.local import run_ranks
+from uniemox_dist.checkpoints.async_writer import Saver
+from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import Counts
+from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.local_launcher import run_ranks
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm
-from uniemox_dist.train.checkpoint import RunState
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import make_engine
-from uniemox_dist.train.saver import Saver
 from uniemox_dist.train.step import train_step
 
 
@@ -74,19 +74,19 @@ def main() -> None:
     try:
         found = measure(options, world, folder)
     finally:
-        comm.barrier()
+        collectives.barrier()
         if world.is_main:
             shutil.rmtree(folder if options.dir else top, ignore_errors=True)
     if world.is_main:
         show(found)
         if options.json:
             write_json(options.json, {"command": sys.argv, **found})
-    comm.close()
+    collectives.close()
 
 
 def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str, Any]:
     """Both ways in turn; the same numbers on every rank but for its own clock."""
-    device = comm.init(world, 600)
+    device = collectives.init(world, 600)
     per_rank = options.micro_batch
     values: dict[str, Any] = {
         "run": {"max_steps": 1},
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     ema = Ema(engine, 0.999) if options.ema else None
     batch = random_batch(config, device)
     folder.mkdir(parents=True, exist_ok=True)
-    comm.barrier()
+    collectives.barrier()
     saver = Saver(engine, folder, world, {}, ema, keep_last=2)
     number = 0
 
@@ -142,7 +142,7 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     saver.close()
     size = going_on[-1]["bytes"]
     bandwidth = size / plain_write(folder / f"plain{world.rank}", size // world.size, world)
-    host = sum(row[0] for row in comm.gather_numbers([saver.host_bytes], world))
+    host = sum(row[0] for row in collectives.gather_numbers([saver.host_bytes], world))
     sync = statistics.median(facts["seconds"] for facts in waiting[1:])
     blocked = statistics.median(facts["blocked_s"] for facts in going_on[1:])
     rate = size / statistics.median(facts["write_s"] for facts in going_on[1:])
@@ -197,13 +197,13 @@ def plain_write(path: Path, size: int, world: World) -> float:
     piece = os.urandom(16 << 20)
     seconds = []
     for _ in range(3):
-        comm.barrier()
+        collectives.barrier()
         began = time.perf_counter()
         with open(path, "wb", buffering=0) as file:
             for start in range(0, size, len(piece)):
                 file.write(piece[: size - start])
             os.fsync(file.fileno())
-        comm.barrier()
+        collectives.barrier()
         seconds.append(time.perf_counter() - began)
         path.unlink()
     return statistics.median(seconds)

@@ -16,11 +16,12 @@ import onnxruntime
 from PIL import Image
 from skimage import data
 
-from shards import nanodet
-from shards.nanodet import BGR_MEAN, BGR_STD, SIDE_PX, NanoDet
-from shards.onnx_session import open_session
-from shards.persons import Person, make_detector
-from uniemox_dist.runtime.files import atomic_path
+from shards.detect import nanodet
+from shards.detect.nanodet import BGR_MEAN, BGR_STD, SIDE_PX, NanoDet
+from shards.detect.onnx_session import open_session
+from shards.detect.registry import make_detector
+from shards.detect.types import Person
+from uniemox_dist.core.files import atomic_path
 
 PHOTOS = ("astronaut", "coffee", "rocket", "chelsea", "hubble_deep_field", "retina")
 PICTURES = 64

@@ -31,7 +31,7 @@ import webdataset
 from PIL import Image
 from torchvision import transforms
 
-from shards.pack import PackSettings, pack
+from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.crops import training_plan
 from uniemox_dist.data.decode import decode_rgb

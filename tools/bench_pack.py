@@ -56,8 +56,8 @@ def make_photos(folder: Path, count: int, width: int) -> int:
 
 def packer(photos: Path, out: Path, workers: int, check: str) -> None:
     """This project's packer, as its command line runs it but for Python's own start."""
-    from shards.pack import pack
-    from shards.settings import PackSettings
+    from shards.pack.pipeline import pack
+    from shards.pack.settings import PackSettings
 
     pack(PackSettings(str(photos), "folder", persons="none", check=check), out, workers=workers)
 

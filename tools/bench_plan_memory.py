@@ -22,9 +22,9 @@ from launch.plan.memory import Memory, memory_of, precision_of
 from launch.plan.teacher import Tower, tower_of
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
+from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.parameters import student_parameters
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm
 
 STEPS = 3
 AIM = 0.1
@@ -88,7 +88,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     """One choice: rows of what, planned and measured bytes."""
     config = load_config(one[0], one[1])
     world = World()
-    there = comm.init(world, 60)
+    there = collectives.init(world, 60)
     device = Device("here", None, None, is_gpu=there.type == "cuda")
     tower = tower_of(config)
     assert tower.embedding_width is not None

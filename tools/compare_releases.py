@@ -14,10 +14,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import atomic_path, write_json, write_text
 from uniemox_dist.evaluate.measure import measure
 from uniemox_dist.evaluate.vectors import RELEASE
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import atomic_path, write_json, write_text
 
 METHODS = ("knn", "probe", "zeroshot", "retrieval")
 SPLITS: dict[str, str | None] = {"train": None, "val": None, "test": None}

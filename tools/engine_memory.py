@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from launch.plan.devices import Device
 from launch.plan.memory import precision_of
 from launch.plan.states import engine_memory
+from uniemox_dist.checkpoints.zero_state import flat_partitions, trained
 from uniemox_dist.config.schema import Config
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.parameters import student_parameters
 from uniemox_dist.models.student import Student, Targets, Views
-from uniemox_dist.runtime.world import World
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import make_engine
-from uniemox_dist.train.fragments import flat_partitions, trained
 
 PARTS = ("weights", "resting", "gradients", "optimiser", "ema")
 
@@ -84,7 +84,7 @@ class Measuring:
 
 @torch.no_grad()
 def _embed(teacher: nn.Module, pixels_B3HW: Tensor, size: int) -> Tensor:
-    """As models/teacher.py does it."""
+    """As teacher/model.py does it."""
     dtype = next(teacher.parameters()).dtype
     pixels = (pixels_B3HW.float() / 255).to(dtype)
     if pixels.shape[-1] != size:

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from skimage import data
 from skimage.color import gray2rgb
 
-from shards.nanodet import MODEL_FILE, SIDE_PX, preprocess
-from uniemox_dist.runtime.files import atomic_path
+from shards.detect.nanodet import MODEL_FILE, SIDE_PX, preprocess
+from uniemox_dist.core.files import atomic_path
 
-SHIPPED = Path(__file__).resolve().parents[1] / "shards" / "detectors" / MODEL_FILE
+SHIPPED = Path(__file__).resolve().parents[1] / "shards" / "detect" / "weights" / MODEL_FILE
 PICTURES = ("astronaut", "coffee", "rocket", "chelsea", "hubble_deep_field", "retina", "colorwheel", "camera")
 BATCHES = (1, 3, 8)
 MAX_DIFFERENCE = 1e-5  # scores are 0..1, bins are logits; boxes are written with five decimals

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.manifest import Manifest, ShardEntry, read_manifest
+from shards.format.manifest import Manifest, ShardEntry, read_manifest
 from uniemox_dist.data.plan import Plan
 
 MB = 1e6

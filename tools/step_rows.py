@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.schema import Config, LossConfig
+from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import Counts
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.world import World
+from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.train.optimizer import parameter_groups
 from uniemox_dist.train.step import train_step, views_of
 
@@ -151,11 +151,11 @@ class Setting:
     def _engine(self, student: Student, config: Config) -> Any:
         student = copy.deepcopy(student).to(device())
         if self.engine == "deepspeed":
-            from uniemox_dist.train import comm
+            from uniemox_dist.distributed import collectives
             from uniemox_dist.train.engine import make_engine
 
             if not torch.distributed.is_initialized():
-                comm.init(World(), 600)
+                collectives.init(World(), 600)
             return make_engine(student, config, World(), self.precision, device())
         student = student.bfloat16() if self.precision == "bf16" else student
         return PlainEngine(student, config.optim.weight_decay, config.optim.betas)

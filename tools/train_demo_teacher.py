@@ -5,7 +5,7 @@ and reorder tags. Soft targets come from the tags that captions share, and the s
 Only pictures of the train split are seen. The result is open_clip's local-dir layout in fp16, and a table of
 held-out retrieval beside trivial rows.
 
-    python tools/train_demo_teacher.py --out uniemox_dist/teach/demo_teacher
+    python tools/train_demo_teacher.py --out uniemox_dist/teacher/demo_teacher
 """
 
 import copy
@@ -37,8 +37,8 @@ from uniemox_dist.data.views import decode_rgb, whole
 from uniemox_dist.evaluate.baselines import colour_histogram, ridge, small_pixels
 from uniemox_dist.evaluate.features import unit
 from uniemox_dist.evaluate.metrics import bootstrap, in_top
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.models.teacher_files import CONFIG, WEIGHTS
+from uniemox_dist.teacher.files import CONFIG, WEIGHTS
+from uniemox_dist.teacher.model import Teacher
 
 SIZE = 80
 MEAN, STD = 0.5, 0.25

@@ -15,7 +15,7 @@ _PUBLIC = {
     "load_uniemox": "uniemox_dist.release.load",
     "load_config": "uniemox_dist.config.load",
     "Config": "uniemox_dist.config.schema",
-    "UserError": "uniemox_dist.runtime.errors",
+    "UserError": "uniemox_dist.core.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from launch.job.live import Live
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import share
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import share
+from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.scheduler.squeue import Live
 
 TRIES, PAUSE_S = 50, 0.1
 CLAIM_S = 60.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.manifest import Manifest, read_manifest
+from shards.format.manifest import Manifest, read_manifest
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.plan import Plan
 

@@ -1,15 +1,15 @@
-"""GPUs by the names that operators use: memory, links and peaks. Names are those of runtime/peaks.py."""
+"""GPUs by the names that operators use: memory, links and peaks. Names are those of core/device_peaks.py."""
 
 import difflib
 import re
 from dataclasses import dataclass
 
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.peaks import PEAKS
+from uniemox_dist.core.device_peaks import PEAKS
+from uniemox_dist.core.errors import UserError
 
 GIB = 1 << 30
 MEMORY_AND_LINK: dict[str, tuple[int, float]] = {
-    # Columns: memory in GiB as the data sheets of runtime/peaks.py name it, and what one GPU sends to others of its
+    # Columns: memory in GiB as the data sheets of core/device_peaks.py name it, and what one GPU sends to others of its
     # node, 10^9 bytes per second in one direction: NVLink or Infinity Fabric of boards with eight, otherwise PCIe x16.
     "B200": (180, 900),
     "H100 PCIe": (80, 64),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from launch.plan.whole import Plan
+from launch.plan.plan import Plan
 from uniemox_dist.models.parameters import Parameter
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from launch.plan.devices import Device
 from launch.plan.measured import Measured
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.flops import Flops
-from uniemox_dist.runtime.errors import UserError
 
 ASSUMED_MFU = 0.3
 """Model FLOP utilisation where nothing was stated or measured: a guess, well below what is aimed at on GPUs."""

@@ -5,10 +5,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
-from uniemox_dist.runtime.runs import is_run
-from uniemox_dist.runtime.words import is_number
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.formatting import is_number
+from uniemox_dist.runs.find import is_run
+from uniemox_dist.runs.folder import RunFolder, read_lines
 
 RECENT = 50
 """Last lines of metrics.jsonl that a pace is the median of."""

@@ -7,7 +7,7 @@ S streams, G samples of the global batch, W ranks, B the micro-batch: W must div
 import math
 
 from uniemox_dist.config.schema import BatchConfig, Config
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 
 def divisors(number: int) -> list[int]:

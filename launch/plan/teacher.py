@@ -5,7 +5,7 @@ from typing import Any
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.flops import tower_flops
-from uniemox_dist.models.towers import model_config, stated_tower
+from uniemox_dist.teacher.tower_flops import model_config, stated_tower
 
 EMBEDDING_WIDTH = 512
 """Assumed of a teacher whose description is not at hand: CLIP ViT-B's."""

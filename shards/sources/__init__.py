@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from shards.persons import Person
-from uniemox_dist.runtime.errors import UserError
+from shards.detect.types import Person
+from uniemox_dist.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.persons import Person
+from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
 from shards.sources.values import BAD_VALUE, load_json, text
 from shards.storage import Place, place
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 CAPTIONS = re.compile(r"captions_(?P<part>(?P<split>train|val|test)(?P<year>\d*))\.json")
 _PROBES = 16  # pictures looked for to tell the picture folder

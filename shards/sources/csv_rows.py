@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from shards.storage import Place
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 _FIELD_BYTES = 1 << 24
 

@@ -17,7 +17,7 @@ from typing import Any
 from shards.sources import Record, SourceOptions
 from shards.sources.values import content, load_json, plain
 from shards.storage import Place, place
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 SPLITS = ("train", "val", "test")
 ATTRIBUTES = ("scene", "object", "facial_expression", "human_action", "brightness", "colorfulness")

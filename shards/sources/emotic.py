@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from shards.persons import Person
+from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
 from shards.sources.csv_rows import csv_rows
 from shards.storage import Place, place
-from uniemox_dist.runtime.errors import UserError, missing_extra
+from uniemox_dist.core.errors import UserError, missing_extra
 
 SPLITS = ("train", "val", "test")
 CATEGORIES = (

@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from shards.format.tars import PICTURES
 from shards.sources import Record, SourceOptions
 from shards.sources.files import SPLITS, is_clutter
 from shards.sources.values import content
 from shards.storage import find_files, is_local, place
-from shards.tars import PICTURES
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.cells import whole_parquet
 from shards.sources import Cell, Image, Record, SourceOptions
+from shards.sources.cells import whole_parquet
 from shards.sources.csv_rows import check_names, csv_rows
 from shards.sources.files import name_below
 from shards.sources.values import BAD_VALUE, attributes, captions, persons, text
 from shards.storage import Place, matching, open_seekable, place
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
 SHIPPED = {"shipped:fluent_emoji": "fluent_emoji.parquet"}

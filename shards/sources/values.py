@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from shards.persons import Person
-from shards.recordable import MAX_DEPTH
+from shards.detect.types import Person
+from shards.pack.recordable import MAX_DEPTH
 from shards.storage import Place
 
 BAD_VALUE = (ValueError, KeyError, TypeError, OverflowError)

@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from shards.cells import whole_parquet
-from shards.recordable import recordable
+from shards.format.tars import Group, groups
+from shards.pack.recordable import recordable
 from shards.sources import Record, Slice, SourceOptions
+from shards.sources.cells import whole_parquet
 from shards.sources.files import SPLITS, is_clutter, name_below
 from shards.sources.values import BAD_VALUE, attributes, captions, load_json, persons, text
 from shards.storage import Place, matching, open_seekable, place
-from shards.tars import Group, groups
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 # Fields of img2dataset about its download, of which nothing is left to say once the picture is here.
 _DOWNLOAD = {"key", "status", "error_message", "sha256", "md5", "width", "height"}

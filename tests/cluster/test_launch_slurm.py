@@ -14,7 +14,7 @@ import yaml
 from slurm_jobs import ROOT, Cluster, Job, events, lines, until
 
 import launch
-from uniemox_dist.runtime.run_folder import append_line
+from uniemox_dist.runs.folder import append_line
 
 pytestmark = pytest.mark.cluster
 RECIPE = """

@@ -9,10 +9,10 @@ import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 from safetensors.torch import load_file
 
-from uniemox_dist.checkpoints.files import FragmentReader
 from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.format import FragmentReader
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.release.export import release
-from uniemox_dist.runtime.errors import UserError
 
 STEPS = 10
 DECAY = 0.6

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import run_ranks
 from uniemox_dist.cli.main import run
+from uniemox_dist.distributed.local_launcher import run_ranks
 
 PREFLIGHT = """
 import json, sys, time
@@ -115,7 +115,7 @@ def test_the_short_form_finds_the_same_on_all_ranks_and_names_the_one_that_is_wr
 def test_a_check_that_hangs_ends_its_rank_with_a_line_and_its_stack() -> None:
     code = (
         "import time\nfrom uniemox_dist.doctor.ranks import within\n"
-        "from uniemox_dist.runtime.world import World\n"
+        "from uniemox_dist.distributed.world import World\n"
         "with within(30, 'quick', World()): pass\n"
         "with within(0.1, 'all_reduce', World(rank=3, size=4)): time.sleep(60)"
     )

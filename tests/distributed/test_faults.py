@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ranks import TINY, losses, run_ranks
 
-from shards.index import index_path, read_index, write_index
-from shards.manifest import read_manifest
+from shards.format.index import index_path, read_index, write_index
+from shards.format.manifest import read_manifest
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 
 

@@ -14,15 +14,15 @@ from labelled_sets import LAYOUTS, emotic_set, folder_set, labels_set, packed
 from PIL import Image
 from ranks import events, run_ranks
 
-from shards.presets import presets
 from shards.sources.emotic import CATEGORIES, DIMENSIONS
+from shards.sources.presets import presets
 from uniemox_dist.cli.main import run
+from uniemox_dist.core.files import sha256_file
+from uniemox_dist.inference.pictures import Pictures
+from uniemox_dist.inference.predict import by_head, predict
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.classifier import load_classifier
 from uniemox_dist.release.export import release
-from uniemox_dist.runtime.files import sha256_file
-from uniemox_dist.use.pictures import Pictures
-from uniemox_dist.use.predict import by_head, predict
 
 TINY = (
     "run.epochs=null",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.files import FragmentReader, fixed_tensors
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, complete_checkpoints, open_checkpoint
+from uniemox_dist.checkpoints.format import FragmentReader, fixed_tensors
 from uniemox_dist.release.export import release, student_of
 
 # Another grid and patch size than the run's, so that the tables of positions and the projection are resampled.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.files import FragmentReader
 from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.format import FragmentReader
 
 BETA1 = 0.9
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from ranks import events, largest_difference, losses, run_ranks, two_ranks
 
-from uniemox_dist.checkpoints.files import FragmentReader
 from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.format import FragmentReader
 
 BAD_STEP = 3
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from ranks import PRELOAD, TIMEOUT_S, run_ranks, two_ranks
 
-from launch.local import free_port
 from launch.plan.checkpoints import checkpoint_size
 from launch.plan.devices import find_device
 from launch.plan.states import BUCKET
 from launch.plan.teacher import tower_of
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.config.load import load_config
+from uniemox_dist.distributed.local_launcher import free_port
 from uniemox_dist.models.parameters import student_parameters
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -82,13 +82,13 @@ def _rank(pipe: Connection, rank: int, ranks: int, port: int, cases: list[Case],
     import torch
     from engine_memory import Measuring  # type: ignore[import-not-found]
 
-    from uniemox_dist.runtime.world import World
-    from uniemox_dist.train import comm
+    from uniemox_dist.distributed import collectives
+    from uniemox_dist.distributed.world import World
 
     torch.set_num_threads(1)
     try:
         world = World(rank, ranks, rank, "127.0.0.1", port)
-        device = comm.init(world, TIMEOUT_S)
+        device = collectives.init(world, TIMEOUT_S)
         found = []
         for case in cases:
             config = load_config("demo", settings(case, ranks, more))

@@ -11,7 +11,7 @@ import pytest
 from ranks import events, losses, run_ranks, two_ranks
 
 from uniemox_dist.checkpoints.folders import complete_checkpoints
-from uniemox_dist.runtime.files import sha256_file
+from uniemox_dist.core.files import sha256_file
 
 
 def settings(tmp_path: Path, data: Path, teacher: Path, *more: str) -> list[str]:
@@ -24,10 +24,10 @@ def steps(run: Path) -> list[int]:
 
 def a_slow_disk(rank: int) -> None:
     """Rank 1's second part is written only when step 3 has changed the weights, and is due itself."""
-    from uniemox_dist.train import saver
-    from uniemox_dist.train.setup import train_step
+    from uniemox_dist.checkpoints import async_writer
+    from uniemox_dist.train.trainer import train_step
 
-    write, made = saver.write_part, 0
+    write, made = async_writer.write_part, 0
 
     def slow(path: Path, tensors: Any) -> tuple[int, str]:
         while rank == 1 and "00000002" in str(path) and made < 3:
@@ -40,10 +40,10 @@ def a_slow_disk(rank: int) -> None:
         made += 1
         return result
 
-    from uniemox_dist.train import setup
+    from uniemox_dist.train import trainer
 
-    saver.write_part = slow
-    setup.train_step = counted
+    async_writer.write_part = slow
+    trainer.train_step = counted
 
 
 def test_what_a_slow_writer_writes_is_the_step_that_it_was_given(
@@ -66,9 +66,9 @@ def test_what_a_slow_writer_writes_is_the_step_that_it_was_given(
 
 
 def a_disk_that_fails_once(rank: int) -> None:
-    from uniemox_dist.train import saver
+    from uniemox_dist.checkpoints import async_writer
 
-    write = saver.write_part
+    write = async_writer.write_part
 
     def failing(path: Path, tensors: Any) -> tuple[int, str]:
         if rank == 1 and "00000002" in str(path):
@@ -76,7 +76,7 @@ def a_disk_that_fails_once(rank: int) -> None:
             raise OSError(28, "No space left on device")
         return write(path, tensors)
 
-    saver.write_part = failing
+    async_writer.write_part = failing
 
 
 def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
@@ -93,7 +93,8 @@ def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
 
 def a_disk_with_room_for_one_more(rank: int) -> None:
     """Free space as a disk would have it that holds two checkpoints, as rank 1 sees it."""
-    from uniemox_dist.train import loop, room
+    from uniemox_dist.checkpoints import checkpoint_space
+    from uniemox_dist.train import loop
 
     loop.LAST_TRIES_S = ()
 
@@ -101,7 +102,7 @@ def a_disk_with_room_for_one_more(rank: int) -> None:
         used = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         return 2_500_000 - used if rank == 1 else 10**12
 
-    room.free_bytes = free
+    checkpoint_space.free_bytes = free
 
 
 def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_left_out(
@@ -145,7 +146,7 @@ def test_a_signal_while_starting_up_ends_in_a_complete_save_and_75(
 
 
 def a_rank_that_sleeps(rank: int) -> None:
-    from uniemox_dist.models.teacher import Teacher
+    from uniemox_dist.teacher.model import Teacher
 
     embed = Teacher.embed_pictures
 

@@ -11,7 +11,7 @@ from ranks import TINY, run_ranks
 
 from uniemox_dist.config.load import load_config
 from uniemox_dist.models.flops import sample_flops
-from uniemox_dist.models.towers import stated_tower
+from uniemox_dist.teacher.tower_flops import stated_tower
 
 STEPS, GLOBAL_BATCH = 30, 24
 

@@ -66,7 +66,7 @@ def test_ranks_that_do_not_divide_the_streams(
 def test_a_manifest_without_samples(
     places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from shards.manifest import Manifest
+    from shards.format.manifest import Manifest
 
     (tmp_path / "empty").mkdir()
     Manifest((), {}).write(tmp_path / "empty")

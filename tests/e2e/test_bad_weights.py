@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from uniemox_dist.cli.main import run
-from uniemox_dist.runtime.signals import STOP_SIGNALS
+from uniemox_dist.core.signals import STOP_SIGNALS
 
 SETTINGS = [
     "run.epochs=null",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from web import serve
 
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 from uniemox_dist.checkpoints.folders import complete_checkpoints, open_checkpoint
 from uniemox_dist.cli.main import run
 from uniemox_dist.release.export import student_of

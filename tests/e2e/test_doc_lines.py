@@ -11,16 +11,16 @@ from handmade import config_of, write_checkpoint
 from inputs import DEMO
 from told_run import told_run
 
-from shards.pack import PackSettings, pack
+from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.models.student import Student
-from uniemox_dist.models.teacher import Teacher
 from uniemox_dist.release.classifier import write_classifier
 from uniemox_dist.release.export import release
+from uniemox_dist.teacher.model import Teacher
 
 ROOT = Path(__file__).parents[2]
 SHAPE = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}

@@ -19,7 +19,7 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 from uniemox_dist.data.reader import RawSample, ShardReader
 
 OLD = "webdataset==0.2.86"

@@ -13,10 +13,10 @@ from PIL import Image
 from told_run import BEGAN, told_run
 
 from uniemox_dist.cli.main import run as uniemox
+from uniemox_dist.core.errors import EXIT_DONE
+from uniemox_dist.core.files import write_json
 from uniemox_dist.evaluate.gallery import thumbnail
-from uniemox_dist.report.gallery import gallery
-from uniemox_dist.runtime.errors import EXIT_DONE
-from uniemox_dist.runtime.files import write_json
+from uniemox_dist.runs.report.gallery import gallery
 
 CHARTS = 8
 DECODED = """

@@ -38,7 +38,7 @@ def test_the_demo_teacher_can_be_trained_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_shipped_teacher_has_the_figures_of_its_readme(tmp_path: Path) -> None:
-    folder = ROOT / "uniemox_dist/teach/demo_teacher"
+    folder = ROOT / "uniemox_dist/teacher/demo_teacher"
     arguments = ["--out", str(folder), "--steps", "0", "--json", str(tmp_path / "t.json")]
     subprocess.run([*TOOL, *arguments], check=True, timeout=600, cwd=tmp_path)
     for line in json.loads((tmp_path / "t.json").read_text()):

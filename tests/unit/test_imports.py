@@ -1,102 +1,104 @@
-"""Who may import whom, read from the source; and what a light install must not need."""
+"""The import order of the house, read from the source, and what a light install must not need."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("uniemox_dist", "shards", "launch", "tools")
-# Package -> packages of ours that it may import, besides itself and the leaves that everyone may.
-ALLOWED = {
-    "shards": set(),
-    "uniemox_dist.config": set(),
-    "uniemox_dist.runtime": set(),
-    "uniemox_dist.models": {"uniemox_dist.checkpoints"},
-    "uniemox_dist.checkpoints": set(),
-    "uniemox_dist.data": {"shards"},
-    "uniemox_dist.teach": {"uniemox_dist.data", "uniemox_dist.models"},
-    "uniemox_dist.doctor": {
-        "shards",
-        "uniemox_dist.checkpoints",
-        "uniemox_dist.data",
-        "uniemox_dist.models",
-        "uniemox_dist.runtime",
-        "uniemox_dist.teach",
-    },
-    "uniemox_dist.train": {
-        "shards",
-        "uniemox_dist.checkpoints",
-        "uniemox_dist.data",
-        "uniemox_dist.doctor",
-        "uniemox_dist.models",
-        "uniemox_dist.release",  # fine-tuning keeps its best weights as a folder that timm loads
-        "uniemox_dist.runtime",
-        "uniemox_dist.teach",
-    },
-    "uniemox_dist.release": {
-        "shards",
-        "uniemox_dist.checkpoints",
-        "uniemox_dist.data",
-        "uniemox_dist.models",
-        "uniemox_dist.runtime",
-    },
-    "uniemox_dist.evaluate": {"shards", "uniemox_dist.data", "uniemox_dist.models", "uniemox_dist.release"},
-    "uniemox_dist.use": {
-        "shards",
-        "uniemox_dist.data",
-        "uniemox_dist.evaluate",
-        "uniemox_dist.models",
-        "uniemox_dist.release",
-        "uniemox_dist.runtime",
-    },
-    "uniemox_dist.report": {"uniemox_dist.checkpoints", "uniemox_dist.runtime"},
-    "launch": {
-        "shards",
-        "uniemox_dist.checkpoints",
-        "uniemox_dist.cli.main",  # a task of submitit runs a command, in its own process
-        "uniemox_dist.data.draws",
-        "uniemox_dist.data.plan",
-        "uniemox_dist.data.sources",
-        "uniemox_dist.models.flops",
-        "uniemox_dist.models.parameters",
-        "uniemox_dist.models.towers",
-        "uniemox_dist.runtime",
-    },
+TOP = ("uniemox_dist", "shards", "launch")
+ORDER = (
+    "core", "config", "shards", "scheduler", "distributed", "checkpoints", "runs", "models", "data", "teacher",
+    "release", "doctor", "train", "evaluate", "inference", "launch", "cli",
+)  # fmt: skip
+"""Packages, each of which may import only those before it. `doctor` comes before `train`, whose preflight it is."""
+TORCH_FREE = ("core", "config", "shards", "scheduler", "runs", "launch")
+HEAVY = {"torch", "deepspeed", "timm", "open_clip", "webdataset", "torchvision"}
+ALLOWED_LATE = {
+    ("launch.backends.submitit", "uniemox_dist.cli.main"),
 }
+"""Imports against the order that are being removed; nothing may be added."""
+CYCLES = {
+    frozenset(f"uniemox_dist.train.{name}" for name in ("checkpoint_policy", "samples.showing", "trainer")),
+}
+"""Cycles that are being removed; nothing may be added."""
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
+def _modules() -> dict[str, Path]:
+    found = {}
+    for top in TOP:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The modules of ours that a file imports anywhere, for types alone included."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.partition(".")[0] in OURS}
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in inner]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] in (*TOP, "tools"))
 
 
-@pytest.mark.parametrize("package", sorted(ALLOWED))
-def test_a_package_imports_only_what_the_house_allows(package: str) -> None:
-    files = sorted((ROOT / package.replace(".", "/")).rglob("*.py"))
-    assert files
-    permitted = {package, "uniemox_dist.config", "uniemox_dist.runtime.errors", "uniemox_dist.runtime.files"}
-    permitted |= ALLOWED[package] | {"uniemox_dist.__version__"}
-    for path in files:
-        for name in imports(path):
-            fits = any(name == p or name.startswith(f"{p}.") for p in permitted)
-            assert fits or any(p.startswith(f"{name}.") for p in permitted), (
-                f"{path.relative_to(ROOT)} imports {name}"
-            )
+GRAPH = {name: {other for other in _imports(path) if other != name} for name, path in MODULES.items()}
+
+
+def _package(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] in ("shards", "launch"):
+        return parts[0]
+    return parts[1] if len(parts) > 1 else None
+
+
+def test_every_package_has_a_place_in_the_order() -> None:
+    assert {_package(name) for name in MODULES} - {None} == set(ORDER)
+
+
+def test_imports_go_one_way() -> None:
+    late = {
+        (name, other)
+        for name, others in GRAPH.items()
+        for other in others
+        if (mine := _package(name))
+        and (theirs := _package(other))
+        and ORDER.index(theirs) > ORDER.index(mine)
+    }
+    assert late == ALLOWED_LATE
 
 
 def test_nothing_imports_tools() -> None:
-    for package in ("uniemox_dist", "shards", "launch"):
-        for path in (ROOT / package).rglob("*.py"):
-            assert not any(name.startswith("tools") for name in imports(path)), path
+    assert not [
+        (name, other) for name, others in GRAPH.items() for other in others if other.startswith("tools")
+    ]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for other in GRAPH.get(waiting.pop(), ()):
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
+
+    closure = {name: reached(name) for name in MODULES}
+    in_cycles = {name for name in MODULES if name in closure[name]}
+    cycles = {frozenset(o for o in in_cycles if o in closure[n] and n in closure[o]) for n in in_cycles}
+    assert cycles == CYCLES
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -107,31 +109,30 @@ def loaded_after(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
+@pytest.mark.parametrize("package", TORCH_FREE)
+def test_a_light_package_imports_without_torch(package: str) -> None:
+    names = [name for name in MODULES if _package(name) == package and not name.endswith("__main__")]
+    assert not loaded_after(f"import {', '.join(names)}") & HEAVY
+
+
 @pytest.mark.parametrize(
-    "statement",
+    "names",
     [
-        "import uniemox_dist",
-        "import shards.pack, shards.report, shards.sources.table, shards.sources.folder",
-        "import uniemox_dist.cli.main, uniemox_dist.cli.shards, uniemox_dist.cli.pretrain, uniemox_dist.cli.release",
-        "import uniemox_dist.cli.finetune, uniemox_dist.data.splits",
-        "import uniemox_dist.cli.doctor, uniemox_dist.doctor.full, uniemox_dist.doctor.short",
-        "import uniemox_dist.config.load, launch.local, launch.restarts, uniemox_dist.data.plan",
-        "import launch.job.attempt, launch.job.settle, uniemox_dist.cli.launch_job, uniemox_dist.runtime.rank_output",
-        "import uniemox_dist.runtime.run_folder, uniemox_dist.runtime.world, uniemox_dist.checkpoints",
-        "import launch.order, launch.sweep, launch.here, launch.by_submitit, uniemox_dist.cli.launch",
-        "import uniemox_dist.cli.status, uniemox_dist.cli.checkpoint, uniemox_dist.runtime.standing",
-        "import uniemox_dist.cli.plan, uniemox_dist.cli.plan_page, launch.plan.whole, launch.plan.lead",
-        "import uniemox_dist.checkpoints.retention, uniemox_dist.checkpoints.verify, uniemox_dist.report.page",
+        ("uniemox_dist",),
+        tuple(name for name in MODULES if _package(name) == "cli" and not name.endswith("__main__")),
+        ("uniemox_dist.data.splits", "uniemox_dist.data.plan", "uniemox_dist.data.sources"),
+        ("uniemox_dist.doctor.all_checks", "uniemox_dist.doctor.preflight"),
+        ("uniemox_dist.distributed.world", "uniemox_dist.distributed.local_launcher"),
+        ("uniemox_dist.checkpoints.retention", "uniemox_dist.checkpoints.verify"),
     ],
 )
-def test_the_base_install_needs_no_torch(statement: str) -> None:
-    assert not loaded_after(statement) & {"torch", "deepspeed", "timm", "open_clip", "webdataset"}
+def test_the_base_install_needs_no_torch(names: tuple[str, ...]) -> None:
+    assert not loaded_after(f"import {', '.join(names)}") & HEAVY
 
 
-def test_release_and_evaluation_load_without_deepspeed_and_webdataset() -> None:
-    loaded = loaded_after(
-        "import uniemox_dist.release.load, uniemox_dist.evaluate.run, uniemox_dist.release.export, "
-        "uniemox_dist.evaluate.measure, uniemox_dist.use.embed, uniemox_dist.use.predict, uniemox_dist.use.reconstruct"
-    )
+@pytest.mark.parametrize("package", ["release", "evaluate", "inference"])
+def test_release_evaluation_and_inference_load_without_deepspeed_and_webdataset(package: str) -> None:
+    names = [name for name in MODULES if _package(name) == package]
+    loaded = loaded_after(f"import {', '.join(names)}")
     assert "torch" in loaded
     assert not loaded & {"deepspeed", "webdataset"}

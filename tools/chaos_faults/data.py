@@ -7,8 +7,8 @@ from pathlib import Path
 from chaos_faults.kills import STEP
 from chaos_faults.lab import Lab
 from chaos_faults.verdict import Outcome, compare, finished, recovery, traced
-from shards.index import index_path, read_index
-from shards.manifest import read_manifest
+from shards.format.index import index_path, read_index
+from shards.format.manifest import read_manifest
 
 LATER = 3
 """Steps that a shard must be away from the moment of the fault, so that nobody has opened it."""

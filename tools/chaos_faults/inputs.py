@@ -12,7 +12,7 @@ def make_shards(folder: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from shards.pack import PackSettings, pack
+    from shards.pack.pipeline import PackSettings, pack
 
     folder.mkdir(parents=True)
     table = pq.read_table(TABLE)

@@ -14,7 +14,7 @@ import psutil
 from chaos_faults import inputs
 from chaos_faults.processes import Forked, Patch, start
 from uniemox_dist.checkpoints.folders import Checkpoint, complete_checkpoints
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
+from uniemox_dist.runs.folder import RunFolder, read_lines
 
 RANKS = 2
 STEPS, SAVE_EVERY = 24, 4

@@ -99,13 +99,13 @@ def start(arguments: Sequence[str], log: Path, patch: Patch | None = None) -> Fo
     """Runs `uniemox ARGUMENTS`; what it and its ranks say goes to `log`."""
 
     def command() -> int:
-        import launch.local
+        import uniemox_dist.distributed.local_launcher
         from uniemox_dist.cli.main import run
 
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        launch.local.subprocess = types.SimpleNamespace(Popen=_rank(patch))  # type: ignore[attr-defined]
+        uniemox_dist.distributed.local_launcher.subprocess = types.SimpleNamespace(Popen=_rank(patch))  # type: ignore[attr-defined]
         sys.argv = ["uniemox", *arguments]
         return run(list(arguments))
 

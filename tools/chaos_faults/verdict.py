@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos_faults.lab import RANKS, STEPS, Run
-from uniemox_dist.runtime.run_folder import read_lines
+from uniemox_dist.runs.folder import read_lines
 
 NUMBERS = ("loss", "relation", "similarity", "reconstruction", "grad_norm", "lr")
 

@@ -10,8 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import canonical_json, read_json, sha256_bytes, sha256_file
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import canonical_json, read_json, sha256_bytes, sha256_file
 
 COMPLETE = "complete.json"
 FIXED = "fixed.safetensors"

@@ -9,8 +9,8 @@ from typing import Any
 from uniemox_dist.checkpoints.folders import complete_checkpoints, unfinished
 from uniemox_dist.config.data_sections import RunConfig
 from uniemox_dist.config.load import parse_yaml
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import remove_dir
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import remove_dir
 
 
 def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = None) -> list[int]:

@@ -19,8 +19,8 @@ from uniemox_dist.checkpoints.folders import (
     read_checkpoint,
 )
 from uniemox_dist.checkpoints.retention import superfluous
-from uniemox_dist.runtime.errors import Fault
-from uniemox_dist.runtime.files import read_json
+from uniemox_dist.core.errors import Fault
+from uniemox_dist.core.files import read_json
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def list_command(run: Path, as_json: bool) -> None:
     from uniemox_dist.checkpoints.retention import policy, superfluous
     from uniemox_dist.checkpoints.verify import Unread, examine
     from uniemox_dist.cli.tables import columns
-    from uniemox_dist.runtime.words import counted, size
+    from uniemox_dist.core.formatting import counted, size
 
     place = checkpoints_of(run)
     complete = folders.complete_checkpoints(place)
@@ -114,8 +114,8 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
     from tqdm import tqdm
 
     from uniemox_dist.checkpoints.verify import Unread, verify
-    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT
-    from uniemox_dist.runtime.words import counted, size
+    from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT
+    from uniemox_dist.core.formatting import counted, size
 
     seen = asked_for(run, step)
     chosen = [one for one in seen if not isinstance(one, Unread)]
@@ -166,7 +166,7 @@ def prune_command(
     from uniemox_dist.checkpoints import folders
     from uniemox_dist.checkpoints.retention import policy
     from uniemox_dist.checkpoints.verify import Unread, examine, superseded
-    from uniemox_dist.runtime.words import counted, size
+    from uniemox_dist.core.formatting import counted, size
 
     place = checkpoints_of(run)
     with alone(run, only_look=dry_run):
@@ -207,7 +207,7 @@ def _bytes_of_files(folder: Path) -> int:
 
 
 def _facts(found: "Checkpoint", *, kept: bool) -> dict[str, Any]:
-    from uniemox_dist.runtime.standing import saved_time
+    from uniemox_dist.runs.status import saved_time
 
     info = found.info
     time = saved_time(info, found.completed)

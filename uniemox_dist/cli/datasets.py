@@ -43,7 +43,7 @@ def index_command(folder: Path, workers: int, check: str, licence: str | None) -
 
     For tars that others wrote, such as img2dataset. What cannot be used stands in DIR/rejected.parquet.
     """
-    from shards.adopt import index_folder
+    from shards.edit.index_tars import index_folder
 
     with _bar("indexing", "tars") as bar:
         manifest, rejected = index_folder(folder, workers=workers, check=check, licence=licence, progress=bar)
@@ -64,11 +64,11 @@ def index_command(folder: Path, workers: int, check: str, licence: str | None) -
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings here, too.")
 def verify_command(folder: Path, workers: int, check: str, quarantine: bool, json_file: Path | None) -> int:
     """Reads everything in DIR again: counts, hashes, and every picture. Exit code 2 if anything is wrong."""
-    from shards import verify
-    from shards.os_errors import writing
+    from shards.inspect import verify
     from shards.storage import is_local
-    from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
-    from uniemox_dist.runtime.files import write_json
+    from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+    from uniemox_dist.core.files import write_json
+    from uniemox_dist.core.os_errors import writing
 
     if quarantine and not is_local(folder):
         raise UserError("--quarantine: DIR is remote, and only local files can be moved")
@@ -106,10 +106,10 @@ def verify_command(folder: Path, workers: int, check: str, quarantine: bool, jso
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here, too.")
 def stats_command(folder: Path, json_file: Path | None) -> None:
     """Prints what is in DIR (a data set, or several splits): samples, labels, captions, persons."""
-    from shards.os_errors import writing
-    from shards.report import describe, describe_json
-    from shards.verify import folders_of
-    from uniemox_dist.runtime.files import write_json
+    from shards.inspect.stats import describe, describe_json
+    from shards.inspect.verify import folders_of
+    from uniemox_dist.core.files import write_json
+    from uniemox_dist.core.os_errors import writing
 
     folders_of(folder)
     for text in describe(folder):
@@ -125,10 +125,10 @@ def stats_command(folder: Path, json_file: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The page  [default: DIR/report.html]")
 def report_command(folder: Path, out: Path | None) -> None:
     """Writes one HTML page about DIR: pictures of every label with person boxes, histograms, what was refused."""
-    from shards.page import write_page
+    from shards.inspect.page import write_page
+    from shards.inspect.verify import folders_of
     from shards.storage import is_local
-    from shards.verify import folders_of
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
 
     folders_of(folder)
     if out is None and not is_local(folder):
@@ -147,7 +147,7 @@ def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
     Pictures that several parts packed are marked in the index and left out of all counts. The tars are hard links, so
     that the parts may be deleted afterwards; on another file system they are symbolic links, and the parts must stay.
     """
-    from shards.merge import merge
+    from shards.edit.merge import merge
 
     result = merge(out, list(parts))
     for split, count in sorted(result.packed.items()):
@@ -174,7 +174,7 @@ def select_command(
 
     EXPR knows width, height, side, aspect, bytes, label, caption, captions, persons, key and image_sha256.
     """
-    from shards.select import select
+    from shards.edit.select import select
 
     subset = select(folder, out, labels=labels, filter_text=filter_text, copy=copy)
     click.echo(
@@ -191,7 +191,7 @@ def select_command(
 @click.option("--copy", is_flag=True, help="Write new tars instead of linking to the old ones.")
 def split_command(folder: Path, out: Path, shares: str, seed: int, copy: bool) -> None:
     """Cuts DIR into splits OUT/<name>, label by label; the tars are linked as by `select`."""
-    from shards.select import parse_shares, split
+    from shards.edit.select import parse_shares, split
 
     for name, subset in split(folder, out, parse_shares(shares), seed=seed, copy=copy).items():
         click.echo(f"{out / name}: {subset.samples} samples, identity {subset.identity[:12]}")

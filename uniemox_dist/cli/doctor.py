@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, UserError
 
 if TYPE_CHECKING:
+    from uniemox_dist.distributed.world import World
     from uniemox_dist.doctor.findings import Finding
     from uniemox_dist.doctor.subject import Subject
-    from uniemox_dist.runtime.world import World
 
 MEETING_S = 120
 """Seconds that a rank waits for the others to come, and for each collective operation."""
@@ -42,7 +42,7 @@ def doctor(
     Inside srun or torchrun this is one rank of many; with --nproc it starts the ranks of this machine. Each line says
     ok, warn or fail, what was measured, and what to do about it. Exit code 1 if a line says fail.
     """
-    from uniemox_dist.runtime.world import World
+    from uniemox_dist.distributed.world import World
 
     subject = _subject(recipe, run_dir, data)
     if json_file is not None and not Path(json_file).absolute().parent.is_dir():
@@ -56,7 +56,7 @@ def doctor(
     if nproc is not None and nproc > 1 and world.size == 1 and with_torch:
         import torch
 
-        from launch.local import run_ranks
+        from uniemox_dist.distributed.local_launcher import run_ranks
 
         command = [sys.executable, "-m", "uniemox_dist.cli", "doctor", *recipe]
         command += ["--run-dir", run_dir] if run_dir is not None else []
@@ -68,9 +68,9 @@ def doctor(
         found = _examine(subject, world, short=short, with_torch=with_torch)
     finally:
         if with_torch:
-            from uniemox_dist.train import comm
+            from uniemox_dist.distributed import collectives
 
-            comm.close()
+            collectives.close()
     return _end(found, world, json_file)
 
 
@@ -97,9 +97,9 @@ def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) ->
 
 def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: bool) -> list["Finding"]:
     """All findings, each said as it comes: by rank 0 what all ranks found together, by a rank what it found alone."""
+    from uniemox_dist.doctor.all_checks import alone, examine, meeting_failed
     from uniemox_dist.doctor.findings import Finding
-    from uniemox_dist.doctor.full import alone, examine, meeting_failed
-    from uniemox_dist.doctor.short import preflight
+    from uniemox_dist.doctor.preflight import preflight
 
     def say(findings: list[Finding], *, together: bool = True) -> list[Finding]:
         for finding in findings:
@@ -110,13 +110,13 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
     found: list[Finding] = []
     device = None
     if with_torch:
-        from uniemox_dist.train import comm
+        from uniemox_dist.distributed import collectives
 
         # Before ranks meet: one without a device cannot, and the others would wait for it.
         if problems := alone(world):
             return say(problems, together=False)
         try:
-            device = comm.init(world, MEETING_S)
+            device = collectives.init(world, MEETING_S)
         except (RuntimeError, ValueError) as error:
             return say([meeting_failed(error, world)], together=False)
     else:
@@ -136,8 +136,8 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
 
 def _end(found: Sequence["Finding"], world: "World", json_file: str | None) -> int:
     """Says how many there are of each kind, writes the file, and gives the exit code."""
+    from uniemox_dist.core.files import write_json
     from uniemox_dist.doctor.findings import worst
-    from uniemox_dist.runtime.files import write_json
 
     if world.is_main:
         kinds = ("ok", "warn", "fail")

@@ -52,9 +52,9 @@ def protocol_command(
     Masked error, caption retrieval, cosine to the teacher, linear probe; 95 % intervals by bootstrap over groups
     of look-alikes; and a verdict that says what was not beaten.
     """
+    from uniemox_dist.core.files import write_json
+    from uniemox_dist.core.outputs import check_output
     from uniemox_dist.evaluate.run import print_table, run
-    from uniemox_dist.runtime.files import write_json
-    from uniemox_dist.runtime.outputs import check_output
 
     check_output(json_file, "--json")
     check_output(scores_file, "--scores")
@@ -83,10 +83,10 @@ def protocol_command(
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 def gallery_command(release: Path, data: str, out: Path, teacher_name: str | None, device: str) -> None:
     """Looks at pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
+    from uniemox_dist.core.files import write_json
+    from uniemox_dist.core.outputs import check_output
     from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.evaluate.gallery import gallery
-    from uniemox_dist.runtime.files import write_json
-    from uniemox_dist.runtime.outputs import check_output
 
     check_output(out, "--out")
     found = gallery(release, data, teacher_name=teacher_name, device=device_of(device))
@@ -191,10 +191,10 @@ def _run(
     confusion: Path | None = None,
     **given: Any,
 ) -> None:
+    from uniemox_dist.core.files import write_json
+    from uniemox_dist.core.outputs import check_output
     from uniemox_dist.evaluate import measure
     from uniemox_dist.evaluate.device import device_of
-    from uniemox_dist.runtime.files import write_json
-    from uniemox_dist.runtime.outputs import check_output
 
     check_output(confusion, "--confusion", ".png")
     check_output(json_file, "--json")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from launch.order import Order, Submitted
+    from launch.dispatch import Order, Submitted
 
 F = TypeVar("F", bound=Callable[..., Any])
 HIDDEN = ("begin", "settle")
@@ -110,7 +110,7 @@ def slurm_command(
     if axes:
         _sweep(order, axes, dry_run=dry_run)
         return
-    from launch import order as ordering
+    from launch import dispatch as ordering
 
     if dry_run:
         script, remarks = ordering.script_only(order)
@@ -129,7 +129,7 @@ def local_command(dry_run: bool, **given: Any) -> int:
 
     Modules, setup and containers of SITE are not used: this is the environment that the command is called in.
     """
-    from launch.here import prepare_here, run_here
+    from launch.backends.local import prepare_here, run_here
 
     order = _order(given)
     if dry_run:
@@ -149,15 +149,15 @@ def submitit_command(dry_run: bool, **given: Any) -> None:
 
     For runs among other submitit jobs; its time-outs and pre-emptions are counted as submitit does.
     """
-    from launch import by_submitit
+    from launch.backends import submitit
 
     order = _order(given)
     if dry_run:
-        script, remarks = by_submitit.script_only(order)
+        script, remarks = submitit.script_only(order)
         _say(remarks)
         click.echo(script, nl=False)
         return
-    submitted, _, remarks = by_submitit.submit_order(order)
+    submitted, _, remarks = submitit.submit_order(order)
     _say(remarks)
     _follow(submitted)
 
@@ -182,8 +182,8 @@ def _order(given: dict[str, Any], **more: Any) -> "Order":
         UserError: for every mistake of that file and of the options.
     """
     from launch.cluster import load_cluster
-    from launch.order import Order
-    from uniemox_dist.runtime.errors import UserError
+    from launch.dispatch import Order
+    from uniemox_dist.core.errors import UserError
 
     if given["resume"] and given["force_new"]:
         raise UserError("--resume and --force-new: give one of them")
@@ -225,7 +225,7 @@ def _say(remarks: Sequence[str]) -> None:
 
 
 def _follow(submitted: "Submitted") -> None:
-    from launch.order import follow
+    from launch.dispatch import follow
 
     for line in follow(submitted):
         click.echo(line)

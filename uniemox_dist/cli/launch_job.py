@@ -17,9 +17,9 @@ def begin(recipe: str, overrides: tuple[str, ...]) -> int:
     Standard input: the lines of `squeue -h -o '%A %T %l'`. Prints RUN, NODES, RANKS and RANKS_PER_NODE, with tabs
     between; remarks go to standard error.
     """
-    from launch.job.allocation import Allocation
-    from launch.job.attempt import begin as begin_attempt
-    from launch.job.live import Live
+    from launch.job.start import begin as begin_attempt
+    from uniemox_dist.scheduler.allocation import Allocation
+    from uniemox_dist.scheduler.squeue import Live
 
     allocation = Allocation.from_env(os.environ)
     live = Live.parse("" if sys.stdin.isatty() else sys.stdin.read())
@@ -40,9 +40,9 @@ def settle(run: Path, code: int, job_state: str | None, no_requeue: bool) -> int
 
     Prints one of `end CODE`, `again`, `requeue` and `resubmit NODELIST`.
     """
-    from launch.job import settle as settling
-    from launch.job.allocation import Allocation
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from launch.job import next_action as settling
+    from uniemox_dist.runs.folder import RunFolder
+    from uniemox_dist.scheduler.allocation import Allocation
 
     allocation = Allocation.from_env(os.environ)
     state = settling.JobState.parse(job_state, allocation.restarts)

@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from uniemox_dist import __version__
-from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER, Fault, LostPeer, UserError, missing_extra
+from uniemox_dist.core.errors import EXIT_FAULT, EXIT_USER, Fault, LostPeer, UserError, missing_extra
 
 COMMANDS = {
     "shards": (
@@ -36,9 +36,9 @@ COMMANDS = {
     ),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
     "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),
-    "embed": ("uniemox_dist.cli.use", "Embed pictures by a release, into a table."),
-    "predict": ("uniemox_dist.cli.use", "Say which emotions pictures evoke, with probabilities."),
-    "reconstruct": ("uniemox_dist.cli.use", "Show how a release fills masked pictures in."),
+    "embed": ("uniemox_dist.cli.inference", "Embed pictures by a release, into a table."),
+    "predict": ("uniemox_dist.cli.inference", "Say which emotions pictures evoke, with probabilities."),
+    "reconstruct": ("uniemox_dist.cli.inference", "Show how a release fills masked pictures in."),
     "report": ("uniemox_dist.cli.report", "Write one HTML page about a run."),
 }
 # Import name -> the extra that brings it, for one clear line instead of a traceback.
@@ -137,7 +137,7 @@ def _say(text: str, code: int, *, main: bool = True) -> int:
     """Says what went wrong; a rank of a Slurm job with a file of its own says it in the job's main log as well."""
     if not text or not main:
         time.sleep(QUIET_S)
-    rank_output = sys.modules.get("uniemox_dist.runtime.rank_output")
+    rank_output = sys.modules.get("uniemox_dist.runs.rank_output")
     for line in text.splitlines():
         click.echo(f"uniemox: error: {line}", err=True)
         if rank_output is not None and main:

@@ -30,7 +30,7 @@ def refuse_empty(run: object) -> None:
     Raises:
         UserError: if RUN is an empty text.
     """
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
 
     if run == "":
         raise UserError("RUN is empty; give run.dir/run.name, such as demo/runs/demo")
@@ -43,8 +43,8 @@ def checkpoints_of(run: Path) -> Path:
         UserError: if RUN is no run's folder.
     """
     from uniemox_dist.checkpoints.folders import COMPLETE
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.runs import open_run
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.runs.find import open_run
 
     above = run.resolve().parent
     if (run / COMPLETE).is_file():
@@ -62,8 +62,8 @@ def alone(run: Path, *, only_look: bool) -> Iterator[None]:
     Raises:
         UserError: if it trains.
     """
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.runs.folder import RunFolder
 
     folder = RunFolder(run)
     lock = folder.look_at_lock()
@@ -90,8 +90,8 @@ def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
     """
     from uniemox_dist.checkpoints import folders
     from uniemox_dist.checkpoints.verify import Unread, examine
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.runs import is_run
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.runs.find import is_run
 
     path = Path(os.path.abspath(run))  # not resolved: the name of a link is the checkpoint's
     named = folders.NAME.match(path.name.removeprefix(".")) is not None
@@ -123,7 +123,7 @@ def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
 def remove(path: Path, *, seen: bool) -> None:
     """Deletes a folder; of a link, only the link. Readers must not see a checkpoint in part; what is unfinished nobody
     reads."""
-    from uniemox_dist.runtime.files import remove_dir
+    from uniemox_dist.core.files import remove_dir
 
     if path.is_symlink() or not path.is_dir():
         path.unlink()

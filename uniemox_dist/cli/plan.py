@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from launch.plan.balance import Data
-    from launch.plan.whole import Asked
+    from launch.plan.plan import Asked
     from uniemox_dist.config.schema import Config
 
 
@@ -87,10 +87,10 @@ def plan(
     from launch.plan.devices import find_device
     from launch.plan.facts import facts
     from launch.plan.measured import read_run
-    from launch.plan.whole import Asked, make_plan
+    from launch.plan.plan import Asked, make_plan
     from uniemox_dist.cli.plan_page import page
     from uniemox_dist.config.load import load_config, pretraining
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.runs.folder import RunFolder
 
     _one_pace(mfu=mfu, samples_per_s=samples_per_s, from_run=from_run)
     device = find_device(gpu, gpu_memory)
@@ -123,7 +123,7 @@ def _one_pace(**given: object) -> None:
     Raises:
         UserError: if a pace is stated more than once.
     """
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
 
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if len(names) > 1:
@@ -138,7 +138,7 @@ def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
     """
     from launch.plan.balance import open_data, stated_data
     from launch.plan.ranks import legal_ranks, why_illegal
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
 
     here = asked.nodes * asked.per_node
     if here > config.batch.streams or not legal_ranks(config.batch):  # told first: it needs no data

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from launch.plan.whole import Remark
-from uniemox_dist.runtime.words import size
+from launch.plan.plan import Remark
+from uniemox_dist.core.formatting import size
 
 UNIT = re.compile(r"(?<=\d) (?=(?:%|[smhdG]|ms|min|kB|[MGT]B)\b|%)")
 """The space between a number and its unit, at which no line ends."""

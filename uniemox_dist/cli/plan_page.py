@@ -11,10 +11,10 @@ from launch.plan.hours import ASSUMED_MFU
 from launch.plan.loading import MS_PER_SAMPLE
 from launch.plan.memory import Memory
 from launch.plan.network import Traffic
-from launch.plan.whole import Plan
+from launch.plan.plan import Plan
 from uniemox_dist.cli.plan_lines import bytes_, fact, gb, good, power, rate, remarks, seconds, title, warning
 from uniemox_dist.cli.tables import columns
-from uniemox_dist.runtime.words import counted, duration, size
+from uniemox_dist.core.formatting import counted, duration, size
 
 
 def page(plan: Plan) -> str:

@@ -51,7 +51,7 @@ def _check(config: "Config", nproc: int) -> None:
     sources.plan(config)
     Schedule.of(config, sources.epoch_samples(config))
     if config.teacher.source == "cache":
-        from uniemox_dist.teach.replay import find
+        from uniemox_dist.teacher.replay import find
 
         find(config, sources.readers)
 

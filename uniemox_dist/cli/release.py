@@ -45,7 +45,7 @@ def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options:
     With --inspect or --verify, RUN is a release.
     """
     if inspect or verify:
-        from uniemox_dist.release.checks import check, describe
+        from uniemox_dist.release.verify import check, describe
 
         if out is not None:
             raise click.UsageError("--inspect and --verify take one folder, a release")
@@ -56,8 +56,8 @@ def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options:
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    from uniemox_dist.core.outputs import check_output
     from uniemox_dist.release.export import release as write
-    from uniemox_dist.runtime.outputs import check_output
 
     check_output(out / "README.md", "OUT")
     facts = write(run, out, **options)  # type: ignore[arg-type]

@@ -18,10 +18,10 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
 
     The run may still be going on; write the page again for its newest state.
     """
-    from uniemox_dist.cli.queue import Queue
-    from uniemox_dist.report.page import write_report
-    from uniemox_dist.runtime.jobs import jobs_of
-    from uniemox_dist.runtime.outputs import check_output
+    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.runs.jobs import jobs_of
+    from uniemox_dist.runs.report.page import write_report
+    from uniemox_dist.scheduler.queue import Queue
 
     check_output(out, "--out")
     # Without an answer the page tells the state that the folder tells.

@@ -86,8 +86,8 @@ def pack_command(
     """
     from tqdm import tqdm
 
-    from shards.pack import pack
-    from shards.settings import parse_part
+    from shards.pack.pipeline import pack
+    from shards.pack.settings import parse_part
 
     settings = _settings(source, options)
     part = None if part_text is None else parse_part(part_text)
@@ -112,10 +112,10 @@ def pack_command(
 
 
 def _settings(source: str, options: dict[str, Any]) -> Any:
-    from shards.prepare import Filters
-    from shards.reencode import Shrink
-    from shards.settings import PackSettings
-    from uniemox_dist.runtime.errors import UserError
+    from shards.pack.prepare import Filters
+    from shards.pack.reencode import Shrink
+    from shards.pack.settings import PackSettings
+    from uniemox_dist.core.errors import UserError
 
     pairs = [column.split("=", 1) for column in options["columns"]]
     if any(len(pair) != 2 for pair in pairs):
@@ -142,7 +142,7 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
 
 
 def _limits(option: str, text: str | None) -> tuple[int, int | None]:
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
 
     if text is None:
         return 0, None

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from uniemox_dist.cli.queue import Queue
-    from uniemox_dist.runtime.jobs import Job
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.runs.folder import RunFolder
+    from uniemox_dist.runs.jobs import Job
+    from uniemox_dist.scheduler.queue import Queue
 
 WATCH_S = 5.0
 """Seconds between looks with a bare --watch."""
@@ -57,8 +57,8 @@ def status(
     lives, but wrote nothing for long); restarting; stopped (by a signal, resumable); failed; killed (without a word);
     complete. Slurm is asked about the jobs that run folders name, where there is one.
     """
-    from uniemox_dist.cli.queue import Queue
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.scheduler.queue import Queue
 
     if watch is not None and as_json:
         raise UserError("--watch and --json: give one of them")
@@ -113,7 +113,7 @@ def _find(patterns: Sequence[str], below: str | None) -> list["RunFolder"]:
         UserError: if one means none.
     """
     from uniemox_dist.cli.one_run import refuse_empty
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.runs.folder import RunFolder
 
     if below is not None:
         return _below(below)
@@ -127,9 +127,9 @@ def _find(patterns: Sequence[str], below: str | None) -> list["RunFolder"]:
 def _meant(pattern: str) -> list["RunFolder"]:
     from glob import escape, glob
 
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.run_folder import RunFolder
-    from uniemox_dist.runtime.runs import is_run, runs_below
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.runs.find import is_run, runs_below
+    from uniemox_dist.runs.folder import RunFolder
 
     places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob(pattern))]
     runs = [run for p in places for run in ([RunFolder(p)] if is_run(p) else runs_below(p))]
@@ -146,9 +146,9 @@ def _meant(pattern: str) -> list["RunFolder"]:
 
 
 def _below(place: str) -> list["RunFolder"]:
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.run_folder import RunFolder
-    from uniemox_dist.runtime.runs import is_run, runs_below
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.runs.find import is_run, runs_below
+    from uniemox_dist.runs.folder import RunFolder
 
     path, give = Path(place), "give the folder that holds your runs, such as run.dir"
     if place and not path.is_dir():
@@ -165,7 +165,7 @@ def _below(place: str) -> list["RunFolder"]:
 
 def _looks(runs: Sequence["RunFolder"], queue: "Queue") -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Facts and events of each run; Slurm is asked once for all of them."""
-    from uniemox_dist.runtime.jobs import job_of, jobs_of
+    from uniemox_dist.runs.jobs import job_of, jobs_of
 
     jobs = [jobs_of(run.path) for run in runs]
     answers = queue.ask([job.id for some in jobs for job in some])
@@ -176,11 +176,11 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
     """The facts of a run, and its events."""
     from uniemox_dist.checkpoints.folders import newest_complete
     from uniemox_dist.config.load import parse_yaml
-    from uniemox_dist.runtime.errors import UserError
-    from uniemox_dist.runtime.facts import facts
-    from uniemox_dist.runtime.run_folder import read_lines
-    from uniemox_dist.runtime.standing import Saved, saved_time
-    from uniemox_dist.runtime.story import sections
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.runs.folder import read_lines
+    from uniemox_dist.runs.history import sections
+    from uniemox_dist.runs.status import Saved, saved_time
+    from uniemox_dist.runs.status_facts import facts
 
     lock = run.look_at_lock()  # first: a run that ends while we read must not look killed
     try:

@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from uniemox_dist.cli.tables import columns
-from uniemox_dist.runtime.jobs import RUNS, WAITS
-from uniemox_dist.runtime.sentences import sentence
-from uniemox_dist.runtime.words import counted, cut, duration, is_number, moment, zone
+from uniemox_dist.core.formatting import counted, cut, duration, is_number, moment, zone
+from uniemox_dist.runs.event_text import sentence
+from uniemox_dist.runs.jobs import RUNS, WAITS
 
 EVENTS_SHOWN = 12
 EVENT_CHARACTERS = 60

@@ -7,7 +7,7 @@ import click
 
 if TYPE_CHECKING:
     from uniemox_dist.data.reader import ShardReader
-    from uniemox_dist.models.teacher import Teacher
+    from uniemox_dist.teacher.model import Teacher
 
 RETRY_S = 60.0
 """For which a read that fails is tried again."""
@@ -78,7 +78,7 @@ def teach(context: click.Context, **options: Any) -> None:
     The same command again goes on where it was stopped. Under srun or torchrun each rank takes its share of the shards.
     """
     work = Work.of(context, options)
-    from uniemox_dist.models.teacher import Teacher
+    from uniemox_dist.teacher.model import Teacher
 
     teacher = Teacher(work.teacher, work.device())
     for folder in work.folders:
@@ -111,13 +111,13 @@ class Work:
         Raises:
             UserError: naming the option that is wrong.
         """
-        from shards.manifest import manifest_folders
-        from shards.settings import parse_part
+        from shards.format.manifest import manifest_folders
+        from shards.pack.settings import parse_part
         from shards.storage import is_local, place
         from uniemox_dist.config.schema import TeacherConfig
+        from uniemox_dist.core.errors import UserError
         from uniemox_dist.data.reader import ShardReader
-        from uniemox_dist.runtime.errors import UserError
-        from uniemox_dist.runtime.world import World
+        from uniemox_dist.distributed.world import World
 
         location, name, count = options["location"], options["teacher"], options["views"]
         if count is None:
@@ -176,8 +176,8 @@ class Work:
 
     def texts(self, reader: "ShardReader", teacher: "Teacher") -> None:
         """Embeds the captions of this rank's shards, and says what was done."""
-        from shards.os_errors import writing
-        from uniemox_dist.teach import text_cache
+        from uniemox_dist.core.os_errors import writing
+        from uniemox_dist.teacher import text_cache
 
         cache = text_cache.beside_shards(reader, teacher.id)
         shards = self._shards(reader)
@@ -191,9 +191,9 @@ class Work:
         """Draws and embeds the views of this rank's shards, and says what was done."""
         import time
 
-        from shards.os_errors import writing
-        from uniemox_dist.teach.view_builder import build
-        from uniemox_dist.teach.view_cache import ViewsMade
+        from uniemox_dist.core.os_errors import writing
+        from uniemox_dist.teacher.view_builder import build
+        from uniemox_dist.teacher.view_cache import ViewsMade
 
         made = ViewsMade(teacher.facts, precision=teacher.precision, **self.views)
         shards, began = self._shards(reader), time.perf_counter()
@@ -238,7 +238,7 @@ def _place(reader: "ShardReader") -> tuple[str, str]:
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
-    from uniemox_dist.runtime.errors import UserError
+    from uniemox_dist.core.errors import UserError
 
     try:
         found = tuple(float(part) for part in text.split(","))

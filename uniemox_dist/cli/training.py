@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from launch.local import Signals
     from uniemox_dist.config.schema import Config
+    from uniemox_dist.distributed.local_launcher import Signals
 
 
 @dataclass(frozen=True)
@@ -35,40 +35,40 @@ def run(
 
         click.echo(dump_yaml(command.load(recipe, overrides)), nl=False)
         return 0
-    from uniemox_dist.runtime.world import World
+    from uniemox_dist.distributed.world import World
 
     world = World.from_env(meets=nproc is None)  # its ranks get a place to meet from this launcher
     # Signals are minded before anything else is done: one that comes in the seconds of start-up is no less meant.
     if nproc is not None and world.size == 1:
-        from launch.local import Signals
+        from uniemox_dist.distributed.local_launcher import Signals
 
         with Signals() as signals:
             return _launch(command, recipe, overrides, nproc, resume, signals)
     if nproc is not None:
         world = World.from_env()
-    from uniemox_dist.runtime.signals import StopFlag, stop_with_launcher
+    from uniemox_dist.core.signals import StopFlag, stop_with_launcher
 
     stop = StopFlag().install()
     stop.mind_limit()
     stop_with_launcher()
-    from uniemox_dist.runtime.errors import LostPeer
-    from uniemox_dist.runtime.rank_output import main_log
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.core.errors import LostPeer
+    from uniemox_dist.runs.folder import RunFolder
+    from uniemox_dist.runs.rank_output import main_log
 
     config = command.load(recipe, overrides)
     main_log.leave(RunFolder(Path(config.run.dir) / config.run.name), world)
     train = command.train()
-    from uniemox_dist.train import comm
-    from uniemox_dist.train.started import Started
+    from uniemox_dist.distributed import collectives
+    from uniemox_dist.train.monitor.startup_timer import Started
 
     try:
         return train(config, world, resume=resume, stop=stop, started=Started())
     except RuntimeError as error:
-        if not comm.is_lost_peer(error):
+        if not collectives.is_lost_peer(error):
             raise
         raise LostPeer(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
     finally:
-        comm.close()
+        collectives.close()
 
 
 def _launch(
@@ -76,7 +76,7 @@ def _launch(
 ) -> int:
     """Starts the ranks of this machine, and again after faults; a signal before that ends it."""
     from launch.restarts import newest_step, run_with_restarts, stopped
-    from uniemox_dist.runtime.run_folder import RunFolder
+    from uniemox_dist.runs.folder import RunFolder
 
     config = command.load(recipe, overrides)
     folder = RunFolder(Path(config.run.dir) / config.run.name)

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from uniemox_dist.config.adopted import adopted
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.config.mistakes import explain
+from uniemox_dist.config.inherited_architecture import adopted
 from uniemox_dist.config.schema import Config
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.config.validation_errors import explain
+from uniemox_dist.core.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):

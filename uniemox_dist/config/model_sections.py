@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from uniemox_dist.config.encoder_names import fill_in
 from uniemox_dist.config.sections import Rgb, Section, Share, Weight
-from uniemox_dist.config.vits import fill_in
 
 
 class ModelConfig(Section):

@@ -22,9 +22,9 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.data.draws import Purpose, mix64
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.data.rng import Purpose, mix64
 
 
 @dataclass(frozen=True)

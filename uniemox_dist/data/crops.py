@@ -7,8 +7,8 @@ wanted and how small it may come.
 import math
 from dataclasses import dataclass, replace
 
-from shards.persons import Person
-from uniemox_dist.data.draws import Purpose, choice, mix64, uniform
+from shards.detect.types import Person
+from uniemox_dist.data.rng import Purpose, choice, mix64, uniform
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height in pixels of the upright picture."""

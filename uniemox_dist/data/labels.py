@@ -7,9 +7,9 @@ from typing import Any
 
 from shards.sources.emotic import DIMENSIONS
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.labelled import WHOLE
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

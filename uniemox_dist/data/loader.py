@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import Fault
+from uniemox_dist.data.cached_views import StoredViews, which_view
 from uniemox_dist.data.crops import (
     ViewPlan,
     ViewSettings,
@@ -18,14 +20,12 @@ from uniemox_dist.data.crops import (
     training_plan,
     with_stored_scene,
 )
-from uniemox_dist.data.draws import Purpose, choice
 from uniemox_dist.data.labelled import LabelledReader
 from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
-from uniemox_dist.data.stored import StoredViews, which_view
+from uniemox_dist.data.rng import Purpose, choice
 from uniemox_dist.data.views import Renderer, empty_views, render
-from uniemox_dist.runtime.errors import Fault
 
 REPLACEMENTS = 8
 """Damaged samples in a row, on one stream, after which the data set is taken to be unusable."""

@@ -11,10 +11,10 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TypeVar
 
-from shards.manifest import ShardEntry
+from shards.format.manifest import ShardEntry
 from shards.storage import Place, is_local, place, read_range
+from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.cache import ShardCache
-from uniemox_dist.runtime.errors import Fault, UserError
 
 T = TypeVar("T")
 log = logging.getLogger("uniemox")

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from uniemox_dist.data.draws import largest_remainder, permutation
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.rng import largest_remainder, permutation
 
 _SHARD_ORDER, _WINDOW, _STREAM_OWNERS = 1, 2, 9
 

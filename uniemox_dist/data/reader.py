@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.index import index_path, read_index
-from shards.manifest import Manifest, read_manifest
-from shards.persons import Person
+from shards.detect.types import Person
+from shards.format.index import index_path, read_index
+from shards.format.manifest import Manifest, read_manifest
 from shards.storage import Place, is_local, place, sizes_of
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.data.origin import Origin
 from uniemox_dist.data.rows import Row, Rows
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import sha256_bytes
 
 
 class DamagedSample(ValueError):

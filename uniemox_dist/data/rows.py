@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.index import group_ends, index_path, read_group
-from shards.manifest import ShardEntry
-from shards.persons import Person
+from shards.detect.types import Person
+from shards.format.index import group_ends, index_path, read_group
+from shards.format.manifest import ShardEntry
 from shards.storage import Place
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 COLUMNS = [
     "key",

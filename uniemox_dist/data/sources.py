@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from shards.index import ROW_GROUP
-from shards.manifest import combined_identity
+from shards.format.index import ROW_GROUP
+from shards.format.manifest import combined_identity
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.cache import ShardCache
 from uniemox_dist.data.origin import Origin

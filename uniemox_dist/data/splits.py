@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.presets import cut, draw64, presets
 from shards.sources.emotic import CATEGORIES, DIMENSIONS
+from shards.sources.presets import cut, draw64, presets
 from shards.storage import place
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.labelled import LabelledReader
 from uniemox_dist.data.labels import Sample, samples_of
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test")
 

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.buffers import NONE, ViewBuffers
-from uniemox_dist.data.handover import LENDERS, Failure, LoadedDataset, Sent
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.sources import kept_rows, shared_micro_batches
-from uniemox_dist.runtime.errors import Fault, UserError
+from uniemox_dist.data.worker_transport import LENDERS, Failure, LoadedDataset, Sent
 
 LOOK_S = 5
 """How often a rank that waits for a micro-batch looks whether its loader processes live."""

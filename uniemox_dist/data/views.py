@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
-from shards.persons import Person
+from shards.detect.types import Person
 from shards.pictures import BadPicture, inspect
 from uniemox_dist.data.crops import (
     WHITE,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
 from uniemox_dist.doctor.ranks import meet
-from uniemox_dist.runtime.world import World
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"
 SIZES = {"cuda": (1 << 20, 1 << 24, 1 << 28), "cpu": (1 << 16, 1 << 20, 1 << 24)}

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
 from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sound
-from uniemox_dist.runtime.world import World
 
 DEVICES, CORES = "devices", "cores"
 

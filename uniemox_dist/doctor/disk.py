@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uniemox_dist.core.errors import Fault
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
 from uniemox_dist.doctor.subject import Sizes
-from uniemox_dist.runtime.errors import Fault
 
 WHAT = "run folder"
 PIECE = 1 << 20

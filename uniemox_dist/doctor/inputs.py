@@ -10,12 +10,12 @@ from pathlib import Path
 
 from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, complete_checkpoints
 from uniemox_dist.config.schema import Config, TeacherConfig
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json
 from uniemox_dist.data.sources import Sources
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Told, counted, judged, sized
-from uniemox_dist.models.teacher_files import CONFIG, local_folder, statistics, weights_file
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json
-from uniemox_dist.runtime.world import World
+from uniemox_dist.teacher.files import CONFIG, local_folder, statistics, weights_file
 
 TEACHER, INITIAL = "teacher", "init_from"
 COPY = "copy it again"
@@ -58,7 +58,7 @@ def measure_cache(config: Config, world: World) -> FileFacts:
     Raises:
         UserError: if there are none, or they are of other settings.
     """
-    from uniemox_dist.teach.replay import check_shards, find
+    from uniemox_dist.teacher.replay import check_shards, find
 
     sources = Sources(config, rank=world.rank, world_size=world.size)
     replay = find(config, sources.readers)

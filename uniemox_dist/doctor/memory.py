@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import psutil
 
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
 from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sized, sound, span
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
-from uniemox_dist.runtime.world import World
 
 HOST, GPU = "memory", "gpu memory"
 SPARE = 0.8

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from uniemox_dist.core.errors import EXIT_FAULT, Fault, UserError
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Told, Trouble, sound
-from uniemox_dist.runtime.errors import EXIT_FAULT, Fault, UserError
-from uniemox_dist.runtime.world import World
 
 T = TypeVar("T")
 HOST = socket.gethostname()

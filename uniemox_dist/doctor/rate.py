@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniemox_dist.core.device_peaks import peak_tflops
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound, span
-from uniemox_dist.runtime.peaks import peak_tflops
 
 WHAT = "bf16 rate"
 WARN_SHARE, FAIL_SHARE = 0.5, 0.2

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shards.manifest import Manifest, read_manifest
+from shards.format.manifest import Manifest, read_manifest
 from shards.storage import is_local, place, sizes_of
+from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.reader import DamagedSample, ShardReader
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Problem, Told, counted, judged, sized, sound, span
-from uniemox_dist.runtime.errors import Fault, UserError
-from uniemox_dist.runtime.world import World
 
 WHAT = "shards"
 PIECE = 4 << 20

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json
 from uniemox_dist.data.sources import loader_bytes
-from uniemox_dist.models.teacher_files import CONFIG, local_folder
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import read_json
+from uniemox_dist.teacher.files import CONFIG, local_folder
 
 USUAL_WIDTH = 512
 """Width of the embeddings of many CLIPs: taken for sizes where a teacher's files do not say it."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 
 def device_of(name: str) -> str:

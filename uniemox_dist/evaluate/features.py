@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from uniemox_dist.data.crops import ViewSettings
-from uniemox_dist.data.finite import evaluation_batches
+from uniemox_dist.data.evaluation_batches import evaluation_batches
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
 from uniemox_dist.models.student import Student
-from uniemox_dist.models.teacher import Teacher
+from uniemox_dist.teacher.model import Teacher
 
 BATCH = 64
 

@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from uniemox_dist.data.finite import evaluation_batches
+from uniemox_dist.data.evaluation_batches import evaluation_batches
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate.attention import class_attention
 from uniemox_dist.evaluate.features import unit
@@ -185,6 +185,6 @@ def _looks(subject: Subject, scene: Tensor, person: Tensor) -> list[dict[str, An
 
 
 def _has_teacher(release: Path) -> bool:
-    from uniemox_dist.release.checks import read_release
+    from uniemox_dist.release.format import read_release
 
     return read_release(release)["teacher"] is not None

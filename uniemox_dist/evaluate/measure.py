@@ -8,16 +8,16 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from shards.manifest import MANIFEST
+from shards.format.manifest import MANIFEST
 from shards.storage import place
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.charts import draw_confusion
 from uniemox_dist.evaluate.timm_subject import PREFIX, TimmSubject
 from uniemox_dist.evaluate.vectors import BASELINES, RELEASE, Embed, Subject, Vectors, embed_split
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.teacher.model import Teacher
 
 LEARNING = ("knn", "probe")
 """Tasks that learn from a training split."""

@@ -8,15 +8,15 @@ import torch
 from tqdm import tqdm
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate import features, protocol
 from uniemox_dist.models.student import Student
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.release.checks import read_release
+from uniemox_dist.release.format import read_release
 from uniemox_dist.release.load import load_pretrained
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import write_json
+from uniemox_dist.teacher.model import Teacher
 
 
 def run(

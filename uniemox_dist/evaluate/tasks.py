@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate.baselines import folds
 from uniemox_dist.evaluate.classification import summary
 from uniemox_dist.evaluate.classifiers import KS, PENALTIES, by_texts, linear, neighbours
@@ -18,8 +19,7 @@ from uniemox_dist.evaluate.metrics import bootstrap
 from uniemox_dist.evaluate.retrieval import KS as RETRIEVAL_KS
 from uniemox_dist.evaluate.retrieval import distinct, places
 from uniemox_dist.evaluate.vectors import Vectors
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.teacher.model import Teacher
 
 TEMPLATES = (
     "a photo that evokes {}",

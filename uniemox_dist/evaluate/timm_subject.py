@@ -7,11 +7,11 @@ import numpy as np
 import timm
 import torch
 
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings
-from uniemox_dist.data.finite import EvaluationBatch
+from uniemox_dist.data.evaluation_batches import EvaluationBatch
 from uniemox_dist.evaluate.vectors import RELEASE, Embed, plain_rows
 from uniemox_dist.models.patches import normalise
-from uniemox_dist.runtime.errors import UserError
 
 PREFIX = "timm:"
 

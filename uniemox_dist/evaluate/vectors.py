@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings
-from uniemox_dist.data.finite import EvaluationBatch, evaluation_batches
+from uniemox_dist.data.evaluation_batches import EvaluationBatch, evaluation_batches
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
 from uniemox_dist.evaluate.features import unit
 from uniemox_dist.models.student import Student
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.release.checks import read_release
+from uniemox_dist.release.format import read_release
 from uniemox_dist.release.load import load_pretrained
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.teacher.model import Teacher
 
 RELEASE, UNTRAINED, TEACHER, HISTOGRAM, PIXELS = "release", "untrained", "teacher", "histogram", "pixels"
 BASELINES = (UNTRAINED, TEACHER, HISTOGRAM, PIXELS)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from uniemox_dist.config.encoder_names import timm_name
 from uniemox_dist.config.schema import ModelConfig
-from uniemox_dist.config.vits import timm_name
 from uniemox_dist.models.drop_path import take_over
 from uniemox_dist.models.patches import sincos_positions, take
 

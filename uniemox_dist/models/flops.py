@@ -7,8 +7,8 @@ Symbols: N patches, V visible and M masked ones, D encoder, F decoder and E embe
 
 from dataclasses import dataclass
 
+from uniemox_dist.config.encoder_names import peculiar
 from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
-from uniemox_dist.config.vits import peculiar
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniemox_dist.checkpoints.weights import Weights, read_weights
-from uniemox_dist.config.vits import SIZES, shapes, timm_name
+from uniemox_dist.checkpoints.foreign_weights import Weights, read_weights
+from uniemox_dist.config.encoder_names import SIZES, shapes, timm_name
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.resample import DECODER_POSITIONS, POSITIONS, PROJECTION, Resampler, size
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import UserError
 
 CORE = ("encoder.blocks.", "encoder.patch_embed.", "encoder.norm_pre.")
 """What makes an architecture: all of it must be there and nothing more."""

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from uniemox_dist.config.encoder_names import peculiar
 from uniemox_dist.config.schema import LossConfig, ModelConfig
-from uniemox_dist.config.vits import peculiar
 
 ENCODER = "encoder."
 NO_DECAY = (

@@ -12,8 +12,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.patches import sincos_positions
-from uniemox_dist.runtime.errors import UserError
 
 POSITIONS, CLASS, REGISTERS = "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token"
 DISTILLATION = "encoder.dist_token"

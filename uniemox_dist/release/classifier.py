@@ -18,14 +18,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from uniemox_dist import __version__
-from uniemox_dist.checkpoints.files import FragmentReader, load_fixed
 from uniemox_dist.checkpoints.folders import Checkpoint
-from uniemox_dist.checkpoints.weights import CLASSIFIER
+from uniemox_dist.checkpoints.foreign_weights import CLASSIFIER
+from uniemox_dist.checkpoints.format import FragmentReader, load_fixed
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.models.classifier import Classifier, Outputs, classifier_arguments, from_unit, timm_model
-from uniemox_dist.release.timm_config import statistics
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import (
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import (
     publish_dir,
     read_json,
     remove_dir,
@@ -34,6 +32,8 @@ from uniemox_dist.runtime.files import (
     write_json,
     write_text,
 )
+from uniemox_dist.models.classifier import Classifier, Outputs, classifier_arguments, from_unit, timm_model
+from uniemox_dist.release.timm_config import statistics
 
 FORMAT_VERSION = 1
 WEIGHTS, HEAD, FACTS = "model.safetensors", "uniemox.safetensors", "uniemox.json"

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from shards.persons import Person
+from shards.detect.types import Person
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import person_box
 from uniemox_dist.data.views import cut, whole
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import UserError
 
 Pictures = Image.Image | Sequence[Image.Image] | Tensor
 PersonBox = tuple[float, float, float, float]

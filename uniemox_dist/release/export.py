@@ -16,21 +16,21 @@ import timm
 import torch
 from timm.models._hub import save_config_for_hf
 
-from uniemox_dist.checkpoints.files import load_fixed
 from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.checkpoints.format import load_fixed
+from uniemox_dist.config.encoder_names import timm_name
 from uniemox_dist.config.schema import Config
-from uniemox_dist.config.vits import timm_name
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import publish_dir, sha256_file, share, write_json, write_text
 from uniemox_dist.models.classifier import TIMM_NAMES
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.student import Student
-from uniemox_dist.release.about import card, draw_curves, evaluation_of, facts_of, standing
-from uniemox_dist.release.checks import CARD, CONFIG, FACTS, ONNX, SUMS
-from uniemox_dist.release.chosen import choose
+from uniemox_dist.release.format import CARD, CONFIG, FACTS, ONNX, SUMS
+from uniemox_dist.release.model_card import card, draw_curves, evaluation_of, facts_of, standing
+from uniemox_dist.release.select_checkpoint import choose
 from uniemox_dist.release.timm_config import statistics
 from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, source_of, write_weights
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import publish_dir, sha256_file, share, write_json, write_text
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runs.folder import RunFolder
 
 CURVES = "training_curves.png"
 

@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from shards.pictures import on_background, upright
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.views import whole
 from uniemox_dist.models.student import Student
-from uniemox_dist.release.checks import CONFIG, read_release
 from uniemox_dist.release.embedder import UniEmoX
+from uniemox_dist.release.format import CONFIG, read_release
 from uniemox_dist.release.weights import ENCODER, PREFIX, REST
-from uniemox_dist.runtime.errors import UserError
 
 Preprocess = Callable[[Image.Image], Tensor]
 DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_})

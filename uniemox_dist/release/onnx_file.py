@@ -7,7 +7,7 @@ import numpy as np
 import timm
 import torch
 
-from uniemox_dist.runtime.errors import Fault, missing_extra
+from uniemox_dist.core.errors import Fault, missing_extra
 
 AGREES = 1e-3
 """Largest difference of a feature between onnxruntime and torch, in units of the features' standard deviation."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from uniemox_dist.config.schema import ComputeConfig
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import UserError
 
 BUCKET = 25_000_000
 """Gradients that are reduced together: small enough that the first reduction starts early in the backward pass and that

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from uniemox_dist.checkpoints.files import EMA, FragmentReader
 from uniemox_dist.checkpoints.folders import Checkpoint
-from uniemox_dist.train.fragments import Fragment, adam_step, fragments
+from uniemox_dist.checkpoints.format import EMA, FragmentReader
+from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
 
 ENCODER = "encoder."
 

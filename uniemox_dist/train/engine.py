@@ -10,10 +10,10 @@ import torch
 
 from uniemox_dist.config.load import merge
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.world import World
 from uniemox_dist.train.compute import prepare, zero_settings
 from uniemox_dist.train.optimizer import make_optimizer
 

@@ -13,25 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.core.logs import Step, start_logging
+from uniemox_dist.core.signals import StopFlag
+from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
-from uniemox_dist.runtime.logs import Step, start_logging
-from uniemox_dist.runtime.rank_output import main_log
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
-from uniemox_dist.runtime.signals import StopFlag
-from uniemox_dist.runtime.watchdog import Watchdog
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm, damage, ends, nonfinite, setup
-from uniemox_dist.train.begin import begin, check
+from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.world import World
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.rank_output import main_log
+from uniemox_dist.train import exit_status
+from uniemox_dist.train import trainer as setup
+from uniemox_dist.train.checkpoint_policy import Saves
 from uniemox_dist.train.engine import grad_accum
-from uniemox_dist.train.meter import Meter
-from uniemox_dist.train.own_time import OwnTime
-from uniemox_dist.train.saves import Saves
-from uniemox_dist.train.setup import Trainer
-from uniemox_dist.train.spikes import Spikes
-from uniemox_dist.train.started import Started
+from uniemox_dist.train.monitor import bad_samples, nonfinite
+from uniemox_dist.train.monitor.loss_spikes import Spikes
+from uniemox_dist.train.monitor.metrics import Meter
+from uniemox_dist.train.monitor.startup_timer import Started
+from uniemox_dist.train.monitor.stragglers import OwnTime
+from uniemox_dist.train.monitor.trace import Trace
+from uniemox_dist.train.startup import begin, check
 from uniemox_dist.train.step import StepResult
-from uniemox_dist.train.trace import Trace
+from uniemox_dist.train.trainer import Trainer
 
 log = logging.getLogger("uniemox")
 Build = Callable[..., Trainer]
@@ -60,14 +63,14 @@ def train(
         stop = StopFlag().install()
     started = started or Started()
     grad_accum(config, world.size)  # divisibility is the user's to mend: before anything is opened
-    device = comm.init(world, config.run.timeout_s)
+    device = collectives.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
-    comm.on_main(world, lambda: _open_folder(folder))
+    collectives.on_main(world, lambda: _open_folder(folder))
     main_log.leave(folder, world)
     line = start_logging(folder.logs, world.rank, main_log.stream)
     watchdog = Watchdog(
         folder.logs / f"stacks_rank{world.rank:05d}.txt",
-        lambda reason: ends.hung(folder, world.rank, reason),
+        lambda reason: exit_status.hung(folder, world.rank, reason),
     ).start()
     meter: Meter | None = None
     try:
@@ -109,7 +112,7 @@ def train(
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        if isinstance(error, RuntimeError) and comm.is_lost_peer(error):
+        if isinstance(error, RuntimeError) and collectives.is_lost_peer(error):
             text = "another rank is gone; its own fault, or the launcher, says why"
         folder.event("fault", rank=world.rank, error=text, ends=True)
         raise
@@ -167,13 +170,13 @@ def _train(
         if trace is not None:
             trace.write(step, batch)
         skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
-        damage.report(folder, step, batch)
+        bad_samples.report(folder, step, batch)
         batch.clear()  # the loader may use its memory again
         saves.commit_if(result.written == world.size)
         _remarks(trainer, result, spikes, step, skipped_in_a_row)
         if fault := _endless(trainer, meter, skipped_in_a_row):
             saves.finish()
-            return ends.fault(folder, world, fault)
+            return exit_status.fault(folder, world, fault)
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
             meter.write(step, result, lr)
@@ -184,11 +187,11 @@ def _train(
                     time.sleep(pause_s)
                     saved = saves.finish(step)
             if last and not saved:
-                return ends.fault(
+                return exit_status.fault(
                     folder, world, "the last checkpoint could not be saved; make room and start again"
                 )
             if not last:
-                return ends.stopped(folder, world, result.signal, step, saved)
+                return exit_status.stopped(folder, world, result.signal, step, saved)
         elif step % config.run.save_every == 0 and not skipped_in_a_row:
             saves.begin(
                 step
@@ -239,8 +242,8 @@ def _endless(trainer: Trainer, meter: Meter, skipped_in_a_row: int) -> str | Non
             f"{folder.logs}/nonfinite_*.json, the last good checkpoint is untouched; lower optim.blr or mend the data"
         )
     if meter.damaged > max(8, config.data.max_bad_share * meter.samples):
-        comm.barrier()  # until every rank has reported its own
+        collectives.barrier()  # until every rank has reported its own
         share = f"more than data.max_bad_share={config.data.max_bad_share:g}"
         found = f"{meter.damaged} of {meter.samples} pictures are damaged, {share}"
-        return f"{found}: {damage.describe(folder)}"
+        return f"{found}: {bad_samples.describe(folder)}"
     return None

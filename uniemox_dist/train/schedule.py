@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uniemox_dist.config.schema import Config, LossConfig
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from uniemox_dist.config.schema import Config, ModelConfig
+from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order, path_draws
+from uniemox_dist.distributed.collectives import gather_rows, sum_over_ranks
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.drop_path import give, places
 from uniemox_dist.models.student import Targets, Views
-from uniemox_dist.models.teacher import Teacher
-from uniemox_dist.runtime.signals import STOP_SIGNALS
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import nonfinite
-from uniemox_dist.train.comm import gather_rows, sum_over_ranks
-from uniemox_dist.train.own_time import OwnTime
+from uniemox_dist.teacher.model import Teacher
+from uniemox_dist.train.monitor import nonfinite
+from uniemox_dist.train.monitor.stragglers import OwnTime
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 
 from uniemox_dist.checkpoints.folders import complete_checkpoints, digest
 from uniemox_dist.cli.main import run as uniemox
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
-from uniemox_dist.runtime.files import sha256_bytes, write_json
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
+from uniemox_dist.core.files import sha256_bytes, write_json
+from uniemox_dist.runs.folder import RunFolder
 
 NO_COMPLETE = "it has no complete.json, which a save writes last"
 PART = 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from shards.manifest import Manifest, ShardEntry
+from shards.format.manifest import Manifest, ShardEntry
 from uniemox_dist.cli.main import run
 
 JOB = ["--nodes", "2", "--gpus-per-node", "8"]

@@ -12,9 +12,9 @@ import pytest
 from told_run import last_time, told_run
 
 from uniemox_dist.cli.main import run as uniemox
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.words import zone
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
+from uniemox_dist.core.formatting import zone
+from uniemox_dist.runs.folder import RunFolder
 
 GIVE = "give run.dir/run.name, such as demo/runs/demo, or run.dir"
 

@@ -16,9 +16,9 @@ import click
 import pytest
 from told_run import told_run
 
-from uniemox_dist.cli import queue
 from uniemox_dist.cli.main import run as uniemox
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
+from uniemox_dist.scheduler import queue
 
 SQUEUE = """#!/bin/sh
 echo "$@" >> {log}

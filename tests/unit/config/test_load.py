@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shards.manifest import Manifest
+from shards.format.manifest import Manifest
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.load import (
     dump_yaml,
@@ -24,7 +24,7 @@ from uniemox_dist.config.load import (
     shipped_recipes,
 )
 from uniemox_dist.config.schema import Config
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 
 SMALL = "run: {max_steps: 1}\ndata: {path: x}\nteacher: {name: shipped:demo}\n"
 

@@ -8,11 +8,11 @@ import torch
 
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.augment import Augment, seeded
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.views import empty_views
-from uniemox_dist.runtime.errors import UserError
 
 SIZE = 32
 

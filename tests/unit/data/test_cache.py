@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.manifest import ShardEntry
+from shards.format.manifest import ShardEntry
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data import cache as cache_module
 from uniemox_dist.data.cache import ShardCache
-from uniemox_dist.runtime.errors import UserError
 
 CHUNK = 1000
 FORK = multiprocessing.get_context("fork")

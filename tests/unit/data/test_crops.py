@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-from shards.persons import Person
+from shards.detect.types import Person
 from uniemox_dist.data.crops import (
     DENSITY,
     View,

@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 from web import serve
 
-from shards.format import Sample
-from shards.index import index_path, read_index
-from shards.manifest import Manifest, combined_identity, read_manifest
-from shards.writer import ShardWriter
+from shards.format.index import index_path, read_index
+from shards.format.manifest import Manifest, combined_identity, read_manifest
+from shards.format.sample import Sample
+from shards.format.writer import ShardWriter
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.draws import Purpose, choice
+from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.data.loader import (
     REPLACEMENTS,
     CaptionVectors,
@@ -26,11 +27,10 @@ from uniemox_dist.data.loader import (
     PlannedDataset,
     view_settings,
 )
+from uniemox_dist.data.rng import Purpose, choice
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.data.views import training_views
-from uniemox_dist.runtime.errors import Fault, UserError
-from uniemox_dist.runtime.files import sha256_bytes
 
 
 def config(*folders: Path, workers: int = 0, **batch: Any) -> Config:

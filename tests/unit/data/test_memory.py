@@ -7,7 +7,7 @@ import pytest
 from inputs import DEMO
 from test_loader import config, dataset
 
-from shards.pack import PackSettings, pack
+from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.data.sources import loader_bytes
 from uniemox_dist.data.step_batches import StepBatches
 

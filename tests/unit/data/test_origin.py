@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.index import index_path, read_index
+from shards.format.index import index_path, read_index
+from uniemox_dist.core.errors import Fault
 from uniemox_dist.data import origin as module
 from uniemox_dist.data.cache import ShardCache
 from uniemox_dist.data.origin import Counts, Origin
 from uniemox_dist.data.reader import DamagedSample, ShardReader
-from uniemox_dist.runtime.errors import Fault
 
 
 @pytest.fixture(autouse=True)

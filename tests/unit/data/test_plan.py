@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniemox_dist.data.draws import largest_remainder, permutation
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.plan import Place, Plan
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.data.rng import largest_remainder, permutation
 
 
 @dataclass(frozen=True)

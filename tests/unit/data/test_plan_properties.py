@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.draws import largest_remainder
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Place, Plan
+from uniemox_dist.data.rng import largest_remainder
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import PlannedSampler, StepBatches
-from uniemox_dist.runtime.errors import UserError
 
 # Derandomised, so that a failure is everyone's failure.
 properties = settings(derandomize=True, deadline=None, max_examples=100)

@@ -15,14 +15,14 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards.format import Sample
-from shards.index import index_path, read_index
-from shards.manifest import Manifest, read_manifest
-from shards.persons import Person
-from shards.writer import ShardWriter
+from shards.detect.types import Person
+from shards.format.index import index_path, read_index
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.sample import Sample
+from shards.format.writer import ShardWriter
+from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data import origin
 from uniemox_dist.data.reader import DamagedSample, ShardReader
-from uniemox_dist.runtime.errors import Fault, UserError
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from labelled_sets import emotic_set, folder_set, labels_set, packed
 
-from shards.pack import PackSettings, pack
+from shards.pack.pipeline import PackSettings, pack
 from shards.sources.emotic import CATEGORIES
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.splits import Splits, open_splits
-from uniemox_dist.runtime.errors import UserError
 
 
 def config(data: Path, *more: str) -> FinetuneRun:

@@ -13,10 +13,10 @@ import torch
 from test_loader import alive, config, dataset, wait_until_gone
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
 from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.runtime.errors import Fault, UserError
 
 
 def with_data(of: Config, **changes: Any) -> Config:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from skimage import data
 from torch import Tensor
 
-from shards.persons import Person
+from shards.detect.types import Person
 from shards.pictures import decode
 from uniemox_dist.data.crops import (
     View,
@@ -21,7 +21,7 @@ from uniemox_dist.data.crops import (
     person_box,
     scene_box,
 )
-from uniemox_dist.data.draws import Purpose, uniform
+from uniemox_dist.data.rng import Purpose, uniform
 from uniemox_dist.data.views import cut, decode_rgb, draw, evaluation_views, training_views, whole
 
 ASTRONAUT = np.asarray(Image.fromarray(data.astronaut()).resize((192, 128)))

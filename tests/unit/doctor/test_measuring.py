@@ -11,15 +11,15 @@ from uniemox_dist.checkpoints.folders import COMPLETE, FORMAT
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import EXIT_USER, Fault, UserError
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor import collective, devices, disk, inputs, limits, memory, rate, reading
+from uniemox_dist.doctor.all_checks import alone, meeting_failed
 from uniemox_dist.doctor.cgroup import Limits, read_limits
 from uniemox_dist.doctor.findings import Trouble
-from uniemox_dist.doctor.full import alone, meeting_failed
 from uniemox_dist.doctor.ranks import measured
 from uniemox_dist.doctor.subject import Subject, sizes_of
 from uniemox_dist.models.student import Student
-from uniemox_dist.runtime.errors import EXIT_USER, Fault, UserError
-from uniemox_dist.runtime.world import World
 
 
 def demo(*overrides: str) -> Config:

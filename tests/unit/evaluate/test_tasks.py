@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.charts import draw_confusion
 from uniemox_dist.evaluate.classification import summary
@@ -18,7 +19,6 @@ from uniemox_dist.evaluate.features import unit
 from uniemox_dist.evaluate.metrics import bootstrap
 from uniemox_dist.evaluate.retrieval import distinct, places
 from uniemox_dist.evaluate.vectors import RELEASE, Vectors
-from uniemox_dist.runtime.errors import UserError
 
 NAMES = ["anger", "awe", "fear", "joy"]
 RANDOM = np.random.RandomState(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster import Cluster, load_cluster, shipped_clusters
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 
 def complaint(tmp_path: Path, text: str) -> list[str]:

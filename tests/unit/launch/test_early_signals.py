@@ -14,9 +14,9 @@ import uniemox_dist.train
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.config import load
-from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
-from uniemox_dist.runtime.signals import LAUNCHER_PID, STOP_SIGNALS
+from uniemox_dist.core.files import write_json
+from uniemox_dist.core.signals import LAUNCHER_PID, STOP_SIGNALS
+from uniemox_dist.runs.folder import RunFolder, read_lines
 
 RANKS = ("RANK", "WORLD_SIZE", "SLURM_PROCID", LAUNCHER_PID)
 

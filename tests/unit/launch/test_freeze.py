@@ -11,7 +11,7 @@ import pytest
 
 from launch import freeze
 from launch.freeze import code_name, content_hash, freeze_code
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,10 +33,10 @@ def test_a_copy_holds_what_training_reads_and_no_more(copy: Path) -> None:
     names = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
     for needed in ("uniemox_dist/train/loop.py", "uniemox_dist/config/vits.json", "launch/recipes/demo.yaml"):
         assert needed in names
-    assert not [n for n in names if n.startswith(("shards/demo/", "shards/detectors/", "tests/"))]
+    assert not [n for n in names if n.startswith(("shards/demo/", "shards/detect/weights/", "tests/"))]
     assert not [n for n in names if "demo_teacher" in n]
     assert sum((copy / n).stat().st_size for n in names) < 5e6
-    assert stat.S_IMODE((copy / "shards/format.py").stat().st_mode) == 0o444
+    assert stat.S_IMODE((copy / "shards/format/sample.py").stat().st_mode) == 0o444
 
 
 def test_the_shipped_teacher_comes_along_where_a_run_needs_it(tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_what_python_compiles_there_is_no_edit_and_an_edit_is_refused(copy: Path
     (edited / "launch/__pycache__").mkdir(exist_ok=True)
     (edited / "launch/__pycache__/x.pyc").write_bytes(b"x")
     assert freeze_code(edited.parent, shipped_teacher=False) == edited
-    (edited / "launch/local.py").chmod(0o644)
-    (edited / "launch/local.py").write_text("# edited\n")
+    (edited / "uniemox_dist/distributed/local_launcher.py").chmod(0o644)
+    (edited / "uniemox_dist/distributed/local_launcher.py").write_text("# edited\n")
     with pytest.raises(UserError, match="was edited since it was frozen"):
         freeze_code(edited.parent, shipped_teacher=False)
 

@@ -18,8 +18,8 @@ import launch as launch_package
 from launch.freeze import content_hash
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.load import load_config
-from uniemox_dist.runtime.errors import EXIT_FAULT, EXIT_USER
-from uniemox_dist.runtime.run_folder import append_line
+from uniemox_dist.core.errors import EXIT_FAULT, EXIT_USER
+from uniemox_dist.runs.folder import append_line
 
 RECIPE = """
 extends: demo

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from uniemox_dist.cli.main import run
-from uniemox_dist.runtime.errors import EXIT_USER
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
+from uniemox_dist.core.errors import EXIT_USER
+from uniemox_dist.runs.folder import RunFolder, read_lines
 
 RECIPE = """
 extends: demo

@@ -13,10 +13,10 @@ from launch.plan.states import BUCKET, EngineMemory, engine_memory
 from launch.plan.teacher import Tower, tower_of
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.device_peaks import PEAKS
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.parameters import Parameter, student_parameters
 from uniemox_dist.models.student import Student, Targets, Views
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.peaks import PEAKS
 
 PARAMETERS = (
     Parameter("encoder.blocks.0.attn.qkv.weight", (10, 30)),

@@ -9,10 +9,10 @@ from launch.plan.devices import find_device
 from launch.plan.hours import ASSUMED_MFU, pace_of, run_steps
 from launch.plan.loading import MS_PER_SAMPLE, loading, loading_remarks
 from launch.plan.measured import Measured
-from shards.manifest import Manifest, ShardEntry
+from shards.format.manifest import Manifest, ShardEntry
 from uniemox_dist.config.load import load_config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.flops import Flops
-from uniemox_dist.runtime.errors import UserError
 
 FLOPS = Flops(encoder=10**9, projection=0, decoder=0, fusion=0, relation=0, teacher=10**9, again=0)
 """4 x 10^9 a sample in training."""

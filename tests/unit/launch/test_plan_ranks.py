@@ -12,7 +12,7 @@ from launch.plan.ranks import (
 )
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import BatchConfig, Config
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 
 def config(global_batch: int, micro_batch: int, streams: int) -> Config:

@@ -16,12 +16,12 @@ from launch.plan.checkpoints import (
     estimated_save,
     interval_advice,
 )
-from launch.plan.lead import STEP_S, needed_s
 from launch.plan.measured import Measured, measured, read_run
+from launch.plan.save_lead import STEP_S, needed_s
 from uniemox_dist.config.load import load_config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.parameters import Parameter
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.runs.folder import RunFolder
 
 PARAMETERS = (
     Parameter("encoder.cls_token", (1, 1, 10)),

@@ -12,7 +12,7 @@ import pytest
 
 from launch.cluster import Cluster, load_cluster, shipped_clusters
 from launch.render import SCRIPTS, Frozen, render, word, write_scripts
-from uniemox_dist.runtime.errors import UserError
+from uniemox_dist.core.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden"

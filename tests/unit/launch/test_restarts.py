@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from attempts import begun, launch, restarts
 
-from launch.local import Signals
 from launch.restarts import run_with_restarts
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION
-from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.run_folder import RunFolder
+from uniemox_dist.core.files import write_json
+from uniemox_dist.distributed.local_launcher import Signals
+from uniemox_dist.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_stopped_rank_and_what_it_started_are_killed_before_the_next_attempt(r
         "(run / 'pids').write_text(f'{os.getpid()} {child.pid}')\nos.kill(os.getpid(), signal.SIGSTOP)"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("launch.local.GRACE_S", 1.0)
+        patch.setattr("uniemox_dist.distributed.local_launcher.GRACE_S", 1.0)
         assert launch(run, code) == 0
     for pid in (run.path / "pids").read_text().split():
         assert not alive(int(pid))

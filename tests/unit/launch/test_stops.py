@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from attempts import begun, in_background, restarts, until
 
-from launch.local import Signals, attempt
 from launch.restarts import stopped
-from uniemox_dist.runtime.run_folder import RunFolder, read_lines
+from uniemox_dist.distributed.local_launcher import Signals, attempt
+from uniemox_dist.runs.folder import RunFolder, read_lines
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from attempts import begun, in_background, until
 
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.signals import LAUNCHER_PID, StopFlag, stop_signals
+from uniemox_dist.core.signals import LAUNCHER_PID, StopFlag, stop_signals
+from uniemox_dist.runs.folder import RunFolder
 
 # A rank that minds signals, and says by which it was stopped.
 MINDS = (
-    "from uniemox_dist.runtime.signals import StopFlag, stop_with_launcher\n"
+    "from uniemox_dist.core.signals import StopFlag, stop_with_launcher\n"
     "stop = StopFlag().install()\nstop_with_launcher()\n(run / f'up{rank}').touch()\n"
     "while not stop: time.sleep(0.02)\n"
     "(run / f'new{rank}').write_text(stop.received)\n"
@@ -48,7 +48,7 @@ def test_ranks_whose_launcher_is_killed_are_asked_to_stop(run: RunFolder) -> Non
 def after_start(launcher: str | None) -> list[str]:
     """What asked a rank to stop as soon as it started, and whether the launcher's variable is left to its children."""
     code = (
-        "import os\nfrom uniemox_dist.runtime.signals import LAUNCHER_PID, StopFlag, stop_with_launcher\n"
+        "import os\nfrom uniemox_dist.core.signals import LAUNCHER_PID, StopFlag, stop_with_launcher\n"
         "stop = StopFlag().install()\nstop_with_launcher()\nprint(stop.received, LAUNCHER_PID in os.environ)"
     )
     env = {**os.environ, **({} if launcher is None else {LAUNCHER_PID: launcher})}

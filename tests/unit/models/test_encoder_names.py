@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from uniemox_dist.config.encoder_names import SIZES, shapes, timm_name
 from uniemox_dist.config.schema import LossConfig, ModelConfig
-from uniemox_dist.config.vits import SIZES, shapes, timm_name
 from uniemox_dist.models import encoder as encoders
 from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments, initialise
 from uniemox_dist.models.patches import patchify

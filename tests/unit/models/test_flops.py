@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from uniemox_dist.config.schema import BatchConfig, Config, LossConfig, ModelConfig, TeacherConfig
 from uniemox_dist.models.flops import Flops, sample_flops, student_flops
 from uniemox_dist.models.student import Student, Targets, Views
-from uniemox_dist.models.towers import count_tower, stated_tower
+from uniemox_dist.teacher.tower_flops import count_tower, stated_tower
 
 WITHIN = 0.02
 B, E, G = 2, 512, 768
@@ -165,7 +165,8 @@ def test_a_compiled_tower_is_counted_without_being_compiled_again(tiny_teacher: 
 
 def test_counting_needs_no_torch() -> None:
     code = (
-        "import sys; from uniemox_dist.config.schema import *; from uniemox_dist.models.towers import stated_tower;"
+        "import sys; from uniemox_dist.config.schema import *;"
+        "from uniemox_dist.teacher.tower_flops import stated_tower;"
         "from uniemox_dist.models.flops import student_flops;"
         "width, tower = stated_tower(TeacherConfig(name='ViT-B-16-quickgelu'));"
         "print(student_flops(ModelConfig(name='vit_large'), LossConfig(), width, 768, tower).training);"

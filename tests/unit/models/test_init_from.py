@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uniemox_dist.config.schema import LossConfig, ModelConfig
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.init_from import load_into
 from uniemox_dist.models.patches import patchify, sincos_positions
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.export import release
-from uniemox_dist.runtime.errors import UserError
 
 SHAPE = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
 DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}

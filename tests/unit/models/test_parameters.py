@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from uniemox_dist.config.encoder_names import SIZES, peculiar, shapes
 from uniemox_dist.config.schema import LossConfig, ModelConfig, OptimConfig
-from uniemox_dist.config.vits import SIZES, peculiar, shapes
 from uniemox_dist.models import encoder as encoders
 from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments
 from uniemox_dist.models.parameters import (

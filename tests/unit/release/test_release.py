@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from uniemox_dist import UserError, load_encoder, load_pretrained, load_uniemox
 from uniemox_dist.cli.main import run as command
+from uniemox_dist.core.files import sha256_file
 from uniemox_dist.models.student import Student
-from uniemox_dist.release.checks import altered
 from uniemox_dist.release.export import release
-from uniemox_dist.runtime.files import sha256_file
-from uniemox_dist.runtime.run_folder import RunFolder, append_line
+from uniemox_dist.release.format import altered
+from uniemox_dist.runs.folder import RunFolder, append_line
 
 E = 12
 SHAPE = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}

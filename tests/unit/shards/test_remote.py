@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from shards.manifest import read_manifest
-from shards.pack import PackSettings, pack
+from shards.format.manifest import read_manifest
+from shards.pack.pipeline import PackSettings, pack
 from shards.sources import SourceOptions, open_source
 from shards.storage import place
 from uniemox_dist.cli.main import run
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.runtime.errors import EXIT_DONE, EXIT_USER, UserError
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 
 SCRIPT = Path(__file__).parents[3] / "slurm" / "pack.sbatch"
 

@@ -16,7 +16,7 @@ from chaos_faults.registry import ESSENTIAL, FAULTS, described
 from chaos_faults.verdict import NUMBERS, Outcome, compare, recovery
 
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION, step_folder
-from uniemox_dist.runtime.files import sha256_file
+from uniemox_dist.core.files import sha256_file
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged
-from uniemox_dist.runtime import bad_nodes
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import begin, comm
+from uniemox_dist.runs import bad_nodes
+from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.train import startup
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,9 @@ from uniemox_dist.train import begin, comm
 def test_a_problem_of_some_hosts_is_told_with_their_names(
     monkeypatch: pytest.MonkeyPatch, everyone: list[tuple[str, str | None]], says: str
 ) -> None:
-    monkeypatch.setattr(comm, "gather_objects", lambda value, world: everyone)
+    monkeypatch.setattr(collectives, "gather_objects", lambda value, world: everyone)
     with pytest.raises(UserError) as error:
-        comm.on_all(World(), lambda: None)
+        collectives.on_all(World(), lambda: None)
     assert str(error.value) == says
 
 
@@ -56,10 +57,10 @@ def test_nodes_that_differ_from_the_others_are_written_down(
 ) -> None:
     run = RunFolder(tmp_path)
     names = {f"n{number}": f"n{number}" for number in range(hosts)}
-    begin._report_nodes(run, failed, names)
+    startup._report_nodes(run, failed, names)
     assert not run.bad_nodes.exists()  # outside of Slurm there is nothing to leave out
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    begin._report_nodes(run, failed, names)
+    startup._report_nodes(run, failed, names)
     assert [line["node"] for line in bad_nodes.entries(run)] == reported
     assert {line["job_id"] for line in bad_nodes.entries(run)} <= {17}
 
@@ -70,7 +71,7 @@ def test_nodes_are_written_down_by_the_names_that_slurm_gives_them(
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     run = RunFolder(tmp_path)
     names = {"n1": "gpu001", "n2": "gpu002", "n3": "gpu003", "n0": "gpu000"}
-    begin._report_nodes(run, failing("n2"), names)
+    startup._report_nodes(run, failing("n2"), names)
     assert [line["node"] for line in bad_nodes.entries(run)] == ["gpu002"]
 
 
@@ -80,4 +81,4 @@ def test_a_rank_that_has_no_gpu_of_its_own_says_so_before_it_meets_others(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UserError, match="rank 5 is local rank 1 and sees only 1 of the GPUs"):
-        comm.init(World(5, 8, 1, "n1", 1234), 60)
+        collectives.init(World(5, 8, 1, "n1", 1234), 60)

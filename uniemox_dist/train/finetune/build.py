@@ -7,28 +7,28 @@ from typing import Any
 
 import torch
 
-from uniemox_dist.checkpoints.files import fixed_parameters
+from uniemox_dist.checkpoints.format import fixed_parameters
+from uniemox_dist.checkpoints.run_state import RunState, check_same_run
+from uniemox_dist.checkpoints.zero_state import check
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.augment import Augment, LabelledDataset
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.splits import Splits, open_splits, train_sources
+from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights
 from uniemox_dist.models.flops import classifier_flops
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm
-from uniemox_dist.train.checkpoint import RunState, check_same_run
+from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.train.compute import check_compiler
 from uniemox_dist.train.engine import make_engine
-from uniemox_dist.train.finetune.history import History
 from uniemox_dist.train.finetune.trainer import FinetuneTrainer
-from uniemox_dist.train.fragments import check
-from uniemox_dist.train.initial import begin_with, choose_checkpoint
+from uniemox_dist.train.finetune.validation_log import History
 from uniemox_dist.train.loop import train
+from uniemox_dist.train.resume import begin_with, choose_checkpoint
 from uniemox_dist.train.schedule import Schedule
-from uniemox_dist.train.setup import device_peak, settled_precision
+from uniemox_dist.train.trainer import device_peak, settled_precision
 
 log = logging.getLogger("uniemox")
 
@@ -51,20 +51,20 @@ def build(
     with a last layer drawn by the seed, or all drawn by it."""
     assert isinstance(config, FinetuneRun)
     expect("opening the data")
-    hosts = comm.hosts(world)
-    comm.on_all(world, lambda: check_compiler(config.compute, device))
-    splits = comm.on_all(world, lambda: open_splits(config))
-    comm.on_all(world, lambda: Augment(config))
-    sources = comm.on_all(world, lambda: train_sources(config, splits, world.rank, world.size))
+    hosts = collectives.hosts(world)
+    collectives.on_all(world, lambda: check_compiler(config.compute, device))
+    splits = collectives.on_all(world, lambda: open_splits(config))
+    collectives.on_all(world, lambda: Augment(config))
+    sources = collectives.on_all(world, lambda: train_sources(config, splits, world.rank, world.size))
     _check_pairs(config, world)
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))
     expect("choosing a checkpoint, whose files are hashed")
     chosen = choose_checkpoint(world, folder, resume)
-    precision: str = comm.on_main(world, lambda: settled_precision(config, device, chosen))
+    precision: str = collectives.on_main(world, lambda: settled_precision(config, device, chosen))
     if chosen is not None:
         state = RunState(chosen.step, config, sources.identity, precision, None, None)
-        comm.on_main(world, lambda: check_same_run(chosen, state))
+        collectives.on_main(world, lambda: check_same_run(chosen, state))
     outputs = outputs_of(config, splits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)

@@ -10,21 +10,21 @@ import torch
 
 from uniemox_dist.checkpoints.folders import named_checkpoint, step_folder
 from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import write_json
+from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.labelled import LabelledReader
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.splits import Splits
+from uniemox_dist.distributed import collectives
 from uniemox_dist.models.classifier import Outputs, from_unit
 from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
-from uniemox_dist.runtime.errors import UserError
-from uniemox_dist.runtime.files import write_json
-from uniemox_dist.runtime.watchdog import Watchdog
-from uniemox_dist.train import comm
-from uniemox_dist.train.finetune import history, metrics
-from uniemox_dist.train.finetune.answers import answers
-from uniemox_dist.train.finetune.history import History
-from uniemox_dist.train.saves import Saves
-from uniemox_dist.train.setup import Trainer
+from uniemox_dist.train.checkpoint_policy import Saves
+from uniemox_dist.train.finetune import metrics, validation_log
+from uniemox_dist.train.finetune.predictions import answers
+from uniemox_dist.train.finetune.validation_log import History
 from uniemox_dist.train.step import StepResult, draw_paths, update
+from uniemox_dist.train.trainer import Trainer
 
 log = logging.getLogger("uniemox")
 BEST, RESULT = "best", "finetune.json"
@@ -84,11 +84,11 @@ class FinetuneTrainer(Trainer):
         """Measures the best weights on the test split, and writes finetune.json."""
         watchdog.expect("the test", self.config.run.start_timeout_s)
         best = self.folder.path / BEST
-        facts: dict[str, Any] = comm.on_main(self.world, lambda: read_classifier(best)[2])
+        facts: dict[str, Any] = collectives.on_main(self.world, lambda: read_classifier(best)[2])
         test = self.splits.test
         tested = None
         if test is not None:
-            classifier = comm.on_all(self.world, lambda: load_classifier(best)).to(self.device)
+            classifier = collectives.on_all(self.world, lambda: load_classifier(best)).to(self.device)
             found_nC = answers(classifier, test, self.settings, self.world, self.device)
             tested = self._measured(found_nC, test)
         if self.world.is_main:
@@ -137,17 +137,17 @@ class FinetuneTrainer(Trainer):
         epoch = round(step * self.config.batch.global_batch / self.schedule.epoch_samples, 4)
         line = {"step": step, "epoch": epoch, "metric": name, "value": measured[name], **_numbers(measured)}
         # Rank 0's word counts: what is best must not depend on a processor's last digit.
-        line = comm.on_main(self.world, lambda: line)
+        line = collectives.on_main(self.world, lambda: line)
         before, now = self.history.best, self.history.with_line(line)
         is_best = now.best is line or before is None
         if is_best:
             if not saves.finish(step):
                 where = self.folder.checkpoints
                 raise UserError(f"{where}: the best weights could not be saved; make room and start again")
-            comm.on_main(self.world, lambda: self._keep(step, measured))
+            collectives.on_main(self.world, lambda: self._keep(step, measured))
         self.history = now
         if self.world.is_main:
-            history.append(self.folder.path, line)
+            validation_log.append(self.folder.path, line)
             log.info(
                 "validation at step %d: %s%s",
                 step,

@@ -1,0 +1,1 @@
+"""Ways to start a submission: Slurm, submitit and this machine. Torch-free."""

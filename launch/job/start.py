@@ -1,0 +1,131 @@
+"""The beginning of an attempt inside a Slurm job: whether this job may have the run, and with how many ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+
+from launch.job import lock
+from launch.job.progress import progress
+from launch.plan import save_lead
+from launch.plan.ranks import largest_legal
+from launch.restarts import newest_step
+from uniemox_dist.config.load import load_config
+from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.scheduler.allocation import Allocation
+from uniemox_dist.scheduler.squeue import Live
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the batch script needs to start the ranks."""
+
+    run: Path
+    nodes: int
+    ranks: int
+    ranks_per_node: int
+    remarks: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """As the batch script reads it."""
+        return f"{self.run}\t{self.nodes}\t{self.ranks}\t{self.ranks_per_node}"
+
+
+def begin(recipe: str, overrides: Sequence[str], live: Live, allocation: Allocation) -> Begun:
+    """Takes the run's folder for this job and says how many ranks to start.
+
+    Raises:
+        UserError: for a mistake in the settings, or if another job has the run.
+        Fault: if attempts came to nothing again and again.
+    """
+    config = load_config(recipe, overrides)
+    nodes, each = largest_legal(config, len(allocation.nodes), allocation.ranks_per_node)
+    folder = RunFolder(Path(config.run.dir) / config.run.name)
+    remarks = [*_idle(allocation, nodes, each), *check_times(config, folder, live, allocation, nodes * each)]
+    folder.create()
+    own = lock.JobLock.here(
+        allocation.job_id,
+        allocation.restarts,
+        allocation.nodes,
+        began_step=newest_step(folder) or 0,
+        max_restarts=config.run.max_restarts,
+    )
+    if remark := lock.take(folder, own, live):
+        remarks.insert(0, remark)
+    try:
+        _still_hopeful(config, folder, allocation)
+    except Fault:
+        lock.release(folder, allocation.job_id)
+        raise
+    folder.event(
+        "job",
+        job_id=allocation.job_id,
+        restarts=allocation.restarts,
+        nodes=list(allocation.nodes[:nodes]),
+        ranks=nodes * each,
+        idle=len(allocation.nodes) * allocation.ranks_per_node - nodes * each,
+        **({} if allocation.after is None else {"after": allocation.after}),
+    )
+    return Begun(folder.path, nodes, nodes * each, each, remarks)
+
+
+def _idle(allocation: Allocation, nodes: int, each: int) -> list[str]:
+    """What of the allocation the run does not use."""
+    says = []
+    if nodes < len(allocation.nodes) or each < allocation.ranks_per_node:
+        idle = [f"node {name}" for name in allocation.nodes[nodes:]]
+        if each < allocation.ranks_per_node:
+            idle.append(
+                f"{allocation.ranks_per_node - each} of {allocation.ranks_per_node} tasks on each other node"
+            )
+        given = f"{len(allocation.nodes)} nodes x {allocation.ranks_per_node} tasks"
+        says.append(f"{nodes * each} ranks is the largest legal number in {given}; idle: {', '.join(idle)}")
+    if allocation.gpus_per_node is not None and allocation.gpus_per_node > allocation.ranks_per_node:
+        says.append(
+            f"a node has {allocation.gpus_per_node} GPUs and --ntasks-per-node={allocation.ranks_per_node}: one task "
+            f"uses one GPU, the others stay idle; submit with --ntasks-per-node={allocation.gpus_per_node}"
+        )
+    return says
+
+
+def check_times(
+    config: Config, folder: RunFolder, live: Live, allocation: Allocation, ranks: int
+) -> list[str]:
+    """Whether the signal comes early enough for a complete save, and the time limit is worth a start.
+
+    Raises:
+        UserError: if the time limit leaves no time to train.
+    """
+    limit_s, lead_s = live.limits_s.get(allocation.job_id), allocation.lead_s
+    if limit_s is not None and lead_s is not None and limit_s <= lead_s:
+        raise UserError(
+            f"--time: the limit of {limit_s:g} s leaves nothing before the signal, which comes {lead_s} s earlier "
+            f"(--signal=USR2@{lead_s}); give more time"
+        )
+    needed = save_lead.needed_s(config, folder, ranks=ranks)
+    if limit_s is not None and limit_s <= needed.seconds:
+        raise UserError(
+            f"--time: the limit of {limit_s:g} s is shorter than what a save before its end may take, "
+            f"{needed.seconds:.0f} s ({needed.source}); give more time"
+        )
+    if lead_s is not None and lead_s < needed.seconds:
+        seconds = ceil(needed.seconds)
+        return [
+            f"--signal=USR2@{lead_s} may come too late for a complete save, which takes {seconds} s ({needed.source}); "
+            f"submit with --signal=USR2@{seconds} and UNIEMOX_LEAD_S={seconds}"
+        ]
+    return []
+
+
+def _still_hopeful(config: Config, folder: RunFolder, allocation: Allocation) -> None:
+    """Slurm queues a job again for ever when its nodes fail; attempts that all come to nothing end here."""
+    found = progress(read_lines(folder.events))
+    if (allocation.restarts or allocation.after is not None) and found.in_vain >= config.run.max_restarts > 0:
+        tried = (
+            f"{found.in_vain} restarts without a new checkpoint (run.max_restarts={config.run.max_restarts})"
+        )
+        text = f"given up after {tried}; the last fault: {found.reason(1)}"
+        folder.event("fault", error=text, ends=True, restart=False)
+        raise Fault(text)

@@ -1,0 +1,314 @@
+"""A plan as a whole: what was asked, put together with what follows from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.plan.balance import Balance, Data, balance, balance_remarks, epochs_of_sources
+from launch.plan.checkpoints import (
+    NODE_MTBF_HOURS,
+    CheckpointSize,
+    Interval,
+    SaveTime,
+    checkpoint_size,
+    estimated_save,
+    interval_advice,
+)
+from launch.plan.devices import Device
+from launch.plan.hours import Pace, pace_of, run_steps
+from launch.plan.loading import Loading, loading, loading_remarks
+from launch.plan.measured import Measured
+from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
+from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, network_time, traffic
+from launch.plan.ranks import largest_legal, legal_ranks, why_illegal
+from launch.plan.save_lead import Lead, needed_s
+from launch.plan.teacher import Tower, tower_of
+from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.formatting import counted
+from uniemox_dist.models.flops import Flops, sample_flops
+from uniemox_dist.models.parameters import Parameter, student_parameters
+from uniemox_dist.runs.folder import RunFolder
+
+Remark = tuple[str, str]
+"""Status (ok or warn) and text."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an operator has, and knows."""
+
+    nodes: int
+    per_node: int
+    device: Device
+    network_gbit_s: float | None = None
+    """Of a node."""
+    mfu: float | None = None
+    samples_per_s: float | None = None
+    earlier: Measured | None = None
+    earlier_run: RunFolder | None = None
+    node_mtbf_h: float | None = None
+    disk_gb_s: float | None = None
+    ms_per_sample: float | None = None
+    cpus_per_node: int | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a rank sends in a step of one ZeRO stage, and how long that takes."""
+
+    stage: int
+    precision: str
+    traffic: tuple[Traffic, ...]
+    sent_bytes: float
+    time: NetworkTime
+    share: float | None
+    """Of a step's computing time, if nothing overlaps."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Checkpoints of the run."""
+
+    size: CheckpointSize
+    save: SaveTime
+    node_mtbf_h: float
+    mtbf_assumed: bool
+    interval: Interval | None
+    """None where the pace is not known."""
+    lead: Lead
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is told of a run."""
+
+    config: Config
+    asked: Asked
+    nodes: int
+    per_node: int
+    """Ranks that run on each node; fewer than there are GPUs where more would be illegal."""
+    legal: tuple[int, ...]
+    parameters: tuple[Parameter, ...]
+    tower: Tower
+    precision: str
+    memory: tuple[Memory, ...]
+    again: tuple[Memory, ...]
+    """The same with compute.checkpoint_blocks."""
+    recommended: Memory | None
+    recommended_again: bool
+    """Whether that needs compute.checkpoint_blocks."""
+    exchanges: tuple[Exchange, ...]
+    flops: Flops
+    pace: Pace | None
+    steps: int
+    loading: Loading | None
+    data: Data
+    balance: Balance | None
+    source_epochs: tuple[float, ...]
+    saving: Saving
+    remarks: dict[str, list[Remark]]
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that run."""
+        return self.nodes * self.per_node
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step."""
+        return self.config.batch.global_batch / self.pace.samples_per_s if self.pace else None
+
+    @property
+    def hours(self) -> float | None:
+        """Of the whole run, without starts, saves and failures."""
+        return self.steps * self.step_s / 3600 if self.step_s else None
+
+    @property
+    def own_memory(self) -> Memory:
+        """Of the recipe as it is."""
+        return self.chosen(self.again if self.config.compute.checkpoint_blocks else self.memory)
+
+    def chosen(self, memories: Sequence[Memory], stage: int | None = None) -> Memory:
+        """The recipe's micro-batch in a stage, by default the recipe's."""
+        stage = self.config.zero.stage if stage is None else stage
+        return next(
+            m for m in memories if m.stage == stage and m.micro_batch == self.config.batch.micro_batch
+        )
+
+
+def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
+    """Puts everything together.
+
+    Raises:
+        UserError: if no number of ranks can run, or there are more GPUs than streams.
+    """
+    here = asked.nodes * asked.per_node
+    if here > config.batch.streams:
+        raise UserError(
+            f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {why_illegal(config.batch, here)}"
+        )
+    nodes, per_node = largest_legal(config, asked.nodes, asked.per_node)
+    ranks, device = nodes * per_node, asked.device
+    tower = tower_of(config)
+    parameters = student_parameters(config.model, config.loss, tower.embedding_width)
+    precision = precision_of(config, device, config.zero.stage)
+    memory, again = (
+        tuple(
+            memory_of(
+                config,
+                parameters,
+                tower,
+                device,
+                stage=stage,
+                micro_batch=micro,
+                ranks=ranks,
+                again=with_checkpoints,
+            )
+            for stage in stages_of(config)
+            for micro in shown_micro_batches(config, ranks)
+        )
+        for with_checkpoints in (False, True)
+    )
+    plainly = recommend(memory, device, config.batch.micro_batch)
+    recommended = plainly or recommend(again, device, config.batch.micro_batch)
+    flops = sample_flops(config, tower.embedding_width, tower.flops)
+    pace = pace_of(
+        config,
+        flops,
+        device,
+        precision,
+        ranks,
+        mfu=asked.mfu,
+        samples_per_s=asked.samples_per_s,
+        earlier=asked.earlier,
+    )
+    steps = run_steps(config, data.epoch_samples)
+    step_s = config.batch.global_batch / pace.samples_per_s if pace else None
+    found = balance(config, data, ranks) if data.manifests else None
+    load = loading(pace.samples_per_s / nodes, per_node, asked.ms_per_sample) if pace else None
+    exchanges = tuple(
+        _exchange(config, asked, parameters, tower, stage, (nodes, per_node), step_s)
+        for stage in stages_of(config)
+    )
+    return Plan(
+        config=config,
+        asked=asked,
+        nodes=nodes,
+        per_node=per_node,
+        legal=tuple(legal_ranks(config.batch)),
+        parameters=parameters,
+        tower=tower,
+        precision=precision,
+        memory=memory,
+        again=again,
+        recommended=recommended,
+        recommended_again=plainly is None,
+        exchanges=exchanges,
+        flops=flops,
+        pace=pace,
+        steps=steps,
+        loading=load,
+        data=data,
+        balance=found,
+        source_epochs=tuple(epochs_of_sources(config, data, steps, found.streams)) if found else (),
+        saving=_saving(config, asked, parameters, ranks, nodes, steps, step_s),
+        remarks={
+            "ranks": _rank_remarks(config, asked, (nodes, per_node)),
+            "memory": _memory_remarks(config),
+            "network": _network_remarks(config, exchanges),
+            "loading": loading_remarks(load, config, per_node, asked.cpus_per_node) if load else [],
+            "balance": balance_remarks(config, data, found, config.batch.streams * per_node // ranks),
+        },
+    )
+
+
+def _rank_remarks(config: Config, asked: Asked, used: tuple[int, int]) -> list[Remark]:
+    """What stays idle, and why."""
+    here = asked.nodes * asked.per_node
+    idle = here - used[0] * used[1]
+    if not idle:
+        return []
+    parts = []
+    if nodes := asked.nodes - used[0]:
+        parts.append(counted(nodes, "node"))
+    if gpus := asked.per_node - used[1]:
+        parts.append(
+            f"{counted(gpus, 'GPU')} on each of the other nodes"
+            if nodes
+            else f"{counted(gpus, 'GPU')} a node"
+        )
+    reason = why_illegal(config.batch, here)
+    return [("warn", f"{' and '.join(parts)} would stay idle, {idle} of {here} GPUs: {reason}")]
+
+
+def _memory_remarks(config: Config) -> list[Remark]:
+    """What a plan does not know of."""
+    zero = config.deepspeed.get("zero_optimization") or {}
+    unknown = [key for key in zero if key.startswith(("offload", "cpu_offload", "zero_quantized"))]
+    return [("warn", f"deepspeed.zero_optimization.{key}: what it saves is not counted") for key in unknown]
+
+
+def _network_remarks(config: Config, exchanges: Sequence[Exchange]) -> list[Remark]:
+    """Whether the recipe's stage computes long enough to hide what it sends."""
+    share = next(e.share for e in exchanges if e.stage == config.zero.stage)
+    if share is None or share <= 1:
+        return []
+    words = "exchanges take longer than a step computes, so that the pace will be lower"
+    return [("warn", f"{words}; a larger batch.global_batch, fewer ranks, or a faster network")]
+
+
+def _exchange(
+    config: Config,
+    asked: Asked,
+    parameters: tuple[Parameter, ...],
+    tower: Tower,
+    stage: int,
+    used: tuple[int, int],
+    step_s: float | None,
+) -> Exchange:
+    nodes, per_node = used
+    precision = precision_of(config, asked.device, stage)
+    found = traffic(
+        config,
+        parameters,
+        tower.embedding_width,
+        stage=stage,
+        precision=precision,
+        micro_batches=config.batch.global_batch // (config.batch.micro_batch * nodes * per_node),
+    )
+    sent = sum(t.sent(nodes * per_node) for t in found)
+    link = asked.device.link_gb_s if asked.device.is_gpu else CPU_LINK_GB_S
+    time = network_time(
+        sent, nodes=nodes, per_node=per_node, link_gb_s=link, network_gbit_s=asked.network_gbit_s
+    )
+    share = None if time.seconds is None or step_s is None else time.seconds / step_s
+    return Exchange(stage, precision, tuple(found), sent, time, share)
+
+
+def _saving(
+    config: Config,
+    asked: Asked,
+    parameters: tuple[Parameter, ...],
+    ranks: int,
+    nodes: int,
+    steps: int,
+    step_s: float | None,
+) -> Saving:
+    size = checkpoint_size(config, parameters, ranks, steps)
+    save = estimated_save(size, asked.disk_gb_s)
+    if asked.earlier is not None and asked.earlier.save_s is not None and asked.disk_gb_s is None:
+        waits = asked.earlier.waits_s if asked.earlier.waits_s is not None else save.waits_s
+        save = SaveTime(waits, asked.earlier.save_s, "as --from-run measured")
+    mtbf = NODE_MTBF_HOURS if asked.node_mtbf_h is None else asked.node_mtbf_h
+    interval = None
+    if step_s is not None:
+        interval = interval_advice(
+            save,
+            step_s=step_s,
+            nodes=nodes,
+            node_mtbf_h=mtbf,
+            save_every=config.run.save_every,
+            max_steps=steps,
+        )
+    lead = needed_s(config, asked.earlier_run, ranks=ranks, disk_gb_s=asked.disk_gb_s, step_s=step_s)
+    return Saving(size, save, mtbf, asked.node_mtbf_h is None, interval, lead)

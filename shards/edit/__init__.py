@@ -1,0 +1,1 @@
+"""Data sets made from others: index foreign tars, select, split and merge."""

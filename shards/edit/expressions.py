@@ -1,0 +1,227 @@
+"""Conditions on the rows of an index, as `shards select --filter` takes them: `side >= 256 and persons > 0`.
+
+Python's syntax, a small part of it, parsed and never evaluated: comparisons (also chained), `in`, `and`, `or`,
+`not`, `is None`, numbers, texts, True and False. Names are columns of the index, and what follows from them:
+
+| name | what |
+|---|---|
+| key, label, image_sha256 | texts |
+| width, height | pixels, upright |
+| side, aspect | shorter side in pixels; longer over shorter side |
+| bytes, image_length | of the encoded picture |
+| persons, captions | how many |
+| caption | the first one, "" without any; `"dog" in caption` looks for a part of it, as written |
+
+A row without label answers no comparison: `label != 'joy'`, `label not in ['joy']` and `not label == 'joy'` leave
+it out just as `label == 'joy'` does, as in SQL. `label is None` finds such rows, so that
+`label is None or label != 'joy'` is all but joy.
+"""
+
+import ast
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from uniemox_dist.core.errors import UserError
+
+TEXTS = ("key", "label", "image_sha256", "caption")
+NUMBERS = ("width", "height", "side", "aspect", "bytes", "image_length", "persons", "captions")
+_SOURCES = {
+    "side": ("width", "height"),
+    "aspect": ("width", "height"),
+    "bytes": ("image_length",),
+    "caption": ("captions",),
+}
+"""The index's columns behind a name, where they are not the one of that name."""
+_MOST_PARTS = 500
+"""Arrow walks expressions by recursion, and ends the process where they are some thousands deep."""
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: pc.equal,
+    ast.NotEq: pc.not_equal,
+    ast.Lt: pc.less,
+    ast.LtE: pc.less_equal,
+    ast.Gt: pc.greater,
+    ast.GtE: pc.greater_equal,
+}
+
+
+def parse_filter(text: str) -> pc.Expression:
+    """The condition over the columns of an index; null where it compares a label that a row does not have.
+
+    Raises:
+        UserError: naming what is wrong with the condition.
+    """
+    return _parse(text)[0]
+
+
+def columns_of(text: str) -> set[str]:
+    """The columns of the index that the condition needs.
+
+    Raises:
+        UserError: as `parse_filter`.
+    """
+    return _parse(text)[1]
+
+
+def apply_filter(table: pa.Table, text: str) -> pa.ChunkedArray:
+    """For each row of an index, or of `columns_of` it, whether the condition holds; null counts as False.
+
+    Raises:
+        UserError: as `parse_filter`.
+    """
+    holds = pc.coalesce(parse_filter(text), pc.scalar(False))
+    return ds.dataset(table).to_table(columns={"holds": holds}, use_threads=False)["holds"]
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """A side of a comparison."""
+
+    value: Any
+    """An expression of a column, or a constant."""
+    is_text: bool
+    is_column: bool
+
+    @property
+    def expression(self) -> pc.Expression:
+        return self.value if self.is_column else pc.scalar(self.value)
+
+
+def _parse(text: str) -> tuple[pc.Expression, set[str]]:
+    parser = _Parser(text)
+    try:
+        return parser.condition(ast.parse(text.strip(), mode="eval").body), parser.columns
+    except (RecursionError, MemoryError):
+        raise parser.mistake("nested too deeply") from None
+    except (SyntaxError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise parser.mistake(f"cannot be read ({getattr(error, 'msg', error)})") from None
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.columns: set[str] = set()
+        self.parts = 0
+
+    def mistake(self, problem: str) -> UserError:
+        shown = self.text if len(self.text) <= 200 else f"{self.text[:200]} …"
+        return UserError(f"--filter {shown!r}: {problem}; such as: side >= 256 and label in ['joy', 'awe']")
+
+    def condition(self, node: ast.expr) -> pc.Expression:
+        """A column of truth values."""
+        self.parts += len(node.ops) if isinstance(node, ast.Compare) else 1
+        if self.parts > _MOST_PARTS:
+            raise self.mistake(f"more than {_MOST_PARTS} parts; write many values as one list after `in`")
+        if isinstance(node, ast.BoolOp):
+            values = [self.condition(value) for value in node.values]
+            return reduce(and_ if isinstance(node.op, ast.And) else or_, values)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self.condition(node.operand)
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            pairs = [self._compare(a, op, b) for a, op, b in zip(sides, node.ops, sides[1:])]
+            return reduce(and_, pairs)
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            return pc.scalar(node.value)
+        raise self.mistake(f"{ast.unparse(node)!r} is no condition")
+
+    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
+        if isinstance(op, ast.Is | ast.IsNot):
+            if not _is_none(right):
+                raise self.mistake("`is` goes with None only; compare with ==")
+            missing = self._column_operand(left).value.is_null()
+            return missing if isinstance(op, ast.Is) else ~missing
+        if isinstance(op, ast.In | ast.NotIn):
+            found = self._contains(left, right)
+            return found if isinstance(op, ast.In) else ~found
+        if _is_none(left) or _is_none(right):
+            raise self.mistake("None goes with `is` and `is not` only")
+        a, b = self._operand(left), self._operand(right)
+        if a.is_text != b.is_text:
+            raise self.mistake(f"{ast.unparse(left)} and {ast.unparse(right)}: a text and a number")
+        if not (a.is_column or b.is_column):
+            raise self.mistake(f"{ast.unparse(left)} and {ast.unparse(right)}: name a column")
+        return _COMPARE[type(op)](a.expression, b.expression)
+
+    def _contains(self, left: ast.expr, right: ast.expr) -> pc.Expression:
+        if isinstance(right, ast.Name) and isinstance(left, ast.Constant):
+            column = self._operand(right)
+            if not column.is_text:
+                raise self.mistake(f"{right.id} is a number, and holds no text")
+            if not isinstance(left.value, str):
+                raise self.mistake(f"{left.value!r} is no text; write it in quotes to look for it")
+            return pc.match_substring(column.value, left.value)
+        if not isinstance(right, ast.List | ast.Tuple | ast.Set):
+            raise self.mistake(f"`in` takes a list such as ['joy', 'awe'], not {ast.unparse(right)}")
+        column = self._column_operand(left)
+        if any(_is_none(item) for item in right.elts):
+            raise self.mistake("None stands in no list; add `or … is None`")
+        items = [self._operand(item) for item in right.elts]
+        if any(item.is_column or item.is_text != column.is_text for item in items):
+            kind = "texts" if column.is_text else "numbers"
+            raise self.mistake(f"{ast.unparse(left)} is looked for among {kind} only")
+        wanted = pa.array([item.value for item in items], pa.string() if column.is_text else pa.float64())
+        found = column.value.isin(wanted)
+        # isin says False for null, of which `not in` would make True.
+        return pc.if_else(column.value.is_null(), pc.scalar(pa.scalar(None, pa.bool_())), found)
+
+    def _column_operand(self, node: ast.expr) -> _Operand:
+        operand = self._operand(node)
+        if not operand.is_column:
+            raise self.mistake(f"{ast.unparse(node)} is a constant; name a column")
+        return operand
+
+    def _operand(self, node: ast.expr) -> _Operand:
+        sign = 1
+        constant = node
+        while isinstance(constant, ast.UnaryOp) and isinstance(constant.op, ast.USub | ast.UAdd):
+            sign = -sign if isinstance(constant.op, ast.USub) else sign
+            constant = constant.operand
+        if isinstance(constant, ast.Constant):
+            value = constant.value
+            if isinstance(value, str) and constant is node:
+                return _Operand(value, is_text=True, is_column=False)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                try:
+                    return _Operand(sign * float(value), is_text=False, is_column=False)
+                except OverflowError:
+                    raise self.mistake("a number is too large") from None
+        if isinstance(node, ast.Name):
+            return _Operand(self._column(node.id), is_text=node.id in TEXTS, is_column=True)
+        raise self.mistake(f"{ast.unparse(node)!r} is neither a column nor a number nor a text")
+
+    def _column(self, name: str) -> pc.Expression:
+        if name not in TEXTS + NUMBERS:
+            near = difflib.get_close_matches(name, TEXTS + NUMBERS, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise self.mistake(f"{name}: not known; {meant}valid are {', '.join(TEXTS + NUMBERS)}")
+        sources = _SOURCES.get(name, (name,))
+        self.columns.update(sources)
+        field = pc.field(sources[0])
+        if name == "caption":
+            # A slice of fixed size has null where a list is shorter; list_element alone would fail there.
+            first = pc.list_element(pc.list_slice(field, 0, 1, return_fixed_size_list=True), 0)
+            return pc.coalesce(first, pc.scalar(""))
+        if name in TEXTS:
+            return field
+        if name in ("persons", "captions"):
+            field = pc.coalesce(pc.list_value_length(field), pc.scalar(pa.scalar(0, pa.int32())))
+        number = field.cast(pa.float64())  # so that every number compares with every other
+        if name in ("side", "aspect"):
+            other = pc.field("height").cast(pa.float64())
+            short, long = pc.min_element_wise(number, other), pc.max_element_wise(number, other)
+            return short if name == "side" else pc.divide(long, short)
+        return number
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None

@@ -1,0 +1,236 @@
+"""Parts of a parallel pack into one data set: manifests and indexes are written, tars are linked."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shards.edit.links import link, publishing
+from shards.format.encode import BLOCK
+from shards.format.index import index_path, rows_sha256, to_rows, write_index
+from shards.format.manifest import Manifest, ShardEntry, manifest_folders, read_manifest
+from shards.format.rejected import NAME as REJECTED_NAME
+from shards.format.rejected import read_rejected
+from shards.format.trusted import all_rows_of, check_tar
+from shards.pack.duplicates import same_picture
+from shards.pack.listing import split_rank
+from shards.pack.partial import PART
+from shards.pack.pipeline import write_rejected
+from shards.storage import read_range
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json, sha256_file
+from uniemox_dist.core.os_errors import reading, writing
+
+
+@dataclass
+class MergeResult:
+    """What a merge did."""
+
+    packed: dict[str, int]
+    refused: Counter[str]
+    """Reasons, of the parts and of the merge itself."""
+    marked: int
+    """Samples that several parts packed, and that count no more."""
+    records: int
+
+
+def merge(out: Path, parts: list[Path]) -> MergeResult:
+    """Joins all parts of one pack under `out`. The parts stay as they are, and may be deleted afterwards unless the
+    tars are symbolic links, as on another file system.
+
+    Of a picture or key that several parts packed one stays: that of the test split before others, then of the
+    earlier part. The others are marked in their index, and left out of all counts; a shard of marked samples only,
+    or a split of such shards, is left out.
+
+    Raises:
+        UserError: if parts are missing, given twice, of other settings or not whole, or `out` exists or cannot be
+            written.
+    """
+    notes = _check(parts)
+    with writing(f"OUT={out}"), publishing(out) as partial:
+        return _join(partial, notes)
+
+
+def _check(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The parts in order, with what each says of itself."""
+    found: dict[int, tuple[Path, dict[str, Any]]] = {}
+    for folder in parts:
+        note = _note(folder)
+        number, of = note["part"]
+        if number in found:
+            raise UserError(
+                f"PARTS={folder}: is part {number}/{of}, as {found[number][0]} is; give each part once"
+            )
+        found[number] = (folder, note)
+    ordered = [found[number] for number in sorted(found)]
+    if not ordered:
+        raise UserError("PARTS: none given; name the folders of all parts")
+    first, stated = ordered[0]
+    for folder, note in ordered[1:]:
+        for field in ("settings", "captions", "detector", "licence", "source_sha256"):
+            if note.get(field) != stated.get(field):
+                what = "source" if field == "source_sha256" else field
+                raise UserError(f"PARTS={folder}: was packed with another {what} than {first}; pack it again")
+    of = stated["part"][1]
+    missing = sorted(set(range(1, of + 1)) - set(found))
+    if missing or any(note["part"][1] != of for _, note in ordered):
+        lacking = ", ".join(f"{number}/{of}" for number in missing) or "parts of another division"
+        raise UserError(f"PARTS: missing are {lacking}; give all {of} parts")
+    return ordered
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """What a part says of itself: its number, and how many records it packed and refused."""
+    if not (folder / PART).is_file():
+        raise UserError(
+            f"PARTS={folder}: holds no {PART}; give folders that `shards pack --part I/N` finished"
+        )
+    try:
+        with reading(f"PARTS={folder}: {PART}", "pack this part again"):
+            note: dict[str, Any] = read_json(folder / PART)
+        (number, of), records = note["part"], note["records"]
+        packed, rejected = list(note["packed"].values()), list(note["rejected"].values())
+        is_sound = all(type(value) is int for value in (number, of, records, *packed, *rejected))
+        if not is_sound or not 1 <= number <= of or records != sum(packed) + sum(rejected):
+            raise ValueError("its numbers do not fit each other")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"PARTS={folder}: {PART} cannot be read; pack this part again") from None
+    return note
+
+
+def _join(partial: Path, notes: list[tuple[Path, dict[str, Any]]]) -> MergeResult:
+    rejected: list[dict[str, str]] = []
+    found: list[tuple[str, Path, Manifest]] = []
+    for folder, note in notes:
+        of_part, listed = _contents(folder, note)
+        found += of_part
+        rejected += listed
+    found.sort(key=lambda item: split_rank(item[0]))  # stable: parts stay in order
+    entries: dict[str, list[ShardEntry]] = {}
+    marks = _Marks()
+    for split, folder, manifest in found:
+        for entry in manifest.shards:
+            taken = _take(entry, folder, partial / split, split, marks)
+            if taken is not None:
+                entries.setdefault(split, []).append(taken)
+    if not entries:
+        raise UserError(
+            f"PARTS: nothing was packed in any of the {len(notes)} parts; look at their {REJECTED_NAME}"
+        )
+    rejected += marks.rejected
+    refused = Counter(row["reason"] for row in rejected)
+    records = sum(note["records"] for _, note in notes)
+    shared = {k: v for k, v in notes[0][1].items() if k not in ("part", "packed")}
+    counts = {"records": records, "rejected": dict(sorted(refused.items()))}
+    for split, shards in entries.items():
+        Manifest(tuple(shards), {**shared, **counts, "parts": len(notes)}).write(partial / split)
+    write_rejected(partial, rejected)
+    packed = {split: sum(entry.samples for entry in shards) for split, shards in entries.items()}
+    return MergeResult(packed, refused, len(marks.rejected), records)
+
+
+def _contents(
+    folder: Path, note: dict[str, Any]
+) -> tuple[list[tuple[str, Path, Manifest]], list[dict[str, str]]]:
+    """(split, folder, manifest) of a part's data sets, and what it refused: all that it counts, or an error."""
+    found = [
+        (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
+        for data in manifest_folders(folder)
+    ]
+    rejected = read_rejected(folder)
+    if rejected is None:
+        raise UserError(f"PARTS={folder}: {REJECTED_NAME} is missing; pack this part again")
+    reasons = Counter(row["reason"] for row in rejected)
+    if {split: manifest.samples for split, _, manifest in found} != note["packed"]:
+        raise UserError(f"PARTS={folder}: holds other samples than its {PART} counts; pack this part again")
+    if reasons != Counter(note["rejected"]):
+        raise UserError(
+            f"PARTS={folder}: {REJECTED_NAME} lists other records than {PART} counts; pack this part again"
+        )
+    return found, rejected
+
+
+def _take(entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Marks") -> ShardEntry | None:
+    """Links one shard and its index into `target`; writes the index anew if rows of it are marked. None, and nothing
+    is linked, if all of them are."""
+    tar, index = folder / entry.name, index_path(folder, entry.name)
+    check_tar(folder, entry, "PARTS")
+    rows = to_rows(all_rows_of(folder, entry))
+    is_marked = marks.add(rows, split, tar)
+    samples = sum("refused" not in row for row in rows)
+    if not samples:
+        return None
+    link(tar, target / entry.name)
+    if not is_marked:
+        link(index, index_path(target, entry.name))
+        return entry
+    write_index(index_path(target, entry.name), rows)
+    return replace(
+        entry,
+        samples=samples,
+        index_sha256=sha256_file(index_path(target, entry.name)),
+        rows_sha256=rows_sha256(rows),
+    )
+
+
+class _Met(NamedTuple):
+    """A sample that was met: enough to compare another with it, and to find its name."""
+
+    split: str
+    label: str | None
+    tar: Path
+    key: str
+    begin: int
+    """Of the tar members behind the picture, bytes."""
+    end: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any], split: str, tar: Path) -> "_Met":
+        begin = row["image_offset"] + row["image_length"]
+        end = row["sample_offset"] + row["sample_length"]
+        return cls(split, row["label"], tar, row["key"], begin + -begin % BLOCK, end)
+
+    @property
+    def name(self) -> str:
+        """What the source called the record, by its `.json`; `tar/key` where that cannot be read."""
+        try:
+            data = read_range(self.tar, self.begin, self.end - self.begin)
+            with tarfile.open(fileobj=io.BytesIO(data)) as members:
+                file = members.extractfile(members.next() or "")
+                return str(json.loads(file.read())["source"]) if file else ""
+        except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+            return f"{self.tar.name}/{self.key}"
+
+
+class _Marks:
+    """Which samples of all parts were met before. About 400 bytes of memory for each."""
+
+    def __init__(self) -> None:
+        self.rejected: list[dict[str, str]] = []
+        self._met: dict[int, _Met] = {}  # by content
+        self._keys: set[str] = set()
+
+    def add(self, rows: list[dict[str, Any]], split: str, tar: Path) -> bool:
+        """Marks the rows of a shard that are to go; whether there are any."""
+        before = len(self.rejected)
+        for row in rows:
+            if "refused" in row:
+                continue
+            content, sample = int(row["image_sha256"][:32], 16), _Met.of(row, split, tar)
+            first = self._met.get(content)
+            if first is not None:
+                reason, detail = same_picture(split, sample.label, first.split, first.label, first.name)
+            elif sample.key in self._keys:
+                reason, detail = "duplicate_key", f"a sample of another part has the key {sample.key}"
+            else:
+                self._met[content] = sample
+                self._keys.add(sample.key)
+                continue
+            row["refused"] = reason
+            self.rejected.append({"source": sample.name, "reason": reason, "detail": detail})
+        return len(self.rejected) > before

@@ -1,0 +1,210 @@
+"""Subsets without copying pictures: tars are linked, and their indexes say which samples belong."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards.edit.expressions import apply_filter
+from shards.edit.links import link, publishing
+from shards.format.encode import BLOCK, Encoded
+from shards.format.index import index_path, rows_sha256, write_index
+from shards.format.manifest import Manifest, ShardEntry, read_manifest
+from shards.format.trusted import check_tar, rows_of
+from shards.format.writer import ShardWriter
+from shards.pack.listing import SPLIT_NAME
+from shards.sources.presets import cut, draw64
+from shards.storage import read_range
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import sha256_bytes, sha256_file
+from uniemox_dist.core.os_errors import reading, writing
+
+COPY_BYTES, COPY_SAMPLES = 256_000_000, 10_000
+"""Of a shard that `copy` writes, at most: what `shards pack` takes by default."""
+Chooser = Callable[[pa.Table], np.ndarray]
+"""Of the rows of an index: bool, whether each belongs to the subset."""
+
+
+def select(
+    folder: Path,
+    out: Path,
+    *,
+    labels: tuple[str, ...] = (),
+    filter_text: str | None = None,
+    copy: bool = False,
+) -> Manifest:
+    """The samples of a data set with one of some labels and for which a filter holds, as a data set of its own.
+
+    With `copy` the pictures are written into new tars, so that readers that know no index see the subset, too.
+
+    Raises:
+        UserError: if nothing is left, a label occurs nowhere, the filter is none, a shard is not what the manifest
+            says, or `out` exists or cannot be written.
+    """
+    manifest = read_manifest(folder, "DIR")
+    known = _labels(folder, manifest) if labels else {}
+    for label in labels:
+        if label not in known:
+            some = ", ".join(sorted(map(str, known))[:12])
+            raise UserError(f"--label={label}: no sample of {folder} has it; its labels are {some}")
+
+    def chosen(table: pa.Table) -> np.ndarray:
+        keep_R = np.ones(table.num_rows, bool)
+        if labels:
+            keep_R &= np.array([label in labels for label in table["label"].to_pylist()], bool)
+        if filter_text is not None:
+            keep_R &= np.asarray(apply_filter(table, filter_text).to_numpy(zero_copy_only=False), bool)
+        return keep_R
+
+    why = {"labels": list(labels), "filter": filter_text}
+    with writing(f"OUT={out}"), publishing(out) as partial:
+        subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
+        if subset is None:
+            raise UserError(f"DIR={folder}: no sample is left by {_words(labels, filter_text)}; ask for less")
+    return subset
+
+
+def split(
+    folder: Path, out: Path, shares: dict[str, float], *, seed: int = 0, copy: bool = False
+) -> dict[str, Manifest]:
+    """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys.
+
+    Raises:
+        UserError: if a split would be empty, a shard is not what the manifest says, or `out` exists or cannot be
+            written.
+    """
+    manifest = read_manifest(folder, "DIR")
+    codes: dict[str | None, int] = {}
+    strata: list[int] = []
+    draws: list[int] = []
+    for entry in manifest.shards:
+        table = rows_of(folder, entry, ["key", "label"])
+        strata += [codes.setdefault(label, len(codes)) for label in table["label"].to_pylist()]
+        draws += [draw64(seed, key) for key in table["key"].to_pylist()]
+    share_N = cut(np.array(strata), np.array(draws, np.uint64), shares)
+    made: dict[str, Manifest] = {}
+    with writing(f"OUT={out}"), publishing(out) as partial:
+        for number, name in enumerate(shares):
+            chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
+            why = {"split": {"shares": shares, "seed": seed, "name": name}}
+            subset = _subset(folder, manifest, partial / name, chosen, why, copy)
+            if subset is None:
+                raise UserError(
+                    f"--shares {name}={shares[name]}: no sample falls into it; give it a larger share"
+                )
+            made[name] = subset
+    return made
+
+
+def _in_turn(keep_N: np.ndarray, samples: list[int]) -> Chooser:
+    """Hands out a choice over all samples shard after shard."""
+    pieces = iter(np.split(keep_N, np.cumsum(samples)))
+    return lambda _: next(pieces)
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """`train=80,val=10,test=10` as names and shares.
+
+    Raises:
+        UserError: for anything else.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name in shares:
+            raise UserError(f"--shares={text}: {name} stands there twice; give each split one share")
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            shares[name] = 0.0
+        if not SPLIT_NAME.fullmatch(name) or not 0 < shares[name] < float("inf"):
+            raise UserError(f"--shares={text}: {part!r} is not NAME=SHARE; try train=80,val=10,test=10")
+    if sum(shares.values()) == float("inf"):
+        raise UserError(f"--shares={text}: the sum is too large; try train=80,val=10,test=10")
+    return shares
+
+
+def _subset(
+    folder: Path, manifest: Manifest, target: Path, chooser: Chooser, why: dict[str, Any], copy: bool
+) -> Manifest | None:
+    """Writes the chosen samples as a data set into `target`; None if there are none."""
+    if copy:
+        entries = _copied(folder, manifest, target, chooser)
+    else:
+        entries = [
+            linked
+            for entry in manifest.shards
+            if (linked := _linked(folder, entry, target, chooser)) is not None
+        ]
+    if not entries:
+        return None
+    subset = Manifest(tuple(entries), {**manifest.provenance, **why, "of": manifest.identity})
+    subset.write(target)
+    return subset
+
+
+def _linked(folder: Path, entry: ShardEntry, target: Path, chooser: Chooser) -> ShardEntry | None:
+    """Links one shard, with an index of the chosen samples; None if there are none."""
+    check_tar(folder, entry, "DIR")
+    table = rows_of(folder, entry)
+    keep_R = chooser(table)
+    if not keep_R.any():
+        return None
+    link(folder / entry.name, target / entry.name)
+    index = index_path(target, entry.name)
+    if keep_R.all():
+        link(index_path(folder, entry.name), index)
+        return entry
+    rows = table.filter(pa.array(keep_R)).to_pylist()
+    write_index(index, rows)
+    return replace(entry, samples=len(rows), index_sha256=sha256_file(index), rows_sha256=rows_sha256(rows))
+
+
+def _copied(folder: Path, manifest: Manifest, target: Path, chooser: Chooser) -> list[ShardEntry]:
+    """Writes the chosen samples of all shards into new tars."""
+    writer = ShardWriter(target, shard_bytes=COPY_BYTES, shard_samples=COPY_SAMPLES)
+    try:
+        for entry in manifest.shards:
+            check_tar(folder, entry, "DIR")
+            table = rows_of(folder, entry)
+            for row in table.filter(pa.array(chooser(table))).to_pylist():
+                writer.append(_sample(folder / entry.name, row))
+        return writer.close()
+    except BaseException:
+        with suppress(OSError):
+            writer.settle()  # its thread would go on writing where all is about to be deleted
+        raise
+
+
+def _sample(tar: Path, row: dict[str, Any]) -> Encoded:
+    """One sample as it lies in a tar, the picture checked."""
+    with reading(f"DIR={tar}"):
+        data = read_range(tar, row["sample_offset"], row["sample_length"])
+    first = row["image_offset"] - row["sample_offset"]
+    if sha256_bytes(data[first : first + row["image_length"]]) != row["image_sha256"]:
+        raise UserError(
+            f"DIR={tar}: {row['key']}: the picture's bytes are not those that were packed (SHA-256); take bad "
+            f"shards out with `uniemox shards verify --quarantine`"
+        )
+    if first != BLOCK or not data.startswith(f"{row['key']}.".encode()):
+        raise UserError(
+            f"--copy: {tar} was not written by `shards pack`; copy it with `uniemox shards pack --layout wds`"
+        )
+    fields = {k: v for k, v in row.items() if not k.endswith(("_offset", "_length"))}
+    return Encoded(data, row["image_length"], fields)
+
+
+def _labels(folder: Path, manifest: Manifest) -> set[str | None]:
+    found: set[str | None] = set()
+    for entry in manifest.shards:
+        found.update(rows_of(folder, entry, ["label"])["label"].unique().to_pylist())
+    return found
+
+
+def _words(labels: tuple[str, ...], filter_text: str | None) -> str:
+    parts = [f"--label {label}" for label in labels] + ([f"--filter {filter_text!r}"] if filter_text else [])
+    return " and ".join(parts) or "no condition"

@@ -1,0 +1,1 @@
+"""The format of data at rest: samples, tars, indexes and manifests, as FORMAT.md describes."""

@@ -1,0 +1,77 @@
+"""A sample as the bytes of its tar members, and as what its index says. What every packing worker loads: no pyarrow."""
+
+import tarfile
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from shards.format.sample import Sample
+from uniemox_dist.core.files import canonical_json
+
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample ready to be written: its tar members, and what the index says of it besides places."""
+
+    data: bytes | memoryview
+    image_length: int
+    fields: dict[str, Any]
+
+
+def members(sample: Sample) -> list[bytes]:
+    """A sample's tar members, one after the other, in pieces."""
+    return [part for name, content in sample.members() for part in _member(name, content)]
+
+
+def encode(sample: Sample) -> Encoded:
+    """A sample ready to be written."""
+    return Encoded(b"".join(members(sample)), len(sample.image), index_fields(sample))
+
+
+def index_fields(sample: Sample) -> dict[str, Any]:
+    """What the index says of a sample wherever it lies in a tar."""
+    persons = [
+        {"box": list(p.box), "score": p.score, "labels": canonical_json(p.labels).decode()}
+        for p in sample.persons
+    ]
+    return {
+        "key": sample.key,
+        "width": sample.width,
+        "height": sample.height,
+        "label": sample.label,
+        "captions": list(sample.captions),
+        "persons": persons,
+        "image_sha256": sample.image_sha256,
+    }
+
+
+def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Header, content and padding of one tar member."""
+    return _header(name, len(content)), content, bytes(-len(content) % BLOCK)
+
+
+def _header(name: str, size: int) -> bytes:
+    """A header in the plain ustar form with fixed fields (tarfile needs ten times as long for the same bytes).
+
+    Its checksum is the sum of all bytes, with blanks in the checksum's own place.
+    """
+    template, total = _template()
+    varied = name.encode("ascii")
+    length = f"{size:011o}".encode()
+    checksum = total + sum(varied) + sum(length)
+    return b"".join(
+        (varied, template[len(varied) : 124], length, template[135:148], b"%06o\0" % checksum, template[155:])
+    )
+
+
+@lru_cache(maxsize=1)
+def _template() -> tuple[bytes, int]:
+    """A header without name, size and checksum, and the sum of its bytes."""
+    info = tarfile.TarInfo("")
+    info.mode, info.mtime = 0o644, 0
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[124:135] = bytes(11)
+    header[148:156] = b" " * 8
+    return bytes(header), sum(header)

@@ -1,0 +1,136 @@
+"""Bar charts as inline SVG for the page about shards. Colours are CSS variables, so that one drawing serves light,
+dark and print; text is our own labels and numbers only."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.inspect.summary import Tally
+
+BINS = 32
+WIDE = 8 * BINS
+"""Whole numbers of a range from which on a logarithmic axis says more than a linear one."""
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 440, 190, 46, 34, 10
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One quantity of one or several data sets."""
+
+    title: str
+    unit: str
+    svg: str
+    median: str
+
+
+def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.0) -> Histogram | None:
+    """How often values occur, in percent of each data set; None where nothing was counted.
+
+    Values are those of the tallies times `scale`. Few different values get a bar each; many get bins of equally many
+    values, or where they span a wide range, bins that are equally wide on a logarithmic axis.
+    """
+    joined = Tally()
+    for tally in tallies:
+        joined.add(np.repeat(tally.values, np.minimum(tally.counts[tally.values], 1)))
+    values = joined.values
+    if not len(values):
+        return None
+    low, high = int(values[0]), int(values[-1])
+    if len(values) <= 12 and high - low < 40:
+        beside = max(0, (7 - (high - low)) // 2)  # a lone value should not fill the whole chart
+        edges = np.arange(max(0, low - beside), high + beside + 2) - 0.5
+        is_log = False
+    else:
+        is_log = low > 0 and high > 8 * low and high - low > WIDE
+        edges = _log_edges(low, high) if is_log else _even_edges(low, high)
+    shares = [_shares(tally, edges) for tally in tallies]
+    whole = Tally()
+    for tally in tallies:
+        counts = np.zeros(max(len(whole.counts), len(tally.counts)), np.int64)
+        counts[: len(whole.counts)] += whole.counts
+        counts[: len(tally.counts)] += tally.counts
+        whole.counts = counts
+    median = whole.quantile(0.5) * scale
+    return Histogram(title, unit, _draw(edges, shares, scale, is_log), f"{median:,.4g}")
+
+
+def _even_edges(low: int, high: int) -> np.ndarray:
+    width = math.ceil(
+        (high - low + 1) / BINS
+    )  # a whole number: bins with one value more than others would stand out
+    return np.arange(low, high + width + 1, width) - 0.5
+
+
+def _log_edges(low: int, high: int) -> np.ndarray:
+    edges = np.round(np.geomspace(low, high + 1, BINS + 1))  # between whole numbers: no bin is without any
+    return np.unique(edges) - 0.5
+
+
+def _shares(tally: Tally, edges: np.ndarray) -> np.ndarray:
+    counts, _ = np.histogram(tally.values, bins=edges, weights=tally.counts[tally.values])
+    return 100 * counts / max(1, tally.total)
+
+
+def _draw(edges: np.ndarray, shares: list[np.ndarray], scale: float, is_log: bool) -> str:
+    top = max(1e-9, max(float(share.max()) for share in shares))
+    step = _nice(top / 3)
+    top = step * math.ceil(top / step - 1e-9)
+    at = np.log(edges) if is_log else edges
+    x = LEFT + (at - at[0]) / (at[-1] - at[0]) * (WIDTH - LEFT - 8)
+    plot = HEIGHT - BOTTOM - TOP
+
+    def y(value: float) -> float:
+        return TOP + plot * (1 - value / top)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    for i in range(round(top / step) + 1):
+        value = i * step
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(value):.1f}" y2="{y(value):.1f}" class="grid"/>'
+        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g} %</text>')
+    for number, share in enumerate(shares):
+        for i, value in enumerate(share):
+            width = (x[i + 1] - x[i]) / len(shares)
+            left = x[i] + number * width
+            if value > 0:
+                parts.append(
+                    f'<rect x="{left + 0.5:.1f}" width="{max(1.0, width - 1):.1f}" y="{y(value):.1f}" '
+                    f'height="{max(0.7, TOP + plot - y(value)):.1f}" class="s{number % 4}"/>'
+                )
+    for tick, place in _ticks(edges, x, is_log, scale):
+        parts.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _ticks(edges: np.ndarray, x: np.ndarray, is_log: bool, scale: float) -> list[tuple[str, float]]:
+    """(text, place) of at most seven values on the axis."""
+    single = np.allclose(np.diff(edges), 1) and (edges[0] % 1) == 0.5
+    if single:
+        middles = (edges[:-1] + edges[1:]) / 2
+        every = math.ceil(len(middles) / 12)
+        return [
+            (f"{m * scale:g}", float((x[i] + x[i + 1]) / 2)) for i, m in enumerate(middles) if i % every == 0
+        ]
+    low, high = float(edges[0]) * scale, float(edges[-1]) * scale
+    if is_log:
+        ticks = [m * 10.0**e for e in range(-3, 9) for m in (1, 2, 5)]
+        ticks = [t for t in ticks if low <= t <= high]
+        ticks = ticks[:: math.ceil(len(ticks) / 6)] or [low]
+    else:
+        step = _nice((high - low) / 5)
+        ticks = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    places = np.interp([t / scale for t in ticks], edges, x)
+    return [(_short(tick), float(place)) for tick, place in zip(ticks, places)]
+
+
+def _nice(value: float) -> float:
+    """The next of 1, 2, 2.5, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(value, 1e-12)))
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= value * 0.999)
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"

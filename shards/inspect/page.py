@@ -1,0 +1,201 @@
+"""`uniemox shards report`: one self-contained HTML page about a data set or its splits.
+
+Labels, captions and names come from outside: they are text to the template, which escapes it.
+"""
+
+import base64
+import io
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image, ImageDraw
+
+from shards.format.trusted import rows_of
+from shards.inspect.charts import Histogram, histogram
+from shards.inspect.summary import Summary, refusals, summarise_all
+from shards.pictures import BadPicture, decode
+from shards.storage import Place, read_range
+from uniemox_dist.core.files import write_bytes
+from uniemox_dist.core.os_errors import writing
+
+LABELS_SHOWN = 24
+PICTURES_SHOWN = 12
+"""Of each label."""
+THUMBNAIL_PX = 200
+EXAMPLES = 5
+CHARTS = (
+    ("short", "Shorter side", "pixels", 1.0),
+    ("long", "Longer side", "pixels", 1.0),
+    ("aspect", "Aspect ratio", "longer over shorter side", 0.01),
+    ("kilobytes", "Size of a picture", "kB, encoded", 1.0),
+    ("caption", "Length of the caption", "characters, first caption", 1.0),
+    ("persons", "Persons in a picture", "boxes", 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a contact sheet."""
+
+    key: str
+    uri: str | None
+    """None for a picture that cannot be shown."""
+    problem: str
+    caption: str
+    persons: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures of one label."""
+
+    label: str | None
+    count: int
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is known of the records behind a page's samples."""
+
+    records: int | None
+    """Of the whole pack that these samples were part of; None where that is not recorded."""
+    is_whole: bool
+    """Whether the samples, and the refusals that are listed beside them, are all of these records."""
+    refused: dict[str, tuple[int, list[dict[str, str]]]] | None
+    """Reason -> how often, and some of them; of the whole pack, without any, where no list lies beside the samples."""
+    is_listed: bool
+    """Whether a list lies beside the samples."""
+    quarantined: int
+    """Shards that were taken out later."""
+
+
+def write_page(folder: Place, out: Path) -> None:
+    """Writes the page about the data sets at or directly below a folder.
+
+    Raises:
+        UserError: if they cannot be read, or `out` cannot be written.
+    """
+    summaries = summarise_all(folder)
+    charts = [chart for item in CHARTS if (chart := _chart(item, summaries)) is not None]
+    labels = sum((summary.labels for summary in summaries), start=type(summaries[0].labels)())
+    shown = [label for label, _ in labels.most_common(LABELS_SHOWN)]
+    provenance = summaries[0].manifest.provenance
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("shards.inspect", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html.j2").render(
+        name=folder.name or "data set",
+        summaries=summaries,
+        samples=sum(summary.manifest.samples for summary in summaries),
+        bytes=sum(summary.manifest.bytes for summary in summaries),
+        charts=charts,
+        svg=Markup,
+        labels=labels.most_common(LABELS_SHOWN),
+        most=max(labels.values(), default=1),
+        hidden=len(labels) - len(shown),
+        sheets=_sheets(summaries, shown, labels),
+        account=_account(folder, summaries),
+        provenance=_plain(provenance),
+    )
+    with writing(f"--out={out}", "give a file in a folder that can be written"):
+        write_bytes(out, page.encode("utf-8", "backslashreplace"))  # file names may hold what is no UTF-8
+
+
+def _account(folder: Place, summaries: list[Summary]) -> Account:
+    """What these samples are of the pack that they came from. A manifest states the numbers of the whole pack, even
+    that of a single split or of a selection, so that they have to add up before they are these samples' own."""
+    provenances = [summary.manifest.provenance for summary in summaries]
+    first = provenances[0]
+    of_one_pack = all(
+        provenance.get(name) == first.get(name)
+        for provenance in provenances
+        for name in ("records", "source_sha256")
+    )
+    records = first.get("records") if of_one_pack else None
+    records = records if isinstance(records, int) else None
+    listed = refusals(folder)
+    counted = sum(summary.manifest.samples for summary in summaries) + sum(map(len, (listed or {}).values()))
+    refused: dict[str, tuple[int, list[dict[str, str]]]] | None = None
+    if listed is not None:
+        refused = {reason: (len(rows), rows[:EXAMPLES]) for reason, rows in listed.items()}
+    elif records is not None and isinstance(stated := first.get("rejected"), dict):
+        refused = {str(reason): (count, []) for reason, count in stated.items() if isinstance(count, int)}
+    moved = [provenance.get("quarantined") for provenance in provenances]
+    quarantined = sum(len(names) for names in moved if isinstance(names, list))
+    return Account(records, records == counted, refused, listed is not None, quarantined)
+
+
+def _chart(item: tuple[str, str, str, float], summaries: list[Summary]) -> Histogram | None:
+    name, title, unit, scale = item
+    return histogram(title, unit, [summary.tallies[name] for summary in summaries], scale)
+
+
+def _sheets(summaries: list[Summary], shown: list[str | None], labels: Any) -> list[Sheet]:
+    """Pictures of each label, drawn evenly from all shards: one pass over the indexes, in memory only what is shown."""
+    chosen: dict[str | None, list[tuple[Summary, str, dict[str, Any]]]] = {label: [] for label in shown}
+    met: dict[str | None, int] = dict.fromkeys(shown, 0)
+    draw = random.Random("contact sheets")
+    for summary in summaries:
+        for shard in summary.manifest.shards:
+            table = rows_of(summary.folder, shard)
+            for row, label in enumerate(table["label"].to_pylist()):
+                if label not in chosen:
+                    continue
+                met[label] += 1
+                place = len(chosen[label]) if met[label] <= PICTURES_SHOWN else draw.randrange(met[label])
+                if place < PICTURES_SHOWN:  # reservoir sampling (Vitter 1985, algorithm R)
+                    entry = (summary, shard.name, table.slice(row, 1).to_pylist()[0])
+                    chosen[label][place : place + 1] = [entry]
+    return [Sheet(label, labels[label], [_tile(*entry) for entry in chosen[label]]) for label in shown]
+
+
+def _tile(summary: Summary, shard: str, row: dict[str, Any]) -> Tile:
+    captions = row["captions"] or [""]
+    persons = row["persons"] or []
+    uri, problem = None, ""
+    try:
+        data = read_range(summary.folder / shard, row["image_offset"], row["image_length"])
+        uri = _thumbnail(data, persons)
+    except BadPicture as bad:
+        problem = f"{bad.reason}: {bad.detail}"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    said = ", ".join(f"{person['score']:.2f}" for person in persons)
+    return Tile(row["key"], uri, problem, captions[0], said)
+
+
+def _thumbnail(data: bytes, persons: list[dict[str, Any]]) -> str:
+    picture = Image.fromarray(decode(data))
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    for person in reversed(persons):
+        x1, y1, x2, y2 = person["box"]
+        w, h = picture.width - 1, picture.height - 1
+        box = [round(x1 * w), round(y1 * h), round(x2 * w), round(y2 * h)]
+        draw.rectangle(
+            box, outline=(0, 0, 0), width=3
+        )  # a dark edge, so that the colour shows on any picture
+        draw.rectangle(box, outline=(255, 214, 10), width=2)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _plain(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as lines of a table: nested names with dots, nothing that was not set."""
+    lines: list[tuple[str, str]] = []
+    for name, value in provenance.items():
+        if isinstance(value, dict):
+            lines += _plain(value, f"{prefix}{name}.")
+        elif value not in (None, [], ""):
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append((f"{prefix}{name}", text if len(text) <= 200 else f"{text[:200]}…"))
+    return lines

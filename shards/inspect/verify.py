@@ -1,0 +1,195 @@
+"""`uniemox shards verify`: is what lies there what was packed? Counts, hashes, places and every picture."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
+from shards.format.manifest import MANIFEST, SIZES, Manifest, ShardEntry, manifest_folders, read_manifest
+from shards.pack.walk import Progress
+from shards.pictures import BadPicture, inspect
+from shards.pool import in_order
+from shards.storage import Place, is_local, open_seekable, size_of
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import sha256_bytes
+from uniemox_dist.core.os_errors import said, writing
+
+QUARANTINE = "quarantine"
+WORST = 5
+"""Damaged samples of one shard that are told one by one."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with one shard, or with another file of a data set."""
+
+    folder: Path
+    shard: str
+    samples: int
+    problems: tuple[str, ...]
+
+
+def verify(
+    folders: list[Path], *, workers: int = 0, check: str = "decode", progress: Progress | None = None
+) -> list[Verdict]:
+    """Checks every shard of some data sets; one verdict each, in order, and one for each other file that is wrong.
+
+    `check` "decode" goes through the data of every picture, "header" only hashes it.
+
+    Raises:
+        UserError: if a manifest cannot be read.
+        Fault: if a worker is killed.
+    """
+    manifests = {folder: read_manifest(folder, "DIR") for folder in folders}
+    jobs = [(folder, entry) for folder, manifest in manifests.items() for entry in manifest.shards]
+    if progress is not None:
+        progress.total = len(jobs)
+    verdicts = []
+    for verdict in in_order(_verify_shard, *zip(*jobs), repeat(check), workers=workers):
+        verdicts.append(verdict)
+        if progress is not None:
+            progress.update(1)
+    for folder, manifest in manifests.items():
+        verdicts += [
+            Verdict(folder, tar.name, 0, ("lies there, but the manifest does not name it",))
+            for tar in sorted(folder.glob("*.tar"))
+            if tar.name not in manifest.sizes
+        ]
+        if (problem := _sizes_problem(folder, manifest)) is not None:
+            verdicts.append(Verdict(folder, SIZES, 0, (problem,)))
+    return verdicts
+
+
+def _sizes_problem(folder: Place, manifest: Manifest) -> str | None:
+    if size_of(folder / SIZES) is None:
+        return "is missing"
+    try:
+        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return "cannot be read"
+    return None if sizes == manifest.sizes else "has other samples than the manifest"
+
+
+def quarantine(verdicts: list[Verdict]) -> dict[Path, Manifest | None]:
+    """Moves bad shards into `quarantine/` of their data set and writes its manifest anew; None where none is left.
+
+    The data set gets another identity, and its provenance names what was moved.
+
+    Raises:
+        UserError: if a data set cannot be written; nothing in it is moved then.
+    """
+    written: dict[Path, Manifest | None] = {}
+    for folder in sorted({verdict.folder for verdict in verdicts if verdict.problems}):
+        named = {verdict.shard for verdict in verdicts if verdict.folder == folder and verdict.problems}
+        with writing(f"DIR={folder}", "verify a copy that can be written"):
+            written[folder] = _without(folder, sorted(named - {SIZES}))
+    return written
+
+
+def _without(folder: Path, bad: list[str]) -> Manifest | None:
+    manifest = read_manifest(folder, "DIR")
+    kept = tuple(entry for entry in manifest.shards if entry.name not in bad)
+    before = manifest.provenance.get("quarantined")
+    moved = [*(before if isinstance(before, list) else []), *bad]
+    if bad:
+        (folder / QUARANTINE / "index").mkdir(parents=True, exist_ok=True)
+    if kept:  # before the files go: a manifest that names what is not there cannot be read
+        more = {"quarantined": moved} if moved else {}
+        manifest = Manifest(kept, {**manifest.provenance, **more})
+        manifest.write(folder)
+    else:
+        _move(folder / MANIFEST, folder)
+    for name in bad:
+        _move(folder / name, folder)
+        _move(index_path(folder, name), folder)
+    return manifest if kept else None
+
+
+def _move(path: Path, folder: Path) -> None:
+    if path.exists():
+        shutil.move(path, folder / QUARANTINE / path.relative_to(folder))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """The data sets at or directly below a folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = manifest_folders(folder)
+    if not found:
+        raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
+    return found
+
+
+def _verify_shard(folder: Path, entry: ShardEntry, check: str) -> Verdict:
+    problems: list[str] = []
+    try:
+        problems += _problems(folder, entry, check)
+    except OSError as error:
+        if not is_local(folder):  # a server may be away for a while: that says nothing about the shard
+            raise
+        problems.append(f"cannot be read ({said(error)})")
+    return Verdict(folder, entry.name, entry.samples, tuple(problems))
+
+
+def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
+    tar, index = folder / entry.name, index_path(folder, entry.name)
+    size = size_of(tar)
+    if size is None:
+        yield "the tar is missing"
+        return
+    if size != entry.bytes:
+        yield f"has {size} bytes instead of {entry.bytes}"
+    elif _sha256(tar) != entry.sha256:
+        yield "its bytes are not those that were packed (SHA-256)"
+    if size_of(index) is None:
+        yield "its index is missing"
+        return
+    if _sha256(index) != entry.index_sha256:
+        yield "its index is not the one that was written (SHA-256)"
+    try:
+        rows = to_rows(read_all_rows(index))
+    except UserError as error:
+        yield f"its index cannot be read: {error}"
+        return
+    live = [row for row in rows if "refused" not in row]
+    if len(live) != entry.samples:
+        yield f"its index has {len(live)} samples instead of {entry.samples}"
+    if rows_sha256(rows) != entry.rows_sha256:
+        yield "its index says other things than the manifest's hash of its rows"
+    with open_seekable(tar) as file:
+        damaged = [damage for row in live if (damage := _damage(file, row, size, check))]
+    yield from damaged[:WORST]
+    if len(damaged) > WORST:
+        yield f"and {len(damaged) - WORST} more damaged samples"
+
+
+def _sha256(path: Place) -> str:
+    digest = hashlib.sha256()
+    with open_seekable(path) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _damage(file: BinaryIO, row: dict[str, Any], size: int, check: str) -> str | None:
+    """What is wrong with one sample of a tar of `size` bytes."""
+    if row["image_offset"] + row["image_length"] > size:
+        return f"{row['key']}: lies beyond the end of the tar"
+    file.seek(row["image_offset"])
+    data = file.read(row["image_length"])
+    if sha256_bytes(data) != row["image_sha256"]:
+        return f"{row['key']}: the picture's bytes are not where or what the index says (SHA-256)"
+    try:
+        picture = inspect(data, check=check)
+    except BadPicture as bad:
+        return f"{row['key']}: {bad.reason}: {bad.detail}"
+    if (picture.width, picture.height) != (row["width"], row["height"]):
+        return f"{row['key']}: is {picture.width} x {picture.height}, not {row['width']} x {row['height']}"
+    return None

@@ -1,0 +1,1 @@
+"""The packing pipeline: listing, workers, journal, duplicates, captions and encoding."""

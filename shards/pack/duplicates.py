@@ -1,0 +1,40 @@
+"""Pictures that were met before: by the hash of their stored bytes, and by key."""
+
+from shards.pack.listing import Listing, key_hash
+from shards.pack.spool import parse
+
+
+class Seen:
+    """The samples packed so far. About 150 bytes of memory for each."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._shared = listing.shared_keys()
+        self._first: dict[int, int] = {}  # 128 bits of the content's hash -> record number
+        self._keys: set[str] = set()
+
+    def refusal(self, number: int, key: str, image_sha256: str) -> tuple[str, str] | None:
+        """(reason, detail) if a sample was met before; otherwise it is met now."""
+        content = int(image_sha256[:32], 16)
+        first = self._first.get(content)
+        if first is not None:
+            name = parse(self._listing.spool.line(first)).name
+            of = [(self._listing.split(n), self._listing.label(n)) for n in (number, first)]
+            return same_picture(*of[0], *of[1], name)
+        if self._shared and key_hash(key) in self._shared:
+            if key in self._keys:
+                return "duplicate_key", f"another record has the key {key}"
+            self._keys.add(key)
+        self._first[content] = number
+        return None
+
+
+def same_picture(
+    split: str, label: str | None, first_split: str, first_label: str | None, first: str
+) -> tuple[str, str]:
+    """(reason, detail) of a picture whose bytes were met before, as `first`."""
+    if split != first_split:
+        return "leak", f"the same picture as {first} of split {first_split}"
+    if label != first_label and label is not None and first_label is not None:
+        return "conflict", f"the same picture as {first}, which is labelled {first_label!r}, not {label!r}"
+    return "duplicate", f"the same picture as {first}"

@@ -1,0 +1,180 @@
+"""One walk over the records in the order of packing: prepared, without copies, into shards, with a journal of them."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.compute as pc
+
+from shards.format.encode import Encoded
+from shards.format.index import index_path, read_index
+from shards.format.manifest import ShardEntry
+from shards.format.writer import ShardWriter
+from shards.pack.duplicates import Seen
+from shards.pack.journal import Journal, Step
+from shards.pack.listing import Listing
+from shards.pack.partial import WORK
+from shards.pack.prepare import Batch, Preparation, Ready, Rejected
+from shards.pack.settings import PackSettings
+from shards.pack.workers import Task, Workers
+from shards.sources.cells import CellReader
+
+CHUNK = 16  # records per task: amortises the hand-over, and fills a detector batch
+
+
+class Progress(Protocol):
+    """What a pack tells while it runs; tqdm's bars are such."""
+
+    total: float | None
+
+    def update(self, n: float = 1) -> Any:
+        """`n` more records are done."""
+
+
+@dataclass
+class PackResult:
+    """What a pack did. `records` = sum of `packed` + `rejected`, always."""
+
+    folders: list[Path] = field(default_factory=list)
+    records: int = 0
+    packed: Counter[str] = field(default_factory=Counter)
+    with_person: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    reused: bool = False
+    resumed: int = 0
+    """Records that an interrupted pack had done before."""
+
+
+class Walk:
+    """One walk over the order of packing, from where the journal ends."""
+
+    def __init__(
+        self,
+        settings: PackSettings,
+        folder: Path,
+        listing: Listing,
+        part: tuple[int, int] | None,
+        journal: Journal,
+        progress: Progress | None,
+    ) -> None:
+        self.settings, self.folder, self.listing = settings, folder, listing
+        self.journal, self.progress = journal, progress
+        self.prefix = "" if part is None else f"p{part[0]:03d}-"
+        self.order_M, self.piece_M = listing.order(part)
+        self.result = PackResult(records=len(self.order_M))
+        self.writers: dict[str, ShardWriter] = {}
+        self.seen = Seen(listing)
+        self.position = 0
+        """Records consumed, in the order of packing."""
+        self._refused: list[tuple[int, Rejected]] = []  # since the last step
+
+    def go(self, preparation: Preparation, workers: Workers) -> None:
+        """Packs what is left."""
+        for step in self.journal.steps(self.folder):
+            self._replay(step)
+        self._tidy()
+        self.result.resumed = self.position
+        if self.progress is not None:
+            self.progress.total = len(self.order_M)
+            self.progress.update(self.position)
+        try:
+            for task, batch in workers.prepare(self._tasks(), preparation):
+                self._take(task, batch)
+                if self.progress is not None:
+                    self.progress.update(len(task.numbers))
+            for writer in self.writers.values():
+                writer.close()
+        finally:
+            for writer in self.writers.values():
+                writer.settle()  # after an error, too: a shard that is full becomes whole
+
+    def _tasks(self) -> Iterator[Task]:
+        cells = CellReader()
+        spool = self.listing.spool
+        for start in range(self.position, len(self.order_M), CHUNK):
+            numbers = self.order_M[start : start + CHUNK].tolist()
+            lines = [spool.line(number) for number in numbers]
+            images: list[bytes | str | None] = [None] * len(numbers)
+            for i, piece in enumerate(self.piece_M[start : start + CHUNK].tolist()):
+                if piece >= 0 and (cell := self.listing.cell(lines[i])) is not None:
+                    images[i] = cells.read(cell, piece)
+            yield Task(numbers, lines, images)
+
+    def _take(self, task: Task, batch: Batch) -> None:
+        data, offset = memoryview(batch.data), 0
+        for number, item in zip(task.numbers, batch.items):
+            if isinstance(item, Ready):
+                encoded = Encoded(data[offset : offset + item.length], item.image_length, item.fields)
+                offset += item.length
+                refusal = self.seen.refusal(number, item.fields["key"], item.fields["image_sha256"])
+                if refusal is None:
+                    self._write(number, encoded)
+                else:
+                    item = Rejected(item.source, *refusal)
+            if isinstance(item, Rejected):
+                self.result.rejected.append(item)
+                self._refused.append((number, item))
+            self.position += 1
+
+    def _write(self, number: int, sample: Encoded) -> None:
+        name = self.listing.split(number)
+        if name not in self.writers:
+            for writer in self.writers.values():
+                writer.close()  # records come split after split: one shard at a time is open
+            self.writers[name] = self._writer(name)
+        self.writers[name].append(sample)
+        self.result.packed[name] += 1
+        self.result.with_person += bool(sample.fields["persons"])
+
+    def _writer(self, name: str) -> ShardWriter:
+        def closing() -> Callable[[ShardEntry], None]:
+            position, refused = self.position, self._refused
+            self._refused = []
+            return lambda entry: self.journal.append(Step(name, entry, position, refused))
+
+        return ShardWriter(
+            self.folder / name,
+            shard_bytes=int(self.settings.shard_mb * 1e6),
+            shard_samples=self.settings.shard_samples,
+            prefix=self.prefix,
+            closing=closing,
+        )
+
+    def _tidy(self) -> None:
+        """Deletes what a killed pack left besides whole shards: temporary files, tars that are not in the journal,
+        folders without anything."""
+        whole = {
+            str(path)
+            for name, writer in self.writers.items()
+            for entry in writer.entries
+            for path in (self.folder / name / entry.name, index_path(self.folder / name, entry.name))
+        }
+        for found, folders, names in os.walk(self.folder, topdown=False):
+            if WORK in Path(found).relative_to(self.folder).parts:
+                continue
+            for path in (os.path.join(found, name) for name in [*names, *folders]):
+                if os.path.islink(path) or not os.path.isdir(path):
+                    if path not in whole:
+                        os.unlink(path)
+                elif not os.listdir(path):
+                    os.rmdir(path)
+
+    def _replay(self, step: Step) -> None:
+        """Takes over a shard that an interrupted pack left."""
+        if step.split not in self.writers:
+            self.writers[step.split] = self._writer(step.split)
+        self.writers[step.split].entries.append(step.entry)
+        path = index_path(self.folder / step.split, step.entry.name)
+        table = read_index(path, ["key", "image_sha256", "persons"])
+        refused = {number for number, _ in step.refused}
+        numbers = [n for n in self.order_M[self.position : step.next].tolist() if n not in refused]
+        assert len(numbers) == table.num_rows, f"{path}: the journal does not fit"
+        for number, key, sha256 in zip(numbers, table["key"].to_pylist(), table["image_sha256"].to_pylist()):
+            self.seen.refusal(number, key, sha256)
+        self.result.packed[step.split] += table.num_rows
+        self.result.with_person += pc.sum(pc.greater(pc.list_value_length(table["persons"]), 0)).as_py()
+        self.result.rejected += [rejected for _, rejected in step.refused]
+        self.position = step.next

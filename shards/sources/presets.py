@@ -1,0 +1,91 @@
+"""Published emotion sets by name (`--preset`), and the splits that we make where a set has none."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import yaml
+
+from shards.storage import place
+from uniemox_dist.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is known of a published set; see presets.yaml."""
+
+    labels: tuple[str, ...] = ()
+    inside: str | None = None
+    split: dict[str, float] = field(default_factory=dict)
+    divide: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_group: bool = False
+
+    def locate(self, source: str) -> str:
+        """The folder that holds the pictures."""
+        if self.inside and (place(source, "SOURCE") / self.inside).is_dir():
+            return str(place(source, "SOURCE") / self.inside)
+        return source
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    text = (resources.files("shards") / "sources" / "presets.yaml").read_text(encoding="utf-8")
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return {name: Preset(**{**entry, "labels": tuple(entry["labels"])}) for name, entry in entries.items()}
+
+
+def find_preset(name: str | None) -> Preset:
+    """The preset of a name; one that says nothing for None.
+
+    Raises:
+        UserError: for a name that is none of them.
+    """
+    if name is None:
+        return Preset()
+    known = presets()
+    if name.lower() not in known:
+        raise UserError(f"--preset={name}: not known; valid are {', '.join(known)}")
+    return known[name.lower()]
+
+
+class Labels:
+    """A declared label set: the spelling of each label, and which are none of them."""
+
+    def __init__(self, declared: Sequence[str]) -> None:
+        self.declared = tuple(declared)
+        self._spelling = {label.casefold(): label for label in declared}
+
+    def canonical(self, label: str | None) -> str | None:
+        """The declared spelling of a label; the label itself where nothing is declared; None if it is not one."""
+        if not self._spelling or label is None:
+            return label
+        return self._spelling.get(label.strip().casefold())
+
+
+def draw64(seed: int, text: str) -> int:
+    """64 bits that a seed and a name decide, on every machine alike."""
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed}/{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )
+
+
+def cut(strata_N: np.ndarray, draws_N: np.ndarray, shares: dict[str, float]) -> np.ndarray:
+    """Which share (its place in `shares`) each of N records falls into.
+
+    Every stratum is put into the order of its draws and cut by the shares, rounded by largest remainder: what
+    remains goes to the share that lacks most, the earlier one where they lack the same.
+    """
+    chosen_N = np.empty(len(strata_N), np.int64)
+    fractions = np.array(list(shares.values()), float) / sum(shares.values())
+    order = np.lexsort((draws_N, strata_N))
+    bounds = np.flatnonzero(np.diff(strata_N[order])) + 1
+    for members in np.split(order, bounds):
+        exact = fractions * len(members)
+        counts = np.floor(exact + 1e-9).astype(np.int64)
+        lacking = np.argsort(-(exact - counts), kind="stable")[: len(members) - counts.sum()]
+        counts[lacking] += 1
+        chosen_N[members] = np.repeat(np.arange(len(shares)), counts)
+    return chosen_N

@@ -1,0 +1,172 @@
+"""The page's section about how a run went: the drawing and its figures, from a made-up run that has seen everything."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from told_run import told_run
+
+from uniemox_dist.runs.attempts import numbers
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.report.attempts import attempt_rows, event_row, figures
+from uniemox_dist.runs.report.page import write_report
+from uniemox_dist.runs.report.timeline import MOST_MARKS, draw_timeline, lanes_of
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return told_run(tmp_path_factory.mktemp("runs") / "told")
+
+
+def section(folder: RunFolder) -> str:
+    """The text of the section on the page, without its drawing."""
+    page = write_report(folder.path).read_text(encoding="utf-8")
+    html = page.split('<h2 id="went">')[1].split("<section>")[0]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL)))
+
+
+def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
+    found = {name: (value, remark) for name, value, remark, _ in figures(numbers(read_lines(told.metrics), read_lines(told.events)))}  # fmt: skip  # noqa: E501
+    assert found == {
+        "Attempts": ("4", "56 min 02 s between them"),
+        "Restarts": ("1", "by the launcher"),
+        "Stops": ("1", "by signals"),
+        "Killed": ("1", "without a word"),
+        "Faults": ("2", "1 picture replaced"),
+        "Steps lost": ("467", "done again after a resume"),
+        "Skipped": ("2", "steps, not finite"),
+        "Loss spikes": ("1", "events"),
+        "Saves": ("17", "1.3 GB each"),
+        "A save takes": ("3.1 s", "median"),
+        "Steps wait for it": ("0.42 s", "median"),
+    }
+
+
+def test_the_page_says_what_the_drawing_shows_and_names_slow_hosts(told: RunFolder) -> None:
+    text = section(told)
+    assert (
+        "Below stands what happened: saves (17), skipped (2), spikes (1), slow ranks (3), pictures replaced (1), "
+        "faults (2), killed (1), restarts (1), stops (1)."
+    ) in text
+    assert "the red part of its line had to be done again" in text
+    assert (
+        "Slow ranks by host: node02 2 times, at most 2.1 × the median; node01 1 time, at most 1.6 × the median."
+        in text
+    )
+
+
+def test_the_drawing_has_a_ground_for_each_attempt_and_red_where_steps_were_lost(told: RunFolder) -> None:
+    metrics, events = read_lines(told.metrics), read_lines(told.events)
+    svg = draw_timeline(numbers(metrics, events), metrics, events)
+    assert svg is not None
+    assert svg.count("fill: var(--total); opacity: 0.07") == 4
+    assert len(re.findall(r"stroke: var\(--bad\); stroke-width: 2.6", svg)) == 2
+    assert ">hours since the first start<" in svg
+    for word in ("saves", "killed", "restarts", "8,000"):
+        assert f">{word}<" in svg
+    assert "#00fe" not in svg
+    assert len(svg) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(5, "seconds"), (300, "minutes"), (20_000, "hours"), (900_000, "days")]
+)
+def test_the_drawings_unit_fits_its_length(seconds: float, unit: str) -> None:
+    events = [
+        {"time": 100.0, "event": "start", "step": 0},
+        {"time": 100.0 + seconds, "event": "end", "step": 9},
+    ]
+    svg = draw_timeline(numbers([], events), [], events)
+    assert f">{unit} since the first start<" in str(svg)
+
+
+def test_a_run_of_one_moment_is_drawn_and_one_without_a_start_is_not() -> None:
+    events: list[dict[str, Any]] = [{"time": 100.0, "event": "start", "step": 0}]
+    assert "seconds since" in str(draw_timeline(numbers([], events), [], events))
+    assert draw_timeline(numbers([], []), [], []) is None
+    assert figures(numbers([], [])) == []
+
+
+def test_a_lane_of_a_long_run_has_a_limited_number_of_marks() -> None:
+    events: list[dict[str, Any]] = [{"time": 0.0, "event": "start", "step": 0}]
+    events += [{"time": float(i), "event": "save", "step": i} for i in range(1, 5000)]
+    told = numbers([], events)
+    assert [(lane.title, len(times)) for lane, times in lanes_of(told, events)] == [("saves", 4999)]
+    assert str(draw_timeline(told, [], events)).count("<use") <= MOST_MARKS + 50
+
+
+def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.event("start", step=0, ranks=1)
+    folder.event("end", step=5)
+    assert "red" not in section(folder).split(".")[0]
+
+
+def test_a_row_of_events_has_its_sentence_and_the_facts_that_it_leaves_out() -> None:
+    row = event_row({"time": 0, "event": "end", "step": 5, "novel": [1, 2]})
+    assert (row["time"], row["said"], row["facts"]) == (
+        "1970-01-01 00:00:00",
+        "complete at step 5",
+        [("novel", "1, 2")],
+    )
+
+
+def test_the_page_tells_a_run_that_trains_from_one_that_was_killed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.lock()
+    os.utime(tmp_path / "lock", (0, 0))
+    folder.event("start", step=0, ranks=1)
+
+    def state() -> str:
+        page = write_report(tmp_path).read_text(encoding="utf-8")
+        return re.sub(r"<[^>]+>", " ", page.split("<dt>State</dt>")[1].split("</dd>")[0]).split()[0]
+
+    def killed() -> list[str]:
+        return re.findall(r"killed \((\d)\)", section(folder))
+
+    assert state() == "running"
+    assert killed() == []
+    folder.unlock()
+    assert state() == "killed"
+    assert killed() == ["1"]
+    folder.lock()  # the next attempt, which has not begun to train
+    os.utime(tmp_path / "lock", (4e9, 4e9))
+    assert state() == "running"
+    assert killed() == ["1"]
+    folder.unlock()
+
+
+def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) -> None:
+    events = read_lines(told.events)
+    starts = [event for event in events if event["event"] == "start"]
+    jobs = [
+        {"event": "job", "job_id": job, "time": start["time"] - 9}
+        for job, start in ((17, starts[0]), (18, starts[2]))
+    ]
+    restart = next(event for event in events if event["event"] == "restart")
+    restart["reason"] = "rank 5 died of SIGKILL"
+    rows = attempt_rows(numbers(read_lines(told.metrics), events), [*jobs, *events])
+    assert [
+        (row["steps"], row["lost"], row["ranks"], row["stage"], row["job"], row["end"]) for row in rows
+    ] == [
+        ("0 – 3,247", "247 lost", "16", "ZeRO-2", "17", "a fault: rank 5 died of SIGKILL"),
+        ("3,000 – 5,706", "", "16", "ZeRO-2", "17", "stopped by a signal"),
+        ("5,706 – 7,220", "220 lost", "8", "ZeRO-1", "18", "killed without a word"),
+        ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "no word of an end yet"),
+    ]
+    assert {row["hosts"] for row in rows} == {"node01, node02"}
+
+
+def test_attempts_of_odd_events_are_still_rows() -> None:
+    start = {"event": "start", "time": 5.0, "hosts": "n1", "ranks": [2], "zero_stage": "x"}
+    (row,) = attempt_rows(numbers([], [start]), [{"event": "job", "time": 1.0, "job_id": None}, start])
+    assert (row["hosts"], row["ranks"], row["stage"], row["job"]) == ("n1", "2", "", "null")
+
+
+def test_requeues_are_a_figure_where_there_are_some() -> None:
+    events = [{"event": "start", "time": 1.0}, {"event": "requeue", "time": 2.0}]
+    assert ("Requeues", "1", "of its job", "") in figures(numbers([], events))

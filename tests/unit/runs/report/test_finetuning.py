@@ -1,0 +1,86 @@
+"""The report of a fine-tuning run: its looks at validation, what the best weights reach, and nothing of pretraining."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniemox_dist.cli.main import run
+from uniemox_dist.runs.folder import RunFolder
+
+SINGLE = {
+    "samples": 4,
+    "accuracy": 0.75,
+    "accuracy_interval": [0.25, 1.0],
+    "mean_recall": 0.8125,
+    "per_class": [
+        {"label": "awe", "samples": 3, "recall": 0.6667, "precision": 1.0},
+        {"label": "<fear>", "samples": 0, "recall": None, "precision": 0.0},
+    ],
+}
+MULTI = {
+    "samples": 4,
+    "mean_average_precision": 0.3125,
+    "mean_absolute_error": 1.25,
+    "per_class": [{"label": "Esteem", "samples": 2, "average_precision": 0.3125}],
+    "dimensions": [{"dimension": "valence", "samples": 4, "mean_absolute_error": 1.25, "correlation": None}],
+}
+
+
+def page_of(folder: Path, result: Any, metric: str = "accuracy") -> str:
+    made = RunFolder(folder)
+    made.create()
+    made.config.write_text(
+        "run: {name: fine, max_steps: 20}\ndata: {path: DATA}\nfinetune: {task: single}\n"
+        "model: {image_size: 32, patch_size: 8, width: 32, depth: 2}\n"
+    )
+    made.metrics.write_text(
+        "".join(json.dumps({"step": s, "loss": 2 / s, "time": s}) + "\n" for s in (10, 20))
+    )
+    looks = [{"step": s, "metric": metric, "value": v} for s, v in ((10, 0.5), (20, 0.4), (10, 0.6))]
+    (folder / "validation.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    (folder / "finetune.json").write_text(result if isinstance(result, str) else json.dumps(result))
+    assert run(["report", str(folder)]) == 0
+    return (folder / "report.html").read_text()
+
+
+def result_of(val: Any, test: Any) -> dict[str, Any]:
+    samples = {"train": 1500, "val": 4, "test": 4 if test else None}
+    about = {"format": "uniemox-finetune", "format_version": 1, "labels": ["awe", "<fear>"], "best_step": 10}
+    return {**about, "samples": samples, "remarks": ["a class & its lack"], "val": val, "test": test}
+
+
+def test_one_label_a_picture(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "fine", result_of({**SINGLE, "accuracy": 0.6}, SINGLE))
+    assert "UniEmoX fine-tuning run" in page
+    assert "learns 2 labels" in page
+    assert "those of step 10" in page
+    assert "1,500 training, 4 validation, 4 test samples" in page
+    for text in ("Accuracy, validation</dt><dd>0.6<", "Accuracy, test</dt><dd>0.75<small>0.25 – 1</small>"):
+        assert text in page
+    assert "Mean recall, test</dt><dd>0.812<" in page
+    assert '<th scope="row">awe</th><td>3</td><td>0.667</td><td>1</td>' in page
+    assert '<th scope="row">&lt;fear&gt;</th><td>0</td><td>–</td><td>0</td>' in page
+    assert "a class &amp; its lack" in page
+    assert "Validation accuracy" in page
+    assert "between 0.4 and 0.6 (accuracy), latest 0.4" in page  # a step's last line counts
+    for text in ("Reconstructions", "No pictures yet", "three losses", "uniemox release", "pretraining"):
+        assert text not in page
+
+
+def test_several_labels_and_dimensions_without_a_test_split(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "fine", result_of(MULTI, None), "mean_average_precision")
+    assert "mAP, validation</dt><dd>0.312<" in page
+    assert "Label <small>validation split</small>" in page
+    assert '<th scope="row">Esteem</th><td>2</td><td>0.312</td>' in page
+    assert '<th scope="row">valence</th><td>4</td><td>1.25</td><td>–</td>' in page
+    assert "Validation mAP" in page
+
+
+@pytest.mark.parametrize("result", ["", "[]", '{"format": "uniemox-finetune", "format_version": 2}'])
+def test_a_result_that_is_none_yet_is_left_out(tmp_path: Path, result: str) -> None:
+    page = page_of(tmp_path / "fine", result)
+    assert "UniEmoX fine-tuning run" in page
+    assert 'id="result"' not in page
+    assert "Validation accuracy" in page

@@ -1,0 +1,112 @@
+"""What Slurm's commands print, as values; and what is said where they are missing or refuse."""
+
+from pathlib import Path
+
+import pytest
+
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.scheduler import commands
+
+
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+    (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+LINES = """7|7|RUNNING|None|n[1-2]|2026-11-26T05:00:00|1-02:03:04
+9|8|PENDING|Resources||N/A|UNLIMITED
+8|8|RUNNING|None|n3|2026-11-26T05:00:00|59:10
+10|10|CANCELLED|None||N/A|0:00
+"""
+
+
+def test_states_of_jobs_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(tmp_path, monkeypatch, "squeue", f"printf '%s' '{LINES}'")
+    found = commands.job_states([7, 8, 10, 11])
+    assert set(found) == {7, 8, 10}
+    assert (found[7].nodes, found[7].time_left, found[7].reason) == ("n[1-2]", 93784, "")
+    assert (found[8].state, found[8].time_left) == (
+        "RUNNING",
+        3550,
+    )  # of the array's tasks the one that is on
+    assert [found[n].live for n in (7, 8, 10)] == [True, True, False]
+    assert found[10].start is None
+    assert commands.job_states([]) == {}
+
+
+def test_a_job_that_slurm_forgot_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(
+        tmp_path, monkeypatch, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    )
+    assert commands.job_states([3]) == {}
+
+
+def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(commands.NoSlurm, match="squeue: there is no such command on this machine"):
+        commands.job_states([1])
+    assert not commands.has("sbatch")
+
+
+def test_a_refusal_is_one_line_and_an_absent_controller_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = (
+        "{ echo 'sbatch: error: invalid partition: x'; echo 'sbatch: error: Batch job failed'; } >&2; exit 1"
+    )
+    script = tmp_path / "x.sbatch"
+    script.write_text("#!/bin/bash\n")
+    tool(tmp_path, monkeypatch, "sbatch", refusal)
+    with pytest.raises(UserError) as refused:
+        commands.sbatch([], script)
+    assert str(refused.value) == "sbatch: invalid partition: x; Batch job failed"
+    tool(
+        tmp_path,
+        monkeypatch,
+        "sbatch",
+        "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1",
+    )
+    with pytest.raises(commands.SlurmFault, match="Unable to contact"):
+        commands.sbatch([], script)
+    tool(tmp_path, monkeypatch, "sbatch", "echo '17;cluster'")
+    assert commands.sbatch([], script) == 17
+
+
+def test_an_allocation_around_the_command_does_not_reach_the_new_job() -> None:
+    given = {"SLURM_NTASKS": "8", "SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "a", "HOME": "/h"}
+    assert commands.environment(given) == {
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SBATCH_ACCOUNT": "a",
+        "HOME": "/h",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:00", 7200),
+        ("2-12", 216000),
+        ("1-00:10:05", 87005),
+        ("UNLIMITED", None),
+    ],
+)
+def test_times_of_slurm(text: str, seconds: float | None) -> None:
+    assert commands.parse_duration(text) == seconds
+
+
+def test_a_users_own_variables_do_not_overrule_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "x.sbatch"
+    script.write_text("#!/bin/bash\n#SBATCH --partition=gpu\n#SBATCH --time=60\n")
+    for name in ("SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "mine")
+    tool(tmp_path, monkeypatch, "sbatch", f"env >{tmp_path}/seen; echo 5")
+    assert commands.sbatch([], script) == 5
+    seen = (tmp_path / "seen").read_text()
+    assert "SBATCH_ACCOUNT=mine" in seen
+    assert "SBATCH_PARTITION" not in seen
+    assert "SBATCH_TIMELIMIT" not in seen

@@ -1,0 +1,259 @@
+"""The manifest: the identity it states, and every way in which one can be unusable."""
+
+import hashlib
+import json
+import re
+import tracemalloc
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shards
+from shards.detect.types import Person
+from shards.format.index import REFUSED, SCHEMA
+from shards.format.manifest import Manifest, ShardEntry, combined_identity, manifest_folders, read_manifest
+from shards.format.sample import Sample
+from shards.pack.pipeline import PackSettings
+from uniemox_dist.core.errors import UserError
+
+FIRST = ShardEntry("000000.tar", 3, 10240, "aa" * 32, "bb" * 32, "cc" * 32)
+SECOND = ShardEntry("000001.tar", 2, 20480, "dd" * 32, "ee" * 32, "ff" * 32)
+MANIFEST = Manifest((FIRST, SECOND), {"settings": {"seed": 0}})
+
+
+def test_the_identity_is_the_hash_that_the_format_states() -> None:
+    first = '["000000.tar",3,10240,"' + "aa" * 32 + '","' + "cc" * 32 + '"]'
+    second = '["000001.tar",2,20480,"' + "dd" * 32 + '","' + "ff" * 32 + '"]'
+    text = '{"format_version":1,"shards":[' + first + "," + second + "]}"
+    assert MANIFEST.identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000])
+def test_the_identity_of_any_number_of_shards_is_that_of_one_text(count: int) -> None:
+    entries = [replace(FIRST, name=f"{i:06d}é.tar", samples=i) for i in range(count)]
+    shards = [[e.name, e.samples, e.bytes, e.sha256, e.rows_sha256] for e in entries]
+    text = json.dumps(
+        {"format_version": 1, "shards": shards}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    assert Manifest(tuple(entries), {}).identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_reading_needs_little_more_memory_than_the_text_and_the_entries(tmp_path: Path) -> None:
+    entries = [
+        replace(FIRST, name=f"{i:06d}.tar", sha256=f"{i:064x}", index_sha256=f"{i:064x}") for i in range(5000)
+    ]
+    Manifest(tuple(entries), {}).write(tmp_path)
+    tracemalloc.start()
+    manifest = read_manifest(tmp_path)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.shards == tuple(entries)
+    assert most < kept + 1.3 * (tmp_path / "manifest.json").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "x.tar"}, {"samples": 4}, {"bytes": 10241}, {"sha256": "00" * 32}, {"rows_sha256": "00" * 32}],
+)
+def test_the_identity_changes_with_each_part_of_a_shard(change: dict[str, Any]) -> None:
+    assert Manifest((replace(FIRST, **change), SECOND), {}).identity != MANIFEST.identity
+
+
+def test_the_identity_changes_with_the_order_of_shards() -> None:
+    assert Manifest((SECOND, FIRST), {}).identity != MANIFEST.identity
+
+
+def test_the_identity_ignores_provenance_and_the_bytes_of_index_files() -> None:
+    assert (
+        Manifest((replace(FIRST, index_sha256="00" * 32), SECOND), {"other": 1}).identity == MANIFEST.identity
+    )
+
+
+def test_one_source_keeps_its_identity_and_a_mix_has_one_by_order() -> None:
+    assert combined_identity(["a"]) == "a"
+    assert combined_identity(["a", "b"]) == hashlib.sha256(b'["a","b"]').hexdigest()
+    assert combined_identity(["b", "a"]) != combined_identity(["a", "b"])
+
+
+def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    MANIFEST.write(tmp_path)
+    assert read_manifest(tmp_path) == MANIFEST
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"000000.tar": 3, "000001.tar": 2}
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    assert list(record) == [
+        "format",
+        "format_version",
+        "identity",
+        "samples",
+        "bytes",
+        "shards",
+        "provenance",
+    ]
+    assert (record["format"], record["format_version"]) == ("uniemox-shards", 1)
+    assert (record["samples"], record["bytes"]) == (5, 30720)
+    assert record["shards"][0] == asdict(FIRST)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    MANIFEST.write(folder)
+    record = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**record, **changes}))
+
+
+def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
+    edit(tmp_path, shards=[{**asdict(FIRST), "samples": 4}, asdict(SECOND)])
+    with pytest.raises(UserError, match="was edited: identity"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("entry", [1, "000000.tar", [], {}, {**asdict(FIRST), "more": 1}])
+def test_an_entry_that_is_no_shard_is_refused(tmp_path: Path, entry: Any) -> None:
+    edit(tmp_path, shards=[asdict(FIRST), entry])
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest .* is no shard"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": 1},
+        {"name": "../000000.tar"},
+        {"name": "000000"},
+        {"samples": "3"},
+        {"samples": True},
+        {"samples": -1},
+        {"bytes": 1.5},
+        {"bytes": 10**400},
+        {"bytes": float("nan")},
+        {"sha256": None},
+        {"rows_sha256": "00"},
+    ],
+)
+def test_a_shard_with_a_value_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edit(tmp_path, shards=[{**asdict(FIRST), **changes}, asdict(SECOND)])
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"provenance": None},
+        {"provenance": "x"},
+        {"provenance": {"x": float("nan")}},
+        {"provenance": {"x": [float("inf")]}},
+        {"format_version": "1"},
+        {"shards": None},
+        {"shards": [asdict(FIRST), asdict(FIRST)]},
+    ],
+)
+def test_a_field_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edit(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(tmp_path)
+
+
+def test_numbers_that_only_look_finite_are_refused(tmp_path: Path) -> None:
+    edit(tmp_path, provenance={"x": "HUGE"})
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"HUGE"', "1e999"))
+    with pytest.raises(UserError, match="1e999 is no number"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["samples", "bytes"])
+def test_an_edited_sum_is_refused(tmp_path: Path, field: str) -> None:
+    edit(tmp_path, **{field: 7})
+    with pytest.raises(UserError, match=f"was edited: {field} 7 does not fit its shards"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_and_its_sizes_are_written_both_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MANIFEST.write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, value: Any) -> None:
+        if "shards" in value:
+            raise OSError(28, "No space left on device")
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr("shards.format.manifest.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        Manifest((FIRST,), {}).write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("changes", [{"format_version": 2}, {"format": "other"}])
+def test_a_newer_or_foreign_format_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edit(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"is not one this version reads \(uniemox-shards up to 1\)"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": "uniemox-shards", "format_version": "1"}', "\ufeff{}"]
+)
+def test_a_file_that_is_no_manifest_is_a_user_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_without_samples_is_refused(tmp_path: Path) -> None:
+    Manifest((), {}).write(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path, "data.path")
+    assert str(caught.value) == f"data.path={tmp_path}: holds no samples; pack a source with pictures"
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path / "no", "data.path")
+    assert (
+        str(caught.value) == f"data.path={tmp_path}/no: no such folder; build it with `uniemox shards pack`"
+    )
+
+
+def test_the_folder_above_splits_names_them(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        MANIFEST.write(tmp_path / split)
+    with pytest.raises(UserError, match=r"holds no manifest\.json; name one of its splits: test, train"):
+        read_manifest(tmp_path)
+    assert manifest_folders(tmp_path) == [tmp_path / "test", tmp_path / "train"]
+    assert manifest_folders(tmp_path / "test") == [tmp_path / "test"]
+    assert manifest_folders(tmp_path / "nowhere") == []
+
+
+# ---- FORMAT.md, the contract
+
+DOCUMENT = (Path(shards.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+SAMPLE, RECORD = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", DOCUMENT, re.S))
+
+
+def test_the_documented_manifest_has_the_documented_identity(tmp_path: Path) -> None:
+    manifest = Manifest(tuple(ShardEntry(**entry) for entry in RECORD["shards"]), RECORD["provenance"])
+    assert manifest.identity == RECORD["identity"]
+    manifest.write(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == RECORD
+    assert f"`{json.dumps({'000000.tar': 11})}`" in DOCUMENT
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"000000.tar": 11}
+
+
+def test_the_documented_sample_is_what_the_code_writes() -> None:
+    persons = tuple(Person.from_json(person) for person in SAMPLE["persons"])
+    fields = {**SAMPLE, "captions": tuple(SAMPLE["captions"]), "persons": persons}
+    assert Sample(key="k", image=b"", extension="webp", **fields).to_json() == SAMPLE
+
+
+def test_the_documented_settings_are_those_of_a_pack() -> None:
+    assert PackSettings("workers.parquet").to_json() == RECORD["provenance"]["settings"]
+
+
+def test_the_document_names_every_column_of_the_index() -> None:
+    table = DOCUMENT.split("## The index")[1].split("##")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == [*SCHEMA.names, REFUSED.name]

@@ -1,0 +1,165 @@
+"""Records that no shard can hold: refused one by one, whatever layout they come from."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import shards.pack.pipeline
+from shards.detect.types import Person
+from shards.format.encode import encode
+from shards.format.index import index_path, read_index
+from shards.format.sample import Sample
+from shards.pack.pipeline import PackSettings, pack
+from shards.pack.recordable import MAX_DEPTH, recordable, text
+from shards.sources import Cell, Record, Slice
+from uniemox_dist.core.files import canonical_json
+
+HALF = "\ud83d"
+BOX = (0.0, 0.0, 1.0, 1.0)
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def labelled(labels: Any) -> tuple[Person, ...]:
+    return (Person(BOX, 1.0), Person(BOX, 1.0, labels))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "caption": ({"captions": ("good", f"a{HALF}")}, "captions.1: '\\ud83d' at character 1 is no Unicode"),
+    "caption type": ({"captions": (5,)}, "captions.0: int where a text is expected"),
+    "captions type": ({"captions": "abc"}, "captions: str where a list is expected"),
+    "label": ({"label": HALF}, "label: '\\ud83d' at character 0 is no Unicode"),
+    "label type": ({"label": ["joy"]}, "label: list where a text is expected"),
+    "split type": ({"split": 3}, "split: int where a text is expected"),
+    "group": ({"group": {}}, "group: dict where a text is expected"),
+    "image": ({"image": None}, "image: NoneType where a picture or its place is expected"),
+    "attributes type": ({"attributes": [1]}, "attributes: list where an object is expected"),
+    "attribute": (
+        {"attributes": {"a": {"b": [0, HALF]}}},
+        "attributes.a.b.1: '\\ud83d' at character 0 is no",
+    ),
+    "attribute name": ({"attributes": {HALF: 1}}, "attributes.\\ud83d: '\\ud83d' at character 0"),
+    "attribute key": ({"attributes": {"a": {3: 1}}}, "attributes.a.3: int where a text is expected"),
+    "nan": ({"attributes": {"x": float("nan")}}, "attributes.x: nan is no number that JSON has"),
+    "infinity": ({"attributes": {"x": -1e999}}, "attributes.x: -inf is no number that JSON has"),
+    "digits": ({"attributes": {"x": 10**5000}}, "attributes.x: a whole number of more than 3,000 digits"),
+    "depth": ({"attributes": {"x": nested(100_000)}}, f": nested deeper than {MAX_DEPTH} levels"),
+    "bytes": ({"attributes": {"x": b"a"}}, "attributes.x: bytes is no JSON value"),
+    "person": ({"persons": ({"box": [0, 0, 1, 1]},)}, "persons.0: dict where a person is expected"),
+    "person label": ({"persons": labelled({"v": float("nan")})}, "persons.1.labels.v: nan is no number"),
+    "person labels": ({"persons": labelled({"v": HALF})}, "persons.1.labels.v: '\\ud83d' at character 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_each_is_refused_with_its_field(case: str) -> None:
+    fields, says = BAD[case]
+    record = recordable(Record(**{"name": "n", "image": "x.jpg", **fields}))
+    assert record.refused is not None
+    assert record.refused[0] == "annotation"
+    assert says in record.refused[1]
+    assert len(record.refused[1]) <= 300
+    canonical_json([record.name, record.label, record.split, record.refused])
+    assert (record.captions, record.attributes, record.persons) == ((), {}, None)
+
+
+def test_a_name_keeps_what_can_be_written() -> None:
+    record = recordable(Record(f"ä/{HALF}", "x.jpg", label="joy", split="train"))
+    assert record == Record(
+        "ä/\\ud83d",
+        b"",
+        label="joy",
+        split="train",
+        refused=("annotation", "name: '\\ud83d' at character 2 is no Unicode"),
+    )
+
+
+def test_a_record_that_was_refused_keeps_its_reason() -> None:
+    record = recordable(Record(HALF, Cell("t", "c", 0, 1), label=HALF, refused=("label", f"label {HALF}")))
+    assert record == Record("\\ud83d", Cell("t", "c", 0, 1), refused=("label", "label \\ud83d"))
+
+
+def test_what_can_be_written_passes_as_it_is() -> None:
+    attributes = {"a": nested(MAX_DEPTH - 1), "b": [1.5, None, True, "ü😀", {"c": 10**30}], "d": (1, 2)}
+    record = Record(
+        "ü",
+        Slice("a.tar", 0, 1),
+        captions=("😀",),
+        attributes=attributes,
+        persons=labelled({"mood": "calm"}),
+        refused=None,
+    )
+    assert recordable(record) is record
+    assert recordable(Record("a", "\udcff.jpg")).refused is None  # a file's name may be any bytes
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=3), json_values, max_size=3), st.text(), st.lists(st.text(), max_size=2)
+)
+def test_whatever_passes_can_be_encoded(attributes: dict[str, Any], name: str, captions: list[str]) -> None:
+    record = recordable(Record(name, "x", captions=tuple(captions), attributes=attributes, label=name))
+    sample = Sample(
+        "key",
+        b"",
+        "jpg",
+        1,
+        1,
+        record.name,
+        record.captions,
+        record.label,
+        record.attributes,
+        persons=(Person(BOX, 1.0, record.attributes),),
+    )
+    encode(sample)
+    canonical_json([record.name, record.refused])
+
+
+def test_a_text_keeps_all_that_is_unicode() -> None:
+    assert text("a\udcff/ä😀") == "a\\udcff/ä😀"
+
+
+def test_one_bad_record_of_any_kind_never_ends_a_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> Iterator[Record]:
+        for i, (fields, _) in enumerate(BAD.values()):
+            yield Record(**{"name": f"bad{i}", "image": jpeg(i), "split": "train", **fields})
+            yield Record(f"good{i}", jpeg(100 + i), split="train", attributes={"i": i})
+        yield Record(f"bad{HALF}", b"", split="no/folder")
+
+    def jpeg(number: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), (number, number, 255 - number)).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    monkeypatch.setattr(shards.pack, "open_source", lambda *_: read())
+    result = pack(PackSettings("anything", "table", persons="none", captions="shipped"), tmp_path / "out")
+    assert (result.records, result.packed) == (2 * len(BAD) + 1, {"train": len(BAD)})
+    refused = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
+    assert {row["source"] for row in refused} == {f"bad{i}" for i in range(len(BAD))} | {"bad\\ud83d"}
+    assert {row["reason"] for row in refused} == {"annotation"}
+    rows = read_index(index_path(tmp_path / "out/train", "000000.tar")).to_pylist()
+    assert sorted(row["key"] for row in rows) == sorted(f"good{i}" for i in range(len(BAD)))
+    manifest = json.loads((tmp_path / "out/train/manifest.json").read_text())
+    assert manifest["provenance"]["rejected"] == {"annotation": len(BAD) + 1}

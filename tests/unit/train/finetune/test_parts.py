@@ -1,0 +1,234 @@
+"""The classifier's losses and learning rates, how answers are measured, and what is known of validations."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sklearn import metrics as sk
+from torch.nn import functional as F
+
+from uniemox_dist.config.schema import ModelConfig
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit, to_unit
+from uniemox_dist.models.flops import classifier_flops
+from uniemox_dist.models.init_from import load_into
+from uniemox_dist.train.finetune import metrics, validation_log
+from uniemox_dist.train.finetune.validation_log import History
+from uniemox_dist.train.optimizer import parameter_groups
+
+TINY = ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, positions="learned")
+NAN = float("nan")
+
+
+def classifier(model: ModelConfig = TINY, **more: Any) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(model, Outputs(**{"task": "single", "labels": ("a", "b", "c"), **more}))
+
+
+def test_learning_rates_fall_by_layers_as_computed_by_hand() -> None:
+    # Depth 3 and decay 0.5: patches and tokens are layer 0, the blocks 1 to 3, all behind them layer 4.
+    table = {
+        "encoder.cls_token": (0.0625, 0.0),
+        "encoder.pos_embed": (0.0625, 0.0),
+        "encoder.patch_embed.proj.weight": (0.0625, 0.05),
+        "encoder.patch_embed.proj.bias": (0.0625, 0.0),
+        "encoder.blocks.0.attn.qkv.weight": (0.125, 0.05),
+        "encoder.blocks.0.norm1.weight": (0.125, 0.0),
+        "encoder.blocks.1.mlp.fc1.weight": (0.25, 0.05),
+        "encoder.blocks.1.mlp.fc1.bias": (0.25, 0.0),
+        "encoder.blocks.2.mlp.fc2.weight": (0.5, 0.05),
+        "encoder.fc_norm.weight": (1.0, 0.0),
+        "encoder.fc_norm.bias": (1.0, 0.0),
+        "head.weight": (1.0, 0.05),
+        "head.bias": (1.0, 0.0),
+    }
+    module = classifier()
+    names = {id(p): name for name, p in module.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr_scale"], group["weight_decay"])
+        for group in parameter_groups(module, 0.05, 0.5)
+        for p in group["params"]
+    }
+    assert {name: found[name] for name in table} == table
+    assert found.keys() == dict(module.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "token"])
+def test_a_classifier_is_timms_model_with_a_layer_over_its_feature(pooling: Any) -> None:
+    ours = classifier(pooling=pooling).eval()
+    torch.nn.init.normal_(ours.head.weight)
+    pool = "avg" if pooling == "mean" else "token"
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=3, global_pool=pool, **shape).eval()
+    state = {**ours.encoder.state_dict(), **{f"head.{k}": v for k, v in ours.head.state_dict().items()}}
+    plain.load_state_dict(state)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (TINY.mean, TINY.std))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pixels, None)[0], plain((pixels / 255 - mean) / std))
+
+
+def test_scene_and_person_are_joined_behind_one_encoder() -> None:
+    ours = classifier(persons=True).eval()
+    torch.nn.init.normal_(ours.head.weight)
+    scene, person = torch.randint(0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        found = ours(scene, person)[0]
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (TINY.mean, TINY.std))
+        both = torch.cat([ours.encoder((view / 255 - mean) / std) for view in (scene, person)], dim=1)
+        torch.testing.assert_close(found, ours.head(both))
+        assert not torch.allclose(found, ours(person, scene)[0])
+
+
+def test_the_loss_of_one_label_is_timms_smoothed_cross_entropy() -> None:
+    from timm.loss import LabelSmoothingCrossEntropy
+
+    answers, truth = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    loss = classifier(smoothing=0.1).losses(answers, F.one_hot(truth, 3).float())
+    torch.testing.assert_close(loss[0], LabelSmoothingCrossEntropy(0.1)(answers, truth))
+    assert loss[1] == 0
+
+
+def test_categories_are_weighed_and_unknown_dimensions_left_out() -> None:
+    module = classifier(task="multi", labels=("a", "b"), dimensions=("v", "d"), weights=(0.5, 1.5))
+    answers = torch.tensor([[0.3, -1.0, 0.5, 0.0], [2.0, 0.1, -0.5, 0.2]], requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0, 10.0, NAN], [0.0, 1.0, NAN, NAN]])
+    labels, dimensions = module.losses(answers, targets)
+    p = torch.sigmoid(answers.detach())
+    hand = [0.5 * -math.log(p[0, 0]), 1.5 * -math.log(1 - p[0, 1])]
+    hand += [0.5 * -math.log(1 - p[1, 0]), 1.5 * -math.log(p[1, 1])]
+    assert labels.item() == pytest.approx(sum(hand) / 4, rel=1e-5)
+    assert dimensions.item() == pytest.approx(
+        (0.5 - 1) ** 2 / 2
+    )  # one of four is known; 10 is 1 for the network
+    (labels + dimensions).backward()
+    assert answers.grad is not None
+    assert answers.grad.isfinite().all()
+    assert answers.grad[1, 2:].tolist() == [0, 0]
+    values = torch.tensor([1.0, 5.5, 10.0])
+    assert to_unit(values).tolist() == [-1, 0, 1]
+    torch.testing.assert_close(from_unit(to_unit(values)), values)
+
+
+def test_rare_categories_weigh_more() -> None:
+    raw = [1 / math.log(1.2 + share) for share in (0.0, 0.5)]
+    assert category_weights([0.0, 0.5]) == pytest.approx([2 * raw[0] / sum(raw), 2 * raw[1] / sum(raw)])
+
+
+def test_an_encoder_begins_with_others_weights_and_its_last_layer_stays_new(tmp_path: Path) -> None:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    there = timm.create_model("vit_tiny_patch16_224", num_classes=3, **shape)
+    args = {"model_args": shape}
+    timm.models.save_for_hf(there, str(tmp_path / "there"), model_config=args, safe_serialization=True)
+    module = classifier()
+    head = module.head.weight.clone()
+    loaded = load_into(module, tmp_path / "there")
+    assert torch.equal(module.encoder.blocks[1].mlp.fc1.weight, there.blocks[1].mlp.fc1.weight)
+    assert torch.equal(module.head.weight, head)
+    assert set(loaded.missing) == {
+        "encoder.fc_norm.weight",
+        "encoder.fc_norm.bias",
+        "head.weight",
+        "head.bias",
+    }
+    deep = classifier(TINY.model_copy(update={"depth": 2}))
+    with pytest.raises(UserError, match="is of another architecture"):
+        load_into(deep, tmp_path / "there")
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = classifier(persons=True).eval()
+    for block in module.encoder.blocks:
+        block.attn.fused_attn = False
+    view = torch.zeros((1, 3, 32, 32), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(view, view)
+    assert classifier_flops(TINY, 2, 3).student == counter.get_total_flops()
+
+
+# ---- measuring
+
+
+def test_accuracy_has_an_interval_and_each_class_its_row() -> None:
+    true = [0, 0, 0, 1, 1, 2]
+    found = [0, 0, 1, 1, 0, 1]
+    result = metrics.single_label(np.eye(4)[found], np.eye(4)[true], ("a", "b", "c", "d"))
+    assert result["accuracy"] == 0.5
+    low, high = result["accuracy_interval"]
+    assert 0 <= low < 0.5 < high <= 1
+    by = {row["label"]: (row["samples"], row["recall"], row["precision"]) for row in result["per_class"]}
+    assert by == {"a": (3, 2 / 3, 2 / 3), "b": (2, 0.5, 1 / 3), "c": (1, 0, None), "d": (0, None, None)}
+    assert result["mean_recall"] == pytest.approx((2 / 3 + 0.5) / 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "expected"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], 0.5 * 1 + 0.5 * 2 / 3),
+        ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 0.5 * 1 + 0.5 * 2 / 3),  # scikit-learn's own example: 0.83
+        ([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0], 0.25),  # equal scores have no order
+        ([0.9, 0.5, 0.5, 0.1], [0, 1, 0, 1], 0.5 * 1 / 3 + 0.5 * 2 / 4),
+        ([0.2, 0.1], [1, 1], 1.0),
+        ([0.2, 0.1], [0, 0], None),
+    ],
+)
+def test_average_precision_is_what_its_definition_gives(
+    scores: list[float], positive: list[int], expected: float | None
+) -> None:
+    assert metrics.average_precision(np.array(scores), np.array(positive, bool)) == pytest.approx(expected)
+
+
+def test_figures_are_scikit_learns_of_the_same_answers() -> None:
+    random = np.random.RandomState(0)
+    true, answers = random.randint(0, 4, 200), random.randn(200, 4).round(1)
+    answers[np.arange(200), true] += 1
+    result = metrics.single_label(answers, np.eye(4)[true], ("a", "b", "c", "d"))
+    found = answers.argmax(1)
+    assert result["accuracy"] == pytest.approx(sk.accuracy_score(true, found))
+    assert result["mean_recall"] == pytest.approx(sk.balanced_accuracy_score(true, found))
+    recalls, precisions = (
+        sk.recall_score(true, found, average=None),
+        sk.precision_score(true, found, average=None),
+    )
+    assert [row["recall"] for row in result["per_class"]] == pytest.approx(recalls.tolist())
+    assert [row["precision"] for row in result["per_class"]] == pytest.approx(precisions.tolist())
+    several = random.rand(200, 4) < 0.3  # and scores with ties
+    result = metrics.multi_label(answers, several.astype(float), ("a", "b", "c", "d"), ())
+    expected = [sk.average_precision_score(several[:, i], answers[:, i]) for i in range(4)]
+    assert [row["average_precision"] for row in result["per_class"]] == pytest.approx(expected)
+    assert result["mean_average_precision"] == pytest.approx(np.mean(expected))
+
+
+def test_dimensions_are_measured_where_they_are_known() -> None:
+    answers = np.array([[0.0, 2.0, 5], [1.0, 4.0, 5], [2.0, 9.0, 5]])
+    targets = np.array([[0, 1.0, NAN], [1, 3.0, NAN], [1, NAN, NAN]])
+    result = metrics.multi_label(answers, targets, ("a",), ("valence", "arousal"))
+    assert result["mean_average_precision"] == 1
+    valence, arousal = result["dimensions"]
+    assert (valence["samples"], valence["mean_absolute_error"]) == (2, 1.0)
+    assert valence["correlation"] == pytest.approx(1)
+    unknown = {"samples": 0, "mean_absolute_error": None, "correlation": None}
+    assert arousal == {"dimension": "arousal", **unknown}
+    assert result["mean_absolute_error"] == 1.0
+
+
+def test_history_is_that_of_the_step_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    values = {2: 0.5, 4: 0.75, 6: 0.75, 8: None, 10: 0.9}
+    for step, value in values.items():
+        validation_log.append(tmp_path, {"step": step, "value": value})
+    found = History.read(tmp_path, 8)
+    assert found.best == {"step": 4, "value": 0.75}  # the first of equals
+    assert found.in_vain == 2
+    assert found.knows(8)
+    assert not found.knows(10)
+    validation_log.append(tmp_path, {"step": 4, "value": 0.1})  # the same step again, after a kill
+    assert History.read(tmp_path, 8).best == {"step": 6, "value": 0.75}
+    assert History.read(tmp_path, 1) == History(())
+    assert History(()).best is None
+    assert History(()).in_vain == 0

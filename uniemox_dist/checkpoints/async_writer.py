@@ -1,0 +1,223 @@
+"""Saving while training goes on: all ranks copy what they own to host memory, a thread of each writes it, and when all
+have written, rank 0 completes the checkpoint and gives it its name.
+
+One save is under way at a time. What blocks the loop is the copy, two small exchanges among ranks, and the last rename.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from uniemox_dist.checkpoints.checkpoint_space import Retention
+from uniemox_dist.checkpoints.folders import (
+    COMPLETE,
+    FIXED,
+    FORMAT,
+    FORMAT_VERSION,
+    digest,
+    set_aside,
+    step_folder,
+)
+from uniemox_dist.checkpoints.format import fragment_key
+from uniemox_dist.checkpoints.part_file import write_part
+from uniemox_dist.checkpoints.retention import clear_unfinished
+from uniemox_dist.checkpoints.run_state import RunState
+from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments, shapes
+from uniemox_dist.core.files import publish_dir, write_json
+from uniemox_dist.core.versions import versions
+from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.world import World
+
+log = logging.getLogger("uniemox")
+MARGIN_BYTES = 1 << 18
+"""Room for what is small: headers and complete.json."""
+
+
+class HasFragments(Protocol):
+    """What is saved beside the engine, such as an average of its weights."""
+
+    def fragments(self) -> Iterator[Fragment]: ...
+
+
+@dataclass
+class _Save:
+    """One save under way."""
+
+    state: RunState
+    updates: float
+    began: float
+    blocked_s: float = 0.0
+    outcome: dict[str, Any] = field(default_factory=dict)
+    """Of this rank's writer: files with bytes and hashes, or `error`."""
+
+
+class Saver:
+    """Saves a run's state; every method that says so is collective."""
+
+    def __init__(
+        self,
+        engine: Any,
+        folder: Path,
+        world: World,
+        fixed: dict[str, Tensor],
+        ema: HasFragments | None = None,
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+    ) -> None:
+        """`fixed` are the parameters that are not trained, which rank 0 writes. Nothing else may save into `folder`, a
+        run's checkpoints/: what killed saves left there is deleted. Collective."""
+        self._engine, self._folder, self._world, self._fixed, self._ema = engine, folder, world, fixed, ema
+        self._retention = Retention(folder, world, keep_last, keep_every)
+        self._host: dict[str, Tensor] = {}
+        self._save: _Save | None = None
+        self._writer: threading.Thread | None = None
+        collectives.on_main(world, lambda: clear_unfinished(folder))
+
+    @property
+    def under_way(self) -> int | None:
+        """The step that is being saved, if any."""
+        return self._save.state.step if self._save else None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing left to write, be it that it failed."""
+        return self._writer is None or not self._writer.is_alive()
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that this rank keeps for its copy, from the first save on."""
+        return sum(tensor.nbytes for tensor in self._host.values())
+
+    def begin(self, state: RunState) -> dict[str, Any] | None:
+        """Copies the state and lets the writers begin; collective. Returns None, or why it is not saved (`error`)."""
+        assert self._save is None, "one save at a time"
+        began = time.perf_counter()
+        tensors = {
+            fragment_key(f.name, f.start, kind): tensor
+            for f in chain(fragments(self._engine), self._ema.fragments() if self._ema else ())
+            for kind, tensor in f.tensors.items()
+        }
+        if self._world.is_main:  # before the ranks meet, and so before any begins to write
+            clear_unfinished(self._folder)  # what could not be deleted on a disk that was read-only
+        fixed = self._fixed.values() if self._world.is_main else ()
+        own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
+        if (short := self._retention.lack(own)) is not None:
+            return {"error": short, "blocked_s": round(time.perf_counter() - began, 4)}
+        self._copy(tensors)
+        self._save = _Save(state, adam_step(self._engine), began)
+        self._writer = threading.Thread(
+            target=self._write, args=(self._save,), name="checkpoint writer", daemon=True
+        )
+        self._writer.start()
+        self._save.blocked_s = time.perf_counter() - began
+        return None
+
+    def commit(self) -> dict[str, Any]:
+        """Waits for all writers and completes the save under way; collective. Returns facts for the event: step, bytes,
+        seconds from begin to end, write_s of the slowest rank, blocked_s and removed checkpoints; or `error`, and then
+        nothing of it is left on the disk."""
+        assert self._save is not None
+        assert self._writer is not None
+        began, save = time.perf_counter(), self._save
+        self._writer.join()
+        outcomes = collectives.gather_objects(save.outcome, self._world)
+        facts: dict[str, Any] = collectives.on_main(self._world, lambda: self._complete(save, outcomes))
+        self._save = self._writer = None
+        now = time.perf_counter()
+        return {
+            "step": save.state.step,
+            **facts,
+            "seconds": round(now - save.began, 4),
+            "blocked_s": round(save.blocked_s + now - began, 4),
+        }
+
+    def close(self) -> None:
+        """Waits for deletions that are under way."""
+        self._retention.close()
+
+    def _temporary(self, step: int) -> Path:
+        return self._folder / f".{step_folder(step)}.tmp"
+
+    @torch.no_grad()
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
+        """Into one stretch of host memory that is kept from save to save: making it costs more than filling it."""
+        cuda = any(tensor.is_cuda for tensor in tensors.values())
+        if self._host.keys() != tensors.keys():
+            whole = torch.empty(sum(tensor.numel() for tensor in tensors.values()))
+            if cuda and whole.numel():
+                # Pinned as it is, for copies at the bus's full rate: torch's own pinned memory comes in powers of two.
+                torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0)
+            lengths = [tensor.numel() for tensor in tensors.values()]
+            self._host = dict(zip(tensors, whole.split(lengths), strict=True))
+        for name, tensor in tensors.items():
+            self._host[name].copy_(tensor, non_blocking=True)
+        if cuda:
+            torch.cuda.synchronize()
+
+    def _write(self, save: _Save) -> None:
+        """What the writer of this rank does; errors are for `commit` to tell."""
+        temporary, files = self._temporary(save.state.step), save.outcome.setdefault("files", {})
+        began = time.perf_counter()
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            parts = {f"part_{self._world.rank:05d}.safetensors": self._host}
+            if self._world.is_main:
+                parts[FIXED] = self._fixed
+            for name, tensors in parts.items():
+                size, sha256 = write_part(temporary / name, tensors)
+                files[name] = {"bytes": size, "sha256": sha256}
+            save.outcome["write_s"] = round(time.perf_counter() - began, 3)
+        except Exception as error:  # a thread's errors would be lost
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            save.outcome["error"] = f"{temporary} (rank {self._world.rank}): {reason}"
+
+    def _complete(self, save: _Save, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+        """On rank 0: complete.json, then the name, then what the policy no longer keeps."""
+        state, files = save.state, {}
+        temporary, final = self._temporary(state.step), self._folder / step_folder(state.step)
+        errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
+        try:
+            if not errors:
+                files = {name: facts for outcome in outcomes for name, facts in outcome["files"].items()}
+                info: dict[str, Any] = {
+                    "format": FORMAT,
+                    "format_version": FORMAT_VERSION,
+                    "step": state.step,
+                    "slots": state.slots,
+                    "adam_step": save.updates,
+                    "world_size": self._world.size,
+                    "zero_stage": state.config.zero.stage,
+                    "precision": state.precision,
+                    "data_identity": state.data_identity,
+                    "teacher": state.teacher,
+                    "embedding_width": state.embedding_width,
+                    "time": round(time.time(), 3),
+                    "versions": versions(),
+                    "parameters": shapes(self._engine),
+                    "config": state.config.model_dump(mode="json"),
+                    "files": files,
+                }
+                write_json(temporary / COMPLETE, {**info, "sha256": digest(info)})
+                if final.exists():  # no checkpoint, or it would have been gone on from: not ours to delete
+                    set_aside(final)
+                publish_dir(temporary, final)
+        except OSError as error:
+            errors.append(f"{final}: {error.strerror or error}")
+        if errors:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return {"error": errors[0]}
+        return {
+            "bytes": sum(facts["bytes"] for facts in files.values()),
+            "write_s": max(outcome["write_s"] for outcome in outcomes),
+            "removed": self._retention.prune(),
+        }

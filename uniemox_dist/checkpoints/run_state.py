@@ -1,0 +1,118 @@
+"""What a run must find again when it goes on, and loading it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.checkpoints.format import FragmentReader
+from uniemox_dist.checkpoints.zero_state import load_fragments, shapes
+from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a resumed run must find again, besides the weights."""
+
+    step: int
+    config: Config
+    data_identity: str
+    precision: str
+    teacher: dict[str, Any] | None
+    embedding_width: int | None
+
+    @property
+    def slots(self) -> int:
+        """The cursor: slots consumed by steps, not by prefetching."""
+        return self.step * self.config.batch.global_batch
+
+
+def load(engine: Any, checkpoint: Checkpoint) -> int:
+    """Loads weights and optimizer from a checkpoint of any world size and ZeRO stage; returns its step."""
+    expected, found = shapes(engine), checkpoint.info["parameters"]
+    if expected != found:
+        names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise UserError(
+            f"{checkpoint.folder}: is of another model: {names[0]} is {found.get(names[0])} there and "
+            f"{expected.get(names[0])} here ({len(names)} differ); set model.* as in its run, or another run.name"
+        )
+    load_fragments(engine, FragmentReader(checkpoint), checkpoint.info["adam_step"])
+    return checkpoint.step
+
+
+def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
+    """A resumed run must see the same data in the same order, through the same teacher and losses.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
+    old, new = checkpoint.info["config"], state.config.model_dump(mode="json")
+    fixed = [
+        ("run", "seed"),
+        ("batch", "global_batch"),
+        ("batch", "streams"),
+        *(
+            (section, key)
+            for section in ("model", "loss", "finetune")
+            for key in new.get(section, {})
+            if key not in ("init_from", "patience", "validate_epochs", "eval_batch")
+        ),
+        *(
+            ("data", key)
+            for key in (
+                "shuffle_window",
+                "scene_scale",
+                "flip",
+                "person",
+                "person_margin",
+                "background",
+                "colour_jitter",
+                "verify_hash",
+            )
+        ),
+    ]
+    lines = [
+        f"{section}.{key} was {old[section].get(key)} and is {new[section][key]}"
+        for section, key in fixed
+        if key in old.get(section, {}) and old[section][key] != new[section][key]
+    ]
+    shares_before, shares_now = _shares(old["data"]), _shares(new["data"])
+    if shares_before != shares_now:
+        lines.append(
+            f"the weights or repeats of data.sources were {', '.join(shares_before)} and are {', '.join(shares_now)}"
+        )
+    if checkpoint.info["data_identity"] != state.data_identity:
+        lines.append(
+            f"the data was {checkpoint.info['data_identity'][:12]} and is {state.data_identity[:12]}"
+        )
+    before, now = checkpoint.info["teacher"] or {}, state.teacher or {}
+    if before.get("weights_sha256") != now.get("weights_sha256"):
+        lines.append("the teacher's weights are others")
+    lines += [
+        f"the teacher's {key} was {before[key]} and is {now[key]}"
+        for key in ("activation", "mean", "std")
+        if key in before and key in now and before[key] != now[key]
+    ]
+    views_before, views_now = _scenes(before), _scenes(now)
+    if before and now and views_before != views_now:
+        lines.append(f"scenes were {views_before} and are {views_now}")
+    if lines:
+        raise UserError(
+            f"{checkpoint.folder}: cannot be resumed with other settings ({'; '.join(lines)}); "
+            "restore them, give another run.name, or --resume never with an empty folder"
+        )
+
+
+def _scenes(teacher: dict[str, Any]) -> str:
+    """Where the scene views, and the teacher's embeddings of them, come from."""
+    if teacher.get("source", "live") == "live":
+        return "drawn for a live teacher (teacher.source=live)"
+    return f"replayed from {', '.join(teacher.get('views', []))} (teacher.source=cache)"
+
+
+def _shares(data: dict[str, Any]) -> list[str]:
+    """What decides how a mix is dealt: each source's weight, or its repeats."""
+    return [
+        f"repeat {source['repeat']:g}" if source.get("repeat") else f"weight {source.get('weight') or 1.0:g}"
+        for source in data["sources"]
+    ]

@@ -1,0 +1,166 @@
+"""This rank's fragments of every parameter inside DeepSpeed's ZeRO partitions.
+
+DeepSpeed keeps flat fp32 partitions; where a parameter's numbers lie in them is internal to it, so `check` looks
+for what is needed when an engine is made and fails clearly instead of saving nonsense. In stage 0 every rank has all
+numbers; a fragment is then this rank's share of an even cut, so that all ranks write.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniemox_dist.checkpoints.format import KINDS, FragmentReader
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A stretch of one flattened parameter that this rank owns; the tensors are views into DeepSpeed's."""
+
+    name: str
+    start: int
+    tensors: dict[str, Tensor]
+
+
+def trained(engine: Any) -> list[tuple[str, Any]]:
+    """The parameters that are trained, with their names."""
+    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+
+
+def shapes(engine: Any) -> dict[str, list[int]]:
+    """Full shapes of all trained parameters, also where ZeRO-3 keeps a part only."""
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained(engine)}
+
+
+def fragments(engine: Any) -> Iterator[Fragment]:
+    """This rank's fragments; over all ranks they cover every parameter exactly once."""
+    if not engine.zero_optimization():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for f in _whole(engine):
+            length = f.tensors["fp32"].numel()
+            start, end = length * rank // world_size, length * (rank + 1) // world_size
+            if end > start:
+                yield Fragment(f.name, start, {kind: t[start:end] for kind, t in f.tensors.items()})
+        return
+    states = _states(engine)
+    flats = flat_partitions(engine)
+    for name, p in trained(engine):
+        place = _place(engine, p)
+        if place is None:
+            continue
+        start, length, group, offset = place
+        yield Fragment(
+            name, start, {k: t.narrow(0, offset, length) for k, t in _kinds(flats[group], states).items()}
+        )
+
+
+def adam_step(engine: Any) -> float:
+    """How many updates Adam has made; the same in all its states."""
+    steps = {float(state["step"]) for state in _states(engine).values()}
+    assert len(steps) <= 1, f"Adam's states disagree on their step: {steps}"
+    return steps.pop() if steps else 0.0
+
+
+def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
+    """Fills what this rank holds, and the low-precision copies, from a checkpoint of any layout."""
+    sharded = engine.zero_optimization()
+    for fragment in fragments(engine) if sharded else _whole(engine):
+        for kind, tensor in fragment.tensors.items():
+            tensor.copy_(reader.read(fragment.name, kind, fragment.start, tensor.numel()))
+    for state in _states(engine).values():
+        state["step"].fill_(step)
+    if not sharded:  # the parameters themselves are the fp32 weights
+        return
+    rank = torch.distributed.get_rank()
+    with torch.no_grad():
+        for name, p in trained(engine):
+            if hasattr(p, "ds_id"):  # ZeRO-3: this rank's shard, padded at the end
+                shard = p.ds_tensor.numel()
+                start = min(rank * shard, p.ds_numel)
+                length = min(shard, p.ds_numel - start)
+                if length:
+                    p.ds_tensor.view(-1)[:length].copy_(reader.read(name, "fp32", start, length))
+            else:
+                p.copy_(reader.parameter(name))
+
+
+def check(engine: Any) -> None:
+    """Looks for the DeepSpeed internals that checkpoints rest on.
+
+    Raises:
+        RuntimeError: if this version keeps its partitions differently.
+    """
+    try:
+        covered = sum(f.tensors["fp32"].numel() for f in fragments(engine))
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise RuntimeError(
+            f"this version of DeepSpeed keeps its ZeRO partitions differently ({error!r}); checkpoints would be "
+            "wrong; install a tested version (see setup.py)"
+        ) from error
+    total = torch.tensor([float(covered)], dtype=torch.float64, device=engine.device)
+    torch.distributed.all_reduce(total)
+    expected = sum(torch.Size(shape).numel() for shape in shapes(engine).values())
+    if round(total.item()) != expected:
+        raise RuntimeError(
+            f"ZeRO partitions cover {round(total.item())} of {expected} numbers; install a tested DeepSpeed"
+        )
+
+
+def _whole(engine: Any) -> Iterator[Fragment]:
+    """In stage 0, every parameter as one fragment."""
+    states = _states(engine)
+    for name, p in trained(engine):
+        yield Fragment(name, 0, _kinds(p, states))
+
+
+def _kinds(weights: Tensor, states: Any) -> dict[str, Tensor]:
+    """Views of fp32 weights and their moments, flat."""
+    found = {"fp32": weights, **{kind: states[weights][kind] for kind in KINDS[1:]}}
+    return {kind: tensor.detach().view(-1) for kind, tensor in found.items()}
+
+
+def flat_partitions(engine: Any) -> list[Tensor]:
+    """The flat fp32 partitions of this rank."""
+    optimizer = engine.optimizer
+    stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
+    flats: list[Tensor] = (
+        optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups
+    )
+    return flats
+
+
+def _states(engine: Any) -> Any:
+    """Adam's states by the tensors that it updates; made where the first step has not made them yet."""
+    sharded = engine.zero_optimization()
+    adam = engine.optimizer.optimizer if sharded else engine.optimizer
+    for tensor in flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
+        state = adam.state[tensor]
+        for kind in KINDS[1:]:
+            if kind not in state:
+                state[kind] = torch.zeros_like(tensor)
+        # A fused Adam counts on the device.
+        state.setdefault("step", torch.zeros((), device=tensor.device if adam.defaults["fused"] else "cpu"))
+    return adam.state
+
+
+def _place(engine: Any, p: Any) -> tuple[int, int, int, int] | None:
+    """(start in the parameter, length, group, offset in the group's flat partition) of what this rank owns."""
+    if hasattr(p, "ds_id"):
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        shard = (p.ds_numel + world_size - 1) // world_size
+        start = min(rank * shard, p.ds_numel)
+        length = min(shard, p.ds_numel - start)
+        group, offset, _ = engine.optimizer.grad_position[engine.optimizer.get_param_id(p)]
+        return (start, length, group, offset) if length else None
+    mapping = getattr(p, "_hp_mapping", None)
+    if mapping is None:
+        return None
+    in_parameter = mapping.lp_fragment_address
+    return (
+        in_parameter.start,
+        in_parameter.numel,
+        mapping.param_group_index,
+        mapping.hp_fragment_address.start,
+    )

@@ -1,0 +1,159 @@
+"""`uniemox embed`, `uniemox predict`, `uniemox reconstruct`."""
+
+from pathlib import Path
+
+import click
+
+FILE = click.Path(path_type=Path)
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+WORKERS = click.option("--workers", default=1, show_default=True, help="Processes that decode pictures.")
+LAYOUT = click.option(
+    "--layout", help="Of INPUT, if its name does not tell: folder, table, wds, coco, emoset, emotic."
+)
+
+
+@click.command()
+@click.argument("source", metavar="INPUT")
+@click.argument("out", type=FILE)
+@click.option("--release", "release", type=FILE, required=True, help="What `uniemox release` wrote.")
+@click.option(
+    "--space",
+    type=click.Choice(["encoder", "fused"]),
+    default="encoder",
+    show_default=True,
+    help="The encoder's class tokens, or unit rows in the teacher's space.",
+)
+@LAYOUT
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@WORKERS
+@DEVICE
+def embed(
+    source: str,
+    out: Path,
+    release: Path,
+    space: str,
+    layout: str | None,
+    batch: int,
+    workers: int,
+    device: str,
+) -> None:
+    """Embeds pictures: INPUT is a picture, a folder, a table, tars or packed shards; OUT a Parquet file.
+
+    A picture that cannot be read has a row with the reason. The same command goes on where it was killed.
+    """
+    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.evaluate.device import device_of
+    from uniemox_dist.inference.embed import embed as write
+
+    check_output(out, "OUT")
+    found = write(
+        source,
+        out,
+        release,
+        space=space,
+        layout=layout,
+        batch=batch,
+        workers=workers,
+        device=device_of(device),
+    )
+    click.echo(f"{out}: {found.rows - found.failed:,} embedded, {found.failed:,} failed")
+    for name, reason in found.reasons:
+        click.echo(f"  {name}: {reason}")
+    if found.failed > len(found.reasons):
+        click.echo(f"  … all stand in the column `error` of {out}")
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.argument("source", metavar="INPUT")
+@click.option("--labels", default="", metavar="A,B", help="Zero-shot: the emotions to tell apart.")
+@click.option(
+    "--template", "templates", multiple=True, metavar="TEXT", help="Text of a label, with {} for it."
+)
+@click.option("--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said.")
+@click.option("--texts", type=FILE, help="Zero-shot without a teacher: what --save-texts wrote.")
+@click.option("--save-texts", type=FILE, help="Write the labels' texts there, for --texts.")
+@click.option("--format", "kind", type=click.Choice(["json", "csv"]), default="json", show_default=True)
+@click.option("--top", type=click.IntRange(1), help="Only so many labels of a picture (JSON).")
+@LAYOUT
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--workers", default=0, show_default=True, help="Processes that decode pictures.")
+@DEVICE
+def predict(
+    model: Path,
+    source: str,
+    labels: str,
+    templates: tuple[str, ...],
+    teacher_name: str | None,
+    texts: Path | None,
+    save_texts: Path | None,
+    kind: str,
+    top: int | None,
+    layout: str | None,
+    batch: int,
+    workers: int,
+    device: str,
+) -> None:
+    """Emotions of a picture, or of all in a folder, with probabilities, one line for each picture.
+
+    MODEL is a fine-tuned classifier, or a release: that needs --labels (and its teacher), or --texts.
+    """
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.evaluate.device import device_of
+    from uniemox_dist.inference import predict as by
+    from uniemox_dist.inference.label_texts import embed_labels, load_texts
+    from uniemox_dist.inference.label_texts import save_texts as save
+    from uniemox_dist.inference.pictures import Pictures
+
+    device = device_of(device)
+    names = [name.strip() for name in labels.split(",") if name.strip()]
+    if save_texts is not None and not names:
+        raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give them, too")
+    check_output(save_texts, "--save-texts")
+    if by.is_classifier(model):
+        if names or texts:
+            raise UserError(f"MODEL={model}: has labels of its own; leave --labels and --texts out")
+        predictor = by.by_head(model, device)
+    elif texts is not None:
+        if names:
+            raise UserError("--texts, --labels: give one of them")
+        predictor = by.by_texts(model, load_texts(texts), device)
+    elif names:
+        found = embed_labels(model, names, templates, teacher_name)
+        if save_texts is not None:
+            save(found, save_texts)
+        predictor = by.by_texts(model, found, device)
+    else:
+        raise UserError(
+            f"MODEL={model}: is no classifier; give --labels a,b,c (or --texts) to compare pictures with"
+        )
+    pictures = Pictures(source, layout)
+    if kind == "csv":
+        click.echo(by.as_csv(None, predictor))
+    failed = 0
+    for line in by.predict(predictor, pictures, batch=batch, workers=workers):
+        failed += "error" in line
+        click.echo(by.as_csv(line, predictor) if kind == "csv" else by.as_json(line, top))
+    if failed:
+        click.echo(f"uniemox: warning: {failed} of {len(pictures)} pictures could not be read", err=True)
+
+
+@click.command()
+@click.argument("release", type=FILE)
+@click.argument("pictures", nargs=-1, required=True)
+@click.argument("out", type=FILE)
+@click.option("--mask-ratio", type=float, help="Share of masked patches. [default: that of training]")
+@click.option("--seed", default=0, show_default=True, help="Of the masks.")
+def reconstruct(
+    release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
+) -> None:
+    """Pictures (files or folders), masked, and as the student of RELEASE fills them in: a grid in OUT, a PNG."""
+    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.inference.reconstruct import reconstruct as write
+
+    check_output(out, "OUT", ".png")
+    count, problems = write(release, pictures, out, mask_ratio=mask_ratio, seed=seed)
+    click.echo(f"{out}: {count} {'picture' if count == 1 else 'pictures'}: original, masked, reconstructed")
+    for problem in problems:
+        click.echo(f"uniemox: warning: {problem}", err=True)

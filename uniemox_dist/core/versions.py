@@ -1,0 +1,44 @@
+"""Versions of the packages that decide a run's numbers, and facts about this host."""
+
+import os
+import platform
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "uniemox-dist",
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "timm",
+    "open_clip_torch",
+    "webdataset",
+    "pyarrow",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str | None]:
+    """What is installed of the packages that decide a run's numbers."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions and host, for environment.json and the start event."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+    }

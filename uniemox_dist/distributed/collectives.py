@@ -1,0 +1,174 @@
+"""What ranks tell each other. Works without a process group too: then this process is the whole world."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed.world import World
+
+T = TypeVar("T")
+
+
+def init(world: World, timeout_s: int) -> torch.device:
+    """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device.
+
+    Raises:
+        UserError: if this rank has no GPU of its own where there are GPUs.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        if world.local_rank >= (visible := torch.cuda.device_count()):
+            raise UserError(
+                f"rank {world.rank} is local rank {world.local_rank} and sees only {visible} of the GPUs; start no "
+                f"more ranks on a node than it has GPUs, and let every rank see them all (--gpus-per-node, not "
+                f"--gpus-per-task)"
+            )
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if dist.is_initialized():
+        return device
+    # DeepSpeed wants a group even for one rank; a file of its own keeps that from needing a port.
+    method = f"tcp://{world.master_addr}:{world.master_port}" if world.size > 1 else None
+    store = None if method else dist.HashStore()
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=method,
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    # DeepSpeed reads these even when a group exists already.
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    return device
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone: the reason is in that rank's own words."""
+    text = str(error)
+    return any(
+        part in text for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    )
+
+
+def close() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Runs `work` on rank 0 and gives its result to all ranks; a UserError there is raised on all alike.
+
+    The result travels pickled, between ranks of one job only.
+    """
+    outcome: list[Any] = [None]
+    if world.is_main:
+        try:
+            outcome = [("done", work())]
+        except UserError as error:
+            outcome = [("user", str(error))]
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome, src=0)
+    kind, value = outcome[0]
+    if kind == "user":
+        raise UserError(value if world.is_main else "")  # said once, not by every rank
+    return value  # type: ignore[no-any-return]
+
+
+def on_all(world: World, work: Callable[[], T]) -> T:
+    """Runs `work` on every rank and returns this rank's own result; a UserError of any rank is raised on all alike, and
+    names the hosts where there are several: what one node sees another may not."""
+    error: str | None = None
+    try:
+        result = work()
+    except UserError as problem:
+        error = str(problem)
+    everyone = gather_objects((socket.gethostname(), error), world)
+    if any(problem is not None for _, problem in everyone):
+        raise UserError(_with_hosts(everyone) if world.is_main else "")  # said once, not by every rank
+    return result
+
+
+def _with_hosts(everyone: list[tuple[str, str | None]]) -> str:
+    """The first problem, and on which hosts there is one."""
+    hosts = list(dict.fromkeys(host for host, _ in everyone))
+    bad = list(dict.fromkeys(host for host, problem in everyone if problem is not None))
+    problem = next(problem for _, problem in everyone if problem is not None)
+    if len(hosts) == 1:
+        return problem
+    well = f", and not on {_some(host for host in hosts if host not in bad)}" if len(bad) < len(hosts) else ""
+    return f"on {_some(bad)}{well}: {problem}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of many names, and how many more there are."""
+    known = list(names)
+    return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+
+
+@torch.no_grad()
+def give_to_all(tensors: Iterable[Tensor], world: World, device: torch.device) -> None:
+    """Overwrites tensors on the CPU by those of rank 0, one after the other. Collective."""
+    if world.size == 1:
+        return
+    for tensor in tensors:
+        there = tensor.detach().to(device)
+        dist.broadcast(there, src=0)
+        tensor.copy_(there)
+
+
+def gather_objects(value: T, world: World) -> list[T]:
+    """A small value of every rank, rank after rank; it travels pickled, between ranks of one job only. Collective."""
+    values: list[Any] = [value] * world.size
+    if dist.is_initialized() and world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def hosts(world: World) -> list[str]:
+    """The host of every rank. Collective."""
+    return gather_objects(socket.gethostname(), world)
+
+
+def gather_numbers(values: list[float], world: World) -> list[list[float]]:
+    """A few numbers of every rank, rank after rank."""
+    if not dist.is_initialized() or world.size == 1:
+        return [values]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    rows = own.new_empty((world.size, len(values)))
+    dist.all_gather(list(rows.unbind()), own)
+    found: list[list[float]] = rows.tolist()
+    return found
+
+
+def sum_over_ranks(values: Tensor) -> None:
+    """Makes a small vector the sum of all ranks' vectors, in place; the host does not wait for the result."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        # NCCL guesses the GPU from the global rank otherwise, warns, and may guess wrong
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
+def gather_rows(rows_KE: Tensor, world_size: int) -> Tensor:
+    """All ranks' rows, rank after rank: K×E to (W·K)×E, without autograd."""
+    if world_size == 1:
+        return rows_KE
+    gathered = rows_KE.new_empty((world_size * rows_KE.shape[0], rows_KE.shape[1]))
+    dist.all_gather(list(gathered.chunk(world_size)), rows_KE.contiguous())
+    return gathered

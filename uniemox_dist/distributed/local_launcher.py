@@ -1,0 +1,168 @@
+"""Starts the ranks of one machine. torchrun turns a child's exit code 75 into 1; this launcher keeps it.
+
+Signals are passed on to the ranks, which save together; when one rank fails, the others are ended.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
+from uniemox_dist.core.signals import LAUNCHER_PID, stop_signals, unblock
+
+GRACE_S = 10
+"""Seconds that the other ranks get after one failed, before they are killed."""
+LOOK_S = 0.05
+"""How often the launcher looks at its ranks and at the signals that it received."""
+
+
+class Signals:
+    """The signals that this process received while it is in charge of ranks. The handler only notes them down, so that
+    none is lost while ranks are being started, or between two attempts."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        self._previous = {number: signal.signal(number, self._note) for number in stop_signals()}
+        unblock()  # what started this may have blocked them, as a rank does for its helpers
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one attempt of the ranks ended."""
+
+    code: int
+    """Exit code of the whole."""
+    reason: str | None = None
+    """The rank that failed first, and how."""
+    unprepared: bool = False
+    """A rank died of a signal that was passed on: it had not come so far as to mind signals."""
+
+
+def say(text: str) -> None:
+    """One line on standard error. A terminal that is gone must not keep the launcher from minding its ranks."""
+    with suppress(OSError):
+        print(f"uniemox: {text}", file=sys.stderr, flush=True)
+
+
+def free_port() -> int:
+    """A port that is free now, for the ranks to meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:
+    """Runs `command` once per rank with torchrun's variables; returns the exit code of the whole (see `attempt`)."""
+    with Signals() as signals:
+        return attempt(command, ranks, signals, gpus=gpus).code
+
+
+def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool) -> Ended:
+    """Starts the ranks, passes signals on to them, and waits for their end; none is left behind.
+
+    The whole ends with 75 only if every rank ended with 75; with 2 if a rank found a user's mistake and no other did
+    better; with 1 for anything else that is not 0.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        LAUNCHER_PID: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
+    }
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for r in range(ranks):
+            env = {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}
+            # A session of its own: Ctrl-C at a terminal reaches this launcher alone, which passes it on once.
+            children.append(subprocess.Popen(command, env=env, start_new_session=True))
+        return _wait(children, signals)
+    finally:
+        for child in children:
+            if child.returncode != EXIT_DONE:  # with whatever it started itself, as its loader processes
+                _kill(child)
+
+
+def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals) -> Ended:
+    passed_on, deadline = 0, None
+    reason: str | None = None
+    while any(child.poll() is None for child in children):
+        while passed_on < len(signals.received):
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(signals.received[passed_on])
+            passed_on += 1
+        failed = [c for c in children if c.poll() not in (None, EXIT_DONE, EXIT_REQUEUE)]
+        if failed and deadline is None:
+            deadline = time.monotonic() + GRACE_S
+            reason = _explain(children, failed, signals.received)
+        if deadline is not None and time.monotonic() > deadline:
+            for rank, child in enumerate(children):
+                if child.poll() is None:
+                    say(
+                        f"error: rank {rank} (pid {child.pid}) did not end by itself within {GRACE_S} s and "
+                        "is killed; if it left no stacks in logs/, it is the one that hung"
+                    )
+                    _kill(child)
+        time.sleep(LOOK_S)
+    failed = [c for c in children if c.returncode not in (EXIT_DONE, EXIT_REQUEUE)]
+    if failed and deadline is None:  # all ended between two looks
+        reason = _explain(children, failed, signals.received)
+    codes = {child.returncode for child in children}
+    unprepared = any(-code in signals.received for code in codes)
+    if len(codes) == 1 and codes <= {EXIT_DONE, EXIT_USER, EXIT_REQUEUE}:
+        return Ended(codes.pop(), reason)
+    # The ranks that a user's mistake did not reach are killed while they wait for the one that found it, or fail
+    # because it is gone.
+    if EXIT_USER in codes and codes <= {EXIT_USER, EXIT_FAULT, -signal.SIGKILL}:
+        return Ended(EXIT_USER, reason)
+    return Ended(EXIT_FAULT, reason, unprepared)
+
+
+def _explain(
+    children: Sequence["subprocess.Popen[bytes]"],
+    failed: Sequence["subprocess.Popen[bytes]"],
+    expected: Sequence[int],
+) -> str:
+    """How the ranks that failed first did; those that a signal killed could say nothing themselves, so it is said."""
+    says = []
+    for child in failed:
+        rank, code = children.index(child), child.returncode
+        if code >= 0:
+            says.append(f"rank {rank} ended with exit code {code}")
+            continue
+        name = signal.Signals(-code).name
+        perhaps = " (killed, perhaps for its memory)" if name == "SIGKILL" else ""
+        says.insert(0, f"rank {rank} (pid {child.pid}) died of {name}{perhaps}")
+        if -code not in expected:
+            say(f"error: {says[0]}")
+    return says[0]
+
+
+def _kill(child: "subprocess.Popen[bytes]") -> None:
+    """Kills a rank, also one that is stopped, with all processes of its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,77 @@
+"""The place of this process among the ranks, read once from the environment and passed on as a value."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.scheduler.hostlist import expand
+
+FIRST_PORT, PORTS = 20_000, 20_000
+"""The ranks of a Slurm job meet at one of these ports."""
+STEP_PORTS = 7919
+"""How far the ports of a job's steps lie apart: one that starts after a fault does not try the same again."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, number of ranks, rank on this node, and where the ranks meet."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
+        return self.rank == 0
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ, *, meets: bool = True) -> "World":
+        """Reads torchrun's variables, or else Slurm's; a process without either is a world of its own.
+
+        `meets` is false where ranks share work but never talk to each other, and so need no address.
+        """
+        if "RANK" in env and "WORLD_SIZE" in env:
+            rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+            local = int(env.get("LOCAL_RANK", rank))
+        elif "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))) > 1:
+            rank = int(env["SLURM_PROCID"])
+            size = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+            local = int(env["SLURM_LOCALID"])
+        else:
+            return cls()
+        if not meets and "RANK" not in env and "SLURM_STEP_ID" not in env:
+            return cls()  # a batch script is told of ranks, but is none of them: the work is all its own
+        if not meets:
+            return cls(rank, size, local)
+        address, port = _meeting_place(env)
+        if not address or not port:
+            raise UserError(
+                f"MASTER_ADDR and MASTER_PORT are not set, but there are {size} ranks; start with "
+                "`uniemox pretrain … --nproc N`, or with srun in a batch job"
+            )
+        return cls(rank, size, local, address, int(port))
+
+
+def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:
+    """Address and port at which the ranks meet: as told, or else the first node of the job step, where rank 0 runs, and
+    a port that follows from the job's number, so that two jobs on one node do not take the same."""
+    address, port = env.get("MASTER_ADDR", ""), env.get("MASTER_PORT", "")
+    if (
+        "SLURM_STEP_ID" not in env
+    ):  # a batch script knows its job's nodes, but no other process meets it there
+        return address, port
+    nodes, job = (
+        env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "",
+        env.get("SLURM_JOB_ID", ""),
+    )
+    if not address and nodes:
+        address = expand(nodes)[0]
+    if not port and job.isdigit():
+        step = env["SLURM_STEP_ID"]
+        number = int(job) + STEP_PORTS * (int(step) if step.isdigit() else 0)
+        port = str(FIRST_PORT + number % PORTS)
+    return address, port

@@ -1,0 +1,123 @@
+"""All checks, one after the other, each by all ranks at the same time as in training."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from uniemox_dist.distributed.world import World
+from uniemox_dist.doctor import (
+    clock,
+    collective,
+    devices,
+    disk,
+    inputs,
+    limits,
+    memory,
+    rate,
+    reading,
+    versions,
+)
+from uniemox_dist.doctor.findings import Finding, Told
+from uniemox_dist.doctor.ranks import HOST, joined, measured, meet, told, within
+from uniemox_dist.doctor.subject import LoaderNeeds, Sizes, Subject, known_sizes
+
+LONGEST_S = 120
+"""Seconds that one check may take before it counts as hanging."""
+Check = Callable[[], list[Finding]]
+
+
+def examine(subject: Subject, world: World, device: Any) -> Iterator[list[Finding]]:
+    """The findings of one check after the other, the same on all ranks. Collective.
+
+    `device` is this rank's torch device, or None without torch; then each process looks at its own node alone. A rank
+    on which a check hangs ends its process (see `within`).
+    """
+    for name, check in _checks(subject, world, device):
+        with within(LONGEST_S, name, world):
+            meet()
+            yield check()
+
+
+def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, Check]]:
+    config = subject.config
+    ranks = world.size if joined() else 1
+    loader = LoaderNeeds.of(config, ranks) if config is not None else None
+    sizes = known_sizes(config)
+    yield versions.WHAT, lambda: versions.judge(told(world, measured(_versions(config is not None, device))))
+    yield devices.DEVICES, partial(_devices, world, loader)
+    yield memory.HOST, partial(_memory, world, loader, sizes, config.zero.stage if config else 1)
+    yield limits.SHM, partial(_limits, world, loader, device is not None and device.type == "cuda")
+    yield clock.WHAT, lambda: clock.judge(told(world, clock.measure()))
+    if joined():
+        yield collective.RESULTS, partial(_collectives, world, device, sizes)
+    if device is not None:
+        peak = config.compute.peak_tflops if config else None
+        yield rate.WHAT, lambda: rate.judge(told(world, measured(lambda: rate.measure(device, peak))))
+    keep = config.run.keep_last if config else 1
+    folder = subject.run_folder
+    yield disk.WHAT, lambda: disk.judge(told(world, measured(lambda: disk.measure(folder))), sizes, keep)
+    for field, path in subject.data:
+        yield reading.WHAT, partial(_reading, world, field, path)
+    if config is not None:
+        yield from _inputs(config, world)
+
+
+def alone(world: World) -> list[Finding]:
+    """What keeps this rank from meeting the others, without asking them: a device that is not there."""
+    found = devices.judge_devices([Told(world.rank, HOST, measured(lambda: devices.measure(world)))])
+    return [finding for finding in found if finding.status == "fail"]
+
+
+def meeting_failed(error: Exception, world: World) -> Finding:
+    """The finding for a process group, or an operation in it, that failed with an error."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    where = f"ranks meet at {world.master_addr}:{world.master_port}" if world.size > 1 else "one rank"
+    remedy = (
+        "see the other ranks' lines; MASTER_ADDR must be rank 0's host, reached by all, and MASTER_PORT free"
+    )
+    return Finding("fail", "meeting", f"{first} ({where})", remedy, world.rank, HOST)
+
+
+def _versions(training: bool, device: Any) -> Callable[[], versions.VersionFacts]:
+    return lambda: versions.measure(training=training and device is not None)
+
+
+def _devices(world: World, loader: LoaderNeeds | None) -> list[Finding]:
+    everyone = told(world, measured(lambda: devices.measure(world)))
+    workers = loader.workers if loader else None
+    return devices.judge_devices(everyone) + devices.judge_cores(everyone, workers)
+
+
+def _memory(world: World, loader: LoaderNeeds | None, sizes: Sizes | None, stage: int) -> list[Finding]:
+    everyone = told(world, measured(lambda: memory.measure(world)))
+    return memory.judge_host(everyone, loader) + memory.judge_gpu(everyone, sizes, stage)
+
+
+def _limits(world: World, loader: LoaderNeeds | None, gpu: bool) -> list[Finding]:
+    everyone = told(world, measured(lambda: limits.measure(gpu=gpu)))
+    found = limits.judge_shm(everyone, loader) + limits.judge_files(everyone, loader)
+    return found + limits.judge_processes(everyone, loader)
+
+
+def _collectives(world: World, device: Any, sizes: Sizes | None) -> list[Finding]:
+    everyone = told(world, collective.measure(world, device))
+    gradients = sizes.gradient_bytes if sizes else None
+    found = collective.judge_results(everyone) + collective.judge_speed(everyone, gradients)
+    return found + collective.judge_links(everyone)
+
+
+def _reading(world: World, field: str, path: str) -> list[Finding]:
+    return reading.judge(told(world, measured(lambda: reading.measure(field, path, world))))
+
+
+def _inputs(config: Any, world: World) -> Iterator[tuple[str, Check]]:
+    """The checks of a recipe's teacher and initial weights, as far as it names them."""
+    teacher, initial = config.teacher, config.model.init_from
+    if config.loss.needs_teacher:
+        look = inputs.measure_teacher if teacher.source == "live" else None
+        measure = partial(look, teacher) if look else partial(inputs.measure_cache, config, world)
+        yield inputs.TEACHER, lambda: inputs.judge(inputs.TEACHER, told(world, measured(measure)))
+    if initial is not None:
+        first = partial(inputs.measure_initial, Path(initial))
+        yield inputs.INITIAL, lambda: inputs.judge(inputs.INITIAL, told(world, measured(first)))

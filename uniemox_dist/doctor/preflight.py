@@ -1,0 +1,39 @@
+"""The short form, which pretraining runs first: what can be found out in a second or two, by all ranks together."""
+
+from pathlib import Path
+from typing import Any
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.distributed.world import World
+from uniemox_dist.doctor import clock, collective, disk, limits, versions
+from uniemox_dist.doctor.findings import Finding
+from uniemox_dist.doctor.ranks import joined, measured, part, told
+from uniemox_dist.doctor.subject import LoaderNeeds, known_sizes
+
+
+def preflight(
+    config: Config | None, world: World, device: Any, folder_path: Path, *, training: bool = True
+) -> list[Finding]:
+    """Versions alike, results of collective operations, clocks, the run folder, /dev/shm and limits.
+
+    Collective; every rank returns the same findings. `device` is this rank's torch device, or None without torch.
+    Needs a process group where there are several ranks. `training` compares what training needs, too.
+    """
+    gpu = device is not None and device.type == "cuda"
+    own = (
+        measured(lambda: versions.measure(training=training)),
+        measured(lambda: disk.measure(folder_path, disk.SHORT_BYTES)),
+        measured(lambda: limits.measure(gpu=gpu)),
+    )
+    everyone = told(world, own)
+    sizes = known_sizes(config)
+    loader = LoaderNeeds.of(config, len(everyone)) if config is not None else None
+    keep = config.run.keep_last if config is not None else 1
+    found = versions.judge(part(everyone, 0), bounds=False)
+    if joined():
+        found += collective.judge_results(told(world, collective.measure(world, device, short=True)))
+    found += clock.judge(told(world, clock.measure()))
+    found += disk.judge(part(everyone, 1), sizes, keep, speed=False, lenient=True)
+    found += limits.judge_shm(part(everyone, 2), loader)
+    found += limits.judge_files(part(everyone, 2), loader)
+    return found + limits.judge_processes(part(everyone, 2), loader)

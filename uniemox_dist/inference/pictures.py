@@ -1,0 +1,197 @@
+"""Pictures from wherever they lie: a picture, a folder, a table, tars or packed shards. One that cannot be read is told
+with its reason, in the place where its row would be.
+"""
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from shards.detect.types import Person
+from shards.format.manifest import manifest_folders
+from shards.pictures import BadPicture
+from shards.sources import Cell, Record, SourceOptions, open_source
+from shards.sources.cells import CellReader
+from shards.sources.fetch import fetch_all
+from shards.storage import place
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.crops import ViewSettings, evaluation_plan
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.views import empty_views, render, size_of
+
+TABLES = (".parquet", ".csv")
+MOST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pictures in their order. Shapes: B pictures, S the encoder's side."""
+
+    first: int
+    """Number of the first one in the whole input."""
+    names: tuple[str, ...]
+    scene_B3HW: Tensor
+    """uint8 B×3×S×S; zeros where a picture could not be read."""
+    person_B3HW: Tensor
+    """The person's crop; the whole picture where nobody is known."""
+    errors: tuple[str | None, ...]
+    """Why a picture could not be read."""
+
+
+class Pictures:
+    """The pictures of an input, by number; cheap to hand to worker processes."""
+
+    def __init__(self, source: str, layout: str | None = None) -> None:
+        """Lists an input.
+
+        Args:
+            source: a picture, a folder of pictures or of packed shards, a table (.parquet, .csv), or tars.
+            layout: of `uniemox shards pack`, where it cannot be told from the name.
+
+        Raises:
+            UserError: if it is not there, or holds no pictures.
+        """
+        self.source = source
+        where = place(source, "INPUT")
+        self.readers: list[ShardReader] = []
+        self.records: list[Record] = []
+        if not where.exists():
+            raise UserError(f"INPUT={source}: no such file or folder")
+        if layout is None and where.is_dir() and (folders := manifest_folders(where)):
+            self.readers = [ShardReader.from_folder(str(folder), "INPUT") for folder in folders]
+            counts = [shard.samples for reader in self.readers for shard in reader.manifest.shards]
+            self._ends = list(accumulate(counts))
+            self._shards = [(r, s) for r in self.readers for s in range(len(r.manifest.shards))]
+            return
+        kind = layout or self._layout(source, is_dir=where.is_dir())
+        if kind is None:
+            self.records = [Record(where.name, source)]
+            return
+        try:
+            self.records = list(open_source(kind, source, SourceOptions(source_persons=True)))
+        except UserError as error:
+            raise UserError(str(error).replace("SOURCE=", "INPUT=", 1)) from None
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self.readers else len(self.records)
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells this input from another: the data sets' identities, or the names of the pictures."""
+        if self.readers:
+            return [reader.manifest.identity for reader in self.readers]
+        return [record.name for record in self.records]
+
+    @staticmethod
+    def _layout(source: str, *, is_dir: bool) -> str | None:
+        name = source.lower()
+        if is_dir:
+            return "folder"
+        return "table" if name.endswith(TABLES) else "wds" if name.endswith(".tar") else None
+
+    def read(
+        self, numbers: Sequence[int], cells: CellReader
+    ) -> Iterator[tuple[str, bytes | str, tuple[Person, ...]]]:
+        """Name, encoded bytes (or, as a text, why there are none) and persons of some pictures."""
+        if self.readers:
+            for number in numbers:
+                at = bisect_right(self._ends, number)
+                row = number - (self._ends[at - 1] if at else 0)
+                reader, shard = self._shards[at]
+                try:
+                    raw = reader.read(shard, row)
+                    yield raw.key, raw.image, raw.persons
+                except ValueError as error:
+                    yield f"{reader.manifest.shards[shard].name}#{row}", str(error), ()
+            return
+        for number in numbers:
+            record = self.records[number]
+            image: bytes | BadPicture
+            if record.refused is not None:
+                image = BadPicture(*record.refused)
+            else:
+                where = record.image
+                if isinstance(where, Cell):
+                    where = cells.read(where, where.row_group)
+                image = fetch_all([where])[0]
+            known = record.persons if record.boxes_size is None else None
+            name = record.name
+            yield name, image.detail if isinstance(image, BadPicture) else image, known or ()
+
+
+class PictureBatches(Dataset[Batch]):
+    """`dataset[i]` is the i-th batch, decoded and drawn as for evaluation: nothing is random."""
+
+    def __init__(self, pictures: Pictures, settings: ViewSettings, batch: int, numbers: range) -> None:
+        self.pictures, self.settings, self.batch, self.numbers = pictures, settings, batch, numbers
+        self._cells: CellReader | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.batch)
+
+    def __getitem__(self, index: int) -> Batch:
+        numbers = self.numbers[index * self.batch : (index + 1) * self.batch]
+        self._cells = self._cells or CellReader()
+        size = self.settings.image_size
+        scene, person = empty_views(len(numbers), size).zero_(), empty_views(len(numbers), size).zero_()
+        names: list[str] = []
+        errors: list[str | None] = []
+        for i, (name, image, persons) in enumerate(self.pictures.read(numbers, self._cells)):
+            names.append(name)
+            errors.append(_draw(image, persons, self.settings, scene[i], person[i]))
+        return Batch(numbers[0], tuple(names), scene, person, tuple(errors))
+
+
+def batches(
+    pictures: Pictures,
+    settings: ViewSettings,
+    *,
+    batch: int,
+    workers: int = 0,
+    first: int = 0,
+) -> Iterator[Batch]:
+    """The pictures from number `first` on, in their order, decoded in worker processes."""
+    dataset = PictureBatches(pictures, settings, batch, range(first, len(pictures)))
+    context = "fork" if workers else None
+    with warnings.catch_warnings():
+        # Torch tells those who ask for more processes than there are cores; whoever asks knows what else they wait for.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=context,
+            worker_init_fn=_alone,
+        )
+        some = iter(loader)
+    yield from some
+
+
+def _alone(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _draw(
+    image: bytes | str,
+    persons: tuple[Person, ...],
+    settings: ViewSettings,
+    scene_3HW: Tensor,
+    person_3HW: Tensor,
+) -> str | None:
+    """Fills both views; why not, if it cannot."""
+    if isinstance(image, str):
+        return image[:MOST_REASON]
+    try:
+        width, height = size_of(image)
+        plan = evaluation_plan(width, height, persons, settings)
+        render(image, (width, height), plan, scene_3HW, person_3HW)
+    except ValueError as error:
+        scene_3HW.zero_()
+        person_3HW.zero_()
+        return " ".join(str(error).split())[:MOST_REASON]
+    return None

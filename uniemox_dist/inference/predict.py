@@ -1,0 +1,152 @@
+"""Pictures to emotions with probabilities: by a fine-tuned head, or zero-shot by texts of labels.
+
+Shape legend: B pictures, C classes, E width of the teacher's space.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json
+from uniemox_dist.data.crops import ViewSettings
+from uniemox_dist.data.loader import view_settings
+from uniemox_dist.inference.label_texts import LabelTexts
+from uniemox_dist.inference.pictures import Batch, Pictures, batches
+from uniemox_dist.release.classifier import CLASSIFIER, load_classifier, read_classifier
+from uniemox_dist.release.format import FACTS, altered
+from uniemox_dist.release.load import load_uniemox
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of some pictures."""
+
+    probabilities_BL: np.ndarray
+    """Of the labels."""
+    dimensions_BV: np.ndarray | None = None
+    """Valence, arousal and dominance, on 1 to 10, of a classifier that estimates them."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What answers views."""
+
+    labels: tuple[str, ...]
+    settings: ViewSettings
+    answer: Callable[[Batch], Answers]
+    dimensions: tuple[str, ...] = ()
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder holds a fine-tuned classifier."""
+    try:
+        return bool(read_json(folder / FACTS).get("format") == CLASSIFIER)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def by_head(folder: Path, device: str = "cpu") -> Predictor:
+    """A fine-tuned classifier, as `uniemox finetune` leaves it in RUN/best; it looks at the person's crop, too, where
+    it was trained so.
+
+    Raises:
+        UserError: if a file of it was altered or is missing, or a newer version wrote it.
+    """
+    for name, problem in altered(folder):
+        raise UserError(f"MODEL={folder}: {name} {problem}; copy it again")
+    config, outputs, _ = read_classifier(folder)
+    classifier = load_classifier(folder).to(device)
+    independent, first = outputs.task == "multi", len(outputs.labels)
+
+    @torch.no_grad()
+    def answer(some: Batch) -> Answers:
+        person_B3HW = some.person_B3HW.to(device) if outputs.persons else None
+        found_BC = classifier(some.scene_B3HW.to(device), person_B3HW)[0]
+        logits_BL = found_BC[:, :first]
+        probabilities = logits_BL.sigmoid() if independent else logits_BL.softmax(1)
+        return Answers(probabilities.cpu().numpy(), found_BC[:, first:].cpu().numpy())
+
+    settings = view_settings(config, with_person=outputs.persons)
+    return Predictor(outputs.labels, replace(settings, person_grid=0), answer, outputs.dimensions)
+
+
+def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor:
+    """Zero-shot: the softmax of similarities to texts at the teacher's own logit scale.
+
+    Raises:
+        UserError: if the texts are another teacher's, or the release has no fused space.
+    """
+    model = load_uniemox(release, verify=True, device=device)
+    teacher = model.facts["teacher"]
+    if teacher is None or not model.has_space:
+        raise UserError(f"MODEL={release}: was trained without a teacher: texts are in no space of its")
+    if teacher["weights_sha256"] != texts.teacher_sha256:
+        raise UserError(f"--texts: are of another teacher than that of {release} ({teacher['name']})")
+
+    def answer(some: Batch) -> Answers:
+        gamma = model.embed_views(some.scene_B3HW.to(device), some.person_B3HW.to(device)).cpu().numpy()
+        logits = texts.logit_scale * gamma @ texts.vectors_CE.T
+        grown = np.exp(logits - logits.max(1, keepdims=True))
+        return Answers(grown / grown.sum(1, keepdims=True))
+
+    settings = view_settings(Config.model_validate(model.facts["config"]))
+    return Predictor(texts.labels, settings, answer)
+
+
+def predict(
+    predictor: Predictor, pictures: Pictures, *, batch: int = 32, workers: int = 0
+) -> Iterator[dict[str, Any]]:
+    """A line for each picture, in their order: `picture`, `label` and `probabilities` by label, highest first (and
+    `dimensions`, of a classifier that estimates them), or `error`."""
+    with tqdm(total=len(pictures), desc="predicting", unit=" pictures", disable=None) as bar:
+        for some in batches(pictures, predictor.settings, batch=batch, workers=workers):
+            answers = predictor.answer(some)
+            for i, (name, error) in enumerate(zip(some.names, some.errors)):
+                yield (
+                    {"picture": name, "error": error}
+                    if error is not None
+                    else _line(predictor, name, answers, i)
+                )
+            bar.update(len(some.names))
+
+
+def _line(predictor: Predictor, name: str, answers: Answers, number: int) -> dict[str, Any]:
+    row = answers.probabilities_BL[number]
+    order = np.argsort(-row, kind="stable")
+    found = {predictor.labels[i]: round(float(row[i]), 6) for i in order}
+    line = {"picture": name, "label": predictor.labels[order[0]], "probabilities": found}
+    if predictor.dimensions and answers.dimensions_BV is not None:
+        values = answers.dimensions_BV[number]
+        line["dimensions"] = {d: round(float(x), 4) for d, x in zip(predictor.dimensions, values)}
+    return line
+
+
+def as_json(line: dict[str, Any], top: int | None) -> str:
+    """One line of JSON; with `top` the highest labels only."""
+    if top is not None and "probabilities" in line:
+        line = {**line, "probabilities": dict(list(line["probabilities"].items())[:top])}
+    return json.dumps(line, ensure_ascii=False)
+
+
+def as_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
+    """One line of CSV: picture, label, a column for each label and dimension, error. Without a line, the header."""
+    labels, dimensions = predictor.labels, predictor.dimensions
+    out = io.StringIO()
+    if line is None:
+        row: list[Any] = ["picture", "label", *labels, *dimensions, "error"]
+    else:
+        found = {**line.get("probabilities", {}), **line.get("dimensions", {})}
+        cells = [found.get(name, "") for name in (*labels, *dimensions)]
+        row = [line["picture"], line.get("label", ""), *cells, line.get("error", "")]
+    csv.writer(out, lineterminator="").writerow(row)
+    return out.getvalue()

@@ -1,0 +1,86 @@
+"""The format of a release: its files, the fields of uniemox.json, and the check of its hashes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from uniemox_dist.config.schema import Config
+from uniemox_dist.config.validation_errors import explain
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json, sha256_file
+from uniemox_dist.release.weights import ENCODER, REST
+
+CONFIG, FACTS, CARD, SUMS, ONNX = "config.json", "uniemox.json", "README.md", "SHA256SUMS", "encoder.onnx"
+FORMAT, FORMAT_VERSION = "uniemox-release", 1
+PROMISED = (
+    *("run", "step", "slots", "parameters", "weights", "feature", "embedding_width", "teacher"),
+    *("data_identity", "losses", "config"),
+)
+"""Fields of uniemox.json that every release of this format has."""
+LOADED = ("*.safetensors", "*.json", "*.onnx")
+"""What programs read of a release: never without a hash."""
+SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._+-]+)")
+
+
+def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEASE") -> dict[str, Any]:
+    """What uniemox.json says, after a look whether this is a release that this version reads.
+
+    Raises:
+        UserError: if the folder is no release, or (with verify) a file was altered.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{field}={folder}: no such folder; give one that `uniemox release RUN OUT` wrote")
+    for name in (FACTS, ENCODER, REST, CONFIG, SUMS):
+        if not (folder / name).is_file():
+            raise UserError(f"{field}={folder}: lacks {name}; write it with `uniemox release RUN OUT`")
+    try:
+        facts = read_json(folder / FACTS)
+        known = facts["format"] == FORMAT and isinstance(facts["config"], dict)
+        version = int(facts["format_version"])
+    except (ValueError, KeyError, TypeError):
+        known, facts, version = False, {}, 0
+    if not known:
+        raise UserError(f"{field}={folder}: {FACTS} is not one of a release; copy the release again")
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{field}={folder}: is of format {version}, which a newer uniemox-dist wrote; update this one"
+        )
+    if verify:
+        for name, problem in altered(folder):
+            raise UserError(f"{field}={folder}: {name} {problem}; copy the release again")
+    lacking = [name for name in PROMISED if name not in facts]
+    if lacking:
+        raise UserError(f"{field}={folder}: {FACTS} lacks {lacking[0]}; copy the release again")
+    try:
+        Config.model_validate(facts["config"])
+    except ValidationError as error:
+        raise UserError(
+            f"{field}={folder}: {FACTS}: config: {next(explain(error, Config))} (written by uniemox-dist "
+            f"{facts.get('uniemox_dist', '?')}); update uniemox-dist, or copy the release again"
+        ) from None
+    return dict(facts)
+
+
+def altered(folder: Path) -> Iterator[tuple[str, str]]:
+    """The files of a release that are not as SHA256SUMS says, and what is wrong with each; SHA256SUMS itself where it
+    is damaged, or silent about a file that programs read."""
+    # Every byte counts: whatever else breaks a line for Python (\v, \x1c, …) is damage here.
+    lines = (folder / SUMS).read_bytes().decode("utf-8", "backslashreplace").split("\n")
+    named = set()
+    for line in lines[:-1] if not lines[-1] else lines:
+        if not (match := SUM.fullmatch(line)):
+            yield SUMS, f"has a line that is none of a release's: {line[:80]!r}"
+            continue
+        digest, name = match.groups()
+        named.add(name)
+        if not (folder / name).is_file():
+            yield name, f"is missing, which {SUMS} names"
+        elif sha256_file(folder / name) != digest:
+            yield name, f"was altered (SHA-256 differs from {SUMS})"
+    for path in sorted(path for pattern in LOADED for path in folder.glob(pattern)):
+        if path.name not in named:
+            yield SUMS, f"does not name {path.name}"

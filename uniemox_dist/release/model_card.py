@@ -1,0 +1,189 @@
+"""What a release says of itself: the facts in uniemox.json, the model card and the curves beside it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+
+from shards.format.manifest import Manifest, combined_identity, read_manifest
+from shards.storage import is_remote
+from uniemox_dist import __version__
+from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.config.schema import Config
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import read_json
+from uniemox_dist.release.format import FORMAT, FORMAT_VERSION
+from uniemox_dist.release.weights import ENCODER, REST, Source
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.history import Line, history, number
+
+LOSSES = ("loss", "relation", "similarity", "reconstruction")
+SPLITS = ("train", "val", "test")
+MOST_INDEXES = 2000
+"""Index files that are looked through for labels; a data set of more shards is not read for that."""
+
+
+def facts_of(
+    checkpoint: Checkpoint, source: Source, run: RunFolder, *, weights: str, dtype: str, licence: str | None
+) -> dict[str, Any]:
+    """uniemox.json: what the release is, where it comes from, and how to use it."""
+    info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
+    lines = [line for line in standing(run) if line["step"] <= checkpoint.step]
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "uniemox_dist": __version__,
+        "run": config.run.name,
+        "step": checkpoint.step,
+        "slots": info["slots"],
+        "parameters": source.parameters[ENCODER],
+        "other_parameters": source.parameters[REST],
+        "weights": weights,
+        "dtype": dtype,
+        "feature": "class token",
+        "feature_width": config.model.width,
+        "embedding_width": info["embedding_width"],
+        "preprocessing": {
+            "size": config.model.image_size,
+            "resize": "the whole picture to a square, bicubic, antialiased",
+            "background": "white behind transparent pixels",
+            "mean": list(config.model.mean),
+            "std": list(config.model.std),
+        },
+        "teacher": info["teacher"],
+        "data_identity": info["data_identity"],
+        "data": data_facts(config, info["data_identity"]),
+        "licence": licence,
+        "losses": {key: lines[-1].get(key) for key in LOSSES} if lines else None,
+        "config": info["config"],
+    }
+
+
+def standing(run: RunFolder) -> list[Line]:
+    """The metrics of a run that stand."""
+    return history(read_lines(run.metrics), read_lines(run.events)).lines
+
+
+def data_facts(config: Config, identity: str) -> dict[str, Any] | None:
+    """Counts, sources and labels of the training data; None where they are no longer where the run had them."""
+    urls = [origin.path for origin in config.data.origins()]
+    try:
+        manifests = [read_manifest(url, "data.path") for url in urls]
+    except (UserError, OSError):
+        return None
+    if combined_identity([manifest.identity for manifest in manifests]) != identity:
+        return None
+    settings = [manifest.provenance.get("settings") or {} for manifest in manifests]
+    declared = [label for manifest in manifests for label in manifest.provenance.get("labels") or []]
+    return {
+        "samples": sum(manifest.samples for manifest in manifests),
+        "shards": sum(len(manifest.shards) for manifest in manifests),
+        "bytes": sum(manifest.bytes for manifest in manifests),
+        "sources": [
+            {
+                **{key: s[key] for key in ("layout", "preset", "captions", "persons") if s.get(key)},
+                "name": _name(url),
+                "samples": manifest.samples,
+                "licence": _licence(manifest),
+            }
+            for url, manifest, s in zip(urls, manifests, settings)
+        ],
+        "labels": sorted(set(declared or _labels(urls, manifests))),
+    }
+
+
+def _name(url: str) -> str:
+    """What a data set is called among others: its folder's name, and its parent's where that is a split's."""
+    parts = [part for part in url.rstrip("/").split("/") if part]
+    return "/".join(parts[-2:] if parts[-1] in SPLITS else parts[-1:])
+
+
+def _licence(manifest: Manifest) -> str | None:
+    stated = manifest.provenance.get("licence")
+    return stated if isinstance(stated, str) else None
+
+
+def _labels(urls: Sequence[str], manifests: Sequence[Manifest]) -> set[str]:
+    """The labels that stand in the indexes of local data."""
+    if sum(len(manifest.shards) for manifest in manifests) > MOST_INDEXES or any(map(is_remote, urls)):
+        return set()
+    found: set[str] = set()
+    for url, manifest in zip(urls, manifests):
+        for shard in manifest.shards:
+            path = Path(url) / "index" / f"{Path(shard.name).stem}.parquet"
+            if path.is_file():
+                column = pq.read_table(path, columns=["label"])["label"]
+                found |= {label for label in column.unique().to_pylist() if label}
+    return found
+
+
+def evaluation_of(run: RunFolder, given: Path | None, step: int) -> dict[str, Any] | None:
+    """The evaluation that belongs to the released step: a file that was given, or evaluation.json of the run.
+
+    Raises:
+        UserError: if a given file is no evaluation, or one of another step.
+    """
+    path = given or run.path / "evaluation.json"
+    try:
+        found = read_json(path)
+        metrics = [
+            {**{key: metric[key] for key in ("title", "better", "note")}, "rows": metric["rows"]}
+            for metric in found["metrics"]
+        ]
+        same = found["step"] == step
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if given is None:
+            return None
+        raise UserError(
+            f"--evaluation={path}: is no evaluation ({type(error).__name__}: {error}); write it with "
+            "`uniemox evaluate protocol … --json`"
+        ) from None
+    if not same:
+        if given is None:
+            return None
+        raise UserError(f"--evaluation={path}: is of step {found['step']}, and step {step} is released")
+    return {"metrics": metrics, "verdict": found.get("verdict", []), "data": found.get("data", {})}
+
+
+def card(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, onnx: bool, curves: bool) -> str:
+    """The model card, with the front matter that the Hugging Face Hub reads."""
+    text = resources.files("uniemox_dist").joinpath("release/model_card.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
+    config = Config.model_validate(facts["config"])
+    return environment.from_string(text).render(
+        facts=facts, model=config.model, config=config, evaluation=evaluation, onnx=onnx, curves=curves
+    )
+
+
+def draw_curves(lines: Sequence[Line], step: int, path: Path) -> bool:
+    """Losses and learning rate up to the released step as one PNG; False where the run has no metrics."""
+    lines = [line for line in lines if line["step"] <= step]
+    titles = {
+        "loss": "total loss",
+        "relation": "L1, relations",
+        "similarity": "L2, similarity",
+        "reconstruction": "L3, reconstruction",
+        "lr": "learning rate",
+    }
+    steps = [line["step"] for line in lines]
+    curves = {key: [number(line.get(key)) for line in lines] for key in titles}
+    shown = {key: values for key, values in curves.items() if any(x and math.isfinite(x) for x in values)}
+    if not shown:
+        return False
+    figure = Figure(figsize=(3.1 * len(shown), 2.7), dpi=150, layout="constrained")
+    for axes, (key, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
+        axes.plot(steps, values, linewidth=1.3, marker="o" if len(steps) < 3 else None)
+        axes.set_title(titles[key], fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+    return True

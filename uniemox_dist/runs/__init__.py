@@ -1,0 +1,1 @@
+"""A run seen through its folder: events, history, status and the report page. Torch-free."""

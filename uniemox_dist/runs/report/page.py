@@ -1,0 +1,113 @@
+"""One self-contained HTML page about a run: the facts are collected here, run.html.j2 gives them their form.
+
+What a user or a data set named is text to the template, which escapes it; only our charts go in as they are.
+"""
+
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import write_text
+from uniemox_dist.core.formatting import duration, moment, zone
+from uniemox_dist.runs.attempts import numbers
+from uniemox_dist.runs.find import open_run
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.history import history, sections
+from uniemox_dist.runs.jobs import Answer
+from uniemox_dist.runs.report.attempts import attempt_rows, event_row, figures
+from uniemox_dist.runs.report.curves import RESUMES, draw
+from uniemox_dist.runs.report.environment import environment, submission
+from uniemox_dist.runs.report.evaluation import read_evaluation, table
+from uniemox_dist.runs.report.finetuning import finetuned
+from uniemox_dist.runs.report.gallery import gallery
+from uniemox_dist.runs.report.nearest_texts import nearest
+from uniemox_dist.runs.report.objective import objective
+from uniemox_dist.runs.report.pictures import pictures
+from uniemox_dist.runs.report.summary import summary
+from uniemox_dist.runs.report.timeline import draw_timeline, lanes_of
+from uniemox_dist.runs.status import starting
+
+EVENTS_SHOWN = 150
+"""Events in the table; of more, the middle ones are left out."""
+
+
+def write_report(
+    run: Path,
+    evaluation: Path | None = None,
+    out: Path | None = None,
+    answers: Mapping[int, Answer] | None = None,
+) -> Path:
+    """Writes the page and returns its path. `answers` are Slurm's about the run's jobs, where it was asked.
+
+    Raises:
+        UserError: if RUN is no run folder, or the evaluation is not one.
+    """
+    folder = open_run(run)
+    path = out or folder.report
+    if path.is_dir():
+        raise UserError(f"--out={path}: is a folder; give a file, such as {path / 'report.html'}")
+    found = folder.path / "evaluation.json"
+    origin = evaluation or (found if found.is_file() else None)
+    write_text(path, render(folder, read_evaluation(origin) if origin else None, answers))
+    return path
+
+
+def render(folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mapping[int, Answer] | None) -> str:
+    """The page as HTML."""
+    text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
+    config = sections(parse_yaml(text, str(folder.config)) if text else None)
+    lock = folder.look_at_lock()  # first, as it may be taken or freed while we read
+    metrics, events = read_lines(folder.metrics), read_lines(folder.events)
+    past, now = history(metrics, events), time.time()
+    facts = summary(folder, config, events, past, lock, now, answers)
+    told = numbers(metrics, events, over=facts["state"].word == "killed" or starting(events, lock))
+    facts["duration"] = duration(told.worked_s)
+    name = folder.path.resolve().name
+    tuned = finetuned(folder, config, past)
+    charts = draw(past, config.get("loss") or {})
+    if tuned is not None and tuned.validation is not None:
+        charts.insert(1, tuned.validation)
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(Path(__file__).with_name("run.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        name=name,
+        quoted=shlex.quote(name),
+        released=shlex.quote(f"{name}-release"),
+        facts=facts,
+        charts=charts,
+        finetuned=tuned,
+        svg=Markup,
+        past=past,
+        marks=[(kind, said, past.resumed(kind)) for kind, (said, _) in RESUMES.items()],
+        resumed=sum(event.get("event") == "resume" for event in events),
+        timeline=draw_timeline(told, metrics, events),
+        lanes=[(lane.title, len(times)) for lane, times in lanes_of(told, events)],
+        figures=figures(told),
+        attempts=attempt_rows(told, events),
+        lost=told.lost_steps,
+        stragglers=told.stragglers,
+        objective=objective(config),
+        reconstructs=bool((config.get("loss") or {}).get("reconstruction", True)),
+        persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
+        pictures=pictures(folder.samples),
+        nearest=nearest(folder.samples),
+        table=table(evaluation) if evaluation else None,
+        evaluation=evaluation,
+        gallery=gallery(folder.path),
+        events=[event_row(event) for event in events],
+        most_events=EVENTS_SHOWN,
+        config=text,
+        environment=environment(folder.environment),
+        submission=submission(folder.path / "jobs"),
+        checkpoints=sorted(p.parent.name for p in folder.checkpoints.glob("step_*/complete.json")),
+        written=moment(now),
+        zone=zone(now),
+    )

@@ -1,1 +1,0 @@
-"""What a teacher says of a data set, computed once and kept beside its shards."""

@@ -1,0 +1,173 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, and one readable line per interval."""
+
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.plan import Plan
+from uniemox_dist.distributed.collectives import gather_numbers
+from uniemox_dist.distributed.world import World
+from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.train.monitor.stragglers import Stragglers
+from uniemox_dist.train.monitor.tensorboard import Board
+from uniemox_dist.train.schedule import Schedule
+from uniemox_dist.train.step import StepResult
+
+log = logging.getLogger("uniemox")
+
+
+class Meter:
+    """Times, losses and reading of a run; every rank counts, rank 0 writes."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        schedule: Schedule,
+        plan: Plan,
+        world: World,
+        *,
+        first_step: int,
+        caches: bool = False,
+        sample_flops: int = 0,
+        peak_tflops: float | None = None,
+        hosts: Sequence[str] = (),
+        straggler_factor: float = 1.5,
+    ) -> None:
+        """`sample_flops` are the useful FLOPs of training on one sample; `hosts` those of the ranks."""
+        self._stragglers = Stragglers(hosts or ["?"] * world.size, straggler_factor)
+        self.tera_per_sample, self.peak_tflops = sample_flops / 1e12, peak_tflops
+        self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
+        self.global_batch, self.writes = plan.global_batch, world.is_main
+        self.skipped = self.damaged = self.samples = 0
+        self._board = Board(folder.tensorboard, first_step) if self.writes else None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._steps, self._waited_s, self._read = time.perf_counter(), 0, 0.0, Counts()
+        self._own_s = 0.0
+
+    def count(
+        self, result: StepResult, batches: Sequence[MicroBatch], waited_s: float, own_s: float = 0.0
+    ) -> None:
+        """Takes in a step, the seconds that this rank waited for its micro-batches, and those of its own computing."""
+        self._steps += 1
+        self._own_s += waited_s + own_s
+        self._waited_s += waited_s
+        self._read = sum((batch.counts for batch in batches), self._read)
+        self.skipped += not result.applied
+        self.damaged += result.damaged
+        self.samples += result.keys
+
+    def write(self, step: int, result: StepResult, lr: float) -> dict[str, Any]:
+        """Closes an interval: rates are of the interval, losses of its last step. Collective over all ranks."""
+        seconds = time.perf_counter() - self._since
+        slots = step * self.global_batch
+        samples_per_s = self._steps * self.global_batch / seconds
+        line = {
+            "step": step,
+            "epoch": round(slots / self.schedule.epoch_samples, 4),
+            "slots": slots,
+            "loss": result.loss,
+            **result.parts,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "samples_per_s": round(samples_per_s, 2),
+            **self._computing(samples_per_s),
+            **self._reading(step, seconds),
+            "source_samples": self.plan.source_samples(step),
+            "skipped_steps": self.skipped,
+            "damaged_samples": self.damaged,
+            "host_memory_gb": round(psutil.Process().memory_info().rss / 1e9, 3),
+            "time": round(time.time(), 3),
+        }
+        if torch.cuda.is_available():
+            line["device_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+        if self.writes:
+            self.folder.metric(line)
+            if self._board is not None:
+                self._board.scalars(step, line)
+            left_s = (self.schedule.max_steps - step) * self.global_batch / samples_per_s
+            log.info(
+                "step %d/%d  epoch %.2f  loss %.4f%s  lr %.2e  %.1f samples/s  %s  data wait %.0f%%  %.1f GB  %s left",
+                step,
+                self.schedule.max_steps,
+                line["epoch"],
+                result.loss,
+                _of_loss(result.parts),
+                lr,
+                samples_per_s,
+                _of_peak(line),
+                100 * line["data_wait_share"],
+                line["host_memory_gb"],
+                _duration(left_s),
+            )
+        self._begin()
+        return line
+
+    def _computing(self, samples_per_s: float) -> dict[str, float]:
+        """Useful FLOPs of one rank, and model FLOP utilisation: their share of the device's peak."""
+        tflops = self.tera_per_sample * samples_per_s / self.world.size
+        found = {"tflops_per_s": float(f"{tflops:.4g}")}
+        if self.peak_tflops:
+            found["mfu"] = float(f"{tflops / self.peak_tflops:.4g}")
+        return found
+
+    def _reading(self, step: int, seconds: float) -> dict[str, Any]:
+        """What all ranks' reading and computing was like in this interval: the slowest rank is the one that all others
+        wait for."""
+        counts = self._read
+        own = [
+            self._waited_s / seconds,
+            *map(float, (counts.bytes, counts.reads, counts.hits, counts.retries)),
+            self._own_s,
+        ]
+        waits, read, reads, hits, retries, own_s = zip(*gather_numbers(own, self.world))
+        if self.writes:
+            for slow in self._stragglers.add(own_s, self._steps, seconds):
+                self.folder.event("straggler", step=step, **slow.facts())
+                log.warning("%s", slow)
+        found = {
+            "data_wait_share": round(sum(waits) / len(waits), 4),
+            "data_wait_share_max": round(max(waits), 4),
+            "bytes_read_per_rank": round(sum(read) / len(read)),
+            "bytes_read_per_rank_max": round(max(read)),
+            "read_retries": round(sum(retries)),
+            "own_step_s": float(f"{statistics.median_low(own_s) / self._steps:.4g}"),
+            "own_step_s_max": float(f"{max(own_s) / self._steps:.4g}"),
+        }
+        if self.caches:
+            found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
+        return found
+
+    def pictures(self, step: int, sheet: Any, texts: str) -> None:
+        """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""
+        if self._board is not None:
+            self._board.pictures(step, sheet, texts)
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _of_loss(parts: dict[str, float]) -> str:
+    said = " ".join(f"{name} {value:.4f}" for name, value in parts.items())
+    return f" ({said})" if said else ""
+
+
+def _of_peak(line: dict[str, Any]) -> str:
+    share = f" ({100 * line['mfu']:.1f}% of peak)" if "mfu" in line else ""
+    return f"{line['tflops_per_s']:.3g} TFLOP/s{share}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s"

@@ -1,0 +1,136 @@
+"""Losses and gradients that are not finite: found before the engine steps, in every stage and precision, by all ranks
+alike; and what is written down of them.
+
+DeepSpeed looks at gradients in different ways in its stages, and at losses never. Gradients are looked at where they
+are after their reduction and before they become an update: in ZeRO's partitions, or in the parameters in stage 0.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniemox_dist.checkpoints.zero_state import flat_partitions, trained
+from uniemox_dist.core.files import write_json
+from uniemox_dist.data.loader import MicroBatch
+
+log = logging.getLogger("uniemox")
+SHOWN = 50
+"""Tensors in the evidence: those that are not finite first, then the largest."""
+
+
+def reduced_gradients(engine: Any) -> dict[str, Tensor]:
+    """This rank's share of the step's gradients by their parameters' names, after the last micro-batch's backward pass;
+    in stage 0 all of them. What pads a partition has no name and is left out.
+
+    Raises:
+        RuntimeError: if this version of DeepSpeed keeps them elsewhere.
+    """
+    if not engine.zero_optimization():
+        return {name: p.grad for name, p in trained(engine) if p.grad is not None}
+    optimizer = engine.optimizer
+    found: dict[str, Tensor] = {}
+    names = {id(p): name for name, p in trained(engine)}
+    try:
+        groups = optimizer.fp16_groups if hasattr(optimizer, "fp16_groups") else optimizer.params_in_partition
+        for group, gradients in optimizer.averaged_gradients.items():
+            real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+            found.update({names[id(p)]: gradient for p, gradient in zip(groups[group], real)})
+        if not optimizer.averaged_gradients:  # an optimizer on the CPU has them in its flat partitions
+            flats = enumerate(flat_partitions(engine))
+            found = {f"group {group}": flat.grad for group, flat in flats if flat.grad is not None}
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise _elsewhere(repr(error)) from error
+    if not found and any(flat.numel() for flat in flat_partitions(engine)):
+        raise _elsewhere("none are found")
+    return found
+
+
+def _elsewhere(why: str) -> RuntimeError:
+    return RuntimeError(
+        f"this version of DeepSpeed keeps its gradients differently ({why}); install a tested one (setup.py)"
+    )
+
+
+@torch.no_grad()
+def count(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """How many of these tensors have a value, or a norm, that is not finite; the host does not wait for it."""
+    if not gradients:  # a rank of many can be without a share
+        return torch.zeros((), dtype=torch.float64, device=device)
+    # The Euclidean norm, which a CPU has nine times as fast as the largest value. One that is too large for a number
+    # counts as well: the engine would not apply it either.
+    norms = torch.stack(torch._foreach_norm(list(gradients)))
+    return (~norms.isfinite()).sum().double()
+
+
+@torch.no_grad()
+def poison(gradients: Sequence[Tensor]) -> None:
+    """Makes the engine skip its step and clear its buffers in its own way, on every rank: it does so when it finds
+    gradients that are not finite, and now it finds nothing else."""
+    for gradient in gradients:
+        gradient.fill_(math.nan)
+
+
+def evidence(
+    engine: Any, gradients: dict[str, Tensor], batches: Sequence[MicroBatch], loss: float, step: int
+) -> dict[str, Any]:
+    """What this rank can say of a step that is about to be skipped."""
+    batch_tensors = ("scene_B3HW", "person_B3HW", "texts_BE", "pictures_BE")
+    weights = {name: p for name, p in trained(engine) if not hasattr(p, "ds_id")}  # ZeRO-3 holds a part only
+    return {
+        "step": step,
+        "loss": str(loss),
+        "micro_batches": [
+            {
+                "keys": list(batch.keys),
+                "slots": batch.slots_B.tolist(),
+                "tensors": [
+                    {"name": name, **statistics(tensor)}
+                    for name in batch_tensors
+                    if (tensor := getattr(batch, name)) is not None
+                ],
+            }
+            for batch in batches
+        ],
+        "gradients": _worst(gradients),
+        "weights": _worst(weights),
+    }
+
+
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """Writes evidence; a disk that does not take it is worth a warning."""
+    try:
+        write_json(path, facts)
+    except OSError as error:
+        log.warning("%s: %s; its evidence is lost", path, error.strerror)
+
+
+@torch.no_grad()
+def statistics(tensor: Tensor) -> dict[str, Any]:
+    """Shape, NaN, infinities, and of what is finite the mean and the largest absolute value."""
+    values = tensor.detach().float()
+    finite = values[values.isfinite()]
+    return {
+        "shape": list(tensor.shape),
+        "nan": int(values.isnan().sum()),
+        "infinite": int(values.isinf().sum()),
+        "mean": float(f"{finite.mean().item():.6g}") if finite.numel() else None,
+        "largest": float(f"{finite.abs().max().item():.6g}") if finite.numel() else None,
+    }
+
+
+def _worst(tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+    rows = [{"name": name, **statistics(tensor)} for name, tensor in tensors.items()]
+    rows.sort(key=lambda row: (row["nan"] + row["infinite"] == 0, -(row["largest"] or 0.0)))
+    return rows[:SHOWN]
+
+
+def names(facts: dict[str, Any]) -> Iterator[str]:
+    """The gradients that are not finite."""
+    for row in facts["gradients"]:
+        if row["nan"] or row["infinite"]:
+            yield row["name"]

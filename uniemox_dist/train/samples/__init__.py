@@ -1,0 +1,1 @@
+"""Held-out samples that are shown during training: reconstructions and nearest texts."""
