@@ -3,12 +3,12 @@
 import io
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loader_parts import alive, config, dataset, wait_until_gone
 from PIL import Image
 from torch import Tensor
 from web import serve
@@ -22,44 +22,13 @@ from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.data.loader import (
     REPLACEMENTS,
-    CaptionVectors,
     MicroBatch,
-    PlannedDataset,
     view_settings,
 )
 from uniemox_dist.data.rng import Purpose, choice
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.data.views import training_views
-
-
-def config(*folders: Path, workers: int = 0, **batch: Any) -> Config:
-    origins = (
-        {"sources": [{"path": str(f)} for f in folders]} if len(folders) > 1 else {"path": str(folders[0])}
-    )
-    return Config.model_validate(
-        {
-            "run": {"max_steps": 1, "seed": 3},
-            "data": {**origins, "workers": workers, "shuffle_window": 8, "background": "random"},
-            "batch": {"global_batch": 12, "micro_batch": 6, "streams": 6, **batch},
-            "model": {"image_size": 32, "patch_size": 8},
-            "teacher": {"name": "shipped:demo"},
-        }
-    )
-
-
-class PlaceVectors:
-    """Stands in for a text cache: the vector of a caption is its place."""
-
-    def vector(self, shard: int, row: int, caption: int) -> Tensor:
-        return torch.tensor([shard, row, caption], dtype=torch.float16)
-
-
-def dataset(of: Config, vectors: bool = True, with_person: bool = True) -> PlannedDataset:
-    sources = Sources(of)
-    found: list[CaptionVectors] | None = [PlaceVectors() for _ in sources.readers] if vectors else None
-    settings = view_settings(of, with_person=with_person)
-    return PlannedDataset(sources.plan(of), sources.readers, found, settings, of.run.seed)
 
 
 def steps(of: Config, count: int, *, first: int = 0, rank: int = 0, world: int = 1) -> list[MicroBatch]:
@@ -336,20 +305,6 @@ def test_what_is_wrong_with_a_source_is_named_before_the_run(
 
 
 # ---- processes
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not any(map(alive, pids))
 
 
 def test_loader_processes_are_gone_after_close_and_others_live_on(emoji_shards: Path) -> None:

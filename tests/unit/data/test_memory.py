@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 from inputs import DEMO
-from test_loader import config, dataset
+from loader_parts import config, dataset
 
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.data.sources import loader_bytes

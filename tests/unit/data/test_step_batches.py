@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_loader import alive, config, dataset, wait_until_gone
+from loader_parts import alive, config, dataset, wait_until_gone
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
