@@ -15,9 +15,9 @@ import json, sys, time
 from pathlib import Path
 from uniemox_dist.config.load import load_config
 from uniemox_dist.doctor import clock
-from uniemox_dist.doctor.short import preflight
-from uniemox_dist.runtime.world import World
-from uniemox_dist.train import comm
+from uniemox_dist.doctor.preflight import preflight
+from uniemox_dist.distributed.world import World
+from uniemox_dist.distributed import collectives as comm
 
 out, *overrides = sys.argv[1:]
 world = World.from_env()

@@ -70,7 +70,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_table(
     out = tmp_path / "killed.parquet"
     slowly = (
         "import sys, time, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from uniemox_dist.use import embed as e\n"
+        "from pathlib import Path; from uniemox_dist.inference import embed as e\n"
         "vectors = e.vectors\n"
         "def slow(*a):\n    time.sleep(0.4)\n    return vectors(*a)\n"
         "e.vectors = slow\n"

@@ -13,7 +13,7 @@ import pytest
 RANK = """
 import os, subprocess, sys, time
 from pathlib import Path
-from uniemox_dist.runtime.signals import StopFlag
+from uniemox_dist.core.signals import StopFlag
 where = Path(sys.argv[1])
 stop = StopFlag().install()
 shell = f"touch {where}/shell; while ! [ -e {where}/go ]; do sleep 0.02; done; echo lived"

@@ -10,10 +10,10 @@ import pytest
 
 CODE = """
 import os, subprocess, sys
-from uniemox_dist.runtime.rank_output import main_log
-from uniemox_dist.runtime.logs import start_logging
-from uniemox_dist.runtime.run_folder import RunFolder
-from uniemox_dist.runtime.world import World
+from uniemox_dist.runs.rank_output import main_log
+from uniemox_dist.core.logs import start_logging
+from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.distributed.world import World
 run = RunFolder(sys.argv[1])
 world = World(int(sys.argv[2]), 4)
 main_log.leave(run, world)
