@@ -51,7 +51,7 @@ def test_rows_are_the_releases_vectors_and_failures_have_their_place(
 def test_shards_and_their_table_give_the_same_vectors(
     small_release: Path, emoji_shards: Path, emoji_table: Path, tmp_path: Path
 ) -> None:
-    embed(str(emoji_shards), tmp_path / "shards.format.parquet", small_release, batch=16)
+    embed(str(emoji_shards), tmp_path / "shards.parquet", small_release, batch=16)
     embed(str(emoji_table), tmp_path / "table.parquet", small_release, batch=32)
     rows = {}
     for kind in ("shards", "table"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import uniemox_dist.distributed
 import uniemox_dist.train
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION
 from uniemox_dist.cli.main import run as uniemox
@@ -94,16 +95,16 @@ def test_a_rank_is_told_of_a_signal_that_came_before_its_imports(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str | None] = []
-    loop, comm = ModuleType("loop"), ModuleType("comm")
+    loop, collectives = ModuleType("loop"), ModuleType("collectives")
 
     def pretrain(*_: object, stop: Any, **__: object) -> int:
         told.append(stop.received)
         return 75
 
-    loop.pretrain, comm.close = pretrain, lambda: None  # type: ignore[attr-defined]
-    for name, module in (("loop", loop), ("comm", comm)):
-        monkeypatch.setitem(sys.modules, f"uniemox_dist.train.{name}", module)
-        monkeypatch.setattr(uniemox_dist.train, name, module, raising=False)
+    loop.pretrain, collectives.close = pretrain, lambda: None  # type: ignore[attr-defined]
+    for package, name, module in (("train", "loop", loop), ("distributed", "collectives", collectives)):
+        monkeypatch.setitem(sys.modules, f"uniemox_dist.{package}.{name}", module)
+        monkeypatch.setattr(getattr(uniemox_dist, package), name, module, raising=False)
     signalled_load_config(monkeypatch, signal.SIGUSR2)
     assert uniemox(command(run)) == 75
     assert told == ["SIGUSR2"]

@@ -41,7 +41,7 @@ def stopped(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("stopped")
     pack(of(photo_folder), root / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.walk, "ShardWriter", Stopping)
+        patch.setattr(shards.pack.walk, "ShardWriter", Stopping)
         with pytest.raises(RuntimeError):
             pack(of(photo_folder), root / "out")
     return root

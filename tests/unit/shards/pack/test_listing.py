@@ -212,7 +212,7 @@ def test_parts_divide_the_order_without_rest(parts: int, tmp_path: Path) -> None
 def test_row_groups_of_a_piece_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"image": bytes([i]) * 1000, "split": "test" if i % 3 == 0 else "train"} for i in range(120)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=10, compression="none")
-    monkeypatch.setattr(shards.listing, "PIECE_BYTES", 35_000)
+    monkeypatch.setattr(shards.pack.listing, "PIECE_BYTES", 35_000)
     source: Iterator[Record] = open_source("table", str(tmp_path / "t.parquet"), SourceOptions())
     listing = listed(tmp_path, list(source))
     order, piece = listing.order(None)

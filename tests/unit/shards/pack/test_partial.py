@@ -157,7 +157,7 @@ def test_a_full_volume_says_where_the_whole_shards_stay(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.pack, "write_rejected", full)
+        patch.setattr(shards.pack.pipeline, "write_rejected", full)
         with pytest.raises(
             UserError, match=r"the whole shards stay in out/\.partial: make room, then the same"
         ):

@@ -153,7 +153,7 @@ def test_one_bad_record_of_any_kind_never_ends_a_pack(
         Image.new("RGB", (16, 16), (number, number, 255 - number)).save(buffer, "JPEG")
         return buffer.getvalue()
 
-    monkeypatch.setattr(shards.pack, "open_source", lambda *_: read())
+    monkeypatch.setattr(shards.pack.pipeline, "open_source", lambda *_: read())
     result = pack(PackSettings("anything", "table", persons="none", captions="shipped"), tmp_path / "out")
     assert (result.records, result.packed) == (2 * len(BAD) + 1, {"train": len(BAD)})
     refused = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()

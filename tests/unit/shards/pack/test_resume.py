@@ -65,7 +65,7 @@ def test_resuming_writes_the_bytes_of_an_undisturbed_pack(
 ) -> None:
     whole = pack(settings(dirty_table), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(shards.walk, "ShardWriter", Stopping)
+        patch.setattr(shards.pack.walk, "ShardWriter", Stopping)
         patch.setattr(Stopping, "after", after)
         patch.setattr(Stopping, "error", error)
         with pytest.raises(type(error)):
@@ -88,7 +88,7 @@ def test_an_interrupted_pack_is_not_overwritten_unasked(
     dirty_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shards.walk, "ShardWriter", Stopping)
+        patch.setattr(shards.pack.walk, "ShardWriter", Stopping)
         with pytest.raises(RuntimeError):
             pack(settings(dirty_table), tmp_path / "out")
     before = files(tmp_path / "out.partial")
