@@ -3,21 +3,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXTRAS := train,cluster,persons,dev
+# Tests run on all cores; a file's tests stay together, because they share what the file made.
+# One thread a process: ranks and test processes share the cores.
+JOBS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# Unit tests of the packages that import without torch.
+LIGHT := $(addprefix tests/unit/,test_imports.py core config scheduler runs launch shards/format shards/edit shards/inspect shards/pack shards/sources slurm)
 
-.PHONY: help install demo demo-clean lint types test test-all test-cluster clean
+.PHONY: help install demo demo-clean lint types check test test-all test-latest test-cluster clean
 
 help:
-	@echo "make demo      pack, pretrain, release, evaluate and report on the shipped pictures (10 minutes on 2 cores)"
-	@echo "make test      lint, types and tests       make test-all  the slow tests too"
-	@echo "make test-cluster   the tests on a real Slurm of four nodes on this machine (root; installs Debian's packages)"
-	@echo "make install   only create $(VENV)             make demo-clean  delete what the demo made"
+	@echo "make demo          pack, pretrain, release, evaluate and report on the shipped pictures (10 minutes on 2 cores)"
+	@echo "make check         lint, types and the torch-free unit tests (a minute)"
+	@echo "make test          lint, types and tests"
+	@echo "make test-all      the slow tests too"
+	@echo "make test-latest   the tests with the newest versions that setup.py allows, in an environment of their own"
+	@echo "make test-cluster  the tests on a real Slurm of four nodes on this machine (root; installs Debian packages)"
+	@echo "make install       only create $(VENV), with the versions in constraints.txt"
+	@echo "make demo-clean    delete what the demo made"
 
-$(STAMP): setup.py
+$(STAMP): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "uniemox-dist needs Python 3.10 or newer; try make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing (torch and DeepSpeed are large: some minutes on a first run)"
-	$(BIN)/python -m pip install --quiet -e ".[train,cluster,persons,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(STAMP)
 
 install: $(STAMP)
@@ -35,15 +46,25 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+check: lint types
+	$(PYTEST) -m "not slow and not cluster" $(LIGHT)
+
 test: lint types
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(PYTEST) -m "not slow and not cluster"
 
 test-all: lint types
-	$(BIN)/python -m pytest -m "not cluster"
+	$(PYTEST) -m "not cluster"
 
-# The tests bring up a cluster of their own with tools/mini-slurm, and take it down.
+# Without constraints.txt: shows whether the newest releases of the dependencies still work.
+test-latest:
+	$(PYTHON) -m venv --clear .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade pip
+	.venv-latest/bin/python -m pip install --quiet -e ".[$(EXTRAS)]"
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not cluster"
+
+# The tests bring up a cluster of their own with tools/mini-slurm, and take it down. One at a time.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m cluster $(or $(TESTS),tests/cluster)
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .venv-latest

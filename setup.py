@@ -24,7 +24,7 @@ BASE = [
     "universal_pathlib>=0.2.6",  # pathlib's words for what fsspec reaches
 ]
 MODELS = [
-    "torch>=2.11",  # what the code is written for; run with 2.11 (on a GPU), 2.14 and 2.15 so far
+    "torch>=2.11,<2.16",  # tested with 2.11 (on a GPU), 2.14 and 2.15; two private names are used, hence the upper bound
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
     "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
@@ -32,12 +32,12 @@ MODELS = [
 ]
 TRAIN = [
     *MODELS,
-    "deepspeed>=0.19",  # ZeRO; checkpoints rest on the partition layout of this series
+    "deepspeed>=0.19,<0.20",  # ZeRO; checkpoints read its partitions, whose layout is that of this series
     "open_clip_torch>=3.0",  # the teacher; local-dir: models came with 3.0
     "tensorboard>=2.16",  # scalars and pictures of a run
     "webdataset>=1.0",  # the tar format's reference reader
 ]
-CLUSTER = ["submitit>=1.5.2"]  # the Python way into Slurm
+CLUSTER = ["submitit>=1.5.2,<1.6"]  # the Python way into Slurm; its script writer and signal handler are private names
 PERSONS = ["onnxruntime>=1.17"]  # the person detector
 EMOTIC = ["scipy>=1.11"]  # reads EMOTIC's Annotations.mat
 REMOTE = [  # reading sources and shards from elsewhere; for gs:// install gcsfs
@@ -57,6 +57,7 @@ DEV = [
     "hypothesis>=6.100",  # property tests of the plan
     "mypy>=1.11",
     "pytest>=8",
+    "pytest-xdist>=3.5",  # tests on all cores
     "ruff>=0.6",
     "scikit-image>=0.24",  # real photographs for detector and decoding tests
     "scikit-learn>=1.4",  # its figures of the same answers, beside ours
