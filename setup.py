@@ -24,7 +24,8 @@ BASE = [
     "universal_pathlib>=0.2.6",  # pathlib's words for what fsspec reaches
 ]
 MODELS = [
-    "torch>=2.11,<2.16",  # tested with 2.11 (on a GPU), 2.14 and 2.15; two private names are used, hence the upper bound
+    # Tested with 2.11 (on a GPU), 2.14 and 2.15. The loader uses a private name, hence the upper bound.
+    "torch>=2.11,<2.16",
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
     "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
@@ -37,7 +38,9 @@ TRAIN = [
     "tensorboard>=2.16",  # scalars and pictures of a run
     "webdataset>=1.0",  # the tar format's reference reader
 ]
-CLUSTER = ["submitit>=1.5.2,<1.6"]  # the Python way into Slurm; its script writer and signal handler are private names
+CLUSTER = [
+    "submitit>=1.5.2,<1.6"
+]  # the Python way into Slurm; its script writer and signal handler are private names
 PERSONS = ["onnxruntime>=1.17"]  # the person detector
 EMOTIC = ["scipy>=1.11"]  # reads EMOTIC's Annotations.mat
 REMOTE = [  # reading sources and shards from elsewhere; for gs:// install gcsfs
