@@ -88,7 +88,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     """One choice: rows of what, planned and measured bytes."""
     config = load_config(one[0], one[1])
     world = World()
-    there = collectives.init(world, 60)
+    there = collectives.init(world, 60, preload=("deepspeed",))
     device = Device("here", None, None, is_gpu=there.type == "cuda")
     tower = tower_of(config)
     assert tower.embedding_width is not None

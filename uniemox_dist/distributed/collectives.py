@@ -2,8 +2,9 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +17,18 @@ from uniemox_dist.distributed.world import World
 T = TypeVar("T")
 
 
-def init(world: World, timeout_s: int) -> torch.device:
+HOLDERS = ("torch.distributed.nn",)
+"""Modules whose functions have the default group as a default argument. One that is first imported while a group exists
+(open_clip imports this one) holds the group for ever, `close` cannot end the group's threads, and at the interpreter's
+end a thread that needs the interpreter aborts the process: "terminate called without an active exception"."""
+
+
+def init(world: World, timeout_s: int, *, preload: Sequence[str] = ()) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device.
+
+    Args:
+        timeout_s: seconds after which a collective operation fails.
+        preload: modules to import before the group exists, besides `HOLDERS`, for the reason given there.
 
     Raises:
         UserError: if this rank has no GPU of its own where there are GPUs.
@@ -36,6 +47,8 @@ def init(world: World, timeout_s: int) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if dist.is_initialized():
         return device
+    for name in (*HOLDERS, *preload):
+        import_module(name)
     # DeepSpeed wants a group even for one rank; a file of its own keeps that from needing a port.
     method = f"tcp://{world.master_addr}:{world.master_port}" if world.size > 1 else None
     store = None if method else dist.HashStore()

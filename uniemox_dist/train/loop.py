@@ -63,7 +63,7 @@ def train(
         stop = StopFlag().install()
     started = started or Started()
     grad_accum(config, world.size)  # divisibility is the user's to mend: before anything is opened
-    device = collectives.init(world, config.run.timeout_s)
+    device = collectives.init(world, config.run.timeout_s, preload=("deepspeed",))
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     collectives.on_main(world, lambda: _open_folder(folder))
     main_log.leave(folder, world)
