@@ -24,7 +24,7 @@ from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.sections import Seconds, Section
 from uniemox_dist.config.validation_errors import explain
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.scheduler.commands import parse_duration
+from uniemox_dist.scheduler.durations import parse_duration
 
 
 def _form(pattern: str, wanted: str) -> AfterValidator:

@@ -17,7 +17,7 @@ from typing import Any
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import share
 from uniemox_dist.runs.folder import RunFolder
-from uniemox_dist.scheduler.squeue import Live
+from uniemox_dist.scheduler.commands import LiveJobs
 
 TRIES, PAUSE_S = 50, 0.1
 CLAIM_S = 60.0
@@ -68,7 +68,7 @@ def read(path: Path) -> JobLock | None:
     return lock if sane else None
 
 
-def take(folder: RunFolder, own: JobLock, live: Live) -> str | None:
+def take(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
     """Takes the run for this job; returns a remark where it was taken over from another.
 
     Raises:
@@ -104,7 +104,7 @@ def release(folder: RunFolder, job_id: int) -> None:
         folder.job.unlink(missing_ok=True)
 
 
-def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: Live) -> str:
+def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: LiveJobs) -> str:
     state = live.states.get(held.job_id)
     if not live.knows(own.job_id):
         # Without squeue nobody knows of the other job; whether a process trains here, the kernel knows.

@@ -15,7 +15,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.scheduler.allocation import Allocation
-from uniemox_dist.scheduler.squeue import Live
+from uniemox_dist.scheduler.commands import LiveJobs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Begun:
         return f"{self.run}\t{self.nodes}\t{self.ranks}\t{self.ranks_per_node}"
 
 
-def begin(recipe: str, overrides: Sequence[str], live: Live, allocation: Allocation) -> Begun:
+def begin(recipe: str, overrides: Sequence[str], live: LiveJobs, allocation: Allocation) -> Begun:
     """Takes the run's folder for this job and says how many ranks to start.
 
     Raises:
@@ -91,7 +91,7 @@ def _idle(allocation: Allocation, nodes: int, each: int) -> list[str]:
 
 
 def check_times(
-    config: Config, folder: RunFolder, live: Live, allocation: Allocation, ranks: int
+    config: Config, folder: RunFolder, live: LiveJobs, allocation: Allocation, ranks: int
 ) -> list[str]:
     """Whether the signal comes early enough for a complete save, and the time limit is worth a start.
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uniemox_dist.scheduler.states import PHASES, Phase
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "slurm" / "pretrain.sbatch"
 PATIENCE_S = 240.0
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+ENDED = {state for state, phase in PHASES.items() if phase is Phase.ENDED}
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Job:
 
     def ended(self) -> tuple[str, int]:
         """Waits for the end; the job's state and its exit code."""
-        until(lambda: self.state in OVER, lambda: f"the end of job {self.number}:\n{self.log[-6000:]}")
+        until(lambda: self.state in ENDED, lambda: f"the end of job {self.number}:\n{self.log[-6000:]}")
         facts = self.facts()
         return facts["JobState"], int(facts["ExitCode"].partition(":")[0])
 

@@ -19,10 +19,10 @@ def begin(recipe: str, overrides: tuple[str, ...]) -> int:
     """
     from launch.job.start import begin as begin_attempt
     from uniemox_dist.scheduler.allocation import Allocation
-    from uniemox_dist.scheduler.squeue import Live
+    from uniemox_dist.scheduler.commands import LiveJobs
 
     allocation = Allocation.from_env(os.environ)
-    live = Live.parse("" if sys.stdin.isatty() else sys.stdin.read())
+    live = LiveJobs.parse("" if sys.stdin.isatty() else sys.stdin.read())
     begun = begin_attempt(recipe, overrides, live, allocation)
     for remark in begun.remarks:
         click.echo(f"uniemox: {remark}", err=True)

@@ -21,10 +21,10 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.runs.jobs import jobs_of
     from uniemox_dist.runs.report.page import write_report
-    from uniemox_dist.scheduler.queue import Queue
+    from uniemox_dist.scheduler.commands import JobQueries
 
     check_output(out, "--out")
     # Without an answer the page tells the state that the folder tells.
-    answers = Queue().ask([job.id for job in jobs_of(run)])
+    answers = JobQueries().ask([job.id for job in jobs_of(run)])
     path = write_report(run, evaluation, out, answers)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")

@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from uniemox_dist.runs.folder import RunFolder
     from uniemox_dist.runs.jobs import Job
-    from uniemox_dist.scheduler.queue import Queue
+    from uniemox_dist.scheduler.commands import JobQueries
 
 WATCH_S = 5.0
 """Seconds between looks with a bare --watch."""
@@ -54,11 +54,11 @@ def status(
     """Says where each RUN stands: a run's folder, a folder that holds some, or a pattern such as 'runs/vit*'.
 
     One run is shown with its last events. States: queued (its job waits in Slurm); running; stalled (its process
-    lives, but wrote nothing for long); restarting; stopped (by a signal, resumable); failed; killed (without a word);
+    lives, but wrote nothing for long); restarting; stopped (by a signal, resumable); failed; killed (no exit message);
     complete. Slurm is asked about the jobs that run folders name, where there is one.
     """
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.scheduler.queue import Queue
+    from uniemox_dist.scheduler.commands import JobQueries
 
     if watch is not None and as_json:
         raise UserError("--watch and --json: give one of them")
@@ -66,7 +66,7 @@ def status(
         raise UserError(f"--all={below} and RUN={runs[0]}: give one of them")
     if not runs and below is None:
         raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
-    queue = Queue()
+    queue = JobQueries()
     if watch is None:
         click.echo(_json(runs, below, queue) if as_json else _page(runs, below, queue))
         return
@@ -81,7 +81,7 @@ def status(
         return
 
 
-def _json(runs: Sequence[str], below: str | None, queue: "Queue") -> str:
+def _json(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
     looks = _looks(_find(runs, below), queue)
     found = [{key: value for key, value in facts.items() if key != "tone"} for facts, _ in looks]
     about = {
@@ -94,7 +94,7 @@ def _json(runs: Sequence[str], below: str | None, queue: "Queue") -> str:
     return json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _page(runs: Sequence[str], below: str | None, queue: "Queue") -> str:
+def _page(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
     from uniemox_dist.cli.status_table import page
 
     looks = _looks(_find(runs, below), queue)
@@ -163,7 +163,9 @@ def _below(place: str) -> list["RunFolder"]:
     return runs
 
 
-def _looks(runs: Sequence["RunFolder"], queue: "Queue") -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _looks(
+    runs: Sequence["RunFolder"], queue: "JobQueries"
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Facts and events of each run; Slurm is asked once for all of them."""
     from uniemox_dist.runs.jobs import job_of, jobs_of
 

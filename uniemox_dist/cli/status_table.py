@@ -8,7 +8,7 @@ import click
 from uniemox_dist.cli.tables import columns
 from uniemox_dist.core.formatting import counted, cut, duration, is_number, moment, zone
 from uniemox_dist.runs.event_text import sentence
-from uniemox_dist.runs.jobs import RUNS, WAITS
+from uniemox_dist.scheduler.states import Phase, phase
 
 EVENTS_SHOWN = 12
 EVENT_CHARACTERS = 60
@@ -155,7 +155,7 @@ def _details(facts: Facts) -> list[str]:
 
 def _job_details(job: Facts | None) -> str:
     """A line about a job that runs or waits; of one that is over, the state says so."""
-    if job is None or job["state"] not in WAITS | RUNS:
+    if job is None or not job["state"] or phase(job["state"]) is Phase.ENDED:
         return ""
     said = f"job {job['id']}: {job['state']}"
     if job["nodes"]:

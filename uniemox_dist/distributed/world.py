@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.scheduler.hostlist import expand
+from uniemox_dist.scheduler.hostlist import expand_hostlist
 
 FIRST_PORT, PORTS = 20_000, 20_000
 """The ranks of a Slurm job meet at one of these ports."""
@@ -69,7 +69,7 @@ def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:
         env.get("SLURM_JOB_ID", ""),
     )
     if not address and nodes:
-        address = expand(nodes)[0]
+        address = expand_hostlist(nodes)[0]
     if not port and job.isdigit():
         step = env["SLURM_STEP_ID"]
         number = int(job) + STEP_PORTS * (int(step) if step.isdigit() else 0)

@@ -1,50 +1,35 @@
-"""The Slurm jobs of a run: which its folder names, and what Slurm's answer about them says. Nothing is asked here."""
+"""The Slurm jobs that a run's folder names, with what Slurm reports about them; this module does not call Slurm."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from uniemox_dist.core.files import read_json
 from uniemox_dist.core.formatting import cut, duration, is_number
+from uniemox_dist.scheduler.commands import JobState
+from uniemox_dist.scheduler.states import Phase, phase
 
 SUBMISSIONS_READ = 20
-"""The newest ones: a chain of jobs that follow each other is queued in advance."""
-WAITS = frozenset(["PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"])
-RUNS = frozenset(["RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "SUSPENDED", "STOPPED"])
+"""The newest submissions that are read: a chain of jobs is submitted in advance."""
 REASONS = {
     "Resources": "for free nodes",
     "Priority": "behind jobs of higher priority",
-    "BeginTime": "for its begin time, which a requeue moves by some minutes",
+    "BeginTime": "for its begin time, which a requeue delays by some minutes",
     "Dependency": "for a job that it depends on",
-    "DependencyNeverSatisfied": "for a job that can never do what it waits for: cancel it",
-    "JobHeldUser": "because its user holds it: `scontrol release` it",
-    "JobHeldAdmin": "because the administrators hold it",
+    "DependencyNeverSatisfied": "for a dependency that can never be met: cancel the job",
+    "JobHeldUser": "because its user holds it: run `scontrol release`",
+    "JobHeldAdmin": "because an administrator holds it",
     "ReqNodeNotAvail": "for nodes that are down or reserved",
     "Nodes required for job are DOWN": "for nodes that are down, drained or reserved",
     "Licenses": "for licences",
     "Reservation": "for its reservation",
     "PartitionDown": "because its partition is down",
-    "PartitionTimeLimit": "for ever: its time limit is above the partition's",
-    "PartitionNodeLimit": "for ever: it asks for more nodes than its partition has",
+    "PartitionTimeLimit": "forever: its time limit is above the partition's",
+    "PartitionNodeLimit": "forever: it asks for more nodes than its partition has",
 }
-"""What people ask about most of Slurm's reasons; others are shown as they are."""
-
-
-class Answer(Protocol):
-    """What Slurm says of a job (uniemox_dist.scheduler.commands.JobState)."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def nodes(self) -> str: ...
-    @property
-    def start(self) -> float | None: ...
-    @property
-    def time_left(self) -> float | None: ...
+"""Plain text for Slurm's most frequent reasons; others are printed as they are."""
 
 
 @dataclass(frozen=True)
@@ -53,59 +38,64 @@ class Job:
 
     id: int
     hosts: tuple[str, ...] = ()
-    """The nodes that it had when it began, as it wrote itself; empty if it has not begun."""
+    """The nodes that the job recorded when it began; empty if it has not begun."""
     began: float | None = None
-    """When it began, as it wrote itself."""
+    """When the job recorded its beginning, in seconds since 1970."""
     state: str | None = None
-    """Slurm's word, such as PENDING; empty: Slurm knows it no more; None: Slurm was not asked, or did not answer."""
+    """Slurm's state, such as PENDING. Empty if Slurm has forgotten the job; None if Slurm was not asked, or did not
+    answer."""
     reason: str = ""
-    """Why it waits, in Slurm's word."""
+    """Why the job waits, in Slurm's word."""
     nodes: str = ""
-    """The nodes that it has, in Slurm's short form."""
+    """The job's nodes in Slurm's short form."""
     start: float | None = None
-    """When it started, or is expected to, in seconds since 1970."""
+    """When the job started, or is expected to start, in seconds since 1970."""
     time_left_s: float | None = None
-    """Seconds to its time limit."""
+    """Seconds until the time limit."""
 
     @property
     def name(self) -> str:
-        """How it is spoken of."""
+        """The job in a sentence, such as `job 17`."""
         return f"job {self.id}"
 
     @property
     def waits(self) -> bool:
-        """Whether it is in the queue."""
-        return self.state in WAITS
+        """Whether the job is in the queue."""
+        return bool(self.state) and phase(str(self.state)) is Phase.WAITING
 
     @property
     def runs(self) -> bool:
-        """Whether it has nodes."""
-        return self.state in RUNS
+        """Whether the job holds its nodes."""
+        return bool(self.state) and phase(str(self.state)) is Phase.RUNNING
 
     @property
-    def gone(self) -> bool:
-        """Whether Slurm said that it is over."""
+    def ended(self) -> bool:
+        """Whether Slurm reported that the job has ended, or has forgotten it."""
         return self.state is not None and not self.waits and not self.runs
 
-    def waiting(self, now: float) -> str:
-        """What it waits for, and how long."""
-        if self.state == "CONFIGURING":
+    def describe_wait(self, now: float) -> str:
+        """What the job waits for, and for how long."""
+        if self.state in ("CONFIGURING", "POWER_UP_NODE"):
             return f"{self.name}: its nodes are being started"
         reason = self.reason.strip("()").partition(",")[0]
         for_what = REASONS.get(reason, cut(f"in the queue ({reason})" if reason else "in the queue", 80))
+        if self.state == "RESV_DEL_HOLD":
+            for_what = "because its reservation was deleted: run `scontrol release`, or cancel it"
         when = ""
         if self.start is not None and self.start > now:
             when = f"; expected to start in {duration(self.start - now)}"
         return f"{self.name} waits {for_what}{when}"
 
-    def over(self) -> str:
-        """How it ended."""
-        return f"{self.name} is over" + (f" ({self.state})" if self.state else "")
+    def describe_end(self) -> str:
+        """How the job ended."""
+        return f"{self.name} has ended" + (f" ({self.state})" if self.state else "")
 
 
 def jobs_of(run: Path) -> list[Job]:
-    """The jobs that a run's folder names, the newest first: the one that wrote job.json, and those of submissions. What
-    is damaged names none."""
+    """The jobs that a run's folder names, newest first: the job of job.json and the submitted jobs.
+
+    Damaged files are skipped.
+    """
     found: dict[int, Job] = {}
     own = _read(run / "job.json")
     if _is_id(own.get("job_id")):
@@ -121,22 +111,22 @@ def jobs_of(run: Path) -> list[Job]:
     return sorted(found.values(), key=lambda job: -job.id)
 
 
-def job_of(jobs: Sequence[Job], answers: Mapping[int, Answer] | None) -> Job | None:
-    """The one of a run's jobs that counts: the one that runs, or else the first that waits, or else the newest.
+def job_of(jobs: Sequence[Job], answers: Mapping[int, JobState] | None) -> Job | None:
+    """The job that decides a run's state: the one that runs, else the first that waits, else the newest.
 
     Args:
-        answers: Slurm's, by number; None if it did not answer.
+        answers: states by job number; None if Slurm did not answer.
     """
     if answers is None:
         began = [job for job in jobs if job.hosts]
         return next(iter(began or jobs), None)
-    told = [_told(job, answers.get(job.id)) for job in jobs]
-    waiting = sorted((job for job in told if job.waits), key=lambda job: job.id)
-    ordered = [*(job for job in told if job.runs), *waiting, *(job for job in told if job.gone)]
+    updated = [_update(job, answers.get(job.id)) for job in jobs]
+    waiting = sorted((job for job in updated if job.waits), key=lambda job: job.id)
+    ordered = [*(job for job in updated if job.runs), *waiting, *(job for job in updated if job.ended)]
     return ordered[0] if ordered else None
 
 
-def _told(job: Job, answer: Answer | None) -> Job:
+def _update(job: Job, answer: JobState | None) -> Job:
     if answer is None:
         return replace(job, state="")
     return replace(
@@ -150,7 +140,7 @@ def _told(job: Job, answer: Answer | None) -> Job:
 
 
 def _submissions(jobs: Path) -> list[Path]:
-    """Newest first."""
+    """The submission files, newest first."""
     try:
         folders = [path for path in jobs.iterdir() if re.fullmatch(r"\d+", path.name)]
     except OSError:

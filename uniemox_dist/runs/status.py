@@ -67,7 +67,7 @@ def standing(
         return alone
     on = _goes_on(saved)
     if job.waits:
-        return Standing("queued", "wait", f"{job.waiting(now)}; {on}")
+        return Standing("queued", "wait", f"{job.describe_wait(now)}; {on}")
     last = events[-1] if events else {}
     sign = max((x["time"] for x in (*lines[-1:], last) if is_number(x.get("time"))), default=None)
     if job.runs:
@@ -80,12 +80,12 @@ def standing(
             return Standing("queued", "wait", f"{job.name} went back into the queue; {on}")
         return alone
     if sign is None:
-        return Standing("killed", "bad", f"{job.over()}, and has written nothing")
+        return Standing("killed", "bad", f"{job.describe_end()}, and has written nothing")
     if job.state == "CANCELLED" and alone.word in ("running", "stalled", "restarting", "killed"):
         return Standing("stopped", "wait", f"{job.name} was cancelled; the same command {on}")
     if alone.word in ("running", "stalled", "restarting", "killed"):
-        return Standing("killed", "bad", f"without a word; {job.over()}; {on}")
-    return Standing(alone.word, alone.tone, f"{alone.remark}; {job.over()}")
+        return Standing("killed", "bad", f"no exit message; {job.describe_end()}; {on}")
+    return Standing(alone.word, alone.tone, f"{alone.remark}; {job.describe_end()}")
 
 
 def _in_job(alone: Standing, job: Job, last: Line, silent_s: float, start_s: float, on: str) -> Standing:
@@ -178,7 +178,7 @@ def by_folder(
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())
     if lock.held is False and not (elsewhere and silent_s <= limit_s):
         # The lock of another host may be one that this host cannot see: then fresh lines count more.
-        return Standing("killed", "bad", f"without a word; its last sign is {duration(silent_s)} old; {on}")
+        return Standing("killed", "bad", f"no exit message; its last sign is {duration(silent_s)} old; {on}")
     if silent_s <= limit_s:
         return Standing("running", "good", "starting" if starts else "")
     perhaps = "" if lock.held else " or killed: the lock cannot be tested here"

@@ -1,42 +1,38 @@
-"""Slurm's own commands as functions, for login nodes. Jobs do not use them: inside a container there are none."""
+"""Functions that call sbatch, squeue and scontrol, and read their output.
+
+They run on login nodes. Inside a job the batch script calls Slurm's commands and passes their output on, because the
+container of a job may lack them.
+"""
 
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.formatting import cut
+from uniemox_dist.scheduler.durations import parse_duration
+from uniemox_dist.scheduler.states import Phase, phase
 
 TIMEOUT_S = 60
-"""Seconds that the controller may take to answer; a busy one needs tens of them."""
-LIVE = frozenset(
-    {
-        *(
-            "PENDING",
-            "CONFIGURING",
-            "RUNNING",
-            "SUSPENDED",
-            "STOPPED",
-            "COMPLETING",
-            "REQUEUED",
-            "REQUEUE_HOLD",
-        ),
-        *("REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD"),
-    }
-)
-"""States of jobs that run, or will run (again) by themselves."""
+"""Seconds to wait for an answer of the controller; a busy one needs tens of them."""
+SCREEN_TIMEOUT_S = 5.0
+"""Seconds to wait for squeue while a user looks at the screen."""
+RETRY_S = 60.0
+"""Seconds after which `JobQueries` calls squeue again when it did not answer."""
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_DEBUG_FLAGS")
-"""Variables of that name are a site's, not those of an allocation in which the command happens to be called."""
+"""Variables that belong to the site, not to the allocation in which the command is called."""
 _UNREACHABLE = re.compile(r"(?i)unable to contact|timed out|connection refused|connect failure|communication")
 
 
 class NoSlurm(UserError):
-    """This machine has no such command."""
+    """This machine lacks a command of Slurm."""
 
 
 class SlurmFault(Fault):
@@ -45,35 +41,95 @@ class SlurmFault(Fault):
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job stands, as squeue tells."""
+    """The state of a job as squeue reports it."""
 
     state: str
-    """Slurm's word, such as PENDING or RUNNING."""
+    """Slurm's name of the state, such as PENDING or RUNNING."""
     reason: str = ""
-    """Why it does not run, such as Resources; empty for one that does."""
+    """Why the job does not run, such as Resources; empty for a job that runs."""
     nodes: str = ""
-    """Its nodes in Slurm's short form, such as n[1-3]."""
+    """The job's nodes in Slurm's short form, such as n[1-3]."""
     start: float | None = None
-    """When it started, or is expected to start, in seconds since 1970."""
+    """When the job started, or is expected to start, in seconds since 1970."""
     time_left: float | None = None
-    """Seconds until its time limit; None without one, or where Slurm does not say."""
+    """Seconds until the time limit; None without a limit, or where Slurm does not report one."""
 
     @property
     def live(self) -> bool:
-        """Whether it runs, or will run by itself."""
-        return self.state in LIVE
+        """Whether the job runs, or will run without being submitted again."""
+        return phase(self.state) is not Phase.ENDED
+
+
+@dataclass(frozen=True)
+class LiveJobs:
+    """The jobs that wait or run, from the output of `squeue -h -o '%A %T %l'`."""
+
+    states: dict[int, str] = field(default_factory=dict)
+    """State of each job by its number."""
+    limits_s: dict[int, float] = field(default_factory=dict)
+    """Time limits in seconds, of the jobs that have one."""
+
+    @classmethod
+    def parse(cls, text: str) -> "LiveJobs":
+        """Reads squeue's lines; skips other lines and further columns."""
+        states, limits = {}, {}
+        for line in text.splitlines():
+            words = line.split()
+            if len(words) < 2 or not words[0].isdigit():
+                continue
+            if phase(words[1]) is not Phase.ENDED:
+                states[int(words[0])] = words[1]
+            limit = parse_duration(words[2]) if len(words) > 2 else None
+            if limit is not None:
+                limits[int(words[0])] = limit
+        return cls(states, limits)
+
+    def knows(self, own_id: int) -> bool:
+        """Whether squeue answered: its answer then contains the calling job."""
+        return own_id in self.states
+
+
+class JobQueries:
+    """Repeated queries of squeue that never wait long."""
+
+    def __init__(self) -> None:
+        self.remark = ""
+        """Why squeue did not answer, in one line; empty if it did, or if there was nothing to ask."""
+        self._retry_at = 0.0
+
+    def ask(self, ids: Sequence[int]) -> Mapping[int, JobState] | None:
+        """The states of those jobs that Slurm knows, from one call of squeue; None without an answer."""
+        if not ids:
+            self.remark = ""
+            return {}
+        if time.monotonic() < self._retry_at:
+            return None
+        try:
+            found = job_states(ids, timeout_s=SCREEN_TIMEOUT_S)
+        except NoSlurm:
+            why = "there is no squeue on this machine"
+        except (Fault, UserError) as error:
+            why = cut(str(error), 100)
+        else:
+            self.remark = ""
+            return found
+        self.remark = f"States are from the run folders alone, without Slurm: {why}"
+        self._retry_at = time.monotonic() + RETRY_S
+        return None
 
 
 def has(tool: str) -> bool:
-    """Whether this machine has a command of Slurm's."""
+    """Whether this machine has a command, such as sbatch."""
     return shutil.which(tool) is not None
 
 
 def sbatch(
     options: Sequence[str], script: Path, arguments: Sequence[str] = (), *, remarks: list[str] | None = None
 ) -> int:
-    """Submits a script and returns its job's number. What the script says itself is not overruled by variables such as
-    SBATCH_PARTITION, as sbatch would have it. What sbatch says beside the number goes into `remarks`.
+    """Submits a script and returns the job's number.
+
+    Options in the script win over variables such as SBATCH_PARTITION, which sbatch alone would prefer. Other lines that
+    sbatch prints are appended to `remarks`.
 
     Raises:
         UserError: without sbatch, or with its reason if it refuses the job.
@@ -84,12 +140,12 @@ def sbatch(
     answer = _call(["sbatch", "--parsable", *options, str(script), *arguments], env=env, remarks=remarks)
     match = re.search(r"^(\d+)(?:;\S*)?$", answer, re.M)
     if match is None:
-        raise SlurmFault(f"sbatch answered {answer.strip()!r}, which is no job's number")
+        raise SlurmFault(f"sbatch printed {answer.strip()!r}, which is not a job number")
     return int(match.group(1))
 
 
 def scontrol(*arguments: str) -> str:
-    """What scontrol prints.
+    """Runs scontrol and returns its output.
 
     Raises:
         UserError: without scontrol, or with its reason if it refuses.
@@ -99,8 +155,9 @@ def scontrol(*arguments: str) -> str:
 
 
 def job_states(ids: Iterable[int], *, timeout_s: float = TIMEOUT_S) -> dict[int, JobState]:
-    """The states of those of the jobs that Slurm still knows; ended ones are forgotten after some minutes. The number
-    of a job array stands for its task that goes on furthest.
+    """The states of the jobs that Slurm still knows; it forgets a job some minutes after its end.
+
+    The number of a job array gets the state of its task that is furthest on: running, then waiting, then ended.
 
     Raises:
         UserError: without squeue.
@@ -114,7 +171,7 @@ def job_states(ids: Iterable[int], *, timeout_s: float = TIMEOUT_S) -> dict[int,
     try:
         answer = _call(["squeue", "-h", "-a", "-t", "all", "-o", form, "-j", names], timeout_s)
     except UserError as error:
-        # Asked for one job alone that is forgotten, squeue calls it a mistake.
+        # squeue fails if the only job it is asked about is forgotten.
         if "Invalid job id" in str(error):
             return {}
         raise
@@ -127,32 +184,19 @@ def job_states(ids: Iterable[int], *, timeout_s: float = TIMEOUT_S) -> dict[int,
         for number in {fields[0], fields[1]}:
             if number.isdigit() and int(number) in asked:
                 known = found.get(int(number))
-                if known is None or _rank(state) > _rank(known):
+                if known is None or _progress(state) > _progress(known):
                     found[int(number)] = state
     return found
 
 
 def environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What Slurm's commands should see: nothing of an allocation in which they happen to be called, whose numbers of
-    tasks and cores would go into the new job, and no formats of the user's."""
+    """The environment for Slurm's commands.
+
+    It leaves out the variables of an allocation in which the command is called, whose numbers of tasks and cores would
+    go into the new job, and the user's own output formats.
+    """
     own = re.compile(r"SLURM_|SLURMD_|SQUEUE_|PMI|PMIX_|UNIEMOX_(POINT|LEAD_S|AFTER_JOB|BATCH_BEGAN)$")
     return {key: value for key, value in env.items() if key in KEPT or not own.match(key)}
-
-
-def parse_duration(text: str) -> float | None:
-    """Seconds of a time as Slurm writes it (`minutes`, `minutes:seconds`, `hours:minutes:seconds`, `days-hours…`); None
-    for anything else, such as UNLIMITED."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if match is None:
-        return None
-    days, *parts = match.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    if days is not None:  # days-hours[:minutes[:seconds]]
-        hours, minutes, seconds = (numbers + [0, 0])[:3]
-        return float(((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds)
-    if len(numbers) == 3:
-        return float((numbers[0] * 60 + numbers[1]) * 60 + numbers[2])
-    return float(numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0))
 
 
 def _job_state(fields: Sequence[str]) -> JobState:
@@ -163,12 +207,15 @@ def _job_state(fields: Sequence[str]) -> JobState:
     return JobState(state, "" if reason == "None" else reason, nodes, began, parse_duration(left))
 
 
-def _rank(state: JobState) -> int:
-    return ("RUNNING", "COMPLETING", "CONFIGURING").count(state.state) * 2 + state.live
+def _progress(state: JobState) -> int:
+    """How far on a task of a job array is, for comparing tasks."""
+    if state.state == "CONFIGURING":
+        return 2
+    return {Phase.RUNNING: 3, Phase.WAITING: 1, Phase.ENDED: 0}[phase(state.state)]
 
 
 def _option(variable: str) -> str:
-    """The option of sbatch that a variable stands for, or none."""
+    """The option of sbatch that a variable sets; "none" if it sets none."""
     name = variable.removeprefix("SBATCH_")
     if name == variable:
         return "none"
@@ -185,10 +232,10 @@ def _call(
     remarks: list[str] | None = None,
 ) -> str:
     tool = command[0]
-    # sbatch hands its own environment to the job; that of the others need not be the user's.
+    # sbatch passes its environment to the job; the other commands get a fixed output format.
     env = env or {**environment(), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
     try:
-        # In a session of its own: Ctrl-C must not leave open whether a job was submitted.
+        # In its own session: Ctrl-C would leave it unknown whether a job was submitted.
         done = subprocess.run(
             command,
             env=env,
@@ -201,7 +248,7 @@ def _call(
         )
     except FileNotFoundError:
         raise NoSlurm(
-            f"{tool}: there is no such command on this machine; call this on a login node of the cluster, "
+            f"{tool}: there is no such command on this machine; run this on a login node of the cluster, "
             "or use `uniemox launch local`"
         ) from None
     except subprocess.TimeoutExpired:
@@ -213,7 +260,7 @@ def _call(
             remarks += [line for line in done.stderr.splitlines() if line.strip()]
         return done.stdout
     said = [re.sub(rf"^{tool}: (?:fatal: |error: )?", "", line) for line in done.stderr.splitlines() if line]
-    reason = "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}, and no word"
+    reason = "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}, no message"
     if _UNREACHABLE.search(reason):
         raise SlurmFault(f"{tool}: {reason}")
     raise UserError(f"{tool}: {reason}")

@@ -1,32 +1,32 @@
-"""Slurm's short form of node names, `gpu[001-004,7],login1`, as a list. Standard library only."""
+"""Slurm's short form of node names, such as `gpu[001-004,7],login1`."""
 
 import re
 
 from uniemox_dist.core.errors import UserError
 
-MOST = 65_536
-"""Nodes beyond which a list is taken for a mistake."""
+MAX_NODES = 65_536
+"""A longer list is a mistake."""
 
 
-def expand(text: str) -> list[str]:
-    """The names of a node list in their order; numbers keep their leading zeros.
+def expand_hostlist(text: str) -> list[str]:
+    """The names in a node list, in its order; numbers keep their leading zeros.
 
     Raises:
-        UserError: if it is none.
+        UserError: if the text is not a node list.
     """
     names = [name for part in _parts(text) for name in _expand_one(part, text)]
-    if len(names) > MOST:
-        raise UserError(f"node list {text!r}: has {len(names)} nodes; at most {MOST}")
+    if len(names) > MAX_NODES:
+        raise UserError(f"node list {text!r}: has {len(names)} nodes; give at most {MAX_NODES}")
     return names
 
 
 def _parts(text: str) -> list[str]:
-    """Splits at the commas outside of brackets."""
+    """Splits a list at the commas outside of brackets."""
     parts, depth, part = [], 0, ""
     for letter in text.strip():
         depth += (letter == "[") - (letter == "]")
         if depth not in (0, 1):
-            raise _no_list(text)
+            raise _not_a_list(text)
         if letter == "," and not depth:
             parts.append(part)
             part = ""
@@ -34,16 +34,16 @@ def _parts(text: str) -> list[str]:
             part += letter
     parts.append(part)
     if depth or (text.strip() and not all(parts)):
-        raise _no_list(text)
+        raise _not_a_list(text)
     return [part for part in parts if part]
 
 
 def _expand_one(part: str, text: str) -> list[str]:
-    """The names of one part; several brackets multiply, the first one slowest."""
+    """The names of one part; several brackets multiply, and the last one varies fastest."""
     head, bracket, rest = part.partition("[")
     if not bracket:
         if not re.fullmatch(r"[\w.-]*", part):
-            raise _no_list(text)
+            raise _not_a_list(text)
         return [part]
     inside, _, tail = rest.partition("]")
     numbers = [number for span in inside.split(",") for number in _numbers(span, text)]
@@ -54,12 +54,12 @@ def _expand_one(part: str, text: str) -> list[str]:
 def _numbers(span: str, text: str) -> list[str]:
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
     if found is None:
-        raise _no_list(text)
+        raise _not_a_list(text)
     first, last = found[1], found[2] or found[1]
-    if not 0 <= int(last) - int(first) < MOST:
-        raise _no_list(text)
+    if not 0 <= int(last) - int(first) < MAX_NODES:
+        raise _not_a_list(text)
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
-def _no_list(text: str) -> UserError:
-    return UserError(f"node list {text!r}: is none of Slurm's; write names such as n1,n2 or n[1-2]")
+def _not_a_list(text: str) -> UserError:
+    return UserError(f"node list {text!r}: is not a node list; write names such as n1,n2 or n[1-2]")

@@ -18,7 +18,7 @@ from told_run import told_run
 
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
-from uniemox_dist.scheduler import queue
+from uniemox_dist.scheduler import commands
 
 SQUEUE = """#!/bin/sh
 echo "$@" >> {log}
@@ -121,7 +121,7 @@ def test_json_has_the_job(
         ("sleep 30", "squeue: no answer within 0.3 s; try again later"),
         ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "squeue: slurm_load_jobs "
          "error: Unable to contact slurm controller"),
-        ("exit 3", "squeue: exit code 3, and no word"),
+        ("exit 3", "squeue: exit code 3, no message"),
     ],
 )  # fmt: skip
 def test_a_slurm_that_does_not_answer_costs_one_remark(
@@ -133,10 +133,10 @@ def test_a_slurm_that_does_not_answer_costs_one_remark(
     why: str,
 ) -> None:
     fake_squeue(tmp_path, monkeypatch, body)
-    monkeypatch.setattr(queue, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(commands, "SCREEN_TIMEOUT_S", 0.3)
     assert uniemox(["status", "--all", str(runs)]) == EXIT_DONE
     *_, first, third, second, blank, remark = capsys.readouterr().out.splitlines()
-    assert (blank, remark) == ("", f"Without Slurm, as the run folders tell: {why}")
+    assert (blank, remark) == ("", f"States are from the run folders alone, without Slurm: {why}")
     assert [line.split()[1:3] for line in (first, third, second)] == [
         ["stalled", "17"],
         ["queued", "19"],
@@ -148,11 +148,11 @@ def test_while_slurm_is_silent_it_is_not_asked_at_every_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_squeue(tmp_path, monkeypatch, "exit 3")
-    slurm = queue.Queue()
+    slurm = commands.JobQueries()
     assert [slurm.ask([17]), slurm.ask([17])] == [None, None]
     assert len(calls.read_text().splitlines()) == 1
-    monkeypatch.setattr(queue, "AGAIN_S", 0.0)
-    later = queue.Queue()
+    monkeypatch.setattr(commands, "RETRY_S", 0.0)
+    later = commands.JobQueries()
     assert [later.ask([17]), later.ask([17])] == [None, None]
     assert len(calls.read_text().splitlines()) == 3
 
@@ -167,7 +167,7 @@ def test_runs_without_jobs_need_no_slurm_and_those_with_jobs_say_that_there_is_n
     assert "Slurm" not in out
     assert " job " not in out.splitlines()[0]
     assert uniemox(["status", str(runs / "a")]) == EXIT_DONE
-    remark = "Without Slurm, as the run folders tell: there is no squeue on this machine"
+    remark = "States are from the run folders alone, without Slurm: there is no squeue on this machine"
     assert capsys.readouterr().out.splitlines()[-1] == remark
 
 

@@ -72,7 +72,7 @@ def test_a_first_step_that_compiles_may_take_longer() -> None:
 def test_a_free_lock_and_no_word_of_an_end_is_killed() -> None:
     found = look(lock=FREE, now=1110.0)
     assert found["state"] == "killed"
-    assert found["remark"] == "without a word; its last sign is 10 s old; goes on from step 90"
+    assert found["remark"] == "no exit message; its last sign is 10 s old; goes on from step 90"
     assert look(lock=FREE, now=1110.0, saved=None)["remark"].endswith("has no checkpoint to go on from")
 
 
@@ -222,7 +222,7 @@ BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.
         ([STOPPED], Job(17, state="PENDING", reason="(QOSMaxJobs)"), "queued",
          "job 17 waits in the queue (QOSMaxJobs); goes on from step 90"),
         ([STOPPED], Job(17, state="REQUEUED", reason="BeginTime", start=1000.0), "queued",
-         "job 17 waits for its begin time, which a requeue moves by some minutes; goes on from step 90"),
+         "job 17 waits for its begin time, which a requeue delays by some minutes; goes on from step 90"),
         ([], Job(17, state="CONFIGURING"), "queued", "job 17: its nodes are being started; goes on from step 90"),
         # On nodes, before and after attempts.
         ([STOPPED], Job(17, state="RUNNING", nodes="n[1-2]", start=1106.0), "running", "job 17 starts on n[1-2]"),
@@ -238,9 +238,10 @@ BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.
         ([BROKEN, {"event": "restart", "reason": "x"}], Job(17, state="RUNNING", start=1000.0), "restarting",
          "by the launcher after: x; goes on from step 90"),
         # Over, or not to be told.
-        ([], Job(17, state=""), "killed", "without a word; job 17 is over; goes on from step 90"),
-        ([], Job(17, state="NODE_FAIL"), "killed", "without a word; job 17 is over (NODE_FAIL); goes on from step 90"),
-        ([BROKEN], Job(17, state="FAILED"), "failed", "NCCL is gone; goes on from step 90; job 17 is over (FAILED)"),
+        ([], Job(17, state=""), "killed", "no exit message; job 17 has ended; goes on from step 90"),
+        ([], Job(17, state="NODE_FAIL"), "killed",
+         "no exit message; job 17 has ended (NODE_FAIL); goes on from step 90"),
+        ([BROKEN], Job(17, state="FAILED"), "failed", "NCCL is gone; goes on from step 90; job 17 has ended (FAILED)"),
         ([], Job(17, state="CANCELLED"), "stopped", "job 17 was cancelled; the same command goes on from step 90"),
         ([STOPPED], Job(17), "stopped", "by SIGUSR2; the same command goes on from step 90"),
         ([STOPPED, {"event": "requeue", "job_id": 17}], Job(17), "queued",
@@ -295,7 +296,7 @@ def test_a_run_that_is_only_submitted_is_queued_and_one_whose_job_ended_before_a
         (Job(17, state="PENDING", reason="Priority"), "queued",
          "job 17 waits behind jobs of higher priority; has no checkpoint to go on from"),
         (Job(17, state="RUNNING", start=5.0), "running", "nothing written yet"),
-        (Job(17, state="CANCELLED"), "killed", "job 17 is over (CANCELLED), and has written nothing"),
+        (Job(17, state="CANCELLED"), "killed", "job 17 has ended (CANCELLED), and has written nothing"),
     ):  # fmt: skip
         found = facts("r", {}, [], [], Lock(), None, 10.0, job)
         assert (found["state"], found["remark"]) == (state, remark)

@@ -1,10 +1,11 @@
-"""What Slurm's commands print, as values; and what is said where they are missing or refuse."""
+"""Reading the output of Slurm's commands, and the errors where a command is missing or fails."""
 
 from pathlib import Path
 
 import pytest
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.runs.jobs import Job
 from uniemox_dist.scheduler import commands
 
 
@@ -82,21 +83,6 @@ def test_an_allocation_around_the_command_does_not_reach_the_new_job() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90", 5400),
-        ("1:30", 90),
-        ("2:00:00", 7200),
-        ("2-12", 216000),
-        ("1-00:10:05", 87005),
-        ("UNLIMITED", None),
-    ],
-)
-def test_times_of_slurm(text: str, seconds: float | None) -> None:
-    assert commands.parse_duration(text) == seconds
-
-
 def test_a_users_own_variables_do_not_overrule_the_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,3 +96,24 @@ def test_a_users_own_variables_do_not_overrule_the_script(
     assert "SBATCH_ACCOUNT=mine" in seen
     assert "SBATCH_PARTITION" not in seen
     assert "SBATCH_TIMELIMIT" not in seen
+
+
+@pytest.mark.parametrize(
+    ("state", "live"),
+    [("PREEMPTED", False), ("RESV_DEL_HOLD", True), ("LAUNCH_FAILED", False), ("A_LATER_SLURM", True)],
+)
+def test_all_readers_of_a_state_agree(state: str, live: bool) -> None:
+    """Submission, the lock of a run and `uniemox status` all use one table of states."""
+    assert commands.JobState(state).live is live
+    assert (7 in commands.LiveJobs.parse(f"7 {state} 1-00:00:00").states) is live
+    job = Job(7, state=state)
+    assert (job.waits or job.runs, job.ended) == (live, not live)
+
+
+def test_live_jobs_have_states_and_limits() -> None:
+    found = commands.LiveJobs.parse(
+        "7 RUNNING 1-12:30:00 x\n8 PENDING UNLIMITED\nslurm_load error\n9 FAILED 30:00\n"
+    )
+    assert found == commands.LiveJobs({7: "RUNNING", 8: "PENDING"}, {7: 131400.0, 9: 1800.0})
+    assert found.knows(8)
+    assert not found.knows(9)

@@ -3,7 +3,7 @@
 import pytest
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.scheduler.hostlist import expand
+from uniemox_dist.scheduler.hostlist import expand_hostlist
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from uniemox_dist.scheduler.hostlist import expand
     ],
 )
 def test_a_list_names_its_nodes_in_order(text: str, names: list[str]) -> None:
-    assert expand(text) == names
+    assert expand_hostlist(text) == names
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_a_list_names_its_nodes_in_order(text: str, names: list[str]) -> None:
 )
 def test_what_is_no_list_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(UserError, match="node list"):
-        expand(text)
+        expand_hostlist(text)

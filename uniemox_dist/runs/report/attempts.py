@@ -25,7 +25,7 @@ def figures(told: Numbers) -> list[tuple[str, str, str, str]]:
         ("Restarts", str(told.restarts), "by the launcher", "wait" if told.restarts else ""),
         *((("Requeues", str(told.requeues), "of its job", ""),) if told.requeues else ()),
         ("Stops", str(told.stops), "by signals", ""),
-        ("Killed", str(len(told.killed)), "without a word", "bad" if told.killed else ""),
+        ("Killed", str(len(told.killed)), "no exit message", "bad" if told.killed else ""),
         ("Faults", str(told.faults), _damaged(told.damaged), "bad" if told.faults else ""),
         ("Steps lost", f"{told.lost_steps:,}", "done again after a resume", "bad" if told.lost_steps else ""),
         ("Skipped", f"{told.skipped:,}", "steps, not finite", "bad" if told.skipped else ""),
@@ -89,4 +89,6 @@ def _end(attempt: Attempt, told: Numbers) -> str:
     if attempt.last_word == "fault" or attempt.reason:
         return f"a fault: {short(attempt.reason)}" if attempt.reason else "a fault"
     word = {"end": "complete", "signal": "stopped by a signal"}.get(attempt.last_word)
-    return word or ("killed without a word" if attempt.ended in told.killed else "no word of an end yet")
+    return word or (
+        "killed (no exit message)" if attempt.ended in told.killed else "goes on, or ended without an event"
+    )

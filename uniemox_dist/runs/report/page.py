@@ -20,7 +20,6 @@ from uniemox_dist.runs.attempts import numbers
 from uniemox_dist.runs.find import open_run
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import history, sections
-from uniemox_dist.runs.jobs import Answer
 from uniemox_dist.runs.report.attempts import attempt_rows, event_row, figures
 from uniemox_dist.runs.report.curves import RESUMES, draw
 from uniemox_dist.runs.report.environment import environment, submission
@@ -33,6 +32,7 @@ from uniemox_dist.runs.report.pictures import pictures
 from uniemox_dist.runs.report.summary import summary
 from uniemox_dist.runs.report.timeline import draw_timeline, lanes_of
 from uniemox_dist.runs.status import starting
+from uniemox_dist.scheduler.commands import JobState
 
 EVENTS_SHOWN = 150
 """Events in the table; of more, the middle ones are left out."""
@@ -42,7 +42,7 @@ def write_report(
     run: Path,
     evaluation: Path | None = None,
     out: Path | None = None,
-    answers: Mapping[int, Answer] | None = None,
+    answers: Mapping[int, JobState] | None = None,
 ) -> Path:
     """Writes the page and returns its path. `answers` are Slurm's about the run's jobs, where it was asked.
 
@@ -59,7 +59,9 @@ def write_report(
     return path
 
 
-def render(folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mapping[int, Answer] | None) -> str:
+def render(
+    folder: RunFolder, evaluation: dict[str, Any] | None, answers: Mapping[int, JobState] | None
+) -> str:
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
     config = sections(parse_yaml(text, str(folder.config)) if text else None)

@@ -8,8 +8,9 @@ from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
 from uniemox_dist.core.formatting import is_number, moment
 from uniemox_dist.runs.folder import Lock, RunFolder
 from uniemox_dist.runs.history import History, Line, of, run_length, steps_done
-from uniemox_dist.runs.jobs import Answer, job_of, jobs_of
+from uniemox_dist.runs.jobs import job_of, jobs_of
 from uniemox_dist.runs.status import Saved, saved_time, standing
+from uniemox_dist.scheduler.commands import JobState
 
 
 def summary(
@@ -19,7 +20,7 @@ def summary(
     past: History,
     lock: Lock,
     now: float,
-    answers: Mapping[int, Answer] | None = None,
+    answers: Mapping[int, JobState] | None = None,
 ) -> dict[str, Any]:
     """What the first sentence and the figures below it say; None is what is not known. `answers` are Slurm's about the
     run's jobs."""

@@ -15,8 +15,8 @@ from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.runs import bad_nodes
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.scheduler.allocation import Allocation, parse_time
-from uniemox_dist.scheduler.squeue import Live
+from uniemox_dist.scheduler.allocation import Allocation
+from uniemox_dist.scheduler.commands import LiveJobs
 
 ENV = {
     "SLURM_JOB_ID": "17",
@@ -46,7 +46,7 @@ def started(run: RunFolder, *more: str, live: str = "17 RUNNING 1:00:00", **env:
         "batch.micro_batch=8",
     ]
     settings += ["batch.global_batch=96", "batch.streams=12", *more]
-    return begin("demo", settings, Live.parse(live), Allocation.from_env({**ENV, **env}))
+    return begin("demo", settings, LiveJobs.parse(live), Allocation.from_env({**ENV, **env}))
 
 
 def saved(run: RunFolder, step: int) -> None:
@@ -85,9 +85,9 @@ def test_an_attempt_uses_the_largest_legal_ranks_and_says_what_is_idle(
 
 
 def begun_nodes(nodes: str) -> list[str]:
-    from uniemox_dist.scheduler.hostlist import expand
+    from uniemox_dist.scheduler.hostlist import expand_hostlist
 
-    return expand(nodes)
+    return expand_hostlist(nodes)
 
 
 def test_of_uneven_nodes_each_has_the_tasks_that_all_have(run: RunFolder) -> None:
@@ -99,8 +99,8 @@ def test_of_uneven_nodes_each_has_the_tasks_that_all_have(run: RunFolder) -> Non
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"SLURM_JOB_ID": ""}, "inside of a Slurm job"),
-        ({"SLURM_GPUS_ON_NODE": "1"}, "--ntasks-per-node=2: there are 1 GPUs on a node"),
+        ({"SLURM_JOB_ID": ""}, "inside a Slurm job"),
+        ({"SLURM_GPUS_ON_NODE": "1"}, "--ntasks-per-node=2: a node has 1 GPUs"),
     ],
 )
 def test_what_is_no_allocation_for_ranks_is_refused(env: dict[str, str], says: str) -> None:
@@ -120,21 +120,6 @@ def test_a_time_limit_within_the_signals_lead_is_refused_and_nothing_is_made(
     with pytest.raises(UserError, match=r"--time: the limit of .* --signal|--time"):
         started(run, live=f"17 RUNNING {limit}")
     assert not run.path.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("1:30", 90),
-        ("2:00:01", 7201),
-        ("1-02:03:04", 93784),
-        ("UNLIMITED", None),
-        ("INVALID", None),
-        ("", None),
-    ],
-)
-def test_times_are_read_as_squeue_prints_them(text: str, seconds: float | None) -> None:
-    assert parse_time(text) == seconds
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
         "Attempts": ("4", "56 min 02 s between them"),
         "Restarts": ("1", "by the launcher"),
         "Stops": ("1", "by signals"),
-        "Killed": ("1", "without a word"),
+        "Killed": ("1", "no exit message"),
         "Faults": ("2", "1 picture replaced"),
         "Steps lost": ("467", "done again after a resume"),
         "Skipped": ("2", "steps, not finite"),
@@ -155,8 +155,8 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
     ] == [
         ("0 – 3,247", "247 lost", "16", "ZeRO-2", "17", "a fault: rank 5 died of SIGKILL"),
         ("3,000 – 5,706", "", "16", "ZeRO-2", "17", "stopped by a signal"),
-        ("5,706 – 7,220", "220 lost", "8", "ZeRO-1", "18", "killed without a word"),
-        ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "no word of an end yet"),
+        ("5,706 – 7,220", "220 lost", "8", "ZeRO-1", "18", "killed (no exit message)"),
+        ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "goes on, or ended without an event"),
     ]
     assert {row["hosts"] for row in rows} == {"node01, node02"}
 
