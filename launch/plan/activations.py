@@ -81,7 +81,7 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
     # The last norm keeps its input; the projection keeps its output, without registers in a tensor of its own.
     between = views * T * D * s * (1 if kind.get("no_final_norm") else 2) + views * T * 8
     decoder, last, end = Stack(0, 0, 0, 0), 0, 0
-    if loss.reconstruction:
+    if loss.needs_decoder:
         shown = 2 * B if loss.person_reconstruction else B
         masked = model.patches - model.visible
         tokens = shown * (1 + model.patches)
@@ -92,7 +92,7 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
         end = views * model.patches * values * s + (pixels * s if s == 2 else 0)
     if loss.needs_teacher and tower.embedding_width is not None:
         last += B * (4 * F * s + 6 * tower.embedding_width * 4)
-        if loss.relation:
+        if loss.needs_texts:
             texts = config.batch.global_batch if loss.relation_over == "global" else B
             last += 2 * 4 * B * texts + 2 * 4 * texts * tower.embedding_width
     return Activations(encoder, decoder, first, between, last, end, _teacher(config, tower, B, gpu=gpu))

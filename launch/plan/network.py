@@ -61,7 +61,7 @@ def traffic(
             Traffic("gradients, each micro-batch", "reduce-scatter", s * trained * micro_batches),
             Traffic("updated small weights", "all-gather", s * small),
         ]
-    if config.loss.relation and config.loss.relation_over == "global" and embedding_width is not None:
+    if config.loss.needs_texts and config.loss.relation_over == "global" and embedding_width is not None:
         # train/step.py gathers the step's caption vectors once, in fp32.
         found.append(
             Traffic("caption vectors", "all-gather", 4 * config.batch.global_batch * embedding_width)

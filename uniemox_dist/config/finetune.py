@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from uniemox_dist.config.model_sections import LossConfig, TeacherConfig
+from uniemox_dist.config.losses import LossConfig
+from uniemox_dist.config.model_sections import TeacherConfig
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import Section, Share, Weight
 

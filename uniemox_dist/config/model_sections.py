@@ -1,11 +1,11 @@
-"""Settings of the student, the teacher and the losses."""
+"""Settings of the student and the teacher."""
 
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniemox_dist.config.encoder_names import fill_in
-from uniemox_dist.config.sections import Rgb, Section, Share, Weight
+from uniemox_dist.config.sections import Rgb, Section, Share
 
 
 class ModelConfig(Section):
@@ -115,49 +115,3 @@ class TeacherConfig(Section):
     """Run the picture tower in every step, or replay views and embeddings that `uniemox teach --views` stored."""
     compile: bool = False
     """Compile the picture tower with torch.compile."""
-
-
-class LossConfig(Section):
-    """Weights of the three losses; a loss of weight 0 is not computed and its modules are not built."""
-
-    relation: Weight = 1.0
-    """Weight of L1, relation distillation over paired and unpaired texts."""
-    similarity: Weight = 1.0
-    """Weight of L2, similarity distillation."""
-    reconstruction: Weight = 1.0
-    """Weight of L3, masked reconstruction."""
-    norm_pix: bool = False
-    """Standardise each target patch of L3 by its own mean and variance."""
-    relation_form: Literal["cosine", "kl"] = "cosine"
-    """The paper's cosine between rows of similarities, or a KL between their softmaxes."""
-    relation_over: Literal["global", "local"] = "global"
-    """Texts that L1 compares with: those of the step's global batch, or of the rank's own micro-batch alone."""
-    person_reconstruction: bool = False
-    """Reconstruct the person view too; L3 is then the mean over both views."""
-    schedule: dict[Literal["relation", "similarity", "reconstruction"], tuple[tuple[Share, Weight], ...]] = (
-        Field(default_factory=dict)
-    )
-    """For a loss, points (share of the run, factor): its weight is multiplied by a line through them."""
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "LossConfig":
-        if not (self.relation or self.similarity or self.reconstruction):
-            raise ValueError(
-                "loss.relation, loss.similarity and loss.reconstruction are all 0; switch at least one on"
-            )
-        for name, points in self.schedule.items():
-            shares = [share for share, _ in points]
-            if not points or shares != sorted(set(shares)):
-                raise ValueError(
-                    f"loss.schedule.{name}={points}: needs points with growing shares of the run"
-                )
-            if not getattr(self, name):
-                raise ValueError(
-                    f"loss.schedule.{name}: loss.{name}=0 is off for the whole run; give it a weight"
-                )
-        return self
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a loss compares with the teacher."""
-        return bool(self.relation or self.similarity)

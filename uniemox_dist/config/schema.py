@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniemox_dist.config.data_sections import BatchConfig, DataConfig, RunConfig, SourceConfig
-from uniemox_dist.config.model_sections import LossConfig, ModelConfig, TeacherConfig
+from uniemox_dist.config.losses import LossConfig
+from uniemox_dist.config.model_sections import ModelConfig, TeacherConfig
 from uniemox_dist.config.sections import Section, Share, Weight
 
 __all__ = [

@@ -96,7 +96,7 @@ def student_flops(
     encoder = views * (2 * model.visible * patch_values * D + model.depth * block.forward)
     again = views * model.depth * block.again
     decoder = fusion = relation = 0
-    if loss.reconstruction:
+    if loss.needs_decoder:
         shown = 2 if loss.person_reconstruction else 1
         block = block_flops(1 + model.patches, F, int(F * model.mlp_ratio))
         masked = model.patches - model.visible
@@ -105,8 +105,8 @@ def student_flops(
     if loss.needs_teacher:
         assert embedding_width is not None
         fusion = _fusion(model) + 2 * F * embedding_width
-        relation = 2 * 2 * texts * embedding_width if loss.relation else 0
-    projected = 1 + model.visible if loss.reconstruction else 1
+        relation = 2 * 2 * texts * embedding_width if loss.needs_texts else 0
+    projected = 1 + model.visible if loss.needs_decoder else 1
     projection = views * 2 * projected * D * F
     return Flops(encoder, projection, decoder, fusion, relation, teacher, again)
 

@@ -1,12 +1,37 @@
-"""The three losses of UniEmoX (IEEE TIP 2025), over the rows of one micro-batch, in fp32.
+"""The losses of UniEmoX (IEEE TIP 2025), over the rows of one micro-batch, in fp32.
 
-Each is a mean over equal rows, so that averages over micro-batches and ranks are exact.
+Each is a mean over equal rows, so that averages over micro-batches and ranks are exact. `LOSSES` computes a term of
+`config/losses.py` by its name.
 Shape legend: B samples, G samples of the step's global batch, E embedding width, M masked patches, P patch values.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from uniemox_dist.config.losses import LossConfig
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Outputs of the student and their targets; None for those that no active loss needs."""
+
+    config: LossConfig
+    fused_BE: Tensor | None = None
+    """γ, the student's embedding of scene and person."""
+    teacher_BE: Tensor | None = None
+    """Ω, the teacher's embedding of the scene."""
+    texts_GE: Tensor | None = None
+    """Λ, the teacher's embeddings of the captions of the step; unit rows."""
+    logit_scale: float = 100.0
+    """The teacher's."""
+    predicted_BMP: Tensor | None = None
+    """The decoder's pixels of the masked patches."""
+    target_BMP: Tensor | None = None
+    """The true ones, as `reconstruction_targets` returns them."""
 
 
 def relation_loss(
@@ -50,3 +75,36 @@ def reconstruction_targets(patches_BMP: Tensor, *, norm_pix: bool) -> Tensor:
 def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor) -> Tensor:
     """L3: mean squared error over masked patches (only those are predicted, so only those can count)."""
     return F.mse_loss(predicted_BMP.float(), target_BMP.float())
+
+
+def _relation(inputs: LossInputs) -> Tensor:
+    assert inputs.fused_BE is not None
+    assert inputs.teacher_BE is not None
+    assert inputs.texts_GE is not None
+    return relation_loss(
+        inputs.fused_BE,
+        inputs.teacher_BE,
+        inputs.texts_GE,
+        form=inputs.config.relation_form,
+        logit_scale=inputs.logit_scale,
+    )
+
+
+def _similarity(inputs: LossInputs) -> Tensor:
+    assert inputs.fused_BE is not None
+    assert inputs.teacher_BE is not None
+    return similarity_loss(inputs.fused_BE, inputs.teacher_BE)
+
+
+def _reconstruction(inputs: LossInputs) -> Tensor:
+    assert inputs.predicted_BMP is not None
+    assert inputs.target_BMP is not None
+    return reconstruction_loss(inputs.predicted_BMP, inputs.target_BMP)
+
+
+LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
+    "relation": _relation,
+    "similarity": _similarity,
+    "reconstruction": _reconstruction,
+}
+"""The function of every term in `config.losses.LOSS_TERMS`, by its name."""

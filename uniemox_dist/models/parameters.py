@@ -64,7 +64,7 @@ def student_parameters(
     if loss.needs_teacher:
         assert embedding_width is not None
         found += _fusion(model, embedding_width)
-    if loss.reconstruction:
+    if loss.needs_decoder:
         found += _decoder(model)
     return tuple(found)
 

@@ -4,11 +4,13 @@ Shape legend: B samples, N patches, V visible, M masked, P patch values, D and F
 embedding width, G samples of the step's global batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models import losses
 from uniemox_dist.models.decoder import Decoder
@@ -37,9 +39,9 @@ class Targets:
     pictures_BE: Tensor | None = None
     texts_GE: Tensor | None = None
     logit_scale: float = 100.0
-    loss_weights: tuple[float, float, float] | None = None
-    """Weights of relation, similarity and reconstruction in this step; None: those of the configuration. Numbers of
-    the host: a tensor would have to be copied to the device first."""
+    loss_weights: Mapping[str, float] | None = None
+    """The weight of every loss by its name in this step; None: those of the configuration. Numbers of the host: a
+    tensor would have to be copied to the device first."""
 
 
 class Student(nn.Module):
@@ -56,7 +58,7 @@ class Student(nn.Module):
         if loss.needs_teacher:
             assert embedding_width is not None
             self.fusion = make_fusion(model.fusion, model.decoder_width, embedding_width, model.fusion_heads)
-        if loss.reconstruction:
+        if loss.needs_decoder:
             self.decoder = Decoder(
                 width=model.decoder_width,
                 depth=model.decoder_depth,
@@ -78,8 +80,8 @@ class Student(nn.Module):
         return self.fusion is not None and self.model.fusion != "none"
 
     def forward(self, views: Views, targets: Targets) -> tuple[Tensor, Tensor]:
-        """The weighted loss, and (relation, similarity, reconstruction) without weights as a detached 3-vector;
-        a loss that is off is 0 there."""
+        """The weighted sum of the losses, and each without its weight in the order of `LOSS_NAMES`, as a detached
+        vector; a loss that is off is 0 there."""
         patches_BNP, order_BN = self.patches(views.scene_B3HW), views.scene_order_BN
         if self.has_person_branch:  # one pass over both views: B here is twice the samples
             assert views.person_B3HW is not None
@@ -91,12 +93,11 @@ class Student(nn.Module):
         if self.decoder is None:
             tokens_BTD = tokens_BTD[:, :1]
         tokens_BTF = self.to_decoder(tokens_BTD)
-        parts = [tokens_BTF.new_zeros((), dtype=torch.float32) for _ in range(3)]
         scenes = views.scene_B3HW.shape[0]
+        fused_BE = predicted_BMP = target_BMP = None
         if self.fusion is not None:
             cls_BF = tokens_BTF[:, 0]
             fused_BE = self.fusion(cls_BF[:scenes], cls_BF[scenes:] if self.fuses_person else None)
-            parts[0], parts[1] = self._distillation(fused_BE, targets)
         if self.decoder is not None:
             shown = tokens_BTF.shape[0] if self.loss.person_reconstruction else scenes
             masked_BM = masked_BM[:shown]
@@ -104,33 +105,22 @@ class Student(nn.Module):
             target_BMP = losses.reconstruction_targets(
                 take(patches_BNP[:shown], masked_BM), norm_pix=self.loss.norm_pix
             )
-            parts[2] = losses.reconstruction_loss(predicted_BMP, target_BMP)
-        return self._weighted(parts, targets), torch.stack(parts).detach()
-
-    def _distillation(self, fused_BE: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """L1 and L2; one that is off is 0."""
-        relation = similarity = fused_BE.new_zeros((), dtype=torch.float32)
-        assert targets.pictures_BE is not None
-        if self.loss.relation:
-            assert targets.texts_GE is not None
-            relation = losses.relation_loss(
-                fused_BE,
-                targets.pictures_BE,
-                targets.texts_GE,
-                form=self.loss.relation_form,
-                logit_scale=targets.logit_scale,
-            )
-        if self.loss.similarity:
-            similarity = losses.similarity_loss(fused_BE, targets.pictures_BE)
-        return relation, similarity
-
-    def _weighted(self, parts: list[Tensor], targets: Targets) -> Tensor:
-        weights = targets.loss_weights or (
-            self.loss.relation,
-            self.loss.similarity,
-            self.loss.reconstruction,
+        inputs = losses.LossInputs(
+            self.loss,
+            fused_BE,
+            targets.pictures_BE,
+            targets.texts_GE,
+            targets.logit_scale,
+            predicted_BMP,
+            target_BMP,
         )
-        return torch.stack([weight * part for weight, part in zip(weights, parts)]).sum()
+        return self._weighted_sum(inputs, targets.loss_weights or self.loss.weights)
+
+    def _weighted_sum(self, inputs: losses.LossInputs, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        parts = {term.name: losses.LOSSES[term.name](inputs) for term in self.loss.active}
+        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        zero = total.new_zeros(())
+        return total, torch.stack([parts.get(name, zero).detach() for name in LOSS_NAMES])
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:
         """uint8 pixels to standardised patches B×N×P in the encoder's number format."""

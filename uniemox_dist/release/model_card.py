@@ -14,6 +14,7 @@ from shards.format.manifest import Manifest, combined_identity, read_manifest
 from shards.storage import is_remote
 from uniemox_dist import __version__
 from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.config.losses import LOSS_NAMES, LOSS_TERMS
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
@@ -22,7 +23,6 @@ from uniemox_dist.release.weights import ENCODER, REST, Source
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import Line, history, number
 
-LOSSES = ("loss", "relation", "similarity", "reconstruction")
 SPLITS = ("train", "val", "test")
 MOST_INDEXES = 2000
 """Index files that are looked through for labels; a data set of more shards is not read for that."""
@@ -59,7 +59,7 @@ def facts_of(
         "data_identity": info["data_identity"],
         "data": data_facts(config, info["data_identity"]),
         "licence": licence,
-        "losses": {key: lines[-1].get(key) for key in LOSSES} if lines else None,
+        "losses": {key: lines[-1].get(key) for key in ("loss", *LOSS_NAMES)} if lines else None,
         "config": info["config"],
     }
 
@@ -167,9 +167,7 @@ def draw_curves(lines: Sequence[Line], step: int, path: Path) -> bool:
     lines = [line for line in lines if line["step"] <= step]
     titles = {
         "loss": "total loss",
-        "relation": "L1, relations",
-        "similarity": "L2, similarity",
-        "reconstruction": "L3, reconstruction",
+        **{term.name: term.title for term in LOSS_TERMS},
         "lr": "learning rate",
     }
     steps = [line["step"] for line in lines]

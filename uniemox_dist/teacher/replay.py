@@ -77,7 +77,7 @@ def check_shards(config: Config, reader: ShardReader, made: ViewsMade, shards: S
             raise UserError(
                 f"teacher.source=cache: {folder} lacks the views of {name}, or has those of other pictures; {finish}"
             )
-        if config.loss.relation and not text_cache.is_current(reader, made.facts.id, texts, shard):
+        if config.loss.needs_texts and not text_cache.is_current(reader, made.facts.id, texts, shard):
             raise UserError(f"teacher.source=cache: {texts} lacks the captions of {name}; {finish}")
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from uniemox_dist.config.schema import Config, LossConfig
+from uniemox_dist.config.losses import LossConfig
+from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 
 
@@ -48,19 +49,16 @@ class Schedule:
         progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
         return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def loss_weights(self, step: int) -> tuple[float, float, float] | None:
-        """Weights of relation, similarity and reconstruction in step `step` (0-based); None if they never change."""
-        loss = self.loss
-        if not loss.schedule:
-            return None
+    def loss_weights(self, step: int) -> dict[str, float]:
+        """The weight of every loss by its name in step `step` (0-based)."""
         share = step / max(1, self.max_steps - 1)
-        factors = [
-            _on_line(loss.schedule.get(name), share) for name in ("relation", "similarity", "reconstruction")
-        ]
-        return (loss.relation * factors[0], loss.similarity * factors[1], loss.reconstruction * factors[2])
+        return {
+            name: weight * _interpolate(self.loss.schedule.get(name), share)
+            for name, weight in self.loss.weights.items()
+        }
 
 
-def _on_line(points: Sequence[tuple[float, float]] | None, share: float) -> float:
+def _interpolate(points: Sequence[tuple[float, float]] | None, share: float) -> float:
     """The value at `share` of the line through some points, level before the first and after the last."""
     if points is None:
         return 1.0

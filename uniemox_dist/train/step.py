@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
@@ -84,7 +85,7 @@ def train_step(
     *,
     lr: float,
     logit_scale: float = 100.0,
-    loss_weights: tuple[float, float, float] | None = None,
+    loss_weights: dict[str, float] | None = None,
     stop: str | None = None,
     written: bool = True,
     step: int = 0,
@@ -95,7 +96,7 @@ def train_step(
     Args:
         teacher: the live one; None where no loss compares with it, or the batches bring its embeddings along.
         logit_scale: the teacher's, for relations as KL.
-        loss_weights: of relation, similarity and reconstruction in this step, where they are scheduled.
+        loss_weights: of the losses by name in this step; None: those of the configuration.
         stop, written: what this rank has to tell the others: the signal that asked it to stop, that it has nothing to
             write.
         step: its number, for the evidence of a step that cannot be applied.
@@ -103,7 +104,7 @@ def train_step(
     """
     device = engine.device
     texts_GE = None
-    if config.loss.relation and config.loss.relation_over == "global":
+    if config.loss.needs_texts and config.loss.relation_over == "global":
         texts_GE = gather_texts(batches, config.batch.streams, world, device)
 
     def losses(batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,7 @@ def train_step(
         batches,
         world,
         lr=lr,
-        parts=("relation", "similarity", "reconstruction"),
+        parts=LOSS_NAMES,
         stop=stop,
         written=written,
         step=step,

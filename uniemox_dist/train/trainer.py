@@ -144,7 +144,7 @@ def build(
     vectors: list[CaptionVectors] | None = None
     if config.loss.needs_teacher and config.teacher.source == "cache":
         replay = cached_views(config, world, sources, chosen)
-        if config.loss.relation:
+        if config.loss.needs_texts:
             vectors = [
                 text_cache.TextVectors(r, text_cache.beside_shards(r, replay.facts.id))
                 for r in sources.readers
@@ -156,7 +156,7 @@ def build(
         state = _state(chosen.step, config, sources, precision, facts, replay)
         collectives.on_main(world, lambda: check_same_run(chosen, state))
     student, loaded = make_student(config, world, device, chosen, facts.width if facts else None)
-    if teacher and config.loss.relation:
+    if teacher and config.loss.needs_texts:
         vectors = caption_vectors(config, world, sources, teacher, folder, expect)
     expect("choosing the pictures that are shown")
     shown = _shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)

@@ -54,7 +54,7 @@ def step(mask: str, fusion: str) -> Callable[[], None]:
     slots, on_person = torch.arange(B), torch.rand(B, 16) < 0.5
     unit = torch.nn.functional.normalize
     targets = Targets(unit(torch.randn(B, E), dim=1), unit(torch.randn(7, E), dim=1))
-    targets = replace(targets, loss_weights=(1.0, 0.5, 2.0))
+    targets = replace(targets, loss_weights={"relation": 1.0, "similarity": 0.5, "reconstruction": 2.0})
 
     def run() -> None:
         scene = masked_order(model, slots, SCENE_VIEW, 5, on_person)

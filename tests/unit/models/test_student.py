@@ -144,7 +144,7 @@ def test_the_persons_patches_are_reconstructed_on_request_and_both_views_count_a
 
 
 def test_scheduled_weights_take_the_place_of_those_of_the_configuration() -> None:
-    goal = replace(targets(), loss_weights=(0.5, 0.0, 2.0))
+    goal = replace(targets(), loss_weights={"relation": 0.5, "similarity": 0.0, "reconstruction": 2.0})
     total, parts = student(relation=1, similarity=1, reconstruction=1)(views(), goal)
     assert total.item() == pytest.approx(0.5 * parts[0].item() + 2 * parts[2].item(), rel=1e-6)
 

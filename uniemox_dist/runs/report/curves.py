@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.runs.history import History, Line, number
 from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
 
@@ -51,9 +52,7 @@ class Chart:
 
 PANELS = (
     Panel("loss", "Total loss", "weighted sum", "total"),
-    Panel("relation", "Relation, L1", "1 − cosine", "relation"),
-    Panel("similarity", "Similarity, L2", "1 − cosine", "similarity"),
-    Panel("reconstruction", "Reconstruction, L3", "mean squared error", "reconstruction"),
+    *(Panel(t.name, f"{t.name.capitalize()}, {t.symbol}", t.unit, t.name) for t in LOSS_TERMS),
     Panel("lr", "Learning rate", "learning rate", "machine", from_zero=True),
     Panel("grad_norm", "Gradient norm", "norm before clipping", "machine"),
     Panel("samples_per_s", "Throughput", "samples/s, all ranks", "machine", from_zero=True, suffix=" /s"),

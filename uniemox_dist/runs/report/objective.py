@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from uniemox_dist.config.losses import LOSS_TERMS
+
 FUSIONS = {
     "prior": "psychological prior: λ ⊙ scene + person",
     "multi_head": "multi-head weighted sum of scene and person",
@@ -11,7 +13,7 @@ FUSIONS = {
     "none": "none: the scene alone",
 }
 MASKS = {"random": "random patches", "block": "rectangles", "person": "person-aware"}
-LOSSES = {"relation": "L1 relation", "similarity": "L2 similarity", "reconstruction": "L3 reconstruction"}
+LOSSES = {term.name: term.title for term in LOSS_TERMS}
 SOURCES = {"live": "its picture tower runs in every step", "cache": "cached views with its embeddings"}
 
 
@@ -20,7 +22,7 @@ def objective(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     model, loss, teacher = (config.get(section) or {} for section in ("model", "loss", "teacher"))
     if not model or not loss:
         return []
-    learns = bool(loss.get("relation") or loss.get("similarity"))
+    learns = any(term.teacher and loss.get(term.name) for term in LOSS_TERMS)
     found = [("Losses", ", ".join(_weighted(loss)), _losses_remark(loss))]
     found.append(("Masks", _mask(model), _mask_remark(model)))
     if learns:

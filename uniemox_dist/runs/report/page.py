@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_text
 from uniemox_dist.core.formatting import duration, moment, zone
@@ -97,7 +98,11 @@ def render(
         lost=told.lost_steps,
         stragglers=told.stragglers,
         objective=objective(config),
-        reconstructs=bool((config.get("loss") or {}).get("reconstruction", True)),
+        reconstructs=any(
+            term.decoder and (config.get("loss") or {}).get(term.name, True) for term in LOSS_TERMS
+        ),
+        losses=LOSS_TERMS,
+        questions={term.name: term.question for term in LOSS_TERMS},
         persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
         pictures=pictures(folder.samples),
         nearest=nearest(folder.samples),

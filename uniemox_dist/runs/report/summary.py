@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
+from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.formatting import is_number, moment
 from uniemox_dist.runs.folder import Lock, RunFolder
 from uniemox_dist.runs.history import History, Line, of, run_length, steps_done
@@ -35,7 +36,7 @@ def summary(
     saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
     job = job_of(jobs_of(folder.path), answers)
     stands = standing(events, past.lines, config, lock, length, step=step, saved=saved, now=now, job=job)
-    learns = losses.get("relation") or losses.get("similarity")
+    learns = any(term.teacher and losses.get(term.name) for term in LOSS_TERMS)
     return {
         "parameters": _parameters(newest),
         "model": model,

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from uniemox_dist.config.losses import LOSS_NAMES
+
 # What matplotlib is told -> the page's variable. The values mean nothing, they are only found again.
 COLOURS = {
     name: f"#00fe{number:02x}"
@@ -23,9 +25,7 @@ COLOURS = {
             "muted",
             "rule",
             "total",
-            "relation",
-            "similarity",
-            "reconstruction",
+            *LOSS_NAMES,
             "machine",
             "resume",
             "requeue",

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from uniemox_dist.config.losses import LOSS_NAMES
+
 log = logging.getLogger("uniemox")
-LOSSES = {"loss", "relation", "similarity", "reconstruction", "categories", "dimensions"}
+LOSSES = {"loss", *LOSS_NAMES, "categories", "dimensions"}
 DATA = {
     "data_wait_share",
     "data_wait_share_max",

@@ -63,7 +63,7 @@ def draw(seen: Look, shown: Shown, title: str, *, boxes: bool = False) -> np.nda
 def title(config: Config, record: dict[str, Any]) -> str:
     """The line above a sheet: which step it is of, and what stands side by side."""
     model, parts = config.model, [f"Step {record['step']:,}"]
-    if config.loss.reconstruction:
+    if config.loss.needs_decoder:
         below = ", person view below" if config.loss.person_reconstruction else ""
         parts.append(f"picture, masked ({model.mask}, {100 * model.mask_ratio:.0f} %), reconstruction{below}")
     if record["texts"]:
