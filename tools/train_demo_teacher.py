@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from shards.pictures import on_background
+from shards.pictures import to_rgb
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.data.views import decode_rgb, whole
 from uniemox_dist.evaluate.baselines import colour_histogram, ridge, small_pixels
@@ -241,7 +241,7 @@ def measure(
 
     def look(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         whites = [
-            np.asarray(on_background(Image.open(io.BytesIO(r["image"])), (255, 255, 255))) for r in rows
+            np.asarray(to_rgb(Image.open(io.BytesIO(r["image"])))) for r in rows
         ]
         scenes = torch.stack([whole(decode_rgb(r["image"]), SIZE) for r in rows])
         return {

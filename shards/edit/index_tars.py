@@ -20,7 +20,7 @@ from shards.pack.pipeline import write_rejected
 from shards.pack.prepare import Rejected
 from shards.pack.settings import checked_licence
 from shards.pack.walk import Progress
-from shards.pictures import BadPicture, inspect
+from shards.pictures import BadPicture, check_picture
 from shards.pool import in_order
 from shards.sources import Record, Slice
 from shards.sources.wds import sample_records, table_rows
@@ -178,7 +178,7 @@ def _row(file: BinaryIO, record: Record, group: Group, check: str) -> dict[str, 
     """The index row of a sample of an open tar.
 
     Raises:
-        BadPicture: as `inspect` does.
+        BadPicture: as `check_picture` does.
     """
     image = record.image
     assert isinstance(image, Slice)
@@ -197,9 +197,9 @@ def _fields(record: Record, data: bytes, check: str) -> dict[str, Any]:
     """What the index says of a sample besides its place.
 
     Raises:
-        BadPicture: as `inspect` does.
+        BadPicture: as `check_picture` does.
     """
-    picture = inspect(data, check=check)
+    picture = check_picture(data, check=check)
     sample = Sample(
         key=make_key(record.name),
         image=data,

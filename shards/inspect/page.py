@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from shards.format.trusted import rows_of
 from shards.inspect.charts import Histogram, histogram
 from shards.inspect.summary import Summary, refusals, summarise_all
-from shards.pictures import BadPicture, decode
+from shards.pictures import BadPicture, decode_picture
 from shards.storage import Place, read_range
 from uniemox_dist.core.files import write_bytes
 from uniemox_dist.core.os_errors import writing
@@ -173,7 +173,7 @@ def _tile(summary: Summary, shard: str, row: dict[str, Any]) -> Tile:
 
 
 def _thumbnail(data: bytes, persons: list[dict[str, Any]]) -> str:
-    picture = Image.fromarray(decode(data))
+    picture = Image.fromarray(decode_picture(data))
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(picture)
     for person in reversed(persons):

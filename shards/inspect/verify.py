@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
 from shards.format.manifest import MANIFEST, SIZES, Manifest, ShardEntry, manifest_folders, read_manifest
 from shards.pack.walk import Progress
-from shards.pictures import BadPicture, inspect
+from shards.pictures import BadPicture, check_picture
 from shards.pool import in_order
 from shards.storage import Place, is_local, open_seekable, size_of
 from uniemox_dist.core.errors import UserError
@@ -187,7 +187,7 @@ def _damage(file: BinaryIO, row: dict[str, Any], size: int, check: str) -> str |
     if sha256_bytes(data) != row["image_sha256"]:
         return f"{row['key']}: the picture's bytes are not where or what the index says (SHA-256)"
     try:
-        picture = inspect(data, check=check)
+        picture = check_picture(data, check=check)
     except BadPicture as bad:
         return f"{row['key']}: {bad.reason}: {bad.detail}"
     if (picture.width, picture.height) != (row["width"], row["height"]):

@@ -11,10 +11,9 @@ from shards.detect.registry import make_detector
 from shards.detect.types import Person, PersonDetector
 from shards.format.encode import index_fields, members
 from shards.format.sample import Sample, make_key
-from shards.pack.boxes import with_upright_boxes
 from shards.pack.reencode import Shrink, shrink
 from shards.pack.spool import parse
-from shards.pictures import BadPicture, inspect
+from shards.pictures import BadPicture, check_picture, open_picture, read_orientation, swaps_sides, turn_box
 from shards.sources import Record
 from shards.sources.fetch import fetch_all
 from uniemox_dist.core.files import sha256_bytes
@@ -149,7 +148,9 @@ class Preparer:
             record = with_upright_boxes(record, data)
             shrinks = settings.shrink.max_side or settings.shrink.min_side
             check = "header" if shrinks else settings.check
-            picture = inspect(data, check=check, pixels_side=DETECTOR_SIDE if look and not shrinks else None)
+            picture = check_picture(
+                data, check=check, pixels_side=DETECTOR_SIDE if look and not shrinks else None
+            )
             width, height, rgb = picture.width, picture.height, picture.rgb_HW3
             captions = record.captions
             if settings.captioner is not None:
@@ -162,7 +163,7 @@ class Preparer:
                     data, rgb = shrink(data, scale, settings.shrink.quality)
                     height, width = rgb.shape[:2]
                 else:
-                    rgb = inspect(data, pixels_side=DETECTOR_SIDE if look else None).rgb_HW3
+                    rgb = check_picture(data, pixels_side=DETECTOR_SIDE if look else None).rgb_HW3
         except BadPicture as bad:
             return Rejected(record.name, bad.reason, bad.detail)
         return _Seen(record, data, picture.extension, width, height, captions, rgb if look else None)
@@ -197,6 +198,28 @@ class _Seen:
             persons=tuple(sorted(persons, key=lambda person: -person.score)),
             image_sha256=sha256_bytes(self.data),
         )
+
+
+def with_upright_boxes(record: Record, data: bytes) -> Record:
+    """A record with its boxes in the frame of the upright picture; `data` holds the encoded picture.
+
+    Most annotation tools show pixels as they are stored, while a shard's boxes are fractions of the upright picture.
+    Boxes stay unchanged if the source states no size (they are fractions of the upright picture then), and if the
+    stated size has the other orientation than the stored one: an annotator who calls a wide file tall saw it upright.
+
+    Raises:
+        BadPicture: if the picture's header cannot be read. Empty `data` is left to `check_picture`.
+    """
+    if not record.persons or record.boxes_size is None or not data:
+        return record
+    with open_picture(data) as image:
+        orientation, (width, height) = read_orientation(image), image.size
+    stated_width, stated_height = record.boxes_size
+    was_upright = swaps_sides(orientation) and (width - height) * (stated_width - stated_height) < 0
+    if orientation == 1 or was_upright:
+        return record
+    turned = (replace(person, box=turn_box(person.box, orientation)) for person in record.persons)
+    return replace(record, persons=tuple(turned))
 
 
 def _within(value: int, limits: tuple[int, int | None]) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from shards.format.sample import EXTENSIONS
-from shards.pictures import is_turned, on_background, opened, upright
+from shards.pictures import has_alpha, open_picture, read_orientation, swaps_sides, to_rgb, turn_upright
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
     Raises:
         BadPicture: if it cannot be decoded.
     """
-    with opened(data) as image:
+    with open_picture(data) as image:
         form = "JPEG" if EXTENSIONS[image.format or ""] == "jpg" else str(image.format)
         width, height = image.size
         icc = image.info.get("icc_profile")
         if form == "JPEG":
             image.draft(None, (max(1, int(2 * scale * width)), max(1, int(2 * scale * height))))
         image.load()
-        picture = upright(image)
-        if is_turned(image):
+        picture = turn_upright(image)
+        if swaps_sides(read_orientation(image)):
             width, height = height, width
-        has_alpha = form != "JPEG" and ("A" in picture.getbands() or "transparency" in picture.info)
-        picture = picture.convert("RGBA") if has_alpha else on_background(picture, (255, 255, 255))
+        keeps_alpha = form != "JPEG" and has_alpha(picture)
+        picture = picture.convert("RGBA") if keeps_alpha else to_rgb(picture)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
@@ -60,7 +60,7 @@ def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
         if form != "PNG":
             options["quality"] = quality
         picture.save(buffer, form, **options)
-    return buffer.getvalue(), np.asarray(on_background(picture, (255, 255, 255)))
+    return buffer.getvalue(), np.asarray(to_rgb(picture))
 
 
 def _is_of_rgb(icc: bytes | None) -> bool:

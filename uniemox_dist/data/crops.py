@@ -8,12 +8,11 @@ import math
 from dataclasses import dataclass, replace
 
 from shards.detect.types import Person
+from shards.pictures import WHITE, Rgb
 from uniemox_dist.data.rng import Purpose, choice, mix64, uniform
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height in pixels of the upright picture."""
-Rgb = tuple[int, int, int]
-WHITE: Rgb = (255, 255, 255)
 DENSITY = 2.0
 """Pixels that a crop keeps at least for each pixel of the view, along each side, when a picture comes smaller. At this
 bound a view differs from that of the whole decode by half a grey level on average over sharp photos, and by less the

@@ -13,11 +13,9 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from shards.detect.types import Person
-from shards.pictures import BadPicture, inspect
+from shards.pictures import WHITE, BadPicture, Rgb, check_picture, is_jpeg
 from uniemox_dist.data.crops import (
-    WHITE,
     Box,
-    Rgb,
     View,
     ViewPlan,
     ViewSettings,
@@ -26,7 +24,6 @@ from uniemox_dist.data.crops import (
     training_plan,
 )
 from uniemox_dist.data.decode import decode_rgb as decode_array
-from uniemox_dist.data.decode import is_jpeg
 
 
 class Renderer(Protocol):
@@ -141,7 +138,7 @@ def size_of(data: bytes) -> tuple[int, int]:
         ValueError: if it has none that can be read.
     """
     try:
-        picture = inspect(data, check="header")
+        picture = check_picture(data, check="header")
     except BadPicture as bad:
         raise ValueError(f"cannot be decoded: {bad.detail}") from None
     return picture.width, picture.height

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shards.pictures import on_background, upright
+from shards.pictures import upright_pixels
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.views import whole
@@ -125,6 +126,4 @@ def _unreadable(path: str | Path, file: str, error: SafetensorError) -> UserErro
 
 def to_pixels(picture: Image.Image) -> Tensor:
     """A PIL picture as uint8 3×H×W: upright, on white."""
-    rgb = on_background(upright(picture), (255, 255, 255))
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+    return torch.from_numpy(np.array(upright_pixels(picture))).permute(2, 0, 1)

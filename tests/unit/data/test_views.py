@@ -12,7 +12,7 @@ from skimage import data
 from torch import Tensor
 
 from shards.detect.types import Person
-from shards.pictures import decode
+from shards.pictures import decode_picture
 from uniemox_dist.data.crops import (
     View,
     ViewSettings,
@@ -77,7 +77,7 @@ def test_a_turned_picture_is_decoded_upright(orientation: int, form: str) -> Non
     rgb = pixels(decode_rgb(file))
     assert rgb.shape == ASTRONAUT.shape
     assert distance(rgb, ASTRONAUT) <= (0 if form == "PNG" else 4)
-    assert distance(rgb, decode(file)) < 1  # packing measured and looked for persons in the same
+    assert distance(rgb, decode_picture(file)) < 1  # packing measured and looked for persons in the same
 
 
 def test_packing_and_training_agree_on_a_turn_that_only_xmp_states() -> None:
@@ -93,7 +93,7 @@ def test_packing_and_training_agree_on_a_turn_that_only_xmp_states() -> None:
     files.append(files[1][:start] + files[1][start + 18 :])
     for file in files:
         assert b"tiff:Orientation" in file
-        assert pixels(decode_rgb(file)).shape == decode(file).shape == (128, 192, 3)
+        assert pixels(decode_rgb(file)).shape == decode_picture(file).shape == (128, 192, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
@@ -109,7 +109,7 @@ def test_transparent_pixels_show_the_background(form: str) -> None:
         assert (rgb[:, 4:8] == RED).all()
         mixed = 0.2 * np.array(RED) + 0.8 * np.array(background)
         assert np.abs(rgb[:, 8:] - mixed).max() <= 1
-    assert (decode(file) == pixels(decode_rgb(file))).all()
+    assert (decode_picture(file) == pixels(decode_rgb(file))).all()
 
 
 def test_a_palette_png_with_transparency_shows_its_colours_and_the_background() -> None:
@@ -126,7 +126,7 @@ def test_a_16_bit_grey_png_keeps_its_shades() -> None:
     file = encoded(Image.fromarray(values))
     expected = np.repeat((values / 257).round().astype(int)[:, :, None], 3, axis=2)
     assert np.abs(pixels(decode_rgb(file)) - expected).max() <= 1
-    np.testing.assert_array_equal(decode(file), pixels(decode_rgb(file)))
+    np.testing.assert_array_equal(decode_picture(file), pixels(decode_rgb(file)))
     clear = decode_rgb(encoded(Image.fromarray(values), transparency=int(values[0, 0])), (1, 2, 3))
     assert pixels(clear)[0, 0].tolist() == [1, 2, 3]
     assert np.abs(pixels(clear)[0, 1:] - expected[0, 1:]).max() <= 1
@@ -145,7 +145,7 @@ def test_a_cmyk_jpeg_keeps_its_colours() -> None:
     file = encoded(Image.fromarray(ASTRONAUT).convert("CMYK"), "JPEG", quality=95)
     rgb = pixels(decode_rgb(file))
     assert distance(rgb, ASTRONAUT) < 3
-    assert distance(rgb, decode(file)) < 1
+    assert distance(rgb, decode_picture(file)) < 1
 
 
 def test_a_grey_jpeg_becomes_rgb() -> None:

@@ -1,4 +1,4 @@
-"""Boxes of a source on pictures that EXIF turns: all eight orientations, against the pixels of the upright picture."""
+"""Boxes of a source in pictures that EXIF turns: all eight orientations, compared with the upright pixels."""
 
 import io
 import json
@@ -9,9 +9,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from shards.detect.types import Person
-from shards.pack.boxes import turn_box, with_upright_boxes
 from shards.pack.pipeline import PackSettings, pack
-from shards.pictures import decode
+from shards.pack.prepare import with_upright_boxes
+from shards.pictures import decode_picture, turn_box
 from shards.sources import Record
 from uniemox_dist.data.reader import ShardReader
 
@@ -33,8 +33,8 @@ def png(orientation: int, width: int = 80, height: int = 40) -> bytes:
 
 def red(data: bytes) -> tuple[float, ...]:
     """Where the upright picture is red, as fractions."""
-    rows, columns = np.nonzero(decode(data)[:, :, 1] == 0)
-    height, width = decode(data).shape[:2]
+    rows, columns = np.nonzero(decode_picture(data)[:, :, 1] == 0)
+    height, width = decode_picture(data).shape[:2]
     return (
         columns.min() / width,
         rows.min() / height,
@@ -58,12 +58,12 @@ def test_a_box_of_the_stored_pixels_is_turned_with_them(orientation: int, size: 
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_stated_size_that_lies_the_other_way_says_that_the_box_is_upright(orientation: int) -> None:
+def test_a_stated_size_of_the_other_orientation_means_that_the_box_is_upright(orientation: int) -> None:
     record = boxed((40, 80))
     assert with_upright_boxes(record, png(orientation)) is record
 
 
-def test_a_picture_that_was_scaled_since_its_annotation_is_turned_all_the_same() -> None:
+def test_boxes_of_a_picture_that_was_scaled_after_annotation_are_turned_too() -> None:
     [person] = with_upright_boxes(boxed((640, 320)), png(6)).persons or ()
     assert person.box == pytest.approx(red(png(6)), abs=1e-5)
 
@@ -71,7 +71,7 @@ def test_a_picture_that_was_scaled_since_its_annotation_is_turned_all_the_same()
 @pytest.mark.parametrize(
     "record", [boxed(None), Record("r", "x.png", boxes_size=(80, 40))], ids=["no size", "nobody"]
 )
-def test_boxes_without_a_stated_size_are_of_the_upright_picture(record: Record) -> None:
+def test_boxes_without_a_stated_size_stay_unchanged(record: Record) -> None:
     assert with_upright_boxes(record, png(6)) is record
 
 

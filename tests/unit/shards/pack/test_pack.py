@@ -21,7 +21,7 @@ import shards.pack.pipeline
 from shards.format.index import index_path, read_index
 from shards.format.manifest import manifest_folders, read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
-from shards.pictures import BadPicture, decode, inspect
+from shards.pictures import BadPicture, check_picture, decode_picture
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 
@@ -382,19 +382,19 @@ def test_stats_of_no_data_end_with_2_and_one_line(
 @pytest.mark.parametrize(("data_", "reason"), BAD.values(), ids=BAD)
 def test_decoding_names_what_is_wrong(data_: bytes, reason: str) -> None:
     with pytest.raises(BadPicture) as caught:
-        decode(data_)
+        decode_picture(data_)
     assert caught.value.reason == reason
 
 
 def test_a_jpeg_cut_by_a_single_byte_is_noticed() -> None:
     with pytest.raises(BadPicture, match="truncated"):
-        decode(JPEG[:-1])
+        decode_picture(JPEG[:-1])
 
 
 def test_a_picture_of_several_frames_under_jpg_is_its_first() -> None:
     several = encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO.resize((32, 32))])
-    assert inspect(several).extension == "jpg"
-    np.testing.assert_array_equal(decode(several), decode(JPEG))
+    assert check_picture(several).extension == "jpg"
+    np.testing.assert_array_equal(decode_picture(several), decode_picture(JPEG))
 
 
 def test_width_and_height_are_those_of_the_upright_picture(tmp_path: Path) -> None:

@@ -23,7 +23,14 @@ from shards.format.manifest import read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from shards.pack.prepare import Filters
 from shards.pack.reencode import Shrink, shrink
-from shards.pictures import MAX_PIXELS, BadPicture, _jpeg_size, inspect
+from shards.pictures import (
+    MAX_PIXELS,
+    BadPicture,
+    check_picture,
+    decode_picture,
+    read_jpeg_header,
+    read_orientation,
+)
 from shards.sources import Record
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_USER
@@ -154,7 +161,7 @@ def test_damage_is_noticed_at_an_eighth_of_the_size_exactly_where_a_full_decode_
         both = []
         for pixels in (None, MAX_PIXELS):
             try:
-                inspect(bytes(damaged), pixels_side=pixels)
+                check_picture(bytes(damaged), pixels_side=pixels)
                 both.append(True)
             except BadPicture:
                 both.append(False)
@@ -163,14 +170,75 @@ def test_damage_is_noticed_at_an_eighth_of_the_size_exactly_where_a_full_decode_
     assert 20 < sum(a for a, _ in verdicts) < 100  # some of each
 
 
-def test_the_quick_look_at_a_header_agrees_with_pillow() -> None:
-    for image, size in ODD.values():
-        quick = _jpeg_size(image)
-        assert quick is None or quick == size
-    assert _jpeg_size(encoded(SMALL, "JPEG")) == _jpeg_size(ODD["progressive"][0]) == (96, 64)
-    assert _jpeg_size(ODD["exif-6"][0]) is None
-    assert _jpeg_size(encoded(SMALL, "JPEG")[:100]) is None
-    assert _jpeg_size(b"\xff\xd8") is None
+def header_of(file: bytes) -> tuple[int, int, int]:
+    """Width, height and orientation as Pillow reads them."""
+    with Image.open(io.BytesIO(file)) as image:
+        return (*image.size, read_orientation(image))
+
+
+def test_the_quick_header_reader_agrees_with_pillow() -> None:
+    common = [file for file, _ in ODD.values() if read_jpeg_header(file) is not None]
+    assert [read_jpeg_header(file) for file in common] == [header_of(file) for file in common]
+    assert {header_of(file)[2] for file in common} == set(range(1, 9))
+    assert read_jpeg_header(ODD["progressive"][0]) == (96, 64, 1)
+    assert read_jpeg_header(encoded(SMALL, "JPEG")[:100]) is None
+    assert read_jpeg_header(b"\xff\xd8") is None
+    assert read_jpeg_header(huge_jpeg(30_000)) is None
+    assert read_jpeg_header(encoded(SMALL, "PNG")) is None
+
+
+def moved_exif(place: str) -> bytes:
+    """A JPEG of orientation 6 whose EXIF stands at an unusual, but legal place."""
+    file = turned(6)
+    start = file.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(file[start + 2 : start + 4], "big")
+    exif, rest = file[start:end], file[:start] + file[end:]
+    if place == "after a fill byte":
+        return file[:start] + b"\xff" + file[start:]
+    if place == "after the frame header":
+        frame = rest.index(b"\xff\xc0")
+        at = frame + 2 + int.from_bytes(rest[frame + 2 : frame + 4], "big")
+        return rest[:at] + exif + rest[at:]
+    assert place == "in two segments"
+    content = exif[10:]
+    segments = [b"Exif\0\0" + half for half in (content[:9], content[9:])]
+    joined = b"".join(b"\xff\xe1" + struct.pack(">H", len(half) + 2) + half for half in segments)
+    return rest[:start] + joined + rest[start:]
+
+
+@pytest.mark.parametrize("place", ["after a fill byte", "after the frame header", "in two segments"])
+def test_exif_at_an_unusual_place_turns_the_picture_in_packing_and_in_training(place: str) -> None:
+    from uniemox_dist.data.decode import decode_rgb
+
+    file = moved_exif(place)
+    assert read_jpeg_header(file) == header_of(file) == (96, 64, 6)
+    for check in ("decode", "header"):
+        picture = check_picture(file, check=check)
+        assert (picture.width, picture.height) == (64, 96)
+    packed_HW3, (trained_HW3, scale) = decode_picture(file), decode_rgb(file, scale=2)
+    np.testing.assert_array_equal(packed_HW3, decode_picture(turned(6)))
+    np.testing.assert_array_equal(packed_HW3, trained_HW3)
+    assert scale == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["progressive", "grey", *(f"exif-{orientation}" for orientation in range(1, 9))]
+)
+def test_training_decodes_a_jpeg_to_the_pixels_that_packing_saw(name: str) -> None:
+    from uniemox_dist.data.decode import decode_rgb
+
+    file = {**{key: file for key, (file, _) in ODD.items()}, "grey": encoded(SMALL.convert("L"), "JPEG")}[
+        name
+    ]
+    np.testing.assert_array_equal(decode_rgb(file)[0], decode_picture(file))
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF"])
+def test_training_refuses_the_formats_that_packing_refuses(form: str) -> None:
+    from uniemox_dist.data.decode import decode_rgb
+
+    with pytest.raises(ValueError, match=f"cannot be decoded: {form} is not one of JPEG, MPO, PNG, WEBP"):
+        decode_rgb(encoded(SMALL, form))
 
 
 def app1(content: bytes) -> bytes:
@@ -221,7 +289,7 @@ def test_upright_pixels_are_those_that_pillow_turns(form: str, orientation: int)
     exif[0x112] = orientation
     image = encoded(SMALL, form, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB"))
-    np.testing.assert_array_equal(inspect(image, pixels_side=MAX_PIXELS).rgb_HW3, expected)
+    np.testing.assert_array_equal(check_picture(image, pixels_side=MAX_PIXELS).rgb_HW3, expected)
 
 
 def test_pipes_devices_sockets_and_folders_that_are_called_pictures_are_refused(tmp_path: Path) -> None:
