@@ -240,9 +240,7 @@ def measure(
     teacher = Teacher(TeacherConfig(name=f"local-dir:{folder}"))
 
     def look(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        whites = [
-            np.asarray(to_rgb(Image.open(io.BytesIO(r["image"])))) for r in rows
-        ]
+        whites = [np.asarray(to_rgb(Image.open(io.BytesIO(r["image"])))) for r in rows]
         scenes = torch.stack([whole(decode_rgb(r["image"]), SIZE) for r in rows])
         return {
             "teacher": torch.cat([teacher.embed_pictures(piece) for piece in scenes.split(64)]).numpy(),
