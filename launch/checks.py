@@ -1,4 +1,4 @@
-"""What can be known to fail is said on the login node, before anything is queued. Torch-free."""
+"""Checks on the login node: what would fail in a job is reported before anything is queued. Torch-free."""
 
 import os
 from collections.abc import Sequence
@@ -9,11 +9,14 @@ from launch.cluster import Cluster
 from launch.plan.measured import measured
 from launch.plan.ranks import largest_legal, why_illegal
 from launch.plan.save_lead import needed_s
-from uniemox_dist.config.load import load_config, merge, parse_override, pretraining, validated
+from launch.restarts import newest_step
+from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.load import load_config, merge, parse_override, validated
 from uniemox_dist.config.schema import Config, RunConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
 from uniemox_dist.data.sources import Sources
+from uniemox_dist.data.splits import open_splits, train_sources
 from uniemox_dist.runs.folder import RunFolder
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
@@ -31,43 +34,33 @@ LOCAL_PATHS = (
 
 
 def resolve(recipe: str | Config, overrides: Sequence[str], cluster: Cluster) -> Config:
-    """The configuration of a run on a cluster, whose time-outs lie between the recipe and the KEY=VALUE pairs.
+    """The configuration of a run on a cluster, whose time-outs come between the recipe and the KEY=VALUE pairs.
 
     Raises:
         UserError: with one line for every mistake.
     """
     site = [f"run.{k}={v}" for k, v in cluster.run_settings().items() if k in RunConfig.model_fields]
     if isinstance(recipe, str):
-        return _submittable(load_config(recipe, [*site, *overrides]))
-    values: dict[str, Any] = {}
+        return load_config(recipe, [*site, *overrides])
+    values: dict[str, Any] = {"finetune": {}} if isinstance(recipe, FinetuneRun) else {}
     for pair in site:
         values = merge(values, parse_override(pair))
     values = merge(values, recipe.model_dump(mode="json", exclude_unset=True))
     for pair in overrides:
         values = merge(values, parse_override(pair))
-    return _submittable(validated(values, "config"))
-
-
-def _submittable(config: Config) -> Config:
-    try:
-        return pretraining(config)
-    except UserError:
-        raise UserError(
-            "finetune.*: this recipe is one of fine-tuning, which is submitted by sbatch slurm/finetune.sbatch RECIPE "
-            "[KEY=VALUE]..., and not by `uniemox launch`"
-        ) from None
+    return validated(values, "config")
 
 
 def run_path(config: Config) -> Path:
-    """The run's folder, absolute: jobs start elsewhere."""
+    """The run's folder as an absolute path, since jobs start elsewhere."""
     return Path(os.path.abspath(Path(config.run.dir) / config.run.name))
 
 
-def check(config: Config, cluster: Cluster, *, nodes: bool = True, data: bool = True) -> list[str]:
-    """Remarks about a run on a cluster.
+def check_run(config: Config, cluster: Cluster, *, nodes: bool = True, data: bool = True) -> list[str]:
+    """Checks a run on a cluster and returns remarks.
 
     Args:
-        nodes: whether it will be a job of Slurm's; otherwise it runs here, on one node.
+        nodes: whether it becomes a Slurm job; otherwise it runs on this machine, as one node.
         data: whether this machine sees the shards and the teacher.
 
     Raises:
@@ -75,26 +68,28 @@ def check(config: Config, cluster: Cluster, *, nodes: bool = True, data: bool = 
     """
     mistakes: list[str] = []
     remarks: list[str] = []
-    parts = [_ranks(config, cluster, nodes=nodes)]
+    parts = [_check_ranks(config, cluster, nodes=nodes), ([], _check_initial_weights(config, data=data))]
     if not str(run_path(config)).isprintable():
-        mistakes.append(f"run.dir={config.run.dir!r}: holds signs that no script can; give another folder")
+        mistakes.append(
+            f"run.dir={config.run.dir!r}: has characters that a script cannot hold; give another folder"
+        )
     if data:
-        parts.append(_inputs(config))
+        parts.append(([], _check_inputs(config)))
     if nodes:
-        parts += [_times(config, cluster), (_place(run_path(config)), [])]
-    for said, wrong in parts:
-        remarks += said
+        parts += [_check_times(config, cluster), (check_place(run_path(config).parent, "run.dir"), [])]
+    for more, wrong in parts:
+        remarks += more
         mistakes += wrong
     if mistakes:
         raise UserError("\n".join(mistakes))
     return remarks
 
 
-Said = tuple[list[str], list[str]]
+Findings = tuple[list[str], list[str]]
 """Remarks, and mistakes."""
 
 
-def _ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Said:
+def _check_ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Findings:
     counts = range(cluster.min_nodes, cluster.max_nodes + 1) if nodes else range(1, 2)
     asked = counts[-1] * cluster.ranks
     remarks = []
@@ -127,21 +122,38 @@ def _ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Said:
     return remarks, []
 
 
-def _inputs(config: Config) -> Said:
-    elsewhere = "; if only compute nodes see it, give --unseen-data"
+ELSEWHERE = "; if only compute nodes see it, give --unseen-data"
+
+
+def _check_inputs(config: Config) -> list[str]:
     mistakes = []
     try:
-        sources = Sources(config)
+        if isinstance(config, FinetuneRun):
+            sources = train_sources(config, open_splits(config))
+        else:
+            sources = Sources(config)
         sources.plan(config)
     except UserError as error:
-        mistakes += [f"{line}{elsewhere}" for line in str(error).splitlines()]
+        mistakes += [f"{line}{ELSEWHERE}" for line in str(error).splitlines()]
     kind, _, path = config.teacher.name.partition(":")
     if config.loss.needs_teacher and kind == "local-dir" and not Path(path).is_dir():
-        mistakes.append(f"teacher.name={config.teacher.name}: no such folder{elsewhere}")
-    return [], mistakes
+        mistakes.append(f"teacher.name={config.teacher.name}: no such folder{ELSEWHERE}")
+    return mistakes
 
 
-def _times(config: Config, cluster: Cluster) -> Said:
+def _check_initial_weights(config: Config, *, data: bool) -> list[str]:
+    """A missing `model.init_from`; a run that has a checkpoint no longer needs it. Fine-tuning takes its architecture
+    from there when it is submitted, so that this machine must see it."""
+    start, finetunes = config.model.init_from, isinstance(config, FinetuneRun)
+    if start is None or Path(start).exists() or newest_step(RunFolder(run_path(config))) is not None:
+        return []
+    if not (data or finetunes):
+        return []
+    why = ", and a fine-tuning run takes its architecture from there; submit where it can be seen"
+    return [f"model.init_from={start}: no such file or folder{why if finetunes else ELSEWHERE}"]
+
+
+def _check_times(config: Config, cluster: Cluster) -> Findings:
     folder = RunFolder(run_path(config))
     try:
         lead = needed_s(config, folder, ranks=cluster.max_nodes * cluster.ranks)
@@ -165,15 +177,15 @@ def _times(config: Config, cluster: Cluster) -> Said:
     return [], []
 
 
-def _place(run: Path) -> list[str]:
-    """Whether other nodes will not see the run's folder."""
-    local = next((f for f in _local_folders() if Path(os.path.realpath(run)).is_relative_to(f)), None)
-    kind = _file_system(run)
+def check_place(folder: Path, setting: str) -> list[str]:
+    """A remark if other nodes will not see a folder; `setting` names what chose it."""
+    local = next((f for f in _local_folders() if Path(os.path.realpath(folder)).is_relative_to(f)), None)
+    kind = _file_system(folder)
     if kind in MEMORY_FILE_SYSTEMS or local is not None:
         what = f"a {kind}" if kind in MEMORY_FILE_SYSTEMS else f"below {local}"
         return [
-            f"run.dir={run.parent} is {what}, which is most likely this machine's own: compute nodes would not "
-            "find it, nor would a job that is queued again and starts elsewhere; give a run.dir on a shared disk"
+            f"{setting}={folder} is {what}, which is most likely this machine's own: compute nodes would not "
+            f"find it, nor would a job that is queued again and starts elsewhere; give a {setting} on a shared disk"
         ]
     return []
 

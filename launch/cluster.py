@@ -19,12 +19,60 @@ from pydantic import (
     model_validator,
 )
 
-from launch.sbatch_options import refuse_own
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.sections import Seconds, Section
 from uniemox_dist.config.validation_errors import explain
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler.durations import parse_duration
+
+OWN_OPTIONS = {
+    "nodes": "nodes",
+    "ntasks": "ranks_per_node",
+    "ntasks-per-node": "ranks_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "gres": "gpu_request: gres",
+    "cpus-per-task": "cpus_per_task",
+    "mem": "mem",
+    "time": "time",
+    "account": "account",
+    "partition": "partition",
+    "qos": "qos",
+    "constraint": "constraint",
+    "reservation": "reservation",
+    "exclusive": "exclusive",
+    "signal": "signal_lead_s",
+    "requeue": "requeue",
+    "no-requeue": "requeue",
+    "job-name": "run.name=… of the command",
+    "array": "--array of the command",
+    "dependency": "--after or --dependency of the command",
+    "exclude": "--exclude of the command",
+    "output": None,
+    "error": None,
+    "open-mode": None,
+    "chdir": None,
+    "export": None,
+    "wrap": None,
+    "parsable": None,
+    "test-only": None,
+}
+"""Options of sbatch that the script or the command sets, and the setting to use instead; None for those that the script
+needs as they are."""
+
+
+def _check_sbatch_option(option: str) -> str:
+    """
+    Raises:
+        ValueError: if it does not look like an option, or is set elsewhere; the message names the setting to use.
+    """
+    match = re.fullmatch(r"--([a-z][a-z-]*)(=.+)?", option)
+    if match is None:
+        raise ValueError(f"sbatch: {option!r} must look like --name or --name=value")
+    if match[1] in OWN_OPTIONS:
+        instead = OWN_OPTIONS[match[1]]
+        fix = f"use {instead}" if instead else "leave it out: the script needs its own value"
+        raise ValueError(f"sbatch: --{match[1]} is set by the script; {fix}")
+    return option
 
 
 def _form(pattern: str, wanted: str) -> AfterValidator:
@@ -165,10 +213,8 @@ class Cluster(Section):
 
     @field_validator("sbatch")
     @classmethod
-    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for option in value:
-            refuse_own(option)
-        return value
+    def _sbatch_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_check_sbatch_option, value))
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Cluster":

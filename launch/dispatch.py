@@ -1,239 +1,338 @@
-"""From a recipe to a job in Slurm's queue: checked, frozen into the run's folder, submitted, written down."""
+"""Submitting a command: check it, freeze its code and settings, hand it to a backend, record the jobs.
+
+A training run keeps all of this in its own folder, RUN/jobs and RUN/code; a sweep in run.dir/sweeps/NAME-0001; every
+other command in JOBS/NAME-0001 and JOBS/code, where JOBS is `jobs` in the working directory unless --jobs names another
+folder.
+"""
 
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from launch.checks import check, resolve, run_path
+from launch.checks import check_place, check_run, resolve, run_path
 from launch.cluster import Cluster
-from launch.conflicts import refuse_live, refuse_other_settings, require_sbatch
+from launch.conflicts import check_no_job, check_same_settings
 from launch.freeze import code_name, freeze_code
-from launch.render import Frozen, render
-from launch.submission import (
-    interrupts_wait,
-    new_folder,
-    next_folder,
-    one_at_a_time,
-    record,
-    run_folder,
-    write_config,
-)
-from shards.storage import is_remote
+from launch.submission import new_folder, next_folder, one_at_a_time, run_folder, write_config
+from launch.sweep import grid, point_names, point_table
+from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.load import finetuning, pretraining
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.core.files import write_text
 from uniemox_dist.runs.bad_nodes import excluded
 from uniemox_dist.runs.folder import RunFolder
-from uniemox_dist.scheduler import commands
 
-LOG = "slurm-%j.out"
-"""The main log, in the run's logs/; %j is the job's number."""
+TRAINING = ("pretrain", "finetune")
+"""Commands that train a run in a folder of its own, by a recipe."""
+PARALLEL = ("teach",)
+"""Other commands whose ranks share the work, and which continue where they were stopped; the rest is one process."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What somebody wants submitted."""
+class Request:
+    """A command to submit."""
 
-    recipe: str | Config
-    """A recipe's path or name, or a configuration as a value."""
+    recipe: str | Config | None
+    """Of a training command: a recipe's path or name, or a configuration. None for other commands."""
     cluster: Cluster
     site: str
-    """How the cluster was named."""
+    """The name that the cluster was given by."""
     overrides: tuple[str, ...] = ()
+    """KEY=VALUE pairs on top of the recipe."""
+    command: tuple[str, ...] = ()
+    """`pretrain` or `finetune`, or nothing, which leaves the choice to the recipe; otherwise a whole command line after
+    `uniemox`."""
+    name: str = ""
+    """The job's name, for commands that do not train."""
+    jobs: Path = Path("jobs")
+    """Where commands that do not train keep their submissions."""
+    axes: tuple[str, ...] = ()
+    """KEY=V1,V2,… of a sweep."""
     resume: bool = False
-    """Go on with a run that was begun with other settings."""
+    """Continue a run that was started with other settings."""
     force_new: bool = False
-    """Set the folder of a run that was begun aside, and start anew."""
+    """Set the folder of an earlier run aside and start anew."""
     after: int | None = None
-    """Job that must have ended before."""
+    """The job that must have ended before."""
     singleton: bool = False
     """Wait for all jobs of the same name and user."""
     chain: int = 1
-    """Submissions in a row, each after the one before."""
+    """Jobs in a row, each waiting for the one before."""
     exclude: tuple[str, ...] = ()
     """Nodes to leave out, besides those on which the run's preflight failed."""
     data: bool = True
-    """Whether this machine sees the shards."""
-    command: tuple[str, ...] = field(default_factory=lambda: ("uniemox", *sys.argv[1:]))
-    """What is written down as the origin of the submission."""
+    """Whether this machine sees the shards, so that they can be checked here."""
+    origin: tuple[str, ...] = field(default_factory=lambda: ("uniemox", *sys.argv[1:]))
+    """The command line that submits, for the record."""
 
     @property
     def waits_for(self) -> dict[str, Any]:
-        """Which jobs of the run the new one starts after; a folder in use is never set aside."""
+        """The jobs that the new one waits for; a folder in use is never set aside."""
         return {} if self.force_new else {"after": self.after, "singleton": self.singleton}
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A submission that Slurm took."""
+class Prepared:
+    """A request that passed its checks."""
 
-    job_ids: tuple[int, ...]
+    request: Request
+    command: tuple[str, ...]
+    """After `uniemox`; of training commands only the first word."""
+    name: str
+    """The job's name."""
+    configs: tuple[Config, ...] = ()
+    """Of each run; none where the command does not train."""
+    points: tuple[tuple[str, ...], ...] = ()
+    """KEY=VALUE pairs of each run of a sweep."""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The folder of each run."""
+        return [run_path(config) for config in self.configs]
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        """The folder in which the submission makes its own, and what that one's name begins with."""
+        if self.points:
+            return self.runs[0].parent / "sweeps", f"{self.name}-"
+        if self.configs:
+            return self.runs[0] / "jobs", ""
+        return Path(os.path.abspath(self.request.jobs)), f"{self.name}-"
+
+    @property
+    def table(self) -> list[str]:
+        """Lines with each point of a sweep and its run."""
+        return point_table(self.configs, self.points) if self.points else []
+
+    def code_folder(self, folder: Path) -> Path:
+        """Where the code of a submission with this folder lies."""
+        if self.points:
+            return folder / "code"
+        return self.runs[0] / "code" if self.configs else folder.parent / "code"
+
+    def code_parts(self) -> dict[str, bool]:
+        """The large optional parts of the package that the command reads."""
+        if not self.configs:
+            return {"shipped_teacher": True, "detectors": self.command[0] == "shards"}
+        return {"shipped_teacher": any(c.teacher.name.startswith("shipped:") for c in self.configs)}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A submission whose code and settings are frozen, or would be."""
+
+    prepared: Prepared
     folder: Path
-    """The submission's own."""
-    run: Path
-    """The run's folder, or the sweep's."""
-    log: str
+    """The submission's own: script and record."""
+    code: Path
+    run_folders: tuple[Path, ...] = ()
+    """Each run's own part of a sweep, RUN/jobs/0001; of one run the submission's folder."""
+    set_aside: tuple[Path, ...] = ()
+    """Folders that --force-new renamed."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The whole command line after `uniemox`, except for the configuration of a sweep's run."""
+        one_run = self.prepared.configs and not self.prepared.points
+        config = (str(self.folder / "config.yaml"),) if one_run else ()
+        return (*self.prepared.command, *config)
+
+    def facts(self, cluster: Cluster | None = None) -> dict[str, object]:
+        """What submission.json records besides the jobs' numbers."""
+        request = self.prepared.request
+        cluster = cluster or request.cluster
+        return {
+            "cluster": request.site,
+            "command": list(request.origin),
+            "nodes": cluster.nodes,
+            "ranks_per_node": cluster.ranks,
+            "code": self.code.name,
+        }
+
+    def excluded_nodes(self) -> tuple[list[str], list[str]]:
+        """The nodes to leave out, and a remark about those on which the preflight of the run failed."""
+        now, request = time.time(), self.prepared.request
+        runs = [*self.set_aside, *self.prepared.runs]
+        failed = list(dict.fromkeys(node for run in runs for node in excluded(RunFolder(run), now)))
+        nodes = list(dict.fromkeys([*request.exclude, *failed]))
+        remark = f"leaves out {', '.join(failed)}: the preflight of this run failed there within the last day"
+        return nodes, ([remark] if failed else [])
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submission that a backend accepted."""
+
+    frozen: Frozen
+    remarks: list[str]
+    job_ids: tuple[int, ...] = ()
+    log: str = ""
     """The main log of the first job."""
-    watch: str
-    """What `uniemox status` calls it."""
-    aside: Path | None = None
-    """What --force-new set aside."""
+    failure: Exception | None = None
+    """Why not all jobs of a chain were submitted."""
+    job: Any = None
+    """submitit's job."""
+    wait: Callable[[], int] | None = None
+    """Runs the command on this machine and returns its exit code."""
+
+    def describe(self) -> list[str]:
+        """Lines for the terminal: where it is, and how to watch and end it."""
+        prepared, ids = self.frozen.prepared, " ".join(map(str, self.job_ids))
+        word = "job" if len(self.job_ids) == 1 else "jobs, one after the other:"
+        one_run = len(prepared.configs) == 1 and not prepared.points
+        where = f"run folder {prepared.runs[0]}" if one_run else f"folder {self.frozen.folder}"
+        lines = [f"submitted {word} {ids}; {where}"]
+        lines += [f"  the earlier run is now {folder}" for folder in self.frozen.set_aside]
+        lines.append(f"  log:    tail -F {shlex.quote(self.log)}")
+        if prepared.configs:
+            watch = prepared.runs[0] if one_run else prepared.runs[0].parent / f"{prepared.name}-*"
+            lines.append(f"  status: uniemox status {shlex.quote(str(watch))} --watch")
+        return [*lines, f"  end:    scancel {ids}"]
 
 
-def prepare(order: Order, overrides: Sequence[str] | None = None) -> tuple[Config, list[str]]:
-    """The checked configuration of an order, or of one point of a sweep with other pairs, and remarks.
+class Backend(Protocol):
+    """A way to run a command."""
+
+    queued: bool
+    """Whether it goes into Slurm's queue, and other nodes run it."""
+
+    def adapt(self, request: Request) -> Request:
+        """The request as this backend can run it; raises UserError if it cannot."""
+
+    def script(self, frozen: Frozen) -> str:
+        """What would be submitted."""
+
+    def start(self, frozen: Frozen) -> Submitted:
+        """Submits and records; raises UserError if nothing was submitted."""
+
+
+def prepare(request: Request, *, queued: bool = True) -> Prepared:
+    """Checks a request.
 
     Raises:
-        UserError: with a line for each thing that would make the job fail, or a run of that name with other settings.
+        UserError: with a line for each thing that would make it fail, or for a run of that name with other settings.
     """
-    config = resolve(order.recipe, order.overrides if overrides is None else overrides, order.cluster)
-    remarks = check(config, order.cluster, data=order.data)
-    refuse_other_settings(config, resume=order.resume, force_new=order.force_new)
-    return config, remarks
-
-
-def script_only(order: Order) -> tuple[str, list[str]]:
-    """The script that would be submitted, and remarks; nothing is written."""
-    config, remarks = prepare(order)
-    run = run_path(config)
-    code = run / "code" / code_name(shipped_teacher=needs_shipped_teacher(config))
-    frozen = frozen_job(order, config, code, next_folder(run / "jobs"))
-    return render("pretrain", order.cluster, frozen, mounts_of(config)), remarks
-
-
-def submit(order: Order) -> tuple[Submitted, list[str]]:
-    """Checks, freezes and submits; returns what came of it, and remarks.
-
-    Raises:
-        UserError: for what the user can mend; then nothing was submitted, and nothing was left behind.
-    """
-    require_sbatch()
-    config, remarks = prepare(order)
-    run = run_path(config)
-    with ExitStack() as made:
-        made.enter_context(one_at_a_time(run.parent))
-        remarks += refuse_live([run], **order.waits_for)
-        aside = made.enter_context(run_folder(run, aside=order.force_new))
-        folder = made.enter_context(new_folder(run / "jobs"))
-        code = freeze_code(run / "code", shipped_teacher=needs_shipped_teacher(config))
-        write_config(folder, config)
-        frozen = frozen_job(order, config, code, folder)
-        script = folder / "job.sbatch"
-        write_text(script, render("pretrain", order.cluster, frozen, mounts_of(config)))
-        options, avoided = without_nodes(order, [aside or run])
-        remarks += avoided
-        with interrupts_wait() as came:
-            ids, error = send(order, script, options, came, remarks)
-            record(folder, ids, **submission_facts(order, code))
-    if error is not None:
-        raise Fault(
-            f"{len(ids)} of {order.chain} jobs were submitted ({', '.join(map(str, ids))}), then: {error}"
-        )
-    log = run / "logs" / LOG.replace("%j", str(ids[0]))
-    return Submitted(tuple(ids), folder, run, str(log), str(run), aside), remarks
-
-
-def send(
-    order: Order, script: Path, options: Sequence[str], came: Sequence[int], remarks: list[str]
-) -> tuple[list[int], Exception | None]:
-    """Submits a script as often as asked, each job behind the one before, until a signal came. A refusal of the first
-    is raised; one of a later is returned, since those before it are queued. sbatch's remarks go into `remarks`."""
-    ids: list[int] = []
-    for _ in range(order.chain):
-        if came:
-            if not ids:
-                raise KeyboardInterrupt
-            return ids, Fault("interrupted")
+    if request.recipe is None:
+        return _prepare_command(request, queued=queued)
+    if not request.axes:
+        config = _resolve(request, request.overrides)
+        remarks = _check(request, config, queued=queued, data=request.data)
+        return Prepared(request, (_training_command(config),), config.run.name, (config,), (), remarks)
+    points = [tuple(point) for point in grid(request.axes)]
+    name = _resolve(request, request.overrides).run.name
+    configs: list[Config] = []
+    remarks, seen = [], []
+    for point, suffix in zip(points, point_names(points)):
         try:
-            ids.append(commands.sbatch([*options, *_dependency(order, ids)], script, remarks=remarks))
-        except (UserError, Fault) as error:
-            if not ids:
-                raise
-            return ids, error
-    return ids, None
+            config = _resolve(request, [*request.overrides, *point, f"run.name={name}-{suffix}"])
+            inputs = (config.data, config.batch, config.teacher)  # equal inputs are checked once
+            remarks += _check(request, config, queued=queued, data=request.data and inputs not in seen)
+        except UserError as error:
+            raise UserError(
+                "\n".join(f"{', '.join(point)}: {line}" for line in str(error).splitlines())
+            ) from None
+        configs.append(config)
+        seen.append(inputs)
+    command = (_training_command(configs[0]),)
+    return Prepared(request, command, name, tuple(configs), tuple(points), list(dict.fromkeys(remarks)))
 
 
-def frozen_job(order: Order, config: Config, code: Path, folder: Path) -> Frozen:
-    """What the script of one run refers to."""
-    run = run_path(config)
-    return Frozen(
-        name=config.run.name,
-        run=str(run),
-        site=order.site,
-        folder=os.getcwd(),
-        code=str(code),
-        output=f"{str(run / 'logs').replace('%', '%%')}/{LOG}",
-        uniemox=own_command(),
-        config=str(folder / "config.yaml"),
-    )
+def preview(request: Request, backend: Backend) -> tuple[str, Prepared]:
+    """What would be submitted; nothing is written.
+
+    Raises:
+        UserError: as `submit`.
+    """
+    prepared = prepare(backend.adapt(request), queued=backend.queued)
+    folder = next_folder(*prepared.place)
+    code = prepared.code_folder(folder) / code_name(**prepared.code_parts())
+    own = () if not prepared.configs else (folder,) if not prepared.points else tuple(prepared.runs)
+    return backend.script(Frozen(prepared, folder, code, own)), prepared
 
 
-def submission_facts(order: Order, code: Path) -> dict[str, object]:
-    """What submission.json says besides the jobs' numbers."""
-    return {
-        "cluster": order.site,
-        "command": list(order.command),
-        "nodes": order.cluster.nodes,
-        "ranks_per_node": order.cluster.ranks,
-        "code": code.name,
-    }
+def submit(request: Request, backend: Backend) -> Submitted:
+    """Checks, freezes, submits and records a command.
+
+    Raises:
+        UserError: for a mistake of the user's; then nothing was submitted, and nothing is left behind.
+        Fault: if only some jobs of a chain were submitted.
+    """
+    prepared = prepare(backend.adapt(request), queued=backend.queued)
+    with ExitStack() as undo:
+        if backend.queued and prepared.runs:
+            undo.enter_context(one_at_a_time(prepared.runs[0].parent))
+            prepared.remarks.extend(check_no_job(prepared.runs, **request.waits_for))
+        submitted = backend.start(undo.enter_context(freeze(prepared)))
+    if submitted.failure is not None:
+        ids = submitted.job_ids
+        what = "job arrays" if prepared.points else "jobs"
+        numbers = ", ".join(map(str, ids))
+        raise Fault(
+            f"{len(ids)} of {request.chain} {what} were submitted ({numbers}), then: {submitted.failure}"
+        )
+    return submitted
 
 
-def without_nodes(order: Order, runs: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """sbatch's option for the nodes to leave out, and a remark about those where a preflight failed."""
-    now = time.time()
-    failed = list(dict.fromkeys(node for run in runs for node in excluded(RunFolder(run), now)))
-    nodes = list(dict.fromkeys([*order.exclude, *failed]))
-    remark = f"leaves out {', '.join(failed)}: the preflight of this run failed there within the last day"
-    return ([f"--exclude={','.join(nodes)}"] if nodes else []), ([remark] if failed else [])
+@contextmanager
+def freeze(prepared: Prepared) -> Iterator[Frozen]:
+    """Makes the folders of a submission and copies its code and settings into them; removes them if the block fails."""
+    with ExitStack() as made:
+        force_new = prepared.request.force_new
+        aside = [made.enter_context(run_folder(run, aside=force_new)) for run in prepared.runs]
+        folder = made.enter_context(new_folder(*prepared.place))
+        code = freeze_code(prepared.code_folder(folder), **prepared.code_parts())
+        own = [folder] if not prepared.points else []
+        own += (
+            [made.enter_context(new_folder(run / "jobs")) for run in prepared.runs] if prepared.points else []
+        )
+        for place, config in zip(own, prepared.configs):
+            write_config(place, config)
+        runs = tuple(own) if prepared.configs else ()
+        yield Frozen(prepared, folder, code, runs, tuple(old for old in aside if old is not None))
 
 
-def needs_shipped_teacher(config: Config) -> bool:
-    """Whether a run reads the teacher that comes with the package."""
-    return config.teacher.name.startswith("shipped:")
+def _resolve(request: Request, overrides: Sequence[str]) -> Config:
+    assert request.recipe is not None
+    config = resolve(request.recipe, overrides, request.cluster)
+    if request.command:
+        (finetuning if request.command[0] == "finetune" else pretraining)(config)
+    return config
 
 
-def mounts_of(config: Config) -> tuple[str, ...]:
-    """Folders that a container needs to see: of runs, and of shards and teachers on local paths; where one is a link,
-    also what it leads to."""
-    paths = [config.run.dir, *(origin.path for origin in config.data.origins()), config.data.eval_path]
-    kind, _, teacher = config.teacher.name.partition(":")
-    paths += [teacher] if kind == "local-dir" else []
-    local = [os.path.abspath(path) for path in paths if path and not is_remote(path)]
-    local += [os.path.realpath(path) for path in local]
-    inside = f"{os.getcwd()}{os.sep}"  # the working directory is mounted anyway
-    return tuple(dict.fromkeys(path for path in local if not path.startswith(inside)))
+def _training_command(config: Config) -> str:
+    return "finetune" if isinstance(config, FinetuneRun) else "pretrain"
 
 
-def own_command() -> str:
-    """The command that belongs to this Python."""
-    beside = Path(sys.executable).with_name("uniemox")
-    return str(beside) if beside.is_file() else "uniemox"
+def _check(request: Request, config: Config, *, queued: bool, data: bool) -> list[str]:
+    remarks = check_run(config, request.cluster, nodes=queued, data=data)
+    check_same_settings(run_path(config), config, resume=request.resume, force_new=request.force_new)
+    return remarks
 
 
-def follow(submitted: Submitted) -> list[str]:
-    """How to watch and end what was submitted."""
-    ids = " ".join(map(str, submitted.job_ids))
-    word = "job" if len(submitted.job_ids) == 1 else "jobs, one after the other:"
-    lines = [f"submitted {word} {ids}; run folder {submitted.run}"]
-    if submitted.aside is not None:
-        lines.append(f"  the run that was there is now {submitted.aside}")
-    return [
-        *lines,
-        f"  log:    tail -F {shlex.quote(submitted.log)}",
-        f"  status: uniemox status {shlex.quote(submitted.watch)} --watch",
-        f"  end:    scancel {ids}",
-    ]
-
-
-def _dependency(order: Order, before: Sequence[int]) -> list[str]:
-    kinds = [f"afterany:{before[-1]}"] if before else []
-    kinds += [f"afterany:{order.after}"] if order.after is not None and not before else []
-    kinds += ["singleton"] if order.singleton else []
-    return [f"--dependency={','.join(kinds)}"] if kinds else []
+def _prepare_command(request: Request, *, queued: bool) -> Prepared:
+    command = request.command
+    given = {"--array": request.axes, "--resume": request.resume, "--force-new": request.force_new}
+    for option, value in given.items():
+        if value:
+            raise UserError(
+                f"{option}: only for pretrain and finetune, which have a run folder; leave it out"
+            )
+    cluster = request.cluster
+    if command[0] not in PARALLEL:
+        if request.chain > 1:
+            raise UserError(
+                f"--chain={request.chain}: {command[0]} does not continue where it was stopped, so that a second job "
+                "would start from the beginning; leave it out"
+            )
+        one = {"nodes": "1", "ranks_per_node": 1, "gpus_per_node": min(1, cluster.gpus_per_node)}
+        cluster = cluster.with_options(one)
+    remarks = check_place(Path(os.path.abspath(request.jobs)), "--jobs") if queued else []
+    name = request.name or command[0]
+    return Prepared(replace(request, cluster=cluster), command, name, remarks=remarks)

@@ -1,6 +1,6 @@
-"""The code that a run uses, copied into its folder: what somebody edits or updates later changes no run that is queued.
+"""Copies of the code that a submission uses: later edits and updates change no job that is queued.
 
-A copy is named by the hash of its content, made as a whole, and used again by later submissions of the same code.
+A copy is named by the hash of its content, published as a whole, and reused by later submissions of the same code.
 """
 
 import importlib.util
@@ -14,9 +14,10 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json, fsync_dir, publish_dir, sha256_bytes, sha256_file
 
 PACKAGES = ("uniemox_dist", "shards", "launch")
-LEFT_OUT = ("shards/demo", "shards/detect/weights")
-"""Large files of packing, which no training reads."""
+LEFT_OUT = ("shards/demo",)
 SHIPPED_TEACHER = "uniemox_dist/teacher/demo_teacher"
+DETECTORS = "shards/detect/weights"
+"""Large files that only some commands read."""
 MAIN = (
     "__main__.py",
     b"""# `python FOLDER pretrain ...` runs these packages, whatever lies in the working directory.
@@ -28,17 +29,18 @@ main()
 HASH_DIGITS = 12
 
 
-def freeze_code(into: Path, *, shipped_teacher: bool) -> Path:
-    """Copies the installed packages into a folder below `into`, or finds the copy that is there; returns its path.
+def freeze_code(into: Path, *, shipped_teacher: bool, detectors: bool = False) -> Path:
+    """Copies the installed packages into a folder below `into`, unless the copy exists; returns its path.
 
     Args:
-        shipped_teacher: whether the run needs the teacher that comes with the package.
+        shipped_teacher: include the teacher that comes with the package.
+        detectors: include the person detectors' weights.
 
     Raises:
-        UserError: if the copy that is there was edited, or none can be made.
+        UserError: if the existing copy was edited, or none can be made.
     """
-    files, facts = _present(shipped_teacher)
-    final = into / _name(facts)
+    files, hashes = _installed(shipped_teacher, detectors)
+    final = into / _name(hashes)
     if final.exists():
         _check(final)
         return final
@@ -54,28 +56,28 @@ def freeze_code(into: Path, *, shipped_teacher: bool) -> Path:
         (temporary / MAIN[0]).write_bytes(MAIN[1])
         for name, path in files.items():
             _copy(path, temporary / name)
-        copied = {name: sha256_file(temporary / name) for name in facts}
-        if copied != facts:  # edited at this very moment
-            changed = next(name for name in files if copied[name] != facts[name])
+        copied = {name: sha256_file(temporary / name) for name in hashes}
+        if copied != hashes:  # edited at this very moment
+            changed = next(name for name in files if copied[name] != hashes[name])
             raise UserError(f"{files[changed]} changed while it was copied; submit again")
         publish_dir(temporary, final)
     except OSError as error:
-        if not final.exists():  # otherwise another submission was quicker with the same
+        if not final.exists():  # otherwise another submission of the same code was quicker
             raise UserError(
-                f"{final} cannot be made ({error.strerror or error}); make room, or give another run.dir"
+                f"{final} cannot be made ({error.strerror or error}); free space, or give another run.dir"
             ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
-def code_name(*, shipped_teacher: bool) -> str:
+def code_name(*, shipped_teacher: bool, detectors: bool = False) -> str:
     """The name that a copy of the installed packages would get."""
-    return _name(_present(shipped_teacher)[1])
+    return _name(_installed(shipped_teacher, detectors)[1])
 
 
 def content_hash(folder: Path) -> str:
-    """The name that a copy's content gives it; what Python compiles there does not count."""
+    """The name that belongs to a copy's content; files that Python compiles there do not count."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return _name({name: sha256_file(folder / name) for name in names if _counts(name)})
 
@@ -83,21 +85,22 @@ def content_hash(folder: Path) -> str:
 def _check(copy: Path) -> None:
     if (found := content_hash(copy)) != copy.name:
         raise UserError(
-            f"{copy}: was edited since it was frozen (its content is {found} now); move it away and submit again"
+            f"{copy}: was edited since it was frozen (its content is now {found}); move it away and submit again"
         )
 
 
-def _present(shipped_teacher: bool) -> tuple[dict[str, Path], dict[str, str]]:
-    """What would be copied, and the hashes of the copy."""
-    files = dict(_files(shipped_teacher))
+def _installed(shipped_teacher: bool, detectors: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files to copy, by their names in the copy, and the hashes of the copy."""
+    parts = {SHIPPED_TEACHER: shipped_teacher, DETECTORS: detectors}
+    files = dict(_files((*LEFT_OUT, *(part for part, needed in parts.items() if not needed))))
     return files, {
         MAIN[0]: sha256_bytes(MAIN[1]),
         **{name: sha256_file(path) for name, path in files.items()},
     }
 
 
-def _files(shipped_teacher: bool) -> Iterator[tuple[str, Path]]:
-    """Path below the copy, and where the file lies now, in the order of the names."""
+def _files(left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """Names in the copy and paths of the installed files, sorted by name."""
     found = []
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -106,7 +109,6 @@ def _files(shipped_teacher: bool) -> Iterator[tuple[str, Path]]:
         root = Path(spec.origin).parent
         for path in root.rglob("*"):
             name = f"{package}/{path.relative_to(root).as_posix()}"
-            left_out = LEFT_OUT if shipped_teacher else (*LEFT_OUT, SHIPPED_TEACHER)
             if path.is_file() and _counts(name) and not name.startswith(tuple(f"{x}/" for x in left_out)):
                 found.append((name, path))
     yield from sorted(found)
@@ -117,13 +119,13 @@ def _counts(name: str) -> bool:
     return not name.endswith((".pyc", ".pyo")) and not any(p == "__pycache__" or p[0] == "." for p in parts)
 
 
-def _name(facts: dict[str, str]) -> str:
-    return sha256_bytes(canonical_json(sorted(facts.items())))[:HASH_DIGITS]
+def _name(hashes: dict[str, str]) -> str:
+    return sha256_bytes(canonical_json(sorted(hashes.items())))[:HASH_DIGITS]
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file, fsynced and read-only. Folders stay writable: Python keeps what it compiled there, and a run's
-    folder can be deleted."""
+    """Copies a file and makes it read-only. Folders stay writable, so that Python can store compiled files there and
+    the run's folder can be deleted."""
     if not target.parent.is_dir():
         target.parent.mkdir(parents=True)
         fsync_dir(target.parent.parent)

@@ -16,16 +16,16 @@ _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """What a script of one submission refers to; all paths are absolute."""
+class Job:
+    """What the script of one submission refers to; all paths are absolute."""
 
     name: str
     """The job's name."""
     run: str
-    """The run's folder, or the sweep's."""
+    """The run's folder, or the submission's."""
     site: str
     folder: str
-    """Where the command was given: relative paths of the configuration start there."""
+    """The working directory of the command: relative paths of the configuration start there."""
     code: str
     """Folder of the frozen packages."""
     output: str
@@ -33,17 +33,28 @@ class Frozen:
     uniemox: str
     """The command that submits."""
     config: str = ""
-    """The resolved configuration."""
+    """The resolved configuration of a run."""
     points: int = 0
     """Runs of a sweep; 0 for one run."""
     tasks: str = ""
     """File with a line for each run of a sweep: its configuration and its folder, with a tab between."""
+    words: tuple[str, ...] = ()
+    """The command line after `uniemox`, of commands that do not train."""
+    parallel: bool = False
+    """Whether the ranks of such a command share its work."""
 
 
-def render(script: str, cluster: Cluster, frozen: Frozen | None = None, mounts: tuple[str, ...] = ()) -> str:
-    """The text of a batch script; `mounts` are folders that a container needs besides the site's."""
-    template = _environment().get_template(f"{script}.sbatch.j2")
-    return template.render(what=script, c=cluster, job=frozen, mounts=(*cluster.container.mounts, *mounts))
+def render(script: str, cluster: Cluster, job: Job | None = None, mounts: tuple[str, ...] = ()) -> str:
+    """The text of a batch script: one of SCRIPTS for a site, or that of a submitted job.
+
+    Args:
+        script: the script's name, or the command's.
+        mounts: folders that a container needs besides the site's.
+    """
+    training = script in ("pretrain", "finetune")
+    name = "training" if training else "command" if job is not None else script
+    template = _environment().get_template(f"{name}.sbatch.j2")
+    return template.render(what=script, c=cluster, job=job, mounts=(*cluster.container.mounts, *mounts))
 
 
 def write_scripts(folder: Path, site: str) -> list[Path]:

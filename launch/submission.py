@@ -90,7 +90,7 @@ def _hold(path: Path) -> int | None:
 
 
 @contextmanager
-def interrupts_wait() -> Iterator[list[int]]:
+def delay_interrupts() -> Iterator[list[int]]:
     """Lets Ctrl-C and the like wait while a job is submitted and written down; its value are the signals that came."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():

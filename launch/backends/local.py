@@ -1,60 +1,70 @@
-"""`uniemox launch local`: a run on this machine, checked and frozen as one that is submitted."""
+"""`uniemox launch local`: a command on this machine, checked and frozen like one that is submitted."""
 
+import shlex
 import sys
-from collections.abc import Callable, Sequence
 
-from launch.checks import check, resolve, run_path
-from launch.conflicts import refuse_other_settings
-from launch.dispatch import Order, needs_shipped_teacher, submission_facts
-from launch.freeze import freeze_code
+from launch.dispatch import PARALLEL, Frozen, Request, Submitted
 from launch.plan.ranks import largest_legal
 from launch.restarts import run_with_restarts, stopped
-from launch.submission import new_folder, record, run_folder, write_config
-from uniemox_dist.config.schema import Config
-from uniemox_dist.distributed.local_launcher import Signals
+from launch.submission import record
+from uniemox_dist.config.load import dump_yaml
+from uniemox_dist.distributed.local_launcher import Signals, attempt
 from uniemox_dist.runs.folder import RunFolder
 
 
-def prepare_here(order: Order) -> tuple[Config, int, list[str]]:
-    """The checked configuration, the number of ranks, and remarks.
+class Local:
+    """Runs on this machine, as on one node of the cluster."""
 
-    Raises:
-        UserError: with a line for each thing that would make the run fail, or a run of that name with other settings.
-    """
-    config = resolve(order.recipe, order.overrides, order.cluster)
-    remarks = check(config, order.cluster, nodes=False, data=order.data)
-    refuse_other_settings(config, resume=order.resume, force_new=order.force_new)
-    return config, largest_legal(config, 1, order.cluster.ranks)[1], remarks
+    queued = False
 
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals  # those that this process receives from before the freezing on
 
-def run_here(order: Order, say: Callable[[Sequence[str]], None]) -> int:
-    """Freezes and runs; returns the exit code.
+    def adapt(self, request: Request) -> Request:
+        """The request as it is."""
+        return request
 
-    Raises:
-        UserError: for what the user can mend; then nothing was started, and nothing was left behind.
-    """
-    with Signals() as signals:
-        config, ranks, remarks = prepare_here(order)
-        say(remarks)
-        folder = RunFolder(run_path(config))
-        with run_folder(folder.path, aside=order.force_new) as aside:
+    def ranks(self, frozen: Frozen) -> int:
+        """Processes that are started."""
+        prepared = frozen.prepared
+        cluster = prepared.request.cluster
+        if prepared.configs:
+            return largest_legal(prepared.configs[0], 1, cluster.ranks)[1]
+        return cluster.ranks if prepared.command[0] in PARALLEL else 1
+
+    def script(self, frozen: Frozen) -> str:
+        """The resolved configuration, or the command line."""
+        prepared = frozen.prepared
+        ranks = self.ranks(frozen)
+        prepared.remarks.append(f"{ranks} {'rank' if ranks == 1 else 'ranks'} on this machine")
+        if prepared.configs:
+            return dump_yaml(prepared.configs[0])
+        return f"uniemox {shlex.join(prepared.command)}\n"
+
+    def start(self, frozen: Frozen) -> Submitted:
+        """Records the submission; `Submitted.wait` runs it."""
+        if frozen.prepared.configs:  # is another process training there?
+            folder = RunFolder(frozen.prepared.runs[0])
             folder.lock()
             folder.unlock()
-            with new_folder(folder.path / "jobs") as own:
-                code = freeze_code(folder.path / "code", shipped_teacher=needs_shipped_teacher(config))
-                frozen = write_config(own, config)
-                record(own, [], **{**submission_facts(order, code), "nodes": "1", "ranks_per_node": ranks})
-        if aside is not None:
-            say([f"the run that was there is now {aside}"])
-        if signals.received:
-            return stopped(folder, signals)
-        # A folder as a program: what is in it comes before the working directory and all that is installed.
-        command = [sys.executable, str(code), "pretrain", str(frozen)]
+        record(frozen.folder, [], **{**frozen.facts(), "nodes": "1", "ranks_per_node": self.ranks(frozen)})
+        return Submitted(frozen, frozen.prepared.remarks, wait=lambda: self._run(frozen))
+
+    def _run(self, frozen: Frozen) -> int:
+        # A folder as a program: its content comes before the working directory and all that is installed.
+        command = [sys.executable, str(frozen.code), *frozen.words]
+        prepared, ranks = frozen.prepared, self.ranks(frozen)
+        gpus = prepared.request.cluster.gpus_per_node > 0
+        if not prepared.configs:
+            return attempt(command, ranks, self._signals, gpus=gpus).code
+        folder = RunFolder(prepared.runs[0])
+        if self._signals.received:
+            return stopped(folder, self._signals)
         return run_with_restarts(
             lambda: command,
             ranks,
             folder,
-            signals,
-            max_restarts=config.run.max_restarts,
-            gpus=order.cluster.gpus_per_node > 0,
+            self._signals,
+            max_restarts=prepared.configs[0].run.max_restarts,
+            gpus=gpus,
         )

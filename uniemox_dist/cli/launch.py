@@ -1,4 +1,4 @@
-"""`uniemox launch …`: from a recipe to a run on a cluster. Torch-free."""
+"""`uniemox launch …`: from a recipe, or any long command, to jobs on a cluster. Torch-free."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from launch.dispatch import Order, Submitted
+    from launch.dispatch import Backend, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 HIDDEN = ("begin", "settle")
-"""What batch scripts call."""
+"""Commands that batch scripts call."""
+NOT_SUBMITTED = ("launch", "plan", "status", "doctor")
+"""Commands that answer at once, or that jobs call themselves."""
 SITE_OPTIONS = (
-    ("nodes", "N or N-M", "Nodes: 4, or 2-4 for as many of them as there are."),
+    ("nodes", "N or N-M", "Nodes: 4, or 2-4 for as many of them as are free."),
     ("time", "TIME", "Time limit, such as 12:00:00 or 2-00:00:00."),
     ("partition", "NAME", "Partition."),
     ("account", "NAME", "Account that pays."),
@@ -25,12 +27,12 @@ SITE_OPTIONS = (
     ("ranks-per-node", "N", "Ranks on each node."),
     ("cpus-per-task", "N", "Cores of each rank."),
     ("mem", "SIZE", "Memory of a node, such as 480G."),
-    ("signal-lead-s", "SECONDS", "Seconds before the time limit at which the run is told to save."),
+    ("signal-lead-s", "SECONDS", "Seconds before the time limit at which the run saves."),
 )
 
 
 class _Launch(click.Group):
-    """A group that finds the scripts' own commands only when they are called."""
+    """A group that imports the batch scripts' own commands only when they are called."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in HIDDEN:
@@ -39,29 +41,61 @@ class _Launch(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+class _Submit(click.Command):
+    """A command that takes a recipe, or after `--` the words of another command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        command: list[str] = []
+        if "--" in args:
+            at = args.index("--")
+            if args[at + 1 : at + 2] and _is_command(args[at + 1]):
+                args, command = args[:at], args[at + 1 :]
+        ctx.meta["command"] = tuple(command)
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS]", "(RECIPE [KEY=VALUE]... | -- COMMAND [ARGUMENT]...)"]
+
+
+def _is_command(word: str) -> bool:
+    from uniemox_dist.cli.main import COMMANDS
+
+    return word in COMMANDS
+
+
 @click.group(cls=_Launch)
 def launch() -> None:
-    """Starts runs on clusters: checked here, frozen into the run's folder, submitted."""
+    """Submits commands to clusters: checks them here, freezes code and settings, and starts jobs."""
 
 
-def _of_a_run(function: F) -> F:
-    """Arguments and options that all ways to start a run have."""
+def _submits(function: F) -> F:
+    """Adds the arguments and options that all backends share."""
     decorators = [
-        click.argument("recipe"),
+        click.argument("recipe", required=False),
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
         click.option(
             "--cluster",
             "site",
             required=True,
             metavar="SITE",
-            help="A cluster file, or a shipped one's name.",
+            help="A cluster file, or the name of a shipped one.",
         ),
-        click.option("--resume", is_flag=True, help="Go on with a run that was begun with other settings."),
+        click.option("--resume", is_flag=True, help="Continue a run that was started with other settings."),
         click.option(
-            "--force-new", is_flag=True, help="Set the run's folder aside (it stays), and start anew."
+            "--force-new", is_flag=True, help="Rename the folder of an earlier run, and start anew."
         ),
         click.option(
-            "--unseen-data", is_flag=True, help="Only compute nodes see the shards: not checked here."
+            "--unseen-data",
+            is_flag=True,
+            help="Only compute nodes see the shards; they are not checked here.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.Path(path_type=Path),
+            default=Path("jobs"),
+            show_default=True,
+            metavar="DIR",
+            help="Folder for scripts, code and logs of commands that have no run folder.",
         ),
         click.option("--dry-run", is_flag=True, help="Check, print what would be submitted, write nothing."),
         *(click.option(f"--{name}", metavar=metavar, help=text) for name, metavar, text in SITE_OPTIONS),
@@ -71,20 +105,22 @@ def _of_a_run(function: F) -> F:
     return function
 
 
-@launch.command("slurm", short_help="Submit a run, a sweep or a chain of jobs to Slurm.")
-@_of_a_run
+@launch.command("slurm", cls=_Submit, short_help="Submit a command, a sweep or a chain of jobs to Slurm.")
+@_submits
 @click.option(
     "--after", type=click.IntRange(1), metavar="JOBID", help="Start when that job has ended, however."
 )
 @click.option(
-    "--dependency", type=click.Choice(["singleton"]), help="Start when no job of this name of yours runs."
+    "--dependency",
+    type=click.Choice(["singleton"]),
+    help="Start when none of your jobs with the same name is running.",
 )
 @click.option(
     "--chain",
     type=click.IntRange(1, 100),
     default=1,
     metavar="N",
-    help="N jobs in a row that go on with the run, for sites where jobs may not queue themselves again.",
+    help="N jobs in a row, each continuing the run, for sites where jobs may not queue themselves again.",
 )
 @click.option(
     "--exclude", metavar="NODES", help="Nodes to leave out, besides those where a preflight failed."
@@ -101,65 +137,57 @@ def slurm_command(
     dry_run: bool,
     **given: Any,
 ) -> None:
-    """Submits a run of RECIPE, with KEY=VALUE pairs on top, to Slurm.
+    """Submits a run of RECIPE with KEY=VALUE pairs on top, or any other COMMAND of uniemox, to Slurm.
 
-    Recipe, shards, number of ranks and times are checked first. The resolved configuration, the installed code and the
-    script are frozen into the run's folder, so that a job that is queued again runs what was submitted.
+    A recipe with a section `finetune` runs `uniemox finetune`, any other `uniemox pretrain`. Recipe, shards, number of
+    ranks and times are checked first. The resolved configuration, the installed code and the script are copied into the
+    run's folder, so that a job that is queued again runs what was submitted.
+
+    \b
+    uniemox launch slurm uniemox_vit_b16 --cluster site.yaml data.path=DATA
+    uniemox launch slurm --cluster site.yaml -- evaluate probe RELEASE DATA
     """
-    order = _order(given, after=after, singleton=dependency is not None, chain=chain, exclude=exclude)
-    if axes:
-        _sweep(order, axes, dry_run=dry_run)
-        return
-    from launch import dispatch as ordering
+    from launch.backends.slurm import Slurm
 
-    if dry_run:
-        script, remarks = ordering.script_only(order)
-        _say(remarks)
-        click.echo(script, nl=False)
-        return
-    submitted, remarks = ordering.submit(order)
-    _say(remarks)
-    _follow(submitted)
+    request = _request(
+        given,
+        after=after,
+        singleton=dependency is not None,
+        chain=chain,
+        exclude=tuple(exclude.split(",")) if exclude else (),
+        axes=axes,
+    )
+    _submit(request, Slurm(preview=dry_run), dry_run=dry_run)
 
 
-@launch.command("local", short_help="Run on this machine, checked and frozen as for a cluster.")
-@_of_a_run
+@launch.command(
+    "local", cls=_Submit, short_help="Run a command on this machine, checked and frozen as for a cluster."
+)
+@_submits
 def local_command(dry_run: bool, **given: Any) -> int:
-    """Runs RECIPE on this machine as on one node of SITE: the same checks, the code frozen, restarts after faults.
+    """Runs RECIPE, or any other COMMAND of uniemox, on this machine as on one node of SITE: with the same checks and
+    frozen code; a run is started again after faults.
 
-    Modules, setup and containers of SITE are not used: this is the environment that the command is called in.
+    Modules, setup and containers of SITE are not used; the command runs in the present environment.
     """
-    from launch.backends.local import prepare_here, run_here
+    from launch.backends.local import Local
+    from uniemox_dist.distributed.local_launcher import Signals
 
-    order = _order(given)
-    if dry_run:
-        from uniemox_dist.config.load import dump_yaml
-
-        config, ranks, remarks = prepare_here(order)
-        _say([*remarks, f"{ranks} ranks on this machine"])
-        click.echo(dump_yaml(config), nl=False)
-        return 0
-    return run_here(order, say=_say)
+    with Signals() as signals:
+        return _submit(_request(given), Local(signals), dry_run=dry_run)
 
 
-@launch.command("submitit", short_help="Submit a run through submitit.")
-@_of_a_run
+@launch.command("submitit", cls=_Submit, short_help="Submit a command through submitit.")
+@_submits
 def submitit_command(dry_run: bool, **given: Any) -> None:
-    """Submits a run of RECIPE through submitit, as `launch.submit(...)` does in Python.
+    """Submits a run of RECIPE, or any other COMMAND of uniemox, through submitit, as `launch.submit(...)` does in
+    Python.
 
-    For runs among other submitit jobs; its time-outs and pre-emptions are counted as submitit does.
+    For runs among other submitit jobs; submitit counts time-outs and preemptions.
     """
-    from launch.backends import submitit
+    from launch.backends.submitit import Submitit
 
-    order = _order(given)
-    if dry_run:
-        script, remarks = submitit.script_only(order)
-        _say(remarks)
-        click.echo(script, nl=False)
-        return
-    submitted, _, remarks = submitit.submit_order(order)
-    _say(remarks)
-    _follow(submitted)
+    _submit(_request(given), Submitit(preview=dry_run), dry_run=dry_run)
 
 
 @launch.command("scripts", short_help="Write the batch scripts for a site into a folder.")
@@ -168,64 +196,105 @@ def submitit_command(dry_run: bool, **given: Any) -> None:
     "--cluster", "site", default="plain", show_default=True, metavar="SITE", help="The site they are for."
 )
 def scripts_command(folder: Path, site: str) -> None:
-    """Writes pretrain, finetune, pack, evaluate and release.sbatch for SITE into DIR, for sbatch by hand."""
+    """Writes pretrain, finetune, pack, evaluate and release.sbatch for SITE into DIR, to be used with sbatch."""
     from launch.render import write_scripts
 
     for path in write_scripts(folder, site):
         click.echo(str(path))
 
 
-def _order(given: dict[str, Any], **more: Any) -> "Order":
-    """What the options say, with the site's file checked.
+def _request(given: dict[str, Any], **more: Any) -> "Request":
+    """The request of a command line, with the cluster file and a COMMAND's own arguments checked.
 
     Raises:
-        UserError: for every mistake of that file and of the options.
+        UserError: with all mistakes of that file and of the options.
     """
     from launch.cluster import load_cluster
-    from launch.dispatch import Order
+    from launch.dispatch import PARALLEL, TRAINING, Request
     from uniemox_dist.core.errors import UserError
 
     if given["resume"] and given["force_new"]:
         raise UserError("--resume and --force-new: give one of them")
+    command: tuple[str, ...] = click.get_current_context().meta["command"]
+    recipe, overrides, name = given["recipe"], given["overrides"], ""
+    if command and recipe is not None:
+        raise UserError(f"RECIPE={recipe}: give a recipe, or a command after --, and not both")
+    if not command and recipe is None:
+        raise UserError("RECIPE: missing; give a recipe, or another command after --")
+    if command:
+        name = _check_command(command)
+    if command and command[0] in TRAINING:
+        if extra := [word for word in command if word.startswith("-")]:
+            raise UserError(f"{extra[0]}: jobs are started without it; give options of `uniemox launch` before --")
+        recipe, overrides = command[1], command[2:]
+        command = command[:1]
     options = {name.replace("-", "_"): given[name.replace("-", "_")] for name, _, _ in SITE_OPTIONS}
+    if command and recipe is None and command[0] not in PARALLEL:
+        for option in ("nodes", "ranks_per_node"):
+            if options[option] not in (None, "1"):
+                flag = option.replace("_", "-")
+                raise UserError(f"--{flag}={options[option]}: {command[0]} is one process; leave it out")
     if options["gpus_per_node"] is not None and options["ranks_per_node"] is None:
         options["ranks_per_node"] = ""  # as many as GPUs, whatever the file says
-    exclude = more.pop("exclude", None)
-    return Order(
-        given["recipe"],
+    return Request(
+        recipe,
         load_cluster(given["site"]).with_options(options),
         given["site"],
-        given["overrides"],
+        overrides,
+        command,
+        name,
+        given["jobs"],
         resume=given["resume"],
         force_new=given["force_new"],
         data=not given["unseen_data"],
-        exclude=tuple(exclude.split(",")) if exclude else (),
         **more,
     )
 
 
-def _sweep(order: "Order", axes: Sequence[str], *, dry_run: bool) -> None:
-    from launch import sweep
+def _check_command(words: Sequence[str]) -> str:
+    """Parses another command's line without running it; returns the name of its job, such as evaluate-probe.
+
+    Raises:
+        UserError: for a command that is not submitted.
+        click.UsageError: for a mistake in its arguments.
+    """
+    from uniemox_dist.cli.main import uniemox
+    from uniemox_dist.core.errors import UserError
+
+    if words[0] in NOT_SUBMITTED:
+        raise UserError(f"{words[0]}: is not submitted as a job; call `uniemox {words[0]}` here")
+    context = uniemox.make_context("uniemox", list(words))
+    command: click.Command = uniemox
+    names: list[str] = []
+    rest = list(words)
+    while isinstance(command, click.Group):
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        command = found
+        names.append(name or "")
+        context = command.make_context(names[-1], list(rest), parent=context)
+    return "-".join(names)
+
+
+def _submit(request: "Request", backend: "Backend", *, dry_run: bool) -> int:
+    """Submits, or prints what would be submitted; remarks go to standard error."""
+    from launch import dispatch
 
     if dry_run:
-        script, lines, remarks = sweep.script_only(order, axes)
-        _say([*remarks, *lines])
+        script, prepared = dispatch.preview(request, backend)
+        _print_remarks([*prepared.remarks, *prepared.table])
         click.echo(script, nl=False)
-        return
-    submitted, lines, remarks = sweep.submit(order, axes)
-    _say(remarks)
-    for line in lines:
+        return 0
+    submitted = dispatch.submit(request, backend)
+    _print_remarks(submitted.remarks)
+    if submitted.wait is not None:
+        _print_remarks([f"the earlier run is now {folder}" for folder in submitted.frozen.set_aside])
+        return submitted.wait()
+    for line in [*submitted.frozen.prepared.table, *submitted.describe()]:
         click.echo(line)
-    _follow(submitted)
+    return 0
 
 
-def _say(remarks: Sequence[str]) -> None:
+def _print_remarks(remarks: Sequence[str]) -> None:
     for remark in remarks:
         click.echo(f"uniemox: {remark}", err=True)
-
-
-def _follow(submitted: "Submitted") -> None:
-    from launch.dispatch import follow
-
-    for line in follow(submitted):
-        click.echo(line)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.inherited_architecture import adopted
+from uniemox_dist.config.model_sections import ModelConfig
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.validation_errors import explain
 from uniemox_dist.core.errors import UserError
@@ -155,7 +156,7 @@ def parse_override(pair: str) -> dict[str, Any]:
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Resolves a recipe and key=value pairs. The encoder of a fine-tuning run is that of the release, or of the run,
-    from which it starts (`model.init_from`), unless a pair states another.
+    from which it starts (`model.init_from`), unless a pair or a resolved configuration states another.
 
     Raises:
         UserError: with one line for every mistake.
@@ -167,7 +168,15 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     whole = merge(values, pairs)
     if "finetune" in whole:
         stated = pairs.get("model")
-        encoder = adopted(whole, stated if isinstance(stated, dict) else {})
+        stated = stated if isinstance(stated, dict) else {}
+        own = values.get("model")
+        if (
+            "init_from" not in stated
+            and isinstance(own, dict)
+            and own.keys() >= ModelConfig.model_fields.keys()
+        ):
+            stated = own  # a resolved configuration, such as a submitted job's
+        encoder = adopted(whole, stated)
         whole = merge(whole, {"model": encoder}) if encoder else whole
     return validated(whole, where)
 

@@ -32,7 +32,7 @@ def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
             "acount: unknown key; did you mean account?",
             "gpus_per_node=-1: input should be greater than or equal to 0",
             "mem: '12 G': give a number with K, M, G or T, as 480G, or 0 for all of a node's memory",
-            "sbatch: --time is set by the script; say it by time",
+            "sbatch: --time is set by the script; use time",
             "env: 'A-B' is no name of a variable; use letters, digits and _",
             "container.kind=apptainer and container.image=None: give both, or neither",
             "timeouts.strat_s: unknown key; did you mean timeouts.start_s?",
@@ -55,7 +55,7 @@ def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
         ),
         (
             "sbatch: [--export=NONE]",
-            "sbatch: --export is set by the script; leave it out: the script needs its own",
+            "sbatch: --export is set by the script; leave it out: the script needs its own value",
         ),
         ("sbatch: [-N4]", "sbatch: '-N4' must look like --name or --name=value"),
         ("[1, 2]", "a cluster file is a mapping, found list"),

@@ -285,7 +285,7 @@ def test_a_run_with_other_settings_is_shown_as_a_diff_and_refused(
         f"run.dir/run.name={place}/runs/r: there is a run with other settings (jobs/0001/config.yaml):",
         "  run.seed: 0 -> 3",
         "  optim.blr: 0.004 -> 0.0001",
-        "give --resume to go on with the new settings, --force-new to set that folder aside, or another run.name",
+        "give --resume to continue it with the new settings, --force-new to set that folder aside, or another run.name",
     ]
     assert launch("run.step_timeout_s=600") == 0  # a site's setting is no difference
     assert launch("run.seed=3", "--resume") == 0
@@ -407,14 +407,14 @@ def test_a_sweep_is_one_array_with_a_frozen_configuration_for_each_point(
     ("axes", "line"),
     [
         (["optim.blr"], "--array optim.blr: expected KEY=VALUE,VALUE,…, such as optim.blr=1e-3,3e-4"),
-        (["run.seed=1,1"], "--array run.seed=1,1: a value stands twice; each would train the same run"),
-        (["run.seed=1,0x1"], "--array run.seed=1,0x1: a value stands twice; each would train the same run"),
+        (["run.seed=1,1"], "--array run.seed=1,1: a value is given twice; both would train the same run"),
+        (["run.seed=1,0x1"], "--array run.seed=1,0x1: a value is given twice; both would train the same run"),
         (["run.seed=1,,2"], "--array run.seed=1,,2: expected KEY=VALUE,VALUE,…, such as optim.blr=1e-3,3e-4"),
         (["x=[1,2"], "--array x=[1,2: expected KEY=VALUE,VALUE,…, such as optim.blr=1e-3,3e-4"),
         (["run.seed=1", "run.seed=2"], "--array run.seed=…: given twice; put all its values into one list"),
         (
             ["run.name=a,b"],
-            "--array run.name=a,b: every point gets a run.name of its own; sweep over another key",
+            "--array run.name=a,b: every point gets its own run.name; sweep over another key",
         ),
         (["run.sed=1"], "run.sed=1: r.yaml: run.sed: unknown key; did you mean run.seed?"),
     ],

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from launch.cluster import Cluster, load_cluster, shipped_clusters
-from launch.render import SCRIPTS, Frozen, render, word, write_scripts
+from launch.render import SCRIPTS, Job, render, word, write_scripts
 from uniemox_dist.core.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden"
-FROZEN = Frozen(
+FROZEN = Job(
     name="vit-l",
     run="/shared/runs/vit-l",
     site="site",
@@ -26,7 +26,7 @@ FROZEN = Frozen(
     uniemox="/opt/venv/bin/uniemox",
     config="/shared/runs/vit-l/jobs/0001/config.yaml",
 )
-SWEEP = Frozen(
+SWEEP = Job(
     **{
         **FROZEN.__dict__,
         "run": "/shared/runs/sweeps/vit-l-0001",
@@ -97,7 +97,7 @@ def words_of(script: str, name: str, tmp_path: Path) -> list[str]:
 def test_texts_from_files_and_names_reach_the_job_as_they_are(tmp_path: Path) -> None:
     strange = 'it\'s $HOME; `rm` "x"'
     site = Cluster(env={"A": strange}, uniemox="/opt/uniemox")
-    job = Frozen(**{**FROZEN.__dict__, "config": f"/x/{strange}/config.yaml", "code": "/c o/d'e"})
+    job = Job(**{**FROZEN.__dict__, "config": f"/x/{strange}/config.yaml", "code": "/c o/d'e"})
     script = render("pretrain", site, job)
     assert words_of(script, "A", tmp_path) == [strange]
     assert words_of(script.replace("set -- ", "arguments="), "arguments", tmp_path) == [job.config]

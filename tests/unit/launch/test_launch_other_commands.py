@@ -1,0 +1,162 @@
+"""`uniemox launch KIND -- COMMAND …`: commands without a run folder, in a submission folder of their own."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.freeze import content_hash
+from uniemox_dist.cli.main import run
+from uniemox_dist.core.errors import EXIT_FAULT, EXIT_USER
+
+SITE = "{nodes: 2, gpus_per_node: 4, time: 60}"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "site.yaml").write_text(SITE)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {"sbatch": 'echo "$*" >>calls; echo 41', "squeue": "true"}.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def launch(*words: str, options: tuple[str, ...] = (), kind: str = "slurm") -> int:
+    return run(["launch", kind, "--cluster", "site.yaml", *options, "--", *words])
+
+
+def test_script_code_and_command_are_kept_in_a_folder_of_the_submission(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = "rel ease's"
+    words = ("evaluate", "probe", strange, "data", "--json", "out.json")
+    assert launch(*words, options=("--time", "20", "--after", "7", "--exclude", "n3")) == 0
+    own = place / "jobs/evaluate-probe-0001"
+    assert (place / "calls").read_text() == (
+        f"--parsable --exclude=n3 --dependency=afterany:7 {own}/job.sbatch\n"
+    )
+    script = (own / "job.sbatch").read_text()
+    for line in ("job-name=evaluate-probe", "nodes=1", "ntasks-per-node=1", "gpus-per-node=1", "time=20"):
+        assert f"#SBATCH --{line}\n" in script
+    [line] = [line for line in script.splitlines() if line.startswith("set -- ")]
+    assert shlex.split(line)[2:] == list(words)
+    assert script.splitlines()[-1].startswith("exec srun ")
+    assert "requeue" not in script.partition("set -uo")[2]  # no exit code 75, and so nothing to queue again
+    [code] = (place / "jobs/code").iterdir()
+    assert content_hash(code) == code.name
+    assert f"export PYTHONPATH={code}$" in script
+    facts = json.loads((own / "submission.json").read_text())
+    assert (facts["job_ids"], facts["code"], facts["nodes"]) == ([41], code.name, "1")
+    printed = capsys.readouterr().out
+    for text in (f"submitted job 41; folder {own}", f"tail -F {own}/slurm-41.out", "scancel 41"):
+        assert text in printed
+    assert launch(*words) == 0
+    assert (place / "jobs/evaluate-probe-0002/submission.json").exists()
+
+
+def test_teaching_takes_all_ranks_and_other_commands_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("teach", "data", "--teacher", "shipped:demo", options=("--chain", "2")) == 0
+    script = (place / "jobs/teach-0001/job.sbatch").read_text()
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=4\n#SBATCH --gpus-per-node=4\n" in script
+    assert "--dependency=afterany:41" in (place / "calls").read_text().splitlines()[1]
+    for options, text in {
+        ("--nodes", "2"): "--nodes=2: release is one process",
+        ("--chain", "2"): "--chain=2: release does not continue where it was stopped",
+        ("--array", "optim.blr=1,2"): "--array: only for pretrain and finetune",
+        ("--force-new",): "--force-new: only for pretrain and finetune",
+    }.items():
+        assert launch("release", "runs/r", "out", options=options) == EXIT_USER
+        assert text in capsys.readouterr().err
+    assert not (place / "jobs").joinpath("release-0001").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["evaluate", "prob", "r", "d"], "No such command 'prob'"),
+        (["evaluate", "probe", "r"], "Missing argument 'DATA'"),
+        (["embed", "in", "out", "--batch", "no", "--release", "r"], "Invalid value for '--batch'"),
+        (["status", "runs/r"], "status: is not submitted as a job"),
+    ],
+)
+def test_a_mistake_in_the_command_is_reported_before_anything_is_queued(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert launch(*words) == EXIT_USER
+    assert text in capsys.readouterr().err
+    assert not (place / "calls").exists()
+    assert not (place / "jobs").exists()
+
+
+def test_either_a_recipe_or_a_command_is_given(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["launch", "slurm", "--cluster", "site.yaml"]) == EXIT_USER
+    assert "RECIPE: missing" in capsys.readouterr().err
+    assert launch("release", "a", "b", options=("demo",)) == EXIT_USER
+    assert "RECIPE=demo: give a recipe, or a command after --" in capsys.readouterr().err
+    # As before there were commands: what follows -- may be a recipe.
+    assert run(["launch", "slurm", "--cluster", "site.yaml", "--", "no_recipe"]) == EXIT_USER
+    assert "recipe no_recipe: no such file" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_script_of_the_submission_and_writes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("release", "runs/r", "out", options=("--dry-run", "--jobs", "mine")) == 0
+    script = capsys.readouterr().out
+    assert not (place / "mine").exists()
+    assert launch("release", "runs/r", "out", options=("--jobs", "mine")) == 0
+    assert (place / "mine/release-0001/job.sbatch").read_text() == script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_containers_see_what_the_command_names(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (place / "site.yaml").write_text("{gpus_per_node: 1, container: {kind: apptainer, image: x.sif}}")
+    assert launch("evaluate", "probe", str(elsewhere), "data") == 0
+    script = (place / "jobs/evaluate-probe-0001/job.sbatch").read_text()
+    assert f"--bind {elsewhere} x.sif" in script
+
+
+def test_submitit_takes_commands_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("release", "runs/r", "out", options=("--dry-run",), kind="submitit") == 0
+    script = capsys.readouterr().out
+    assert f"#SBATCH --chdir={place}/jobs/release-0001\n" in script
+    for line in ("nodes=1", "ntasks-per-node=1", "gpus-per-node=1", "job-name=release"):
+        assert f"#SBATCH --{line}\n" in script
+
+
+def test_a_local_command_runs_from_its_frozen_code_and_keeps_its_exit_code(
+    place: Path, emoji_shards: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "uniemox_dist").mkdir()
+    (place / "uniemox_dist/__init__.py").write_text("raise RuntimeError('the wrong one')\n")
+    assert launch("shards", "stats", str(emoji_shards / "train"), kind="local") == 0
+    assert "samples" in capfd.readouterr().out
+    facts = json.loads((place / "jobs/shards-stats-0001/submission.json").read_text())
+    assert (facts["job_ids"], facts["ranks_per_node"]) == ([], 1)
+    assert launch("shards", "stats", "nowhere", kind="local") == EXIT_USER
+    assert launch("shards", "verify", str(place / "site.yaml"), kind="local") in (EXIT_USER, EXIT_FAULT)
+
+
+def test_a_task_of_submitit_runs_the_command_line_in_place(place: Path, emoji_shards: Path) -> None:
+    submitit = pytest.importorskip("submitit")
+    code = (
+        "import sys\nfrom launch.backends.submitit import Task\n"
+        f"task = Task(('shards', 'stats', {str(emoji_shards / 'train')!r}), {str(place)!r})\n"
+        "print(task._run(), sys.argv[1:])\n"
+        "print(Task(('shards', 'stats', 'nowhere'), '.')._run())\n"
+    )
+    assert submitit
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2].startswith("0 ['shards', 'stats'")
+    assert done.stdout.splitlines()[-1] == "2"
+    assert "nowhere" in done.stderr
