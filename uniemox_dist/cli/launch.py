@@ -225,7 +225,9 @@ def _request(given: dict[str, Any], **more: Any) -> "Request":
         name = _check_command(command)
     if command and command[0] in TRAINING:
         if extra := [word for word in command if word.startswith("-")]:
-            raise UserError(f"{extra[0]}: jobs are started without it; give options of `uniemox launch` before --")
+            raise UserError(
+                f"{extra[0]}: jobs are started without it; give options of `uniemox launch` before --"
+            )
         recipe, overrides = command[1], command[2:]
         command = command[:1]
     options = {name.replace("-", "_"): given[name.replace("-", "_")] for name, _, _ in SITE_OPTIONS}
