@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import Cluster
-from launch.plan.measured import measured
+from launch.plan.pace import measured
 from launch.plan.ranks import largest_legal, why_illegal
-from launch.plan.save_lead import needed_s
+from launch.plan.saving import needed_s
 from launch.restarts import newest_step
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config, merge, parse_override, validated

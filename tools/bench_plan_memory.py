@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from engine_memory import Measuring, planned
 
-from launch.plan.devices import Device
 from launch.plan.memory import Memory, memory_of, precision_of
-from launch.plan.teacher import Tower, tower_of
+from launch.plan.model import Tower, tower_of
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.devices import Device
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.parameters import student_parameters
@@ -89,7 +89,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     config = load_config(one[0], one[1])
     world = World()
     there = collectives.init(world, 60, preload=("deepspeed",))
-    device = Device("here", None, None, is_gpu=there.type == "cuda")
+    device = Device("here", is_gpu=there.type == "cuda")
     tower = tower_of(config)
     assert tower.embedding_width is not None
     precision = precision_of(config, device, config.zero.stage)

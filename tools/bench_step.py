@@ -29,7 +29,7 @@ import torch
 from step_rows import ROWS, Setting, add_options, countable, device, setting
 from torch.utils.flop_counter import FlopCounterMode
 
-from uniemox_dist.core.device_peaks import peak_tflops
+from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.models.flops import sample_flops
 from uniemox_dist.teacher.tower_flops import teacher_flops
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launch.plan.devices import Device
+from launch.plan.engine import engine_memory
 from launch.plan.memory import precision_of
-from launch.plan.states import engine_memory
 from uniemox_dist.checkpoints.zero_state import flat_partitions, trained
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.devices import Device
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.parameters import student_parameters
 from uniemox_dist.models.student import Student, Targets, Views

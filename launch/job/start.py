@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.job import lock
 from launch.job.progress import progress
-from launch.plan import save_lead
+from launch.plan import saving
 from launch.plan.ranks import largest_legal
 from launch.restarts import newest_step
 from uniemox_dist.config.load import load_config
@@ -104,7 +104,7 @@ def check_times(
             f"--time: the limit of {limit_s:g} s leaves nothing before the signal, which comes {lead_s} s earlier "
             f"(--signal=USR2@{lead_s}); give more time"
         )
-    needed = save_lead.needed_s(config, folder, ranks=ranks)
+    needed = saving.needed_s(config, folder, ranks=ranks)
     if limit_s is not None and limit_s <= needed.seconds:
         raise UserError(
             f"--time: the limit of {limit_s:g} s is shorter than what a save before its end may take, "

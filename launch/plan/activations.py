@@ -7,7 +7,7 @@ scores). Symbols: B samples, T tokens, D width, H outputs of an MLP's first laye
 
 from dataclasses import dataclass
 
-from launch.plan.teacher import Tower
+from launch.plan.model import Tower
 from uniemox_dist.config.encoder_names import peculiar
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.parameters import encoder_hidden

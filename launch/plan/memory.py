@@ -4,15 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launch.plan.activations import activations, teacher_bytes, views_bytes
-from launch.plan.devices import CONTEXT_BYTES, Device
+from launch.plan.engine import engine_memory
+from launch.plan.model import Tower
 from launch.plan.ranks import micro_batches
-from launch.plan.states import engine_memory
-from launch.plan.teacher import Tower
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.devices import Device
 from uniemox_dist.models.parameters import Parameter
 
 SMALLER, LARGER = 2, 3
 """Micro-batches shown on either side of the recipe's."""
+CONTEXT_BYTES = 1.0e9
+"""Assumed outside torch's allocator on a GPU: CUDA context, kernels, cuBLAS's workspace, NCCL's buffers."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Memory:
 
     def fits(self, device: Device) -> bool | None:
         """Whether it does, with a margin; None where its memory is not known."""
-        return None if device.room_bytes is None else self.total <= device.room_bytes
+        return None if device.usable_bytes is None else self.total <= device.usable_bytes
 
 
 def precision_of(config: Config, device: Device, stage: int) -> str:

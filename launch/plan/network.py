@@ -10,7 +10,7 @@ all ranks (`use_multi_rank_bucket_allreduce`), which is twice a reduce-scatter. 
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.plan.states import PERSISTENT, REUSE
+from launch.plan.engine import PERSISTENT, REUSE
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.parameters import Parameter
 

@@ -3,26 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.plan.balance import Balance, Data, balance, balance_remarks, epochs_of_sources
-from launch.plan.checkpoints import (
+from launch.plan.data import (
+    Balance,
+    Data,
+    Loading,
+    balance,
+    balance_remarks,
+    epochs_of_sources,
+    loading,
+    loading_remarks,
+)
+from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
+from launch.plan.model import Tower, tower_of
+from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, network_time, traffic
+from launch.plan.pace import Measured, Pace, pace_of, run_steps
+from launch.plan.ranks import largest_legal, legal_ranks, why_illegal
+from launch.plan.saving import (
     NODE_MTBF_HOURS,
     CheckpointSize,
     Interval,
+    Lead,
     SaveTime,
     checkpoint_size,
     estimated_save,
     interval_advice,
+    needed_s,
 )
-from launch.plan.devices import Device
-from launch.plan.hours import Pace, pace_of, run_steps
-from launch.plan.loading import Loading, loading, loading_remarks
-from launch.plan.measured import Measured
-from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
-from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, network_time, traffic
-from launch.plan.ranks import largest_legal, legal_ranks, why_illegal
-from launch.plan.save_lead import Lead, needed_s
-from launch.plan.teacher import Tower, tower_of
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.devices import Device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
 from uniemox_dist.models.flops import Flops, sample_flops

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from ranks import PRELOAD, TIMEOUT_S, run_ranks, two_ranks
 
-from launch.plan.checkpoints import checkpoint_size
-from launch.plan.devices import find_device
-from launch.plan.states import BUCKET
-from launch.plan.teacher import tower_of
+from launch.plan.engine import BUCKET
+from launch.plan.model import tower_of
+from launch.plan.saving import checkpoint_size
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.config.load import load_config
+from uniemox_dist.core.devices import find_device
 from uniemox_dist.distributed.local_launcher import free_port
 from uniemox_dist.models.parameters import student_parameters
 

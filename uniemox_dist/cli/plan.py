@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from launch.plan.balance import Data
+    from launch.plan.data import Data
     from launch.plan.plan import Asked
     from uniemox_dist.config.schema import Config
 
@@ -84,12 +84,12 @@ def plan(
     KEY=VALUE pairs come on top of the recipe as for pretrain. What was neither stated nor measured is assumed, and the
     plan says so.
     """
-    from launch.plan.devices import find_device
     from launch.plan.facts import facts
-    from launch.plan.measured import read_run
+    from launch.plan.pace import read_run
     from launch.plan.plan import Asked, make_plan
     from uniemox_dist.cli.plan_page import page
     from uniemox_dist.config.load import load_config, pretraining
+    from uniemox_dist.core.devices import find_device
     from uniemox_dist.runs.folder import RunFolder
 
     _one_pace(mfu=mfu, samples_per_s=samples_per_s, from_run=from_run)
@@ -136,7 +136,7 @@ def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
     Raises:
         UserError: if they are not there, or damaged.
     """
-    from launch.plan.balance import open_data, stated_data
+    from launch.plan.data import open_data, stated_data
     from launch.plan.ranks import legal_ranks, why_illegal
     from uniemox_dist.core.errors import UserError
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import click
 
-from launch.plan.balance import bytes_in_use
+from launch.plan.data import MS_PER_SAMPLE, bytes_in_use
 from launch.plan.facts import part_numbers
-from launch.plan.hours import ASSUMED_MFU
-from launch.plan.loading import MS_PER_SAMPLE
 from launch.plan.memory import Memory
 from launch.plan.network import Traffic
+from launch.plan.pace import ASSUMED_MFU
 from launch.plan.plan import Plan
 from uniemox_dist.cli.plan_lines import bytes_, fact, gb, good, power, rate, remarks, seconds, title, warning
 from uniemox_dist.cli.tables import columns
@@ -151,8 +150,8 @@ def _cell(m: Memory, plan: Plan) -> str:
 
 def _recommendation(plan: Plan) -> list[str]:
     found, device = plan.recommended, plan.asked.device
-    assert device.room_bytes is not None
-    room = f"{device.room_bytes / 1e9:.1f} GB, which leaves a tenth free"
+    assert device.usable_bytes is not None
+    room = f"{device.usable_bytes / 1e9:.1f} GB, which leaves a tenth free"
     if found is None:
         return [
             warning(f"nothing of this fits in {room} (! marks what does not); more GPUs, or a smaller model")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uniemox_dist.core.device_peaks import peak_tflops
+from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound, span
 
 WHAT = "bf16 rate"

@@ -12,7 +12,7 @@ from uniemox_dist.checkpoints.format import fixed_parameters
 from uniemox_dist.checkpoints.run_state import RunState, check_same_run
 from uniemox_dist.checkpoints.zero_state import check
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.device_peaks import peak_tflops
+from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.loader import CaptionVectors, MicroBatch, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Plan

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from launch.plan.activations import activations
-from launch.plan.devices import GIB, MEMORY_AND_LINK, find_device
+from launch.plan.engine import BUCKET, EngineMemory, engine_memory
 from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
+from launch.plan.model import Tower, tower_of
 from launch.plan.network import Traffic, network_time, traffic
-from launch.plan.states import BUCKET, EngineMemory, engine_memory
-from launch.plan.teacher import Tower, tower_of
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.device_peaks import PEAKS
+from uniemox_dist.core.devices import DEVICES, GIB, find_device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.parameters import Parameter, student_parameters
 from uniemox_dist.models.student import Student, Targets, Views
@@ -150,8 +149,8 @@ def test_checkpointed_blocks_keep_their_inputs_alone() -> None:
     assert plan_of(config, torch.float32) == pytest.approx(kept_for_backward(config, torch.float32), rel=0.05)
 
 
-def test_devices_are_those_whose_peaks_are_known() -> None:
-    assert {key.removesuffix(" 40GB") for key in MEMORY_AND_LINK} == {name for name, _ in PEAKS}
+def test_devices_are_found_by_the_names_that_operators_use() -> None:
+    assert all(d.fp32_tflops and d.memory_bytes and d.link_gb_s and d.is_gpu for d in DEVICES)
     h100 = find_device("h100", None)
     assert (h100.memory_bytes, h100.bf16_tflops, h100.fp32_tflops) == (80 * GIB, 989.4, 66.9)
     assert find_device("A100-40GB", None).memory_bytes == 40 * GIB

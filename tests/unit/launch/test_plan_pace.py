@@ -4,13 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan.balance import Spread, balance, balance_remarks, bytes_in_use, open_data, stated_data
-from launch.plan.devices import find_device
-from launch.plan.hours import ASSUMED_MFU, pace_of, run_steps
-from launch.plan.loading import MS_PER_SAMPLE, loading, loading_remarks
-from launch.plan.measured import Measured
+from launch.plan.data import (
+    MS_PER_SAMPLE,
+    Spread,
+    balance,
+    balance_remarks,
+    bytes_in_use,
+    loading,
+    loading_remarks,
+    open_data,
+    stated_data,
+)
+from launch.plan.pace import ASSUMED_MFU, Measured, pace_of, run_steps
 from shards.format.manifest import Manifest, ShardEntry
 from uniemox_dist.config.load import load_config
+from uniemox_dist.core.devices import find_device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.flops import Flops
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from launch.plan.checkpoints import (
+from launch.plan.pace import Measured, measured, read_run
+from launch.plan.saving import (
     EXCHANGES_S,
     HEADER_BYTES,
+    STEP_S,
     CheckpointSize,
     SaveTime,
     checkpoint_size,
     estimated_save,
     interval_advice,
+    needed_s,
 )
-from launch.plan.measured import Measured, measured, read_run
-from launch.plan.save_lead import STEP_S, needed_s
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.parameters import Parameter

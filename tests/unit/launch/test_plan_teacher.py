@@ -3,7 +3,7 @@
 import open_clip
 import pytest
 
-from launch.plan.teacher import EMBEDDING_WIDTH, tower_of
+from launch.plan.model import EMBEDDING_WIDTH, tower_of
 from uniemox_dist.config.load import load_config
 
 STATED = ["teacher.weights=x", "teacher.mean=[0.5,0.5,0.5]", "teacher.std=[0.5,0.5,0.5]"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from uniemox_dist.core.device_peaks import PEAKS, peak_tflops
+from uniemox_dist.core.devices import DEVICES, peak_tflops
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.distributed.world import World
 from uniemox_dist.runs.folder import RunFolder
@@ -98,6 +98,7 @@ def test_a_device_that_only_resembles_a_known_one_has_no_peak(device: str) -> No
 
 def test_a_format_that_a_device_lacks_has_no_peak_and_tf32_is_never_below_fp32_by_mistake() -> None:
     assert peak_tflops("Tesla V100-SXM2-16GB", "bf16") is None
-    for name, (bf16, tf32, fp32) in PEAKS:
-        if bf16 is not None and tf32 is not None:
-            assert bf16 > 1.8 * tf32 >= 1.8 * 0.99 * fp32, name
+    for device in DEVICES:
+        bf16, tf32, fp32 = map(device.peak, ("bf16", "tf32", "fp32"))
+        if bf16 is not None and tf32 is not None and fp32 is not None:
+            assert bf16 > 1.8 * tf32 >= 1.8 * 0.99 * fp32, device.name
