@@ -9,6 +9,7 @@ from typing import Any
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.core.errors import EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, say
+from uniemox_dist.runs.events import FaultEvent, Restart, Signal
 from uniemox_dist.runs.folder import RunFolder
 
 LONGEST_PAUSE_S = 60.0
@@ -58,21 +59,22 @@ def run_with_restarts(
             tried = f"after {_times(max_restarts)} without a new checkpoint" if max_restarts else "at once"
             say(f"gives up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
             if folder.path.is_dir():  # a rank that was killed could not tell
-                folder.event("fault", error=f"given up {tried}: {last}", ends=True, restart=False)
+                folder.write(FaultEvent(error=f"given up {tried}: {last}", ends=True, restart=False))
             return EXIT_FAULT
         without_progress += 1
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** (without_progress - 1))
         place = "from the beginning" if step is None else f"from step {step}"
         say(f"{last}; starts again {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
         if folder.path.is_dir():
-            folder.event(
-                "restart",
-                attempt=attempts + 1,
-                left=max_restarts - without_progress,
-                code=ended.code,
-                step=step,
-                reason=last,
-                pause_s=pause_s,
+            folder.write(
+                Restart(
+                    attempt=attempts + 1,
+                    left=max_restarts - without_progress,
+                    code=ended.code,
+                    step=step,
+                    reason=last,
+                    pause_s=pause_s,
+                )
             )
         if _interrupted(pause_s, signals):
             break
@@ -87,8 +89,8 @@ def stopped(folder: RunFolder, signals: Signals) -> int:
     step = newest_step(folder)
     # If another process trains there, then it goes on.
     if folder.path.is_dir() and not folder.look_at_lock().held:
-        folder.event(
-            "signal", step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None
+        folder.write(
+            Signal(step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None)
         )
     if step is None:
         say("stopped before the first checkpoint")

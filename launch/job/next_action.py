@@ -9,6 +9,7 @@ from launch.job.progress import Progress, progress
 from launch.restarts import LONGEST_PAUSE_S, newest_step
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
 from uniemox_dist.runs.bad_nodes import entries
+from uniemox_dist.runs.events import FaultEvent, Requeue, Restart, Resubmit
 from uniemox_dist.runs.folder import RunFolder, read_lines
 
 NO_RANK_S = 240.0
@@ -87,7 +88,7 @@ def _decide(
         code = EXIT_REQUEUE  # whatever befell a rank on its way out: all is saved
     if code == EXIT_REQUEUE and saved:
         if state.queued_again:
-            folder.event("requeue", step=step, job_id=held.job_id, by="slurm")
+            folder.write(Requeue(step=step, job_id=held.job_id, by="slurm"))
             return Verdict(f"end {code}", f"saved step {step}; Slurm has queued the job again")
         if not state.ours:
             return Verdict(
@@ -97,7 +98,7 @@ def _decide(
         if not may_requeue:
             how = "jobs do not queue themselves again on this cluster: submit again, or with --chain"
             return Verdict(f"end {code}", f"saved step {step}; {how}")
-        folder.event("requeue", step=step, job_id=held.job_id, by="job")
+        folder.write(Requeue(step=step, job_id=held.job_id, by="job"))
         return Verdict("requeue", f"saved step {step}; queued again")
     if not state.ours:
         return Verdict(f"end {EXIT_FAULT}", f"the job was ended ({state.word})")
@@ -125,7 +126,7 @@ def _after_fault(
         tried = (
             f"after {most} restart{'' if most == 1 else 's'} without a new checkpoint" if most else "at once"
         )
-        folder.event("fault", error=f"given up {tried}: {reason}", ends=True, restart=False)
+        folder.write(FaultEvent(error=f"given up {tried}: {reason}", ends=True, restart=False))
         return Verdict(end, f"gives up {tried} (run.max_restarts={most}); the last fault: {reason}")
     if not found.last:
         # Slurm finds a lost node by itself: if it ends this job meanwhile, the attempt does not count.
@@ -136,14 +137,15 @@ def _after_fault(
         time.sleep(NO_RANK_S)
     in_vain = found.in_vain + 1
     pause_s = min(LONGEST_PAUSE_S, 2.0 ** (in_vain - 1))
-    folder.event(
-        "restart",
-        attempt=found.attempts + 1,
-        left=most - in_vain,
-        code=code,
-        step=step,
-        reason=reason,
-        pause_s=pause_s,
+    folder.write(
+        Restart(
+            attempt=found.attempts + 1,
+            left=most - in_vain,
+            code=code,
+            step=step,
+            reason=reason,
+            pause_s=pause_s,
+        )
     )
     lock.update(folder, replace(held, began_step=step or 0, time=round(time.time(), 3)))
     place = "from the beginning" if step is None else f"from step {step}"
@@ -167,9 +169,9 @@ def _elsewhere(folder: RunFolder, held: lock.JobLock, found: Progress, nodes: di
     why = "; ".join(f"{node}: {finding}" for node, finding in nodes.items())
     if found.in_vain >= most:
         text = f"given up after {found.in_vain} submissions elsewhere (run.max_restarts={most}): {why}"
-        folder.event("fault", error=text, ends=True, restart=False)
+        folder.write(FaultEvent(error=text, ends=True, restart=False))
         return Verdict(f"end {EXIT_FAULT}", text)
-    folder.event("resubmit", job_id=held.job_id, nodes=list(nodes), reason=why)
+    folder.write(Resubmit(job_id=held.job_id, nodes=list(nodes), reason=why))
     return Verdict(f"resubmit {names}", f"the preflight failed on {why}; submitted again without {names}")
 
 

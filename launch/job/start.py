@@ -13,6 +13,7 @@ from launch.restarts import newest_step
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.runs.events import FaultEvent, JobStart
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.scheduler.allocation import Allocation
 from uniemox_dist.scheduler.commands import LiveJobs
@@ -59,14 +60,15 @@ def begin(recipe: str, overrides: Sequence[str], live: LiveJobs, allocation: All
     except Fault:
         lock.release(folder, allocation.job_id)
         raise
-    folder.event(
-        "job",
-        job_id=allocation.job_id,
-        restarts=allocation.restarts,
-        nodes=list(allocation.nodes[:nodes]),
-        ranks=nodes * each,
-        idle=len(allocation.nodes) * allocation.ranks_per_node - nodes * each,
-        **({} if allocation.after is None else {"after": allocation.after}),
+    folder.write(
+        JobStart(
+            job_id=allocation.job_id,
+            restarts=allocation.restarts,
+            nodes=list(allocation.nodes[:nodes]),
+            ranks=nodes * each,
+            idle=len(allocation.nodes) * allocation.ranks_per_node - nodes * each,
+            after=allocation.after,
+        )
     )
     return Begun(folder.path, nodes, nodes * each, each, remarks)
 
@@ -127,5 +129,5 @@ def _still_hopeful(config: Config, folder: RunFolder, allocation: Allocation) ->
             f"{found.in_vain} restarts without a new checkpoint (run.max_restarts={config.run.max_restarts})"
         )
         text = f"given up after {tried}; the last fault: {found.reason(1)}"
-        folder.event("fault", error=text, ends=True, restart=False)
+        folder.write(FaultEvent(error=text, ends=True, restart=False))
         raise Fault(text)

@@ -7,7 +7,7 @@ import click
 
 from uniemox_dist.cli.tables import columns
 from uniemox_dist.core.formatting import counted, cut, duration, is_number, moment, zone
-from uniemox_dist.runs.event_text import sentence
+from uniemox_dist.runs.events import text_of
 from uniemox_dist.scheduler.states import Phase, phase
 
 EVENTS_SHOWN = 12
@@ -168,7 +168,7 @@ def _job_details(job: Facts | None) -> str:
 
 
 def _told(events: Events) -> list[str]:
-    lines = [f"  {moment(e.get('time'), '%m-%d %H:%M:%S'):14}  {sentence(e)}" for e in events[-EVENTS_SHOWN:]]
+    lines = [f"  {moment(e.get('time'), '%m-%d %H:%M:%S'):14}  {text_of(e)}" for e in events[-EVENTS_SHOWN:]]
     if not lines:
         return []
     times = [e["time"] for e in events if is_number(e.get("time"))]

@@ -16,6 +16,7 @@ from typing import IO, Any, TextIO
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.logs import report_once, stop_logging
+from uniemox_dist.runs.events import Event
 
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
 """A look at the lock holds it for a moment, which must not keep a run from starting."""
@@ -137,9 +138,9 @@ class RunFolder:
         except OSError:
             return Lock()
 
-    def event(self, kind: str, **facts: Any) -> None:
-        """Appends what happened, with the time."""
-        append_line(self.events, {"time": round(time.time(), 3), "event": kind, **facts})
+    def write(self, event: Event) -> None:
+        """Appends an event to events.jsonl, with the time."""
+        append_line(self.events, {"time": round(time.time(), 3), **event.line()})
 
     def metric(self, line: dict[str, Any]) -> None:
         """Appends one line of metrics."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniemox_dist.core.formatting import cut, duration, is_number
-from uniemox_dist.runs.event_text import sentence
+from uniemox_dist.runs.events import text_of
 from uniemox_dist.runs.folder import Lock
 from uniemox_dist.runs.history import Length, Line, ends_attempt, number, of
 from uniemox_dist.runs.jobs import Job
@@ -98,7 +98,7 @@ def _in_job(alone: Standing, job: Job, last: Line, silent_s: float, start_s: flo
     if alone.word in ("running", "restarting"):
         return alone
     if kind in ("requeue", "resubmit"):
-        return Standing("queued", "wait", f"{cut(sentence(last), 160)}; it is ending{where}")
+        return Standing("queued", "wait", f"{cut(text_of(last), 160)}; it is ending{where}")
     if job.state == "COMPLETING":
         return Standing(
             alone.word, alone.tone, f"{alone.remark}; {job.name} is ending{where}".removeprefix("; ")
@@ -156,7 +156,7 @@ def by_folder(
             return Standing("running", "good", f"{name} starts")
         return Standing("killed", "bad", f"{name} has not come to its first step; {on}")
     if not lock.held and events[-1:] and events[-1].get("event") == "resubmit":
-        return Standing("queued", "wait", f"{cut(sentence(events[-1]), 160)}; {on}")
+        return Standing("queued", "wait", f"{cut(text_of(events[-1]), 160)}; {on}")
     restart_s = seconds(run, "start_timeout_s") + (last["pause_s"] if is_number(last.get("pause_s")) else 0)
     if not starts and kind == "restart" and silent_s <= restart_s:
         why = f" after: {cut(str(last['reason']), 120)}" if last.get("reason") else ""

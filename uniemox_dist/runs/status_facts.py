@@ -5,7 +5,7 @@ from typing import Any
 
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.runs.attempts import BETWEEN, numbers
-from uniemox_dist.runs.event_text import sentence
+from uniemox_dist.runs.events import text_of
 from uniemox_dist.runs.folder import Lock
 from uniemox_dist.runs.history import Line, ends_attempt, history, run_length, steps_done
 from uniemox_dist.runs.jobs import Job
@@ -64,7 +64,7 @@ def facts(
         "eta_s": round(left, 1) if alive and left is not None else None,
         "job": _job_facts(job),
         "holder": lock.holder if lock.held else None,
-        "last_event": {"age_s": _age(last.get("time"), now), "text": sentence(last)} if last else None,
+        "last_event": {"age_s": _age(last.get("time"), now), "text": text_of(last)} if last else None,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from uniemox_dist.checkpoints.async_writer import Saver
 from uniemox_dist.core.watchdog import Watchdog
+from uniemox_dist.runs.events import FaultEvent, Save
 from uniemox_dist.train.trainer import Trainer
 
 log = logging.getLogger("uniemox")
@@ -79,10 +80,10 @@ class Saves:
             return
         step, folder = facts["step"], self._trainer.folder
         if "error" in facts:
-            folder.event("fault", step=step, error=f"save failed: {facts['error']}")
+            folder.write(FaultEvent(step=step, error=f"save failed: {facts['error']}"))
             log.error("save of step %d failed, training goes on: %s", step, facts["error"])
             return
-        folder.event("save", **facts)
+        folder.write(Save(**facts))
         log.info(
             "saved step %d: %.1f MB in %.2f s, of which training waited %.3f s",
             step,

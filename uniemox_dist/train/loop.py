@@ -20,6 +20,7 @@ from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
+from uniemox_dist.runs.events import End, FaultEvent, Skip, Spike
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.rank_output import main_log
 from uniemox_dist.train import exit_status
@@ -107,14 +108,16 @@ def train(
         if world.is_main:
             folder.discard_unused()
         if folder.events.exists() and str(error):  # on some ranks it has no text: it is said once
-            user = {"code": EXIT_USER}  # srun may tell of ranks that it killed instead
-            folder.event("fault", rank=world.rank, error=str(error), ends=True, restart=False, **user)
+            # The exit code of srun may be that of a rank that it killed.
+            folder.write(
+                FaultEvent(rank=world.rank, error=str(error), ends=True, restart=False, code=EXIT_USER)
+            )
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, RuntimeError) and collectives.is_lost_peer(error):
             text = "another rank is gone; its own fault, or the launcher, says why"
-        folder.event("fault", rank=world.rank, error=text, ends=True)
+        folder.write(FaultEvent(rank=world.rank, error=text, ends=True))
         raise
     finally:
         watchdog.close()
@@ -140,7 +143,7 @@ def _train(
         trainer.conclude(step, watchdog)
         log.info("%s is complete: %d of %d steps", folder.path, step, schedule.max_steps)
         if world.is_main and not any(event.get("event") == "end" for event in read_lines(folder.events)):
-            folder.event("end", step=step)  # it was killed after its last save
+            folder.write(End(step=step))  # it was killed after its last save
         return EXIT_DONE
     skipped_in_a_row = 0
     limit_s = config.run.compile_timeout_s if config.compute.compile else config.run.start_timeout_s
@@ -203,7 +206,7 @@ def _train(
         trainer.look(step, saves, watchdog)
     trainer.conclude(step, watchdog)
     if world.is_main:
-        folder.event("end", step=step, **({"reason": enough} if enough else {}))
+        folder.write(End(step=step, reason=enough or None))
         log.info(
             "done: %d steps, %d skipped, %d damaged samples replaced", step, meter.skipped, meter.damaged
         )
@@ -223,13 +226,13 @@ def _remarks(trainer: Trainer, result: StepResult, spikes: Spikes, step: int, sk
         nonfinite.write(folder.logs / f"nonfinite_step_{step:08d}_rank{world.rank:05d}.json", result.evidence)
     if not result.applied and world.is_main:
         where = "gradients" if math.isfinite(result.loss) else "loss"
-        folder.event("skip", step=step, in_a_row=skipped_in_a_row, loss=str(result.loss), where=where)
+        folder.write(Skip(step=step, in_a_row=skipped_in_a_row, loss=str(result.loss), where=where))
         log.warning(
             "step %d is skipped: its %s not finite", step, "loss is" if where == "loss" else "gradients are"
         )
     median = spikes.seen(result.loss)
     if median is not None and world.is_main:
-        folder.event("spike", step=step, loss=result.loss, median=median)
+        folder.write(Spike(step=step, loss=result.loss, median=median))
         log.warning("step %d: the loss of %.4f is far above the median of %.4f", step, result.loss, median)
 
 

@@ -23,6 +23,7 @@ from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.init_from import Loaded, load_into
 from uniemox_dist.models.student import Student
+from uniemox_dist.runs.events import CheckpointSetAside
 from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")
@@ -126,7 +127,7 @@ def _put_aside(folder: RunFolder, damaged: list[tuple[Path, str]]) -> None:
             log.warning("%s could not be renamed: %s", path, error.strerror)
             aside = None
         log.warning("checkpoint not used, and set aside: %s", problem)
-        folder.event("fault", error=problem, set_aside=aside)
+        folder.write(CheckpointSetAside(error=problem, set_aside=aside))
 
 
 def make_student(

@@ -19,6 +19,7 @@ from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.preflight import preflight
 from uniemox_dist.runs import bad_nodes
+from uniemox_dist.runs.events import Convert, Init, Resume, Start
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.trainer import Trainer
@@ -80,33 +81,35 @@ def begin(trainer: Trainer) -> int:
             log.warning("%s: %s; training goes on without config or environment", where, error.strerror)
         # Where the teacher's embeddings come from: live, cache, or None without one.
         source = config.teacher.source if trainer.facts else None
-        folder.event(
-            "start",
-            step=step,
-            ranks=world.size,
-            zero_stage=config.zero.stage,
-            precision=trainer.precision,
-            teacher=source,
-            host=facts["host"],
-            hosts=list(dict.fromkeys(trainer.hosts)),
-            versions=facts["versions"],
+        folder.write(
+            Start(
+                step=step,
+                ranks=world.size,
+                zero_stage=config.zero.stage,
+                precision=trainer.precision,
+                teacher=source,
+                host=facts["host"],
+                hosts=list(dict.fromkeys(trainer.hosts)),
+                versions=facts["versions"],
+            )
         )
         if chosen is not None:
             saved = chosen.info
             ranks, stage = saved["world_size"], saved["zero_stage"]
-            folder.event("resume", step=step, checkpoint=chosen.folder.name, ranks=ranks, zero_stage=stage)
+            folder.write(Resume(step=step, checkpoint=chosen.folder.name, ranks=ranks, zero_stage=stage))
             if (ranks, stage) != (world.size, config.zero.stage):
                 log.info("its checkpoint is of %d rank%s, ZeRO-%d", ranks, "" if ranks == 1 else "s", stage)
-                folder.event(
-                    "convert",
-                    step=step,
-                    from_ranks=ranks,
-                    from_zero_stage=stage,
-                    ranks=world.size,
-                    zero_stage=config.zero.stage,
+                folder.write(
+                    Convert(
+                        step=step,
+                        from_ranks=ranks,
+                        from_zero_stage=stage,
+                        ranks=world.size,
+                        zero_stage=config.zero.stage,
+                    )
                 )
         if trainer.loaded is not None:
-            folder.event("init", **trainer.loaded.facts())
+            folder.write(Init(**trainer.loaded.facts()))
         _introduce(trainer, step)
     collectives.barrier()
     return step

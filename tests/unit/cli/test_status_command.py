@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from event_lines import write_event
 from told_run import last_time, told_run
 
 from uniemox_dist.cli.main import run as uniemox
@@ -92,8 +93,8 @@ def test_a_parent_folder_and_a_pattern_find_the_runs_inside_each_once(
 ) -> None:
     young = RunFolder(told.path.parent / "young")
     young.create()
-    young.event("start", step=0, ranks=2, host="n")
-    young.event("fault", error="no data", ends=True)
+    write_event(young, "start", step=0, ranks=2, host="n")
+    write_event(young, "fault", error="no data", ends=True)
     for arguments in (
         [str(told.path.parent)],
         [f"{told.path.parent}/*"],
@@ -127,7 +128,7 @@ def test_half_written_lines_and_settings_are_borne(
         8200,
         8000,
         None,
-        "saved step 8,000: 1.3 GB in 3.10 s, steps waited 0.42 s; removed step_00007000",
+        "saved step 8,000: 1.3 GB in 3.10 s, training waited 0.42 s; removed step_00007000",
     )
 
 
@@ -170,7 +171,7 @@ def test_watching_shows_each_change_until_ctrl_c_and_ends_with_0(tmp_path: Path,
     assert first[0].startswith("run ")
     assert "stalled" in first[1]
     if watch != ["--watch"]:
-        folder.event("end", step=12000)
+        write_event(folder, "end", step=12000)
         assert any("complete" in process.stdout.readline() for _ in range(500))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+from event_lines import write_event
 from told_run import told_run
 
 from uniemox_dist.cli.main import run as uniemox
@@ -34,8 +35,8 @@ def runs(tmp_path: Path) -> Path:
         json.dumps({"job_id": 17, "nodes": ["n1", "n2"], "time": 1.0})
     )
     second = told_run(place / "b/second_with_a_long_name")
-    second.event("signal", step=8200, signal="SIGUSR2", saved=True)
-    second.event("requeue", job_id=18, reason="saved before its time limit")
+    write_event(second, "signal", step=8200, signal="SIGUSR2", saved=True)
+    write_event(second, "requeue", job_id=18, reason="saved before its time limit")
     for run, job in ((second.path, 18), (place / "b/c/third", 19)):
         (run / "jobs/0001").mkdir(parents=True)
         (run / "jobs/0001/submission.json").write_text(json.dumps({"job_ids": [job]}))
@@ -76,7 +77,7 @@ def test_slurm_is_asked_once_for_all_runs_and_its_states_are_shown(
         ["b/c/third", "queued", "19 PENDING", "(Priority)"],
         ["b/second_with_a_long_name", "queued", "18 PENDING", "(BeginTime)"],
     ]
-    assert "ago: job 18 is queued again: saved before its" in rows[2][-1]
+    assert "ago: job 18 was requeued: saved before its" in rows[2][-1]
     assert len(calls.read_text().splitlines()) == 1
     assert calls.read_text().rstrip().endswith("-j 17,18,19")
 

@@ -1,78 +1,6 @@
-"""Events as sentences."""
-# ruff: noqa: E501 (an event and its sentence are read side by side)
-
-import json
-from pathlib import Path
-from typing import Any
-
-import pytest
+"""Text of lists, sizes and counts."""
 
 from uniemox_dist.core.formatting import counted, cut, short, size
-from uniemox_dist.runs.event_text import KINDS, sentence, tell
-
-
-@pytest.mark.parametrize(
-    ("event", "text"),
-    [
-        ({"event": "start", "step": 0, "ranks": 16, "zero_stage": 2, "precision": "bf16", "teacher": "live", "host": "a", "hosts": ["a", "b"], "versions": {"torch": "2.11"}},
-         "started at step 0 on 16 ranks, ZeRO-2; 2 hosts (a, b); bf16; teacher live; torch 2.11"),
-        ({"event": "start", "step": 9, "ranks": 1, "precision": "fp32", "teacher": None, "host": "a", "hosts": ["a"]},
-         "started at step 9 on 1 rank; host a; fp32"),
-        ({"event": "resume", "step": 1000, "checkpoint": "step_00001000", "ranks": 2, "zero_stage": 1},
-         "resumed from step_00001000, a checkpoint of 2 ranks, ZeRO-1"),
-        ({"event": "convert", "step": 1000, "from_ranks": 2, "from_zero_stage": 1, "ranks": 3, "zero_stage": 3},
-         "read the checkpoint of step 1,000 of 2 ranks, ZeRO-1 into 3 ranks, ZeRO-3"),
-        ({"event": "init", "init_from": "mae.pth", "layout": "mae", "loaded": 150, "missing": ["x"], "unexpected": [], "resampled": {}},
-         "initial weights from mae.pth (mae): 150 parameters loaded, 1 missing, 0 unexpected, 0 resampled"),
-        ({"event": "save", "step": 100, "bytes": 37_900_000, "seconds": 0.154, "blocked_s": 0.02, "removed": ["step_00000080"]},
-         "saved step 100: 37.9 MB in 0.15 s, steps waited 0.02 s; removed step_00000080"),
-        ({"event": "fault", "step": 7, "rank": 0, "error": "RuntimeError: a\nb", "ends": True},
-         "fault at step 7 on rank 0: RuntimeError: a b; it ended this attempt"),
-        ({"event": "fault", "error": "part_00000 was altered", "set_aside": "step_00000003.damaged"},
-         "fault: part_00000 was altered; it was set aside as step_00000003.damaged"),
-        ({"event": "fault", "rank": 5, "host": "n2", "error": "it took too long", "ends": True},
-         "fault on rank 5 of n2: it took too long; it ended this attempt"),
-        ({"event": "fault", "error": "20 steps in a row were skipped", "ends": True, "restart": False},
-         "fault: 20 steps in a row were skipped; it ended this attempt; it would happen again"),
-        ({"event": "fault", "step": 7, "damaged": "slot 3: a.tar b"}, "replaced a damaged picture at step 7: slot 3: a.tar b"),
-        ({"event": "skip", "step": 7, "in_a_row": 2, "loss": "nan", "where": "loss"}, "skipped step 7: the loss was not finite (loss nan); 2 steps in a row"),
-        ({"event": "skip", "step": 7, "in_a_row": 1, "loss": 2.5, "where": "gradients"}, "skipped step 7: the gradients were not finite (loss 2.5)"),
-        ({"event": "spike", "step": 7, "loss": 9.0, "median": 2.0}, "loss spike at step 7: 9, 4.5 times the running median 2"),
-        ({"event": "straggler", "step": 7, "rank": 0, "host": "n2", "seconds": 1.5, "median_s": 0.5}, "rank 0 on n2 at step 7 is slow: 1.5 s a step, 3.0 times the median 0.5 s"),
-        ({"event": "signal", "step": 7, "signal": "SIGUSR2", "saved": True}, "stopped by SIGUSR2 after step 7, with a complete save"),
-        ({"event": "signal", "step": 7, "signal": None, "saved": False}, "stopped after step 7, without a save"),
-        ({"event": "restart", "attempt": 1, "left": 2, "code": -9, "step": 90}, "the launcher starts it again after exit code -9, from step 90 (attempt 1, 2 left without progress)"),
-        ({"event": "job", "job_id": 17, "restarts": 0, "nodes": ["n1", "n2"], "ranks": 16, "idle": 0}, "Slurm job 17: 16 ranks on 2 nodes (n1, n2)"),
-        ({"event": "job", "job_id": 17, "restarts": 2, "nodes": ["n1"], "ranks": 6, "idle": 2, "after": 16},
-         "Slurm job 17, queued again 2 times, in place of job 16: 6 ranks on 1 node (n1); 2 tasks of it idle"),
-        ({"event": "requeue", "step": 40, "job_id": 17, "by": "slurm"}, "job 17 is queued again by Slurm, to go on from step 40"),
-        ({"event": "requeue", "job_id": 17, "by": "job", "reason": "saved"}, "job 17 is queued again: saved"),
-        ({"event": "resubmit", "job_id": 17, "nodes": ["n2"], "reason": "n2: fail"}, "job 17 is submitted again without n2: n2: fail"),
-        ({"event": "started", "step": 40, "seconds": {"imports": 5.12, "first batch": 0.5, "total": 5.62}},
-         "first step after step 40, 5.6 s after the start: imports 5.1, first batch 0.5"),
-        ({"event": "started", "parts": {"first_batch": 0.5}}, "first step, 0.5 s after the start: first batch 0.5"),
-        ({"event": "end", "step": 313}, "complete at step 313"),
-        ({"event": "novel", "time": 3.0, "what": [1, 2]}, "novel: what 1, 2"),
-        ({}, "None"),
-    ],
-)  # fmt: skip
-def test_an_event_is_a_sentence(event: dict[str, Any], text: str) -> None:
-    assert sentence(event) == text
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_event_without_facts_or_with_odd_ones_is_still_a_sentence(kind: str) -> None:
-    keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing", "job_id", "nodes", "idle", "restarts", "parts", "by", "after")  # fmt: skip
-    for value in (None, "x", 3, 2.5, float("nan"), [], [None], {}, {"a": 1}, True):
-        text = sentence({"event": kind, **dict.fromkeys(keys, value)})
-        assert text
-        assert "\n" not in text
-    assert sentence({"event": kind})
-
-
-def test_what_a_sentence_leaves_out_is_told_apart() -> None:
-    said, rest = tell({"time": 1, "event": "end", "step": 3, "more": "x"})
-    assert (said, rest) == ("complete at step 3", {"more": "x"})
 
 
 def test_texts_of_others_cannot_steer_a_terminal_nor_fill_it() -> None:
@@ -90,19 +18,3 @@ def test_sizes_and_counts() -> None:
         "5.0 TB",
     ]
     assert (counted(1, "rank"), counted(1234, "file")) == ("1 rank", "1,234 files")
-
-
-def test_the_page_about_run_folders_has_an_example_of_each_kind() -> None:
-    page = (Path(__file__).parents[3] / "docs/run_folder.md").read_text(encoding="utf-8")
-    blocks = page.split("```json\n")[1:]
-    lines = [
-        json.loads(line)
-        for block in blocks
-        for line in block.split("```")[0].splitlines()
-        if '"event"' in line
-    ]
-    assert {line["event"] for line in lines} == set(KINDS)
-    for line in lines:
-        said, rest = tell(line)
-        assert said != line["event"]
-        assert not rest.keys() - {"missing", "unexpected", "resampled", "versions", "write_s"}, (said, rest)

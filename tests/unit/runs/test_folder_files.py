@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_lines import write_event
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.runs.find import open_run, runs_below
@@ -134,9 +135,9 @@ def test_a_lock_that_was_deleted_while_waiting_is_no_lock(tmp_path: Path) -> Non
 
 def test_a_torn_last_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.event("start", step=0)
+    write_event(folder, "start", step=0)
     with folder.events.open("a") as file:
         file.write('{"event": "sa')
-    folder.event("end", step=4)
+    write_event(folder, "end", step=4)
     assert [line["event"] for line in read_lines(folder.events)] == ["start", "end"]
     assert len(folder.events.read_text().splitlines()) == 3

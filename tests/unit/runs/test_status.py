@@ -234,7 +234,7 @@ BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.
         ([BROKEN], Job(17, state="COMPLETING", nodes="n1", start=1000.0), "failed",
          "NCCL is gone; goes on from step 90; job 17 is ending on n1"),
         ([STOPPED, {"event": "requeue", "job_id": 17, "step": 90}], Job(17, state="RUNNING", nodes="n1", start=1000.0),
-         "queued", "job 17 is queued again, to go on from step 90; it is ending on n1"),
+         "queued", "job 17 was requeued, continues from step 90; it is ending on n1"),
         ([BROKEN, {"event": "restart", "reason": "x"}], Job(17, state="RUNNING", start=1000.0), "restarting",
          "by the launcher after: x; goes on from step 90"),
         # Over, or not to be told.

@@ -5,7 +5,7 @@ from typing import Any
 
 from uniemox_dist.core.formatting import counted, duration, is_number, moment, short, size
 from uniemox_dist.runs.attempts import Attempt, Numbers
-from uniemox_dist.runs.event_text import tell
+from uniemox_dist.runs.events import describe
 from uniemox_dist.runs.history import Line, of
 
 
@@ -51,11 +51,11 @@ def _saves(told: Numbers) -> list[tuple[str, str, str, str]]:
 
 def event_row(event: dict[str, Any]) -> dict[str, Any]:
     """An event as the table shows it: when, what, in words, and the facts that the words leave out."""
-    said, rest = tell(event)
+    text, rest = describe(event)
     return {
         "time": moment(event.get("time")),
         "event": str(event.get("event", "?")),
-        "said": said,
+        "said": text,
         "facts": [(key, short(value)) for key, value in rest.items()],
     }
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.runs.events import BadSample
 from uniemox_dist.runs.folder import RunFolder, read_lines
 
 log = logging.getLogger("uniemox")
@@ -15,7 +16,7 @@ def report(folder: RunFolder, step: int, batches: Sequence[MicroBatch]) -> None:
     """An event and a warning for each sample that this rank replaced in a step, with its shard and key."""
     for batch in batches:
         for line in batch.damaged:
-            folder.event("fault", step=step, damaged=line)
+            folder.write(BadSample(step=step, damaged=line))
             log.warning("replaced a damaged sample: %s", line)
 
 

@@ -14,6 +14,7 @@ from uniemox_dist.data.origin import Counts
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.distributed.collectives import gather_numbers
 from uniemox_dist.distributed.world import World
+from uniemox_dist.runs.events import Straggler
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.train.monitor.stragglers import Stragglers
 from uniemox_dist.train.monitor.tensorboard import Board
@@ -131,7 +132,7 @@ class Meter:
         waits, read, reads, hits, retries, own_s = zip(*gather_numbers(own, self.world))
         if self.writes:
             for slow in self._stragglers.add(own_s, self._steps, seconds):
-                self.folder.event("straggler", step=step, **slow.facts())
+                self.folder.write(Straggler(step=step, **slow.facts()))
                 log.warning("%s", slow)
         found = {
             "data_wait_share": round(sum(waits) / len(waits), 4),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from uniemox_dist.core.watchdog import Watchdog
+from uniemox_dist.runs.events import FirstStep
 from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")
@@ -64,7 +65,7 @@ class Started:
     def say(self, folder: RunFolder, step: int) -> None:
         """The event and the line of the first step, which came after `step` others."""
         seconds = self.facts()
-        folder.event("started", step=step, seconds=seconds)
+        folder.write(FirstStep(step=step, seconds=seconds))
         log.info("%s", describe(seconds))
 
     def facts(self) -> dict[str, float]:

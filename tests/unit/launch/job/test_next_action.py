@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_lines import write_event
 
 from launch.job.next_action import JobState, settle
 from launch.job.progress import progress
@@ -52,7 +53,7 @@ def started(run: RunFolder, *more: str, live: str = "17 RUNNING 1:00:00", **env:
 def saved(run: RunFolder, step: int) -> None:
     info = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": {}}
     write_json(run.checkpoints / step_folder(step) / "complete.json", info)
-    run.event("save", step=step)
+    write_event(run, "save", step=step)
 
 
 def settled(run: RunFolder, code: int, state: str = RUNNING) -> tuple[str, str]:
@@ -163,7 +164,7 @@ def test_faults_are_tried_again_until_nothing_comes_of_it(run: RunFolder) -> Non
     started(run, "run.max_restarts=2")
     assert settled(run, 137)[0] == "again"
     saved(run, 3)  # progress gives all restarts back
-    run.event("fault", rank=1, error="boom", ends=True)
+    write_event(run, "fault", rank=1, error="boom", ends=True)
     assert settled(run, 1) == ("again", "boom; starts again from step 3 in 1 s (1 of 2)")
     assert settled(run, 137) == (
         "again",
@@ -179,13 +180,13 @@ def test_faults_are_tried_again_until_nothing_comes_of_it(run: RunFolder) -> Non
 
 def test_a_fault_that_would_happen_again_ends_the_job_at_once(run: RunFolder) -> None:
     started(run)
-    run.event("fault", error="20 steps in a row", ends=True, restart=False)
+    write_event(run, "fault", error="20 steps in a row", ends=True, restart=False)
     assert settled(run, 1) == ("end 1", "not started again, as the same would happen: 20 steps in a row")
 
 
 def test_a_users_mistake_is_one_also_where_srun_killed_the_other_ranks(run: RunFolder) -> None:
     started(run)
-    run.event("fault", rank=0, error="data.path=x: no such folder", ends=True, restart=False, code=2)
+    write_event(run, "fault", rank=0, error="data.path=x: no such folder", ends=True, restart=False, code=2)
     assert settled(run, 137)[0] == "end 2"
 
 
@@ -207,21 +208,21 @@ def test_a_rank_that_fails_on_its_way_out_of_a_complete_stop_changes_nothing(
 ) -> None:
     started(run)
     saved(run, 5)
-    run.event("signal", step=5, signal="SIGUSR2", saved=True)
-    run.event("fault", rank=3, error="RuntimeError: boom", ends=True)
+    write_event(run, "signal", step=5, signal="SIGUSR2", saved=True)
+    write_event(run, "fault", rank=3, error="RuntimeError: boom", ends=True)
     assert settled(run, 137, state)[0] == line
 
 
 def test_a_rank_that_fails_on_its_way_out_of_a_complete_run_changes_nothing(run: RunFolder) -> None:
     started(run)
     saved(run, 5)
-    run.event("end", step=5)
+    write_event(run, "end", step=5)
     assert settled(run, 134) == ("end 0", "the run is complete; a rank ended with 134 on its way out")
 
 
 def test_a_failed_stop_is_not_started_again(run: RunFolder) -> None:
     started(run)
-    run.event("signal", step=3, signal="SIGUSR2", saved=False)
+    write_event(run, "signal", step=3, signal="SIGUSR2", saved=False)
     assert settled(run, 1)[0] == "end 1"
 
 
@@ -252,7 +253,7 @@ def test_requeues_after_complete_saves_may_go_on_for_ever(run: RunFolder) -> Non
 
 def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolder) -> None:
     started(run)
-    run.event("fault", rank=0, error="the preflight failed", ends=True)
+    write_event(run, "fault", rank=0, error="the preflight failed", ends=True)
     bad_nodes.report(run, {"n2": "fail  /dev/shm  too small"}, 17)
     bad_nodes.report(run, {"n3": "of another job"}, 16)
     assert settled(run, 1) == (

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_lines import write_event
 from told_run import told_run
 
 from uniemox_dist.runs.attempts import numbers
@@ -100,8 +101,8 @@ def test_a_lane_of_a_long_run_has_a_limited_number_of_marks() -> None:
 def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
-    folder.event("start", step=0, ranks=1)
-    folder.event("end", step=5)
+    write_event(folder, "start", step=0, ranks=1)
+    write_event(folder, "end", step=5)
     assert "red" not in section(folder).split(".")[0]
 
 
@@ -119,7 +120,7 @@ def test_the_page_tells_a_run_that_trains_from_one_that_was_killed(tmp_path: Pat
     folder.create()
     folder.lock()
     os.utime(tmp_path / "lock", (0, 0))
-    folder.event("start", step=0, ranks=1)
+    write_event(folder, "start", step=0, ranks=1)
 
     def state() -> str:
         page = write_report(tmp_path).read_text(encoding="utf-8")

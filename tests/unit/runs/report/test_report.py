@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from event_lines import write_event
 from PIL import Image
 
 from uniemox_dist.cli.main import run as uniemox
@@ -244,13 +245,13 @@ def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
 def test_the_first_sentence_says_where_the_teachers_embeddings_came_from(
     folder: RunFolder, source: str, words: str
 ) -> None:
-    folder.event("start", step=20, ranks=3, precision="bf16", teacher=source, host="node7")
+    write_event(folder, "start", step=20, ranks=3, precision="bf16", teacher=source, host="node7")
     text = Page(write_report(folder.path)).text
     assert f"learns from the teacher shipped:demo {words} on 3 ranks" in text
 
 
 def test_a_complete_run_that_is_started_again_is_still_complete(folder: RunFolder) -> None:
-    folder.event("start", step=20, ranks=3, precision="bf16", host="node7")
+    write_event(folder, "start", step=20, ranks=3, precision="bf16", host="node7")
     folder.metrics.unlink()
     assert "Statecomplete" in Page(write_report(folder.path)).text
 
@@ -348,7 +349,7 @@ def test_another_file_is_refused_as_evaluation(tmp_path: Path, content: str) -> 
 def test_names_and_texts_are_never_markup(folder: RunFolder, tmp_path: Path) -> None:
     hostile = folder.path.rename(tmp_path / HOSTILE.replace("/", "∕"))
     found = RunFolder(hostile)
-    found.event("fault", error=HOSTILE, step=20, **{HOSTILE: [HOSTILE]})
+    write_event(found, "fault", error=HOSTILE, step=20, **{HOSTILE: [HOSTILE]})
     write_text(found.config, dump_yaml(config(teacher=TeacherConfig(name=f"local-dir:{HOSTILE}"))))
     write_json(found.environment, {"host": HOSTILE, "command": [HOSTILE], "versions": {HOSTILE: HOSTILE}})
     bad = evaluation()
@@ -376,8 +377,8 @@ def test_the_page_loads_nothing(folder: RunFolder) -> None:
 
 def test_events_are_shortened(folder: RunFolder) -> None:
     for step in range(300):
-        folder.event("save", step=step)
-    folder.event("fault", error="x" * 1000)
+        write_event(folder, "save", step=step)
+    write_event(folder, "fault", error="x" * 1000)
     folder.metrics.unlink()
     page = Page(write_report(folder.path))
     assert "removed step_0, step_1 … 8 more" in page.text
