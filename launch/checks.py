@@ -102,7 +102,7 @@ def _check_ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Findings:
             f"{counted(cluster.min_nodes, 'node')} Slurm makes a job of at most {counted(most, 'node')}; "
             f"give {least}-{cluster.max_nodes} to get more"
         )
-    problem = why_illegal(config.batch, asked)
+    problem = why_illegal(config, asked)
     if problem is None and len(counts) == 1:
         return remarks, []
     try:
@@ -117,7 +117,7 @@ def _check_ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Findings:
             remarks.append(
                 f"of {counted(count, 'node')} with {counted(cluster.ranks, 'rank')} each, "
                 f"{counted(used * each, 'rank')} ({used} x {each}) can run, and {idle} stay idle: "
-                f"{why_illegal(config.batch, count * cluster.ranks)}"
+                f"{why_illegal(config, count * cluster.ranks)}"
             )
     return remarks, []
 

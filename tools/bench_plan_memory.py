@@ -18,7 +18,7 @@ import torch
 from engine_memory import Measuring, planned
 
 from launch.plan.memory import Memory, memory_of, precision_of
-from launch.plan.model import Tower, tower_of
+from launch.plan.model import Tower, read_tower
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
@@ -90,7 +90,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     world = World()
     there = collectives.init(world, 60, preload=("deepspeed",))
     device = Device("here", is_gpu=there.type == "cuda")
-    tower = tower_of(config)
+    tower = read_tower(config)
     assert tower.embedding_width is not None
     precision = precision_of(config, device, config.zero.stage)
     visual = teacher(config, there) if device.is_gpu else None

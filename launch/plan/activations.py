@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from launch.plan.model import Tower
 from uniemox_dist.config.encoder_names import peculiar
-from uniemox_dist.config.schema import Config
+from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.models.parameters import encoder_hidden
 
 
@@ -60,23 +61,15 @@ class Activations:
 
 def activations(config: Config, tower: Tower, micro_batch: int, precision: str, *, gpu: bool) -> Activations:
     """Of a run's micro-batch."""
-    model, loss = config.model, config.loss
     s = 2 if precision == "bf16" else 4
+    if isinstance(config, FinetuneRun):
+        return _classifier_activations(config, micro_batch, s)
+    model, loss = config.model, config.loss
     kind = peculiar(model.name)
     B, D, F = micro_batch, model.width, model.decoder_width
-    fuses = loss.needs_teacher and model.fusion != "none"
-    views = B * (2 if fuses or loss.person_reconstruction else 1)
+    views = B * count_views(config)
     T, values = 1 + kind.get("registers", 0) + model.visible, 3 * model.patch_size**2
-    encoder = _stack(
-        model.depth,
-        views * T,
-        D,
-        encoder_hidden(model),
-        model.heads,
-        s,
-        scaled=kind.get("layer_scale", False) and not kind.get("post_norm", False),
-        differential=kind.get("differential_attention", False),
-    )
+    encoder = _encoder_stack(model, views * T, s)
     first = views * model.visible * values * s + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
     # The last norm keeps its input; the projection keeps its output, without registers in a tensor of its own.
     between = views * T * D * s * (1 if kind.get("no_final_norm") else 2) + views * T * 8
@@ -96,6 +89,42 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
             texts = config.batch.global_batch if loss.relation_over == "global" else B
             last += 2 * 4 * B * texts + 2 * 4 * texts * tower.embedding_width
     return Activations(encoder, decoder, first, between, last, end, _teacher(config, tower, B, gpu=gpu))
+
+
+def _classifier_activations(config: FinetuneRun, B: int, s: int) -> Activations:
+    """The encoder sees all patches. Mixing happens in the loader; drop path keeps one number a sample and block."""
+    model, kind = config.model, peculiar(config.model.name)
+    views, D = B * count_views(config), model.width
+    T = 1 + kind.get("registers", 0) + model.patches
+    pixels = views * 3 * model.image_size**2 * s
+    first = pixels + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
+    # The last norm keeps its input, the linear layer its own: pooled features, or all tokens of which it takes one.
+    rows = views if config.finetune.pooling == "mean" else views * T
+    between = rows * D * s * (1 if kind.get("no_final_norm") else 2) + rows * 8
+    end = views * 3 * model.image_size**2 * 4  # pixels in fp32 on their way to the passes' number format
+    return Activations(_encoder_stack(model, views * T, s), Stack(0, 0, 0, 0), first, between, 0, end, 0)
+
+
+def count_views(config: Config) -> int:
+    """Views of a sample that the encoder sees."""
+    if isinstance(config, FinetuneRun):
+        return 2 if config.finetune.persons else 1
+    fuses = config.loss.needs_teacher and config.model.fusion != "none"
+    return 2 if fuses or config.loss.person_reconstruction else 1
+
+
+def _encoder_stack(model: ModelConfig, tokens: int, s: int) -> Stack:
+    kind = peculiar(model.name)
+    return _stack(
+        model.depth,
+        tokens,
+        model.width,
+        encoder_hidden(model),
+        model.heads,
+        s,
+        scaled=kind.get("layer_scale", False) and not kind.get("post_norm", False),
+        differential=kind.get("differential_attention", False),
+    )
 
 
 def _stack(
@@ -134,9 +163,7 @@ def _teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
 
 
 def views_bytes(config: Config, micro_batch: int) -> int:
-    """Pixels (uint8) and orders of patches (int64) of a micro-batch on the device; while one is computed, the next is
-    copied."""
-    fuses = config.loss.needs_teacher and config.model.fusion != "none"
-    views = 2 if fuses or config.loss.person_reconstruction else 1
-    one = micro_batch * views * (3 * config.model.image_size**2 + 8 * config.model.patches)
-    return 2 * one
+    """Pixels (uint8), and of pretraining the orders of patches (int64), of a micro-batch on the device; while one is
+    computed, the next is copied."""
+    order = 0 if isinstance(config, FinetuneRun) else 8 * config.model.patches
+    return 2 * micro_batch * count_views(config) * (3 * config.model.image_size**2 + order)

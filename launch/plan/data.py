@@ -5,13 +5,15 @@ Shapes: M shards, S streams, W ranks.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shards.format.manifest import Manifest, read_manifest
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.plan import Plan
+from uniemox_dist.data.splits import open_splits
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,18 @@ class Data:
     manifests: tuple[Manifest, ...]
     weights: tuple[float, ...]
     names: tuple[str, ...]
+    labels: int | None = None
+    """Of the training split of a fine-tuning run."""
 
 
 def open_data(config: Config) -> Data:
-    """Reads the manifests of a run's data; the shards themselves are not looked at.
+    """Reads the manifests of a run's data, and for fine-tuning the labels in their indexes; shards are not opened.
 
     Raises:
         UserError: naming the folder that is missing or damaged.
     """
+    if isinstance(config, FinetuneRun):
+        return _open_labelled(config)
     origins = config.data.origins()
     fields = ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
     manifests = tuple(read_manifest(origin.path, field) for origin, field in zip(origins, fields))
@@ -84,6 +90,20 @@ def open_data(config: Config) -> Data:
         weights,
         tuple(origin.path for origin in origins),
     )
+
+
+def _open_labelled(config: FinetuneRun) -> Data:
+    """The training split without the samples that validate or that finetune.split_ratio leaves out; a shard's bytes
+    count in proportion."""
+    splits = open_splits(config)
+    train = splits.train
+    shards = tuple(
+        replace(shard, samples=count, bytes=shard.bytes * count // max(1, shard.samples))
+        for shard, count in zip(train.manifest.shards, train.counts)
+    )
+    manifest = Manifest(shards, train.manifest.provenance)
+    samples, labels = manifest.samples, len(splits.labels)
+    return Data(samples, samples, manifest.bytes, len(shards), (manifest,), (1.0,), (train.url,), labels)
 
 
 def stated_data(config: Config, samples: int) -> Data:

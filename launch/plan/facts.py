@@ -1,18 +1,17 @@
 """A plan as a JSON object, for programs."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from launch.plan.model import PARTS, count_numbers
 from launch.plan.plan import Plan
-from uniemox_dist.models.parameters import Parameter
 
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as a JSON object. Bytes are bytes, times seconds unless the name says hours."""
     config, asked = plan.config, plan.asked
     recommended = plan.recommended
-    parts = {name: part_numbers(plan.parameters, name) for name in PARTS}
+    parts = {name: count_numbers(plan.parameters, name) for name in PARTS}
     return {
         "format": "uniemox-plan",
         "format_version": 1,
@@ -59,11 +58,3 @@ def facts(plan: Plan) -> dict[str, Any]:
         "saving": asdict(plan.saving),
         "remarks": {name: [list(r) for r in remarks] for name, remarks in plan.remarks.items()},
     }
-
-
-PARTS = ("encoder", "to_decoder", "fusion", "decoder")
-
-
-def part_numbers(parameters: Sequence[Parameter], part: str) -> int:
-    """Trained numbers of one part of the student."""
-    return sum(p.numbers for p in parameters if p.trained and p.name.startswith(f"{part}."))

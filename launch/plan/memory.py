@@ -106,7 +106,7 @@ def memory_of(
 
 def shown_micro_batches(config: Config, ranks: int) -> list[int]:
     """Legal micro-batches around the recipe's, rising."""
-    legal = micro_batches(config.batch, ranks)
+    legal = micro_batches(config, ranks)
     here = legal.index(config.batch.micro_batch)
     return legal[max(0, here - SMALLER) : here + LARGER + 1]
 

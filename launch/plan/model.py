@@ -1,14 +1,22 @@
-"""What a plan must know of a teacher, from the file that describes it. No torch."""
+"""What a run trains, and the teacher beside it: parameters and FLOPs, from the settings alone. No torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shards.sources.emotic import CATEGORIES, DIMENSIONS
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
-from uniemox_dist.models.flops import tower_flops
+from uniemox_dist.models.flops import Flops, classifier_flops, sample_flops, tower_flops
+from uniemox_dist.models.parameters import Parameter, classifier_parameters, student_parameters
 from uniemox_dist.teacher.tower_flops import model_config, stated_tower
 
 EMBEDDING_WIDTH = 512
 """Assumed of a teacher whose description is not at hand: CLIP ViT-B's."""
+ASSUMED_LABELS = 8
+"""Of a classifier whose data are not at hand; a label costs one number per feature."""
+PARTS = ("encoder", "to_decoder", "fusion", "decoder", "head")
+"""Of a student or classifier, by the first word of its parameters' names."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +36,37 @@ class Tower:
     """What had to be assumed."""
 
 
-def tower_of(config: Config) -> Tower:
-    """The teacher of a run: its embedding width always, the rest where the tower runs in each step."""
+def trained_parameters(config: Config, tower: Tower, labels: int | None = None) -> tuple[Parameter, ...]:
+    """The parameters of the run's student, or of its classifier with so many labels."""
+    if not isinstance(config, FinetuneRun):
+        return student_parameters(config.model, config.loss, tower.embedding_width)
+    settings = config.finetune
+    outputs = count_outputs(config, labels)
+    return classifier_parameters(config.model, outputs, persons=settings.persons, pooling=settings.pooling)
+
+
+def run_flops(config: Config, tower: Tower, labels: int | None = None) -> Flops:
+    """FLOPs of one sample."""
+    if not isinstance(config, FinetuneRun):
+        return sample_flops(config, tower.embedding_width, tower.flops)
+    return classifier_flops(config.model, 2 if config.finetune.persons else 1, count_outputs(config, labels))
+
+
+def count_outputs(config: FinetuneRun, labels: int | None = None) -> int:
+    """Outputs of a classifier: its labels, as stated or assumed, and with EMOTIC's task the dimensions."""
+    settings = config.finetune
+    multi = settings.task == "multi"
+    count = labels or len(settings.labels) or (len(CATEGORIES) if multi else ASSUMED_LABELS)
+    return count + (len(DIMENSIONS) if multi and settings.dimension_weight else 0)
+
+
+def count_numbers(parameters: Sequence[Parameter], part: str) -> int:
+    """Trained numbers of one part."""
+    return sum(p.numbers for p in parameters if p.trained and p.name.startswith(f"{part}."))
+
+
+def read_tower(config: Config) -> Tower:
+    """The teacher of a run: its embedding width always, the rest if the tower runs in each step."""
     if not config.loss.needs_teacher:
         return Tower(None)
     stated = stated_tower(config.teacher)

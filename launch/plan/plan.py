@@ -14,7 +14,7 @@ from launch.plan.data import (
     loading_remarks,
 )
 from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
-from launch.plan.model import Tower, tower_of
+from launch.plan.model import Tower, read_tower, run_flops, trained_parameters
 from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, network_time, traffic
 from launch.plan.pace import Measured, Pace, pace_of, run_steps
 from launch.plan.ranks import largest_legal, legal_ranks, why_illegal
@@ -33,8 +33,8 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
-from uniemox_dist.models.flops import Flops, sample_flops
-from uniemox_dist.models.parameters import Parameter, student_parameters
+from uniemox_dist.models.flops import Flops
+from uniemox_dist.models.parameters import Parameter
 from uniemox_dist.runs.folder import RunFolder
 
 Remark = tuple[str, str]
@@ -153,12 +153,12 @@ def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
     here = asked.nodes * asked.per_node
     if here > config.batch.streams:
         raise UserError(
-            f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {why_illegal(config.batch, here)}"
+            f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {why_illegal(config, here)}"
         )
     nodes, per_node = largest_legal(config, asked.nodes, asked.per_node)
     ranks, device = nodes * per_node, asked.device
-    tower = tower_of(config)
-    parameters = student_parameters(config.model, config.loss, tower.embedding_width)
+    tower = read_tower(config)
+    parameters = trained_parameters(config, tower, data.labels)
     precision = precision_of(config, device, config.zero.stage)
     memory, again = (
         tuple(
@@ -179,7 +179,7 @@ def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
     )
     plainly = recommend(memory, device, config.batch.micro_batch)
     recommended = plainly or recommend(again, device, config.batch.micro_batch)
-    flops = sample_flops(config, tower.embedding_width, tower.flops)
+    flops = run_flops(config, tower, data.labels)
     pace = pace_of(
         config,
         flops,
@@ -203,7 +203,7 @@ def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
         asked=asked,
         nodes=nodes,
         per_node=per_node,
-        legal=tuple(legal_ranks(config.batch)),
+        legal=tuple(legal_ranks(config)),
         parameters=parameters,
         tower=tower,
         precision=precision,
@@ -245,7 +245,7 @@ def _rank_remarks(config: Config, asked: Asked, used: tuple[int, int]) -> list[R
             if nodes
             else f"{counted(gpus, 'GPU')} a node"
         )
-    reason = why_illegal(config.batch, here)
+    reason = why_illegal(config, here)
     return [("warn", f"{' and '.join(parts)} would stay idle, {idle} of {here} GPUs: {reason}")]
 
 

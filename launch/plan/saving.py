@@ -6,11 +6,11 @@ P trained numbers, P_e of them the encoder's, F fixed ones (positions that are n
 import math
 from dataclasses import dataclass
 
-from launch.plan.model import tower_of
+from launch.plan.model import read_tower, trained_parameters
 from launch.plan.pace import measured
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.formatting import duration
-from uniemox_dist.models.parameters import ENCODER, Parameter, student_parameters
+from uniemox_dist.models.parameters import ENCODER, Parameter
 from uniemox_dist.runs.folder import RunFolder
 
 KINDS = 3
@@ -154,8 +154,7 @@ def needed_s(
     if seen is not None and seen.save_s is not None:
         save_s, save_source = seen.save_s, f"the longest of the last saves measured, {seen.save_s:.3g} s"
     else:
-        tower = tower_of(config)
-        parameters = student_parameters(config.model, config.loss, tower.embedding_width)
+        parameters = trained_parameters(config, read_tower(config))
         save = estimated_save(checkpoint_size(config, parameters, ranks), disk_gb_s)
         save_s, save_source = save.seconds, f"a save estimated at {save.seconds:.3g} s (with {save.source})"
     if seen is not None and seen.step_s is not None:

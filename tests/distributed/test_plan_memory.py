@@ -12,7 +12,7 @@ import pytest
 from ranks import PRELOAD, TIMEOUT_S, run_ranks, two_ranks
 
 from launch.plan.engine import BUCKET
-from launch.plan.model import tower_of
+from launch.plan.model import read_tower
 from launch.plan.saving import checkpoint_size
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.config.load import load_config
@@ -148,7 +148,7 @@ def test_a_plan_has_the_bytes_of_a_checkpoint(
     )
     assert run_ranks(pairs, world_size=2) == [0, 0]
     config = load_config("demo", pairs)
-    tower = tower_of(config)
+    tower = read_tower(config)
     parameters = student_parameters(config.model, config.loss, tower.embedding_width)
     [checkpoint] = complete_checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoint_size(config, parameters, ranks=2).total == pytest.approx(checkpoint.bytes, rel=WITHIN)

@@ -88,14 +88,14 @@ def plan(
     from launch.plan.pace import read_run
     from launch.plan.plan import Asked, make_plan
     from uniemox_dist.cli.plan_page import page
-    from uniemox_dist.config.load import load_config, pretraining
+    from uniemox_dist.config.load import load_config
     from uniemox_dist.core.devices import find_device
     from uniemox_dist.runs.folder import RunFolder
 
     _one_pace(mfu=mfu, samples_per_s=samples_per_s, from_run=from_run)
     device = find_device(gpu, gpu_memory)
     earlier = read_run(from_run) if from_run is not None else None
-    config = pretraining(load_config(recipe, overrides))
+    config = load_config(recipe, overrides)
     own = RunFolder(Path(config.run.dir) / config.run.name)
     asked = Asked(
         nodes=nodes,
@@ -141,8 +141,8 @@ def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
     from uniemox_dist.core.errors import UserError
 
     here = asked.nodes * asked.per_node
-    if here > config.batch.streams or not legal_ranks(config.batch):  # told first: it needs no data
-        reason = why_illegal(config.batch, here)
+    if here > config.batch.streams or not legal_ranks(config):  # told first: it needs no data
+        reason = why_illegal(config, here)
         raise UserError(f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {reason}")
     if samples is not None:
         return stated_data(config, samples)

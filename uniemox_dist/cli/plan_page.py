@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import click
 
 from launch.plan.data import MS_PER_SAMPLE, bytes_in_use
-from launch.plan.facts import part_numbers
 from launch.plan.memory import Memory
+from launch.plan.model import count_numbers
 from launch.plan.network import Traffic
 from launch.plan.pace import ASSUMED_MFU
 from launch.plan.plan import Plan
 from uniemox_dist.cli.plan_lines import bytes_, fact, gb, good, power, rate, remarks, seconds, title, warning
 from uniemox_dist.cli.tables import columns
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.core.formatting import counted, duration, size
 
 
@@ -33,17 +34,21 @@ def page(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     config, model = plan.config, plan.config.model
     trained = sum(p.numbers for p in plan.parameters if p.trained)
+    finetunes = isinstance(config, FinetuneRun)
     parts = [
-        f"{name} {part_numbers(plan.parameters, name) / 1e6:.1f}"
-        for name in ("encoder", "decoder", "fusion")
-        if part_numbers(plan.parameters, name)
+        f"{name} {count_numbers(plan.parameters, name) / 1e6:.{2 if name == 'head' else 1}f}"
+        for name in ("encoder", "decoder", "fusion", "head")
+        if count_numbers(plan.parameters, name)
     ]
     name = model.name or f"ViT {model.width} x {model.depth}, patch {model.patch_size}"
     batch = config.batch
     accumulation = batch.global_batch // (batch.micro_batch * plan.ranks)
     lines = [
         title(f"{config.run.name}: {name} on {_place(plan)}"),
-        fact("student", f"{trained / 1e6:.1f} M trained parameters ({', '.join(parts)}), {plan.precision}"),
+        fact(
+            "classifier" if finetunes else "student",
+            f"{trained / 1e6:.1f} M trained parameters ({', '.join(parts)}), {plan.precision}",
+        ),
         fact(
             "step",
             f"{batch.global_batch} samples = {plan.ranks:,} ranks x micro-batch {batch.micro_batch} x accumulation "
@@ -226,7 +231,8 @@ def _hours(plan: Plan) -> list[str]:
     pace_line = f"{rate(pace.samples_per_s)} samples/s{share}, {plan.step_s:.3g} s a step"
     lines.append(fact("pace", f"{pace_line} ({source})"))
     hours = f"{duration(plan.hours * 3600)} = {rate(plan.hours)} hours, {rate(gpu_hours)} {unit} hours"
-    lines.append(fact("run", f"{hours}, without starts, saves and failures"))
+    rest = "starts, validations, saves" if isinstance(config, FinetuneRun) else "starts, saves"
+    lines.append(fact("run", f"{hours}, without {rest} and failures"))
     return lines
 
 
@@ -235,7 +241,10 @@ def _loading(plan: Plan) -> list[str]:
     if need is None:
         return [title("Loader"), "cores follow from the pace"]
     ms = plan.asked.ms_per_sample
-    cost = f"{ms:g} ms a sample" if ms else f"{MS_PER_SAMPLE:g} ms a sample, measured at 500 pixels' width"
+    measured = f"{MS_PER_SAMPLE:g} ms a sample, measured at 500 pixels' width"
+    if isinstance(plan.config, FinetuneRun):
+        measured += " without RandAugment"
+    cost = f"{ms:g} ms a sample" if ms else measured
     return [
         title("Loader, of one node"),
         fact("pace", f"{rate(need.samples_per_s)} samples/s x {cost} = {need.busy:.3g} cores busy"),

@@ -1,4 +1,4 @@
-"""A student's parameters from the settings alone: names, shapes and order, as its modules have them. No torch.
+"""Parameters of a student and a classifier from the settings alone: names, shapes and order of the modules. No torch.
 
 A test holds the list against real modules, exactly. Symbols: N patches, D encoder, F decoder and E embedding width.
 """
@@ -6,7 +6,7 @@ A test holds the list against real modules, exactly. Symbols: N patches, D encod
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniemox_dist.config.encoder_names import peculiar
 from uniemox_dist.config.schema import LossConfig, ModelConfig
@@ -67,6 +67,16 @@ def student_parameters(
     if loss.needs_decoder:
         found += _decoder(model)
     return tuple(found)
+
+
+def classifier_parameters(
+    model: ModelConfig, outputs: int, *, persons: bool = False, pooling: str = "mean"
+) -> tuple[Parameter, ...]:
+    """All parameters of a classifier, in its modules' order."""
+    found = [Parameter(ENCODER + p.name, p.shape, p.trained) for p in encoder_parameters(model)]
+    if pooling == "mean":  # timm moves the last norm behind the pooling
+        found = [replace(p, name=re.sub(r"^encoder\.norm\.", "encoder.fc_norm.", p.name)) for p in found]
+    return (*found, *_linear("head", model.width * (2 if persons else 1), outputs))
 
 
 def encoder_parameters(model: ModelConfig) -> Iterator[Parameter]:

@@ -8,7 +8,7 @@ import torch
 from launch.plan.activations import activations
 from launch.plan.engine import BUCKET, EngineMemory, engine_memory
 from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
-from launch.plan.model import Tower, tower_of
+from launch.plan.model import Tower, read_tower
 from launch.plan.network import Traffic, network_time, traffic
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
@@ -179,7 +179,7 @@ def test_the_number_format_is_the_one_that_a_run_takes() -> None:
 
 def whole(*pairs: str, stage: int = 1, micro_batch: int = 48, again: bool = False) -> Memory:
     config = load_config("demo", list(pairs))
-    tower = tower_of(config)
+    tower = read_tower(config)
     parameters = student_parameters(config.model, config.loss, tower.embedding_width)
     return memory_of(
         config,

@@ -11,28 +11,30 @@ from launch.plan.ranks import (
     why_illegal,
 )
 from uniemox_dist.config.load import load_config
-from uniemox_dist.config.schema import BatchConfig, Config
+from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 
 
-def config(global_batch: int, micro_batch: int, streams: int) -> Config:
+def config(
+    global_batch: int = 768, micro_batch: int = 32, streams: int = 96, recipe: str = "uniemox_vit_b16"
+) -> Config:
     pairs = [
         f"batch.global_batch={global_batch}",
         f"batch.micro_batch={micro_batch}",
         f"batch.streams={streams}",
     ]
-    return load_config("uniemox_vit_b16", pairs)
+    return load_config(recipe, pairs)
 
 
 def test_divisors_and_legal_numbers() -> None:
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
     assert divisors(1) == [1]
     # 768 samples in micro-batches of 32 are 24 for all ranks together.
-    assert legal_ranks(BatchConfig()) == [1, 2, 3, 4, 6, 8, 12, 24]
-    assert micro_batches(BatchConfig(), 24) == [1, 2, 4, 8, 16, 32]
-    assert nearest_legal(BatchConfig(), 20) == (12, 24)
-    assert nearest_legal(BatchConfig(), 30) == (24, None)
-    assert nearest_legal(BatchConfig(), 8) == (8, 8)
+    assert legal_ranks(config()) == [1, 2, 3, 4, 6, 8, 12, 24]
+    assert micro_batches(config(), 24) == [1, 2, 4, 8, 16, 32]
+    assert nearest_legal(config(), 20) == (12, 24)
+    assert nearest_legal(config(), 30) == (24, None)
+    assert nearest_legal(config(), 8) == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_the_most_ranks_run_on_the_fewest_nodes(have: tuple[int, int], used: tup
 
 
 def test_why_a_number_is_illegal_names_numbers_that_are_not() -> None:
-    batch = BatchConfig()
+    batch = config()
     assert why_illegal(batch, 8) is None
     assert why_illegal(batch, 7) == (
         "batch.streams=96 is not a multiple of 7 ranks; use 6 or 8 ranks, or set batch.streams=98 "
@@ -71,20 +73,35 @@ def test_why_a_number_is_illegal_names_numbers_that_are_not() -> None:
 
 @pytest.mark.parametrize("ranks", [5, 7, 11, 20, 100, 128, 4096])
 def test_what_is_proposed_is_legal(ranks: int) -> None:
-    text = why_illegal(BatchConfig(micro_batch=24), ranks)
+    text = why_illegal(config(micro_batch=24), ranks)
     assert text is not None
     values = {pair.split("=")[0]: int(pair.split("=")[1]) for pair in text.split("set ")[1].split()}
-    proposed = BatchConfig(
-        streams=values["batch.streams"], global_batch=values["batch.global_batch"], micro_batch=24
-    )
+    proposed = config(values["batch.global_batch"], 24, values["batch.streams"])
     assert why_illegal(proposed, ranks) is None
 
 
 def test_a_micro_batch_that_fits_no_number_of_ranks() -> None:
-    assert legal_ranks(BatchConfig(micro_batch=7)) == []
+    assert legal_ranks(config(micro_batch=7)) == []
     with pytest.raises(
         UserError, match=r"micro_batch=7 does not divide batch\.global_batch=768.*micro_batch=6"
     ):
         largest_legal(config(768, 7, 96), 2, 8)
     with pytest.raises(UserError, match="0 nodes with 8 ranks each: needs at least one"):
         largest_legal(config(768, 32, 96), 0, 8)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 24, 32, 128])
+def test_fine_tuning_that_mixes_pairs_needs_an_even_number_of_streams_a_rank(ranks: int) -> None:
+    mixing = config(96, 2, 96, "finetune")
+    assert (96 // ranks) % 2 == 0 or why_illegal(mixing, ranks)
+    assert legal_ranks(mixing) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]
+    assert legal_ranks(config(96, 2, 96, "finetune_emotic")) == legal_ranks(
+        mixing
+    )  # 96 ranks have one sample each
+    assert largest_legal(config(768, 8, 96, "finetune"), 4, 8) == (3, 8)
+    assert largest_legal(config(768, 8, 96, "finetune_emotic"), 4, 8) == (4, 8)
+    assert why_illegal(config(768, 8, 96, "finetune"), 32) == (
+        "finetune.mixup and finetune.cutmix mix neighbouring slots: batch.streams=96 over 32 ranks are 3 each, which "
+        "is odd; use 24 or 48 ranks, or set batch.streams=128 batch.global_batch=768"
+    )
+    assert micro_batches(mixing, 8) == [2, 4, 6, 12]
