@@ -30,7 +30,7 @@ from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.local_launcher import run_ranks
 from uniemox_dist.distributed.world import World
@@ -188,7 +188,7 @@ def random_batch(config: Config, device: torch.device) -> MicroBatch:
         keys=tuple(map(str, range(B))),
         sources=(0,) * B,
         damaged=(),
-        counts=Counts(),
+        counts=ReadCounts(),
     ).to(device)
 
 

@@ -33,12 +33,12 @@ from torchvision import transforms
 
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.crops import training_plan
+from uniemox_dist.data.crops import plan_training_views
 from uniemox_dist.data.decode import decode_rgb
 from uniemox_dist.data.loader import PlannedDataset, view_settings
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.data.views import draw
+from uniemox_dist.data.views import render_view
 
 MICRO_BATCH = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -175,13 +175,13 @@ def profile(shards: Path, seconds: float) -> dict[str, float]:
         place = data.plan.place(done)
         raw = reader.read(place.shard, place.row)
         marks.append(time.perf_counter())
-        plan = training_plan(raw.width, raw.height, raw.persons, settings, 0, done)
+        plan = plan_training_views(raw.width, raw.height, raw.persons, settings, 0, done)
         marks.append(time.perf_counter())
         array, scale = decode_rgb(raw.image, plan.background, plan.scale)
         marks.append(time.perf_counter())
         rgb = torch.from_numpy(array).permute(2, 0, 1)
         for view in (plan.scene, plan.person):
-            draw(rgb, view, settings.image_size, scale)  # type: ignore[arg-type]
+            render_view(rgb, view, settings.image_size, scale)  # type: ignore[arg-type]
         marks.append(time.perf_counter())
         for name, start, end in zip(spent, marks, marks[1:]):
             spent[name] += 1e3 * (end - start)

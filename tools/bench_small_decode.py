@@ -20,7 +20,7 @@ from PIL import Image
 
 from uniemox_dist.data.crops import DENSITY
 from uniemox_dist.data.decode import decode_rgb
-from uniemox_dist.data.views import cut
+from uniemox_dist.data.views import crop_and_resize
 
 SIZE = 224
 DENSITIES = (1.0, 1.25, 1.35, 1.5, 1.75, 2.0)
@@ -28,7 +28,9 @@ DENSITIES = (1.0, 1.25, 1.35, 1.5, 1.75, 2.0)
 
 def view(array_HW3: np.ndarray, left: int, top: int, side: int) -> torch.Tensor:
     """A crop as a view, with signed numbers."""
-    return cut(torch.from_numpy(array_HW3).permute(2, 0, 1), (left, top, side, side), SIZE).short()
+    return crop_and_resize(
+        torch.from_numpy(array_HW3).permute(2, 0, 1), (left, top, side, side), SIZE
+    ).short()
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

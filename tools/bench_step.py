@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.models.flops import sample_flops
-from uniemox_dist.teacher.tower_flops import teacher_flops
+from uniemox_dist.teacher.flops import count_teacher_flops
 
 LARGEST = 1024
 
@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> l
 
 def useful_flops(at: Setting, row: str) -> int:
     """Useful FLOPs of a sample: those of a step that does nothing in vain. (b) is given credit for (a)'s."""
-    config, tower = at.config, teacher_flops(at.teacher)
+    config, tower = at.config, count_teacher_flops(at.teacher)
     if row == "c":
         loss = config.loss.model_copy(update={"relation": 0.0, "similarity": 0.0})
         return sample_flops(config.model_copy(update={"loss": loss}), None).training

@@ -27,7 +27,7 @@ from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.schema import Config, LossConfig
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
 from uniemox_dist.teacher.model import Teacher
@@ -202,7 +202,7 @@ def setting(options: argparse.Namespace, mask: float) -> Setting:
         keys=tuple(map(str, range(B))),
         sources=(0,) * B,
         damaged=(),
-        counts=Counts(),
+        counts=ReadCounts(),
     )
     teacher.drop_text_tower()
     return Setting(config, student, teacher, clip, batch, captions, options.engine, options.precision)

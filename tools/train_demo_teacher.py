@@ -33,11 +33,11 @@ from tqdm import tqdm
 
 from shards.pictures import to_rgb
 from uniemox_dist.config.schema import TeacherConfig
-from uniemox_dist.data.views import decode_rgb, whole
+from uniemox_dist.data.views import decode_tensor, resize_whole
 from uniemox_dist.evaluate.baselines import colour_histogram, ridge, small_pixels
 from uniemox_dist.evaluate.features import unit
 from uniemox_dist.evaluate.metrics import bootstrap, in_top
-from uniemox_dist.teacher.files import CONFIG, WEIGHTS
+from uniemox_dist.teacher.identity import CONFIG, WEIGHTS
 from uniemox_dist.teacher.model import Teacher
 
 SIZE = 80
@@ -241,7 +241,7 @@ def measure(
 
     def look(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         whites = [np.asarray(to_rgb(Image.open(io.BytesIO(r["image"])))) for r in rows]
-        scenes = torch.stack([whole(decode_rgb(r["image"]), SIZE) for r in rows])
+        scenes = torch.stack([resize_whole(decode_tensor(r["image"]), SIZE) for r in rows])
         return {
             "teacher": torch.cat([teacher.embed_pictures(piece) for piece in scenes.split(64)]).numpy(),
             "texts": teacher.embed_texts([r["caption"] for r in rows]).numpy(),

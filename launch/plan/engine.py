@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.models.parameters import ENCODER, Parameter, group_of
+from uniemox_dist.models.parameters import ENCODER, Parameter, optimizer_group
 
 BUCKET = 25_000_000
 """Numbers of a bucket of gradients, as train/compute.py sets it."""
@@ -119,7 +119,7 @@ def _groups(config: Config, parameters: tuple[Parameter, ...]) -> dict[tuple[flo
     found: dict[tuple[float, bool], list[Parameter]] = {}
     for p in parameters:
         if p.trained:
-            key = group_of(p.name, len(p.shape), config.model.depth, config.optim.layer_decay)
+            key = optimizer_group(p.name, len(p.shape), config.model.depth, config.optim.layer_decay)
             found.setdefault(key, []).append(p)
     return found
 

@@ -9,7 +9,8 @@ from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.flops import Flops, classifier_flops, sample_flops, tower_flops
 from uniemox_dist.models.parameters import Parameter, classifier_parameters, student_parameters
-from uniemox_dist.teacher.tower_flops import model_config, stated_tower
+from uniemox_dist.teacher.flops import read_stated_tower
+from uniemox_dist.teacher.identity import read_model_config
 
 EMBEDDING_WIDTH = 512
 """Assumed of a teacher whose description is not at hand: CLIP ViT-B's."""
@@ -69,7 +70,7 @@ def read_tower(config: Config) -> Tower:
     """The teacher of a run: its embedding width always, the rest if the tower runs in each step."""
     if not config.loss.needs_teacher:
         return Tower(None)
-    stated = stated_tower(config.teacher)
+    stated = read_stated_tower(config.teacher)
     width = stated[0] if stated else EMBEDDING_WIDTH
     unknown = f"{config.teacher.name} is not described here: "
     if config.teacher.source == "cache":
@@ -79,7 +80,7 @@ def read_tower(config: Config) -> Tower:
     if stated[1] is None:
         away = "no plain vision transformer; memory and FLOPs of its tower are left out"
         return Tower(width, remark=f"{config.teacher.name}: {away}")
-    return _plain((model_config(config.teacher.name) or {}).get("vision_cfg", {}), width, "")
+    return _plain((read_model_config(config.teacher) or {}).get("vision_cfg", {}), width, "")
 
 
 def _plain(vision: dict[str, Any], embedding_width: int, remark: str) -> Tower:

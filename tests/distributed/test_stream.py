@@ -11,7 +11,7 @@ from ranks import TINY, run_ranks
 
 from uniemox_dist.config.load import load_config
 from uniemox_dist.models.flops import sample_flops
-from uniemox_dist.teacher.tower_flops import stated_tower
+from uniemox_dist.teacher.flops import read_stated_tower
 
 STEPS, GLOBAL_BATCH = 30, 24
 
@@ -85,6 +85,6 @@ def test_killed_and_resumed_on_other_ranks_every_slot_is_that_of_an_uninterrupte
     assert lines[-1]["source_samples"] == [STEPS * GLOBAL_BATCH * share // 12 for share in (10, 2)]
     assert {"data_wait_share_max", "bytes_read_per_rank", "read_retries"} <= lines[-1].keys()
     config = load_config("demo", settings)
-    width, tower = stated_tower(config.teacher) or (0, None)
+    width, tower = read_stated_tower(config.teacher) or (0, None)
     expected = sample_flops(config, width, tower or 0).training
     assert 4e12 * lines[-1]["tflops_per_s"] / lines[-1]["samples_per_s"] == pytest.approx(expected, rel=0.01)

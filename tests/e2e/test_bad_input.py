@@ -158,12 +158,12 @@ def test_teach_names_the_option_that_is_wrong_and_writes_nothing(
     [
         (
             [DATA],
-            "teacher.source=cache: {data}/train: has no cached views; make them with `uniemox teach {data}/train "
+            "teacher.source=cache: {data}/train: has no cached views; build them with `uniemox teach {data}/train "
             "--teacher local-dir:{teacher} --views 8 --image-size 32 --scene-scale 0.4,1`",
         ),
         (
             ["data.path={taught}", "model.image_size=40"],
-            "model.image_size is 32 there and 40 here; make those of this run with `uniemox teach {taught} --teacher",
+            "model.image_size is 32 there and 40 here; build the views of this run with `uniemox teach {taught} --teacher",
         ),
         (
             ["data.path={taught}", "loss.relation=0", "loss.similarity=0"],

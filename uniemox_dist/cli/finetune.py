@@ -43,13 +43,13 @@ def _train() -> Callable[..., int]:
 
 def _check(config: "Config", nproc: int) -> None:
     from uniemox_dist.config.load import finetuning
-    from uniemox_dist.data.splits import open_splits, train_sources
+    from uniemox_dist.data.splits import make_train_sources, open_splits
     from uniemox_dist.train.engine import grad_accum
     from uniemox_dist.train.schedule import Schedule
 
     config = finetuning(config)
     grad_accum(config, nproc)
-    sources = train_sources(config, open_splits(config))
+    sources = make_train_sources(config, open_splits(config))
     sources.plan(config)
     Schedule.of(config, sources.epoch_samples(config))
 

@@ -51,9 +51,9 @@ def _check(config: "Config", nproc: int) -> None:
     sources.plan(config)
     Schedule.of(config, sources.epoch_samples(config))
     if config.teacher.source == "cache":
-        from uniemox_dist.teacher.replay import find
+        from uniemox_dist.teacher.view_selection import select_views
 
-        find(config, sources.readers)
+        select_views(config, sources.readers)
 
 
 COMMAND = Command("pretrain", _load, lambda config, nproc: _check(config, nproc), _train)

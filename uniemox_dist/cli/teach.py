@@ -96,7 +96,7 @@ class Work:
     folders: list["ShardReader"]
     teacher: Any
     views: dict[str, Any]
-    """Settings of `ViewsMade`; empty where only captions are embedded."""
+    """Settings of `ViewSpec`; empty where only captions are embedded."""
     part: tuple[int, int]
     rank: int
     ranks: int
@@ -179,7 +179,7 @@ class Work:
         from uniemox_dist.core.os_errors import writing
         from uniemox_dist.teacher import text_cache
 
-        cache = text_cache.beside_shards(reader, teacher.id)
+        cache = text_cache.folder_beside_shards(reader, teacher.id)
         shards = self._shards(reader)
         with self._bar(reader, shards, "captions") as bar, writing(*_place(reader)):
             embedded = text_cache.build(
@@ -193,9 +193,9 @@ class Work:
 
         from uniemox_dist.core.os_errors import writing
         from uniemox_dist.teacher.view_builder import build
-        from uniemox_dist.teacher.view_cache import ViewsMade
+        from uniemox_dist.teacher.view_cache import ViewSpec
 
-        made = ViewsMade(teacher.facts, precision=teacher.precision, **self.views)
+        made = ViewSpec(teacher.facts, precision=teacher.precision, **self.views)
         shards, began = self._shards(reader), time.perf_counter()
         with self._bar(reader, shards, "views") as bar, writing(*_place(reader)):
             built = build(

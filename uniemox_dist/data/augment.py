@@ -1,9 +1,11 @@
-"""What fine-tuning does to views before they are learned from: RandAugment, erased rectangles, pairs that are mixed.
+"""Augmentation in fine-tuning: RandAugment, random erasing, and mixup or CutMix of sample pairs.
 
-Every draw is one of a slot's, whatever rank or loader process makes it: timm's functions, which draw from the global
-generators of Python, numpy and torch, run with those seeded by the slot. Pairs are neighbouring slots, 2k and 2k + 1 of
-a turn of the streams. These lie in one micro-batch as long as its size is even and every rank has an even number of
-streams, so that ranks do not matter here either. Views stay uint8: mixing rounds to half a grey level.
+All random numbers depend on the slot only, not on the rank or loader process. timm's functions draw from the global
+generators of Python, numpy and torch, which are therefore seeded by the slot while they run. Pairs are neighbouring
+slots, 2k and 2k + 1 of a turn of the streams. Both are in one micro-batch if its size is even and every rank has an
+even number of streams. Views stay uint8, so mixing rounds by up to half a grey level.
+
+Shape legend: B samples, C outputs of a classifier.
 """
 
 import math
@@ -29,37 +31,38 @@ from uniemox_dist.data.rng import Purpose, mix64
 
 @dataclass(frozen=True)
 class Mix:
-    """How two samples of a pair are mixed: each keeps `share` of itself and gets the rest of the other."""
+    """How the two samples of a pair are mixed: each keeps `share` of itself and gets the rest from the other."""
 
     share: float
     box: tuple[int, int, int, int] | None
-    """Left, top, right, bottom of the rectangle that they exchange; None: all pixels are blended."""
+    """Left, top, right, bottom of the exchanged rectangle (CutMix); None blends all pixels (mixup)."""
 
 
 class LabelledDataset(PlannedDataset):
-    """Micro-batches with targets, of varied views."""
+    """Loads micro-batches with targets and augments their views."""
 
-    def __init__(self, *of: Any, config: FinetuneRun, **more: Any) -> None:
-        super().__init__(*of, **more)
+    def __init__(self, *arguments: Any, config: FinetuneRun, **options: Any) -> None:
+        """Arguments are those of `PlannedDataset`."""
+        super().__init__(*arguments, **options)
         self._config = config
-        self._vary: Augment | None = None  # made where it is used: in a loader process
+        self._augment: Augment | None = None  # created on first use, in a loader process
 
-    def make(self, slots: Sequence[int], room: Tensor) -> MicroBatch:
-        if self._vary is None:
-            self._vary = Augment(self._config)
-        batch = super().make(slots, room)
+    def load(self, slots: Sequence[int], views: Tensor) -> MicroBatch:
+        if self._augment is None:
+            self._augment = Augment(self._config)
+        batch = super().load(slots, views)
         for i, slot in enumerate(slots):
             for number, view_B3HW in enumerate((batch.scene_B3HW, batch.person_B3HW)):
                 if view_B3HW is not None:
-                    self._vary.view(view_B3HW[i], slot, number)
-        return self._vary.pairs(batch)
+                    self._augment.change_view(view_B3HW[i], slot, number)
+        return self._augment.mix_pairs(batch)
 
 
 class Augment:
-    """The changes that a configuration asks for."""
+    """The augmentation that a configuration asks for."""
 
     def __init__(self, config: FinetuneRun) -> None:
-        """Raises UserError for a description that timm does not know."""
+        """Raises UserError if timm does not accept `finetune.rand_augment`."""
         settings, model = config.finetune, config.model
         self.settings, self.seed, self.size = settings, config.run.seed, config.model.image_size
         self._mean_311 = torch.tensor(model.mean).view(3, 1, 1)
@@ -69,18 +72,18 @@ class Augment:
             fill = tuple(min(255, round(255 * value)) for value in model.mean)
             shift = {"translate_const": int(self.size * 0.45), "img_mean": fill}
             try:
-                self._rand = _with_some_bits(rand_augment_transform(settings.rand_augment, shift))
+                self._rand = _keep_one_bit(rand_augment_transform(settings.rand_augment, shift))
             except (AssertionError, ValueError, KeyError) as error:
                 raise UserError(
-                    f"finetune.rand_augment={settings.rand_augment}: is no description that timm "
-                    f"knows ({error or 'it begins with rand'}); one is rand-m9-mstd0.5-inc1"
+                    f"finetune.rand_augment={settings.rand_augment}: timm does not accept it "
+                    f"({error or 'it must begin with rand'}); try rand-m9-mstd0.5-inc1"
                 ) from None
         self._erase = (
             RandomErasing(settings.erasing, mode="pixel", device="cpu") if settings.erasing else None
         )
 
-    def view(self, view_3HW: Tensor, slot: int, number: int) -> None:
-        """Changes one view in place; `number` is 0 for the scene and 1 for the person."""
+    def change_view(self, view_3HW: Tensor, slot: int, number: int) -> None:
+        """Applies RandAugment and erasing to one view in place; `number` is 0 for the scene and 1 for the person."""
         if self._rand is None and self._erase is None:
             return
         with seeded(mix64(self.seed, slot, Purpose.AUGMENT, number)):
@@ -89,17 +92,18 @@ class Augment:
                 picture = Image.fromarray(view_3HW.permute(1, 2, 0).numpy())
                 changed_3HW = torch.from_numpy(np.array(self._rand(picture))).permute(2, 0, 1)
             if self._erase is not None:
-                # Its noise is normal in standardised values.
+                # RandomErasing fills with normal noise, which fits standardised values.
                 values = (changed_3HW.float() / 255 - self._mean_311) / self._std_311
                 values = self._erase(values) * self._std_311 + self._mean_311
                 changed_3HW = (values * 255).round().clamp(0, 255).byte()
             view_3HW.copy_(changed_3HW)
 
-    def mix(self, slot: int) -> Mix | None:
-        """How the pair that begins with this slot is mixed; None where it is not.
+    def choose_mix(self, slot: int) -> Mix | None:
+        """Chooses how the pair that begins with this slot is mixed; None leaves it as it is.
 
-        The share is Beta(alpha, alpha); an exchanged rectangle has 1 - share of the area before the picture's edge
-        cuts it, and the share is corrected for that (Yun et al. 2019).
+        The share is Beta(alpha, alpha) (mixup, Zhang et al. 2018). An exchanged rectangle has 1 - share of the area
+        before it is clipped at the picture's edge, and the share is corrected for the clipping (CutMix, Yun et al.
+        2019).
         """
         settings = self.settings
         draw = random.Random(mix64(self.seed, slot, Purpose.MIX))
@@ -115,14 +119,14 @@ class Augment:
         left, top, right, bottom = (min(self.size, max(0, round(edge))) for edge in edges)
         return Mix(1 - (right - left) * (bottom - top) / self.size**2, (left, top, right, bottom))
 
-    def pairs(self, batch: MicroBatch) -> MicroBatch:
-        """Mixes neighbours: their views in place, and their targets."""
+    def mix_pairs(self, batch: MicroBatch) -> MicroBatch:
+        """Mixes neighbouring samples: views in place, targets in a copy."""
         if not self.settings.mixes:
             return batch
         assert batch.targets_BC is not None
         targets_BC = batch.targets_BC.clone()
         for i, slot in enumerate(batch.slots_B[::2].tolist()):
-            mix = self.mix(slot)
+            mix = self.choose_mix(slot)
             if mix is None:
                 continue
             one, other = 2 * i, 2 * i + 1
@@ -134,16 +138,20 @@ class Augment:
         return replace(batch, targets_BC=targets_BC)
 
 
-def _with_some_bits(transform: Any) -> Any:
-    """RandAugment whose posterisation keeps one bit at least: at its strongest timm asks for none, which newer versions
-    of Pillow refuse."""
+def _keep_one_bit(transform: Any) -> Any:
+    """Limits RandAugment's posterisation to at least one bit.
+
+    At its strongest timm asks for zero bits, which newer versions of Pillow reject.
+    """
     for op in getattr(transform, "ops", ()):
         if op.name.startswith("Posterize") and op.level_fn is not None:
-            op.level_fn = partial(_one_bit, op.level_fn)
+            op.level_fn = partial(_at_least_one_bit, op.level_fn)
     return transform
 
 
-def _one_bit(levels: Callable[[float, Any], tuple[int, ...]], level: float, settings: Any) -> tuple[int, ...]:
+def _at_least_one_bit(
+    levels: Callable[[float, Any], tuple[int, ...]], level: float, settings: Any
+) -> tuple[int, ...]:
     return tuple(max(1, bits) for bits in levels(level, settings))
 
 
@@ -162,8 +170,8 @@ def _mix_views(a_3HW: Tensor, b_3HW: Tensor, mix: Mix) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global generators of Python, numpy and torch (on the CPU) seeded, and afterwards as they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    """Seeds the global generators of Python, numpy and torch (CPU) inside the block and restores them after it."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
@@ -171,5 +179,5 @@ def seeded(seed: int) -> Iterator[None]:
             torch.manual_seed(seed >> 1)
             yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

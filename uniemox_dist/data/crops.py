@@ -60,37 +60,37 @@ class ViewPlan:
     """Only beside a scene that was stored: the scale of the person, where it needs a larger decode than the scene."""
 
 
-def training_plan(
+def plan_training_views(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> ViewPlan:
     """The two views of a slot, of a picture of this size."""
-    box = scene_box(width, height, settings, seed, slot)
-    scene = _view(box, settings, seed, slot, Purpose.SCENE_FLIP, Purpose.SCENE_JITTER)
-    person = person_view(width, height, persons, settings, seed, slot)
-    return planned(scene, person, background_colour(settings, seed, slot), settings.image_size)
+    box = choose_scene_box(width, height, settings, seed, slot)
+    scene = _make_view(box, settings, seed, slot, Purpose.SCENE_FLIP, Purpose.SCENE_JITTER)
+    person = plan_person_view(width, height, persons, settings, seed, slot)
+    return plan_views(scene, person, choose_background(settings, seed, slot), settings.image_size)
 
 
-def person_view(
+def plan_person_view(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> View | None:
     """The person view of a slot; None where the settings want none."""
     if not settings.with_person:
         return None
     chosen = choose_person(persons, settings.person, seed, slot)
-    box = person_box(width, height, chosen, settings.person_margin)
-    return _view(box, settings, seed, slot, Purpose.PERSON_FLIP, Purpose.PERSON_JITTER)
+    box = grow_person_box(width, height, chosen, settings.person_margin)
+    return _make_view(box, settings, seed, slot, Purpose.PERSON_FLIP, Purpose.PERSON_JITTER)
 
 
-def stored_scene(
+def plan_cached_scene(
     width: int, height: int, settings: ViewSettings, seed: int, image_sha256: str, number: int
 ) -> ViewPlan:
     """Scene view `number` of a picture, to be stored with its teacher's embedding: drawn by the picture's content in
     the place of a slot, so that it is the same wherever the picture lies."""
     key = mix64(int(image_sha256[:16], 16), number)
-    return training_plan(width, height, (), replace(settings, with_person=False), seed, key)
+    return plan_training_views(width, height, (), replace(settings, with_person=False), seed, key)
 
 
-def with_stored_scene(
+def plan_with_cached_scene(
     stored: ViewPlan,
     width: int,
     height: int,
@@ -100,42 +100,44 @@ def with_stored_scene(
     slot: int,
 ) -> ViewPlan:
     """A stored scene, pixel by pixel as its teacher saw it, beside the person view of a slot on the same background."""
-    person = person_view(width, height, persons, settings, seed, slot)
+    person = plan_person_view(width, height, persons, settings, seed, slot)
     if person is None:
         return stored
-    alone = planned(person, None, stored.background, settings.image_size)
+    alone = plan_views(person, None, stored.background, settings.image_size)
     if alone.scale < stored.scale:
         return replace(stored, person=alone.scene, person_scale=alone.scale)
-    box = _snapped(person.box, stored.scale) if stored.scale > 1 else person.box
+    box = _snap_box(person.box, stored.scale) if stored.scale > 1 else person.box
     return replace(stored, person=replace(person, box=box))
 
 
-def evaluation_plan(width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings) -> ViewPlan:
+def plan_evaluation_views(
+    width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings
+) -> ViewPlan:
     """The whole picture and the person's crop, on white, unmirrored: nothing is random."""
     how = "most_confident" if settings.person == "random" else settings.person
-    box = person_box(width, height, choose_person(persons, how, 0, 0), settings.person_margin)
-    return planned(View((0, 0, width, height)), View(box), WHITE, settings.image_size)
+    box = grow_person_box(width, height, choose_person(persons, how, 0, 0), settings.person_margin)
+    return plan_views(View((0, 0, width, height)), View(box), WHITE, settings.image_size)
 
 
-def planned(scene: View, person: View | None, background: Rgb, image_size: int) -> ViewPlan:
+def plan_views(scene: View, person: View | None, background: Rgb, image_size: int) -> ViewPlan:
     """A plan with the largest scale that all its boxes allow."""
     views = [scene] if person is None else [scene, person]
     side = min(min(view.box[2:]) for view in views)
     scale = next((k for k in (8, 4, 2) if side >= k * DENSITY * image_size), 1)
     if scale > 1:
-        scene = View(_snapped(scene.box, scale), scene.mirror, scene.jitter)
+        scene = View(_snap_box(scene.box, scale), scene.mirror, scene.jitter)
         if person is not None:
-            person = View(_snapped(person.box, scale), person.mirror, person.jitter)
+            person = View(_snap_box(person.box, scale), person.mirror, person.jitter)
     return ViewPlan(scene, person, background, scale)
 
 
-def scaled(box: Box, scale: int) -> Box:
+def scale_box(box: Box, scale: int) -> Box:
     """A planned box in a picture decoded at 1/scale."""
     left, top, width, height = (edge // scale for edge in box)
     return left, top, width, height
 
 
-def background_colour(settings: ViewSettings, seed: int, slot: int) -> Rgb:
+def choose_background(settings: ViewSettings, seed: int, slot: int) -> Rgb:
     """The colour behind transparent pixels in a slot."""
     if settings.background == "white":
         return WHITE
@@ -143,7 +145,7 @@ def background_colour(settings: ViewSettings, seed: int, slot: int) -> Rgb:
     return bits & 255, (bits >> 8) & 255, (bits >> 16) & 255
 
 
-def scene_box(width: int, height: int, settings: ViewSettings, seed: int, slot: int) -> Box:
+def choose_scene_box(width: int, height: int, settings: ViewSettings, seed: int, slot: int) -> Box:
     """The random resized crop: area share uniform in `scene_scale`, log aspect ratio uniform in 3/4…4/3.
 
     Where the drawn shape is larger than the picture it is shrunk to fit (torchvision draws again instead,
@@ -171,7 +173,7 @@ def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -
     return max(persons, key=lambda p: ((p.box[2] - p.box[0]) * (p.box[3] - p.box[1]), p.score))
 
 
-def person_box(width: int, height: int, person: Person | None, margin: float) -> Box:
+def grow_person_box(width: int, height: int, person: Person | None, margin: float) -> Box:
     """The person's box, grown on each side by `margin` times its longer side; or else the whole picture."""
     if person is None:
         return 0, 0, width, height
@@ -184,7 +186,7 @@ def person_box(width: int, height: int, person: Person | None, margin: float) ->
     return left, top, max(1, right - left), max(1, bottom - top)
 
 
-def on_person(view: View, person: Person | None, width: int, height: int, side: int) -> list[bool]:
+def find_person_patches(view: View, person: Person | None, width: int, height: int, side: int) -> list[bool]:
     """Which of the side×side patches of a view have their centre on the person, row by row."""
     if person is None:
         return [False] * side**2
@@ -197,7 +199,7 @@ def on_person(view: View, person: Person | None, width: int, height: int, side: 
     return [x and y for y in ys for x in xs]
 
 
-def _snapped(box: Box, scale: int) -> Box:
+def _snap_box(box: Box, scale: int) -> Box:
     """The box with its edges on whole pixels of the smaller picture. The last pixel there may stand for a part of one
     only, and is left out: stretching it would move everything else by a fraction of a pixel, which is seen at once."""
     left, top, width, height = box
@@ -206,12 +208,14 @@ def _snapped(box: Box, scale: int) -> Box:
     return left, top, right - left, bottom - top
 
 
-def _view(box: Box, settings: ViewSettings, seed: int, slot: int, flip: Purpose, jitter: Purpose) -> View:
+def _make_view(
+    box: Box, settings: ViewSettings, seed: int, slot: int, flip: Purpose, jitter: Purpose
+) -> View:
     mirror = settings.flip and uniform(seed, slot, flip) < 0.5
-    return View(box, mirror, _jitter(settings, seed, slot, jitter))
+    return View(box, mirror, _choose_jitter(settings, seed, slot, jitter))
 
 
-def _jitter(
+def _choose_jitter(
     settings: ViewSettings, seed: int, slot: int, purpose: Purpose
 ) -> tuple[float, float, float] | None:
     if not settings.colour_jitter:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.crops import ViewSettings, evaluation_plan
+from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.step_batches import start_worker
-from uniemox_dist.data.views import empty_views, render
+from uniemox_dist.data.step_batches import set_up_worker
+from uniemox_dist.data.views import allocate_views, render
 
 Place = tuple[int, int]
 """Shard and row."""
@@ -69,12 +69,12 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         numbers = self.own[index * self.batch : (index + 1) * self.batch]
         places = [self._place(number) for number in numbers]
         size = self.settings.image_size
-        scene_B3HW, person_B3HW = empty_views(len(numbers), size), empty_views(len(numbers), size)
+        scene_B3HW, person_B3HW = allocate_views(len(numbers), size), allocate_views(len(numbers), size)
         keys = []
         for i, (shard, row) in enumerate(places):
             try:
                 raw = self.reader.read(shard, row)
-                plan = evaluation_plan(raw.width, raw.height, raw.persons, self.settings)
+                plan = plan_evaluation_views(raw.width, raw.height, raw.persons, self.settings)
                 render(raw.image, (raw.width, raw.height), plan, scene_B3HW[i], person_B3HW[i])
                 keys.append(raw.key)
             except UserError as error:
@@ -115,7 +115,7 @@ def evaluation_batches(
     """
     dataset = EvaluationDataset(reader, settings, batch, rank=rank, world_size=world_size, records=records)
     # As in training, they leave signals to the process that they work for, and die with it.
-    start, parent = (start_worker, os.getpid()) if workers else (None, 0)
+    start, parent = (set_up_worker, os.getpid()) if workers else (None, 0)
     loader = DataLoader(
         dataset,
         batch_size=None,

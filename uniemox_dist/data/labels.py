@@ -1,46 +1,111 @@
-"""What the index of a split says of each picture's labels, or of its persons'. Torch-free."""
+"""Labelled samples of a data set: read from the index of its shards, and served with their targets. Torch-free.
+
+A sample is a picture, or one person of a picture.
+Shape legend: n samples, C outputs (classes, or categories followed by dimensions).
+"""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from shards.sources.emotic import DIMENSIONS
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.labelled import WHOLE
-from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.reader import RawSample, ShardReader
+
+WHOLE_PICTURE = -1
+"""Person number of a sample that is a whole picture with all its persons."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What is learned from: a picture, or a person of one."""
+class LabelledSample:
+    """A labelled picture, or a labelled person of one."""
 
     shard: int
     row: int
     person: int
-    """Its number in the picture, or WHOLE."""
+    """Number of the person in the picture, or WHOLE_PICTURE."""
     key: str
+    """Key of the picture."""
     labels: tuple[str, ...]
     values: tuple[float, ...] = ()
-    """Valence, arousal and dominance with task=multi; NaN where one is not known."""
+    """Valence, arousal and dominance with task=multi; NaN where unknown."""
 
 
-def samples_of(
+class LabelledReader(ShardReader):
+    """Reads a subset of a data set's samples, numbered within each shard, with a target for each."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        items: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        keys: Sequence[str],
+    ) -> None:
+        """
+        Args:
+            items: for each shard the samples' rows and person numbers, n×2 int64.
+            targets: for each shard the samples' targets, n×C fp32; NaN where unknown.
+            keys: the pictures' keys of all samples, in order.
+        """
+        super().__init__(
+            reader.url, reader.manifest, field=reader.origin.field, verify_hash=reader.verify_hash
+        )
+        self.origin = reader.origin
+        self.items, self.targets, self.keys = list(items), list(targets), list(keys)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(map(len, self.items))
+
+    @property
+    def targets_nC(self) -> np.ndarray:
+        """Targets of all samples, in the order of the shards."""
+        return np.concatenate(self.targets)
+
+    def target(self, shard: int, item: int) -> np.ndarray:
+        """Returns the target of one sample, C."""
+        row: np.ndarray = self.targets[shard][item]
+        return row
+
+    def read(self, shard: int, row: int) -> RawSample:
+        picture, person = self.items[shard][row].tolist()
+        raw = super().read(shard, picture)
+        return raw if person == WHOLE_PICTURE else replace(raw, persons=(raw.persons[person],))
+
+    def records(self, shard: int, rows: Sequence[int]) -> list[dict[str, Any]]:
+        return super().records(shard, self.items[shard][list(rows), 0].tolist())
+
+    def select(self, keep_n: np.ndarray) -> "LabelledReader":
+        """Returns a reader of the samples where the mask `keep_n` is True."""
+        parts = np.split(keep_n, np.cumsum(self.counts)[:-1])
+        keys = [key for key, keep in zip(self.keys, keep_n) if keep]
+        items = [items[part] for items, part in zip(self.items, parts)]
+        return LabelledReader(self, items, [t[part] for t, part in zip(self.targets, parts)], keys)
+
+
+def read_labelled_samples(
     reader: ShardReader, settings: FinetuneConfig, split: str, config: FinetuneRun
-) -> list[Sample]:
-    """What a split can be learned from: pictures, or the persons of pictures."""
-    samples: list[Sample] = []
+) -> list[LabelledSample]:
+    """Reads the labelled samples of a split: its pictures, or with task=multi the annotated persons.
+
+    Raises:
+        UserError: if a picture has no label, or nobody has categories with task=multi.
+    """
+    samples: list[LabelledSample] = []
     unlabelled = 0
     for shard in range(len(reader.manifest.shards)):
         keys, labels, persons = reader.columns(shard, ["key", "label", "persons"])
         for row, (key, label, people) in enumerate(zip(keys, labels, persons)):
             if settings.task == "multi":
-                samples += _of_persons(shard, row, key, people or [], settings.persons)
+                samples += _list_person_samples(shard, row, key, people or [], each=settings.persons)
             elif label is None:
                 unlabelled += 1
             else:
-                samples.append(Sample(shard, row, WHOLE, key, (label,)))
+                samples.append(LabelledSample(shard, row, WHOLE_PICTURE, key, (label,)))
     where = f"data.path={config.data.path}/{split}"
     if unlabelled:
         raise UserError(
@@ -54,29 +119,34 @@ def samples_of(
     return samples
 
 
-def _of_persons(shard: int, row: int, key: str, people: list[dict[str, Any]], each: bool) -> list[Sample]:
-    """The annotated persons of a picture, one by one or together: then all their categories, and means of the rest."""
+def _list_person_samples(
+    shard: int, row: int, key: str, people: list[dict[str, Any]], *, each: bool
+) -> list[LabelledSample]:
+    """Lists the annotated persons of a picture one by one (`each`), or as one sample.
+
+    The one sample has all their categories, and the means of their values.
+    """
     annotated = [
-        (number, facts) for number, person in enumerate(people) if (facts := _facts(person)) is not None
+        (number, labels) for number, person in enumerate(people) if (labels := _parse_labels(person))
     ]
     if each:
         return [
-            Sample(shard, row, number, key, tuple(facts["categories"]), _values([facts]))
-            for number, facts in annotated
+            LabelledSample(shard, row, number, key, tuple(labels["categories"]), _mean_values([labels]))
+            for number, labels in annotated
         ]
     if not annotated:
         return []
-    everyone = [facts for _, facts in annotated]
-    together = dict.fromkeys(label for facts in everyone for label in facts["categories"])
-    return [Sample(shard, row, WHOLE, key, tuple(together), _values(everyone))]
+    everyone = [labels for _, labels in annotated]
+    categories = dict.fromkeys(name for labels in everyone for name in labels["categories"])
+    return [LabelledSample(shard, row, WHOLE_PICTURE, key, tuple(categories), _mean_values(everyone))]
 
 
-def _facts(person: dict[str, Any]) -> dict[str, Any] | None:
+def _parse_labels(person: dict[str, Any]) -> dict[str, Any] | None:
     labels = json.loads(person["labels"]) if person.get("labels") else {}
     return labels if "categories" in labels else None
 
 
-def _values(facts: Sequence[dict[str, Any]]) -> tuple[float, ...]:
-    """Valence, arousal and dominance: the means of what is known, NaN where nothing is."""
-    known = [[float(one[name]) for one in facts if one.get(name) is not None] for name in DIMENSIONS]
+def _mean_values(people: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+    """Returns the means of the known values of valence, arousal and dominance; NaN where none is known."""
+    known = [[float(one[name]) for one in people if one.get(name) is not None] for name in DIMENSIONS]
     return tuple(sum(values) / len(values) if values else float("nan") for values in known)

@@ -1,4 +1,7 @@
-"""Micro-batches by plan: a map-style data set whose item is one micro-batch."""
+"""A map-style data set whose items are micro-batches: it reads, decodes and crops the samples of given slots.
+
+Shape legend: B samples, N patches, E teacher embedding width, C outputs of a classifier.
+"""
 
 import time
 from collections.abc import Sequence
@@ -11,82 +14,111 @@ from torch.utils.data import Dataset, get_worker_info
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault
-from uniemox_dist.data.cached_views import StoredViews, which_view
 from uniemox_dist.data.crops import (
     ViewPlan,
     ViewSettings,
     choose_person,
-    on_person,
-    training_plan,
-    with_stored_scene,
+    find_person_patches,
+    plan_training_views,
+    plan_with_cached_scene,
 )
-from uniemox_dist.data.labelled import LabelledReader
-from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.labels import LabelledReader
+from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
-from uniemox_dist.data.rng import Purpose, choice
-from uniemox_dist.data.views import Renderer, empty_views, render
+from uniemox_dist.data.rng import Purpose, choice, mix64
+from uniemox_dist.data.views import Renderer, allocate_views, render
 
-REPLACEMENTS = 8
-"""Damaged samples in a row, on one stream, after which the data set is taken to be unusable."""
+MAX_REPLACEMENTS = 8
+"""Consecutive damaged samples on one stream after which loading fails."""
+VIEW_FIELDS = ("scene_B3HW", "person_B3HW")
+ROW_FIELDS = ("slots_B", "texts_BE", "pictures_BE", "on_person_BN", "targets_BC")
 
 
 class CaptionVectors(Protocol):
-    """Text embeddings of a data set's captions, by place."""
+    """Text embeddings of a data set's captions, by shard and row."""
 
     def vector(self, shard: int, row: int, caption: int) -> Tensor:
-        """The unit row (E) of one caption; caption 0 of a row without captions is the empty text."""
+        """Returns the unit row (E) of one caption; caption 0 of a row without captions is the empty text."""
         ...
 
 
-VIEWS = ("scene_B3HW", "person_B3HW")
-SMALL = ("slots_B", "texts_BE", "pictures_BE", "on_person_BN", "targets_BC")
+@dataclass(frozen=True)
+class CachedView:
+    """A scene view that was drawn and embedded before the run."""
+
+    plan: ViewPlan
+    """Without a person."""
+    picture_E: Tensor
+    """The teacher's embedding Ω, an fp16 unit row."""
+
+
+class CachedViews(Protocol):
+    """Cached views of a data set, by shard and row."""
+
+    count: int
+    """K, views of each picture."""
+
+    def view(self, shard: int, row: int, number: int) -> CachedView:
+        """Returns view `number` (0…K-1) of the picture in a row.
+
+        Raises:
+            ValueError: if the picture was unreadable when its views were drawn.
+        """
+        ...
+
+
+def choose_cached_view(count: int, seed: int, image_sha256: str, epoch: int) -> int:
+    """Returns which cached view of a picture an epoch uses: one after the other, starting at a hash of the picture."""
+    return (epoch + mix64(seed, int(image_sha256[:16], 16), Purpose.CACHED_VIEW)) % count
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch, in slot order. Shapes: B samples, E teacher embedding width."""
+    """One micro-batch, in slot order."""
 
     slots_B: Tensor
     """int64."""
     scene_B3HW: Tensor
     """uint8, channels last."""
     person_B3HW: Tensor | None
-    """As the scene; None without a person branch."""
+    """Like the scene; None without a person branch."""
     texts_BE: Tensor | None
-    """fp32 unit rows; None when no loss needs texts."""
+    """Caption embeddings, fp32 unit rows; None if no loss needs texts."""
     pictures_BE: Tensor | None
-    """fp32 unit rows: the teacher's embeddings of the scenes, where they are stored; None with a live teacher."""
+    """Cached teacher embeddings of the scenes, fp32 unit rows; None with a live teacher."""
     on_person_BN: Tensor | None
-    """bool: which patches of the scene show the person; None where masks do not ask."""
+    """bool: True for patches of the scene that show the person; None unless model.mask=person."""
     keys: tuple[str, ...]
     sources: tuple[int, ...]
     damaged: tuple[str, ...]
     """One line per sample that was replaced."""
-    counts: Counts
-    """What reading this micro-batch cost."""
+    counts: ReadCounts
+    """Reads, bytes, cache hits and retries of this micro-batch."""
     targets_BC: Tensor | None = None
-    """fp32: what each sample should be answered with, where a data set has targets; None in pretraining."""
+    """fp32 targets in fine-tuning; None in pretraining."""
 
     def pin_memory(self) -> "MicroBatch":
-        """Called by the DataLoader, so that copies to a GPU can run beside the step."""
-        return self._with({name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+        """Pins the tensors, so that copies to a GPU run beside the step. Called by the DataLoader."""
+        return self._replace({name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Asynchronous copy of the tensors to a device."""
-        return self._with({n: tensor.to(device, non_blocking=True) for n, tensor in self._tensors().items()})
+        """Copies the tensors to a device, asynchronously."""
+        return self._replace(
+            {n: tensor.to(device, non_blocking=True) for n, tensor in self._tensors().items()}
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {n: getattr(self, n) for n in (*VIEWS, *SMALL)}
+        tensors = {n: getattr(self, n) for n in (*VIEW_FIELDS, *ROW_FIELDS)}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-    def _with(self, tensors: dict[str, Tensor]) -> "MicroBatch":
+    def _replace(self, tensors: dict[str, Tensor]) -> "MicroBatch":
         changed: MicroBatch = replace(self, **tensors)  # type: ignore[arg-type]
         return changed
 
 
 class PlannedDataset(Dataset[MicroBatch]):
-    """`dataset[slots]` reads, decodes and cuts the samples of those slots."""
+    """`dataset[slots]` is the micro-batch of those slots."""
 
     def __init__(
         self,
@@ -96,59 +128,64 @@ class PlannedDataset(Dataset[MicroBatch]):
         settings: ViewSettings,
         seed: int,
         *,
-        stored: Sequence[StoredViews] | None = None,
+        cached_views: Sequence[CachedViews] | None = None,
         strict: bool = False,
         renderer: Renderer = render,
     ) -> None:
-        """`vectors` and `stored`, one for each reader, are None where no loss needs texts, or scenes are drawn anew."""
-        self.plan, self.readers, self.vectors, self.stored = plan, readers, vectors, stored
+        """
+        Args:
+            readers: one for each source of the plan.
+            vectors: caption embeddings of each source; None if no loss needs texts.
+            cached_views: cached scene views of each source; None to draw new scenes.
+            strict: raise Fault for a damaged sample instead of replacing it.
+        """
+        self.plan, self.readers, self.vectors, self.cached_views = plan, readers, vectors, cached_views
         self.settings, self.seed, self.strict, self.renderer = settings, seed, strict, renderer
-        self.at: Tensor | None = None
-        """Shared with the training process: for each loader process the slot it works on, and since when (ns)."""
+        self.positions: Tensor | None = None
+        """Shared with the training process: for each loader process its current slot and since when (ns)."""
 
     @property
-    def views(self) -> int:
-        """Views of one sample."""
+    def views_per_sample(self) -> int:
+        """2 with a person branch, 1 without."""
         return 2 if self.settings.with_person else 1
 
     def __getitem__(self, slots: Sequence[int]) -> MicroBatch:
-        return self.make(slots, empty_views(self.views * len(slots), self.settings.image_size))
+        return self.load(slots, allocate_views(self.views_per_sample * len(slots), self.settings.image_size))
 
-    def make(self, slots: Sequence[int], room: Tensor) -> MicroBatch:
-        """The micro-batch of some slots; its scenes, and behind them its persons, lie in `room`."""
+    def load(self, slots: Sequence[int], views: Tensor) -> MicroBatch:
+        """Loads the samples of some slots. Writes their scenes, followed by their persons, into `views`."""
         worker = get_worker_info()
         B = len(slots)
-        scene_B3HW = room[:B]
-        person_B3HW = room[B : 2 * B] if self.settings.with_person else None
+        scene_B3HW = views[:B]
+        person_B3HW = views[B : 2 * B] if self.settings.with_person else None
         before = [replace(reader.origin.counts) for reader in self.readers]
-        found: list[_Found] = []
+        samples: list[_Sample] = []
         damaged: list[str] = []
         for i, slot in enumerate(slots):
             if worker is not None:
-                self._tell(worker.id, slot)
-            found.append(
-                self._sample(slot, scene_B3HW[i], None if person_B3HW is None else person_B3HW[i], damaged)
-            )
+                self._report_position(worker.id, slot)
+            person_3HW = None if person_B3HW is None else person_B3HW[i]
+            samples.append(self._load_sample(slot, scene_B3HW[i], person_3HW, damaged))
         if worker is not None:
-            self._tell(worker.id, -1)
+            self._report_position(worker.id, -1)
         return MicroBatch(
             slots_B=torch.tensor(list(slots), dtype=torch.int64),
             scene_B3HW=scene_B3HW,
             person_B3HW=person_B3HW,
-            texts_BE=_stacked([one.text_E for one in found]),
-            pictures_BE=_stacked([one.picture_E for one in found]),
-            on_person_BN=torch.tensor([one.on_person for one in found])
+            texts_BE=_stack_rows([sample.text_E for sample in samples]),
+            pictures_BE=_stack_rows([sample.picture_E for sample in samples]),
+            on_person_BN=torch.tensor([sample.on_person_N for sample in samples])
             if self.settings.person_grid
             else None,
-            keys=tuple(one.key for one in found),
-            sources=tuple(one.source for one in found),
+            keys=tuple(sample.key for sample in samples),
+            sources=tuple(sample.source for sample in samples),
             damaged=tuple(damaged),
-            counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), Counts()),
-            targets_BC=_stacked([one.target_C for one in found]),
+            counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), ReadCounts()),
+            targets_BC=_stack_rows([sample.target_C for sample in samples]),
         )
 
-    def name(self, slot: int) -> str:
-        """What lies at a slot, in words that help to find it."""
+    def describe_slot(self, slot: int) -> str:
+        """Names the shard and row of a slot, for error messages."""
         place = self.plan.place(slot)
         reader = self.readers[place.source]
         return f"slot {slot}: {reader.url}/{reader.manifest.shards[place.shard].name}, row {place.row}"
@@ -158,22 +195,25 @@ class PlannedDataset(Dataset[MicroBatch]):
         for reader in self.readers:
             reader.close()
 
-    def _tell(self, worker: int, slot: int) -> None:
-        if self.at is not None:
-            self.at[worker, 0], self.at[worker, 1] = slot, time.monotonic_ns()
+    def _report_position(self, worker: int, slot: int) -> None:
+        if self.positions is not None:
+            self.positions[worker, 0], self.positions[worker, 1] = slot, time.monotonic_ns()
 
-    def _sample(
+    def _load_sample(
         self, slot: int, scene_3HW: Tensor, person_3HW: Tensor | None, damaged: list[str]
-    ) -> "_Found":
-        """Fills the views of a slot. A damaged sample is replaced by that of the slot one turn later, and so
-        on: a rule that needs no memory and no other rank."""
-        for attempt in range(REPLACEMENTS):
+    ) -> "_Sample":
+        """Loads the sample of a slot and fills its views.
+
+        A damaged sample is replaced by the sample of the slot one turn of the streams later, and so on. This rule needs
+        neither state nor communication between ranks.
+        """
+        for attempt in range(MAX_REPLACEMENTS):
             place = self.plan.place(slot + attempt * self.plan.streams)
             reader = self.readers[place.source]
             try:
                 raw = reader.read(place.shard, place.row)
                 try:
-                    plan, picture = self._view_plan(raw, place, slot)
+                    plan, picture = self._plan_views(raw, place, slot)
                     self.renderer(raw.image, (raw.width, raw.height), plan, scene_3HW, person_3HW)
                 except ValueError as error:
                     name = reader.manifest.shards[place.shard].name
@@ -190,44 +230,46 @@ class PlannedDataset(Dataset[MicroBatch]):
             target = None
             if isinstance(reader, LabelledReader):
                 target = torch.from_numpy(reader.target(place.shard, place.row))
-            return _Found(raw.key, place.source, text, picture, self._on_person(raw, plan, slot), target)
-        raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-REPLACEMENTS:]))
+            on_person = self._find_person_patches(raw, plan, slot)
+            return _Sample(raw.key, place.source, text, picture, on_person, target)
+        raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-MAX_REPLACEMENTS:]))
 
-    def _view_plan(self, raw: RawSample, place: Place, slot: int) -> tuple[ViewPlan, Tensor | None]:
-        """Where the views of a slot lie, and the teacher's embedding of the scene where it is a stored one."""
+    def _plan_views(self, raw: RawSample, place: Place, slot: int) -> tuple[ViewPlan, Tensor | None]:
+        """Returns the views of a slot, and the teacher's embedding of the scene if the scene is cached."""
         size, settings = (raw.width, raw.height), self.settings
-        if self.stored is None:
-            return training_plan(*size, raw.persons, settings, self.seed, slot), None
-        stored = self.stored[place.source]
-        number = which_view(stored.count, self.seed, raw.image_sha256, place.epoch)
-        view = stored.view(place.shard, place.row, number)
-        return with_stored_scene(view.plan, *size, raw.persons, settings, self.seed, slot), view.picture_E
+        if self.cached_views is None:
+            return plan_training_views(*size, raw.persons, settings, self.seed, slot), None
+        cached = self.cached_views[place.source]
+        number = choose_cached_view(cached.count, self.seed, raw.image_sha256, place.epoch)
+        view = cached.view(place.shard, place.row, number)
+        plan = plan_with_cached_scene(view.plan, *size, raw.persons, settings, self.seed, slot)
+        return plan, view.picture_E
 
-    def _on_person(self, raw: RawSample, plan: ViewPlan, slot: int) -> list[bool]:
+    def _find_person_patches(self, raw: RawSample, plan: ViewPlan, slot: int) -> list[bool]:
         person = choose_person(raw.persons, self.settings.person, self.seed, slot)
-        return on_person(plan.scene, person, raw.width, raw.height, self.settings.person_grid)
+        return find_person_patches(plan.scene, person, raw.width, raw.height, self.settings.person_grid)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a slot holds besides its views."""
+class _Sample:
+    """The sample of a slot, without its views."""
 
     key: str
     source: int
     text_E: Tensor | None
     picture_E: Tensor | None
-    on_person: list[bool]
+    on_person_N: list[bool]
     target_C: Tensor | None
 
 
-def _stacked(rows: list[Tensor | None]) -> Tensor | None:
-    """fp32 rows, or None where there are none."""
-    there = [row for row in rows if row is not None]
-    return torch.stack(there).float() if there else None
+def _stack_rows(rows: list[Tensor | None]) -> Tensor | None:
+    """Stacks rows as fp32; None if there are none."""
+    present = [row for row in rows if row is not None]
+    return torch.stack(present).float() if present else None
 
 
 def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
-    """The settings of the views that a configuration asks for."""
+    """Returns the settings of the views that a configuration asks for."""
     data = config.data
     return ViewSettings(
         image_size=config.model.image_size,

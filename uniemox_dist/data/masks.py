@@ -16,16 +16,16 @@ SCENE_VIEW, PERSON_VIEW = 0, 1
 _ORDER, _RECTANGLES, _PATHS = 0, 1, 2
 # The 64-bit constants of the splitmix64 finaliser, as the signed integers that torch has.
 _WEYL, _MUL1, _MUL2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
-BLOCKS = 48
+MAX_RECTANGLES = 48
 """Rectangles drawn for a mask of blocks; those behind the last that is needed do not count."""
-ASPECT = 0.3
+MIN_ASPECT = 0.3
 """Narrowest shape of a rectangle, as the ratio of its sides (BEiT, Bao et al. 2022)."""
-SMALLEST = 0.08
+MIN_AREA = 0.08
 """Smallest area of a rectangle, as a share of the view (BEiT's 16 of 196 patches)."""
-LARGEST = 0.3
+MAX_AREA = 0.3
 
 
-def mix(x: Tensor) -> Tensor:
+def hash_int64(x: Tensor) -> Tensor:
     """splitmix64's finaliser on wrapping int64 (Steele et al. 2014); integers, hence exact anywhere."""
     x = x * _WEYL
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MUL1
@@ -33,7 +33,7 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def masked_order(
+def choose_patch_order(
     model: ModelConfig, slots_B: Tensor, view: int, seed: int, on_person_BN: Tensor | None = None
 ) -> Tensor:
     """The order of patches, int64 B×N, by the strategy that `model.mask` names.
@@ -51,7 +51,7 @@ def masked_order(
 
 def patch_order(slots_B: Tensor, view: int, seed: int, patches: int) -> Tensor:
     """A random order: the argsort of hashed patch numbers is a random permutation."""
-    return _hashed(slots_B, view, seed, patches).argsort(dim=1, stable=True)
+    return _hash_slots(slots_B, view, seed, patches).argsort(dim=1, stable=True)
 
 
 def person_order(order_BN: Tensor, on_person_BN: Tensor, visible: int, share: float) -> Tensor:
@@ -76,48 +76,49 @@ def block_order(slots_B: Tensor, view: int, seed: int, side: int) -> Tensor:
     """Masked patches form rectangles of random sizes, shapes and places, as many as are needed; of the last
     one only some patches, at random (block-wise masking, BEiT, Bao et al. 2022)."""
     device = slots_B.device
-    draws_BK3 = _hashed(slots_B, view, seed, 3 * BLOCKS, _RECTANGLES).view(-1, BLOCKS, 3)
+    draws_BK3 = _hash_slots(slots_B, view, seed, 3 * MAX_RECTANGLES, _RECTANGLES).view(-1, MAX_RECTANGLES, 3)
     draws_BK3 = (draws_BK3 >> 16) & 0xFFFFFFFFFFFF  # no sign, of which a remainder would make a mess
-    shapes_S2 = _shapes(side, device)
+    shapes_S2 = _list_shapes(side, device)
     shape_BK2 = shapes_S2[draws_BK3[:, :, 0] % shapes_S2.shape[0]]
     # A rectangle may reach over the edge: else patches at the edges would hardly ever be masked.
     first_BK2 = draws_BK3[:, :, 1:] % (side + shape_BK2 - 1) - shape_BK2 + 1
     patch_N = torch.arange(side**2, device=device)
     at_N2 = torch.stack([patch_N // side, patch_N % side], dim=1)
     inside_BKN = ((at_N2 >= first_BK2[:, :, None]) & (at_N2 < (first_BK2 + shape_BK2)[:, :, None])).all(-1)
-    numbers_K1 = torch.arange(BLOCKS, device=device)[:, None]
-    first_cover_BN = torch.where(inside_BKN, numbers_K1, BLOCKS).amin(dim=1)
+    numbers_K1 = torch.arange(MAX_RECTANGLES, device=device)[:, None]
+    first_cover_BN = torch.where(inside_BKN, numbers_K1, MAX_RECTANGLES).amin(dim=1)
     random_BN = patch_order(slots_B, view, seed, side**2)
     # What no rectangle or a late one covers comes first: it is visible.
     late_BN = first_cover_BN.gather(1, random_BN).argsort(dim=1, stable=True, descending=True)
     return random_BN.gather(1, late_BN)
 
 
-def path_draws(slots_B: Tensor, seed: int, count: int) -> Tensor:
+def draw_drop_paths(slots_B: Tensor, seed: int, count: int) -> Tensor:
     """Draws for drop path, uniform in [0, 1): of the scene views and behind them of the person views, 2B×count."""
-    both = [_hashed(slots_B, view, seed, count, _PATHS) for view in (SCENE_VIEW, PERSON_VIEW)]
+    both = [_hash_slots(slots_B, view, seed, count, _PATHS) for view in (SCENE_VIEW, PERSON_VIEW)]
     return ((torch.cat(both) >> 40) & 0xFFFFFF).float() / (1 << 24)
 
 
-def _hashed(slots_B: Tensor, view: int, seed: int, count: int, purpose: int = _ORDER) -> Tensor:
+def _hash_slots(slots_B: Tensor, view: int, seed: int, count: int, purpose: int = _ORDER) -> Tensor:
     """Random int64 numbers, B×count."""
-    sample_key_B1 = mix(slots_B[:, None] * 4 + view + _seed_key(seed + (purpose << 32)))
-    return mix(sample_key_B1 + torch.arange(count, device=slots_B.device))
+    sample_key_B1 = hash_int64(slots_B[:, None] * 4 + view + _seed_key(seed + (purpose << 32)))
+    return hash_int64(sample_key_B1 + torch.arange(count, device=slots_B.device))
 
 
 @lru_cache(maxsize=4)
 def _seed_key(seed: int) -> int:
-    return int(mix(torch.tensor(seed, dtype=torch.int64)))
+    return int(hash_int64(torch.tensor(seed, dtype=torch.int64)))
 
 
 @lru_cache(maxsize=8)
-def _shapes(side: int, device: torch.device) -> Tensor:
+def _list_shapes(side: int, device: torch.device) -> Tensor:
     """Heights and widths that a rectangle may have, S×2."""
     sides = range(1, side + 1)
     shapes = [
         (h, w)
         for h in sides
         for w in sides
-        if SMALLEST * side**2 <= h * w <= max(1.0, LARGEST * side**2) and ASPECT <= h / w <= 1 / ASPECT
+        if MIN_AREA * side**2 <= h * w <= max(1.0, MAX_AREA * side**2)
+        and MIN_ASPECT <= h / w <= 1 / MIN_ASPECT
     ]
     return torch.tensor(shapes or [(1, 1)], device=device)

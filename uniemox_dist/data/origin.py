@@ -25,7 +25,7 @@ _GONE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryErr
 
 
 @dataclass
-class Counts:
+class ReadCounts:
     """What reading has cost this process so far."""
 
     reads: int = 0
@@ -35,14 +35,14 @@ class Counts:
     """Reads that the cache answered."""
     retries: int = 0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other))))
+    def __add__(self, other: "ReadCounts") -> "ReadCounts":
+        return ReadCounts(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
-    def __sub__(self, other: "Counts") -> "Counts":
-        return Counts(*(a - b for a, b in zip(astuple(self), astuple(other))))
+    def __sub__(self, other: "ReadCounts") -> "ReadCounts":
+        return ReadCounts(*(a - b for a, b in zip(astuple(self), astuple(other))))
 
 
-class Origin:
+class ShardOrigin:
     """The tars of one data set. Cheap to pickle, and to fork: files are opened where they are used."""
 
     def __init__(self, url: str, field: str) -> None:
@@ -50,7 +50,7 @@ class Origin:
         self.retry_s = 0.0
         """Seconds for which a read that fails is tried again."""
         self.cache: ShardCache | None = None
-        self.counts = Counts()
+        self.counts = ReadCounts()
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._folder: tuple[int, Place] | None = None
 

@@ -13,8 +13,8 @@ from shards.format.manifest import Manifest, read_manifest
 from shards.storage import Place, is_local, place, sizes_of
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_bytes
-from uniemox_dist.data.origin import Origin
-from uniemox_dist.data.rows import Row, Rows
+from uniemox_dist.data.index_rows import Row, RowCache
+from uniemox_dist.data.origin import ShardOrigin
 
 
 class DamagedSample(ValueError):
@@ -48,9 +48,9 @@ class ShardReader:
         self.url = str(folder)
         self.manifest = manifest
         self.verify_hash = verify_hash
-        self.origin = Origin(self.url, field)
+        self.origin = ShardOrigin(self.url, field)
         self.keep_rows = self.KEEP_ROWS
-        self._rows: Rows | None = None
+        self._rows: RowCache | None = None
 
     @classmethod
     def from_folder(
@@ -106,7 +106,7 @@ class ShardReader:
             Fault: if they cannot be read.
         """
         if self._rows is None:
-            self._rows = Rows(self.keep_rows)
+            self._rows = RowCache(self.keep_rows)
         entry = self.manifest.shards[shard]
         rows = self._rows
         found = self.origin.persistent(

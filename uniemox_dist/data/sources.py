@@ -7,7 +7,7 @@ from shards.format.index import ROW_GROUP
 from shards.format.manifest import combined_identity
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.cache import ShardCache
-from uniemox_dist.data.origin import Origin
+from uniemox_dist.data.origin import ShardOrigin
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 
@@ -28,7 +28,8 @@ class Sources:
         origins = data.origins()
         fields = ["data.path"] if data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
         self.readers = [
-            _open(origin.path, field, config, (rank, world_size)) for origin, field in zip(origins, fields)
+            _open_reader(origin.path, field, config, (rank, world_size))
+            for origin, field in zip(origins, fields)
         ]
         cache = ShardCache(Path(data.cache_dir), int(data.cache_gb * 1e9)) if data.cache_dir else None
         for reader in self.readers:
@@ -79,9 +80,9 @@ class Sources:
         return min(self.bytes, streams * (1 + math.ceil(window / mean)) * largest)
 
 
-def _open(path: str, field: str, config: Config, share: tuple[int, int]) -> ShardReader:
+def _open_reader(path: str, field: str, config: Config, share: tuple[int, int]) -> ShardReader:
     """A source; as every read later on, its manifest and sizes are asked for again while that may help."""
-    origin = Origin(path, field)
+    origin = ShardOrigin(path, field)
     origin.retry_s = config.data.retry_s
     verify = config.data.verify_hash
     return origin.persistent(
@@ -90,19 +91,19 @@ def _open(path: str, field: str, config: Config, share: tuple[int, int]) -> Shar
     )
 
 
-def shared_micro_batches(config: Config, ranks: int) -> int:
+def count_shared_micro_batches(config: Config, ranks: int) -> int:
     """Micro-batches that one rank and its loader processes hold at a time: those ahead, and those of one step."""
     batch, data = config.batch, config.data
     return data.workers * data.prefetch + batch.global_batch // (batch.micro_batch * ranks) + 1
 
 
-def loader_bytes(config: Config, ranks: int) -> tuple[int, int]:
+def estimate_loader_bytes(config: Config, ranks: int) -> tuple[int, int]:
     """Bytes of views that a rank shares with its loader processes, and of index rows in each of them, at most."""
     views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2
-    return shared_micro_batches(config, ranks) * views, kept_rows(config, ranks) * ROW_BYTES
+    return count_shared_micro_batches(config, ranks) * views, count_kept_rows(config, ranks) * ROW_BYTES
 
 
-def kept_rows(config: Config, ranks: int) -> int:
+def count_kept_rows(config: Config, ranks: int) -> int:
     """Rows of indexes that a loader process keeps. It meets all streams of its rank, and each is in one window, which
     lies in two row groups at most beyond its own length."""
     own = config.batch.streams // ranks
@@ -112,10 +113,10 @@ def kept_rows(config: Config, ranks: int) -> int:
 def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, local_ranks: int) -> list[str]:
     """What an operator should know of a run's data: how a mix is dealt, what loaders hold, what a cache needs."""
     data, batch = config.data, config.batch
-    shared, rows = loader_bytes(config, ranks)
+    shared, rows = estimate_loader_bytes(config, ranks)
     lines = [
         f"loader: {data.workers} processes a rank; at most {shared / 1e6:.0f} MB of views shared among them "
-        f"({shared_micro_batches(config, ranks)} micro-batches), and {rows / 1e6:.0f} MB of index rows in each"
+        f"({count_shared_micro_batches(config, ranks)} micro-batches), and {rows / 1e6:.0f} MB of index rows in each"
     ]
     if len(sources.readers) > 1:
         total = sum(sources.weights)

@@ -14,8 +14,7 @@ from shards.sources.presets import cut, draw64, presets
 from shards.storage import place
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.labelled import LabelledReader
-from uniemox_dist.data.labels import Sample, samples_of
+from uniemox_dist.data.labels import LabelledReader, LabelledSample, read_labelled_samples
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.sources import Sources
 
@@ -51,11 +50,13 @@ def open_splits(config: FinetuneRun) -> Splits:
             are not those of train.
     """
     settings = config.finetune
-    readers = {name: _open(config, name) for name in SPLITS}
+    readers = {name: _open_split(config, name) for name in SPLITS}
     train = readers["train"]
     assert train is not None
-    found = {name: samples_of(r, settings, name, config) for name, r in readers.items() if r is not None}
-    labels = _names(found["train"], settings, train, config)
+    found = {
+        name: read_labelled_samples(r, settings, name, config) for name, r in readers.items() if r is not None
+    }
+    labels = _choose_labels(found["train"], settings, train, config)
     dimensions = DIMENSIONS if settings.task == "multi" and settings.dimension_weight else ()
     remarks: list[str] = []
     for name, samples in found.items():
@@ -76,18 +77,19 @@ def open_splits(config: FinetuneRun) -> Splits:
                 f"{where}: nothing is labelled {', '.join(missing)}: no figure can be given for it there"
             )
     made = {
-        name: _labelled(readers[name], samples, labels, len(dimensions)) for name, samples in found.items()
+        name: _make_labelled_reader(readers[name], samples, labels, len(dimensions))
+        for name, samples in found.items()
     }
     learned, val = made["train"], made.get("val")
     if val is None:
-        learned, val = _val_of_train(learned, config)
+        learned, val = _split_val_from_train(learned, config)
         remarks.append(
             f"data.path={config.data.path}: has no split val; {val.samples} of its {made['train'].samples} training "
             f"samples validate instead (finetune.val_ratio={settings.val_ratio:g}, drawn by run.seed={config.run.seed})"
         )
     if settings.split_ratio < 1:
-        keep_n = _share(learned, settings.split_ratio, config, "ratio")
-        learned = learned.chosen(keep_n)
+        keep_n = _choose_share(learned, settings.split_ratio, config, "ratio")
+        learned = learned.select(keep_n)
         remarks.append(
             f"finetune.split_ratio={settings.split_ratio:g}: {learned.samples} of {len(keep_n)} training samples are "
             "used"
@@ -104,7 +106,7 @@ def open_splits(config: FinetuneRun) -> Splits:
     return Splits(labels, dimensions, learned, val, made.get("test"), remarks)
 
 
-def train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size: int = 1) -> Sources:
+def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size: int = 1) -> Sources:
     """The training split as the source of a stream."""
     path = splits.train.url
     sources = Sources(
@@ -119,7 +121,7 @@ def train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size
     return sources
 
 
-def _open(config: FinetuneRun, split: str) -> ShardReader | None:
+def _open_split(config: FinetuneRun, split: str) -> ShardReader | None:
     """A split; None where there is no val or test. A folder that is a data set itself is the training split."""
     root = place(str(config.data.path), "data.path")
     whole = (root / "manifest.json").is_file()
@@ -131,8 +133,8 @@ def _open(config: FinetuneRun, split: str) -> ShardReader | None:
     return reader
 
 
-def _names(
-    samples: list[Sample], settings: FinetuneConfig, reader: ShardReader, config: FinetuneRun
+def _choose_labels(
+    samples: list[LabelledSample], settings: FinetuneConfig, reader: ShardReader, config: FinetuneRun
 ) -> tuple[str, ...]:
     """The classes in the order of the outputs: as the settings say, in the set's own order, or sorted."""
     have = {label for sample in samples for label in sample.labels}
@@ -150,8 +152,8 @@ def _names(
     return tuple(name for name in own if name in have) if have <= set(own) else tuple(sorted(have))
 
 
-def _labelled(
-    reader: ShardReader | None, samples: list[Sample], labels: tuple[str, ...], dimensions: int
+def _make_labelled_reader(
+    reader: ShardReader | None, samples: list[LabelledSample], labels: tuple[str, ...], dimensions: int
 ) -> LabelledReader:
     assert reader is not None
     place_of = {label: i for i, label in enumerate(labels)}
@@ -173,17 +175,19 @@ def _labelled(
     )
 
 
-def _val_of_train(reader: LabelledReader, config: FinetuneRun) -> tuple[LabelledReader, LabelledReader]:
-    validates_n = _share(reader, config.finetune.val_ratio, config, "val")
+def _split_val_from_train(
+    reader: LabelledReader, config: FinetuneRun
+) -> tuple[LabelledReader, LabelledReader]:
+    validates_n = _choose_share(reader, config.finetune.val_ratio, config, "val")
     if not validates_n.any() or validates_n.all():
         raise UserError(
             f"finetune.val_ratio={config.finetune.val_ratio:g} of {reader.samples} training samples leaves one of both "
             "without any; give another ratio, or a split val"
         )
-    return reader.chosen(~validates_n), reader.chosen(validates_n)
+    return reader.select(~validates_n), reader.select(validates_n)
 
 
-def _share(reader: LabelledReader, ratio: float, config: FinetuneRun, purpose: str) -> np.ndarray:
+def _choose_share(reader: LabelledReader, ratio: float, config: FinetuneRun, purpose: str) -> np.ndarray:
     """A mask of that share of the pictures of each class, drawn by the seed and the pictures' keys."""
     first = {key: i for i, key in reversed(list(enumerate(reader.keys)))}
     keys = list(first)

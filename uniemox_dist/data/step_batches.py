@@ -1,7 +1,7 @@
 """The micro-batches of one rank, step by step, from loader processes.
 
-Loader processes hold no state of the stream: what they are asked for names its slots. One that dies or is stuck ends
-the step with an error that names it and the sample that it was working on.
+Loader processes keep no state of the stream: each request names its slots. If one dies or hangs, the step ends with an
+error that names the process and the sample it was loading.
 """
 
 import ctypes
@@ -16,21 +16,27 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.data.buffers import NONE, ViewBuffers
+from uniemox_dist.core.errors import Fault
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
 from uniemox_dist.data.plan import Plan
-from uniemox_dist.data.sources import kept_rows, shared_micro_batches
-from uniemox_dist.data.worker_transport import LENDERS, Failure, LoadedDataset, Sent
+from uniemox_dist.data.sources import count_kept_rows, count_shared_micro_batches
+from uniemox_dist.data.worker_transport import (
+    NO_BUFFER,
+    POOLS,
+    SharedMicroBatch,
+    ViewBuffers,
+    WorkerDataset,
+    WorkerError,
+)
 
-LOOK_S = 5
-"""How often a rank that waits for a micro-batch looks whether its loader processes live."""
+POLL_S = 5
+"""How often a rank that waits for a micro-batch checks whether its loader processes are alive."""
 JOIN_S = 5.0
-"""How long a killed process is waited for: one that hangs in a read of a dead file system cannot even be killed."""
+"""Longest wait for a killed process. A process that hangs in a read of a dead file system cannot be killed."""
 
 
 class PlannedSampler(Sampler[tuple[list[int], int]]):
-    """The micro-batches of one rank from a step on, without end, each with the buffer that its views go into."""
+    """Yields the slots of one rank's micro-batches from a step on, without end, each with a buffer for its views."""
 
     def __init__(
         self,
@@ -49,12 +55,12 @@ class PlannedSampler(Sampler[tuple[list[int], int]]):
         step = self.first_step
         while True:
             for slots in self.plan.micro_batches(step, self.rank, self.world_size, self.micro_batch):
-                yield slots, NONE if self.buffers is None else self.buffers.take()
+                yield slots, NO_BUFFER if self.buffers is None else self.buffers.acquire()
             step += 1
 
 
 class StepBatches:
-    """The micro-batches of one rank, step by step, from loader processes that end when this is closed."""
+    """The micro-batches of one rank, step by step. Its loader processes end when it is closed."""
 
     def __init__(
         self,
@@ -66,29 +72,34 @@ class StepBatches:
         world_size: int,
         pin: bool,
     ) -> None:
+        """
+        Args:
+            first_step: 0-based number of the first step.
+            pin: copy micro-batches to pinned memory, for asynchronous copies to a GPU.
+        """
         batch, data = config.batch, config.data
         self.dataset, self.timeout_s = dataset, data.timeout_s
         self.grad_accum = batch.global_batch // (batch.micro_batch * world_size)
         workers = data.workers
         for reader in dataset.readers:
-            reader.keep_rows = kept_rows(config, world_size)
-        # Slot, time and process of each loader process; in memory that they share with this one.
-        self._at = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
-        dataset.at = self._at
-        at, parent = self._at, os.getpid()
+            reader.keep_rows = count_kept_rows(config, world_size)
+        # Slot, time (ns) and pid of each loader process, in shared memory.
+        self._positions = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
+        dataset.positions = self._positions
+        positions, parent = self._positions, os.getpid()
 
         def start(worker: int) -> None:
-            start_worker(parent)
-            at[worker, 2] = os.getpid()
+            set_up_worker(parent)
+            positions[worker, 2] = os.getpid()
 
         self._buffers: ViewBuffers | None = None
         if workers:
-            views = dataset.views * batch.micro_batch
-            count = shared_micro_batches(config, world_size)
+            views = dataset.views_per_sample * batch.micro_batch
+            count = count_shared_micro_batches(config, world_size)
             self._buffers = ViewBuffers(count, views, dataset.settings.image_size)
-            LENDERS[id(self._buffers)] = self._buffers
+            POOLS[id(self._buffers)] = self._buffers
         loader = DataLoader(
-            LoadedDataset(dataset, self._buffers),
+            WorkerDataset(dataset, self._buffers),
             batch_size=None,  # an item is a micro-batch already
             sampler=PlannedSampler(
                 dataset.plan,
@@ -101,13 +112,13 @@ class StepBatches:
             num_workers=workers,
             prefetch_factor=data.prefetch if workers else None,
             pin_memory=pin,
-            timeout=min(LOOK_S, data.timeout_s) if workers else 0,
+            timeout=min(POLL_S, data.timeout_s) if workers else 0,
             worker_init_fn=start,
-            # A fork server would be a further process, one that dies of the signals that Slurm sends to all.
+            # A fork server would be one more process, and it would die of the signals that Slurm sends to all.
             multiprocessing_context="fork" if workers else None,
         )
         before = set(multiprocessing.active_children())
-        self._iterator: Iterator[MicroBatch | Sent | Failure] | None = iter(loader)
+        self._iterator: Iterator[MicroBatch | SharedMicroBatch | WorkerError] | None = iter(loader)
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
 
     def __enter__(self) -> "StepBatches":
@@ -116,92 +127,92 @@ class StepBatches:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # torch reports a dead loader process from a signal handler: in whatever line the step was then.
-        fault = self._explained(error) if isinstance(error, RuntimeError) else None
+        # torch reports a dead loader process from a signal handler, which can interrupt any line of the step.
+        fault = self._explain(error) if isinstance(error, RuntimeError) else None
         self.close()
         if fault is not None:
             raise fault from None
 
     def next_step(self) -> list[MicroBatch]:
-        """All micro-batches of the next step.
+        """Returns all micro-batches of the next step.
 
         Raises:
-            Fault: if a loader process died or is stuck, naming it and its sample; or if the data cannot be read.
+            Fault: if a loader process died or hangs (naming it and its sample), or the data cannot be read.
         """
         return [self._next() for _ in range(self.grad_accum)]
 
     def close(self) -> None:
-        """Ends the loader processes: they ignore SIGTERM, with which Python would end them, and wait on."""
-        left = [process for process in self._processes if process.is_alive()]
-        if left and self._iterator is not None:
-            # Otherwise torch would call their end a fault: its signal handler watches what was named to it.
+        """Kills the loader processes. They ignore SIGTERM, which Python would send, and would wait forever."""
+        alive = [process for process in self._processes if process.is_alive()]
+        if alive and self._iterator is not None:
+            # Otherwise torch's signal handler, which watches the registered pids, would report their end as a fault.
             torch._C._remove_worker_pids(id(self._iterator))
             self._iterator._worker_pids_set = False  # type: ignore[attr-defined]
-        # After an error inside the iterator its traceback still holds it, and its processes run on.
+        # After an error inside the iterator, its traceback still references it, and its processes keep running.
         self._iterator = None
-        for process in left:
+        for process in alive:
             process.kill()
-        for process in left:
+        for process in alive:
             process.join(JOIN_S)
             if process.is_alive():
-                # At its end Python would wait for this process, and so for ever.
+                # Python would wait for this process at exit, possibly forever.
                 multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
         self._processes = []
         self.dataset.close()
 
     def _next(self) -> MicroBatch:
         assert self._iterator is not None
-        began = time.monotonic()
+        started = time.monotonic()
         while True:
             try:
-                found = next(self._iterator)
+                batch = next(self._iterator)
                 break
             except RuntimeError as error:
-                # torch gives up after its timeout and can be asked again; by then it has looked for dead processes.
-                if "timed out" in str(error) and time.monotonic() - began < self.timeout_s:
+                # The iterator can be asked again after torch's timeout; torch has checked for dead processes by then.
+                if "timed out" in str(error) and time.monotonic() - started < self.timeout_s:
                     continue
-                if (fault := self._explained(error)) is not None:
+                if (fault := self._explain(error)) is not None:
                     raise fault from None
                 raise
-        if isinstance(found, Failure):
-            raise (UserError if found.user else Fault)(found.text)
-        return found.received() if isinstance(found, Sent) else found
+        if isinstance(batch, WorkerError):
+            raise batch.to_exception()
+        return batch.unpack() if isinstance(batch, SharedMicroBatch) else batch
 
-    def _explained(self, error: RuntimeError) -> Fault | None:
-        """Which loader process an error of torch's is about, and its sample; None if it is about none."""
+    def _explain(self, error: RuntimeError) -> Fault | None:
+        """Turns torch's error about a loader process into a Fault that names process and sample; None for others."""
         text = str(error)
         if "DataLoader worker" not in text and "DataLoader timed out" not in text:
             return None
         dead = {process.pid: process.exitcode for process in self._processes if not process.is_alive()}
         now = time.monotonic_ns()
         lines = []
-        for worker, (slot, since_ns, pid) in enumerate(self._at.tolist()):
-            at = "between two micro-batches" if slot < 0 else f"at {self.dataset.name(slot)}"
+        for worker, (slot, since_ns, pid) in enumerate(self._positions.tolist()):
+            where = "between two micro-batches" if slot < 0 else f"at {self.dataset.describe_slot(slot)}"
             if pid in dead:
-                lines.append(f"loader process {worker} (pid {pid}) died{_how(dead[pid])} {at}")
+                lines.append(f"loader process {worker} (pid {pid}) died{_describe_exit(dead[pid])} {where}")
             elif "timed out" in text and slot >= 0 and now - since_ns > self.timeout_s * 1e9 / 2:
                 lines.append(
-                    f"loader process {worker} (pid {pid}) has been stuck for {(now - since_ns) / 1e9:.0f} s {at}"
+                    f"loader process {worker} (pid {pid}) has been stuck for {(now - since_ns) / 1e9:.0f} s {where}"
                 )
         waited = f"; no micro-batch within data.timeout_s={self.timeout_s}" if "timed out" in text else ""
         return Fault(("; ".join(lines) or text.strip().splitlines()[0]) + waited)
 
 
-def _how(exitcode: int | None) -> str:
+def _describe_exit(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f" (exit code {exitcode})"
     name = signal.Signals(-exitcode).name
-    return f" of {name}" + (" (killed, perhaps for its memory)" if name == "SIGKILL" else "")
+    return f" of {name}" + (" (killed, perhaps for using too much memory)" if name == "SIGKILL" else "")
 
 
-def start_worker(parent: int) -> None:
-    """What each loader process does first; `parent` is the process that started it."""
+def set_up_worker(parent: int) -> None:
+    """Prepares a loader process; runs first in each. `parent` is the pid of the process that started it."""
     torch.set_num_threads(1)
-    # A killed training process takes its loader processes with it: they share its lock on the run's folder, which
-    # the next attempt wants at once. (prctl's option 1 is PR_SET_PDEATHSIG.)
+    # A loader process must die with its training process: it shares the lock on the run's folder, which the next
+    # attempt takes at once. Option 1 of prctl is PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    # Slurm signals every process of a step; only the training process acts on it.
+    # Slurm signals every process of a step, but only the training process handles signals.
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)

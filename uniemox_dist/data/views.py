@@ -19,9 +19,9 @@ from uniemox_dist.data.crops import (
     View,
     ViewPlan,
     ViewSettings,
-    evaluation_plan,
-    scaled,
-    training_plan,
+    plan_evaluation_views,
+    plan_training_views,
+    scale_box,
 )
 from uniemox_dist.data.decode import decode_rgb as decode_array
 
@@ -49,12 +49,12 @@ def render(
     Raises:
         ValueError: if it cannot be decoded, or has another size than stated.
     """
-    rgb_3HW, scale = _decoded(data, size, plan.background, plan.scale)
-    scene_3HW.copy_(draw(rgb_3HW, plan.scene, scene_3HW.shape[-1], scale))
+    rgb_3HW, scale = _decode(data, size, plan.background, plan.scale)
+    scene_3HW.copy_(render_view(rgb_3HW, plan.scene, scene_3HW.shape[-1], scale))
     if plan.person is not None and person_3HW is not None:
         if plan.person_scale is not None:
-            rgb_3HW, scale = _decoded(data, size, plan.background, plan.person_scale)
-        person_3HW.copy_(draw(rgb_3HW, plan.person, person_3HW.shape[-1], scale))
+            rgb_3HW, scale = _decode(data, size, plan.background, plan.person_scale)
+        person_3HW.copy_(render_view(rgb_3HW, plan.person, person_3HW.shape[-1], scale))
 
 
 def render_scenes(data: bytes, size: tuple[int, int], plans: Sequence[ViewPlan], scene_K3HW: Tensor) -> None:
@@ -66,15 +66,15 @@ def render_scenes(data: bytes, size: tuple[int, int], plans: Sequence[ViewPlan],
     # Where nothing is transparent the background does not matter.
     ways = [(WHITE if is_jpeg(data) else plan.background, plan.scale) for plan in plans]
     for way in dict.fromkeys(ways):
-        rgb_3HW, scale = _decoded(data, size, *way)
+        rgb_3HW, scale = _decode(data, size, *way)
         for plan, own, scene_3HW in zip(plans, ways, scene_K3HW):
             if own == way:
-                scene_3HW.copy_(draw(rgb_3HW, plan.scene, scene_3HW.shape[-1], scale))
+                scene_3HW.copy_(render_view(rgb_3HW, plan.scene, scene_3HW.shape[-1], scale))
 
 
-def draw(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
+def render_view(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
     """One view of a picture that was decoded at 1/scale: crop, resize, colour, mirror."""
-    picture = cut(rgb_3HW, scaled(view.box, scale) if scale > 1 else view.box, size)
+    picture = crop_and_resize(rgb_3HW, scale_box(view.box, scale) if scale > 1 else view.box, size)
     if view.jitter is not None:
         brightness, contrast, saturation = view.jitter
         picture = F.adjust_brightness(picture, brightness)
@@ -83,7 +83,7 @@ def draw(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
     return picture.flip(-1) if view.mirror else picture
 
 
-def cut(rgb_3HW: Tensor, box: Box, size: int) -> Tensor:
+def crop_and_resize(rgb_3HW: Tensor, box: Box, size: int) -> Tensor:
     """Crop and antialiased bicubic resize to size×size; uint8 in and out."""
     left, top, width, height = box
     crop_3HW = rgb_3HW[:, top : top + height, left : left + width]
@@ -94,7 +94,7 @@ def cut(rgb_3HW: Tensor, box: Box, size: int) -> Tensor:
     return interpolate(crop_13HW, (size, size), mode="bicubic", antialias=True)[0]
 
 
-def decode_rgb(data: bytes, background: Rgb = WHITE) -> Tensor:
+def decode_tensor(data: bytes, background: Rgb = WHITE) -> Tensor:
     """Encoded picture to uint8 3×H×W, upright, with `background` behind transparent pixels.
 
     Raises:
@@ -103,20 +103,20 @@ def decode_rgb(data: bytes, background: Rgb = WHITE) -> Tensor:
     return torch.from_numpy(decode_array(data, background)[0]).permute(2, 0, 1)
 
 
-def whole(rgb_3HW: Tensor, size: int) -> Tensor:
+def resize_whole(rgb_3HW: Tensor, size: int) -> Tensor:
     """The evaluation view: the whole picture, resized (its aspect ratio is not kept: nothing is cut off)."""
-    return cut(rgb_3HW, (0, 0, rgb_3HW.shape[2], rgb_3HW.shape[1]), size)
+    return crop_and_resize(rgb_3HW, (0, 0, rgb_3HW.shape[2], rgb_3HW.shape[1]), size)
 
 
 def training_views(
     data: bytes, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> tuple[Tensor, Tensor | None]:
     """Scene and person view (uint8 3×size×size) of one slot; no person view where the settings say so."""
-    width, height = size_of(data)
-    plan = training_plan(width, height, persons, settings, seed, slot)
-    scene, person = empty_views(1, settings.image_size), None
+    width, height = read_size(data)
+    plan = plan_training_views(width, height, persons, settings, seed, slot)
+    scene, person = allocate_views(1, settings.image_size), None
     if plan.person is not None:
-        person = empty_views(1, settings.image_size)
+        person = allocate_views(1, settings.image_size)
     render(data, (width, height), plan, scene[0], None if person is None else person[0])
     return scene[0], None if person is None else person[0]
 
@@ -125,13 +125,13 @@ def evaluation_views(
     data: bytes, persons: tuple[Person, ...], settings: ViewSettings
 ) -> tuple[Tensor, Tensor]:
     """The whole picture and the person's crop, on white, unmirrored: nothing is random."""
-    width, height = size_of(data)
-    views = empty_views(2, settings.image_size)
-    render(data, (width, height), evaluation_plan(width, height, persons, settings), views[0], views[1])
+    width, height = read_size(data)
+    views = allocate_views(2, settings.image_size)
+    render(data, (width, height), plan_evaluation_views(width, height, persons, settings), views[0], views[1])
     return views[0], views[1]
 
 
-def size_of(data: bytes) -> tuple[int, int]:
+def read_size(data: bytes) -> tuple[int, int]:
     """Width and height of the upright picture, from its header.
 
     Raises:
@@ -144,7 +144,7 @@ def size_of(data: bytes) -> tuple[int, int]:
     return picture.width, picture.height
 
 
-def _decoded(data: bytes, size: tuple[int, int], background: Rgb, scale: int) -> tuple[Tensor, int]:
+def _decode(data: bytes, size: tuple[int, int], background: Rgb, scale: int) -> tuple[Tensor, int]:
     """The picture as uint8 3×H×W, and the scale it came at; its stated size is checked."""
     array_HW3, scale = decode_array(data, background, scale)
     stated = (-(-size[0] // scale), -(-size[1] // scale))
@@ -154,6 +154,6 @@ def _decoded(data: bytes, size: tuple[int, int], background: Rgb, scale: int) ->
     return torch.from_numpy(array_HW3).permute(2, 0, 1), scale
 
 
-def empty_views(count: int, size: int) -> Tensor:
+def allocate_views(count: int, size: int) -> Tensor:
     """Room for views: uint8 count×3×size×size, channels last."""
     return torch.empty((count, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -1,5 +1,13 @@
-"""How micro-batches come from a loader process to the training process: views in shared buffers, the rest by value."""
+"""Transport of micro-batches from loader processes to the training process: views in shared memory, the rest by value.
 
+The memory of the views is allocated once and reused. Fresh shared memory would be zeroed by the kernel page by page for
+each micro-batch, which takes a tenth of the loader's time, and it would be in /dev/shm, which is small in many
+containers.
+"""
+
+import mmap
+import weakref
+from collections import deque
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
@@ -9,72 +17,118 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.data.buffers import NONE, ViewBuffers
-from uniemox_dist.data.loader import SMALL, VIEWS, MicroBatch, PlannedDataset
-from uniemox_dist.data.views import empty_views
+from uniemox_dist.data.loader import ROW_FIELDS, VIEW_FIELDS, MicroBatch, PlannedDataset
+from uniemox_dist.data.views import allocate_views
+
+NO_BUFFER = -1
+"""Buffer number of a task for which no buffer was free."""
+
+
+class ViewBuffers:
+    """A pool of buffers for views. Created before the loader processes are forked, which then share its memory."""
+
+    def __init__(self, count: int, views: int, size: int) -> None:
+        """Allocates `count` buffers of `views` views, `size` pixels a side."""
+        self._shape = (views, size, size, 3)
+        self._bytes = int(np.prod(self._shape))
+        self._memory = mmap.mmap(-1, max(1, count * self._bytes))
+        self._free = deque(range(count))
+
+    def acquire(self) -> int:
+        """Returns the number of a free buffer, or NO_BUFFER."""
+        return self._free.popleft() if self._free else NO_BUFFER
+
+    def tensor(self, number: int) -> Tensor:
+        """Returns a buffer as views×3×size×size uint8, channels last."""
+        return self._to_tensor(self._array(number))
+
+    def lend(self, number: int) -> Tensor:
+        """Returns a buffer like `tensor`. The buffer becomes free once no tensor refers to its memory any more."""
+        array = self._array(number)
+        weakref.finalize(array, self._free.append, number)
+        return self._to_tensor(array)
+
+    def _array(self, number: int) -> np.ndarray:
+        start = number * self._bytes
+        return np.frombuffer(self._memory, np.uint8, self._bytes, start)
+
+    def _to_tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).view(self._shape).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An error that says all there is to say; as an exception it would arrive wrapped in a process's traceback."""
+class WorkerError:
+    """An error of a loader process that explains itself. Raised there, it would arrive wrapped in a traceback."""
 
     user: bool
+    """True for a UserError, False for a Fault."""
     text: str
+
+    @classmethod
+    def from_exception(cls, error: UserError | Fault) -> "WorkerError":
+        """Makes the error transportable."""
+        return cls(isinstance(error, UserError), str(error))
+
+    def to_exception(self) -> UserError | Fault:
+        """Returns the exception to raise in the training process."""
+        return (UserError if self.user else Fault)(self.text)
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A micro-batch on its way from a loader process: its views lie in a shared buffer, all else is small."""
+class SharedMicroBatch:
+    """A micro-batch on its way from a loader process: its views are in a shared buffer, its other tensors are small."""
 
     pool: int
-    """Which StepBatches of the training process lent the buffer."""
+    """Key of the buffer pool in POOLS of the training process."""
     number: int
-    """Of the buffer; or NONE, and then the views come along."""
+    """Number of the buffer; NO_BUFFER if `views` holds the views."""
     views: Tensor | None
     batch: MicroBatch
     """Without tensors."""
-    small: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
     """Its other tensors by name."""
 
     @classmethod
-    def of(cls, batch: MicroBatch, pool: int, number: int, room: Tensor) -> "Sent":
-        """What a loader process sends."""
-        bare: MicroBatch = replace(batch, **dict.fromkeys((*VIEWS, *SMALL)))  # type: ignore[arg-type]
-        small = {name: tensor.numpy() for name in SMALL if (tensor := getattr(batch, name)) is not None}
-        return cls(pool, number, room if number == NONE else None, bare, small)
+    def pack(cls, batch: MicroBatch, pool: int, number: int, views: Tensor) -> "SharedMicroBatch":
+        """Packs a micro-batch in a loader process."""
+        bare: MicroBatch = replace(batch, **dict.fromkeys((*VIEW_FIELDS, *ROW_FIELDS)))  # type: ignore[arg-type]
+        rows = {name: tensor.numpy() for name in ROW_FIELDS if (tensor := getattr(batch, name)) is not None}
+        return cls(pool, number, views if number == NO_BUFFER else None, bare, rows)
 
-    def received(self) -> MicroBatch:
-        """The micro-batch, in the training process. Its buffer is free again when its views are gone."""
+    def unpack(self) -> MicroBatch:
+        """Returns the micro-batch in the training process. Its buffer is free again once its views are deleted."""
         views = self.views
         if views is None:
-            views = LENDERS[self.pool].lend(self.number)
-        B = len(self.small["slots_B"])
-        small = {name: torch.from_numpy(array) for name, array in self.small.items()}
+            views = POOLS[self.pool].lend(self.number)
+        B = len(self.rows["slots_B"])
+        rows = {name: torch.from_numpy(array) for name, array in self.rows.items()}
         person_B3HW = views[B:] if len(views) > B else None
-        return replace(self.batch, scene_B3HW=views[:B], person_B3HW=person_B3HW, **small)  # type: ignore[arg-type]
+        return replace(self.batch, scene_B3HW=views[:B], person_B3HW=person_B3HW, **rows)  # type: ignore[arg-type]
 
     def pin_memory(self) -> MicroBatch:
-        """Called by the DataLoader's thread in the training process."""
-        return self.received().pin_memory()
+        """Unpacks and pins the micro-batch; the DataLoader's thread calls this in the training process."""
+        return self.unpack().pin_memory()
 
 
-LENDERS: "WeakValueDictionary[int, ViewBuffers]" = WeakValueDictionary()
-"""The buffers of this process by their `id`."""
+POOLS: "WeakValueDictionary[int, ViewBuffers]" = WeakValueDictionary()
+"""The buffer pools of this process by their `id`."""
 
 
-class LoadedDataset(Dataset[Sent | Failure]):
-    """The data set in a loader process: views into shared buffers, errors with a message of their own as items."""
+class WorkerDataset(Dataset[SharedMicroBatch | WorkerError]):
+    """The data set inside a loader process: packs micro-batches into shared buffers and returns errors as items."""
 
     def __init__(self, dataset: PlannedDataset, buffers: ViewBuffers | None) -> None:
         self.dataset, self.buffers, self.pool = dataset, buffers, id(buffers)
 
-    def __getitem__(self, task: tuple[list[int], int]) -> Sent | Failure:
+    def __getitem__(self, task: tuple[list[int], int]) -> SharedMicroBatch | WorkerError:
         slots, number = task
         try:
-            if self.buffers is None or number == NONE:
-                room = empty_views(self.dataset.views * len(slots), self.dataset.settings.image_size)
+            if self.buffers is None or number == NO_BUFFER:
+                views = allocate_views(
+                    self.dataset.views_per_sample * len(slots), self.dataset.settings.image_size
+                )
             else:
-                room = self.buffers.room(number)
-            return Sent.of(self.dataset.make(slots, room), self.pool, number, room)
+                views = self.buffers.tensor(number)
+            return SharedMicroBatch.pack(self.dataset.load(slots, views), self.pool, number, views)
         except (UserError, Fault) as error:
-            return Failure(isinstance(error, UserError), str(error))
+            return WorkerError.from_exception(error)

@@ -15,7 +15,7 @@ from uniemox_dist.core.files import read_json
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Told, counted, judged, sized
-from uniemox_dist.teacher.files import CONFIG, local_folder, statistics, weights_file
+from uniemox_dist.teacher.identity import CONFIG, find_local_folder, find_weights_file, read_statistics
 
 TEACHER, INITIAL = "teacher", "init_from"
 COPY = "copy it again"
@@ -35,8 +35,8 @@ def measure_teacher(config: TeacherConfig) -> FileFacts:
     Raises:
         UserError: naming what is missing or damaged.
     """
-    folder = local_folder(config)
-    path = weights_file(config, folder)
+    folder = find_local_folder(config)
+    path = find_weights_file(config, folder)
     if folder is not None:
         try:
             model = read_json(folder / CONFIG)["model_cfg"]
@@ -48,7 +48,7 @@ def measure_teacher(config: TeacherConfig) -> FileFacts:
         shape = f", pictures of {side} pixels, embeddings of {width}"
     else:
         shape = ""
-    statistics(config, folder)
+    read_statistics(config, folder)
     return FileFacts(f"{config.name}: {_weights(path, f'teacher.name={config.name}')}{shape}")
 
 
@@ -58,12 +58,10 @@ def measure_cache(config: Config, world: World) -> FileFacts:
     Raises:
         UserError: if there are none, or they are of other settings.
     """
-    from uniemox_dist.teacher.replay import check_shards, find
+    from uniemox_dist.teacher.view_selection import check_rank_shards, select_views
 
     sources = Sources(config, rank=world.rank, world_size=world.size)
-    replay = find(config, sources.readers)
-    for reader, made in zip(sources.readers, replay.made):
-        check_shards(config, reader, made, range(world.rank, len(reader.manifest.shards), world.size))
+    check_rank_shards(config, sources, select_views(config, sources.readers), world)
     return FileFacts(f"cached views of {config.teacher.name} for {counted(len(sources.readers), 'data set')}")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
-from uniemox_dist.data.sources import loader_bytes
-from uniemox_dist.teacher.files import CONFIG, local_folder
+from uniemox_dist.data.sources import estimate_loader_bytes
+from uniemox_dist.teacher.identity import CONFIG, find_local_folder
 
 USUAL_WIDTH = 512
 """Width of the embeddings of many CLIPs: taken for sizes where a teacher's files do not say it."""
@@ -83,7 +83,7 @@ def _embedding_width(config: Config) -> int | None:
     if not config.loss.needs_teacher:
         return None
     try:
-        folder = local_folder(config.teacher)
+        folder = find_local_folder(config.teacher)
         return USUAL_WIDTH if folder is None else int(read_json(folder / CONFIG)["model_cfg"]["embed_dim"])
     except (OSError, UserError, ValueError, KeyError, TypeError):
         return USUAL_WIDTH  # what is wrong with the teacher's files is for another check to say
@@ -115,7 +115,7 @@ class LoaderNeeds:
     @classmethod
     def of(cls, config: Config, ranks: int) -> "LoaderNeeds":
         """By a run's settings."""
-        shared, index = loader_bytes(config, ranks)
+        shared, index = estimate_loader_bytes(config, ranks)
         views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2
         return cls(
             config.data.workers, shared, index, config.data.workers * views, len(config.data.origins())

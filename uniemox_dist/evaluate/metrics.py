@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.data.masks import SCENE_VIEW, patch_order
 from uniemox_dist.evaluate.baselines import folds, interpolate
-from uniemox_dist.models.patches import patchify, take
+from uniemox_dist.models.patches import patchify, select_patches
 from uniemox_dist.models.student import Student
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
@@ -42,7 +42,9 @@ def masked_errors(student: Student, scenes_n3HW: torch.Tensor, seed: int, batch:
     for start in range(0, len(scenes_n3HW), batch):
         scene = scenes_n3HW[start : start + batch]
         order = _orders(student, start, len(scene), seed)
-        truth = take(patchify(scene.float() / 255, student.model.patch_size), student.split(order)[1])
+        truth = select_patches(
+            patchify(scene.float() / 255, student.model.patch_size), student.split(order)[1]
+        )
         errors.append((student.reconstruct(scene, order).clamp(0, 1) - truth).square().mean((1, 2)))
     return torch.cat(errors).numpy().astype(np.float64)
 

@@ -20,9 +20,9 @@ from shards.sources.cells import CellReader
 from shards.sources.fetch import fetch_all
 from shards.storage import place
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.crops import ViewSettings, evaluation_plan
+from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.views import empty_views, render, size_of
+from uniemox_dist.data.views import allocate_views, read_size, render
 
 TABLES = (".parquet", ".csv")
 MOST_REASON = 200
@@ -138,7 +138,7 @@ class PictureBatches(Dataset[Batch]):
         numbers = self.numbers[index * self.batch : (index + 1) * self.batch]
         self._cells = self._cells or CellReader()
         size = self.settings.image_size
-        scene, person = empty_views(len(numbers), size).zero_(), empty_views(len(numbers), size).zero_()
+        scene, person = allocate_views(len(numbers), size).zero_(), allocate_views(len(numbers), size).zero_()
         names: list[str] = []
         errors: list[str | None] = []
         for i, (name, image, persons) in enumerate(self.pictures.read(numbers, self._cells)):
@@ -187,8 +187,8 @@ def _draw(
     if isinstance(image, str):
         return image[:MOST_REASON]
     try:
-        width, height = size_of(image)
-        plan = evaluation_plan(width, height, persons, settings)
+        width, height = read_size(image)
+        plan = plan_evaluation_views(width, height, persons, settings)
         render(image, (width, height), plan, scene_3HW, person_3HW)
     except ValueError as error:
         scene_3HW.zero_()

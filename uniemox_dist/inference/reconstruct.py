@@ -11,7 +11,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.data.masks import SCENE_VIEW, masked_order
+from uniemox_dist.data.masks import SCENE_VIEW, choose_patch_order
 from uniemox_dist.inference.pictures import Pictures, batches
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
@@ -28,7 +28,7 @@ MOST_PICTURES = 64
 def tiles(student: Student, scene_B3HW: Tensor, seed: int) -> Tensor:
     """Original, masked and reconstructed views, B×3×3×S×S in 0…1; visible patches are the original's."""
     model = student.model
-    order_BN = masked_order(model, torch.arange(len(scene_B3HW)), SCENE_VIEW, seed)
+    order_BN = choose_patch_order(model, torch.arange(len(scene_B3HW)), SCENE_VIEW, seed)
     masked_BM = student.split(order_BN)[1]
     original = scene_B3HW.float() / 255
     patches_BNP = patchify(original, model.patch_size)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.encoder_names import timm_name
 from uniemox_dist.config.schema import ModelConfig
-from uniemox_dist.models.drop_path import take_over
+from uniemox_dist.models.drop_path import replace_drop_paths
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.patches import normalise, sincos_positions
 
@@ -52,7 +52,7 @@ def classifier_arguments(model: ModelConfig, pooling: str) -> dict[str, Any]:
     return {**encoder_arguments(model), **pooled}
 
 
-def timm_model(model: ModelConfig, pooling: str, **more: Any) -> VisionTransformer:
+def make_timm_model(model: ModelConfig, pooling: str, **more: Any) -> VisionTransformer:
     """timm's own model of these settings, `more` being further arguments of timm's."""
     name = timm_name(model.name) if model.name else TIMM_NAMES.get(model.width, "vit_base_patch16_224")
     vit: Any = timm.create_model(name, pretrained=False, **classifier_arguments(model, pooling), **more)
@@ -68,8 +68,8 @@ class Classifier(nn.Module):
     def __init__(self, model: ModelConfig, outputs: Outputs) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs
-        self.encoder = timm_model(model, outputs.pooling, num_classes=0, drop_path_rate=model.drop_path)
-        take_over(self.encoder)
+        self.encoder = make_timm_model(model, outputs.pooling, num_classes=0, drop_path_rate=model.drop_path)
+        replace_drop_paths(self.encoder)
         self.head = nn.Linear(model.width * (2 if outputs.persons else 1), len(outputs.names))
         # MAE's fine-tuning: nearly nothing at first, so that the encoder's first gradients are small.
         nn.init.trunc_normal_(self.head.weight, std=2e-5)

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from uniemox_dist.models.encoder import through
+from uniemox_dist.models.encoder import run_blocks
 from uniemox_dist.models.patches import sincos_positions
 
 
@@ -32,5 +32,5 @@ class Decoder(nn.Module):
         cls_B1F = tokens_BTF[:, :1] + self.pos_embed[:, :1]
         visible_BVF = tokens_BTF[:, 1:] + self.pos_embed[0, 1:][visible_BV]
         x = torch.cat([cls_B1F, visible_BVF, masked_BMF], dim=1)
-        x = through(self.blocks, x, again=self.grad_checkpointing and self.training)
+        x = run_blocks(self.blocks, x, again=self.grad_checkpointing and self.training)
         return self.prediction(self.norm(x[:, -masked_BM.shape[1] :]))

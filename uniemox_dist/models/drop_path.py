@@ -31,7 +31,7 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def take_over(module: nn.Module) -> None:
+def replace_drop_paths(module: nn.Module) -> None:
     """Puts ours in the place of each of timm's."""
     for parent in module.modules():
         for name, child in list(parent.named_children()):
@@ -39,12 +39,12 @@ def take_over(module: nn.Module) -> None:
                 setattr(parent, name, DropPath(float(child.drop_prob)))
 
 
-def places(module: nn.Module) -> list[DropPath]:
+def find_drop_paths(module: nn.Module) -> list[DropPath]:
     """Those of a module, in its order."""
     return [child for child in module.modules() if isinstance(child, DropPath)]
 
 
-def give(paths: Sequence[DropPath], draws_BK: Tensor) -> None:
+def set_draws(paths: Sequence[DropPath], draws_BK: Tensor) -> None:
     """Hands the draws of the next pass, uniform in [0, 1), to all places of a module; at least as many rows as it will
     have samples. A branch is left out where its draw is below its rate."""
     for path, draws_B in zip(paths, draws_BK.unbind(1), strict=True):

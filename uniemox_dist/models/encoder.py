@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from uniemox_dist.config.encoder_names import timm_name
 from uniemox_dist.config.schema import ModelConfig
-from uniemox_dist.models.drop_path import take_over
-from uniemox_dist.models.patches import sincos_positions, take
+from uniemox_dist.models.drop_path import replace_drop_paths
+from uniemox_dist.models.patches import select_patches, sincos_positions
 
 
 def encoder_arguments(model: ModelConfig) -> dict[str, Any]:
@@ -48,8 +48,8 @@ class MaskedEncoder(VisionTransformer):
 
     def __init__(self, model: ModelConfig) -> None:
         nn.Module.__init__(self)
-        self.__dict__.update(_plain(model).__dict__)
-        take_over(self)
+        self.__dict__.update(_make_vit(model).__dict__)
+        replace_drop_paths(self)
         proj = self.patch_embed.proj
         self.patch_embed.proj = PatchProjection(
             3, self.embed_dim, kernel_size=proj.kernel_size, stride=proj.stride, bias=proj.bias is not None
@@ -72,21 +72,21 @@ class MaskedEncoder(VisionTransformer):
         if not self.no_embed_class:
             first = self.num_prefix_tokens
             prefix = prefix + self.pos_embed[:, :first]
-        tokens_BVD = self.patch_embed.norm(self.patch_embed.proj(take(patches_BNP, visible_BV)))
+        tokens_BVD = self.patch_embed.norm(self.patch_embed.proj(select_patches(patches_BNP, visible_BV)))
         tokens_BVD = tokens_BVD + self.pos_embed[0, first:][visible_BV]
         x = self.norm_pre(torch.cat([prefix.expand(B, -1, -1), tokens_BVD], dim=1))
-        x = self.norm(through(self.blocks, x, again=self.grad_checkpointing and self.training))
+        x = self.norm(run_blocks(self.blocks, x, again=self.grad_checkpointing and self.training))
         return x if self.reg_token is None else torch.cat([x[:, :1], x[:, self.num_prefix_tokens :]], dim=1)
 
 
-def through(blocks: Any, x: Tensor, *, again: bool) -> Tensor:
+def run_blocks(blocks: Any, x: Tensor, *, again: bool) -> Tensor:
     """Through all blocks; `again`: keep only their inputs, and compute the rest again in the backward pass."""
     for block in blocks:
         x = checkpoint(block, x, use_reentrant=False) if again else block(x)
     return x
 
 
-def _plain(model: ModelConfig) -> VisionTransformer:
+def _make_vit(model: ModelConfig) -> VisionTransformer:
     arguments = {**encoder_arguments(model), "num_classes": 0, "drop_path_rate": model.drop_path}
     if model.name is None:
         return VisionTransformer(**arguments, weight_init="skip")
@@ -94,7 +94,7 @@ def _plain(model: ModelConfig) -> VisionTransformer:
     return vit  # type: ignore[no-any-return]
 
 
-def initialise(module: nn.Module) -> None:
+def initialise_weights(module: nn.Module) -> None:
     """MAE's initial weights: Xavier for linear layers (patch projection included), 0.02 normal for tokens.
 
     Norms and scales keep those that their architecture made them with."""

@@ -28,7 +28,7 @@ HEAD = "head."
 
 
 @dataclass(frozen=True)
-class Loaded:
+class InitReport:
     """What a student got from `model.init_from`."""
 
     path: str
@@ -68,7 +68,9 @@ class Loaded:
 
 
 @torch.no_grad()
-def load_into(student: Student | Classifier, path: str | Path, key: str = "model.init_from") -> Loaded:
+def load_initial_weights(
+    student: Student | Classifier, path: str | Path, key: str = "model.init_from"
+) -> InitReport:
     """Gives a student on the CPU the weights of a file, a release or a run (see `read_weights`); or a classifier, whose
     last layer stays new.
 
@@ -98,7 +100,7 @@ def load_into(student: Student | Classifier, path: str | Path, key: str = "model
             )
     for name, tensor in taken.items():
         here[name].copy_(tensor)
-    return Loaded(
+    return InitReport(
         str(path),
         weights.layout,
         tuple(taken),

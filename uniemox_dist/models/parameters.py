@@ -39,7 +39,7 @@ class Parameter:
         return math.prod(self.shape)
 
 
-def layer_of(name: str, depth: int) -> int:
+def layer_number(name: str, depth: int) -> int:
     """The layer of a student's parameter, 0 to depth + 1 (as in BEiT, Bao et al. 2022): what comes before the encoder's
     blocks is 0, block i is i + 1, and the encoder's last norm and all that is not encoder are depth + 1."""
     if block := re.match(r"encoder\.blocks\.(\d+)\.", name):
@@ -48,11 +48,11 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(ENCODER) and part in FIRST else depth + 1
 
 
-def group_of(name: str, dimensions: int, depth: int, layer_decay: float) -> tuple[float, bool]:
+def optimizer_group(name: str, dimensions: int, depth: int, layer_decay: float) -> tuple[float, bool]:
     """What the optimizer treats a trained parameter by: the factor of its learning rate, layer_decay^(depth + 1 -
     layer), and whether it is a matrix, which has weight decay."""
     matrix = dimensions >= 2 and name.rpartition(".")[2] not in NO_DECAY
-    return layer_decay ** (depth + 1 - layer_of(name, depth)), matrix
+    return layer_decay ** (depth + 1 - layer_number(name, depth)), matrix
 
 
 def student_parameters(

@@ -45,7 +45,7 @@ def unpatchify(patches_BNP: Tensor, patch_size: int) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, side * p, side * p)
 
 
-def take(x_BND: Tensor, index_BK: Tensor) -> Tensor:
+def select_patches(x_BND: Tensor, index_BK: Tensor) -> Tensor:
     """The chosen rows of each sample: B×N×D and B×K to B×K×D."""
     return x_BND.gather(1, index_BK[:, :, None].expand(-1, -1, x_BND.shape[2]))
 

@@ -14,9 +14,9 @@ from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models import losses
 from uniemox_dist.models.decoder import Decoder
-from uniemox_dist.models.encoder import MaskedEncoder, initialise
+from uniemox_dist.models.encoder import MaskedEncoder, initialise_weights
 from uniemox_dist.models.fusion import Fusion, make_fusion
-from uniemox_dist.models.patches import normalise, patchify, take
+from uniemox_dist.models.patches import normalise, patchify, select_patches
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Student(nn.Module):
                 side=model.image_size // model.patch_size,
                 patch_values=3 * model.patch_size**2,
             )
-        self.apply(initialise)
+        self.apply(initialise_weights)
 
     @property
     def has_person_branch(self) -> bool:
@@ -103,7 +103,7 @@ class Student(nn.Module):
             masked_BM = masked_BM[:shown]
             predicted_BMP = self.decoder(tokens_BTF[:shown], visible_BV[:shown], masked_BM)
             target_BMP = losses.reconstruction_targets(
-                take(patches_BNP[:shown], masked_BM), norm_pix=self.loss.norm_pix
+                select_patches(patches_BNP[:shown], masked_BM), norm_pix=self.loss.norm_pix
             )
         inputs = losses.LossInputs(
             self.loss,
@@ -165,7 +165,9 @@ class Student(nn.Module):
         tokens = self.to_decoder(self.encoder(patches_BNP, visible_BV))
         predicted = self.decoder(tokens, visible_BV, masked_BM).float()
         if self.loss.norm_pix:
-            variance, mean = torch.var_mean(take(patches_BNP, masked_BM).float(), dim=-1, keepdim=True)
+            variance, mean = torch.var_mean(
+                select_patches(patches_BNP, masked_BM).float(), dim=-1, keepdim=True
+            )
             predicted = predicted * (variance + 1e-6).sqrt() + mean
         return self.to_unit(predicted)
 

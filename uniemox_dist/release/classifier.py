@@ -32,7 +32,13 @@ from uniemox_dist.core.files import (
     write_json,
     write_text,
 )
-from uniemox_dist.models.classifier import Classifier, Outputs, classifier_arguments, from_unit, timm_model
+from uniemox_dist.models.classifier import (
+    Classifier,
+    Outputs,
+    classifier_arguments,
+    from_unit,
+    make_timm_model,
+)
 from uniemox_dist.release.timm_config import statistics
 
 FORMAT_VERSION = 1
@@ -77,7 +83,7 @@ def _write(folder: Path, classifier: Classifier, config: FinetuneRun) -> None:
         scale = from_unit(torch.ones(())) - from_unit(torch.zeros(()))
         head["weight"][first:] *= scale
         head["bias"][first:] = from_unit(head["bias"][first:])
-    whole = timm_model(model, outputs.pooling, num_classes=0 if outputs.persons else len(outputs.names))
+    whole = make_timm_model(model, outputs.pooling, num_classes=0 if outputs.persons else len(outputs.names))
     weights = dict(classifier.encoder.state_dict())
     if outputs.persons:
         save_file({f"head.{name}": tensor for name, tensor in head.items()}, folder / HEAD)

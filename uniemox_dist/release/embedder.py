@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from shards.detect.types import Person
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.crops import person_box
-from uniemox_dist.data.views import cut, whole
+from uniemox_dist.data.crops import grow_person_box
+from uniemox_dist.data.views import crop_and_resize, resize_whole
 from uniemox_dist.models.student import Student
 
 Pictures = Image.Image | Sequence[Image.Image] | Tensor
@@ -97,7 +97,7 @@ class UniEmoX:
                 f"persons: has {len(boxes)} boxes for {len(pictures)} pictures; give one or None for each"
             )
         size = self.image_size
-        scenes = torch.stack([whole(pixels_3HW, size) for pixels_3HW in pictures])
+        scenes = torch.stack([resize_whole(pixels_3HW, size) for pixels_3HW in pictures])
         if all(box is None for box in boxes):
             return (moved := scenes.to(self.device)), moved
         crops = torch.stack([self._crop(p, box) for p, box in zip(pictures, boxes)])
@@ -116,7 +116,9 @@ class UniEmoX:
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
                 raise UserError(f"persons: box {box} is not left < right, top < bottom in shares of 0 to 1")
             person = Person(box=(left, top, right, bottom), score=1.0)
-        return cut(pixels_3HW, person_box(width, height, person, self._margin), self.image_size)
+        return crop_and_resize(
+            pixels_3HW, grow_person_box(width, height, person, self._margin), self.image_size
+        )
 
     def _pictures(self, scene: Pictures) -> list[Tensor]:
         if isinstance(scene, Image.Image):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from shards.pictures import upright_pixels
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.views import whole
+from uniemox_dist.data.views import resize_whole
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.embedder import UniEmoX
 from uniemox_dist.release.format import CONFIG, read_release
@@ -64,7 +64,7 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
 
     def preprocess(picture: Image.Image) -> Tensor:
         pixels_3HW = to_pixels(picture)
-        return (whole(pixels_3HW, model.image_size).float() / 255 - mean_311) / std_311
+        return (resize_whole(pixels_3HW, model.image_size).float() / 255 - mean_311) / std_311
 
     return encoder, preprocess
 

@@ -1,1 +1,1 @@
-"""The frozen teacher, its caches of captions and views, and the replay of cached views."""
+"""The frozen teacher and its caches of caption and view embeddings."""

@@ -1,6 +1,6 @@
-"""The frozen teacher: an open_clip model with its own pixel statistics. Never part of the engine or a checkpoint.
+"""The frozen teacher: an open_clip model with its own pixel statistics. It is never part of an engine or a checkpoint.
 
-Shape legend: B pictures, T texts, E embedding width.
+Shape legend: B pictures, T texts or tokens, E embedding width, D tower width, H heads.
 """
 
 import logging
@@ -12,6 +12,8 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import QuickGELU as OpenClipQuickGELU
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,30 +21,37 @@ from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_file
 from uniemox_dist.models.patches import normalise
-from uniemox_dist.teacher.facts import TeacherFacts
-from uniemox_dist.teacher.fast_tower import quicken
-from uniemox_dist.teacher.files import LOCAL, local_folder, statistics, weights_file, where
+from uniemox_dist.teacher.identity import (
+    LOCAL,
+    TeacherFacts,
+    describe_source,
+    find_local_folder,
+    find_weights_file,
+    read_statistics,
+)
 from uniemox_dist.teacher.torchscript import is_torchscript, read_torchscript
 
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-"""What OpenAI's archives keep among their tensors."""
+"""Numbers that OpenAI's archives store among their tensors."""
+QUICK_GELU_SLOPE = 1.702
+"""QuickGELU is x·σ(1.702·x)."""
 
 
 class Teacher:
-    """A frozen CLIP: pictures and texts to unit rows of one space.
+    """A frozen CLIP that embeds pictures and texts as unit rows of one space.
 
     Raises:
-        UserError: if a file is missing or unsafe, its weights do not fit the model or are no numbers, or pictures and
-            texts have no common width.
+        UserError: if a file is missing or unsafe, weights do not match the model or are not finite, or pictures and
+            texts have different embedding widths.
     """
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        folder = local_folder(config)
-        weights = weights_file(config, folder)
-        mean, std = statistics(config, folder)
+        folder = find_local_folder(config)
+        weights = find_weights_file(config, folder)
+        mean, std = read_statistics(config, folder)
         name = config.name if folder is None else f"{LOCAL}{folder}"
-        self.model = _create(name, weights, config).eval().requires_grad_(False)
+        self.model = _create_model(name, weights, config).eval().requires_grad_(False)
         _check_finite(self.model, config)
         self.model.to(self.device)
         self.tokenizer = open_clip.get_tokenizer(name)
@@ -50,8 +59,8 @@ class Teacher:
         size = self.model.visual.image_size
         self.size: int = size if isinstance(size, int) else size[0]
         self.logit_scale = float(self.model.logit_scale.exp())
-        self.width = self._common_width(config)
-        self.dtype = _dtype(config.precision, self.device)
+        self.width = self._measure_width(config)
+        self.dtype = _choose_dtype(config.precision, self.device)
         self.model.visual.to(self.dtype)
         if config.compile:
             self.model.visual.compile()
@@ -61,30 +70,30 @@ class Teacher:
             "size": self.size,
             "mean": list(self.mean),
             "std": list(self.std),
-            "activation": type(_first_activation(self.model.visual)).__name__,
+            "activation": type(_find_activation(self.model.visual)).__name__,
             "embedding_width": self.width,
         }
         self.facts = TeacherFacts(identity, self.width, self.logit_scale)
-        quicken(self.model.visual)
+        speed_up_tower(self.model.visual)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What checkpoints and caches record of it."""
+        """The identity that checkpoints and caches record."""
         return self.facts.identity
 
     @property
     def id(self) -> str:
-        """Short name of what decides the embeddings of texts; caches are filed under it."""
+        """Short hash of what determines text embeddings; names the cache folder."""
         return self.facts.id
 
     @property
     def precision(self) -> str:
-        """Number format of the picture tower: fp32 or bf16."""
+        """Number format of the image tower: fp32 or bf16."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     @torch.no_grad()
     def embed_pictures(self, pixels_B3HW: Tensor) -> Tensor:
-        """uint8 pixels of any size to unit rows Ω, B×E in fp32."""
+        """Embeds uint8 pixels of any size as unit rows Ω, B×E in fp32."""
         pixels = normalise(pixels_B3HW, self.mean, self.std, self.dtype)
         if pixels.shape[-1] != self.size:
             pixels = F.interpolate(
@@ -94,30 +103,33 @@ class Teacher:
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """Captions to unit rows, T×E in fp32."""
+        """Embeds captions as unit rows, T×E in fp32."""
         if self.model is None or not hasattr(self.model, "encode_text"):
-            raise RuntimeError("the text tower was dropped")
+            raise RuntimeError("drop_text_tower() has removed the text tower")
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=1)
 
     def drop_text_tower(self) -> None:
-        """Frees the text tower once all captions are cached."""
-        self.model = _PictureTower(self.model.visual)
+        """Frees the text tower. Call it once all captions are cached."""
+        self.model = _ImageTower(self.model.visual)
 
     @torch.no_grad()
-    def _common_width(self, config: TeacherConfig) -> int:
-        """E, from one empty picture and one empty text: what towers state of themselves differs among them."""
+    def _measure_width(self, config: TeacherConfig) -> int:
+        """Returns E, measured with one blank picture and one empty text.
+
+        Towers state their widths under different names, so measuring is simpler than reading.
+        """
         pixels = torch.zeros(1, 3, self.size, self.size, device=self.device)
         pictures = int(self.model.encode_image(pixels).shape[1])
         texts = int(self.model.encode_text(self.tokenizer([""]).to(self.device)).shape[1])
         if pictures != texts or pictures < 1:
             raise UserError(
-                f"{where(config)}: embeds pictures in {pictures} numbers and texts in {texts}, which no projection "
-                f"can fit; give a CLIP whose towers share one width"
+                f"{describe_source(config)}: embeds pictures in {pictures} numbers and texts in {texts}; use a CLIP "
+                f"whose towers have the same embedding width"
             )
         return pictures
 
 
-class _PictureTower(nn.Module):
+class _ImageTower(nn.Module):
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
@@ -127,9 +139,65 @@ class _PictureTower(nn.Module):
         return embedded
 
 
-def _create(name: str, weights: Path, config: TeacherConfig) -> Any:
+class FusedAttention(nn.MultiheadAttention):
+    """Self-attention with torch's fused kernel.
+
+    On a CPU it gains next to nothing, because nn.MultiheadAttention has its own fast path for frozen weights
+    (docs/benchmarks/step.md).
+    """
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        plain = options.get("attn_mask") is None and not options.get("need_weights", True)
+        if query is not key or key is not value or not plain:
+            return super().forward(query, key, value, **options)
+        B, T, D = query.shape
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        joined_BTD = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, D)
+        return self.out_proj(joined_BTD), None
+
+
+class QuickGELU(OpenClipQuickGELU):
+    """x·σ(1.702·x) = SiLU(1.702·x) / 1.702, computed in place.
+
+    open_clip's version writes three tensors of the MLP's hidden width; without autograd one is enough.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        return F.silu(x.mul_(QUICK_GELU_SLOPE), inplace=True).mul_(1 / QUICK_GELU_SLOPE)
+
+
+def speed_up_tower(visual: nn.Module) -> nn.Module:
+    """Replaces attention and QuickGELU of open_clip's blocks by faster versions, in place.
+
+    Weights and their names stay the same; results stay the same up to rounding. Other towers are left as they are.
+    """
+    for block in visual.modules():
+        if not isinstance(block, ResidualAttentionBlock):
+            continue
+        attention = block.attn
+        if (
+            type(attention) is nn.MultiheadAttention
+            and attention.batch_first
+            and attention.in_proj_weight is not None
+        ):
+            attention.__class__ = FusedAttention
+        for module in block.mlp:
+            # Safe in place: nothing else reads its input, the output of a linear layer.
+            if type(module) is OpenClipQuickGELU:
+                module.__class__ = QuickGELU
+    return visual
+
+
+def _create_model(name: str, weights: Path, config: TeacherConfig) -> Any:
     level = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # open_clip narrates at INFO and warns of what we check ourselves
+    logging.root.setLevel(
+        logging.ERROR
+    )  # open_clip logs details at INFO and warns about what is checked here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,27 +211,29 @@ def _create(name: str, weights: Path, config: TeacherConfig) -> Any:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({foreign[1]})" if foreign else ""
         raise UserError(
-            f"{where(config)}: holds more than weights{what}: pickled code, which is never run; give a .safetensors "
-            f"file, or a state_dict that torch.load(weights_only=True) reads"
+            f"{describe_source(config)}: holds more than weights{what}: pickled code, which is never run; give a "
+            f".safetensors file, or a state_dict that torch.load(weights_only=True) reads"
         ) from None
-    except Exception as error:  # torch, safetensors, json and open_clip all raise their own types here
+    except Exception as error:  # torch, safetensors, json and open_clip raise different types here
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where(config)}: does not fit the model {config.name}: {reason}") from None
+        raise UserError(
+            f"{describe_source(config)}: does not fit the model {config.name}: {reason}"
+        ) from None
     finally:
         logging.root.setLevel(level)
 
 
 def _create_from_torchscript(name: str, weights: Path) -> Any:
-    """A model with the weights of an archive like OpenAI's."""
+    """Creates a model with the weights of a TorchScript archive, such as OpenAI's."""
     tensors = read_torchscript(weights)
-    is_openais = all(key in tensors for key in OPENAI_NUMBERS)
-    if is_openais and not (open_clip.get_model_config(name) or {}).get("quick_gelu"):
-        # The wrong activation would load without a word and give other embeddings.
+    is_openai = all(key in tensors for key in OPENAI_NUMBERS)
+    if is_openai and not (open_clip.get_model_config(name) or {}).get("quick_gelu"):
+        # The wrong activation would load without an error and give other embeddings.
         raise UserError(f"teacher.name={name}: OpenAI's weights need QuickGELU; use {name}-quickgelu")
     model = open_clip.create_model(name, pretrained_text=False)
-    # The causal mask is no weight, but an archive does not tell the two apart.
-    no_weights = {*OPENAI_NUMBERS, *(key for key in tensors if key.rpartition(".")[2] == "attn_mask")}
-    model.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in no_weights})
+    # An archive stores the causal mask like a weight, but the model computes it.
+    ignored = {*OPENAI_NUMBERS, *(key for key in tensors if key.rpartition(".")[2] == "attn_mask")}
+    model.load_state_dict({key: tensor for key, tensor in tensors.items() if key not in ignored})
     return model
 
 
@@ -172,16 +242,17 @@ def _check_finite(model: nn.Module, config: TeacherConfig) -> None:
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
             wrong = int(finite.numel() - finite.sum())
             raise UserError(
-                f"{where(config)}: tensor {name} holds {wrong} numbers that are NaN or infinite; get the file again"
+                f"{describe_source(config)}: tensor {name} holds {wrong} numbers that are NaN or infinite; get the "
+                f"file again"
             )
 
 
-def _first_activation(visual: nn.Module) -> nn.Module:
+def _find_activation(visual: nn.Module) -> nn.Module:
     names = ("GELU", "QuickGELU", "GELUTanh", "SiLU", "ReLU")
     return next((m for m in visual.modules() if type(m).__name__ in names), visual)
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def _choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

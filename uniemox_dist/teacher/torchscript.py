@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive, such as OpenAI's CLIP files, read without running or compiling its code.
+"""Reads the tensors of a TorchScript archive, such as OpenAI's CLIP files, without running or compiling its code.
 
-open_clip's own loader refuses these archives, since torch.load(weights_only=True) does; torch.jit.load, which opens
-them, may run code that lies in them. So the archive's pickle is read by the same restricted unpickler as any other
-file of weights, and its TorchScript classes become empty shells that hold tensors.
+open_clip's loader rejects these archives, because torch.load(weights_only=True) does. torch.jit.load opens them but
+may run code that they contain. This module reads the archive's pickle with the same restricted unpickler as any other
+file of weights; TorchScript classes become empty shells that hold tensors.
 """
 
 import io
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 _SCRIPT = ("__torch__.", "torch.jit._pickle.")
-"""What only TorchScript pickles name: its classes, and its typed lists."""
+"""Prefixes of names that occur in TorchScript pickles only: its classes and its typed lists."""
 
 
 class _Shell:
-    """Stands for any TorchScript object: its attributes are kept, nothing of it can be called."""
+    """Stands in for any TorchScript object: keeps its attributes and has no methods."""
 
     def __new__(cls, *_: Any) -> "_Shell":
         return super().__new__(cls)
@@ -30,7 +30,7 @@ class _Shell:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive (rather than one of torch.save, or something else)."""
+    """True if a file is a TorchScript archive, not one of torch.save or another format."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -38,13 +38,13 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Tensors by the names that they have in the module: those of its state_dict, and buffers that are not in it.
+    """Reads the tensors of a module by name: its state_dict and its non-persistent buffers.
 
     Raises:
         pickle.UnpicklingError: if the archive's pickle names anything but tensors and TorchScript's own classes.
-        Exception: of zipfile's and torch's many types, if it is damaged.
+        Exception: of several types from zipfile and torch, if the archive is damaged.
     """
-    # Without code/ and constants.pkl it is an archive as torch.save writes it.
+    # Without code/ and constants.pkl the archive has the layout that torch.save writes.
     plain = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(plain, "w") as out:
         for name in archive.namelist():
@@ -60,12 +60,12 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     shells: list[Any] = [(_Shell, name) for name in named]
     with torch.serialization.safe_globals(shells):
         root = torch.load(plain, map_location="cpu", weights_only=True)
-    return dict(_tensors(root, ""))
+    return dict(_iterate_tensors(root, ""))
 
 
-def _tensors(shell: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _iterate_tensors(shell: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for name, value in vars(shell).items():
         if isinstance(value, Tensor):
             yield prefix + name, value
         elif isinstance(value, _Shell):
-            yield from _tensors(value, f"{prefix}{name}.")
+            yield from _iterate_tensors(value, f"{prefix}{name}.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from uniemox_dist.config.schema import OptimConfig
-from uniemox_dist.models.parameters import group_of
+from uniemox_dist.models.parameters import optimizer_group
 
 
 def parameter_groups(
@@ -22,7 +22,7 @@ def parameter_groups(
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            group = group_of(name, parameter.ndim, depth, layer_decay)
+            group = optimizer_group(name, parameter.ndim, depth, layer_decay)
             found.setdefault(group, []).append(parameter)
     return [
         {"params": found[scale, matrix], "lr_scale": scale, "weight_decay": weight_decay if matrix else 0.0}

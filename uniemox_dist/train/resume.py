@@ -21,7 +21,7 @@ from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
-from uniemox_dist.models.init_from import Loaded, load_into
+from uniemox_dist.models.init_from import InitReport, load_initial_weights
 from uniemox_dist.models.student import Student
 from uniemox_dist.runs.events import CheckpointSetAside
 from uniemox_dist.runs.folder import RunFolder
@@ -132,7 +132,7 @@ def _put_aside(folder: RunFolder, damaged: list[tuple[Path, str]]) -> None:
 
 def make_student(
     config: Config, world: World, device: torch.device, chosen: Checkpoint | None, embedding_width: int | None
-) -> tuple[Student, Loaded | None]:
+) -> tuple[Student, InitReport | None]:
     """The student on the CPU, the same on every rank. A checkpoint gives what is not trained now, and the rest to the
     engine; `model.init_from` is read only without one."""
     with torch.random.fork_rng(devices=[]):
@@ -147,7 +147,7 @@ def begin_with(
     world: World,
     device: torch.device,
     chosen: Checkpoint | None,
-) -> Loaded | None:
+) -> InitReport | None:
     """Gives what was made by the seed, on every rank alike, the weights that do not come from it. Collective."""
     path = config.model.init_from
     if chosen is not None:
@@ -155,6 +155,6 @@ def begin_with(
         return None
     if path is None:
         return None
-    loaded: Loaded = collectives.on_main(world, lambda: load_into(student, path))
+    loaded: InitReport = collectives.on_main(world, lambda: load_initial_weights(student, path))
     collectives.give_to_all(student.parameters(), world, device)
     return loaded

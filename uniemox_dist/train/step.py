@@ -15,10 +15,10 @@ from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order, path_draws
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order, draw_drop_paths
 from uniemox_dist.distributed.collectives import gather_rows, sum_over_ranks
 from uniemox_dist.distributed.world import World
-from uniemox_dist.models.drop_path import give, places
+from uniemox_dist.models.drop_path import find_drop_paths, set_draws
 from uniemox_dist.models.student import Targets, Views
 from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.train.monitor import nonfinite
@@ -64,16 +64,18 @@ def views_of(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
     return Views(
         scene_B3HW=batch.scene_B3HW,
         person_B3HW=person,
-        scene_order_BN=masked_order(model, batch.slots_B, SCENE_VIEW, seed, batch.on_person_BN),
-        person_order_BN=None if person is None else masked_order(model, batch.slots_B, PERSON_VIEW, seed),
+        scene_order_BN=choose_patch_order(model, batch.slots_B, SCENE_VIEW, seed, batch.on_person_BN),
+        person_order_BN=None
+        if person is None
+        else choose_patch_order(model, batch.slots_B, PERSON_VIEW, seed),
     )
 
 
 def draw_paths(engine: Any, batch: MicroBatch, config: Config) -> None:
     """Settles which branches a micro-batch's samples do without (`model.drop_path`): by slot, on every rank alike."""
     if config.model.drop_path:
-        paths = places(engine.module)
-        give(paths, path_draws(batch.slots_B, config.run.seed, len(paths)))
+        paths = find_drop_paths(engine.module)
+        set_draws(paths, draw_drop_paths(batch.slots_B, config.run.seed, len(paths)))
 
 
 def train_step(

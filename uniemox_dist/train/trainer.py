@@ -21,15 +21,14 @@ from uniemox_dist.data.sources import Sources
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.flops import Flops, sample_flops
-from uniemox_dist.models.init_from import Loaded
+from uniemox_dist.models.init_from import InitReport
 from uniemox_dist.models.student import Student
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.teacher import text_cache
-from uniemox_dist.teacher.facts import TeacherFacts
+from uniemox_dist.teacher.flops import count_teacher_flops
+from uniemox_dist.teacher.identity import TeacherFacts
 from uniemox_dist.teacher.model import Teacher
-from uniemox_dist.teacher.preparation import cached_views, caption_vectors
-from uniemox_dist.teacher.replay import Replay
-from uniemox_dist.teacher.tower_flops import teacher_flops
+from uniemox_dist.teacher.view_selection import SelectedViews, select_for_ranks
 from uniemox_dist.train.compute import check_compiler
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import choose_precision, make_engine
@@ -64,13 +63,13 @@ class Trainer:
     """The live one; None where its cached views are replayed, or no loss compares with one."""
     facts: TeacherFacts | None
     """Of the teacher, live or away; None where no loss compares with one."""
-    replay: Replay | None
+    replay: SelectedViews | None
     student: Student
     engine: Any
     precision: str
     chosen: Checkpoint | None
     """The checkpoint that the run goes on from."""
-    loaded: Loaded | None
+    loaded: InitReport | None
     """What came from `model.init_from`, in a run that does not go on from a checkpoint."""
     fixed: dict[str, torch.Tensor]
     """The student's parameters that are not trained, in fp32: the engine may round or partition its own."""
@@ -140,13 +139,13 @@ def build(
     expect("opening the teacher")
     precision: str = collectives.on_main(world, lambda: settled_precision(config, device, chosen))
     teacher: Teacher | None = None
-    replay: Replay | None = None
+    replay: SelectedViews | None = None
     vectors: list[CaptionVectors] | None = None
     if config.loss.needs_teacher and config.teacher.source == "cache":
-        replay = cached_views(config, world, sources, chosen)
+        replay = select_for_ranks(config, world, sources, chosen)
         if config.loss.needs_texts:
             vectors = [
-                text_cache.TextVectors(r, text_cache.beside_shards(r, replay.facts.id))
+                text_cache.TextVectors(r, text_cache.folder_beside_shards(r, replay.facts.id))
                 for r in sources.readers
             ]
     elif config.loss.needs_teacher:
@@ -157,7 +156,7 @@ def build(
         collectives.on_main(world, lambda: check_same_run(chosen, state))
     student, loaded = make_student(config, world, device, chosen, facts.width if facts else None)
     if teacher and config.loss.needs_texts:
-        vectors = caption_vectors(config, world, sources, teacher, folder, expect)
+        vectors = text_cache.prepare_caption_vectors(config, world, sources, teacher, folder, expect)
     expect("choosing the pictures that are shown")
     shown = _shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)
     if teacher:
@@ -169,7 +168,7 @@ def build(
         vectors,
         settings,
         config.run.seed,
-        stored=replay.caches(sources.readers) if replay else None,
+        cached_views=replay.open(sources.readers) if replay else None,
         strict=config.data.strict,
     )
     expect("making the engine, and loading the checkpoint")
@@ -196,7 +195,7 @@ def build(
         loaded,
         fixed,
         Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
-        sample_flops(config, facts.width if facts else None, teacher_flops(teacher)),
+        sample_flops(config, facts.width if facts else None, count_teacher_flops(teacher)),
         device_peak(config, precision, device),
         hosts,
     )
@@ -208,7 +207,7 @@ def _state(
     sources: Sources,
     precision: str,
     facts: TeacherFacts | None,
-    replay: Replay | None,
+    replay: SelectedViews | None,
 ) -> RunState:
     teacher = None
     if facts is not None:

@@ -11,8 +11,8 @@ from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.augment import Augment, seeded
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.origin import Counts
-from uniemox_dist.data.views import empty_views
+from uniemox_dist.data.origin import ReadCounts
+from uniemox_dist.data.views import allocate_views
 
 SIZE = 32
 
@@ -31,14 +31,14 @@ def config(*more: str) -> FinetuneRun:
 
 
 def views(count: int) -> torch.Tensor:
-    room = empty_views(count, SIZE)
+    room = allocate_views(count, SIZE)
     room.copy_(torch.arange(count * 3 * SIZE * SIZE).view(count, 3, SIZE, SIZE) % 251)
     return room
 
 
 def batch(slots: list[int]) -> MicroBatch:
     """Each view has the grey level of its slot, each target its own class."""
-    scene = empty_views(len(slots), SIZE)
+    scene = allocate_views(len(slots), SIZE)
     for i, slot in enumerate(slots):
         scene[i] = 10 * slot
     return MicroBatch(
@@ -51,7 +51,7 @@ def batch(slots: list[int]) -> MicroBatch:
         (),
         (),
         (),
-        Counts(),
+        ReadCounts(),
         torch.eye(12)[slots],
     )
 
@@ -63,14 +63,14 @@ def test_a_view_is_varied_by_its_slot_alone_and_leaves_the_generators_as_they_we
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     a, b = views(4), views(4)
     for i in range(4):
-        one.view(a[i], slot=7 + i, number=0)
+        one.change_view(a[i], slot=7 + i, number=0)
     for i in reversed(range(4)):
-        other.view(b[i], slot=7 + i, number=0)
+        other.change_view(b[i], slot=7 + i, number=0)
     assert torch.equal(a, b)
     assert all(not torch.equal(a[i], views(4)[i]) for i in range(4))
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
     person = views(1)
-    one.view(person[0], slot=7, number=1)
+    one.change_view(person[0], slot=7, number=1)
     assert not torch.equal(person[0], a[0])
 
 
@@ -79,25 +79,25 @@ def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
         config("finetune.rand_augment=null", "finetune.erasing=0", "finetune.mixup=0", "finetune.cutmix=0")
     )
     view = views(1)
-    off.view(view[0], 3, 0)
+    off.change_view(view[0], 3, 0)
     assert torch.equal(view, views(1))
     given = batch([0, 1])
-    assert off.pairs(given) is given
+    assert off.mix_pairs(given) is given
 
 
 @pytest.mark.parametrize(("off", "cuts"), [("cutmix", False), ("mixup", True)])
 def test_pairs_are_mixed_alike_in_micro_batches_of_any_even_size(off: str, cuts: bool) -> None:
     augment = Augment(config(f"finetune.{off}=0"))
     slots = list(range(12))
-    whole = augment.pairs(batch(slots))
-    parts = [augment.pairs(batch(slots[i : i + 2])) for i in range(0, 12, 2)]
+    whole = augment.mix_pairs(batch(slots))
+    parts = [augment.mix_pairs(batch(slots[i : i + 2])) for i in range(0, 12, 2)]
     assert torch.equal(whole.scene_B3HW, torch.cat([part.scene_B3HW for part in parts]))
     assert whole.targets_BC is not None
     assert torch.equal(whole.targets_BC, torch.cat([p.targets_BC for p in parts if p.targets_BC is not None]))
     torch.testing.assert_close(whole.targets_BC.sum(1), torch.ones(12))
     shares = set()
     for a, b in zip(slots[::2], slots[1::2]):
-        mix = augment.mix(a)
+        mix = augment.choose_mix(a)
         assert mix is not None
         assert (mix.box is not None) == cuts
         shares.add(mix.share)
@@ -116,7 +116,7 @@ def test_pairs_are_mixed_alike_in_micro_batches_of_any_even_size(off: str, cuts:
 def test_what_cannot_be_mixed_or_is_no_description_is_told() -> None:
     with pytest.raises(UserError, match=r"batch\.micro_batch=3 and batch\.streams=96 must be even"):
         config("batch.micro_batch=3")
-    with pytest.raises(UserError, match=r"finetune\.rand_augment=rand-z5: is no description"):
+    with pytest.raises(UserError, match=r"finetune\.rand_augment=rand-z5: timm does not accept it"):
         Augment(config("finetune.rand_augment=rand-z5"))
     with pytest.raises(UserError, match=r"finetune\.labels: 'a' stands twice"):
         config("finetune.labels=[a, b, a]")
@@ -133,7 +133,7 @@ def test_what_cannot_be_mixed_or_is_no_description_is_told() -> None:
 def test_the_strongest_of_every_kind_can_be_drawn() -> None:
     strongest = Augment(config("finetune.rand_augment=rand-m10-n4-inc1", "finetune.erasing=0"))
     for slot in range(150):  # 600 draws of 15 kinds, half of them applied
-        strongest.view(views(1)[0], slot, 0)
+        strongest.change_view(views(1)[0], slot, 0)
 
 
 def test_seeds_of_64_bits_are_taken() -> None:

@@ -14,14 +14,14 @@ from uniemox_dist.data.crops import (
     DENSITY,
     View,
     ViewSettings,
-    evaluation_plan,
-    on_person,
-    planned,
-    scaled,
-    training_plan,
+    find_person_patches,
+    plan_evaluation_views,
+    plan_training_views,
+    plan_views,
+    scale_box,
 )
 from uniemox_dist.data.decode import decode_rgb
-from uniemox_dist.data.views import draw, empty_views, render, training_views
+from uniemox_dist.data.views import allocate_views, render, render_view, training_views
 
 SIZE = 224
 WHITE = (255, 255, 255)
@@ -49,7 +49,7 @@ def views(file: bytes, width: int, height: int, scale: int, boxes: list[View]) -
     array, found = decode_rgb(file, WHITE, scale)
     assert found == scale
     assert array.shape[:2] == (-(-height // scale), -(-width // scale))
-    return [draw(torch.from_numpy(array).permute(2, 0, 1), view, SIZE, scale) for view in boxes]
+    return [render_view(torch.from_numpy(array).permute(2, 0, 1), view, SIZE, scale) for view in boxes]
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -64,7 +64,7 @@ def test_a_smaller_decode_shows_the_same_within_a_grey_level(name: str) -> None:
     scales, distances = set(), []
     for slot in range(12):
         persons = (Person((0.1, 0.05, 0.8, 0.98), 0.9),) if slot % 2 else ()
-        plan = training_plan(width, height, persons, settings, 1, slot)
+        plan = plan_training_views(width, height, persons, settings, 1, slot)
         assert plan.person is not None
         scales.add(plan.scale)
         both = [plan.scene, plan.person]
@@ -79,13 +79,13 @@ def test_a_smaller_decode_shows_the_same_within_a_grey_level(name: str) -> None:
 def test_a_view_of_an_unscaled_plan_is_at_most_a_pixel_from_the_drawn_box() -> None:
     """Boxes are moved to whole pixels of the smaller picture, by less than one of those."""
     for slot in range(200):
-        drawn = training_plan(3001, 2003, (), ViewSettings(image_size=32), 1, slot)
-        unscaled = training_plan(3001, 2003, (), ViewSettings(image_size=2000), 1, slot)
+        drawn = plan_training_views(3001, 2003, (), ViewSettings(image_size=32), 1, slot)
+        unscaled = plan_training_views(3001, 2003, (), ViewSettings(image_size=2000), 1, slot)
         assert (drawn.scale, unscaled.scale) == (8, 1)
         for a, b in zip(drawn.scene.box, unscaled.scene.box):
             assert abs(a - b) < 8
         left, top, width, height = drawn.scene.box
-        assert tuple(8 * edge for edge in scaled(drawn.scene.box, 8)) == drawn.scene.box
+        assert tuple(8 * edge for edge in scale_box(drawn.scene.box, 8)) == drawn.scene.box
         assert left + width <= 3001
         assert top + height <= 2003
 
@@ -94,15 +94,15 @@ def test_a_view_of_an_unscaled_plan_is_at_most_a_pixel_from_the_drawn_box() -> N
 def test_the_scale_keeps_enough_pixels_for_the_smallest_crop(scale: int) -> None:
     side = int(scale * DENSITY * SIZE)
     big, small = View((0, 0, 9000, 8000)), View((16, 24, side, side + 5))
-    assert planned(big, small, WHITE, SIZE).scale == scale
+    assert plan_views(big, small, WHITE, SIZE).scale == scale
     if scale > 1:
         smaller = View((16, 24, side - 1, side + 5))
-        assert planned(big, smaller, WHITE, SIZE).scale == scale // 2
+        assert plan_views(big, smaller, WHITE, SIZE).scale == scale // 2
 
 
 def test_a_turned_picture_and_other_formats_come_whole_and_show_the_same() -> None:
     picture = photo(1400, 1000)
-    plan = evaluation_plan(1400, 1000, (), ViewSettings())
+    plan = plan_evaluation_views(1400, 1000, (), ViewSettings())
     assert plan.scale == 2
     exif = Image.Exif()
     exif[0x112] = 6
@@ -114,7 +114,7 @@ def test_a_turned_picture_and_other_formats_come_whole_and_show_the_same() -> No
         files.append(buffer.getvalue())
     shown = []
     for file in files:
-        scene, person = empty_views(1, SIZE), empty_views(1, SIZE)
+        scene, person = allocate_views(1, SIZE), allocate_views(1, SIZE)
         render(file, (1400, 1000), plan, scene[0], person[0])
         assert torch.equal(scene, person)  # without a person both are the whole picture
         shown.append(scene[0])
@@ -124,22 +124,22 @@ def test_a_turned_picture_and_other_formats_come_whole_and_show_the_same() -> No
 
 
 def test_a_picture_of_another_size_than_stated_is_an_error() -> None:
-    plan = evaluation_plan(64, 48, (), ViewSettings(image_size=16))
-    room = empty_views(1, 16)
+    plan = plan_evaluation_views(64, 48, (), ViewSettings(image_size=16))
+    room = allocate_views(1, 16)
     with pytest.raises(ValueError, match=r"has 48 x 64 pixels where 64 x 48 are stated"):
         render(jpeg(photo(48, 64)), (64, 48), plan, room[0], None)
 
 
 def test_colour_factors_are_drawn_by_slot_and_view_and_stay_in_range() -> None:
     settings = ViewSettings(colour_jitter=0.4)
-    plans = [training_plan(100, 80, (), settings, 3, slot) for slot in range(300)]
-    assert plans == [training_plan(100, 80, (), settings, 3, slot) for slot in range(300)]
+    plans = [plan_training_views(100, 80, (), settings, 3, slot) for slot in range(300)]
+    assert plans == [plan_training_views(100, 80, (), settings, 3, slot) for slot in range(300)]
     factors = np.array([[p.scene.jitter, p.person.jitter] for p in plans if p.person is not None])
     assert factors.shape == (300, 2, 3)
     assert 0.6 <= factors.min() < 0.62
     assert 1.38 < factors.max() <= 1.4
     assert len(np.unique(factors)) == factors.size
-    without = training_plan(100, 80, (), ViewSettings(), 3, 7)
+    without = plan_training_views(100, 80, (), ViewSettings(), 3, 7)
     assert without.scene.jitter is None
     assert without.scene.box == plans[7].scene.box  # one more setting moves nothing else
 
@@ -148,7 +148,7 @@ def test_colour_jitter_multiplies_brightness_contrast_and_saturation() -> None:
     grey = jpeg(Image.new("RGB", (40, 40), (100, 100, 100)))
     plain = ViewSettings(image_size=16)
     for slot in range(20):
-        plan = training_plan(40, 40, (), ViewSettings(image_size=16, colour_jitter=0.5), 0, slot)
+        plan = plan_training_views(40, 40, (), ViewSettings(image_size=16, colour_jitter=0.5), 0, slot)
         assert plan.scene.jitter is not None
         jittered, _ = training_views(grey, (), ViewSettings(image_size=16, colour_jitter=0.5), 0, slot)
         untouched, _ = training_views(grey, (), plain, 0, slot)
@@ -158,7 +158,7 @@ def test_colour_jitter_multiplies_brightness_contrast_and_saturation() -> None:
 
 
 def test_views_lie_in_memory_as_decoders_write_them() -> None:
-    room = empty_views(3, 8)
+    room = allocate_views(3, 8)
     assert room.shape == (3, 3, 8, 8)
     assert room.is_contiguous(memory_format=torch.channels_last)
 
@@ -167,8 +167,8 @@ def test_views_lie_in_memory_as_decoders_write_them() -> None:
 def test_patches_on_the_person_are_those_whose_centre_lies_in_the_box(mirror: bool) -> None:
     person = Person((0.5, 0.25, 1.0, 0.75), 0.9)  # in a picture of 80 x 40: x from 40, y from 10 to 30
     view = View((20, 0, 40, 40), mirror)
-    on = np.array(on_person(view, person, 80, 40, 4)).reshape(4, 4)
+    on = np.array(find_person_patches(view, person, 80, 40, 4)).reshape(4, 4)
     expected = np.zeros((4, 4), bool)
     expected[1:3, 2:] = True
     assert (on == (expected[:, ::-1] if mirror else expected)).all()
-    assert not any(on_person(view, None, 80, 40, 4))
+    assert not any(find_person_patches(view, None, 80, 40, 4))

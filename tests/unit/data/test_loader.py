@@ -21,7 +21,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.data.loader import (
-    REPLACEMENTS,
+    MAX_REPLACEMENTS,
     MicroBatch,
     view_settings,
 )
@@ -271,7 +271,7 @@ def test_a_data_set_without_a_whole_sample_ends_the_run(tmp_path: Path) -> None:
     write(tmp_path, [Sample("k", b"junk", "png", 4, 4, "s", image_sha256=sha256_bytes(b"junk"))])
     with pytest.raises(RuntimeError, match="too many damaged samples in a row: slot 0: ") as caught:
         dataset(config(tmp_path))[[0]]
-    assert str(caught.value).count("cannot be decoded") == REPLACEMENTS
+    assert str(caught.value).count("cannot be decoded") == MAX_REPLACEMENTS
 
 
 def test_a_lost_index_ends_the_run_instead_of_replacing_samples(copy: Path) -> None:

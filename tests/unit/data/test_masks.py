@@ -10,8 +10,8 @@ from uniemox_dist.data.masks import (
     PERSON_VIEW,
     SCENE_VIEW,
     block_order,
-    masked_order,
-    mix,
+    choose_patch_order,
+    hash_int64,
     patch_order,
     person_order,
 )
@@ -33,7 +33,7 @@ def signed(x: int) -> int:
 
 def test_the_hash_is_splitmix64() -> None:
     values = [0, 1, 2, -1, 12345678901234567, 2**63 - 1, -(2**63)]
-    assert mix(torch.tensor(values)).tolist() == [signed(plain_mix(value & M64)) for value in values]
+    assert hash_int64(torch.tensor(values)).tolist() == [signed(plain_mix(value & M64)) for value in values]
 
 
 def test_an_order_of_patches_keeps_its_values() -> None:
@@ -161,8 +161,8 @@ def test_a_mask_by_person_without_a_person_is_the_random_one() -> None:
     slots = torch.arange(20)
     on = torch.zeros(20, 196, dtype=torch.bool)
     random = patch_order(slots, SCENE_VIEW, 3, 196)
-    assert torch.equal(masked_order(model, slots, SCENE_VIEW, 3, on), random)
-    assert torch.equal(masked_order(model, slots, SCENE_VIEW, 3), random)
+    assert torch.equal(choose_patch_order(model, slots, SCENE_VIEW, 3, on), random)
+    assert torch.equal(choose_patch_order(model, slots, SCENE_VIEW, 3), random)
 
 
 @pytest.mark.parametrize("mask", ["block", "person"])
@@ -170,6 +170,6 @@ def test_a_strategys_masks_do_not_depend_on_the_split_of_the_batch(mask: str) ->
     model = ModelConfig(mask=mask)  # type: ignore[arg-type]
     slots = torch.arange(500, 524)
     on = patch_order(slots, 7, 0, 196) < 60
-    whole = masked_order(model, slots, SCENE_VIEW, 3, on)
-    parts = [masked_order(model, s, SCENE_VIEW, 3, o) for s, o in zip(slots.split(5), on.split(5))]
+    whole = choose_patch_order(model, slots, SCENE_VIEW, 3, on)
+    parts = [choose_patch_order(model, s, SCENE_VIEW, 3, o) for s, o in zip(slots.split(5), on.split(5))]
     assert torch.equal(torch.cat(parts), whole)

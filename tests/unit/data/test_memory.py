@@ -8,7 +8,7 @@ from inputs import DEMO
 from loader_parts import config, dataset
 
 from shards.pack.pipeline import PackSettings, pack
-from uniemox_dist.data.sources import loader_bytes
+from uniemox_dist.data.sources import estimate_loader_bytes
 from uniemox_dist.data.step_batches import StepBatches
 
 EPOCHS = 20
@@ -34,4 +34,4 @@ def test_resident_size_is_flat_over_twenty_epochs(tmp_path: Path) -> None:
     for before, now in zip(after_two, last):
         assert now - before < 8 << 20, sizes
     # What is stated at a run's start: 4 micro-batches ahead, 2 of a step and one more; and 65,536 rows.
-    assert loader_bytes(of, 1) == (7 * 24 * 2 * 3 * 224 * 224, 65536 * 400)
+    assert estimate_loader_bytes(of, 1) == (7 * 24 * 2 * 3 * 224 * 224, 65536 * 400)

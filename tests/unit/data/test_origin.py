@@ -12,7 +12,7 @@ from shards.format.index import index_path, read_index
 from uniemox_dist.core.errors import Fault
 from uniemox_dist.data import origin as module
 from uniemox_dist.data.cache import ShardCache
-from uniemox_dist.data.origin import Counts, Origin
+from uniemox_dist.data.origin import ReadCounts, ShardOrigin
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 
 
@@ -46,7 +46,7 @@ STALE = OSError(errno.ESTALE, "Stale file handle")
 
 
 def test_a_read_is_tried_again_with_longer_and_longer_waits(no_waiting: list[float]) -> None:
-    origin = Origin("/data", "data.path")
+    origin = ShardOrigin("/data", "data.path")
     origin.retry_s = 1000
     assert origin.persistent("shard x", failing(12, STALE)) == "read"
     assert origin.counts.retries == 12
@@ -58,7 +58,7 @@ def test_a_read_is_tried_again_with_longer_and_longer_waits(no_waiting: list[flo
 def test_a_source_that_stays_away_ends_the_run_in_one_line_after_the_stated_time(
     no_waiting: list[float],
 ) -> None:
-    origin = Origin("s3://bucket/data", "data.path")
+    origin = ShardOrigin("s3://bucket/data", "data.path")
     origin.retry_s = 30
     for error in (STALE, TimeoutError("no answer"), RuntimeError("client closed\nmore")):
         no_waiting.clear()
@@ -163,9 +163,9 @@ def test_ranges_come_first_and_the_shard_behind_them_answers_the_later_reads(
     first = cached.read(1, 0)
     assert first == plain.read(1, 0)
     bring_in(cached)
-    assert cached.origin.counts == Counts(reads=1, bytes=len(first.image) + entry.bytes)
+    assert cached.origin.counts == ReadCounts(reads=1, bytes=len(first.image) + entry.bytes)
     assert [cached.read(1, row) for row in range(16)] == [plain.read(1, row) for row in range(16)]
-    assert cached.origin.counts == Counts(reads=17, bytes=len(first.image) + entry.bytes, hits=16)
+    assert cached.origin.counts == ReadCounts(reads=17, bytes=len(first.image) + entry.bytes, hits=16)
     sixth = plain.read(1, 5)
     (copy / entry.name).unlink()
     assert cached.read(1, 5) == sixth  # the origin is not asked

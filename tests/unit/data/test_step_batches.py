@@ -15,7 +15,7 @@ from loader_parts import alive, config, dataset, wait_until_gone
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.loader import MicroBatch, PlannedDataset
-from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.step_batches import StepBatches
 
 
@@ -134,7 +134,7 @@ def test_what_reading_cost_travels_with_the_micro_batches(workers: int, emoji_sh
         for slot in batch.slots_B.tolist():
             place = data.plan.place(slot)
             lengths.append(len(data.readers[0].read(place.shard, place.row).image))
-        assert batch.counts == Counts(reads=6, bytes=sum(lengths), hits=0, retries=0)
+        assert batch.counts == ReadCounts(reads=6, bytes=sum(lengths), hits=0, retries=0)
 
 
 def test_signals_that_slurm_sends_do_not_reach_loader_processes(emoji_shards: Path) -> None:

@@ -16,13 +16,20 @@ from shards.pictures import decode_picture
 from uniemox_dist.data.crops import (
     View,
     ViewSettings,
-    background_colour,
+    choose_background,
     choose_person,
-    person_box,
-    scene_box,
+    choose_scene_box,
+    grow_person_box,
 )
 from uniemox_dist.data.rng import Purpose, uniform
-from uniemox_dist.data.views import cut, decode_rgb, draw, evaluation_views, training_views, whole
+from uniemox_dist.data.views import (
+    crop_and_resize,
+    decode_tensor,
+    evaluation_views,
+    render_view,
+    resize_whole,
+    training_views,
+)
 
 ASTRONAUT = np.asarray(Image.fromarray(data.astronaut()).resize((192, 128)))
 RED, GREY = (220, 20, 40), (128, 128, 128)
@@ -74,7 +81,7 @@ def test_a_turned_picture_is_decoded_upright(orientation: int, form: str) -> Non
     exif[0x112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](ASTRONAUT)))
     file = encoded(stored, form, exif=exif, **({"quality": 95} if form != "PNG" else {}))
-    rgb = pixels(decode_rgb(file))
+    rgb = pixels(decode_tensor(file))
     assert rgb.shape == ASTRONAUT.shape
     assert distance(rgb, ASTRONAUT) <= (0 if form == "PNG" else 4)
     assert distance(rgb, decode_picture(file)) < 1  # packing measured and looked for persons in the same
@@ -93,7 +100,7 @@ def test_packing_and_training_agree_on_a_turn_that_only_xmp_states() -> None:
     files.append(files[1][:start] + files[1][start + 18 :])
     for file in files:
         assert b"tiff:Orientation" in file
-        assert pixels(decode_rgb(file)).shape == decode_picture(file).shape == (128, 192, 3)
+        assert pixels(decode_tensor(file)).shape == decode_picture(file).shape == (128, 192, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
@@ -104,12 +111,12 @@ def test_transparent_pixels_show_the_background(form: str) -> None:
     options = {"lossless": True, "exact": True} if form == "WEBP" else {}
     file = encoded(Image.fromarray(rgba), form, **options)
     for background in ((255, 255, 255), (10, 200, 30)):
-        rgb = pixels(decode_rgb(file, background))
+        rgb = pixels(decode_tensor(file, background))
         assert (rgb[:, :4] == background).all()
         assert (rgb[:, 4:8] == RED).all()
         mixed = 0.2 * np.array(RED) + 0.8 * np.array(background)
         assert np.abs(rgb[:, 8:] - mixed).max() <= 1
-    assert (decode_picture(file) == pixels(decode_rgb(file))).all()
+    assert (decode_picture(file) == pixels(decode_tensor(file))).all()
 
 
 def test_a_palette_png_with_transparency_shows_its_colours_and_the_background() -> None:
@@ -117,7 +124,7 @@ def test_a_palette_png_with_transparency_shows_its_colours_and_the_background() 
     picture.putpalette([0, 0, 0, *RED, 0, 0, 255])
     picture.paste(1, (2, 0, 4, 4))
     picture.paste(2, (4, 0, 6, 4))
-    rgb = pixels(decode_rgb(encoded(picture, transparency=0), (9, 8, 7)))
+    rgb = pixels(decode_tensor(encoded(picture, transparency=0), (9, 8, 7)))
     assert [tuple(rgb[0, x]) for x in (0, 2, 4)] == [(9, 8, 7), RED, (0, 0, 255)]
 
 
@@ -125,9 +132,9 @@ def test_a_16_bit_grey_png_keeps_its_shades() -> None:
     values = np.linspace(0, 65535, 256 * 4).round().astype(np.uint16).reshape(4, 256)
     file = encoded(Image.fromarray(values))
     expected = np.repeat((values / 257).round().astype(int)[:, :, None], 3, axis=2)
-    assert np.abs(pixels(decode_rgb(file)) - expected).max() <= 1
-    np.testing.assert_array_equal(decode_picture(file), pixels(decode_rgb(file)))
-    clear = decode_rgb(encoded(Image.fromarray(values), transparency=int(values[0, 0])), (1, 2, 3))
+    assert np.abs(pixels(decode_tensor(file)) - expected).max() <= 1
+    np.testing.assert_array_equal(decode_picture(file), pixels(decode_tensor(file)))
+    clear = decode_tensor(encoded(Image.fromarray(values), transparency=int(values[0, 0])), (1, 2, 3))
     assert pixels(clear)[0, 0].tolist() == [1, 2, 3]
     assert np.abs(pixels(clear)[0, 1:] - expected[0, 1:]).max() <= 1
 
@@ -136,21 +143,21 @@ def test_a_16_bit_grey_png_keeps_its_shades() -> None:
 def test_grey_pictures_become_rgb(mode: str) -> None:
     picture = Image.new("L", (4, 4), 0)
     picture.paste(255, (2, 0, 4, 4))
-    rgb = pixels(decode_rgb(encoded(picture.convert(mode))))
+    rgb = pixels(decode_tensor(encoded(picture.convert(mode))))
     assert (rgb[:, :2] == 0).all()
     assert (rgb[:, 2:] == 255).all()
 
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:
     file = encoded(Image.fromarray(ASTRONAUT).convert("CMYK"), "JPEG", quality=95)
-    rgb = pixels(decode_rgb(file))
+    rgb = pixels(decode_tensor(file))
     assert distance(rgb, ASTRONAUT) < 3
     assert distance(rgb, decode_picture(file)) < 1
 
 
 def test_a_grey_jpeg_becomes_rgb() -> None:
     grey = Image.fromarray(ASTRONAUT).convert("L")
-    rgb = pixels(decode_rgb(encoded(grey, "JPEG", quality=95)))
+    rgb = pixels(decode_tensor(encoded(grey, "JPEG", quality=95)))
     assert distance(rgb, np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)) < 3
 
 
@@ -159,9 +166,9 @@ def test_a_cut_or_foreign_file_is_a_value_error(share: float) -> None:
     for form in ("JPEG", "PNG", "WEBP"):
         file = encoded(Image.fromarray(ASTRONAUT), form)
         with pytest.raises(ValueError, match="cannot be decoded"):
-            decode_rgb(file[: int(len(file) * share)])
+            decode_tensor(file[: int(len(file) * share)])
     with pytest.raises(ValueError, match="cannot be decoded: not a picture of a known format"):
-        decode_rgb(b"text")
+        decode_tensor(b"text")
 
 
 # ---- cutting
@@ -174,7 +181,7 @@ def test_a_resize_is_pillows_antialiased_bicubic_within_a_grey_level() -> None:
         left, top, width, height = box
         crop = photo.crop((left, top, left + width, top + height))
         expected = crop.resize((size, size), Image.Resampling.BICUBIC)
-        view = cut(rgb, box, size)
+        view = crop_and_resize(rgb, box, size)
         assert (view.shape, view.dtype) == ((3, size, size), torch.uint8)
         assert distance(pixels(view), expected) < 1
 
@@ -182,12 +189,14 @@ def test_a_resize_is_pillows_antialiased_bicubic_within_a_grey_level() -> None:
 def test_a_mirrored_view_is_the_exact_mirror() -> None:
     rgb = torch.from_numpy(ASTRONAUT.copy()).permute(2, 0, 1)
     for box in ((0, 0, 192, 128), (13, 7, 101, 99)):
-        assert torch.equal(draw(rgb, View(box, mirror=True), 48), draw(rgb, View(box), 48).flip(-1))
+        assert torch.equal(
+            render_view(rgb, View(box, mirror=True), 48), render_view(rgb, View(box), 48).flip(-1)
+        )
 
 
 def test_the_whole_picture_is_squeezed_and_nothing_is_cut_off() -> None:
     file = with_rectangle(90, 30, 0, 0, 30, 30)
-    rgb = pixels(whole(decode_rgb(file), 30))
+    rgb = pixels(resize_whole(decode_tensor(file), 30))
     assert (rgb[:, :7] == RED).all()
     assert (rgb[:, 13:] == GREY).all()
 
@@ -204,7 +213,7 @@ def test_the_scene_lies_inside_the_picture_with_an_area_and_shape_in_range(
     settings = ViewSettings(scene_scale=scale)
     shares = []
     for slot in range(500):
-        left, top, w, h = scene_box(width, height, settings, 1, slot)
+        left, top, w, h = choose_scene_box(width, height, settings, 1, slot)
         assert left >= 0
         assert top >= 0
         assert left + w <= width
@@ -221,7 +230,7 @@ def test_the_scene_lies_inside_the_picture_with_an_area_and_shape_in_range(
 @pytest.mark.parametrize("size", [(2000, 100), (100, 2000)])
 def test_a_panorama_gives_a_crop_of_its_whole_shorter_side(size: tuple[int, int]) -> None:
     for slot in range(200):
-        left, top, w, h = scene_box(*size, ViewSettings(scene_scale=(0.5, 1.0)), 1, slot)
+        left, top, w, h = choose_scene_box(*size, ViewSettings(scene_scale=(0.5, 1.0)), 1, slot)
         assert 100 in (w, h)
         assert 74 <= min(w, h) <= max(w, h) <= 134
         assert 0 <= left <= size[0] - w
@@ -229,7 +238,9 @@ def test_a_panorama_gives_a_crop_of_its_whole_shorter_side(size: tuple[int, int]
 
 
 def test_the_scene_reaches_every_corner_of_the_picture() -> None:
-    boxes = [scene_box(200, 100, ViewSettings(scene_scale=(0.2, 0.5)), 1, slot) for slot in range(2000)]
+    boxes = [
+        choose_scene_box(200, 100, ViewSettings(scene_scale=(0.2, 0.5)), 1, slot) for slot in range(2000)
+    ]
     assert min(left for left, *_ in boxes) == min(top for _, top, *_ in boxes) == 0
     assert max(left + w for left, _, w, _ in boxes) == 200
     assert max(top + h for _, top, _, h in boxes) == 100
@@ -248,21 +259,23 @@ def test_the_scene_view_is_the_cut_of_its_box_for_the_slot() -> None:
     flips = Counter()
     for slot in range(60):
         scene, person = training_views(file, (), settings, 9, slot)
-        rgb = decode_rgb(file)
+        rgb = decode_tensor(file)
         flipped = uniform(9, slot, Purpose.SCENE_FLIP) < 0.5
         flips[flipped] += 1
-        assert torch.equal(scene, draw(rgb, View(scene_box(192, 128, settings, 9, slot), flipped), 48))
+        assert torch.equal(
+            scene, render_view(rgb, View(choose_scene_box(192, 128, settings, 9, slot), flipped), 48)
+        )
         flipped = uniform(9, slot, Purpose.PERSON_FLIP) < 0.5
         assert person is not None
-        assert torch.equal(person, draw(rgb, View((0, 0, 192, 128), flipped), 48))
+        assert torch.equal(person, render_view(rgb, View((0, 0, 192, 128), flipped), 48))
     assert 15 < flips[True] < 45
 
 
 def test_the_views_of_a_slot_keep_their_values() -> None:
     settings = ViewSettings(image_size=8)
-    boxes = [scene_box(640, 480, settings, 5, slot) for slot in (0, 1, 10**9)]
+    boxes = [choose_scene_box(640, 480, settings, 5, slot) for slot in (0, 1, 10**9)]
     assert boxes == [(52, 0, 494, 480), (78, 1, 543, 478), (170, 0, 413, 480)]
-    assert background_colour(ViewSettings(background="random"), 5, 1) == (173, 228, 100)
+    assert choose_background(ViewSettings(background="random"), 5, 1) == (173, 228, 100)
 
 
 # ---- the person
@@ -284,20 +297,20 @@ def test_the_person_view_is_the_crop_of_the_person(box: tuple[int, int, int, int
 
 
 def test_the_margin_is_a_share_of_the_longer_side_on_every_side() -> None:
-    assert person_box(1000, 500, Person((0.4, 0.2, 0.5, 0.6), 1.0), 0.25) == (350, 50, 200, 300)
-    assert person_box(1000, 500, Person((0.4, 0.2, 0.5, 0.6), 1.0), 0.0) == (400, 100, 100, 200)
+    assert grow_person_box(1000, 500, Person((0.4, 0.2, 0.5, 0.6), 1.0), 0.25) == (350, 50, 200, 300)
+    assert grow_person_box(1000, 500, Person((0.4, 0.2, 0.5, 0.6), 1.0), 0.0) == (400, 100, 100, 200)
 
 
 def test_the_margin_is_clipped_at_the_edges_of_the_picture() -> None:
-    assert person_box(100, 100, Person((0.0, 0.5, 0.2, 1.0), 1.0), 0.2) == (0, 40, 30, 60)
-    assert person_box(100, 100, Person((0.9, 0.0, 1.0, 0.4), 1.0), 0.5) == (70, 0, 30, 60)
-    assert person_box(100, 100, Person((0.1, 0.1, 0.9, 0.9), 1.0), 2.0) == (0, 0, 100, 100)
+    assert grow_person_box(100, 100, Person((0.0, 0.5, 0.2, 1.0), 1.0), 0.2) == (0, 40, 30, 60)
+    assert grow_person_box(100, 100, Person((0.9, 0.0, 1.0, 0.4), 1.0), 0.5) == (70, 0, 30, 60)
+    assert grow_person_box(100, 100, Person((0.1, 0.1, 0.9, 0.9), 1.0), 2.0) == (0, 0, 100, 100)
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.3, 1.0), (0.3, 0.3)])
 def test_a_box_without_area_is_a_pixel_inside_the_picture(corner: tuple[float, float]) -> None:
     x, y = corner
-    left, top, width, height = person_box(50, 40, Person((x, y, x, y), 1.0), 0.15)
+    left, top, width, height = grow_person_box(50, 40, Person((x, y, x, y), 1.0), 0.15)
     assert 0 <= left < left + width <= 50
     assert 0 <= top < top + height <= 40
     _, view = training_views(
@@ -311,8 +324,8 @@ def test_without_a_person_the_view_is_the_whole_picture() -> None:
     file = encoded(Image.fromarray(ASTRONAUT))
     _, view = training_views(file, (), PLAIN, 0, 0)
     assert view is not None
-    assert torch.equal(view, whole(decode_rgb(file), 32))
-    assert person_box(192, 128, None, 0.15) == (0, 0, 192, 128)
+    assert torch.equal(view, resize_whole(decode_tensor(file), 32))
+    assert grow_person_box(192, 128, None, 0.15) == (0, 0, 192, 128)
 
 
 def test_without_a_person_branch_there_is_no_view() -> None:
@@ -365,12 +378,12 @@ def test_a_random_background_is_one_colour_per_slot_behind_both_views() -> None:
     for slot in range(50):
         scene, person = training_views(file, (), settings, 4, slot)
         assert person is not None
-        colour = background_colour(settings, 4, slot)
+        colour = choose_background(settings, 4, slot)
         assert (pixels(scene) == colour).all()
         assert (pixels(person) == colour).all()
         colours.add(colour)
     assert len(colours) == 50
-    assert background_colour(ViewSettings(), 4, 0) == (255, 255, 255)
+    assert choose_background(ViewSettings(), 4, 0) == (255, 255, 255)
 
 
 def test_evaluation_views_are_whole_picture_and_person_on_white_without_chance() -> None:
@@ -381,8 +394,8 @@ def test_evaluation_views_are_whole_picture_and_person_on_white_without_chance()
     scene, view = evaluation_views(encoded(Image.fromarray(rgba)), (person, SMALL_SURE), settings)
     assert np.array_equal(pixels(scene)[10:30, 10:30], np.broadcast_to(RED, (20, 20, 3)))
     assert (pixels(scene)[:9] == 255).all()
-    surest = person_box(40, 40, SMALL_SURE, 0.0)
-    assert torch.equal(view, cut(decode_rgb(encoded(Image.fromarray(rgba))), surest, 40))
+    surest = grow_person_box(40, 40, SMALL_SURE, 0.0)
+    assert torch.equal(view, crop_and_resize(decode_tensor(encoded(Image.fromarray(rgba))), surest, 40))
 
 
 def test_pillow_agrees_that_the_fixture_files_are_turned() -> None:

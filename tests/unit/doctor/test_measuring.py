@@ -193,7 +193,7 @@ def test_cached_views_stand_for_a_teacher_that_is_away(
     assert inputs.measure_cache(config, World()).text == (
         f"cached views of local-dir:{tiny_teacher} for 1 data set"
     )
-    with pytest.raises(UserError, match="has no cached views; make them with"):
+    with pytest.raises(UserError, match="has no cached views; build them with"):
         inputs.measure_cache(demo(f"data.path={tiny_data}/train", *settings), World())
 
 

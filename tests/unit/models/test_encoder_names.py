@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from uniemox_dist.config.encoder_names import SIZES, shapes, timm_name
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models import encoder as encoders
-from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments, initialise
+from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments, initialise_weights
 from uniemox_dist.models.patches import patchify
 from uniemox_dist.models.student import Student
 
@@ -47,7 +47,7 @@ def stirred(model: ModelConfig) -> MaskedEncoder:
     """An encoder with initial weights, checked, and then with positions and scales that make every part count."""
     torch.manual_seed(0)
     encoder = MaskedEncoder(model)
-    encoder.apply(initialise)
+    encoder.apply(initialise_weights)
     unset = [name for name, p in encoder.named_parameters() if not p.isfinite().all()]
     assert unset == [], model.name
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_a_block_that_starts_near_zero_keeps_its_start() -> None:
         encoder = MaskedEncoder(ModelConfig(name=name, image_size=32))
         own = dict(encoder.named_parameters())[parameter].detach().clone()
         assert 0 < own.max() < 1e-3
-        encoder.apply(initialise)
+        encoder.apply(initialise_weights)
         assert torch.equal(dict(encoder.named_parameters())[parameter], own)
 
 

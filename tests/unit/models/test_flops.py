@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from uniemox_dist.config.schema import BatchConfig, Config, LossConfig, ModelConfig, TeacherConfig
 from uniemox_dist.models.flops import Flops, sample_flops, student_flops
 from uniemox_dist.models.student import Student, Targets, Views
-from uniemox_dist.teacher.tower_flops import count_tower, stated_tower
+from uniemox_dist.teacher.flops import count_tower_flops, read_stated_tower
 
 WITHIN = 0.02
 B, E, G = 2, 512, 768
@@ -127,48 +127,48 @@ def test_a_run_counts_the_teacher_only_where_it_runs_and_the_texts_it_compares_w
 def test_a_clip_tower_counts_the_same_from_its_file_from_its_modules_and_in_torch(name: str) -> None:
     model = open_clip.create_model(name, device="meta", load_weights=False)
     size = model.visual.image_size[0]
-    stated = stated_tower(TeacherConfig(name=name))
+    stated = read_stated_tower(TeacherConfig(name=name))
     assert stated is not None
     assert stated[0] == model.visual.output_dim
-    assert stated[1] == pytest.approx(count_tower(model.visual, size), rel=WITHIN)
+    assert stated[1] == pytest.approx(count_tower_flops(model.visual, size), rel=WITHIN)
 
 
 def test_towers_of_other_families_are_counted_from_their_modules() -> None:
     model = open_clip.create_model("RN50", device="meta", load_weights=False)
-    assert count_tower(model.visual, 224) == pytest.approx(12.2e9, rel=WITHIN)  # 6.1 G multiply-adds
-    assert stated_tower(TeacherConfig(name="RN50")) == (1024, None)
-    assert stated_tower(TeacherConfig(name="ViT-B-16-SigLIP")) == (768, None)
-    assert stated_tower(TeacherConfig(name="no such model")) is None
+    assert count_tower_flops(model.visual, 224) == pytest.approx(12.2e9, rel=WITHIN)  # 6.1 G multiply-adds
+    assert read_stated_tower(TeacherConfig(name="RN50")) == (1024, None)
+    assert read_stated_tower(TeacherConfig(name="ViT-B-16-SigLIP")) == (768, None)
+    assert read_stated_tower(TeacherConfig(name="no such model")) is None
 
 
 def test_towers_in_folders_are_read_from_their_file(tiny_teacher: Path) -> None:
     model = open_clip.create_model(f"local-dir:{tiny_teacher}").eval()
     before = {name: tensor.clone() for name, tensor in model.visual.state_dict().items()}
-    stated = stated_tower(TeacherConfig(name=f"local-dir:{tiny_teacher}"))
-    assert stated == (32, pytest.approx(count_tower(model.visual, 32), rel=WITHIN))
+    stated = read_stated_tower(TeacherConfig(name=f"local-dir:{tiny_teacher}"))
+    assert stated == (32, pytest.approx(count_tower_flops(model.visual, 32), rel=WITHIN))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.visual.state_dict().items())
-    shipped = stated_tower(TeacherConfig(name="shipped:demo"))
+    shipped = read_stated_tower(TeacherConfig(name="shipped:demo"))
     assert shipped is not None
     assert shipped[0] == 128
 
 
 def test_a_compiled_tower_is_counted_without_being_compiled_again(tiny_teacher: Path) -> None:
     visual = open_clip.create_model(f"local-dir:{tiny_teacher}").visual.eval()
-    expected = count_tower(visual, 32)
+    expected = count_tower_flops(visual, 32)
 
     def compiles(*_: Any) -> Any:
         raise AssertionError("compiled for counting")
 
     visual.compile(backend=compiles)
-    assert count_tower(visual, 32) == expected > 0
+    assert count_tower_flops(visual, 32) == expected > 0
 
 
 def test_counting_needs_no_torch() -> None:
     code = (
         "import sys; from uniemox_dist.config.schema import *;"
-        "from uniemox_dist.teacher.tower_flops import stated_tower;"
+        "from uniemox_dist.teacher.flops import read_stated_tower;"
         "from uniemox_dist.models.flops import student_flops;"
-        "width, tower = stated_tower(TeacherConfig(name='ViT-B-16-quickgelu'));"
+        "width, tower = read_stated_tower(TeacherConfig(name='ViT-B-16-quickgelu'));"
         "print(student_flops(ModelConfig(name='vit_large'), LossConfig(), width, 768, tower).training);"
         "assert 'torch' not in sys.modules"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.models.init_from import load_into
+from uniemox_dist.models.init_from import load_initial_weights
 from uniemox_dist.models.patches import patchify, sincos_positions
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.export import release
@@ -49,7 +49,7 @@ def test_weights_in_maes_layout_compute_what_maes_model_computes(tmp_path: Path)
     shape = mae.Shape()
     state = mae.save(tmp_path / "mae.pth", shape)
     made = student()
-    loaded = load_into(made, tmp_path / "mae.pth")
+    loaded = load_initial_weights(made, tmp_path / "mae.pth")
     pixels = torch.randint(0, 256, (B, 3, 32, 32), dtype=torch.uint8)
     order = torch.stack([torch.randperm(16) for _ in range(B)])
     keep, masked = made.split(order)
@@ -72,14 +72,14 @@ def test_weights_in_maes_layout_compute_what_maes_model_computes(tmp_path: Path)
 
 def test_what_was_loaded_is_stated(tmp_path: Path) -> None:
     mae.save(tmp_path / "mae.pth", mae.Shape(), decoder=False)
-    loaded = load_into(student(), tmp_path / "mae.pth")
+    loaded = load_initial_weights(student(), tmp_path / "mae.pth")
     assert loaded.describe().splitlines() == [
         f"initial weights from {tmp_path}/mae.pth (timm's names): 30 of 67 parameters; resampled: nothing; its learned "
         "positions stay fixed (model.positions=fixed)",
         "not there: to_decoder.weight, to_decoder.bias, fusion (5), decoder (30); not used: nothing",
     ]
     mae.save(tmp_path / "mae.pth", mae.Shape(side=3))
-    loaded = load_into(
+    loaded = load_initial_weights(
         student(positions="learned", width=None, patch_size=4, image_size=40), tmp_path / "mae.pth"
     )
     assert loaded.describe().splitlines() == [
@@ -109,7 +109,7 @@ def test_wrappers_prefixes_and_formats_are_seen_through(tmp_path: Path, wrapped:
             state, tolerance = {k: v.half() for k, v in state.items()}, 1e-3
         torch.save({"epoch": 3, "state_dict": state} if wrapped == "state_dict" else state, path)
     made = student(1)
-    loaded = load_into(made, path)
+    loaded = load_initial_weights(made, path)
     assert loaded.unexpected == unexpected
     parts = (
         set(weights_of(made))
@@ -142,7 +142,7 @@ def test_a_timm_folder_a_release_a_run_and_its_checkpoint_give_the_same_encoder(
         ("release/model.safetensors", False),
     ):
         made = student(1)
-        loaded = load_into(made, tmp_path / source)
+        loaded = load_initial_weights(made, tmp_path / source)
         assert loaded.unexpected == ()
         taken = set(loaded.loaded)
         assert taken == {n for n in weights_of(original) if everything or n.startswith("encoder.")}, source
@@ -154,7 +154,7 @@ def test_a_part_that_does_not_fit_is_left_out_as_a_whole(tmp_path: Path) -> None
     write_checkpoint(tmp_path / "run", original, config_of(MODEL), E)
     made = student(1, decoder_depth=1, fusion="attention", fusion_heads=2)
     before = weights_of(made)
-    loaded = load_into(made, tmp_path / "run")
+    loaded = load_initial_weights(made, tmp_path / "run")
     taken = {name.partition(".")[0] for name in loaded.loaded if not name.startswith("decoder.prediction.")}
     assert taken == {"encoder", "to_decoder"}
     assert "decoder.prediction.weight" in loaded.loaded
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_an_earlier_version_leaves_the_fixed_positions_as_they_a
     original = stirred(student())
     write_checkpoint(tmp_path / "run", original, config_of(MODEL), E, fixed=False)
     made = student(1)
-    loaded = load_into(made, tmp_path / "run")
+    loaded = load_initial_weights(made, tmp_path / "run")
     assert set(loaded.missing) == {"encoder.pos_embed", "decoder.pos_embed"}
     assert torch.equal(made.encoder.pos_embed, torch.nn.Parameter(sincos_positions(32, 4)))  # type: ignore[arg-type]
 
@@ -177,11 +177,11 @@ def test_a_checkpoint_of_an_earlier_version_leaves_the_fixed_positions_as_they_a
 def test_other_picture_and_patch_sizes_are_resampled_as_timm_does(tmp_path: Path) -> None:
     state = mae.save(tmp_path / "mae.pth", mae.Shape(), decoder=False)
     made = student(image_size=48, patch_size=12)
-    assert load_into(made, tmp_path / "mae.pth").resampled == {
+    assert load_initial_weights(made, tmp_path / "mae.pth").resampled == {
         "encoder.patch_embed.proj.weight": "8x8 -> 12x12"
     }
     made = student(image_size=48, patch_size=4)
-    load_into(made, tmp_path / "mae.pth")
+    load_initial_weights(made, tmp_path / "mae.pth")
     reference: Any = timm.create_model(
         "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4
     )
@@ -223,7 +223,7 @@ def test_a_class_tokens_position_moves_into_the_token_where_there_is_no_row_for_
         save_file(there.state_dict(), tmp_path / "vit.safetensors")
         monkeypatch.setattr(encoders, "encoder_arguments", lambda model, ours=ours: {**plain(model), **ours})
         made = student(1)
-        loaded = load_into(made, tmp_path / "vit.safetensors")
+        loaded = load_initial_weights(made, tmp_path / "vit.safetensors")
         assert not [name for name in loaded.missing if name.startswith("encoder.")], (theirs, ours)
         tokens = there.forward_features(pixels)
         expected = torch.cat([tokens[:, :1], tokens[:, there.num_prefix_tokens :]], dim=1)
@@ -239,7 +239,7 @@ def test_rows_that_the_student_lacks_are_told_from_those_of_patches(tmp_path: Pa
         rows = table if token == "reg_token" else torch.cat([table[:, :1], 9 * extra, table[:, 1:]], dim=1)
         save_file({**state, "pos_embed": rows.contiguous(), token: extra}, tmp_path / "vit.safetensors")
         made = student(1)
-        loaded = load_into(made, tmp_path / "vit.safetensors")
+        loaded = load_initial_weights(made, tmp_path / "vit.safetensors")
         assert loaded.unexpected == (f"encoder.{token}",)
         assert torch.equal(made.encoder.pos_embed, torch.nn.Parameter(table, requires_grad=False))  # type: ignore[arg-type]
 
@@ -248,12 +248,12 @@ def test_learned_positions_stay_fixed_unless_they_are_to_be_learned(tmp_path: Pa
     mae.save(tmp_path / "learned.pth", mae.Shape())
     for positions, says in (("fixed", True), ("learned", False)):
         made = student(positions=positions)
-        loaded = load_into(made, tmp_path / "learned.pth")
+        loaded = load_initial_weights(made, tmp_path / "learned.pth")
         assert loaded.kept_positions is says
         assert made.encoder.pos_embed is not None
         assert made.encoder.pos_embed.requires_grad is (positions == "learned")
     save_file(dict(student().encoder.state_dict()), tmp_path / "sincos.safetensors")
-    assert not load_into(student(), tmp_path / "sincos.safetensors").kept_positions
+    assert not load_initial_weights(student(), tmp_path / "sincos.safetensors").kept_positions
 
 
 def test_every_error_leaves_the_student_unchanged_and_names_the_fix(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_every_error_leaves_the_student_unchanged_and_names_the_fix(tmp_path: Pa
         with pytest.raises(
             UserError, match=rf"^model.init_from={tmp_path}/{name}.safetensors: .*{says}"
         ) as error:
-            load_into(made, tmp_path / f"{name}.safetensors")
+            load_initial_weights(made, tmp_path / f"{name}.safetensors")
         assert "\n" not in str(error.value)
         assert all(torch.equal(before[n], p) for n, p in made.named_parameters()), name
 
@@ -300,13 +300,13 @@ def test_another_architecture_is_named_where_it_can_be(tmp_path: Path) -> None:
         match=r"another architecture: encoder.blocks.0.attn.qkv.weight is 1152x384 there and 96x32 here; it has width "
         r"384 and depth 12, set model.name=vit_small or model.width/depth$",
     ):
-        load_into(student(), tmp_path / "small.safetensors")
+        load_initial_weights(student(), tmp_path / "small.safetensors")
     dino: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=56)
     save_file(dino.state_dict(), tmp_path / "dino.safetensors")
     with pytest.raises(
         UserError, match=r"ls1.gamma is there and not here; .*set model.name=vit_small_patch14_dinov2 or"
     ):
-        load_into(
+        load_initial_weights(
             Student(ModelConfig(name="vit_small", image_size=64), LossConfig(), E),
             tmp_path / "dino.safetensors",
         )
@@ -318,11 +318,11 @@ def test_heads_that_a_source_states_must_be_the_same(tmp_path: Path) -> None:
     release(tmp_path / "run", tmp_path / "release")
     for source in ("run", "release"):
         with pytest.raises(UserError, match=r"it has 4 heads there and 2 here"):
-            load_into(student(heads=2), tmp_path / source)
+            load_initial_weights(student(heads=2), tmp_path / source)
     (tmp_path / "release" / "uniemox.json").unlink()
     assert json.loads((tmp_path / "release" / "config.json").read_text())["model_args"]["num_heads"] == 4
     with pytest.raises(UserError, match=r"it has 4 heads there and 2 here"):  # now a folder as timm writes it
-        load_into(student(heads=2), tmp_path / "release")
+        load_initial_weights(student(heads=2), tmp_path / "release")
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         ("numbers.pth", "it has no tensors"),
     ):
         with pytest.raises(UserError, match=rf"^model.init_from={tmp_path}/{name}: .*{says}") as error:
-            load_into(student(), tmp_path / name)
+            load_initial_weights(student(), tmp_path / name)
         assert "\n" not in str(error.value), name
 
 
@@ -365,7 +365,7 @@ def test_nothing_in_a_release_is_lost_that_a_checkpoint_had_fixed(tmp_path: Path
     """Positions that came from elsewhere cannot be made anew: a release has them from the checkpoint."""
     mae.save(tmp_path / "mae.pth", mae.Shape(side=3))
     original = student()
-    load_into(original, tmp_path / "mae.pth")
+    load_initial_weights(original, tmp_path / "mae.pth")
     write_checkpoint(tmp_path / "run", original, config_of(MODEL), E)
     release(tmp_path / "run", tmp_path / "release")
     encoder, rest = (load_file(tmp_path / "release" / f"{n}.safetensors") for n in ("model", "uniemox"))

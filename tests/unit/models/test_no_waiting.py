@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from uniemox_dist.config.schema import LossConfig, ModelConfig
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.models.student import Student, Targets, Views
 
 E, B = 12, 3
@@ -57,8 +57,8 @@ def step(mask: str, fusion: str) -> Callable[[], None]:
     targets = replace(targets, loss_weights={"relation": 1.0, "similarity": 0.5, "reconstruction": 2.0})
 
     def run() -> None:
-        scene = masked_order(model, slots, SCENE_VIEW, 5, on_person)
-        views = Views(pixels, pixels, scene, masked_order(model, slots, PERSON_VIEW, 5))
+        scene = choose_patch_order(model, slots, SCENE_VIEW, 5, on_person)
+        views = Views(pixels, pixels, scene, choose_patch_order(model, slots, PERSON_VIEW, 5))
         total, parts = student(views, targets)
         total.backward()
         assert parts.shape == (3,)

@@ -14,7 +14,7 @@ from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments
 from uniemox_dist.models.parameters import (
     Parameter,
     encoder_parameters,
-    group_of,
+    optimizer_group,
     student_parameters,
 )
 from uniemox_dist.models.student import Student
@@ -99,7 +99,9 @@ def test_the_optimizers_groups_follow_from_names_and_shapes() -> None:
         ours: dict[tuple[float, bool], list[int]] = {}
         for p in student_parameters(model, loss, E):
             if p.trained:
-                ours.setdefault(group_of(p.name, len(p.shape), model.depth, decay), []).append(p.numbers)
+                ours.setdefault(optimizer_group(p.name, len(p.shape), model.depth, decay), []).append(
+                    p.numbers
+                )
         assert len(groups) == len(ours) == (2 if decay == 1.0 else 2 * (model.depth + 2))
         for group, key in zip(groups, sorted(ours, reverse=True)):
             assert [p.numel() for p in group["params"]] == ours[key]

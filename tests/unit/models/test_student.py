@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.data.masks import patch_order
-from uniemox_dist.models.patches import normalise, patchify, sincos_positions, take, unpatchify
+from uniemox_dist.models.patches import normalise, patchify, select_patches, sincos_positions, unpatchify
 from uniemox_dist.models.student import Student, Targets, Views
 
 MODEL = ModelConfig(
@@ -194,8 +194,8 @@ def test_reconstruction_of_known_patches_returns_pixels() -> None:
     model = student(relation=0, similarity=0)
     scene = pictures(4)
     masked = model.split(patch_order(torch.arange(B), 0, 5, 16))[1]
-    found = model.to_unit(take(model.patches(scene), masked))
-    expected = take(patchify(scene.float() / 255, 8), masked)
+    found = model.to_unit(select_patches(model.patches(scene), masked))
+    expected = select_patches(patchify(scene.float() / 255, 8), masked)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from uniemox_dist.teacher.fast_tower import FusedAttention, QuickGELU, quicken
+from uniemox_dist.teacher.model import FusedAttention, QuickGELU, speed_up_tower
 
 
 def tower(**vision: object) -> torch.nn.Module:
@@ -19,7 +19,7 @@ def tower(**vision: object) -> torch.nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embeddings_are_those_of_open_clip_to_rounding(dtype: torch.dtype) -> None:
-    plain, quick = tower().to(dtype), quicken(tower().to(dtype))
+    plain, quick = tower().to(dtype), speed_up_tower(tower().to(dtype))
     pixels = torch.randn(3, 3, 32, 32, dtype=dtype)
     before = pixels.clone()
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_the_quick_activation_is_exact_where_it_counts() -> None:
 
 
 def test_weights_and_their_names_stay_and_gradients_would_be_right() -> None:
-    plain, quick = tower(), quicken(tower())
+    plain, quick = tower(), speed_up_tower(tower())
     assert list(plain.state_dict()) == list(quick.state_dict())
     pixels = torch.randn(2, 3, 32, 32)
     gradients = []
@@ -54,7 +54,7 @@ def test_other_towers_stay_as_they_are() -> None:
     pixels = torch.randn(1, 3, 32, 32)
     custom = tower(block_type="custom")
     with torch.no_grad():
-        assert torch.equal(quicken(custom)(pixels), tower(block_type="custom")(pixels))
+        assert torch.equal(speed_up_tower(custom)(pixels), tower(block_type="custom")(pixels))
     resnet = open_clip.create_model("RN50", load_weights=False, device="meta").visual
-    assert quicken(resnet) is resnet
+    assert speed_up_tower(resnet) is resnet
     assert not any(isinstance(m, FusedAttention) for m in resnet.modules())

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_file
-from uniemox_dist.teacher.facts import TeacherFacts
-from uniemox_dist.teacher.files import stated_facts
+from uniemox_dist.teacher.identity import TeacherFacts, read_stated_facts
 from uniemox_dist.teacher.model import Teacher
 
 HALF = (0.5, 0.5, 0.5)
@@ -158,7 +157,7 @@ def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
 def test_towers_without_a_common_width_are_refused(tmp_path: Path) -> None:
     folder = make_teacher(tmp_path / "none", embed=0)
     with pytest.raises(
-        UserError, match="embeds pictures in 0 numbers and texts in 32, which no projection can fit"
+        UserError, match="embeds pictures in 0 numbers and texts in 32; use a CLIP"
     ):
         Teacher(TeacherConfig(name=f"local-dir:{folder}"))
     # A text tower of its own, without a projection to the pictures' width.
@@ -171,7 +170,7 @@ def test_towers_without_a_common_width_are_refused(tmp_path: Path) -> None:
     model = open_clip.CustomTextCLIP(**towers)
     save_file(model.state_dict(), tmp_path / "two" / "open_clip_model.safetensors")
     with pytest.raises(
-        UserError, match="embeds pictures in 48 numbers and texts in 32, which no projection can fit"
+        UserError, match="embeds pictures in 48 numbers and texts in 32; use a CLIP"
     ):
         Teacher(TeacherConfig(name=f"local-dir:{tmp_path / 'two'}"))
 
@@ -286,9 +285,9 @@ def test_facts_survive_json_and_others_are_refused(teacher: Teacher, tiny_teache
     for broken in (None, [], {}, {**record, "width": 0}, {**record, "logit_scale": float("nan")}):
         with pytest.raises(ValueError):
             TeacherFacts.from_json(broken)
-    stated = stated_facts(TeacherConfig(name=f"local-dir:{tiny_teacher}"))
+    stated = read_stated_facts(TeacherConfig(name=f"local-dir:{tiny_teacher}"))
     assert stated == {key: facts.identity[key] for key in ("weights_sha256", "mean", "std")}
-    assert stated_facts(TeacherConfig(name="local-dir:/gone")) == {"name": "local-dir:/gone"}
+    assert read_stated_facts(TeacherConfig(name="local-dir:/gone")) == {"name": "local-dir:/gone"}
 
 
 def test_the_shipped_teacher_loads_offline_and_knows_a_heart_from_a_house(
@@ -297,7 +296,7 @@ def test_the_shipped_teacher_loads_offline_and_knows_a_heart_from_a_house(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import pyarrow.parquet as pq
 
-    from uniemox_dist.data.views import decode_rgb, whole
+    from uniemox_dist.data.views import decode_tensor, resize_whole
 
     teacher = Teacher(TeacherConfig(name="shipped:demo"))
     assert (teacher.size, teacher.width, teacher.mean) == (80, 128, (0.5, 0.5, 0.5))
@@ -308,6 +307,8 @@ def test_the_shipped_teacher_loads_offline_and_knows_a_heart_from_a_house(
         if r["caption"].split(":")[0] in ("red heart", "house", "dog face", "pizza")
     ]
     assert len(rows) == 4
-    pictures = teacher.embed_pictures(torch.stack([whole(decode_rgb(r["image"]), 80) for r in rows]))
+    pictures = teacher.embed_pictures(
+        torch.stack([resize_whole(decode_tensor(r["image"]), 80) for r in rows])
+    )
     similarity = pictures @ teacher.embed_texts([r["caption"] for r in rows]).T
     assert similarity.argmax(1).tolist() == [0, 1, 2, 3]

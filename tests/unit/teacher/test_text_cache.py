@@ -23,7 +23,7 @@ from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
 from uniemox_dist.core.files import sha256_file
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.teacher.model import Teacher
-from uniemox_dist.teacher.text_cache import TextVectors, build, cache_folder
+from uniemox_dist.teacher.text_cache import TextVectors, build, choose_folder
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def check_rows(reader: ShardReader, folder: Path, teacher: Teacher) -> int:
 
 def test_every_caption_of_every_row_has_its_vector(captioned: Path, teacher: Teacher, tmp_path: Path) -> None:
     reader = ShardReader.from_folder(captioned, "data.path")
-    folder = cache_folder(reader, teacher.id, tmp_path / "fallback")
+    folder = choose_folder(reader, teacher.id, tmp_path / "fallback")
     assert folder == captioned / "cache" / teacher.id
     build(reader, teacher, folder, batch=8)
     assert check_rows(reader, folder, teacher) == 40
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_gets_no_cache(
     read_only: Path, tiny_teacher: Path, teacher: Teacher, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reader = ShardReader.from_folder(read_only, "data.path")
-    assert cache_folder(reader, teacher.id, tmp_path / "run").is_relative_to(tmp_path / "run")
+    assert choose_folder(reader, teacher.id, tmp_path / "run").is_relative_to(tmp_path / "run")
     assert run(["teach", str(read_only), "--teacher", f"local-dir:{tiny_teacher}"]) == EXIT_USER
     says = f"uniemox: error: DIR={read_only}: its cache: cannot be written (Read-only file system); teach a copy that"
     assert [line for line in capfd.readouterr().err.splitlines() if line.startswith(says)]
@@ -133,9 +133,9 @@ def test_a_read_only_cache_is_used_where_it_is_complete(
     beside = captioned / "cache" / teacher.id
     build(reader, teacher, beside, batch=64)
     monkeypatch.setattr("uniemox_dist.teacher.text_cache._can_write", lambda _: False)
-    assert cache_folder(reader, teacher.id, tmp_path / "run") == beside
+    assert choose_folder(reader, teacher.id, tmp_path / "run") == beside
     (beside / "000002.safetensors").unlink()
-    assert cache_folder(reader, teacher.id, tmp_path / "run").is_relative_to(tmp_path / "run")
+    assert choose_folder(reader, teacher.id, tmp_path / "run").is_relative_to(tmp_path / "run")
 
 
 def test_a_cache_is_kept_while_teacher_and_captions_are_the_same(
@@ -177,7 +177,7 @@ def test_a_cache_of_remote_shards_lies_in_the_runs_folder(
     memory = fsspec.filesystem("memory")
     memory.put(str(captioned), "/captioned", recursive=True)
     reader = ShardReader.from_folder("memory://captioned", "data.path")
-    folder = cache_folder(reader, teacher.id, tmp_path / "run")
+    folder = choose_folder(reader, teacher.id, tmp_path / "run")
     assert folder.is_relative_to(tmp_path / "run")
     build(reader, teacher, folder, batch=64)
     assert check_rows(reader, folder, teacher) == 40

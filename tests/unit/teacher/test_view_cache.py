@@ -22,13 +22,13 @@ from uniemox_dist.cli.main import run
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.errors import Fault
 from uniemox_dist.core.files import sha256_file
-from uniemox_dist.data.crops import stored_scene
+from uniemox_dist.data.crops import plan_cached_scene
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.views import empty_views, render
+from uniemox_dist.data.views import allocate_views, render
+from uniemox_dist.teacher.cache_files import read_metadata
 from uniemox_dist.teacher.model import Teacher
-from uniemox_dist.teacher.shard_files import metadata_of
-from uniemox_dist.teacher.view_builder import Built, build
-from uniemox_dist.teacher.view_cache import ViewCache, ViewsMade, is_for, read_description
+from uniemox_dist.teacher.view_builder import BuildResult, build
+from uniemox_dist.teacher.view_cache import ViewCache, ViewSpec, is_current, read_description
 
 FP16 = 2.0**-11
 """Largest error of a number below 1 in fp16, rounded to nearest."""
@@ -46,12 +46,12 @@ def folder(tiny_data: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def views(teacher: Teacher, **changes: Any) -> ViewsMade:
-    made = ViewsMade(teacher.facts, 32, (0.4, 1.0), True, "random", 0.2, count=2, seed=5, precision="fp32")
+def views(teacher: Teacher, **changes: Any) -> ViewSpec:
+    made = ViewSpec(teacher.facts, 32, (0.4, 1.0), True, "random", 0.2, count=2, seed=5, precision="fp32")
     return replace(made, **changes)
 
 
-def make(folder: Path, teacher: Teacher, made: ViewsMade | None = None, **options: Any) -> Built:
+def make(folder: Path, teacher: Teacher, made: ViewSpec | None = None, **options: Any) -> BuildResult:
     reader = ShardReader.from_folder(folder, "DIR")
     return build(reader, teacher, made or views(teacher), **{"batch": 32, "workers": 0, **options})
 
@@ -66,7 +66,7 @@ def files(folder: Path) -> Content:
         return {key: tensor.clone() for key, tensor in load_file(path).items()}  # not mapped: tests cut files
 
     paths = folder.glob("cache/*/views-*/*.safetensors")
-    return {path.name: (metadata_of(path) or {}, tensors(path)) for path in paths}
+    return {path.name: (read_metadata(path) or {}, tensors(path)) for path in paths}
 
 
 def assert_equal(a: Content, b: Content, *, largest: float = 0.0) -> None:
@@ -109,8 +109,8 @@ def test_each_embedding_is_the_teachers_of_the_view_as_it_is_drawn(folder: Path,
             size = raw.width, raw.height
             for number in range(2):
                 found = cache.view(shard, row, number)
-                assert found.plan == stored_scene(*size, made.settings, 5, raw.image_sha256, number)
-                scene = empty_views(1, 32)
+                assert found.plan == plan_cached_scene(*size, made.settings, 5, raw.image_sha256, number)
+                scene = allocate_views(1, 32)
                 render(raw.image, size, found.plan, scene[0], None)
                 expected = teacher.embed_pictures(scene)[0]
                 assert (found.picture_E.float() - expected).abs().max() < FP16
@@ -214,9 +214,9 @@ def test_new_captions_keep_the_views_and_new_pictures_do_not(folder: Path, teach
     before = load_file(made.folder(ShardReader.from_folder(folder, "DIR")) / "000001.safetensors")
     rewrite(1, {"captions": ["another caption"]})
     reader = ShardReader.from_folder(folder, "DIR")
-    assert [is_for(reader, made, shard) for shard in range(3)] == [True, False, True]
+    assert [is_current(reader, made, shard) for shard in range(3)] == [True, False, True]
     assert make(folder, teacher).embedded == 0
-    assert [is_for(reader, made, shard) for shard in range(3)] == [True, True, True]
+    assert [is_current(reader, made, shard) for shard in range(3)] == [True, True, True]
     assert read_description(made.folder(reader) / "views.json")[1] == reader.manifest.identity
     after = load_file(made.folder(reader) / "000001.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -240,7 +240,7 @@ def test_a_picture_that_cannot_be_read_is_marked_and_named(
     assert (~tensors["valid"]).nonzero().flatten().tolist() == [7]
     assert not tensors["embedding"][7].any()
     cache = ViewCache(reader, made)
-    with pytest.raises(ValueError, match="could not be read when its views were made"):
+    with pytest.raises(ValueError, match="was unreadable when its views were drawn"):
         cache.view(1, 7, 0)
     assert cache.view(1, 8, 1).picture_E.shape == (32,)
 
@@ -318,10 +318,10 @@ def test_a_damaged_cache_is_one_line(kind: str, folder: Path, teacher: Teacher) 
         ViewCache(reader, made).view(1, 2, 1)
     assert len(str(error.value).splitlines()) == 1
     if kind == "zero":
-        assert str(error.value).endswith("is no unit row, so the file is damaged; delete it")
+        assert str(error.value).endswith("the embedding is no unit row, so the file is damaged; delete it")
         path.unlink()
     else:
-        assert "run the same `uniemox teach` again, and it is made anew" in str(error.value)
+        assert "run the same `uniemox teach` again, which rebuilds it" in str(error.value)
     assert make(folder, teacher).embedded == 2 * reader.manifest.shards[1].samples
     assert_equal(files(folder), content)
 
@@ -340,6 +340,6 @@ def test_a_loader_process_that_is_killed_is_one_line(folder: Path, teacher: Teac
             time.sleep(0.3)
             return killed(pixels)
 
-    with pytest.raises(Fault, match=r"DataLoader worker .* start again, and it goes on"):
+    with pytest.raises(Fault, match=r"DataLoader worker .* run the command again to continue"):
         make(folder, Killing(), views(teacher), workers=1, batch=2)  # type: ignore[arg-type]
     assert make(folder, teacher).embedded == 120

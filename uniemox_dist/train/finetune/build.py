@@ -15,7 +15,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.augment import Augment, LabelledDataset
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.data.splits import Splits, open_splits, train_sources
+from uniemox_dist.data.splits import Splits, make_train_sources, open_splits
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights
@@ -55,7 +55,7 @@ def build(
     collectives.on_all(world, lambda: check_compiler(config.compute, device))
     splits = collectives.on_all(world, lambda: open_splits(config))
     collectives.on_all(world, lambda: Augment(config))
-    sources = collectives.on_all(world, lambda: train_sources(config, splits, world.rank, world.size))
+    sources = collectives.on_all(world, lambda: make_train_sources(config, splits, world.rank, world.size))
     _check_pairs(config, world)
     plan = sources.plan(config)
     schedule = Schedule.of(config, sources.epoch_samples(config))

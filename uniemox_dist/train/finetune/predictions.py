@@ -8,7 +8,7 @@ import torch
 
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.data.evaluation_batches import evaluation_batches
-from uniemox_dist.data.labelled import LabelledReader
+from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World

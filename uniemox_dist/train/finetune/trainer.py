@@ -13,7 +13,7 @@ from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.core.watchdog import Watchdog
-from uniemox_dist.data.labelled import LabelledReader
+from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.splits import Splits
 from uniemox_dist.distributed import collectives

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.origin import Counts
+from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.distributed.collectives import gather_numbers
 from uniemox_dist.distributed.world import World
@@ -51,7 +51,7 @@ class Meter:
         self._begin()
 
     def _begin(self) -> None:
-        self._since, self._steps, self._waited_s, self._read = time.perf_counter(), 0, 0.0, Counts()
+        self._since, self._steps, self._waited_s, self._read = time.perf_counter(), 0, 0.0, ReadCounts()
         self._own_s = 0.0
 
     def count(

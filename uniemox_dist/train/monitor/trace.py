@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")
@@ -31,7 +31,7 @@ class Trace:
         for batch in batches:
             slots += batch.slots_B.tolist()
             masks = [
-                masked_order(self.model, batch.slots_B, view, self.seed, on)[:, : self.model.visible]
+                choose_patch_order(self.model, batch.slots_B, view, self.seed, on)[:, : self.model.visible]
                 for view, on in ((SCENE_VIEW, batch.on_person_BN), (PERSON_VIEW, None))
             ]
             parts = [batch.scene_B3HW, batch.person_B3HW, batch.texts_BE, *masks]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniemox_dist.core.files import write_bytes, write_json
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.train.samples.selection import Shown, Texts
@@ -79,7 +79,7 @@ def reconstructions(
     and the mean squared error of the masked pixels, B."""
     patch = student.model.patch_size
     slots_B = torch.arange(pixels_B3HW.shape[0], device=pixels_B3HW.device)
-    order_BN = masked_order(student.model, slots_B, view, seed, on_person_BN)
+    order_BN = choose_patch_order(student.model, slots_B, view, seed, on_person_BN)
     masked_BM = student.split(order_BN)[1]
     picture = pixels_B3HW.float() / 255
     patches_BNP = patchify(picture, patch)

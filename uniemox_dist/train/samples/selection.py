@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.crops import View, ViewSettings, choose_person, on_person
+from uniemox_dist.data.crops import View, ViewSettings, choose_person, find_person_patches
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.reader import RawSample, ShardReader
 from uniemox_dist.data.views import evaluation_views
@@ -87,7 +87,7 @@ def choose(
     persons = [choose_person(raw.persons, how, 0, 0) for raw in raws]
     side = config.model.image_size // config.model.patch_size
     on = [
-        on_person(View((0, 0, raw.width, raw.height)), person, raw.width, raw.height, side)
+        find_person_patches(View((0, 0, raw.width, raw.height)), person, raw.width, raw.height, side)
         for raw, person in zip(raws, persons)
     ]
     scene_B3HW = torch.stack([scene for scene, _ in views])
@@ -160,7 +160,7 @@ def _cached(reader: ShardReader, teacher_id: str | None, places: list[Place]) ->
     """The captions' embeddings from the cache beside the shards, T×E; None where it lacks some."""
     if teacher_id is None or not reader.is_local:
         return None
-    folder = text_cache.beside_shards(reader, teacher_id)
+    folder = text_cache.folder_beside_shards(reader, teacher_id)
     shards = sorted({shard for shard, _ in places})
     if not all(text_cache.is_current(reader, teacher_id, folder, shard) for shard in shards):
         return None

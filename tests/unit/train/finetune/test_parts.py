@@ -15,7 +15,7 @@ from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit, to_unit
 from uniemox_dist.models.flops import classifier_flops
-from uniemox_dist.models.init_from import load_into
+from uniemox_dist.models.init_from import load_initial_weights
 from uniemox_dist.train.finetune import metrics, validation_log
 from uniemox_dist.train.finetune.validation_log import History
 from uniemox_dist.train.optimizer import parameter_groups
@@ -126,7 +126,7 @@ def test_an_encoder_begins_with_others_weights_and_its_last_layer_stays_new(tmp_
     timm.models.save_for_hf(there, str(tmp_path / "there"), model_config=args, safe_serialization=True)
     module = classifier()
     head = module.head.weight.clone()
-    loaded = load_into(module, tmp_path / "there")
+    loaded = load_initial_weights(module, tmp_path / "there")
     assert torch.equal(module.encoder.blocks[1].mlp.fc1.weight, there.blocks[1].mlp.fc1.weight)
     assert torch.equal(module.head.weight, head)
     assert set(loaded.missing) == {
@@ -137,7 +137,7 @@ def test_an_encoder_begins_with_others_weights_and_its_last_layer_stays_new(tmp_
     }
     deep = classifier(TINY.model_copy(update={"depth": 2}))
     with pytest.raises(UserError, match="is of another architecture"):
-        load_into(deep, tmp_path / "there")
+        load_initial_weights(deep, tmp_path / "there")
 
 
 def test_flops_are_those_that_torch_counts() -> None:

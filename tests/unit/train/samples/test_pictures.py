@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, masked_order
+from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.models.patches import patchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.train.samples import contact_sheet
@@ -59,8 +59,8 @@ def test_masked_pictures_hide_what_the_runs_kind_of_mask_hides_in_both_views(mas
     assert len(seen.lines) == 2
     slots = torch.arange(3)
     orders = (
-        masked_order(config.model, slots, SCENE_VIEW, 0, shown.on_person_BN),
-        masked_order(config.model, slots, PERSON_VIEW, 0),
+        choose_patch_order(config.model, slots, SCENE_VIEW, 0, shown.on_person_BN),
+        choose_patch_order(config.model, slots, PERSON_VIEW, 0),
     )
     for line, order, pixels in zip(seen.lines, orders, (shown.scene_B3HW, shown.person_B3HW)):
         truth, masked, filled = (patchify(part, config.model.patch_size) for part in line.unbind(1))

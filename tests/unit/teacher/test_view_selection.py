@@ -16,17 +16,16 @@ from shards.format.manifest import read_manifest
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.schema import Config, TeacherConfig
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.data.cached_views import which_view
-from uniemox_dist.data.crops import with_stored_scene
-from uniemox_dist.data.loader import MicroBatch, PlannedDataset, view_settings
+from uniemox_dist.data.crops import plan_with_cached_scene
+from uniemox_dist.data.loader import MicroBatch, PlannedDataset, choose_cached_view, view_settings
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.data.views import empty_views, render
+from uniemox_dist.data.views import allocate_views, render
 from uniemox_dist.models import losses
 from uniemox_dist.teacher.model import Teacher
-from uniemox_dist.teacher.replay import check_shards, find
-from uniemox_dist.teacher.text_cache import TextVectors, beside_shards
-from uniemox_dist.teacher.view_cache import PLANS, plans_sha256
+from uniemox_dist.teacher.text_cache import TextVectors, folder_beside_shards
+from uniemox_dist.teacher.view_cache import PLANS_KEY, hash_plans
+from uniemox_dist.teacher.view_selection import check_shards, select_views
 
 
 def config(data: Path | list[Path], teacher: Path, /, *, workers: int = 0, **sections: Any) -> Config:
@@ -46,11 +45,11 @@ def config(data: Path | list[Path], teacher: Path, /, *, workers: int = 0, **sec
 
 def dataset(of: Config, *, cached: bool = True, with_person: bool = True) -> PlannedDataset:
     readers = (sources := Sources(of)).readers
-    replay = find(of, readers)
-    texts = [TextVectors(reader, beside_shards(reader, replay.facts.id)) for reader in readers]
-    stored = replay.caches(readers) if cached else None
+    replay = select_views(of, readers)
+    texts = [TextVectors(reader, folder_beside_shards(reader, replay.facts.id)) for reader in readers]
+    stored = replay.open(readers) if cached else None
     settings = view_settings(of, with_person=with_person)
-    return PlannedDataset(sources.plan(of), readers, texts, settings, of.run.seed, stored=stored)
+    return PlannedDataset(sources.plan(of), readers, texts, settings, of.run.seed, cached_views=stored)
 
 
 def steps(of: Config, count: int, **options: bool) -> list[MicroBatch]:
@@ -77,23 +76,23 @@ def test_a_slot_shows_the_stored_scene_of_its_epoch_and_all_else_as_with_a_live_
         )
     assert all(batch.pictures_BE is None for batch in live)
     data = dataset(of)
-    assert data.stored is not None
+    assert data.cached_views is not None
     scenes, pictures = by_slot(cached, "scene_B3HW"), by_slot(cached, "pictures_BE")
     persons = by_slot(cached, "person_B3HW")
     shown: dict[str, list[int]] = {}
     for slot in sorted(scenes):
         place = data.plan.place(slot)
         raw = data.readers[0].read(place.shard, place.row)
-        number = which_view(3, 3, raw.image_sha256, place.epoch)
+        number = choose_cached_view(3, 3, raw.image_sha256, place.epoch)
         shown.setdefault(raw.key, []).append(number)
-        stored = data.stored[0].view(place.shard, place.row, number)
-        scene = empty_views(1, 32)
+        stored = data.cached_views[0].view(place.shard, place.row, number)
+        scene = allocate_views(1, 32)
         render(raw.image, (raw.width, raw.height), stored.plan, scene[0], None)
         assert torch.equal(scenes[slot], scene[0])
         assert pictures[slot].dtype == torch.float32
         assert torch.equal(pictures[slot], stored.picture_E.float())
-        plan = with_stored_scene(stored.plan, raw.width, raw.height, raw.persons, data.settings, 3, slot)
-        person = empty_views(1, 32)
+        plan = plan_with_cached_scene(stored.plan, raw.width, raw.height, raw.persons, data.settings, 3, slot)
+        person = allocate_views(1, 32)
         render(raw.image, (raw.width, raw.height), plan, scene[0], person[0])
         assert torch.equal(persons[slot], person[0])
     # 144 slots of 60 pictures: each is seen twice or three times, and never twice in one view.
@@ -156,8 +155,8 @@ def test_a_damaged_picture_is_replaced_in_a_cached_run_as_in_a_live_one(
     path = next(folder.glob("cache/*/views-*/000001.safetensors"))
     tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
     tensors["valid"][4] = False
-    made = find(of, Sources(of).readers).made[0]
-    metadata = {**made.metadata(Sources(of).readers[0], 1), PLANS: plans_sha256(tensors)}
+    made = select_views(of, Sources(of).readers).specs[0]
+    metadata = {**made.metadata(Sources(of).readers[0], 1), PLANS_KEY: hash_plans(tensors)}
     save_file(tensors, path, metadata)
     again = steps(of, 5)
     assert by_slot(again, "keys") == by_slot(cached, "keys")
@@ -165,7 +164,7 @@ def test_a_damaged_picture_is_replaced_in_a_cached_run_as_in_a_live_one(
     lines = [line for batch in again for line in batch.damaged]
     assert lines
     assert all(
-        line.endswith(f"000001.tar: {key}: could not be read when its views were made") for line in lines
+        line.endswith(f"000001.tar: {key}: was unreadable when its views were drawn") for line in lines
     )
 
 
@@ -176,7 +175,7 @@ def test_a_damaged_cache_ends_a_run_in_one_line(
     of = config(tmp_path / "data", tiny_teacher, workers=1)
     path = next((tmp_path / "data").glob("cache/*/views-*/000001.safetensors"))
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(Fault, match=f"^{path}: the cache of views cannot be read") as error:
+    with pytest.raises(Fault, match=f"^{path}: cannot read the cache of views") as error:
         steps(of, 5)
     assert len(str(error.value).splitlines()) == 1
 
@@ -187,7 +186,7 @@ def test_a_damaged_cache_ends_a_run_in_one_line(
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"model": {"image_size": 40}}, "model.image_size is 32 there and 40 here; make those"),
+        ({"model": {"image_size": 40}}, "model.image_size is 32 there and 40 here; build the views"),
         ({"data": {"scene_scale": (0.2, 1.0)}}, "data.scene_scale is [0.4, 1.0] there and [0.2, 1.0] here"),
         ({"data": {"flip": False}}, "data.flip is True there and False here"),
         ({"data": {"background": "random"}}, "data.background is white there and random here"),
@@ -215,17 +214,17 @@ def test_views_of_other_settings_are_refused_with_the_command_that_makes_the_rig
         sections["data"] = {**base, **sections["data"]}
     of = config(folder, tiny_teacher, **sections)
     with pytest.raises(UserError) as error:
-        find(of, Sources(of).readers)
+        select_views(of, Sources(of).readers)
     text = str(error.value)
-    assert text.startswith(f"teacher.source=cache: {folder}: none of its 1 caches of views fits; of views-")
+    assert text.startswith(f"teacher.source=cache: {folder}: none of its 1 caches of views matches; views-")
     assert says in text
     # The command is one that works, and then the run has what it asks for.
     command = text.partition("with `")[2].rstrip("`").split()
     assert command[:2] == ["uniemox", "teach"]
     assert run([*command[1:], "--workers", "0"]) == 0
-    replay = find(of, readers := Sources(of).readers)
-    check_shards(of, readers[0], replay.made[0], range(3))
-    assert replay.made[0].count == 3
+    replay = select_views(of, readers := Sources(of).readers)
+    check_shards(of, readers[0], replay.specs[0], range(3))
+    assert replay.specs[0].count == 3
 
 
 def test_another_teacher_is_told_apart_by_its_weights_or_else_its_name(
@@ -234,11 +233,11 @@ def test_another_teacher_is_told_apart_by_its_weights_or_else_its_name(
     def refused(teacher: str, **more: Any) -> str:
         of = config(taught_data, tiny_teacher, teacher={"name": teacher, **more})
         with pytest.raises(UserError) as error:
-            find(of, Sources(of).readers)
+            select_views(of, Sources(of).readers)
         return str(error.value)
 
     other = make_teacher(tmp_path / "other", seed=1)
-    assert "the teacher's weights are others; make" in refused(f"local-dir:{other}")
+    assert "the teacher's weights are others; build" in refused(f"local-dir:{other}")
     assert f"name is local-dir:{tiny_teacher} there and local-dir:/gone here" in refused("local-dir:/gone")
     half = {"weights": str(other / "open_clip_model.safetensors"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     text = refused("ViT-B-16", **half)
@@ -247,7 +246,7 @@ def test_another_teacher_is_told_apart_by_its_weights_or_else_its_name(
     # The same weights in another folder are the same teacher; another folder's pixel statistics are not.
     shutil.copytree(tiny_teacher, tmp_path / "moved")
     of = config(taught_data, tmp_path / "moved")
-    assert find(of, Sources(of).readers).facts.identity["name"] == f"local-dir:{tiny_teacher}"
+    assert select_views(of, Sources(of).readers).facts.identity["name"] == f"local-dir:{tiny_teacher}"
     path = tmp_path / "moved" / "open_clip_config.json"
     described = json.loads(path.read_text())
     described["preprocess_cfg"]["mean"] = [0.5, 0.4, 0.2]
@@ -263,11 +262,11 @@ def test_of_several_that_fit_a_run_takes_the_most_views_and_goes_on_with_what_it
     folder = tmp_path / "data"
     shutil.copytree(taught_data, folder)
     of = config(folder, tiny_teacher)
-    first = find(of, Sources(of).readers)
+    first = select_views(of, Sources(of).readers)
     assert run(["teach", str(folder), *teach_options(tiny_teacher, views=4)]) == 0
-    later = find(of, Sources(of).readers)
-    assert (first.made[0].count, later.made[0].count) == (3, 4)
-    assert find(of, Sources(of).readers, first.ids) == first
+    later = select_views(of, Sources(of).readers)
+    assert (first.specs[0].count, later.specs[0].count) == (3, 4)
+    assert select_views(of, Sources(of).readers, first.ids) == first
     assert str(first) == f"3 cached views of each picture ({first.ids[0]})"
 
 
@@ -277,11 +276,11 @@ def test_what_is_not_finished_is_named_with_the_command_that_goes_on(
     folder = tmp_path / "data"
     shutil.copytree(taught_data, folder)
     of = config(folder, tiny_teacher)
-    made = find(of, (readers := Sources(of).readers)).made[0]
+    made = select_views(of, (readers := Sources(of).readers)).specs[0]
     check_shards(of, readers[0], made, range(3))
-    texts = beside_shards(readers[0], made.facts.id)
+    texts = folder_beside_shards(readers[0], made.facts.id)
     (texts / "000000.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks the captions of 000000.tar; finish it with `uniemox teach"):
+    with pytest.raises(UserError, match=r"lacks the captions of 000000.tar; complete it with `uniemox teach"):
         check_shards(of, readers[0], made, range(3))
     check_shards(config(folder, tiny_teacher, loss={"relation": 0}), readers[0], made, range(3))
     (made.folder(readers[0]) / "000002.safetensors").write_bytes(b"cut")
@@ -289,8 +288,8 @@ def test_what_is_not_finished_is_named_with_the_command_that_goes_on(
     with pytest.raises(UserError, match=r"lacks the views of 000002.tar.*--precision fp32`"):
         check_shards(of, readers[0], made, [1, 2])
     shutil.rmtree(folder / "cache")
-    with pytest.raises(UserError, match=r"has no cached views; make them with `uniemox teach .* --views 8"):
-        find(of, readers)
+    with pytest.raises(UserError, match=r"has no cached views; build them with `uniemox teach .* --views 8"):
+        select_views(of, readers)
 
 
 def test_views_of_other_pictures_under_the_same_names_are_refused(
@@ -302,9 +301,9 @@ def test_views_of_other_pictures_under_the_same_names_are_refused(
     with pytest.raises(
         UserError, match="they are of other pictures, captions or labels than the shards hold"
     ):
-        find(of, (readers := Sources(of).readers))
+        select_views(of, (readers := Sources(of).readers))
     assert run(["teach", str(tmp_path / "data"), *teach_options(tiny_teacher)]) == 0
-    check_shards(of, readers[0], find(of, readers).made[0], range(len(readers[0].manifest.shards)))
+    check_shards(of, readers[0], select_views(of, readers).specs[0], range(len(readers[0].manifest.shards)))
     assert len(steps(of, 2)) == 4
 
 
@@ -317,7 +316,7 @@ def test_a_description_that_is_none_is_one_line(
     path.write_text(content)
     of = config(tmp_path / "data", tiny_teacher)
     with pytest.raises(UserError, match=f"^{path}: describes no cached views") as error:
-        find(of, Sources(of).readers)
+        select_views(of, Sources(of).readers)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -327,10 +326,10 @@ def test_a_mix_replays_a_cache_of_each_source(
     shutil.copytree(tiny_data / "test", tmp_path / "test")
     of = config([taught_data, tmp_path / "test"], tiny_teacher)
     with pytest.raises(UserError, match=f"teacher.source=cache: {tmp_path / 'test'}: has no cached views"):
-        find(of, Sources(of).readers)
+        select_views(of, Sources(of).readers)
     assert run(["teach", str(tmp_path / "test"), *teach_options(tiny_teacher, views=2)]) == 0
-    replay = find(of, Sources(of).readers)
-    assert [made.count for made in replay.made] == [3, 2]
+    replay = select_views(of, Sources(of).readers)
+    assert [made.count for made in replay.specs] == [3, 2]
     assert str(replay).startswith("2 to 3 cached views of each picture (views-")
     batches = steps(of, 3)
     assert {source for batch in batches for source in batch.sources} == {0, 1}

@@ -27,7 +27,7 @@ COLUMNS = [
 ]
 
 
-SHARDS_KEPT = 1 << 14
+MAX_SHARDS = 1 << 14
 """Shards whose row groups' ends are remembered: a few numbers each."""
 
 
@@ -77,7 +77,7 @@ class RowGroup:
         )
 
 
-class Rows:
+class RowCache:
     """The row groups of a data set that were asked for last: at most `keep` rows, but one group always.
 
     A stream walks through windows of its shards, so that the rows in use are few, however large the data set is.
@@ -103,7 +103,7 @@ class Rows:
                     f"{folder}: the index of {entry.name} has {ends[-1]} rows instead of {entry.samples}; copy "
                     f"index/ again"
                 )
-            if len(self._ends) > SHARDS_KEPT:
+            if len(self._ends) > MAX_SHARDS:
                 del self._ends[next(iter(self._ends))]
         number = bisect_right(ends, row)
         start = ends[number - 1] if number else 0
