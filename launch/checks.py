@@ -16,7 +16,7 @@ from uniemox_dist.config.schema import Config, RunConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.data.splits import open_splits, train_sources
+from uniemox_dist.data.splits import make_train_sources, open_splits
 from uniemox_dist.runs.folder import RunFolder
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
@@ -129,7 +129,7 @@ def _check_inputs(config: Config) -> list[str]:
     mistakes = []
     try:
         if isinstance(config, FinetuneRun):
-            sources = train_sources(config, open_splits(config))
+            sources = make_train_sources(config, open_splits(config))
         else:
             sources = Sources(config)
         sources.plan(config)

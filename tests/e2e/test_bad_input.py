@@ -163,7 +163,7 @@ def test_teach_names_the_option_that_is_wrong_and_writes_nothing(
         ),
         (
             ["data.path={taught}", "model.image_size=40"],
-            "model.image_size is 32 there and 40 here; build the views of this run with `uniemox teach {taught} --teacher",
+            "model.image_size is 32 there and 40 here; build the views of this run with `uniemox teach {taught} ",
         ),
         (
             ["data.path={taught}", "loss.relation=0", "loss.similarity=0"],

@@ -156,9 +156,7 @@ def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
 
 def test_towers_without_a_common_width_are_refused(tmp_path: Path) -> None:
     folder = make_teacher(tmp_path / "none", embed=0)
-    with pytest.raises(
-        UserError, match="embeds pictures in 0 numbers and texts in 32; use a CLIP"
-    ):
+    with pytest.raises(UserError, match="embeds pictures in 0 numbers and texts in 32; use a CLIP"):
         Teacher(TeacherConfig(name=f"local-dir:{folder}"))
     # A text tower of its own, without a projection to the pictures' width.
     config = json.loads((make_teacher(tmp_path / "two") / "open_clip_config.json").read_text())
@@ -169,9 +167,7 @@ def test_towers_without_a_common_width_are_refused(tmp_path: Path) -> None:
     towers = {key: value for key, value in model_cfg.items() if key != "custom_text"}
     model = open_clip.CustomTextCLIP(**towers)
     save_file(model.state_dict(), tmp_path / "two" / "open_clip_model.safetensors")
-    with pytest.raises(
-        UserError, match="embeds pictures in 48 numbers and texts in 32; use a CLIP"
-    ):
+    with pytest.raises(UserError, match="embeds pictures in 48 numbers and texts in 32; use a CLIP"):
         Teacher(TeacherConfig(name=f"local-dir:{tmp_path / 'two'}"))
 
 
