@@ -4,6 +4,7 @@ them. Run it when a new timm brings new names:  python tools/list_vits.py
 
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from timm.models.vision_transformer import VisionTransformer
 OUT = Path(__file__).parent.parent / "uniemox_dist/config/vits.json"
 
 
-def shapes() -> dict[str, dict[str, Any]]:
-    """Name -> shape, of the plain vision transformers that this timm knows; what few have is stated for those alone."""
+def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Shapes of the installed timm's plain vision transformers by name: of all, or of the given `names`.
+
+    A property that few architectures have is stated for those alone.
+    """
     found = {}
-    for name in sorted(timm.list_models("*vit*", module="vision_transformer") + timm.list_models("deit*")):
+    if names is None:
+        names = timm.list_models("*vit*", module="vision_transformer") + timm.list_models("deit*")
+    for name in sorted(names):
         if name.startswith("test_"):
             continue
         with torch.device("meta"), warnings.catch_warnings():

@@ -30,6 +30,8 @@ NAMES = (
     "vit_xsmall_patch16_clip_224",
     "vit_dwee_patch16_reg1_gap_256",
 )
+QUICK = ("vit_tiny_patch16_224", "vit_xsmall_patch16_clip_224", "vit_dwee_patch16_reg1_gap_256")
+"""The smallest of them, which are cheap to build at their full size."""
 
 
 @pytest.fixture(autouse=True)
@@ -84,26 +86,34 @@ def largest_difference(model: ModelConfig) -> float:
         return float((expected - found).abs().max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders are built narrower and with two blocks; everything else that distinguishes a name stays."""
+
+    def arguments(model: ModelConfig) -> dict[str, Any]:
+        shape = {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+        return {**encoder_arguments(model), **shape}
+
+    monkeypatch.setattr(encoders, "encoder_arguments", arguments)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_with_everything_visible_the_tokens_are_timms(name: str) -> None:
     patch = shapes()[name]["patch_size"]
     assert largest_difference(ModelConfig(name=name, image_size=4 * patch)) < 1e-5
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("image_size", "patch_size"), [(96, 32), (40, 8)])
 def test_at_other_picture_and_patch_sizes_too(image_size: int, patch_size: int) -> None:
     for name in ("deit3_small_patch16_224", "vit_medium_patch16_reg4_gap_256", "vit_xsmall_patch16_clip_224"):
         assert largest_difference(ModelConfig(name=name, image_size=image_size, patch_size=patch_size)) < 1e-5
 
 
-def test_every_name_has_timms_tokens_and_no_unset_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of timm's names, built narrower and with two blocks: what tells them apart stays as it is."""
-
-    def narrow(model: ModelConfig) -> dict[str, Any]:
-        shape = {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
-        return {**encoder_arguments(model), **shape}
-
-    monkeypatch.setattr(encoders, "encoder_arguments", narrow)
+@pytest.mark.usefixtures("narrow")
+def test_every_name_has_timms_tokens_and_no_unset_weight() -> None:
     for name in shapes().keys() - SIZES.keys():
         assert largest_difference(ModelConfig(name=name, image_size=24, patch_size=8)) < 1e-5, name
 
@@ -117,6 +127,7 @@ def test_a_student_without_a_name_has_no_unset_weight() -> None:
         assert [name for name, p in student.named_parameters() if not p.isfinite().all()] == []
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_block_that_starts_near_zero_keeps_its_start() -> None:
     """LayerScale, and the norms of residual post-norm blocks: their small start belongs to the architecture."""
     for name, parameter in (
@@ -130,13 +141,16 @@ def test_a_block_that_starts_near_zero_keeps_its_start() -> None:
         assert torch.equal(dict(encoder.named_parameters())[parameter], own)
 
 
-def test_the_table_of_shapes_is_the_installed_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [NAMES, pytest.param(None, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_the_table_of_shapes_is_the_installed_timms(
+    names: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(TOOLS))
     torch.use_deterministic_algorithms(False)  # the tool builds without memory
     sys.modules.pop("list_vits", None)
-    from list_vits import shapes as of_timm  # type: ignore[import-not-found]
+    from list_vits import shapes as read_from_timm  # type: ignore[import-not-found]
 
-    installed = of_timm()
+    installed = read_from_timm(names)
     both = installed.keys() & shapes().keys()
     assert set(NAMES) <= both
     assert {name: shapes()[name] for name in both} == {name: installed[name] for name in both}

@@ -1,11 +1,7 @@
 """Cached views: what the teacher says of exactly these pixels, for these pictures and settings and no others."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import start_command
 from inputs import make_teacher, teach_options
 from safetensors.torch import load_file, save_file
 
@@ -56,6 +53,22 @@ def make(folder: Path, teacher: Teacher, made: ViewSpec | None = None, **options
     return build(reader, teacher, made or views(teacher), **{"batch": 32, "workers": 0, **options})
 
 
+@pytest.fixture(scope="module")
+def made_folder(tiny_data: Path, teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of `folder` with a finished cache. No test writes into it."""
+    made = tmp_path_factory.mktemp("made") / "data"
+    shutil.copytree(tiny_data / "train", made)
+    assert (built := make(made, teacher)).embedded == 120
+    assert (built.pictures, built.unreadable) == (60, [])
+    return made
+
+
+@pytest.fixture
+def cached(made_folder: Path, tmp_path: Path) -> Path:
+    """A copy of `made_folder`."""
+    return shutil.copytree(made_folder, tmp_path / "data")
+
+
 Content = dict[str, tuple[dict[str, str], dict[str, torch.Tensor]]]
 
 
@@ -96,11 +109,11 @@ def damage(folder: Path, shard: int, row: int) -> str:
     return str(index["key"][row].as_py())
 
 
-def test_each_embedding_is_the_teachers_of_the_view_as_it_is_drawn(folder: Path, teacher: Teacher) -> None:
+def test_each_embedding_is_the_teachers_of_the_view_as_it_is_drawn(
+    made_folder: Path, teacher: Teacher
+) -> None:
     made = views(teacher)
-    built = make(folder, teacher)
-    assert (built.pictures, built.embedded, built.unreadable) == (60, 120, [])
-    reader = ShardReader.from_folder(folder, "DIR")
+    reader = ShardReader.from_folder(made_folder, "DIR")
     cache = ViewCache(reader, made)
     seen = set()
     for shard, entry in enumerate(reader.manifest.shards):
@@ -147,17 +160,18 @@ def test_the_cache_describes_itself(folder: Path, teacher: Teacher) -> None:
     assert built.bytes - stated * 60 < 3 * 1500  # headers
 
 
-def test_loader_processes_and_batches_change_no_view(folder: Path, teacher: Teacher) -> None:
-    make(folder, teacher)
-    whole = files(folder)
+def test_loader_processes_and_batches_change_no_view(
+    folder: Path, made_folder: Path, teacher: Teacher
+) -> None:
+    whole = files(made_folder)
     for options, largest in (({"workers": 1}, 0.0), ({"workers": 2}, 0.0), ({"batch": 1}, 2 * FP16)):
-        shutil.rmtree(folder / "cache")
+        shutil.rmtree(folder / "cache", ignore_errors=True)
         make(folder, teacher, **options)
         assert_equal(files(folder), whole, largest=largest)
 
 
-def test_finished_files_are_kept_and_others_made_again(folder: Path, teacher: Teacher) -> None:
-    make(folder, teacher)
+def test_finished_files_are_kept_and_others_made_again(cached: Path, teacher: Teacher) -> None:
+    folder = cached
     before, content = times(folder), files(folder)
     assert make(folder, teacher).embedded == 0
     assert times(folder) == before
@@ -196,7 +210,9 @@ def test_other_settings_and_teachers_have_caches_of_their_own(
     assert replace(made, facts=moved).folder(reader) == made.folder(reader)
 
 
-def test_new_captions_keep_the_views_and_new_pictures_do_not(folder: Path, teacher: Teacher) -> None:
+def test_new_captions_keep_the_views_and_new_pictures_do_not(cached: Path, teacher: Teacher) -> None:
+    folder = cached
+
     def rewrite(shard: int, change: dict[str, Any]) -> None:
         manifest = read_manifest(folder)
         entries = list(manifest.shards)
@@ -210,7 +226,6 @@ def test_new_captions_keep_the_views_and_new_pictures_do_not(folder: Path, teach
         Manifest(tuple(entries), manifest.provenance).write(folder)
 
     made = views(teacher)
-    make(folder, teacher)
     before = load_file(made.folder(ShardReader.from_folder(folder, "DIR")) / "000001.safetensors")
     rewrite(1, {"captions": ["another caption"]})
     reader = ShardReader.from_folder(folder, "DIR")
@@ -275,15 +290,12 @@ def test_a_teach_that_is_killed_leaves_whole_files_and_goes_on(
 ) -> None:
     options = ["teach", str(folder), *teach_options(tiny_teacher), "--batch", "3"]
     options[options.index("--workers") + 1] = "1"
-    command = [sys.executable, "-m", "uniemox_dist.cli", *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
-    )
+    process = start_command(options)
     deadline = time.monotonic() + 120
-    while not times(folder) and process.poll() is None and time.monotonic() < deadline:
+    while not times(folder) and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = times(folder)
     assert before
     assert run(options) == 0
@@ -299,8 +311,8 @@ def _rows(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["cut", "zero", "missing", "box", "valid", "jitter"])
-def test_a_damaged_cache_is_one_line(kind: str, folder: Path, teacher: Teacher) -> None:
-    make(folder, teacher)
+def test_a_damaged_cache_is_one_line(kind: str, cached: Path, teacher: Teacher) -> None:
+    folder = cached
     content = files(folder)
     reader = ShardReader.from_folder(folder, "DIR")
     made = views(teacher)
