@@ -1,11 +1,13 @@
 """The whole chain through the command line, with real ranks, real kills and a fresh process at the end."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -76,20 +78,22 @@ def wait_for_step(run: Path, step: int, process: "subprocess.Popen[bytes]") -> N
     raise AssertionError(f"step {step} was not reached")
 
 
-def uniemox(*arguments: str) -> str:
-    result = subprocess.run(
-        [*UNIEMOX, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Path) -> Path:
     """An uninterrupted run on two ranks with a loader process each."""
     tmp = tmp_path_factory.mktemp("whole")
     subprocess.run(command(tmp, "run", tiny_data, tiny_teacher), check=True, timeout=TIMEOUT_S)
     return tmp / "run"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
+    """The release of `whole_run`. No test writes into it."""
+    out = tmp_path_factory.mktemp("released") / "release"
+    with redirect_stdout(io.StringIO()) as said:
+        assert run(["release", str(whole_run), str(out)]) == 0
+    assert "every tensor compared" in said.getvalue()
+    return out
 
 
 def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
@@ -165,14 +169,12 @@ save_file({"y": found[0].contiguous()}, sys.argv[3])
 
 
 def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_features(
-    tmp_path: Path, whole_run: Path
+    tmp_path: Path, whole_run: Path, released: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     from uniemox_dist.models.patches import normalise
 
-    out = tmp_path / "release"
-    assert "every tensor compared" in uniemox("release", str(whole_run), str(out))
     student = student_of(open_checkpoint(whole_run, "RUN"))
     pixels = torch.randint(
         0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
@@ -182,24 +184,23 @@ def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_featur
         {"x": normalise(pixels, student.model.mean, student.model.std, torch.float32)},
         tmp_path / "x.safetensors",
     )
-    files = [str(out), str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]
+    files = [str(released), str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run(
         [sys.executable, "-c", TIMM, *files], check=True, timeout=TIMEOUT_S, env=environment, cwd=tmp_path
     )
     torch.testing.assert_close(load_file(tmp_path / "y.safetensors")["y"], expected, rtol=1e-5, atol=1e-5)
-    checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=False)
+    checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=released, check=False)
     assert checked.returncode == 0
-    assert not [p for p in out.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".pkl")]
+    assert not [p for p in released.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".pkl")]
 
 
-def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data: Path) -> None:
-    out = tmp_path / "release"
-    uniemox("release", str(whole_run), str(out))
-    text = uniemox(
-        "evaluate", "protocol", str(out), str(tiny_data), "--json", str(tmp_path / "evaluation.json")
-    )
-    assert "Masked MSE" in text
+def test_release_evaluate_and_report(
+    tmp_path: Path, whole_run: Path, released: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = str(tmp_path / "evaluation.json")
+    assert run(["evaluate", "protocol", str(released), str(tiny_data), "--json", evaluation]) == 0
+    assert "Masked MSE" in capsys.readouterr().out
     table = json.loads((tmp_path / "evaluation.json").read_text())
     rows = {m["name"]: {r["row"]: r for r in m["rows"]} for m in table["metrics"]}
     assert {"student", "untrained", "linear interpolation"} <= rows["masked_mse"].keys()
@@ -211,14 +212,8 @@ def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data:
     for metric in rows.values():
         assert all(r["low"] <= r["value"] <= r["high"] for r in metric.values())
     assert table["verdict"]
-    uniemox(
-        "report",
-        str(whole_run),
-        "--evaluation",
-        str(tmp_path / "evaluation.json"),
-        "--out",
-        str(tmp_path / "r.html"),
-    )
+    options = ["--evaluation", evaluation, "--out", str(tmp_path / "r.html")]
+    assert run(["report", str(whole_run), *options]) == 0
     page = (tmp_path / "r.html").read_text()
     assert "Masked MSE" in page
     assert all(f"Student at step {step}" in page for step in (4, 16))
@@ -232,10 +227,9 @@ def test_release_evaluate_and_report(tmp_path: Path, whole_run: Path, tiny_data:
 
 
 def test_a_release_is_measured_by_each_task(
-    tmp_path: Path, whole_run: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole_run: Path, released: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "release"
-    uniemox("release", str(whole_run), str(out))
+    out = released
     for task, baselines in (
         ("knn", "untrained,teacher,histogram,pixels"),
         ("probe", "histogram"),
