@@ -3,12 +3,16 @@
 They are forked from a clean server that has imported torch and DeepSpeed once, so that a run costs seconds.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -80,12 +84,16 @@ def run_ranks(
         if kill_when is not None:
             deadline = time.monotonic() + TIMEOUT_S
             while not kill_when():
-                assert time.monotonic() < deadline, "the moment to kill the ranks never came"
+                if time.monotonic() > deadline:
+                    _print_stacks(ranks)
+                    raise AssertionError("the moment to kill the ranks never came")
                 assert all(process.is_alive() for process in ranks), "a rank ended before it was killed"
                 time.sleep(0.005)
             return codes
         for pipe in pipes:
-            assert pipe.poll(TIMEOUT_S), "a rank neither ended nor failed"
+            if not pipe.poll(TIMEOUT_S):
+                _print_stacks(ranks)
+                raise AssertionError("a rank neither ended nor failed")
             outcome = pipe.recv()
             assert isinstance(outcome, int), outcome
             codes.append(outcome)
@@ -94,6 +102,16 @@ def run_ranks(
             process.kill()
             process.join()
     return codes
+
+
+def _print_stacks(ranks: Sequence[Any]) -> None:
+    """Lets ranks that hang, and their loader processes, print the stacks of their threads on standard error."""
+    for rank in ranks:
+        listed = subprocess.run(["pgrep", "-P", str(rank.pid)], capture_output=True, text=True, check=False)
+        for pid in (rank.pid, *map(int, listed.stdout.split())):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
+    time.sleep(2)
 
 
 def _rank(
@@ -115,6 +133,7 @@ def _rank(
     from uniemox_dist.train.loop import pretrain
 
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGQUIT, all_threads=True)
     try:
         if prepare is not None:
             prepare(rank)
