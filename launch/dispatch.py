@@ -25,8 +25,7 @@ from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import finetuning, pretraining
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.runs.bad_nodes import excluded
-from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.runs.folder import RunFolder, nodes_to_exclude
 
 TRAINING = ("pretrain", "finetune")
 """Commands that train a run in a folder of its own, by a recipe."""
@@ -160,7 +159,7 @@ class Frozen:
         """The nodes to leave out, and a remark about those on which the preflight of the run failed."""
         now, request = time.time(), self.prepared.request
         runs = [*self.set_aside, *self.prepared.runs]
-        failed = list(dict.fromkeys(node for run in runs for node in excluded(RunFolder(run), now)))
+        failed = list(dict.fromkeys(node for run in runs for node in nodes_to_exclude(RunFolder(run), now)))
         nodes = list(dict.fromkeys([*request.exclude, *failed]))
         remark = f"leaves out {', '.join(failed)}: the preflight of this run failed there within the last day"
         return nodes, ([remark] if failed else [])

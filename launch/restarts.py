@@ -1,16 +1,15 @@
 """What the local launcher does after a fault: it starts the ranks again, as long as that brings the run on."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.core.errors import EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, say
-from uniemox_dist.runs.events import FaultEvent, Restart, Signal
-from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.runs.events import FaultEvent, Line, Restart, Signal, of_kind
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.history import find_fault
 
 LONGEST_PAUSE_S = 60.0
 """Pauses before restarts grow from one second to this."""
@@ -47,9 +46,9 @@ def run_with_restarts(
             return EXIT_FAULT
         if signals.received:
             break
-        faults = _faults(folder, known)
-        last = _last(faults, ended)
-        if any(fault.get("restart") is False for fault in faults):
+        events = _events_after(folder, known)
+        last = _find_cause(events, ended)
+        if any("error" in fault and fault.get("restart") is False for fault in of_kind(events, FaultEvent)):
             say(f"not started again, as the same would happen: {last}")
             return EXIT_FAULT
         step = newest_step(folder)
@@ -116,35 +115,21 @@ def _size(folder: RunFolder) -> int:
         return 0
 
 
-def _faults(folder: RunFolder, known: int) -> list[dict[str, Any]]:
-    """The faults of the present attempt; damaged samples, which were replaced, are none."""
+def _events_after(folder: RunFolder, known: int) -> list[Line]:
+    """The events of the present attempt, which follow the first `known` bytes."""
     try:
-        with open(folder.events, "rb") as file:
-            file.seek(known)
-            texts = file.read().decode("utf-8", errors="replace").splitlines()
+        return read_lines(folder.events, max(0, folder.events.stat().st_size - known))
     except OSError:
         return []
-    events = []
-    for text in texts:
-        try:
-            events.append(json.loads(text))
-        except ValueError:  # cut by the fault
-            continue
-    return [event for event in events if event.get("event") == "fault" and "error" in event]
 
 
-def _last(faults: Sequence[dict[str, Any]], ended: Ended) -> str:
-    """The fault that ended an attempt, in few words. A rank that was killed made the others fail, whatever they say."""
-    if ended.reason and " died of " in ended.reason:
-        return ended.reason
-    ends = [fault for fault in faults if fault.get("ends")] or faults[-1:]
-    if ends:
-        return " ".join(str(ends[0]["error"]).split())
-    return (
-        f"{ended.reason} (its own message is above)"
-        if ended.reason
-        else "some ranks stopped and others ended"
-    )
+def _find_cause(events: Sequence[Line], ended: Ended) -> str:
+    """The cause of the end of an attempt, in one line."""
+    reason = ended.reason or ""
+    death = reason if " died of " in reason else ""
+    if found := find_fault(events, death):
+        return found
+    return f"{reason} (its own message is above)" if reason else "some ranks stopped and others ended"
 
 
 def _interrupted(seconds: float, signals: Signals) -> bool:

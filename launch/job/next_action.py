@@ -5,12 +5,11 @@ import time
 from dataclasses import dataclass, replace
 
 from launch.job import lock
-from launch.job.progress import Progress, progress
 from launch.restarts import LONGEST_PAUSE_S, newest_step
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
-from uniemox_dist.runs.bad_nodes import entries
-from uniemox_dist.runs.events import FaultEvent, Requeue, Restart, Resubmit
-from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.events import End, FaultEvent, Requeue, Restart, Resubmit, Save, Signal
+from uniemox_dist.runs.folder import RunFolder, read_bad_nodes, read_lines
+from uniemox_dist.runs.history import JobAttempts, job_attempts
 
 NO_RANK_S = 240.0
 """Seconds before a further attempt after one in which no rank came so far as to say anything: a node may be lost, and
@@ -62,7 +61,7 @@ def settle(
     held = lock.read(folder.job)
     if held is None or held.job_id != job_id:
         return Verdict(f"end {_ending(code)}", f"{folder.job} is not this job's any more")
-    found = progress(read_lines(folder.events))
+    found = job_attempts(read_lines(folder.events))
     verdict = _decide(folder, code, state, held, found, may_requeue=may_requeue)
     if not (verdict.line in ("again", "requeue") or state.queued_again):
         lock.release(folder, job_id)
@@ -74,17 +73,17 @@ def _decide(
     code: int,
     state: JobState,
     held: lock.JobLock,
-    found: Progress,
+    found: JobAttempts,
     *,
     may_requeue: bool,
 ) -> Verdict:
     step = newest_step(folder)
-    saved = step is not None and (step > held.began_step or found.said("save", step=step))
+    saved = step is not None and (step > held.began_step or found.has(Save, step=step))
     if code in (EXIT_DONE, EXIT_USER):
         return Verdict(f"end {code}")
-    if found.said("end"):
+    if found.has(End):
         return Verdict(f"end {EXIT_DONE}", f"the run is complete; a rank ended with {code} on its way out")
-    if saved and found.said("signal", step=step, saved=True):
+    if saved and found.has(Signal, step=step, saved=True):
         code = EXIT_REQUEUE  # whatever befell a rank on its way out: all is saved
     if code == EXIT_REQUEUE and saved:
         if state.queued_again:
@@ -113,13 +112,13 @@ def _decide(
 
 
 def _after_fault(
-    folder: RunFolder, code: int, held: lock.JobLock, found: Progress, step: int | None
+    folder: RunFolder, code: int, held: lock.JobLock, found: JobAttempts, step: int | None
 ) -> Verdict:
     end, most = f"end {EXIT_FAULT}", held.max_restarts
     if (fault := found.hopeless) is not None:
         end = f"end {EXIT_USER if fault.get('code') == EXIT_USER else EXIT_FAULT}"
         return Verdict(end, f"not started again, as the same would happen: {_one_line(fault['error'])}")
-    if found.signalled:
+    if found.has(Signal):
         return Verdict(end, "not started again, as a signal asked it to stop")
     reason = found.reason(code)
     if found.in_vain >= most:
@@ -139,7 +138,7 @@ def _after_fault(
     pause_s = min(LONGEST_PAUSE_S, 2.0 ** (in_vain - 1))
     folder.write(
         Restart(
-            attempt=found.attempts + 1,
+            attempt=found.count + 1,
             left=most - in_vain,
             code=code,
             step=step,
@@ -158,12 +157,12 @@ def _bad_nodes(folder: RunFolder, held: lock.JobLock) -> dict[str, str]:
     """Nodes of this job on which the preflight of this attempt failed, and what it found."""
     return {
         line["node"]: str(line.get("finding"))
-        for line in entries(folder)
+        for line in read_bad_nodes(folder)
         if line.get("job_id") == held.job_id and line["time"] >= held.time and line["node"] in held.nodes
     }
 
 
-def _elsewhere(folder: RunFolder, held: lock.JobLock, found: Progress, nodes: dict[str, str]) -> Verdict:
+def _elsewhere(folder: RunFolder, held: lock.JobLock, found: JobAttempts, nodes: dict[str, str]) -> Verdict:
     """The same job on other nodes, unless that was tried often enough."""
     names, most = ",".join(nodes), held.max_restarts
     why = "; ".join(f"{node}: {finding}" for node, finding in nodes.items())

@@ -6,7 +6,6 @@ from math import ceil
 from pathlib import Path
 
 from launch.job import lock
-from launch.job.progress import progress
 from launch.plan import saving
 from launch.plan.ranks import largest_legal
 from launch.restarts import newest_step
@@ -15,6 +14,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.runs.events import FaultEvent, JobStart
 from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.history import job_attempts
 from uniemox_dist.scheduler.allocation import Allocation
 from uniemox_dist.scheduler.commands import LiveJobs
 
@@ -123,7 +123,7 @@ def check_times(
 
 def _still_hopeful(config: Config, folder: RunFolder, allocation: Allocation) -> None:
     """Slurm queues a job again for ever when its nodes fail; attempts that all come to nothing end here."""
-    found = progress(read_lines(folder.events))
+    found = job_attempts(read_lines(folder.events))
     if (allocation.restarts or allocation.after is not None) and found.in_vain >= config.run.max_restarts > 0:
         tried = (
             f"{found.in_vain} restarts without a new checkpoint (run.max_restarts={config.run.max_restarts})"

@@ -12,8 +12,7 @@ from uniemox_dist.core.devices import Device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.models.flops import Flops
-from uniemox_dist.runs.find import is_run
-from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.folder import RunFolder, is_run, read_lines
 
 ASSUMED_MFU = 0.3
 """Model FLOP utilisation where nothing was stated or measured: a guess, well below what is aimed at on GPUs."""

@@ -16,7 +16,7 @@ from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.core.errors import EXIT_DONE
 from uniemox_dist.core.files import write_json
 from uniemox_dist.evaluate.gallery import thumbnail
-from uniemox_dist.runs.report.gallery import gallery
+from uniemox_dist.runs.report.pictures import gallery
 
 CHARTS = 8
 DECODED = """

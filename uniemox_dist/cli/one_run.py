@@ -44,7 +44,7 @@ def checkpoints_of(run: Path) -> Path:
     """
     from uniemox_dist.checkpoints.folders import COMPLETE
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.runs.find import open_run
+    from uniemox_dist.runs.folder import open_run
 
     above = run.resolve().parent
     if (run / COMPLETE).is_file():
@@ -91,7 +91,7 @@ def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
     from uniemox_dist.checkpoints import folders
     from uniemox_dist.checkpoints.verify import Unread, examine
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.runs.find import is_run
+    from uniemox_dist.runs.folder import is_run
 
     path = Path(os.path.abspath(run))  # not resolved: the name of a link is the checkpoint's
     named = folders.NAME.match(path.name.removeprefix(".")) is not None

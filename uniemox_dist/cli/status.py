@@ -128,11 +128,10 @@ def _meant(pattern: str) -> list["RunFolder"]:
     from glob import escape, glob
 
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.runs.find import is_run, runs_below
-    from uniemox_dist.runs.folder import RunFolder
+    from uniemox_dist.runs.folder import RunFolder, find_runs, is_run
 
     places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in sorted(glob(pattern))]
-    runs = [run for p in places for run in ([RunFolder(p)] if is_run(p) else runs_below(p))]
+    runs = [run for p in places for run in ([RunFolder(p)] if is_run(p) else find_runs(p))]
     if not runs:
         there = (
             "holds no config.yaml and no events.jsonl, nor do folders in it"
@@ -147,13 +146,12 @@ def _meant(pattern: str) -> list["RunFolder"]:
 
 def _below(place: str) -> list["RunFolder"]:
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.runs.find import is_run, runs_below
-    from uniemox_dist.runs.folder import RunFolder
+    from uniemox_dist.runs.folder import RunFolder, find_runs, is_run
 
     path, give = Path(place), "give the folder that holds your runs, such as run.dir"
     if place and not path.is_dir():
         raise UserError(f"--all={place}: {'is no folder' if path.exists() else 'no such folder'}; {give}")
-    runs = [RunFolder(path)] if is_run(path) else runs_below(path, ALL_DEPTH) if place else []
+    runs = [RunFolder(path)] if is_run(path) else find_runs(path, ALL_DEPTH) if place else []
     if not runs:
         raise UserError(
             f"--all={place}: no folder below it holds a config.yaml or an events.jsonl; {give}"
@@ -180,9 +178,8 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
     from uniemox_dist.config.load import parse_yaml
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.runs.folder import read_lines
-    from uniemox_dist.runs.history import sections
-    from uniemox_dist.runs.status import Saved, saved_time
-    from uniemox_dist.runs.status_facts import facts
+    from uniemox_dist.runs.history import History, sections
+    from uniemox_dist.runs.status import Saved, saved_time, summarize
 
     lock = run.look_at_lock()  # first: a run that ends while we read must not look killed
     try:
@@ -194,4 +191,5 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
         lock = run.look_at_lock()
     newest = newest_complete(run.checkpoints)
     saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
-    return facts(str(run.path), sections(config), metrics, events, lock, saved, time.time(), job), events
+    history = History(metrics, events)
+    return summarize(str(run.path), sections(config), history, lock, saved, time.time(), job), events

@@ -24,6 +24,13 @@ def duration(seconds: float) -> str:
     return f"{h} h {m:02d} min" if h else f"{m} min {s:02d} s" if m else f"{s} s"
 
 
+def short_duration(seconds: float | None) -> str:
+    """The time of a step or a save in three digits, such as `420 ms` or `3.1 s`; a dash for None."""
+    if seconds is None:
+        return "–"
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
 def moment(seconds: Any, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     """A time in seconds since 1970 in this machine's zone, which Slurm and the logs of the ranks show as well; a dash
     for what is none."""

@@ -21,7 +21,7 @@ from uniemox_dist.core.files import read_json
 from uniemox_dist.release.format import FORMAT, FORMAT_VERSION
 from uniemox_dist.release.weights import ENCODER, REST, Source
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import Line, history, number
+from uniemox_dist.runs.history import History, Line, number
 
 SPLITS = ("train", "val", "test")
 MOST_INDEXES = 2000
@@ -66,7 +66,7 @@ def facts_of(
 
 def standing(run: RunFolder) -> list[Line]:
     """The metrics of a run that stand."""
-    return history(read_lines(run.metrics), read_lines(run.events)).lines
+    return History(read_lines(run.metrics), read_lines(run.events)).lines
 
 
 def data_facts(config: Config, identity: str) -> dict[str, Any] | None:

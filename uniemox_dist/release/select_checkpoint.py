@@ -13,7 +13,7 @@ from uniemox_dist.checkpoints.folders import (
 )
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import Line, history, number
+from uniemox_dist.runs.history import History, Line, number
 
 
 def choose(run: Path, step: str) -> Checkpoint:
@@ -53,7 +53,7 @@ def mean_loss(lines: Sequence[Line], step: int, window: int) -> float:
 
 def _best(run: Path, there: Sequence[Checkpoint]) -> Checkpoint:
     folder = RunFolder(run)
-    past = history(read_lines(folder.metrics), read_lines(folder.events))
+    past = History(read_lines(folder.metrics), read_lines(folder.events))
     skipped = set(past.skips)
     lines = [line for line in past.lines if line["step"] not in skipped]
     window = max(1, *(int(c.info["config"]["run"]["save_every"]) for c in there))

@@ -64,6 +64,8 @@ class Event:
     kind: ClassVar[str]
     """Its name in events.jsonl."""
     lane: ClassVar[Lane | None] = None
+    tone: ClassVar[str] = ""
+    """How the page colours it: good, wait, bad or not at all."""
     final: ClassVar[bool] = False
     """Whether an attempt writes nothing after it."""
     between: ClassVar[bool] = False
@@ -152,6 +154,7 @@ class Resume(Event):
     """An attempt loaded a checkpoint of the run."""
 
     kind = "resume"
+    tone = "wait"
     step: int
     checkpoint: str
     ranks: int
@@ -170,6 +173,7 @@ class Convert(Event):
     """The checkpoint was written by another number of ranks, or at another ZeRO stage."""
 
     kind = "convert"
+    tone = "wait"
     step: int
     from_ranks: int
     from_zero_stage: int
@@ -247,6 +251,7 @@ class Skip(Event):
     """A step changed no weight, because its loss or its gradients were not finite."""
 
     kind = "skip"
+    tone = "bad"
     lane = Lane("skipped", "x", "skip")
     step: int
     in_a_row: int
@@ -271,6 +276,7 @@ class Spike(Event):
     """The loss of a step was far above the running median."""
 
     kind = "spike"
+    tone = "wait"
     lane = Lane("spikes", "^", "wait")
     step: int
     loss: float
@@ -289,6 +295,7 @@ class Straggler(Event):
     """A rank is slower than the median rank."""
 
     kind = "straggler"
+    tone = "wait"
     lane = Lane("slow ranks", "s", "similarity")
     step: int
     rank: int
@@ -314,6 +321,7 @@ class BadSample(Event):
     """A damaged sample was replaced; its kind is that of a fault, which it once was."""
 
     kind = "fault"
+    tone = "bad"
     lane = Lane("pictures replaced", ".", "muted")
     step: int
     damaged: str
@@ -329,6 +337,7 @@ class FaultEvent(Event):
     """An error."""
 
     kind = "fault"
+    tone = "bad"
     lane = Lane("faults", "X", "bad")
     rank: int | None = None
     host: str | None = None
@@ -357,6 +366,7 @@ class CheckpointSetAside(Event):
     """A damaged checkpoint was renamed, and an older one is used."""
 
     kind = "fault"
+    tone = "bad"
     lane = FaultEvent.lane
     error: str
     set_aside: str | None
@@ -369,6 +379,7 @@ class Restart(Event):
     """The launcher starts the ranks again after a fault."""
 
     kind = "restart"
+    tone = "wait"
     lane = Lane("restarts", ">", "restart")
     between = True
     attempt: int
@@ -403,6 +414,7 @@ class Requeue(Event):
     """A Slurm job saved and goes back into the queue."""
 
     kind = "requeue"
+    tone = "wait"
     lane = Lane("requeues", ">", "requeue")
     between = True
     step: int | None
@@ -423,6 +435,7 @@ class Resubmit(Event):
     """A Slurm job submits another one that leaves out its bad nodes."""
 
     kind = "resubmit"
+    tone = "wait"
     lane = Requeue.lane
     between = True
     job_id: int
@@ -475,6 +488,7 @@ class Signal(Event):
     """A signal stopped the attempt."""
 
     kind = "signal"
+    tone = "wait"
     lane = Lane("stops", "s", "wait")
     final = True
     step: int | None
@@ -495,6 +509,7 @@ class End(Event):
     """The run is complete."""
 
     kind = "end"
+    tone = "good"
     final = True
     step: int
     reason: str | None = None

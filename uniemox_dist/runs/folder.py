@@ -1,6 +1,6 @@
-"""The folder of a run: where everything lies, the lock, and the two files that tell its story line by line.
+"""The folder of a run: its paths, its lock, and the files that grow by lines.
 
-Losing a line of metrics must never end a run: a full disk there is reported once and training goes on.
+A full disk costs lines of events and metrics, never the run: it is reported once, and training goes on.
 """
 
 import errno
@@ -9,33 +9,37 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.formatting import is_number
 from uniemox_dist.core.logs import report_once, stop_logging
 from uniemox_dist.runs.events import Event
 
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
-"""A look at the lock holds it for a moment, which must not keep a run from starting."""
+"""Testing the lock holds it for a moment, which must not keep a run from starting."""
+BAD_NODE_S = 24 * 3600.0
+"""Seconds for which a submission leaves out a node whose preflight failed: nodes are repaired."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """What a look at a run's lock tells."""
+    """The state of a run's lock."""
 
     held: bool | None = None
-    """Whether a process trains there; None where that cannot be told."""
+    """Whether a process trains there; None if the file system has no locks."""
     holder: str = ""
-    """The last process that took it, as `HOST pid PID`."""
+    """The process that took it last, as `HOST pid PID`."""
     since: float | None = None
     """When it was taken, in seconds since 1970."""
 
 
 class RunFolder:
-    """Paths of a run, and appending to its event and metric files."""
+    """Paths of a run, its lock, and appending to its files of lines."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -66,12 +70,12 @@ class RunFolder:
                     self._made.append(folder)
             except OSError as error:
                 raise UserError(
-                    f"run.dir/run.name={self.path}: {folder} cannot be made ({error.strerror}); give another run.dir"
+                    f"run.dir/run.name={self.path}: {folder} cannot be created ({error.strerror}); give another run.dir"
                 ) from None
 
     def discard_unused(self) -> None:
-        """Deletes the folders that `create` has made, with what `lock` and `start_logging` put into them, where nothing
-        has happened yet: there was a mistake to mend first. What was there before, and what others put there, stays."""
+        """Deletes the folders that `create` made, with the files of `lock` and `start_logging`, if there are no events:
+        the user has a mistake to fix first. Older files, and files of others, stay."""
         if self.path not in self._made or self.events.exists():
             return
         stop_logging(self.logs)
@@ -82,7 +86,7 @@ class RunFolder:
                 folder.rmdir()  # fails where it is not empty
 
     def lock(self) -> None:
-        """Takes the run for this process; the kernel frees it when the process ends, however it ends.
+        """Takes the run for this process; the kernel releases it when the process ends in any way.
 
         Raises:
             UserError: if another process is training here, or the file cannot be opened.
@@ -104,26 +108,26 @@ class RunFolder:
                 if _is_at(file, path):
                     self._lock = file
                     break
-                file.close()  # deleted while this process waited: a lock that nobody else would see
+                file.close()  # the file was deleted while this process waited: nobody else would see the lock
                 holder = "another process"
             if not left:
                 raise UserError(
                     f"{where}: {holder} is training here; wait, stop it, or give another run.name"
                 )
             time.sleep(LOCK_PAUSE_S)
-        with suppress(OSError):  # who holds it is for people; the lock is the kernel's
+        with suppress(OSError):  # the text is for people; the kernel holds the lock
             file.truncate(0)
             file.write(f"{socket.gethostname()} pid {os.getpid()}\n")
             file.flush()
 
     def unlock(self) -> None:
-        """Gives the run back, for a process that lives on."""
+        """Releases the run, for a process that goes on."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def look_at_lock(self) -> Lock:
-        """Whether a process holds the run's lock, without waiting and without an error."""
+        """Tests whether a process holds the run's lock; never waits, never raises."""
         path = self.path / "lock"
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
@@ -131,7 +135,7 @@ class RunFolder:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except OSError as error:
-                    # Anything else means that this file system has no such locks.
+                    # Any other error means that the file system has no locks.
                     held = True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
                     return Lock(held, holder, since)
                 return Lock(False, holder, since)
@@ -148,7 +152,7 @@ class RunFolder:
 
 
 def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file, or of its last bytes; what a crash cut or a writer has not finished is left out."""
+    """The lines of a .jsonl file, or of its last bytes. Lines that are cut or unfinished are skipped."""
     try:
         with open(path, "rb") as file:
             if last_bytes is not None:
@@ -157,7 +161,7 @@ def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]
     except FileNotFoundError:
         return []
     lines = []
-    for text in data.decode("utf-8", errors="replace").split("\n"):  # texts may hold other line ends
+    for text in data.decode("utf-8", errors="replace").split("\n"):  # strings may contain other line ends
         try:
             line = json.loads(text)
         except ValueError:
@@ -168,11 +172,11 @@ def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends a line to a .jsonl file; a disk that is full costs the line and no more."""
+    """Appends a line to a .jsonl file; a full disk costs the line and nothing else."""
     try:
         with open(path, "a+b") as file:
             text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-            if file.tell() and _torn(file):  # by a crash or a full disk: it must not take this line with it
+            if file.tell() and _torn(file):  # the last line was cut; this one must not be lost with it
                 text = b"\n" + text
             file.write(text)
     except OSError as error:
@@ -189,3 +193,58 @@ def _is_at(file: TextIO, path: Path) -> bool:
 def _torn(file: IO[bytes]) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) != b"\n"
+
+
+def open_run(path: Path) -> RunFolder:
+    """The folder of an existing run.
+
+    Raises:
+        UserError: if the path is not a run folder.
+    """
+    if is_run(path):
+        return RunFolder(path)
+    inside = [run.path for run in find_runs(path)]
+    hint = f"did you mean {inside[0]}?" if inside else "give run.dir/run.name, such as demo/runs/demo"
+    raise UserError(
+        f"RUN={path}: holds no config.yaml and no events.jsonl, so it is not a run folder; {hint}"
+    )
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's: it has a configuration or events, or was submitted and waits in a queue."""
+    written = (path / "config.yaml").is_file() or (path / "events.jsonl").is_file()
+    return written or next(path.glob("jobs/[0-9]*/submission.json"), None) is not None
+
+
+def find_runs(path: Path, depth: int = 3) -> list[RunFolder]:
+    """The runs in a folder and in the folders inside it, down to a depth, by name. Runs inside a run are left out."""
+    found: list[RunFolder] = []
+    try:
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
+    for folder in folders:
+        if is_run(folder):
+            found.append(RunFolder(folder))
+        elif depth > 1:
+            found += find_runs(folder, depth - 1)
+    return found
+
+
+def report_bad_nodes(folder: RunFolder, findings: Mapping[str, str], job_id: int | None) -> None:
+    """Writes to nodes.jsonl which nodes failed the preflight of a job, and why."""
+    for node, finding in findings.items():
+        line = {"time": round(time.time(), 3), "node": node, "job_id": job_id, "finding": finding}
+        append_line(folder.bad_nodes, line)
+
+
+def read_bad_nodes(folder: RunFolder) -> list[dict[str, Any]]:
+    """The valid lines of nodes.jsonl, oldest first."""
+    lines = read_lines(folder.bad_nodes)
+    return [line for line in lines if isinstance(line.get("node"), str) and is_number(line.get("time"))]
+
+
+def nodes_to_exclude(folder: RunFolder, now: float) -> list[str]:
+    """The nodes that the next submission should leave out, each once."""
+    lines = read_bad_nodes(folder)
+    return list(dict.fromkeys(line["node"] for line in lines if now - line["time"] < BAD_NODE_S))

@@ -1,34 +1,92 @@
-"""What the lines of a run's two files amount to: which metrics stand, how far it is, how far it goes.
+"""The history of a run, folded from its events.jsonl and metrics.jsonl.
 
-Pure: lines in, facts out. Keys may be missing and values may be of other types: files of all versions are read.
+`History` answers every question about the past of a run: which metrics are valid, where it resumed, its attempts, how
+often each kind of event occurred, and the cause of the last fault. It reads no files. Keys may be
+missing and values may have other types, because files of all versions are read.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
 from typing import Any
 
-Line = dict[str, Any]
+from uniemox_dist.core.formatting import is_number
+from uniemox_dist.runs import events as kinds
+from uniemox_dist.runs.events import Event, Line, between_attempts, ends_attempt, of_kind
+
+KILLED = "killed (no exit message)"
+"""The end of an attempt without any event about it."""
+LOST_CONTACT = (
+    "lost contact with another rank",
+    "another rank is gone",  # of versions before 0.7
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "ncclRemoteError",
+)
+"""Parts of errors which only say that another rank has ended."""
 
 
-@dataclass(frozen=True)
-class History:
-    """What happened on the way to the weights that a run has now."""
+def number(value: Any) -> float:
+    """The value as a float; NaN if it is not a number."""
+    return float(value) if isinstance(value, int | float) else math.nan
 
-    lines: list[Line]
-    """Metrics in the order of steps, each step once."""
-    resumes: list[int]
-    """Steps from which the run went on after a stop."""
-    skips: list[int]
-    """Steps that changed no weight."""
-    spikes: list[int] = field(default_factory=list)
-    """Steps whose loss leapt."""
-    by: dict[int, str] = field(default_factory=dict)
-    """What made the run go on from a step last: `restart` by the launcher, `requeue` of its job; others `resume`."""
 
-    def resumed(self, by: str) -> list[int]:
-        """The steps from which it went on in that way."""
-        return [step for step in self.resumes if self.by.get(step, "resume") == by]
+def sections(config: Any) -> dict[str, dict[str, Any]]:
+    """The sections of a run's config.yaml; other values are left out."""
+    found = config.items() if isinstance(config, dict) else ()
+    return {str(key): value for key, value in found if isinstance(value, dict)}
+
+
+def is_lost_contact(error: str) -> bool:
+    """Whether an error only says that another rank has ended."""
+    return any(part in error for part in LOST_CONTACT)
+
+
+def find_fault(events: Sequence[Line], death: str = "") -> str | None:
+    """The cause of the end of an attempt, in one line: the most specific one that is known.
+
+    The order is: an error of a rank, the first one written; then how a rank died, as the launcher saw it; then lost
+    contact with another rank, which only follows from the fault of that rank.
+
+    Args:
+        events: events of the attempt. Damaged samples, which were replaced, are not faults.
+        death: how a rank died, such as `rank 1 (pid 7) died of SIGKILL`, if the launcher knows.
+
+    Returns:
+        None if nothing is known, which means that the ranks were killed.
+    """
+    faults = [event for event in events if event.get("event") == "fault" and "error" in event]
+    ending = [fault for fault in faults if ends_attempt(fault)] or faults[-1:]
+    # Of several, a fault that would only happen again is the one to report.
+    ending.sort(key=lambda fault: fault.get("restart") is not False)
+    errors = [" ".join(str(fault["error"]).split()) for fault in ending]
+    seen = [" ".join(str(e["reason"]).split()) for e in of_kind(events, kinds.Restart) if e.get("reason")]
+    specific = [error for error in errors if not is_lost_contact(error)]
+    if specific:
+        return f"{specific[0]}; {death}" if death else specific[0]
+    deaths = [text for text in (death, *seen) if text and not is_lost_contact(text)]
+    return next(iter([*deaths, *errors, *seen]), None)
+
+
+@dataclass
+class Attempt:
+    """An attempt to train, from its start event to its last line before the next start."""
+
+    began: float
+    """Seconds since 1970, as all times here."""
+    first_step: int
+    ended: float = 0.0
+    last_step: int = 0
+    last_kind: str = ""
+    """The kind of the event that ended it; empty if it goes on, or was killed."""
+    lost_steps: int = 0
+    """Steps that the next attempt repeats; at least, because only steps with a line are counted."""
+    reason: str = ""
+    """The cause of its end, if it failed and one is known."""
+    events: list[Line] = field(default_factory=list, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -36,87 +94,280 @@ class Length:
     """How many steps a run has."""
 
     steps: int | None = None
-    """None where neither the configuration nor the metrics tell."""
+    """None if neither the configuration nor the metrics tell."""
     exact: bool = True
-    """False where it follows from rounded epochs."""
+    """False if it follows from rounded epochs."""
 
 
-def history(metrics: Sequence[Line], events: Sequence[Line]) -> History:
-    """What stands of a run's files: a (re)start at step s discards what was written beyond s before."""
-    kept: list[Line] = []
-    for line in metrics:
-        if not isinstance(line.get("step"), int):
-            continue
-        # A step that comes again replaces the earlier one and all that had followed it.
-        while kept and kept[-1]["step"] >= line["step"]:
-            kept.pop()
-        kept.append(line)
-    # Lines beyond the checkpoint that have not been overtaken yet (or are never met).
-    for start in of(events, "start"):
-        time, step = number(start.get("time")), number(start.get("step"))
-        kept = [line for line in kept if not (line["step"] > step and number(line.get("time")) < time)]
-    found: dict[str, list[int]] = {"skip": [], "spike": []}
-    by: dict[int, str] = {}
-    cause = "resume"
+@dataclass(frozen=True)
+class History:
+    """A run's past; `metrics` may be only its last lines."""
+
+    metrics: Sequence[Line]
+    events: Sequence[Line]
+
+    def of(self, kind: type[Event]) -> list[Line]:
+        """The events of a kind."""
+        return of_kind(self.events, kind)
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The metrics that led to the present weights, each step once: a start at step s discards earlier lines
+        beyond s."""
+        kept: list[Line] = []
+        for line in self.metrics:
+            if not isinstance(line.get("step"), int):
+                continue
+            while kept and kept[-1]["step"] >= line["step"]:  # the step was repeated after a resume
+                kept.pop()
+            kept.append(line)
+        # Lines beyond the checkpoint that have not been overtaken yet.
+        for start in self.of(kinds.Start):
+            time, step = number(start.get("time")), number(start.get("step"))
+            kept = [line for line in kept if not (line["step"] > step and number(line.get("time")) < time)]
+        return kept
+
+    @cached_property
+    def resumes_by_step(self) -> dict[int, str]:
+        """Steps at which the run resumed, and why: `restart` by the launcher, `requeue` of its job, or `resume`."""
+        found: dict[int, str] = {}
+        cause = "resume"
+        for event in self.events:
+            kind, step = event.get("event"), event.get("step")
+            if kind == "resume" and isinstance(step, int):
+                found[step] = cause
+                cause = "resume"
+            elif kind in ("restart", "requeue"):
+                cause = kind
+            elif kind == "job" and number(event.get("restarts")) > 0:
+                cause = "requeue"
+        return found
+
+    @property
+    def resumes(self) -> list[int]:
+        """Steps at which the run resumed."""
+        return sorted(self.resumes_by_step)
+
+    def resumed(self, by: str) -> list[int]:
+        """Steps at which the run resumed for this reason."""
+        return [step for step in self.resumes if self.resumes_by_step[step] == by]
+
+    @cached_property
+    def skips(self) -> list[int]:
+        """Skipped steps on the way to the present weights."""
+        return self._steps_of(kinds.Skip)
+
+    @cached_property
+    def spikes(self) -> list[int]:
+        """Steps of loss spikes on the way to the present weights."""
+        return self._steps_of(kinds.Spike)
+
+    def _steps_of(self, kind: type[Event]) -> list[int]:
+        found: list[int] = []
+        for event in self.events:
+            step = event.get("step")
+            if event.get("event") == kinds.Start.kind:
+                found = [earlier for earlier in found if earlier <= number(step or 0)]
+            elif event.get("event") == kind.kind and isinstance(step, int):
+                found.append(step)
+        return found
+
+    @cached_property
+    def step(self) -> int:
+        """The largest step that the last attempt is known to have reached."""
+        first = max((i for i, event in enumerate(self.events) if event.get("event") == "start"), default=0)
+        began = number(self.events[first].get("time")) if self.events else math.nan
+        recent = [line for line in self.lines[-1:] if not number(line.get("time")) < began]
+        steps = (
+            line["step"] for line in (*self.events[first:], *recent) if isinstance(line.get("step"), int)
+        )
+        return max(steps, default=0)
+
+    def length(self, config: Mapping[str, Any]) -> Length:
+        """The number of steps of the whole run."""
+        run, data = config.get("run") or {}, config.get("data") or {}
+        batch = (config.get("batch") or {}).get("global_batch")
+        if run.get("max_steps") is not None:
+            return Length(run["max_steps"])
+        if any(event.get("step") == self.step for event in self.of(kinds.End)):
+            return Length(self.step)
+        stated, epochs = data.get("epoch_samples"), self.lines[-1].get("epoch") if self.lines else None
+        if batch and run.get("epochs") and (stated or epochs):
+            # The run's folder does not hold the size of the data, which follows from slots per (rounded) epoch.
+            samples = stated or self.lines[-1].get("slots", 0) / epochs
+            return Length(math.ceil(round(run["epochs"] * samples / batch, 2)), exact=bool(stated))
+        return Length()
+
+    @cached_property
+    def attempts(self) -> list[Attempt]:
+        """The attempts to train, in order."""
+        found: list[Attempt] = []
+        open_ = False  # events after the end of an attempt and before the next start belong to neither
+        for event in self.events:
+            time, step = event.get("time"), event.get("step")
+            if not is_number(time):
+                continue
+            if event.get("event") == "start":
+                first = step if isinstance(step, int) else 0
+                found.append(Attempt(time, first, time, first))
+                open_ = True
+            elif between_attempts(event):
+                if found and event["event"] == "restart" and not found[-1].reason:
+                    found[-1].reason = find_fault([*found[-1].events, event]) or ""
+                open_ = False
+            elif found:
+                found[-1].events.append(event)
+                if open_:
+                    found[-1].ended = max(found[-1].ended, time)
+                    if isinstance(step, int):
+                        found[-1].last_step = max(found[-1].last_step, step)
+                    found[-1].last_kind = str(event["event"]) if ends_attempt(event) else ""
+                    open_ = not found[-1].last_kind
+        for i, attempt in enumerate(found):
+            if attempt.last_kind == "fault" and not attempt.reason:
+                attempt.reason = find_fault(attempt.events) or ""
+            until = found[i + 1].began if i + 1 < len(found) else math.inf
+            for line in self.metrics:
+                if attempt.began <= number(line.get("time")) < until:
+                    attempt.ended = max(attempt.ended, line["time"])
+                    if isinstance(line.get("step"), int):
+                        attempt.last_step = max(attempt.last_step, line["step"])
+            if i + 1 < len(found):
+                attempt.lost_steps = max(0, attempt.last_step - found[i + 1].first_step)
+        return found
+
+    @cached_property
+    def last_fault(self) -> str | None:
+        """The cause of the last attempt's end; None if no event tells one."""
+        events: list[Line] = []
+        for event in reversed(self.events):
+            # A restart belongs to the attempt before it, unless a later attempt failed before it began to train.
+            if event.get("event") == "start" or (
+                between_attempts(event) and of_kind(events, kinds.FaultEvent)
+            ):
+                break
+            events.insert(0, event)
+        return find_fault(events)
+
+    def killed(self, *, over: bool = False) -> list[float]:
+        """When each attempt that ended without a message wrote its last line.
+
+        Args:
+            over: whether the last attempt has ended, as all earlier ones have.
+        """
+        ended = self.attempts if over else self.attempts[:-1]
+        return [attempt.ended for attempt in ended if not attempt.last_kind and not attempt.reason]
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were done again after a resume."""
+        return sum(attempt.lost_steps for attempt in self.attempts)
+
+    @property
+    def work_s(self) -> float:
+        """Seconds from each start to the last line before the next start."""
+        return sum(attempt.ended - attempt.began for attempt in self.attempts)
+
+    @property
+    def faults(self) -> int:
+        """Number of faults; damaged samples that were replaced do not count."""
+        return len(self.of(kinds.FaultEvent)) - self.bad_samples
+
+    @property
+    def bad_samples(self) -> int:
+        """Number of damaged samples that were replaced."""
+        return sum("damaged" in event for event in self.of(kinds.FaultEvent))
+
+    @property
+    def requeues(self) -> int:
+        """How often the run continued from the queue, or waits there to."""
+        turns = [event for event in self.events if event.get("event") in ("requeue", "job")]
+        # Slurm itself requeues the jobs of lost nodes, which only the next start of the job shows.
+        again = sum(event["event"] == "job" and number(event.get("restarts")) > 0 for event in turns)
+        return again + bool(turns and turns[-1]["event"] == "requeue")
+
+    @property
+    def stops(self) -> int:
+        """Number of stops by signals. The ranks and their launcher may both write an event about the same stop."""
+        turns = [e.get("event") for e in self.events if e.get("event") in ("start", "restart", "signal")]
+        return sum(kind == "signal" != before for before, kind in zip(["", *turns], turns))
+
+    @property
+    def stragglers(self) -> list[tuple[str, int, float | None]]:
+        """(host, how often one of its ranks was slow, its largest multiple of the median), the most frequent first."""
+        slow = self.of(kinds.Straggler)
+        counts = Counter(str(event.get("host", "?")) for event in slow)
+        found: list[tuple[str, int, float | None]] = []
+        for host, count in counts.most_common():
+            times = [_times_slower(event) for event in slow if str(event.get("host", "?")) == host]
+            found.append((host, count, max((x for x in times if x is not None), default=None)))
+        return found
+
+    def median_of(self, kind: type[Event], key: str) -> float | None:
+        """The median of a value over the events of a kind; None if none has it."""
+        values = [event[key] for event in self.of(kind) if is_number(event.get(key))]
+        return median(values) if values else None
+
+
+def _times_slower(event: Line) -> float | None:
+    seconds, usual = event.get("seconds"), event.get("median_s")
+    return seconds / usual if is_number(seconds) and is_number(usual) and usual > 0 else None
+
+
+@dataclass(frozen=True)
+class JobAttempts:
+    """The attempts of a run inside Slurm jobs. One begins with an event `job` or `restart`."""
+
+    in_vain: int = 0
+    """Restarts and requeues in a row without a newer complete checkpoint."""
+    count: int = 0
+    last: list[Line] = field(default_factory=list)
+    """The events of the last attempt."""
+
+    @property
+    def hopeless(self) -> Line | None:
+        """A fault of the last attempt that another attempt would repeat."""
+        faults = [event for event in of_kind(self.last, kinds.FaultEvent) if "error" in event]
+        return next((fault for fault in faults if fault.get("restart") is False), None)
+
+    def has(self, kind: type[Event], **values: Any) -> bool:
+        """Whether the last attempt has an event of this kind with these values."""
+        return any(
+            all(event.get(key) == value for key, value in values.items())
+            for event in of_kind(self.last, kind)
+        )
+
+    def reason(self, code: int) -> str:
+        """The cause of the last attempt's end."""
+        return (
+            find_fault(self.last)
+            or f"srun ended with exit code {code} (see the ranks' messages in the main log)"
+        )
+
+
+def job_attempts(events: Sequence[Line]) -> JobAttempts:
+    """Counts the attempts of a run.
+
+    The count in vain begins anew when a person submits the run; not when Slurm requeues a job, nor when a job submits
+    another in its place. A job that was requeued after a complete save lost nothing.
+    """
+    in_vain = count = 0
+    best: int | None = None
+    clean = False
+    last: list[Line] = []
     for event in events:
-        kind, at = event.get("event"), event.get("step")
-        if kind == "start":
-            found = {k: [step for step in some if step <= number(at or 0)] for k, some in found.items()}
-        elif isinstance(kind, str) and kind in found and isinstance(at, int):
-            found[kind].append(at)
-        elif kind == "resume" and isinstance(at, int):
-            by[at] = cause
-            cause = "resume"
-        elif kind in ("restart", "requeue"):
-            cause = kind
-        elif kind == "job" and number(event.get("restarts")) > 0:
-            cause = "requeue"
-    return History(kept, sorted(by), found["skip"], found["spike"], by)
-
-
-def number(value: Any) -> float:
-    """A number as it is, and NaN for what is none."""
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def sections(config: Any) -> dict[str, dict[str, Any]]:
-    """Those parts of a run's config.yaml that are sections; what else it holds, or is, tells nothing."""
-    found = config.items() if isinstance(config, dict) else ()
-    return {str(key): value for key, value in found if isinstance(value, dict)}
-
-
-def of(events: Sequence[Line], kind: str) -> list[Line]:
-    """The events of a kind."""
-    return [event for event in events if event.get("event") == kind]
-
-
-def ends_attempt(event: Line) -> bool:
-    """Whether an attempt writes nothing more after this event. Faults of earlier versions did not say so: those that
-    went on had a step, or named a picture; and so does one about a checkpoint that was set aside."""
-    if event.get("event") == "fault":
-        return bool(event.get("ends", not {"step", "damaged", "set_aside"} & event.keys()))
-    return event.get("event") in ("signal", "end")
-
-
-def steps_done(events: Sequence[Line], lines: Sequence[Line]) -> int:
-    """The largest step that the last attempt is known to have reached."""
-    first = max((i for i, event in enumerate(events) if event.get("event") == "start"), default=0)
-    began = number(events[first].get("time")) if events else math.nan
-    stamped = [*events[first:], *(line for line in lines[-1:] if not number(line.get("time")) < began)]
-    return max((x["step"] for x in stamped if isinstance(x.get("step"), int)), default=0)
-
-
-def run_length(config: Mapping[str, Any], events: Sequence[Line], lines: Sequence[Line], step: int) -> Length:
-    """The steps of the whole run. `lines` are the metrics that stand, `step` is how far it is."""
-    run, data = config.get("run") or {}, config.get("data") or {}
-    batch = (config.get("batch") or {}).get("global_batch")
-    if run.get("max_steps") is not None:
-        return Length(run["max_steps"])
-    if any(event.get("step") == step for event in of(events, "end")):
-        return Length(step)
-    stated, epochs = data.get("epoch_samples"), lines[-1].get("epoch") if lines else None
-    if batch and run.get("epochs") and (stated or epochs):
-        # The size of the data is not in the run's folder, but follows from slots per (rounded) epoch.
-        samples = stated or lines[-1].get("slots", 0) / epochs
-        return Length(math.ceil(round(run["epochs"] * samples / batch, 2)), exact=bool(stated))
-    return Length()
+        kind, step = event.get("event"), event.get("step")
+        if kind in ("job", "restart"):
+            count, last = count + 1, []
+            if kind == "job" and not event.get("restarts") and event.get("after") is None:
+                in_vain = 0
+            elif not clean:
+                in_vain += 1
+            clean = False
+            continue
+        last.append(event)
+        if kind == "save" and isinstance(step, int) and (best is None or step > best):
+            best, in_vain = step, 0
+        saved = kind == "requeue" or (kind == "signal" and event.get("saved") is True)
+        clean = saved or (clean and kind != "fault")
+    return JobAttempts(in_vain, count, last)

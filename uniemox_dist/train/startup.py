@@ -18,9 +18,8 @@ from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.preflight import preflight
-from uniemox_dist.runs import bad_nodes
 from uniemox_dist.runs.events import Convert, Init, Resume, Start
-from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.runs.folder import RunFolder, report_bad_nodes
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.trainer import Trainer
 
@@ -60,7 +59,7 @@ def _report_nodes(folder: RunFolder, failed: list[Finding], names: Mapping[str, 
         if len(names) == 1 or len(finding.about) < len(names)
     }
     if job.isdigit():
-        bad_nodes.report(folder, nodes, int(job))
+        report_bad_nodes(folder, nodes, int(job))
 
 
 def begin(trainer: Trainer) -> int:

@@ -13,8 +13,7 @@ import pytest
 from event_lines import write_event
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.runs.find import open_run, runs_below
-from uniemox_dist.runs.folder import Lock, RunFolder, read_lines
+from uniemox_dist.runs.folder import Lock, RunFolder, find_runs, open_run, read_lines
 
 
 def test_a_look_at_the_lock_tells_who_holds_it_and_leaves_it_alone(tmp_path: Path) -> None:
@@ -95,11 +94,11 @@ def test_runs_are_found_below_a_folder_but_not_inside_each_other(tmp_path: Path)
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [run.path for run in runs_below(tmp_path)] == [tmp_path / "a/x", tmp_path / "b"]
+    assert [run.path for run in find_runs(tmp_path)] == [tmp_path / "a/x", tmp_path / "b"]
     assert open_run(tmp_path / "b").path == tmp_path / "b"
-    with pytest.raises(UserError, match=f"so it is no run folder; did you mean {tmp_path / 'a/x'}?"):
+    with pytest.raises(UserError, match=f"so it is not a run folder; did you mean {tmp_path / 'a/x'}?"):
         open_run(tmp_path)
-    with pytest.raises(UserError, match=r"so it is no run folder; give run\.dir/run\.name"):
+    with pytest.raises(UserError, match=r"so it is not a run folder; give run\.dir/run\.name"):
         open_run(tmp_path / "none")
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from told_run import BEGAN, told_run
 
-from uniemox_dist.runs.attempts import Attempt, attempts, numbers
-from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import Length, ends_attempt, history, run_length, steps_done
+from uniemox_dist.runs.events import Restart, Save, Spike, ends_attempt
+from uniemox_dist.runs.folder import Lock, RunFolder, read_lines
+from uniemox_dist.runs.history import Attempt, History, Length, find_fault, is_lost_contact, job_attempts
+from uniemox_dist.runs.status import summarize
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +17,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def test_each_attempt_has_its_steps_its_end_and_what_was_lost(told: RunFolder) -> None:
-    found = attempts(read_lines(told.metrics), read_lines(told.events))
-    assert [(a.first_step, a.last_step, a.lost_steps, a.last_word) for a in found] == [
+    found = History(read_lines(told.metrics), read_lines(told.events)).attempts
+    assert [(a.first_step, a.last_step, a.lost_steps, a.last_kind) for a in found] == [
         (0, 3247, 247, "fault"),
         (3000, 5706, 0, "signal"),
         (5706, 7220, 220, ""),
@@ -28,22 +29,29 @@ def test_each_attempt_has_its_steps_its_end_and_what_was_lost(told: RunFolder) -
 
 
 def test_counts_and_medians_of_a_run(told: RunFolder) -> None:
-    found = numbers(read_lines(told.metrics), read_lines(told.events))
-    assert (found.lost_steps, found.restarts, found.stops, len(found.killed)) == (467, 1, 1, 1)
-    assert (found.faults, found.damaged, found.skipped, found.spikes) == (2, 1, 2, 1)
-    assert (found.saves, found.save_s, found.blocked_s, found.save_bytes) == (17, 3.1, 0.42, 1_340_000_000)
+    found = History(read_lines(told.metrics), read_lines(told.events))
+    assert (found.lost_steps, len(found.of(Restart)), found.stops, len(found.killed())) == (467, 1, 1, 1)
+    assert (found.faults, found.bad_samples, len(found.skips), len(found.of(Spike))) == (2, 1, 2, 1)
+    assert len(found.of(Save)) == 17
+    assert [found.median_of(Save, key) for key in ("seconds", "blocked_s")] == [3.1, 0.42]
+    assert found.median_of(Save, "bytes") == 1_340_000_000
     assert found.stragglers == [
         ("node02", 2, pytest.approx(4.0 / 1.9)),
         ("node01", 1, pytest.approx(3.0 / 1.9)),
     ]
-    assert found.worked_s == pytest.approx((162 * 40 + 5) + (135 * 40 + 8.1) + 76 * 40 + 60 * 40, abs=0.01)
+    assert found.work_s == pytest.approx((162 * 40 + 5) + (135 * 40 + 8.1) + 76 * 40 + 60 * 40, abs=0.01)
 
 
 def test_numbers_of_lines_without_any_facts_are_none_or_0() -> None:
     kinds = ("start", "resume", "convert", "init", "save", "fault", "skip", "spike", "straggler", "signal", "restart", "end")  # fmt: skip  # noqa: E501
-    found = numbers([{}, {"step": "x", "time": "y"}], [{"event": kind} for kind in kinds] + [{}])
-    assert (found.attempts, found.save_s, found.save_bytes, found.lost_steps) == ([], None, None, 0)
-    assert (found.saves, found.restarts, found.stragglers) == (1, 1, [("?", 1, None)])
+    found = History([{}, {"step": "x", "time": "y"}], [{"event": kind} for kind in kinds] + [{}])
+    assert (
+        found.attempts,
+        found.median_of(Save, "seconds"),
+        found.median_of(Save, "bytes"),
+        found.lost_steps,
+    ) == ([], None, None, 0)
+    assert (len(found.of(Save)), len(found.of(Restart)), found.stragglers) == (1, 1, [("?", 1, None)])
 
 
 def test_a_straggler_of_unknown_times_does_not_hide_the_others() -> None:
@@ -51,8 +59,8 @@ def test_a_straggler_of_unknown_times_does_not_hide_the_others() -> None:
         {"event": "straggler", "host": "a"},
         {"event": "straggler", "host": "a", "seconds": 3, "median_s": 1},
     ]
-    assert numbers([], slow).stragglers == [("a", 2, 3.0)]
-    assert numbers([], slow[::-1]).stragglers == [("a", 2, 3.0)]
+    assert History([], slow).stragglers == [("a", 2, 3.0)]
+    assert History([], slow[::-1]).stragglers == [("a", 2, 3.0)]
 
 
 def test_work_is_from_each_start_to_the_last_sign_of_life_before_the_next() -> None:
@@ -67,7 +75,7 @@ def test_work_is_from_each_start_to_the_last_sign_of_life_before_the_next() -> N
         },  # before a start of its own
         {"time": 1000, "event": "start", "step": 9},
     ]
-    assert attempts([{"time": 1010, "step": 11}], events) == [
+    assert History([{"time": 1010, "step": 11}], events).attempts == [
         Attempt(100, 0, 130, 9, "signal"),
         Attempt(1000, 9, 1010, 11),
     ]
@@ -82,16 +90,16 @@ def test_what_the_launcher_says_of_an_end_is_no_silent_kill() -> None:
             {"time": 200, "event": "start", "step": 0},
         ]
 
-    told = numbers([], restart(reason="rank 1 was killed by signal 9"))
+    told = History([], restart(reason="rank 1 was killed by signal 9"))
     assert told.attempts[0] == Attempt(100, 0, 100, 0, "", 0, "rank 1 was killed by signal 9")
-    assert told.killed == []
-    assert numbers([], restart()).killed == [100]
-    assert numbers([], restart(), over=True).killed == [100, 200]
+    assert told.killed() == []
+    assert History([], restart()).killed() == [100]
+    assert History([], restart()).killed(over=True) == [100, 200]
 
 
 def test_a_signal_that_ranks_and_launcher_tell_of_is_one_stop() -> None:
     kinds = ("start", "signal", "signal", "start", "save", "signal")
-    assert numbers([], [{"time": i, "event": kind} for i, kind in enumerate(kinds)]).stops == 2
+    assert History([], [{"time": i, "event": kind} for i, kind in enumerate(kinds)]).stops == 2
 
 
 @pytest.mark.parametrize(
@@ -116,14 +124,14 @@ def test_what_ends_an_attempt(event: dict[str, Any], ends: bool) -> None:
 
 def test_steps_done_are_those_of_the_last_attempt(told: RunFolder) -> None:
     events, lines = read_lines(told.events), read_lines(told.metrics)
-    assert steps_done(events, history(lines, events).lines) == 8200
+    assert History(lines, events).step == 8200
     starts = [i for i, event in enumerate(events) if event["event"] == "start"]
     began = events[starts[1]]["time"]
     before = [line for line in lines if line["time"] < began]
     # Just resumed from 3,000 where 3,247 had been reached.
-    assert steps_done(events[: starts[1] + 1], history(before, events[: starts[1] + 1]).lines) == 3000
+    assert History(before, events[: starts[1] + 1]).step == 3000
     # A restart names the newest checkpoint, and a save is told later than the steps beyond it.
-    assert steps_done(events[: starts[1]], before) == 3247
+    assert History(before, events[: starts[1]]).step == 3247
 
 
 @pytest.mark.parametrize(
@@ -141,8 +149,90 @@ def test_steps_done_are_those_of_the_last_attempt(told: RunFolder) -> None:
 )
 def test_the_length_of_a_run(config: dict[str, Any], length: Length) -> None:
     lines = [{"step": 20, "epoch": 20 * 24 / 1200, "slots": 20 * 24}]
-    assert run_length(config, [], lines, 20) == length
+    assert History(lines, []).length(config) == length
 
 
 def test_a_run_in_epochs_that_has_ended_had_the_length_of_its_end() -> None:
-    assert run_length({"run": {"epochs": 2}}, [{"event": "end", "step": 49}], [], 49) == Length(49)
+    assert History([], [{"event": "end", "step": 49}]).length({"run": {"epochs": 2}}) == Length(49)
+
+
+LOST = "lost contact with another rank; see that rank's log or the launcher's"
+OLD_LOST = "another rank is gone; its own fault, or the launcher, says why"
+CUDA = "RuntimeError: CUDA error: an illegal memory access"
+DEATH = "rank 1 (pid 7) died of SIGKILL (killed, perhaps for its memory)"
+
+
+def fault(error: str, **fields: Any) -> dict[str, Any]:
+    return {"event": "fault", "error": error, "ends": True, **fields}
+
+
+@pytest.mark.parametrize(
+    ("events", "death", "cause"),
+    [
+        # An error beats lost contact, whichever was written first, and in the words of any version.
+        ([fault(LOST, rank=0), fault(CUDA, rank=1)], "", CUDA),
+        ([fault(CUDA, rank=1), fault(LOST, rank=0)], "", CUDA),
+        ([fault(OLD_LOST), fault("RuntimeError: Connection closed by peer"), fault(CUDA)], "", CUDA),
+        # Of two errors the first, on one line.
+        ([fault("ValueError: a\n b"), fault(CUDA)], "", "ValueError: a b"),
+        # How a rank died beats lost contact, and is added to an error.
+        ([fault(LOST)], DEATH, DEATH),
+        ([fault(CUDA)], DEATH, f"{CUDA}; {DEATH}"),
+        ([fault(LOST), {"event": "restart", "reason": DEATH}], "", DEATH),
+        ([fault(CUDA), {"event": "restart", "reason": OLD_LOST}], "", CUDA),
+        # Lost contact is better than nothing.
+        ([fault(LOST)], "", LOST),
+        ([], DEATH, DEATH),
+        ([], "", None),
+        # Faults that training survived count only if nothing else is known; replaced pictures never do.
+        ([{"event": "fault", "error": "save failed: full", "step": 3}, fault(CUDA)], "", CUDA),
+        ([{"event": "fault", "error": "save failed: full", "step": 3}], "", "save failed: full"),
+        ([{"event": "fault", "damaged": "a.tar b", "step": 3}], "", None),
+        # A fault that another attempt would repeat.
+        ([fault(CUDA), fault(f"given up at once: {CUDA}", restart=False)], "", f"given up at once: {CUDA}"),
+        ([{"event": "fault", "error": None}, {"event": "restart", "reason": 3}, {}], "", "None"),
+    ],
+)
+def test_the_most_specific_cause_of_an_end(
+    events: list[dict[str, Any]], death: str, cause: str | None
+) -> None:
+    assert find_fault(events, death) == cause
+
+
+def test_everyone_names_the_same_cause() -> None:
+    """The attempts of the report, `uniemox status`, and the job and the launcher when they start again."""
+    events = [
+        {"event": "job", "time": 0.0, "job_id": 7},
+        {"event": "start", "time": 1.0, "step": 0},
+        {**fault(CUDA, rank=1), "time": 2.0},
+        {**fault(LOST, rank=0), "time": 3.0},
+    ]
+    history = History([], events)
+    assert history.last_fault == CUDA
+    assert history.attempts[-1].reason == CUDA
+    assert job_attempts(events).reason(1) == CUDA
+    state = summarize("r", {}, history, Lock(False, "", 0.5), None, 9.0)
+    assert (state["state"], state["remark"]) == ("failed", f"{CUDA}; has no checkpoint to continue from")
+    restarted = History([], [*events, {"event": "restart", "time": 4.0, "reason": LOST}])
+    assert restarted.last_fault == CUDA
+    state = summarize("r", {}, restarted, Lock(False, "", 0.5), None, 9.0)
+    assert state["remark"] == f"by the launcher after: {CUDA}; has no checkpoint to continue from"
+
+
+def test_a_fault_before_the_start_of_an_attempt_is_the_last_one() -> None:
+    events = [
+        {"event": "start", "time": 1.0},
+        {**fault(CUDA), "time": 2.0},
+        {"event": "restart", "time": 3.0, "reason": CUDA},
+        {**fault("data.path=x: no such folder", restart=False), "time": 4.0},
+    ]
+    assert History([], events).last_fault == "data.path=x: no such folder"
+    assert History([], [*events, {"event": "start", "time": 5.0}]).last_fault is None
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(LOST, True), (OLD_LOST, True), ("ncclRemoteError: x", True), (CUDA, False), ("", False)],
+)
+def test_errors_that_only_follow_from_another_rank(error: str, lost: bool) -> None:
+    assert is_lost_contact(error) is lost

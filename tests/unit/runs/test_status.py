@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from uniemox_dist.runs.folder import Lock
+from uniemox_dist.runs.history import History
 from uniemox_dist.runs.jobs import Job
-from uniemox_dist.runs.status import Saved
-from uniemox_dist.runs.status_facts import facts
+from uniemox_dist.runs.status import Saved, summarize
 
 START = {"event": "start", "time": 1000.0, "step": 0, "ranks": 2}
 LINES = [
@@ -25,11 +25,10 @@ CONFIG = {"run": {"max_steps": 400, "start_timeout_s": 300}}
 def look(*events: dict[str, Any], lock: Lock, now: float, **more: Any) -> dict[str, Any]:
     """Facts of a run that began at 1000, did a step a second to 100, and wrote these events at 1105."""
     told = [START, *({"time": 1105.0, **event} for event in events)]
-    return facts(
+    return summarize(
         "r",
         CONFIG,
-        more.get("lines", LINES),
-        told,
+        History(more.get("lines", LINES), told),
         lock,
         more.get("saved", Saved(90, 1090.0)),
         now,
@@ -65,15 +64,15 @@ def test_patience_follows_the_runs_own_intervals() -> None:
 def test_a_first_step_that_compiles_may_take_longer() -> None:
     config = {"run": {**CONFIG["run"], "compile_timeout_s": 600}, "compute": {"compile": True}}
     for given, word in ((CONFIG, "stalled"), (config, "running")):
-        found = facts("r", given, [], [START], HELD, None, now=START["time"] + 500)
+        found = summarize("r", given, History([], [START]), HELD, None, now=START["time"] + 500)
         assert found["state"] == word
 
 
 def test_a_free_lock_and_no_word_of_an_end_is_killed() -> None:
     found = look(lock=FREE, now=1110.0)
     assert found["state"] == "killed"
-    assert found["remark"] == "no exit message; its last sign is 10 s old; goes on from step 90"
-    assert look(lock=FREE, now=1110.0, saved=None)["remark"].endswith("has no checkpoint to go on from")
+    assert found["remark"] == "no exit message; its last line is 10 s old; continues from step 90"
+    assert look(lock=FREE, now=1110.0, saved=None)["remark"].endswith("has no checkpoint to continue from")
 
 
 def test_a_lock_of_another_host_that_looks_free_counts_less_than_fresh_lines() -> None:
@@ -96,9 +95,9 @@ def test_where_the_lock_cannot_be_told_lines_decide() -> None:
     ("event", "state", "remark"),
     [
         ({"event": "signal", "signal": "SIGTERM", "step": 100, "saved": True}, "stopped",
-         "by SIGTERM; the same command goes on from step 90"),
+         "by SIGTERM; the same command continues from step 90"),
         ({"event": "fault", "error": "NCCL  is\ngone", "ends": True, "step": 100}, "failed",
-         "NCCL is gone; goes on from step 90"),
+         "NCCL is gone; continues from step 90"),
         ({"event": "end", "step": 400}, "complete", ""),
     ],
 )  # fmt: skip
@@ -128,7 +127,7 @@ def test_between_a_fault_and_the_next_attempt_the_launcher_restarts() -> None:
     late = look(ends, restart, lock=FREE, now=1105.0 + 301)
     assert (late["state"], late["remark"]) == (
         "killed",
-        "the launcher's restart came to nothing; goes on from step 90",
+        "the launcher's restart did not begin to train; continues from step 90",
     )
 
 
@@ -141,9 +140,11 @@ def test_a_lock_younger_than_the_last_word_is_an_attempt_that_starts() -> None:
 
 def test_a_complete_run_that_is_started_again_stays_complete() -> None:
     events = [START, {"event": "end", "time": 1400.0, "step": 400}, {**START, "time": 2000.0, "step": 400}]
-    assert facts("r", CONFIG, [], events, FREE, Saved(400, 1399.0), 3000.0)["state"] == "complete"
+    assert (
+        summarize("r", CONFIG, History([], events), FREE, Saved(400, 1399.0), 3000.0)["state"] == "complete"
+    )
     longer = {"run": {"max_steps": 800}}
-    assert facts("r", longer, [], events, FREE, Saved(400, 1399.0), 3000.0)["state"] == "killed"
+    assert summarize("r", longer, History([], events), FREE, Saved(400, 1399.0), 3000.0)["state"] == "killed"
 
 
 def test_no_time_is_left_to_tell_before_two_lines_of_the_attempt_that_starts() -> None:
@@ -169,7 +170,7 @@ def test_the_launchers_reason_and_pause_count_while_it_restarts() -> None:
         found = look(restart, lock=lock, now=1105.0 + 399)
         assert (found["state"], found["remark"]) == (
             "restarting",
-            "by the launcher after: rank 1 was killed; goes on from step 90",
+            "by the launcher after: rank 1 was killed; continues from step 90",
         )
     assert look(restart, lock=FREE, now=1105.0 + 401)["state"] == "killed"
 
@@ -186,7 +187,7 @@ def test_a_mistake_after_a_restart_is_a_failure_that_must_be_mended() -> None:
     found = look(restart, fault, lock=FREE, now=1110.0)
     assert (found["state"], found["remark"]) == (
         "failed",
-        "data.path=x: no such folder; mend it first; then the same command goes on from step 90",
+        "data.path=x: no such folder; fix it first; then the same command continues from step 90",
     )
 
 
@@ -194,13 +195,13 @@ def test_a_checkpoint_of_the_last_step_makes_a_run_complete() -> None:
     found = look(lock=FREE, now=9999.0, saved=Saved(400, 1500.0))
     assert (found["state"], found["remark"]) == (
         "complete",
-        "by its last checkpoint; it wrote no word of its end",
+        "by its last checkpoint; it wrote no end event",
     )
     assert look(lock=HELD, now=1110.0, saved=Saved(400, 1500.0))["state"] == "running"
 
 
 def test_a_run_without_a_line_has_no_facts() -> None:
-    found = facts("r", {}, [], [], Lock(), None, 0.0)
+    found = summarize("r", {}, History([], []), Lock(), None, 0.0)
     assert (found["state"], found["step"], found["max_steps"], found["last_event"]) == (
         "running",
         0,
@@ -218,34 +219,35 @@ BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.
     [
         # In the queue.
         ([STOPPED], Job(17, state="PENDING", reason="Resources", start=1410.0), "queued",
-         "job 17 waits for free nodes; expected to start in 5 min 00 s; goes on from step 90"),
+         "job 17 waits for free nodes; expected to start in 5 min 00 s; continues from step 90"),
         ([STOPPED], Job(17, state="PENDING", reason="(QOSMaxJobs)"), "queued",
-         "job 17 waits in the queue (QOSMaxJobs); goes on from step 90"),
+         "job 17 waits in the queue (QOSMaxJobs); continues from step 90"),
         ([STOPPED], Job(17, state="REQUEUED", reason="BeginTime", start=1000.0), "queued",
-         "job 17 waits for its begin time, which a requeue delays by some minutes; goes on from step 90"),
-        ([], Job(17, state="CONFIGURING"), "queued", "job 17: its nodes are being started; goes on from step 90"),
+         "job 17 waits for its begin time, which a requeue delays by some minutes; continues from step 90"),
+        ([], Job(17, state="CONFIGURING"), "queued", "job 17: its nodes are being started; continues from step 90"),
         # On nodes, before and after attempts.
         ([STOPPED], Job(17, state="RUNNING", nodes="n[1-2]", start=1106.0), "running", "job 17 starts on n[1-2]"),
         ([STOPPED], Job(17, state="RUNNING", start=1000.0), "stopped",
-         "by SIGUSR2; the same command goes on from step 90; job 17 still runs"),
+         "by SIGUSR2; the same command continues from step 90; job 17 still runs"),
         ([BROKEN], Job(17, state="RUNNING", start=1000.0), "restarting",
-         "in job 17 after: NCCL is gone; goes on from step 90"),
+         "in job 17 after: NCCL is gone; continues from step 90"),
         ([], Job(17, state="SUSPENDED"), "stalled", "job 17 is suspended"),
         ([BROKEN], Job(17, state="COMPLETING", nodes="n1", start=1000.0), "failed",
-         "NCCL is gone; goes on from step 90; job 17 is ending on n1"),
+         "NCCL is gone; continues from step 90; job 17 is ending on n1"),
         ([STOPPED, {"event": "requeue", "job_id": 17, "step": 90}], Job(17, state="RUNNING", nodes="n1", start=1000.0),
          "queued", "job 17 was requeued, continues from step 90; it is ending on n1"),
         ([BROKEN, {"event": "restart", "reason": "x"}], Job(17, state="RUNNING", start=1000.0), "restarting",
-         "by the launcher after: x; goes on from step 90"),
+         "by the launcher after: NCCL is gone; continues from step 90"),
         # Over, or not to be told.
-        ([], Job(17, state=""), "killed", "no exit message; job 17 has ended; goes on from step 90"),
+        ([], Job(17, state=""), "killed", "no exit message; job 17 has ended; continues from step 90"),
         ([], Job(17, state="NODE_FAIL"), "killed",
-         "no exit message; job 17 has ended (NODE_FAIL); goes on from step 90"),
-        ([BROKEN], Job(17, state="FAILED"), "failed", "NCCL is gone; goes on from step 90; job 17 has ended (FAILED)"),
-        ([], Job(17, state="CANCELLED"), "stopped", "job 17 was cancelled; the same command goes on from step 90"),
-        ([STOPPED], Job(17), "stopped", "by SIGUSR2; the same command goes on from step 90"),
+         "no exit message; job 17 has ended (NODE_FAIL); continues from step 90"),
+        ([BROKEN], Job(17, state="FAILED"), "failed",
+         "NCCL is gone; continues from step 90; job 17 has ended (FAILED)"),
+        ([], Job(17, state="CANCELLED"), "stopped", "job 17 was cancelled; the same command continues from step 90"),
+        ([STOPPED], Job(17), "stopped", "by SIGUSR2; the same command continues from step 90"),
         ([STOPPED, {"event": "requeue", "job_id": 17}], Job(17), "queued",
-         "job 17 went back into the queue; goes on from step 90"),
+         "job 17 went back into the queue; continues from step 90"),
         ([STOPPED, {"event": "requeue", "job_id": 17}, {"event": "job", "job_id": 17, "restarts": 1}], Job(17),
          "running", "job 17 starts"),
         ([{"event": "end", "step": 400}], Job(17, state="PENDING"), "complete", ""),
@@ -294,11 +296,11 @@ def test_a_run_that_is_only_submitted_is_queued_and_one_whose_job_ended_before_a
     for job, state, remark in (
         (Job(17), "queued", "job 17 was submitted, and has written nothing yet"),
         (Job(17, state="PENDING", reason="Priority"), "queued",
-         "job 17 waits behind jobs of higher priority; has no checkpoint to go on from"),
+         "job 17 waits behind jobs of higher priority; has no checkpoint to continue from"),
         (Job(17, state="RUNNING", start=5.0), "running", "nothing written yet"),
         (Job(17, state="CANCELLED"), "killed", "job 17 has ended (CANCELLED), and has written nothing"),
     ):  # fmt: skip
-        found = facts("r", {}, [], [], Lock(), None, 10.0, job)
+        found = summarize("r", {}, History([], []), Lock(), None, 10.0, job)
         assert (found["state"], found["remark"]) == (state, remark)
 
 

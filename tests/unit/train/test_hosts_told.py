@@ -8,8 +8,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding, Problem, Told, judged
-from uniemox_dist.runs import bad_nodes
-from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.runs.folder import RunFolder, read_bad_nodes
 from uniemox_dist.train import startup
 
 
@@ -61,8 +60,8 @@ def test_nodes_that_differ_from_the_others_are_written_down(
     assert not run.bad_nodes.exists()  # outside of Slurm there is nothing to leave out
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     startup._report_nodes(run, failed, names)
-    assert [line["node"] for line in bad_nodes.entries(run)] == reported
-    assert {line["job_id"] for line in bad_nodes.entries(run)} <= {17}
+    assert [line["node"] for line in read_bad_nodes(run)] == reported
+    assert {line["job_id"] for line in read_bad_nodes(run)} <= {17}
 
 
 def test_nodes_are_written_down_by_the_names_that_slurm_gives_them(
@@ -72,7 +71,7 @@ def test_nodes_are_written_down_by_the_names_that_slurm_gives_them(
     run = RunFolder(tmp_path)
     names = {"n1": "gpu001", "n2": "gpu002", "n3": "gpu003", "n0": "gpu000"}
     startup._report_nodes(run, failing("n2"), names)
-    assert [line["node"] for line in bad_nodes.entries(run)] == ["gpu002"]
+    assert [line["node"] for line in read_bad_nodes(run)] == ["gpu002"]
 
 
 def test_a_rank_that_has_no_gpu_of_its_own_says_so_before_it_meets_others(

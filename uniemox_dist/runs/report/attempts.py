@@ -1,71 +1,104 @@
-"""How a run went: figures of its attempts, saves and faults, and its events as rows."""
+"""The section of the page about how a run went: a timeline, figures of attempts and saves, and the events as rows."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from uniemox_dist.core.formatting import counted, duration, is_number, moment, short, size
-from uniemox_dist.runs.attempts import Attempt, Numbers
-from uniemox_dist.runs.events import describe
-from uniemox_dist.runs.history import Line, of
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from uniemox_dist.core.formatting import counted, duration, is_number, moment, short, short_duration, size
+from uniemox_dist.runs.events import (
+    CLASSES,
+    FaultEvent,
+    JobStart,
+    Lane,
+    Line,
+    Restart,
+    Save,
+    Spike,
+    Start,
+    describe,
+    find_class,
+)
+from uniemox_dist.runs.history import KILLED, Attempt, History, number
+from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
+
+MOST_POINTS = 200
+"""Points of the line of an attempt."""
+MOST_MARKS = 300
+"""Marks of a row: the saves of a long run would otherwise be most of the page."""
+KILLED_LANE = Lane("killed", "X", "ink")
+UNITS = (("days", 86400.0, 3.0), ("hours", 3600.0, 3.0), ("minutes", 60.0, 3.0), ("seconds", 1.0, 0.0))
+"""(unit, its seconds, the smallest length of a run in that unit)."""
 
 
-def figures(told: Numbers) -> list[tuple[str, str, str, str]]:
-    """(name, value, remark, tone) of each figure; those of what never happened are short."""
-    if not told.attempts:
+def figures(history: History, *, over: bool = False) -> list[tuple[str, str, str, str]]:
+    """(name, value, remark, tone) of each figure."""
+    if not history.attempts:
         return []
-    first, last = told.attempts[0], told.attempts[-1]
-    idle_s = last.ended - first.began - told.worked_s
+    first, last = history.attempts[0], history.attempts[-1]
+    restarts, killed = len(history.of(Restart)), len(history.killed(over=over))
+    idle_s = last.ended - first.began - history.work_s
     found = [
         (
             "Attempts",
-            str(len(told.attempts)),
-            f"{duration(max(0.0, idle_s))} between them" if len(told.attempts) > 1 else "",
+            str(len(history.attempts)),
+            f"{duration(max(0.0, idle_s))} between them" if len(history.attempts) > 1 else "",
             "",
         ),
-        ("Restarts", str(told.restarts), "by the launcher", "wait" if told.restarts else ""),
-        *((("Requeues", str(told.requeues), "of its job", ""),) if told.requeues else ()),
-        ("Stops", str(told.stops), "by signals", ""),
-        ("Killed", str(len(told.killed)), "no exit message", "bad" if told.killed else ""),
-        ("Faults", str(told.faults), _damaged(told.damaged), "bad" if told.faults else ""),
-        ("Steps lost", f"{told.lost_steps:,}", "done again after a resume", "bad" if told.lost_steps else ""),
-        ("Skipped", f"{told.skipped:,}", "steps, not finite", "bad" if told.skipped else ""),
-        ("Loss spikes", f"{told.spikes:,}", "events", "wait" if told.spikes else ""),
+        ("Restarts", str(restarts), "by the launcher", "wait" if restarts else ""),
+        *((("Requeues", str(history.requeues), "of its job", ""),) if history.requeues else ()),
+        ("Stops", str(history.stops), "by signals", ""),
+        ("Killed", str(killed), "no exit message", "bad" if killed else ""),
+        ("Faults", str(history.faults), _damaged(history.bad_samples), "bad" if history.faults else ""),
+        (
+            "Steps lost",
+            f"{history.lost_steps:,}",
+            "done again after a resume",
+            "bad" if history.lost_steps else "",
+        ),
+        ("Skipped", f"{len(history.skips):,}", "steps, not finite", "bad" if history.skips else ""),
+        ("Loss spikes", f"{len(history.of(Spike)):,}", "events", "wait" if history.of(Spike) else ""),
     ]
-    return found + _saves(told)
+    return found + _saves(history)
 
 
 def _damaged(count: int) -> str:
     return f"{counted(count, 'picture')} replaced" if count else ""
 
 
-def _saves(told: Numbers) -> list[tuple[str, str, str, str]]:
-    found = [
-        ("Saves", f"{told.saves:,}", "" if told.save_bytes is None else f"{size(told.save_bytes)} each", "")
-    ]
-    if told.save_s is not None:
-        found.append(("A save takes", f"{told.save_s:.3g} s", "median", ""))
-    if told.blocked_s is not None:
-        found.append(("Steps wait for it", f"{told.blocked_s:.3g} s", "median", ""))
+def _saves(history: History) -> list[tuple[str, str, str, str]]:
+    count = history.median_of(Save, "bytes")
+    found = [("Saves", f"{len(history.of(Save)):,}", "" if count is None else f"{size(count)} each", "")]
+    for title, key in (("A save takes", "seconds"), ("Training waits for it", "blocked_s")):
+        value = history.median_of(Save, key)
+        if value is not None:
+            found.append((title, short_duration(value), "median", ""))
     return found
 
 
-def event_row(event: dict[str, Any]) -> dict[str, Any]:
-    """An event as the table shows it: when, what, in words, and the facts that the words leave out."""
+def event_row(event: Line) -> dict[str, Any]:
+    """An event as a row of the table: time, kind, tone, text, and the values that the text leaves out."""
     text, rest = describe(event)
+    kind = find_class(event)
     return {
         "time": moment(event.get("time")),
         "event": str(event.get("event", "?")),
-        "said": text,
+        "tone": kind.tone if kind is not None else "",
+        "text": text,
         "facts": [(key, short(value)) for key, value in rest.items()],
     }
 
 
-def attempt_rows(told: Numbers, events: Sequence[Line]) -> list[dict[str, str]]:
-    """Each attempt: when, for how long, from where to where, on what, in which job, and how it ended."""
-    starts = [event for event in of(events, "start") if is_number(event.get("time"))]
-    jobs = [event for event in of(events, "job") if is_number(event.get("time"))]
+def attempt_rows(history: History, *, over: bool = False) -> list[dict[str, str]]:
+    """Each attempt: its beginning, duration, steps, ranks, hosts, job and end."""
+    starts = [event for event in history.of(Start) if is_number(event.get("time"))]
+    jobs = [event for event in history.of(JobStart) if is_number(event.get("time"))]
+    killed = history.killed(over=over)
     rows = []
-    for attempt, start in zip(told.attempts, starts):
+    for attempt, start in zip(history.attempts, starts):
         before = [job for job in jobs if job["time"] <= start["time"]]
         hosts = start.get("hosts") or ([start["host"]] if start.get("host") else [])
         ranks, stage = start.get("ranks"), start.get("zero_stage")
@@ -79,16 +112,115 @@ def attempt_rows(told: Numbers, events: Sequence[Line]) -> list[dict[str, str]]:
                 "stage": f"ZeRO-{stage}" if isinstance(stage, int) else "",
                 "hosts": short(hosts) if hosts else "–",
                 "job": short(before[-1].get("job_id")) if before else "–",
-                "end": _end(attempt, told),
+                "end": _describe_end(attempt, killed=attempt.ended in killed),
             }
         )
     return rows
 
 
-def _end(attempt: Attempt, told: Numbers) -> str:
-    if attempt.last_word == "fault" or attempt.reason:
+def _describe_end(attempt: Attempt, *, killed: bool) -> str:
+    if attempt.last_kind == "fault" or attempt.reason:
         return f"a fault: {short(attempt.reason)}" if attempt.reason else "a fault"
-    word = {"end": "complete", "signal": "stopped by a signal"}.get(attempt.last_word)
-    return word or (
-        "killed (no exit message)" if attempt.ended in told.killed else "goes on, or ended without an event"
-    )
+    end = {"end": "complete", "signal": "stopped by a signal"}.get(attempt.last_kind)
+    return end or (KILLED if killed else "goes on, or ended without an event")
+
+
+def lanes_of(history: History, *, over: bool = False) -> list[tuple[Lane, list[float]]]:
+    """The rows of the timeline that have marks, with their times in seconds since 1970.
+
+    Args:
+        over: whether the last attempt has ended, as all earlier ones have.
+    """
+    lanes = dict.fromkeys(found.lane for found in CLASSES if found.lane is not None)
+    times: dict[Lane, list[float]] = {}
+    for lane in lanes:
+        times[lane] = []
+        if lane == FaultEvent.lane:
+            times[KILLED_LANE] = history.killed(over=over)
+    for event in history.events:
+        kind = find_class(event)
+        if kind is not None and kind.lane is not None and is_number(event.get("time")):
+            times[kind.lane].append(event["time"])
+    return [(lane, found) for lane, found in times.items() if found]
+
+
+def draw_timeline(history: History, *, over: bool = False) -> str | None:
+    """The drawing as an SVG element of the page; None for a run that never started."""
+    attempts, metrics, events = history.attempts, history.metrics, history.events
+    if not attempts:
+        return None
+    began = attempts[0].began
+    last = max([attempts[-1].ended, *(e["time"] for e in events if is_number(e.get("time")))])
+    unit, scale = next((u, s) for u, s, least in UNITS if last - began >= least * s)
+    lanes = lanes_of(history, over=over)
+    height = 2.9 + 0.27 * len(lanes)
+    with figure("timeline", 10.6, height) as (drawn, svg):
+        low = 0.5 / height
+        lanes_share = 0.27 * len(lanes) / height
+        top = drawn.add_axes((0.125, low + lanes_share + 0.12 / height, 0.865, 2.0 / height))
+        _steps(top, attempts, metrics, began, scale)
+        bottom = top
+        if lanes:
+            bottom = drawn.add_axes((0.125, low, 0.865, lanes_share), sharex=top)
+            _lanes(bottom, lanes, began, scale)
+            top.tick_params(labelbottom=False)
+        margin = max((last - began) / scale * 0.012, 1e-3)
+        top.set_xlim(-margin, (last - began) / scale + margin)
+        bottom.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+        bottom.set_xlabel(
+            f"{unit} since the first start", fontsize=FONT_SIZE, color=COLOURS["muted"], labelpad=2
+        )
+    return svg[0]
+
+
+def _steps(
+    axes: Axes, attempts: Sequence[Attempt], metrics: Sequence[Line], began: float, scale: float
+) -> None:
+    """Draws steps over time: a line for each attempt on a shaded area; lost steps are red."""
+    for i, attempt in enumerate(attempts):
+        until = attempts[i + 1].began if i + 1 < len(attempts) else math.inf
+        own = [
+            (line["time"], line["step"])
+            for line in metrics
+            if isinstance(line.get("step"), int) and attempt.began <= number(line.get("time")) < until
+        ]
+        own = [(attempt.began, attempt.first_step), *own, (attempt.ended, attempt.last_step)]
+        chosen = np.unique(np.linspace(0, len(own) - 1, min(MOST_POINTS, len(own))).round().astype(int))
+        x = (np.array([own[i][0] for i in chosen]) - began) / scale
+        y = np.maximum.accumulate(np.array([own[i][1] for i in chosen], float))
+        left, right = (attempt.began - began) / scale, (attempt.ended - began) / scale
+        axes.axvspan(left, right, color=COLOURS["total"], alpha=0.07, linewidth=0)
+        axes.plot(x, y, color=COLOURS["total"], linewidth=1.8, solid_capstyle="round")
+        kept = attempt.last_step - attempt.lost_steps
+        if attempt.lost_steps:
+            axes.plot(
+                np.concatenate([[np.interp(kept, y, x)], x[y > kept]]),
+                np.concatenate([[kept], y[y > kept]]),
+                color=COLOURS["bad"],
+                linewidth=2.6,
+                solid_capstyle="round",
+            )
+    axes.set_title("steps", loc="left", fontsize=FONT_SIZE, color=COLOURS["muted"], pad=6)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.set_ylim(bottom=min(0, *(a.first_step for a in attempts)) if len(attempts) > 1 else None)
+    dress(axes)
+
+
+def _lanes(axes: Axes, lanes: Sequence[tuple[Lane, list[float]]], began: float, scale: float) -> None:
+    for row, (lane, seen) in enumerate(lanes):
+        times = np.array(seen)
+        if len(times) > MOST_MARKS:
+            times = times[np.linspace(0, len(times) - 1, MOST_MARKS).round().astype(int)]
+        colour = COLOURS[lane.colour]
+        axes.plot(
+            (times - began) / scale,
+            np.full(len(times), row),
+            lane.mark,
+            color=colour,
+            markersize=6,
+            markeredgewidth=1.4 if lane.mark in "|x" else 0,
+        )
+    dress(axes)
+    axes.set_yticks(range(len(lanes)), [lane.title for lane, _ in lanes])
+    axes.set_ylim(len(lanes) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""The curves of a run: small charts of the metrics that stand."""
+"""The curves of a run: small charts of its valid metrics."""
 
 import math
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 RESUMES: dict[str, tuple[str, tuple[float, ...]]] = {
     "restart": ("restarted by the launcher", (1, 1.5)),
-    "requeue": ("went on in a job that was queued again", (6, 2, 1, 2)),
+    "requeue": ("requeued by Slurm", (6, 2, 1, 2)),
     "resume": ("resumed", (4, 3)),
 }
-"""Ways of going on: what the page says of it, and the dashes of its line."""
+"""How a run resumed: the legend of the page, and the dashes of the line."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +60,27 @@ PANELS = (
 )
 
 
-def draw(past: History, loss: Line) -> list[Chart]:
-    """A chart for each quantity that has values; a loss that the section `loss` weighs 0 was not computed."""
+def draw(history: History, loss: Line) -> list[Chart]:
+    """A chart for each quantity that has values; losses of weight 0 in the section `loss` are left out."""
     charts = []
     for panel in PANELS:
         if panel.key == "relation" and loss.get("relation_form") == "kl":
             panel = replace(panel, unit="KL divergence, nats")
         if panel.key == "reconstruction" and loss.get("norm_pix"):
             panel = replace(panel, unit="mean squared error of standardised patches")
-        values = np.array([number(line.get(panel.key)) * panel.scale for line in past.lines])
-        steps = np.array([line["step"] for line in past.lines])
-        if loss.get(panel.key, 1.0) != 0 and (chart := chart_of(panel, steps, values, past)) is not None:
+        values = np.array([number(line.get(panel.key)) * panel.scale for line in history.lines])
+        steps = np.array([line["step"] for line in history.lines])
+        if loss.get(panel.key, 1.0) != 0 and (chart := chart_of(panel, steps, values, history)) is not None:
             charts.append(chart)
     return charts
 
 
-def chart_of(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> Chart | None:
+def chart_of(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> Chart | None:
     """A drawn panel; None where no value is finite."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None
-    svg = _svg(panel, steps, values, past)
+    svg = _svg(panel, steps, values, history)
     return Chart(panel, svg, *(show(x) + panel.suffix for x in (finite[-1], finite.min(), finite.max())))
 
 
@@ -107,7 +107,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
     return tuple(np.array(rows).T)
 
 
-def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> str:
+def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> str:
     with figure(panel.key, 5.2, 2.45) as (drawn, svg):
         axes = drawn.add_axes((0.12, 0.165, 0.86, 0.7))
         x, mean, low, high = thin(steps, values)
@@ -117,7 +117,7 @@ def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, past: History) -> 
         dots = "o" if len(x) < 30 else None
         axes.plot(x, mean, color=colour, linewidth=1.7, marker=dots, markersize=3.5, gid="curve")
         _dress(axes, panel, steps, values)
-        _mark(axes, past)
+        _mark(axes, history)
     return svg[0]
 
 
@@ -155,12 +155,12 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
     dress(axes)
 
 
-def _mark(axes: Axes, past: History) -> None:
+def _mark(axes: Axes, history: History) -> None:
     """Where the run went on as lines of a kind each; skipped steps as crosses and spikes as triangles along the top.
     Each mark carries its kind and step as the id of its group, for tests and for whoever reads the page's source."""
     left, right = axes.get_xlim()
     for kind, (_, dashes) in RESUMES.items():
-        for step in past.resumed(kind):
+        for step in history.resumed(kind):
             if left <= step <= right:
                 axes.axvline(
                     step,
@@ -170,7 +170,10 @@ def _mark(axes: Axes, past: History) -> None:
                     zorder=0.9,
                     gid=f"mark-{kind}-{step}",
                 )
-    for kind, steps, mark, colour in (("skip", past.skips, "x", "skip"), ("spike", past.spikes, "v", "wait")):
+    for kind, steps, mark, colour in (
+        ("skip", history.skips, "x", "skip"),
+        ("spike", history.spikes, "v", "wait"),
+    ):
         shown = [step for step in steps if left <= step <= right]
         if shown:
             axes.plot(

@@ -43,7 +43,7 @@ class Finetuned:
     result: Result | None
 
 
-def finetuned(folder: RunFolder, config: Line, past: History) -> Finetuned | None:
+def finetuned(folder: RunFolder, config: Line, history: History) -> Finetuned | None:
     """What is to be shown of a run's folder; None if it is one of pretraining."""
     if not isinstance(config.get("finetune"), dict):
         return None
@@ -56,10 +56,10 @@ def finetuned(folder: RunFolder, config: Line, past: History) -> Finetuned | Non
     stated = config["finetune"].get("labels")
     if labels is None and isinstance(stated, list | tuple) and stated:
         labels = len(stated)
-    return Finetuned(labels, _validation(folder, past), result)
+    return Finetuned(labels, _validation(folder, history), result)
 
 
-def _validation(folder: RunFolder, past: History) -> Chart | None:
+def _validation(folder: RunFolder, history: History) -> Chart | None:
     # A step that comes again, after a resume, counts as its last line says.
     lines = {x["step"]: x for x in read_lines(folder.path / "validation.jsonl") if type(x.get("step")) is int}
     if not lines:
@@ -68,7 +68,7 @@ def _validation(folder: RunFolder, past: History) -> Chart | None:
     values = np.array([number(lines[step].get("value")) for step in steps])
     metric = str(lines[int(steps[-1])].get("metric"))
     panel = Panel("validation", TITLES.get(metric, "Validation"), metric.replace("_", " "), "good")
-    return chart_of(panel, steps, values, past)
+    return chart_of(panel, steps, values, history)
 
 
 def _result(found: dict[str, Any]) -> Result:

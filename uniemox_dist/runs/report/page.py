@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a run: the facts are collected here, run.html.j2 gives them their form.
+"""One self-contained HTML page about a run: this module collects the facts, and run.html.j2 lays them out.
 
-What a user or a data set named is text to the template, which escapes it; only our charts go in as they are.
+The template escapes every text; only the charts of this package are inserted unescaped.
 """
 
 import shlex
@@ -17,26 +17,20 @@ from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_text
 from uniemox_dist.core.formatting import duration, moment, zone
-from uniemox_dist.runs.attempts import numbers
-from uniemox_dist.runs.find import open_run
-from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import history, sections
-from uniemox_dist.runs.report.attempts import attempt_rows, event_row, figures
+from uniemox_dist.runs.events import Resume
+from uniemox_dist.runs.folder import RunFolder, open_run, read_lines
+from uniemox_dist.runs.history import History, sections
+from uniemox_dist.runs.report.attempts import attempt_rows, draw_timeline, event_row, figures, lanes_of
 from uniemox_dist.runs.report.curves import RESUMES, draw
-from uniemox_dist.runs.report.environment import environment, submission
 from uniemox_dist.runs.report.evaluation import read_evaluation, table
 from uniemox_dist.runs.report.finetuning import finetuned
-from uniemox_dist.runs.report.gallery import gallery
-from uniemox_dist.runs.report.nearest_texts import nearest
-from uniemox_dist.runs.report.objective import objective
-from uniemox_dist.runs.report.pictures import pictures
-from uniemox_dist.runs.report.summary import summary
-from uniemox_dist.runs.report.timeline import draw_timeline, lanes_of
-from uniemox_dist.runs.status import starting
+from uniemox_dist.runs.report.pictures import gallery, nearest_texts, pictures
+from uniemox_dist.runs.report.summary import environment, objective, submission, summarize
+from uniemox_dist.runs.status import is_starting
 from uniemox_dist.scheduler.commands import JobState
 
 EVENTS_SHOWN = 150
-"""Events in the table; of more, the middle ones are left out."""
+"""Most events in the table; of more, the middle ones are left out."""
 
 
 def write_report(
@@ -45,7 +39,7 @@ def write_report(
     out: Path | None = None,
     answers: Mapping[int, JobState] | None = None,
 ) -> Path:
-    """Writes the page and returns its path. `answers` are Slurm's about the run's jobs, where it was asked.
+    """Writes the page and returns its path. `answers` are states of the run's jobs by number, if Slurm was asked.
 
     Raises:
         UserError: if RUN is no run folder, or the evaluation is not one.
@@ -66,15 +60,14 @@ def render(
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
     config = sections(parse_yaml(text, str(folder.config)) if text else None)
-    lock = folder.look_at_lock()  # first, as it may be taken or freed while we read
-    metrics, events = read_lines(folder.metrics), read_lines(folder.events)
-    past, now = history(metrics, events), time.time()
-    facts = summary(folder, config, events, past, lock, now, answers)
-    told = numbers(metrics, events, over=facts["state"].word == "killed" or starting(events, lock))
-    facts["duration"] = duration(told.worked_s)
+    lock = folder.look_at_lock()  # first: it may change while the files are read
+    history, now = History(read_lines(folder.metrics), read_lines(folder.events)), time.time()
+    facts = summarize(folder, config, history, lock, now, answers)
+    over = facts["state"].word == "killed" or is_starting(history.events, lock)
+    facts["duration"] = duration(history.work_s)
     name = folder.path.resolve().name
-    tuned = finetuned(folder, config, past)
-    charts = draw(past, config.get("loss") or {})
+    tuned = finetuned(folder, config, history)
+    charts = draw(history, config.get("loss") or {})
     if tuned is not None and tuned.validation is not None:
         charts.insert(1, tuned.validation)
     template = jinja2.Environment(
@@ -88,15 +81,15 @@ def render(
         charts=charts,
         finetuned=tuned,
         svg=Markup,
-        past=past,
-        marks=[(kind, said, past.resumed(kind)) for kind, (said, _) in RESUMES.items()],
-        resumed=sum(event.get("event") == "resume" for event in events),
-        timeline=draw_timeline(told, metrics, events),
-        lanes=[(lane.title, len(times)) for lane, times in lanes_of(told, events)],
-        figures=figures(told),
-        attempts=attempt_rows(told, events),
-        lost=told.lost_steps,
-        stragglers=told.stragglers,
+        history=history,
+        marks=[(kind, legend, history.resumed(kind)) for kind, (legend, _) in RESUMES.items()],
+        resumed=len(history.of(Resume)),
+        timeline=draw_timeline(history, over=over),
+        lanes=[(lane.title, len(times)) for lane, times in lanes_of(history, over=over)],
+        figures=figures(history, over=over),
+        attempts=attempt_rows(history, over=over),
+        lost=history.lost_steps,
+        stragglers=history.stragglers,
         objective=objective(config),
         reconstructs=any(
             term.decoder and (config.get("loss") or {}).get(term.name, True) for term in LOSS_TERMS
@@ -105,11 +98,11 @@ def render(
         questions={term.name: term.question for term in LOSS_TERMS},
         persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
         pictures=pictures(folder.samples),
-        nearest=nearest(folder.samples),
+        nearest=nearest_texts(folder.samples),
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,
         gallery=gallery(folder.path),
-        events=[event_row(event) for event in events],
+        events=[event_row(event) for event in history.events],
         most_events=EVENTS_SHOWN,
         config=text,
         environment=environment(folder.environment),

@@ -9,13 +9,12 @@ import pytest
 from event_lines import write_event
 
 from launch.job.next_action import JobState, settle
-from launch.job.progress import progress
 from launch.job.start import begin
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION, step_folder
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import write_json
-from uniemox_dist.runs import bad_nodes
-from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.folder import RunFolder, nodes_to_exclude, read_lines, report_bad_nodes
+from uniemox_dist.runs.history import job_attempts
 from uniemox_dist.scheduler.allocation import Allocation
 from uniemox_dist.scheduler.commands import LiveJobs
 
@@ -168,7 +167,7 @@ def test_faults_are_tried_again_until_nothing_comes_of_it(run: RunFolder) -> Non
     assert settled(run, 1) == ("again", "boom; starts again from step 3 in 1 s (1 of 2)")
     assert settled(run, 137) == (
         "again",
-        "srun ended with exit code 137 (what the ranks said is in the main log); starts again from step 3 in 2 s "
+        "srun ended with exit code 137 (see the ranks' messages in the main log); starts again from step 3 in 2 s "
         "(2 of 2)",
     )
     line, remark = settled(run, 1)
@@ -248,26 +247,26 @@ def test_requeues_after_complete_saves_may_go_on_for_ever(run: RunFolder) -> Non
         started(run, SLURM_RESTART_COUNT=str(restarts))
         saved(run, restarts + 1)
         assert settled(run, 75)[0] == "requeue"
-    assert progress(read_lines(run.events)).in_vain == 0
+    assert job_attempts(read_lines(run.events)).in_vain == 0
 
 
 def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolder) -> None:
     started(run)
     write_event(run, "fault", rank=0, error="the preflight failed", ends=True)
-    bad_nodes.report(run, {"n2": "fail  /dev/shm  too small"}, 17)
-    bad_nodes.report(run, {"n3": "of another job"}, 16)
+    report_bad_nodes(run, {"n2": "fail  /dev/shm  too small"}, 17)
+    report_bad_nodes(run, {"n3": "of another job"}, 16)
     assert settled(run, 1) == (
         "resubmit n2",
         "the preflight failed on n2: fail  /dev/shm  too small; submitted again without n2",
     )
     assert not run.job.exists()
     assert kinds(run)[-1] == "resubmit"
-    assert bad_nodes.excluded(run, time.time()) == ["n2", "n3"]
-    assert bad_nodes.excluded(run, time.time() + 24 * 3600 + 60) == []
+    assert nodes_to_exclude(run, time.time()) == ["n2", "n3"]
+    assert nodes_to_exclude(run, time.time() + 24 * 3600 + 60) == []
     for number in (18, 19):  # in its place, on nodes that are no better
         job = {"SLURM_JOB_ID": str(number), "UNIEMOX_AFTER_JOB": str(number - 1)}
         started(run, live=f"{number} RUNNING", **job)
-        bad_nodes.report(run, {"n1": "bad"}, number)
+        report_bad_nodes(run, {"n1": "bad"}, number)
         line = settle(run, 1, JobState.parse(RUNNING, 0), number).line
     assert line == "end 1"
 

@@ -9,11 +9,17 @@ import pytest
 from event_lines import write_event
 from told_run import told_run
 
-from uniemox_dist.runs.attempts import numbers
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.report.attempts import attempt_rows, event_row, figures
+from uniemox_dist.runs.history import History
+from uniemox_dist.runs.report.attempts import (
+    MOST_MARKS,
+    attempt_rows,
+    draw_timeline,
+    event_row,
+    figures,
+    lanes_of,
+)
 from uniemox_dist.runs.report.page import write_report
-from uniemox_dist.runs.report.timeline import MOST_MARKS, draw_timeline, lanes_of
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def section(folder: RunFolder) -> str:
 
 
 def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
-    found = {name: (value, remark) for name, value, remark, _ in figures(numbers(read_lines(told.metrics), read_lines(told.events)))}  # fmt: skip  # noqa: E501
+    found = {name: (value, remark) for name, value, remark, _ in figures(History(read_lines(told.metrics), read_lines(told.events)))}  # fmt: skip  # noqa: E501
     assert found == {
         "Attempts": ("4", "56 min 02 s between them"),
         "Restarts": ("1", "by the launcher"),
@@ -41,7 +47,7 @@ def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
         "Loss spikes": ("1", "events"),
         "Saves": ("17", "1.3 GB each"),
         "A save takes": ("3.1 s", "median"),
-        "Steps wait for it": ("0.42 s", "median"),
+        "Training waits for it": ("420 ms", "median"),
     }
 
 
@@ -60,7 +66,7 @@ def test_the_page_says_what_the_drawing_shows_and_names_slow_hosts(told: RunFold
 
 def test_the_drawing_has_a_ground_for_each_attempt_and_red_where_steps_were_lost(told: RunFolder) -> None:
     metrics, events = read_lines(told.metrics), read_lines(told.events)
-    svg = draw_timeline(numbers(metrics, events), metrics, events)
+    svg = draw_timeline(History(metrics, events))
     assert svg is not None
     assert svg.count("fill: var(--total); opacity: 0.07") == 4
     assert len(re.findall(r"stroke: var\(--bad\); stroke-width: 2.6", svg)) == 2
@@ -79,23 +85,23 @@ def test_the_drawings_unit_fits_its_length(seconds: float, unit: str) -> None:
         {"time": 100.0, "event": "start", "step": 0},
         {"time": 100.0 + seconds, "event": "end", "step": 9},
     ]
-    svg = draw_timeline(numbers([], events), [], events)
+    svg = draw_timeline(History([], events))
     assert f">{unit} since the first start<" in str(svg)
 
 
 def test_a_run_of_one_moment_is_drawn_and_one_without_a_start_is_not() -> None:
     events: list[dict[str, Any]] = [{"time": 100.0, "event": "start", "step": 0}]
-    assert "seconds since" in str(draw_timeline(numbers([], events), [], events))
-    assert draw_timeline(numbers([], []), [], []) is None
-    assert figures(numbers([], [])) == []
+    assert "seconds since" in str(draw_timeline(History([], events)))
+    assert draw_timeline(History([], [])) is None
+    assert figures(History([], [])) == []
 
 
 def test_a_lane_of_a_long_run_has_a_limited_number_of_marks() -> None:
     events: list[dict[str, Any]] = [{"time": 0.0, "event": "start", "step": 0}]
     events += [{"time": float(i), "event": "save", "step": i} for i in range(1, 5000)]
-    told = numbers([], events)
-    assert [(lane.title, len(times)) for lane, times in lanes_of(told, events)] == [("saves", 4999)]
-    assert str(draw_timeline(told, [], events)).count("<use") <= MOST_MARKS + 50
+    history = History([], events)
+    assert [(lane.title, len(times)) for lane, times in lanes_of(history)] == [("saves", 4999)]
+    assert str(draw_timeline(history)).count("<use") <= MOST_MARKS + 50
 
 
 def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:
 
 def test_a_row_of_events_has_its_sentence_and_the_facts_that_it_leaves_out() -> None:
     row = event_row({"time": 0, "event": "end", "step": 5, "novel": [1, 2]})
-    assert (row["time"], row["said"], row["facts"]) == (
+    assert (row["time"], row["text"], row["facts"]) == (
         "1970-01-01 00:00:00",
         "complete at step 5",
         [("novel", "1, 2")],
@@ -150,11 +156,18 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
     ]
     restart = next(event for event in events if event["event"] == "restart")
     restart["reason"] = "rank 5 died of SIGKILL"
-    rows = attempt_rows(numbers(read_lines(told.metrics), events), [*jobs, *events])
+    rows = attempt_rows(History(read_lines(told.metrics), [*jobs, *events]))
     assert [
         (row["steps"], row["lost"], row["ranks"], row["stage"], row["job"], row["end"]) for row in rows
     ] == [
-        ("0 – 3,247", "247 lost", "16", "ZeRO-2", "17", "a fault: rank 5 died of SIGKILL"),
+        (
+            "0 – 3,247",
+            "247 lost",
+            "16",
+            "ZeRO-2",
+            "17",
+            "a fault: RuntimeError: CUDA error: an illegal memory access",
+        ),
         ("3,000 – 5,706", "", "16", "ZeRO-2", "17", "stopped by a signal"),
         ("5,706 – 7,220", "220 lost", "8", "ZeRO-1", "18", "killed (no exit message)"),
         ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "goes on, or ended without an event"),
@@ -164,10 +177,10 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
 
 def test_attempts_of_odd_events_are_still_rows() -> None:
     start = {"event": "start", "time": 5.0, "hosts": "n1", "ranks": [2], "zero_stage": "x"}
-    (row,) = attempt_rows(numbers([], [start]), [{"event": "job", "time": 1.0, "job_id": None}, start])
+    (row,) = attempt_rows(History([], [{"event": "job", "time": 1.0, "job_id": None}, start]))
     assert (row["hosts"], row["ranks"], row["stage"], row["job"]) == ("n1", "2", "", "null")
 
 
 def test_requeues_are_a_figure_where_there_are_some() -> None:
     events = [{"event": "start", "time": 1.0}, {"event": "requeue", "time": 2.0}]
-    assert ("Requeues", "1", "of its job", "") in figures(numbers([], events))
+    assert ("Requeues", "1", "of its job", "") in figures(History([], events))

@@ -32,7 +32,7 @@ from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.core.files import write_json, write_text
 from uniemox_dist.core.formatting import duration, moment
 from uniemox_dist.runs.folder import RunFolder
-from uniemox_dist.runs.history import History, history
+from uniemox_dist.runs.history import History
 from uniemox_dist.runs.report.curves import RESUMES, draw, show, thin
 from uniemox_dist.runs.report.evaluation import read_evaluation, table
 from uniemox_dist.runs.report.page import write_report
@@ -143,7 +143,7 @@ class Page(HTMLParser):
 def test_a_resumed_run_keeps_the_later_line_of_each_step(folder: RunFolder) -> None:
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     events = [json.loads(line) for line in folder.events.read_text().splitlines()]
-    past = history(lines, events)
+    past = History(lines, events)
     assert [(line["step"], line["loss"]) for line in past.lines] == [
         *((s, 9.0) for s in (2, 4, 6)), *((s, 1.0) for s in range(8, 21, 2))
     ]  # fmt: skip
@@ -153,9 +153,9 @@ def test_a_resumed_run_keeps_the_later_line_of_each_step(folder: RunFolder) -> N
 def test_lines_beyond_a_resumed_checkpoint_are_gone_before_they_are_overtaken() -> None:
     lines = [metric(s, 100 + s) for s in range(1, 9)]
     starts = [{"time": 100, "event": "start", "step": 0}, {"time": 200, "event": "start", "step": 6}]
-    assert [line["step"] for line in history(lines, starts).lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in History(lines, starts).lines] == [1, 2, 3, 4, 5, 6]
     # log_every went from 1 to 10: steps 7 and 8 of the first attempt never come again.
-    assert [line["step"] for line in history([*lines, metric(10, 210)], starts).lines] == [
+    assert [line["step"] for line in History([*lines, metric(10, 210)], starts).lines] == [
         1,
         2,
         3,
@@ -168,7 +168,7 @@ def test_lines_beyond_a_resumed_checkpoint_are_gone_before_they_are_overtaken() 
 
 def test_a_lost_start_event_still_gives_no_zigzag() -> None:
     steps = [1, 2, 3, 4, 3, 4, 5]
-    past = history([metric(s, 100 + i, loss=i) for i, s in enumerate(steps)], [])
+    past = History([metric(s, 100 + i, loss=i) for i, s in enumerate(steps)], [])
     assert [(line["step"], line["loss"]) for line in past.lines] == [(1, 0), (2, 1), (3, 4), (4, 5), (5, 6)]
 
 
@@ -180,8 +180,11 @@ def test_thin_keeps_means_and_extremes_and_leaves_gaps() -> None:
     np.testing.assert_array_equal((low[0], high[0], low[2], high[2]), (1.0, 3.0, 5.0, 5.0))
 
 
+EVENTS = [{"event": "resume", "step": 200}, {"event": "skip", "step": 50}]
+
+
 def test_charts_take_the_pages_colours_and_leave_out_losses_of_weight_0() -> None:
-    past = History([metric(s, s, grad_norm=math.nan if s == 3 else s) for s in range(1, 400)], [200], [50])
+    past = History([metric(s, s, grad_norm=math.nan if s == 3 else s) for s in range(1, 400)], EVENTS)
     charts = {c.panel.key: c for c in draw(past, LossConfig(relation=0.0, norm_pix=True).model_dump())}
     assert "relation" not in charts
     assert len(charts) == 7
@@ -432,7 +435,7 @@ def test_the_command_writes_the_page_and_refuses_other_folders(
     capsys.readouterr()
     assert uniemox(["report", str(tmp_path)]) == EXIT_USER
     assert capsys.readouterr().err == (
-        f"uniemox: error: RUN={tmp_path}: holds no config.yaml and no events.jsonl, so it is no run folder; "
+        f"uniemox: error: RUN={tmp_path}: holds no config.yaml and no events.jsonl, so it is not a run folder; "
         f"did you mean {folder.path}?\n"
     )
     assert not (tmp_path / "report.html").exists()
@@ -558,7 +561,7 @@ def test_curves_say_how_the_run_went_on_and_where_the_loss_leapt() -> None:
         {"event": "job", "restarts": 0}, at(50),  # of a new job
         {"event": "restart"}, at(30),  # once more: the last time counts
     ]  # fmt: skip
-    past = history([metric(s, 100 + s) for s in range(1, 60)], events)
+    past = History([metric(s, 100 + s) for s in range(1, 60)], events)
     assert {kind: past.resumed(kind) for kind in RESUMES} == {
         "restart": [10, 30], "requeue": [20, 40], "resume": [50],
     }  # fmt: skip
@@ -581,4 +584,4 @@ def test_the_state_is_the_one_that_status_shows(
     monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
     assert uniemox(["report", str(folder.path)]) == EXIT_DONE
     text = Page(folder.report).text
-    assert "job 17 waits behind jobs of higher priority; has no checkpoint to go on from" in text
+    assert "job 17 waits behind jobs of higher priority; has no checkpoint to continue from" in text
