@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
-from uniemox_dist.checkpoints.async_writer import Saver
+from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.config.load import merge, parse_override
+from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
@@ -37,7 +38,8 @@ from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import make_engine
-from uniemox_dist.train.step import train_step
+from uniemox_dist.train.pretrain import prepare_loss
+from uniemox_dist.train.step import RankStatus, update_weights
 
 
 def main() -> None:
@@ -105,13 +107,15 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     batch = random_batch(config, device)
     folder.mkdir(parents=True, exist_ok=True)
     collectives.barrier()
-    saver = Saver(engine, folder, world, {}, ema, keep_last=2)
+    saver = AsyncWriter(engine, folder, world, {}, ema, keep_last=2)
     number = 0
 
     def step(written: bool = True) -> tuple[float, bool]:
         began = time.perf_counter()
-        result = train_step(engine, None, [batch], config, world, lr=1e-4, written=written)
-        return time.perf_counter() - began, result.written == world.size
+        loss = prepare_loss(engine, None, [batch], config, world)
+        status = RankStatus(checkpoint_written=written)
+        result = update_weights(engine, loss, [batch], world, lr=1e-4, term_names=LOSS_NAMES, status=status)
+        return time.perf_counter() - began, result.ranks_written == world.size
 
     def state() -> RunState:
         nonlocal number
@@ -126,10 +130,10 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     going_on: list[dict[str, Any]] = []
     for _ in range(options.saves):
         quiet += [step()[0] for _ in range(3)]
-        problem = saver.begin(state())
+        problem = saver.start(state())
         assert problem is None, problem
         waiting.append(saver.commit())
-        problem = saver.begin(state())
+        problem = saver.start(state())
         assert problem is None, problem
         own: list[float] = []
         while True:

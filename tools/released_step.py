@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.models import losses
 from uniemox_dist.models.patches import normalise, patchify
-from uniemox_dist.train.optimizer import parameter_groups
+from uniemox_dist.train.engine import parameter_groups
 from uniemox_dist.train.step import StepResult
 
 
@@ -65,7 +65,7 @@ class Released:
         self.optimizer.zero_grad()
         loss, relation, similarity, reconstruction = torch.cat([total.detach().view(1), parts]).tolist()
         named = {"relation": relation, "similarity": similarity, "reconstruction": reconstruction}
-        return StepResult(loss, named, 0.0, True, stop=False, damaged=0, keys=B)
+        return StepResult(loss, named, 0.0, True, stop=False, damaged=0, samples=B)
 
     def losses(self, scene_order_BN: Tensor, person_order_BN: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and (relation, similarity, reconstruction)."""

@@ -3,7 +3,7 @@
 (a) ours, live; (a') ours, with the teacher's embeddings from a cache: no picture tower; (b) the released code's
 schedule: an encoder pass for each view with its own masks, a decoder pass for each view, the teacher with autograd on,
 its text tower in every step, relations within the micro-batch, no detector; (c) plain MAE: the scene, L3 alone.
-(a), (a') and (c) are `train_step` itself; (b) is in released_step.py.
+(a), (a') and (c) are the step of training itself; (b) is in released_step.py.
 Learning rates are 0: all work is done, and every step of every row sees the same weights.
 """
 
@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from released_step import Released, device
 from torch import Tensor, nn
 
 from uniemox_dist.config.load import merge, parse_override
+from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config, LossConfig
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
@@ -31,8 +31,9 @@ from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
 from uniemox_dist.teacher.model import Teacher
-from uniemox_dist.train.optimizer import parameter_groups
-from uniemox_dist.train.step import train_step, views_of
+from uniemox_dist.train.engine import parameter_groups
+from uniemox_dist.train.pretrain import make_views, prepare_loss
+from uniemox_dist.train.step import StepResult, update_weights
 
 ROWS = {
     "a": "ours, live teacher",
@@ -75,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class PlainEngine:
-    """What `train_step` needs of an engine, in plain torch: mixed precision with fp32 masters, as ZeRO has them."""
+    """What training needs of an engine, in plain torch: mixed precision with fp32 masters, as ZeRO has them."""
 
     def __init__(self, module: nn.Module, weight_decay: float, betas: tuple[float, float]) -> None:
         self.module, self.device = module, device()
@@ -146,7 +147,12 @@ class Setting:
         engine = self._ours if row != "c" and self._ours else self._engine(student, config)
         if row != "c":
             self._ours = engine
-        return partial(train_step, engine, teacher, [batch], config, World(), lr=0.0)
+
+        def step() -> StepResult:
+            loss = prepare_loss(engine, teacher, [batch], config, World())
+            return update_weights(engine, loss, [batch], World(), lr=0.0, term_names=LOSS_NAMES)
+
+        return step
 
     def _engine(self, student: Student, config: Config) -> Any:
         student = copy.deepcopy(student).to(device())
@@ -241,5 +247,5 @@ def countable() -> Iterator[None]:
 
 def orders_of(setting: Setting) -> tuple[Tensor, Tensor]:
     """Our masks of the batch, for comparing (b) with (a)."""
-    views = views_of(setting.batch, setting.config.model, setting.config.run.seed)
+    views = make_views(setting.batch, setting.config.model, setting.config.run.seed)
     return views.scene_order_BN, views.person_order_BN

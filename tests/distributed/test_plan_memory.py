@@ -133,7 +133,7 @@ def test_a_plan_has_the_bytes_of_other_students_too(more: Sequence[str]) -> None
 
 
 def test_the_bucket_is_that_of_a_run() -> None:
-    from uniemox_dist.train.compute import BUCKET as of_a_run
+    from uniemox_dist.train.engine import BUCKET as of_a_run
 
     assert of_a_run == BUCKET
 

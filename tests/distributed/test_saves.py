@@ -25,7 +25,7 @@ def steps(run: Path) -> list[int]:
 def a_slow_disk(rank: int) -> None:
     """Rank 1's second part is written only when step 3 has changed the weights, and is due itself."""
     from uniemox_dist.checkpoints import async_writer
-    from uniemox_dist.train.trainer import train_step
+    from uniemox_dist.train import pretrain
 
     write, made = async_writer.write_part, 0
 
@@ -36,14 +36,12 @@ def a_slow_disk(rank: int) -> None:
 
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal made
-        result = train_step(*arguments, **named)
+        result = update_weights(*arguments, **named)
         made += 1
         return result
 
-    from uniemox_dist.train import trainer
-
     async_writer.write_part = slow
-    trainer.train_step = counted
+    update_weights, pretrain.update_weights = pretrain.update_weights, counted
 
 
 def test_what_a_slow_writer_writes_is_the_step_that_it_was_given(
@@ -93,16 +91,16 @@ def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
 
 def a_disk_with_room_for_one_more(rank: int) -> None:
     """Free space as a disk would have it that holds two checkpoints, as rank 1 sees it."""
-    from uniemox_dist.checkpoints import checkpoint_space
+    from uniemox_dist.checkpoints import async_writer
     from uniemox_dist.train import loop
 
-    loop.LAST_TRIES_S = ()
+    loop.LAST_SAVE_PAUSES_S = ()
 
     def free(folder: Path) -> int:
         used = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         return 2_500_000 - used if rank == 1 else 10**12
 
-    checkpoint_space.free_bytes = free
+    async_writer.free_bytes = free
 
 
 def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_left_out(
@@ -118,13 +116,13 @@ def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_l
     faults = events(tmp_path / "kept", "fault")
     assert [fault.get("step") for fault in faults] == [6, 8, None]
     assert "a checkpoint needs 1.3 MB and rank 1 has" in faults[0]["error"]
-    assert "make room, or keep fewer" in faults[0]["error"]
+    assert "free disk space, or keep fewer" in faults[0]["error"]
 
 
 def a_signal_before_the_start(rank: int) -> None:
-    from uniemox_dist.train import loop
+    from uniemox_dist.train import pretrain
 
-    build = loop.setup.build
+    build = pretrain.build
 
     def signalled(*arguments: Any, **named: Any) -> Any:
         if rank == 1:  # of all ranks one is enough
@@ -132,7 +130,7 @@ def a_signal_before_the_start(rank: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return build(*arguments, **named)
 
-    loop.setup.build = signalled
+    pretrain.build = signalled
 
 
 def test_a_signal_while_starting_up_ends_in_a_complete_save_and_75(
@@ -178,7 +176,7 @@ def test_without_a_sound_checkpoint_the_run_does_not_begin_anew(
         data[-5] ^= 4
         part.write_bytes(data)
     where = "auto" if resume == "auto" else str(folder / "step_00000004")
-    says = r"\(damaged too: 1 more\): no sound checkpoint" if resume == "auto" else "use another checkpoint"
+    says = r"\(damaged too: 1 more\): no intact checkpoint" if resume == "auto" else "use another checkpoint"
     with pytest.raises(AssertionError, match=says):
         run_ranks(run, world_size=1, resume=where)
     assert steps(tmp_path / "run") == [2, 4]  # nothing was renamed
@@ -221,7 +219,7 @@ def test_a_complete_json_that_is_none_is_set_aside_like_any_damaged_one(
     assert [e["set_aside"] for e in events(tmp_path / "run", "fault")] == ["step_00000004.damaged"]
     for step in (2, 4):
         (folder / f"step_{step:08d}" / "complete.json").write_text(content)
-    with pytest.raises(AssertionError, match="no sound checkpoint is left"):
+    with pytest.raises(AssertionError, match="no intact checkpoint is left"):
         run_ranks(run, world_size=1)
     assert sorted(path.name for path in folder.glob("step_*")) == [
         "step_00000002",

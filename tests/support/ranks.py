@@ -130,7 +130,7 @@ def _rank(
     from uniemox_dist.config.load import load_config
     from uniemox_dist.distributed.world import World
     from uniemox_dist.train.finetune.build import finetune
-    from uniemox_dist.train.loop import pretrain
+    from uniemox_dist.train.pretrain import pretrain
 
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGQUIT, all_threads=True)

@@ -26,7 +26,7 @@ PRELOADED = (
     "torch.utils.tensorboard",
     "uniemox_dist.cli.main",
     "uniemox_dist.cli.pretrain",
-    "uniemox_dist.train.loop",
+    "uniemox_dist.train.pretrain",
     "launch.restarts",
 )
 Patch = Callable[[int], None]

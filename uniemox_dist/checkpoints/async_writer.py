@@ -1,7 +1,7 @@
-"""Saving while training goes on: all ranks copy what they own to host memory, a thread of each writes it, and when all
-have written, rank 0 completes the checkpoint and gives it its name.
+"""Saves checkpoints while training continues: each rank copies its share of the state to host memory, and a thread
+writes the copy. When all ranks have written, rank 0 completes the checkpoint and gives it its name.
 
-One save is under way at a time. What blocks the loop is the copy, two small exchanges among ranks, and the last rename.
+One save is under way at a time. Only the copy, two small exchanges among ranks and the last rename block the loop.
 """
 
 import logging
@@ -17,19 +17,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from uniemox_dist.checkpoints.checkpoint_space import Retention
 from uniemox_dist.checkpoints.folders import (
     COMPLETE,
     FIXED,
     FORMAT,
     FORMAT_VERSION,
+    complete_checkpoints,
     digest,
     set_aside,
     step_folder,
 )
 from uniemox_dist.checkpoints.format import fragment_key
 from uniemox_dist.checkpoints.part_file import write_part
-from uniemox_dist.checkpoints.retention import clear_unfinished
+from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments, shapes
 from uniemox_dist.core.files import publish_dir, write_json
@@ -39,11 +39,11 @@ from uniemox_dist.distributed.world import World
 
 log = logging.getLogger("uniemox")
 MARGIN_BYTES = 1 << 18
-"""Room for what is small: headers and complete.json."""
+"""Space for headers and complete.json."""
 
 
 class HasFragments(Protocol):
-    """What is saved beside the engine, such as an average of its weights."""
+    """State saved beside the engine, such as an average of its weights."""
 
     def fragments(self) -> Iterator[Fragment]: ...
 
@@ -60,8 +60,8 @@ class _Save:
     """Of this rank's writer: files with bytes and hashes, or `error`."""
 
 
-class Saver:
-    """Saves a run's state; every method that says so is collective."""
+class AsyncWriter:
+    """Writes checkpoints of a run while it trains; `start` and `commit` are collective."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class Saver:
         keep_last: int = 3,
         keep_every: int | None = None,
     ) -> None:
-        """`fixed` are the parameters that are not trained, which rank 0 writes. Nothing else may save into `folder`, a
-        run's checkpoints/: what killed saves left there is deleted. Collective."""
+        """`fixed`: the parameters that are not trained, which rank 0 writes. Nothing else may save into `folder`, the
+        run's checkpoints/: unfinished saves there are deleted. Collective."""
         self._engine, self._folder, self._world, self._fixed, self._ema = engine, folder, world, fixed, ema
         self._retention = Retention(folder, world, keep_last, keep_every)
         self._host: dict[str, Tensor] = {}
@@ -85,12 +85,12 @@ class Saver:
 
     @property
     def under_way(self) -> int | None:
-        """The step that is being saved, if any."""
+        """The step whose save is under way; None without one."""
         return self._save.state.step if self._save else None
 
     @property
     def written(self) -> bool:
-        """Whether this rank has nothing left to write, be it that it failed."""
+        """True once this rank's writer has finished, successfully or not."""
         return self._writer is None or not self._writer.is_alive()
 
     @property
@@ -98,8 +98,8 @@ class Saver:
         """Host memory that this rank keeps for its copy, from the first save on."""
         return sum(tensor.nbytes for tensor in self._host.values())
 
-    def begin(self, state: RunState) -> dict[str, Any] | None:
-        """Copies the state and lets the writers begin; collective. Returns None, or why it is not saved (`error`)."""
+    def start(self, state: RunState) -> dict[str, Any] | None:
+        """Copies the state and starts the writers. Collective. Returns None, or `error`: why it is not saved."""
         assert self._save is None, "one save at a time"
         began = time.perf_counter()
         tensors = {
@@ -111,7 +111,7 @@ class Saver:
             clear_unfinished(self._folder)  # what could not be deleted on a disk that was read-only
         fixed = self._fixed.values() if self._world.is_main else ()
         own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
-        if (short := self._retention.lack(own)) is not None:
+        if (short := self._retention.check_space(own)) is not None:
             return {"error": short, "blocked_s": round(time.perf_counter() - began, 4)}
         self._copy(tensors)
         self._save = _Save(state, adam_step(self._engine), began)
@@ -142,7 +142,7 @@ class Saver:
         }
 
     def close(self) -> None:
-        """Waits for deletions that are under way."""
+        """Waits for a deletion under way."""
         self._retention.close()
 
     def _temporary(self, step: int) -> Path:
@@ -150,7 +150,7 @@ class Saver:
 
     @torch.no_grad()
     def _copy(self, tensors: dict[str, Tensor]) -> None:
-        """Into one stretch of host memory that is kept from save to save: making it costs more than filling it."""
+        """Copies into one block of host memory, kept from save to save: allocating it costs more than filling it."""
         cuda = any(tensor.is_cuda for tensor in tensors.values())
         if self._host.keys() != tensors.keys():
             whole = torch.empty(sum(tensor.numel() for tensor in tensors.values()))
@@ -165,7 +165,7 @@ class Saver:
             torch.cuda.synchronize()
 
     def _write(self, save: _Save) -> None:
-        """What the writer of this rank does; errors are for `commit` to tell."""
+        """Runs in the writer thread of this rank; `commit` reports its errors."""
         temporary, files = self._temporary(save.state.step), save.outcome.setdefault("files", {})
         began = time.perf_counter()
         try:
@@ -182,7 +182,7 @@ class Saver:
             save.outcome["error"] = f"{temporary} (rank {self._world.rank}): {reason}"
 
     def _complete(self, save: _Save, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-        """On rank 0: complete.json, then the name, then what the policy no longer keeps."""
+        """On rank 0: writes complete.json, renames the folder, deletes the checkpoints that are no longer kept."""
         state, files = save.state, {}
         temporary, final = self._temporary(state.step), self._folder / step_folder(state.step)
         errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
@@ -221,3 +221,74 @@ class Saver:
             "write_s": max(outcome["write_s"] for outcome in outcomes),
             "removed": self._retention.prune(),
         }
+
+
+class Retention:
+    """Keeps the newest `keep_last` checkpoints of a run, and those whose step `keep_every` divides."""
+
+    def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
+        self._folder, self._world = folder, world
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._pruner: threading.Thread | None = None
+
+    def check_space(self, own: int) -> str | None:
+        """Returns an error message if there is no space for `own` bytes of each rank, even after the checkpoints that
+        are due next are deleted. Collective."""
+        self.close()
+        needed, free, rank = self._measure_space(own)
+        if free < needed and free + collectives.on_main(self._world, self._prunable) >= needed:
+            # One fewer, since the checkpoint about to be written counts.
+            collectives.on_main(
+                self._world, lambda: _pruned(self._folder, self._keep_last - 1, self._keep_every)
+            )
+            needed, free, rank = self._measure_space(own)
+        if free >= needed:
+            return None
+        return (
+            f"{self._folder}: a checkpoint needs {needed / 1e6:.1f} MB and rank {rank} has {free / 1e6:.1f} MB free "
+            "there; free disk space, or keep fewer (run.keep_last, run.keep_every)"
+        )
+
+    def prune(self) -> list[str]:
+        """Starts to delete the checkpoints that are no longer kept, in a thread; returns their names."""
+        self.close()
+        steps = [checkpoint.step for checkpoint in complete_checkpoints(self._folder)]
+        doomed = superfluous(steps, self._keep_last, self._keep_every)
+        if doomed:
+            policy = (self._folder, self._keep_last, self._keep_every)
+            self._pruner = threading.Thread(target=_pruned, args=policy, name="pruner", daemon=True)
+            self._pruner.start()
+        return [step_folder(step) for step in doomed]
+
+    def close(self) -> None:
+        """Waits for deletions that are under way."""
+        if self._pruner is not None:
+            self._pruner.join()
+
+    def _prunable(self) -> int:
+        """Bytes of the checkpoints to delete if one fewer is kept."""
+        sizes = {checkpoint.step: checkpoint.bytes for checkpoint in complete_checkpoints(self._folder)}
+        return sum(sizes[step] for step in superfluous(sizes, self._keep_last - 1, self._keep_every))
+
+    def _measure_space(self, own: int) -> tuple[float, float, int]:
+        """Bytes that all ranks' parts need together, the fewest that any rank sees free, and that rank: all ranks share
+        the folder and its free space."""
+        rows = collectives.gather_numbers([_free(self._folder), own], self._world)
+        free, rank = min((row[0], rank) for rank, row in enumerate(rows))
+        return sum(row[1] for row in rows), free, rank
+
+
+def _pruned(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    try:
+        prune(folder, keep_last, keep_every)
+    except OSError as error:  # the next save checks the space
+        log.warning("%s: old checkpoints could not be deleted: %s", folder, error.strerror or error)
+
+
+def _free(folder: Path) -> float:
+    """Bytes that a rank may still write; 0 if its disk does not answer."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted
+        return float(free_bytes(folder))
+    except OSError:
+        return 0.0

@@ -35,7 +35,7 @@ def _load(recipe: str, overrides: Sequence[str]) -> "Config":
 
 
 def _train() -> Callable[..., int]:
-    from uniemox_dist.train.loop import pretrain as train
+    from uniemox_dist.train.pretrain import pretrain as train
 
     return train
 

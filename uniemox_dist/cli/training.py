@@ -51,7 +51,7 @@ def run(
     stop = StopFlag().install()
     stop.mind_limit()
     stop_with_launcher()
-    from uniemox_dist.core.errors import LostPeer
+    from uniemox_dist.core.errors import LOST_CONTACT, LostPeer
     from uniemox_dist.runs.folder import RunFolder
     from uniemox_dist.runs.rank_output import main_log
 
@@ -59,14 +59,14 @@ def run(
     main_log.leave(RunFolder(Path(config.run.dir) / config.run.name), world)
     train = command.train()
     from uniemox_dist.distributed import collectives
-    from uniemox_dist.train.monitor.startup_timer import Started
+    from uniemox_dist.train.startup import StartupTimer
 
     try:
-        return train(config, world, resume=resume, stop=stop, started=Started())
+        return train(config, world, resume=resume, stop=stop, timer=StartupTimer())
     except RuntimeError as error:
         if not collectives.is_lost_peer(error):
             raise
-        raise LostPeer(f"rank {world.rank} ends: another rank is gone; its own message says why") from None
+        raise LostPeer(f"rank {world.rank} {LOST_CONTACT}") from None
     finally:
         collectives.close()
 

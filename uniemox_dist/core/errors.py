@@ -22,3 +22,7 @@ class LostPeer(Fault):
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for a package that an optional extra installs."""
     return UserError(f'{package} is not installed; install it with: pip install "uniemox-dist[{extra}]"')
+
+
+LOST_CONTACT = "lost contact with another rank; see that rank's log or the launcher's"
+"""The error of a rank whose collective failed because another rank ended."""

@@ -66,7 +66,7 @@ def init(world: World, timeout_s: int, *, preload: Sequence[str] = ()) -> torch.
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone: the reason is in that rank's own words."""
+    """True if a collective failed because another rank ended; only that rank knows why."""
     text = str(error)
     return any(
         part in text for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")

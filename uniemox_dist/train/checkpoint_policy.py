@@ -1,46 +1,51 @@
-"""When a run saves, and what it says of it: between the loop, which knows steps, and the saver, which knows bytes."""
+"""When a run saves, and how it reports its saves: between the loop, which knows steps, and the writer, which knows
+bytes."""
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
-from uniemox_dist.checkpoints.async_writer import Saver
+from uniemox_dist.checkpoints.async_writer import AsyncWriter
+from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.core.watchdog import Watchdog
+from uniemox_dist.distributed.world import World
 from uniemox_dist.runs.events import FaultEvent, Save
-from uniemox_dist.train.trainer import Trainer
+from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")
 
 
-class Saves:
+class CheckpointPolicy:
     """The saves of a run. All methods are collective: all ranks call them at the same steps."""
 
-    def __init__(self, trainer: Trainer, watchdog: Watchdog) -> None:
-        run = trainer.config.run
-        self._trainer, self._watchdog, self._timeout_s = trainer, watchdog, run.timeout_s
-        self._saver = Saver(
-            trainer.engine,
-            trainer.folder.checkpoints,
-            trainer.world,
-            trainer.fixed,
-            trainer.ema,
-            keep_last=run.keep_last,
-            keep_every=run.keep_every,
-        )
-        self._saved = trainer.chosen.step if trainer.chosen else -1
+    def __init__(
+        self,
+        writer: AsyncWriter,
+        run_state: Callable[[int], RunState],
+        folder: RunFolder,
+        world: World,
+        watchdog: Watchdog,
+        *,
+        timeout_s: float,
+        saved_step: int = -1,
+    ) -> None:
+        """`saved_step` is the step of the checkpoint that the run resumed; -1 without one."""
+        self._writer, self._run_state, self._folder, self._world = writer, run_state, folder, world
+        self._watchdog, self._timeout_s, self._saved = watchdog, timeout_s, saved_step
 
     @property
     def written(self) -> bool:
-        """Whether this rank has nothing left to write; the ranks tell each other with the next step."""
-        return self._saver.written
+        """True if this rank has nothing left to write."""
+        return self._writer.written
 
-    def begin(self, step: int) -> None:
-        """Begins to save a step. Where the disk is slower than the steps, training waits for the one before: what is
-        there after a fault should not depend on a disk's mood."""
-        if self._saver.under_way is not None:
-            before, began = self._saver.under_way, time.perf_counter()
+    def start(self, step: int) -> None:
+        """Starts to save a step. Waits for the save under way, if the disk is slower than the steps: which checkpoints
+        exist after a fault must not depend on the disk's speed."""
+        if self._writer.under_way is not None:
+            before, began = self._writer.under_way, time.perf_counter()
             self._commit()
-            if self._trainer.world.is_main:
+            if self._world.is_main:
                 log.warning(
                     "step %d waited %.1f s until step %d was written; raise run.save_every, or use a faster disk",
                     step,
@@ -48,42 +53,42 @@ class Saves:
                     before,
                 )
         self._watchdog.expect(f"the copy for a checkpoint of step {step}", self._timeout_s)
-        failed = self._saver.begin(self._trainer.state(step))
+        failed = self._writer.start(self._run_state(step))
         if failed is not None:
-            self._tell({"step": step, **failed})
+            self._report({"step": step, **failed})
 
     def commit_if(self, all_written: bool) -> None:
-        """Completes the save under way as soon as every rank has written its part."""
-        if all_written and self._saver.under_way is not None:
+        """Completes the save under way once every rank has written its part."""
+        if all_written and self._writer.under_way is not None:
             self._commit()
 
     def finish(self, step: int | None = None) -> bool:
-        """Waits for the save under way and then saves `step`, if it is not saved yet; returns whether it is."""
-        if self._saver.under_way is not None:
+        """Completes the save under way, then saves `step` unless it is saved; returns whether `step` is saved."""
+        if self._writer.under_way is not None:
             self._commit()
         if step is not None and self._saved != step:
-            self.begin(step)
-            if self._saver.under_way is not None:
+            self.start(step)
+            if self._writer.under_way is not None:
                 self._commit()
-        self._saver.close()
+        self._writer.close()
         return self._saved == step
 
     def _commit(self) -> None:
-        self._watchdog.expect(f"writing the checkpoint of step {self._saver.under_way}", self._timeout_s)
-        facts = self._saver.commit()
+        self._watchdog.expect(f"writing the checkpoint of step {self._writer.under_way}", self._timeout_s)
+        facts = self._writer.commit()
         if "error" not in facts:
             self._saved = facts["step"]
-        self._tell(facts)
+        self._report(facts)
 
-    def _tell(self, facts: dict[str, Any]) -> None:
-        if not self._trainer.world.is_main:
+    def _report(self, facts: dict[str, Any]) -> None:
+        if not self._world.is_main:
             return
-        step, folder = facts["step"], self._trainer.folder
+        step = facts["step"]
         if "error" in facts:
-            folder.write(FaultEvent(step=step, error=f"save failed: {facts['error']}"))
-            log.error("save of step %d failed, training goes on: %s", step, facts["error"])
+            self._folder.write(FaultEvent(step=step, error=f"save failed: {facts['error']}"))
+            log.error("could not save step %d, training continues: %s", step, facts["error"])
             return
-        folder.write(Save(**facts))
+        self._folder.write(Save(**facts))
         log.info(
             "saved step %d: %.1f MB in %.2f s, of which training waited %.3f s",
             step,

@@ -12,15 +12,15 @@ from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
 ENCODER = "encoder."
 
 
-def decay_after(updates: float, decay: float) -> float:
-    """The decay of the n-th update, min(decay, (1 + n) / (10 + n)): a young average forgets where it began."""
+def warmed_up_decay(updates: float, decay: float) -> float:
+    """The decay of the n-th update, min(decay, (1 + n) / (10 + n)): a young average soon forgets the first weights."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
 class Ema:
     """Average ← d·average + (1 − d)·weights after each update, over this rank's own fragments of the fp32 weights.
 
-    Over all ranks it costs the encoder once. It begins with the weights that the engine has when it is made.
+    Over all ranks it costs the encoder once. It starts from the weights that the engine has when it is created.
     """
 
     def __init__(self, engine: Any, decay: float) -> None:
@@ -32,15 +32,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights of an update that was applied; the host does not wait for the device."""
+        """Averages in the weights of an applied update, without waiting for the device."""
         self.updates += 1
         if self._averages:  # a rank of many can be without a share
-            weight = 1 - decay_after(self.updates, self.decay)
+            weight = 1 - warmed_up_decay(self.updates, self.decay)
             torch._foreach_lerp_(self._averages, self._weights, weight)
 
     def load(self, checkpoint: Checkpoint) -> bool:
-        """Takes the average of a checkpoint whose weights the engine has loaded, and returns True; without one there,
-        begins again with the weights."""
+        """Loads the average of a checkpoint whose weights the engine has loaded, and returns True. If it has none,
+        starts again from the weights and returns False."""
         reader = FragmentReader(checkpoint)
         for own, average in zip(self._own, self._averages):
             if reader.has_ema:
@@ -51,6 +51,6 @@ class Ema:
         return reader.has_ema
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank saves."""
+        """The fragments that this rank saves."""
         for own, average in zip(self._own, self._averages):
             yield Fragment(own.name, own.start, {EMA: average})

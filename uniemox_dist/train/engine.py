@@ -1,26 +1,48 @@
-"""The DeepSpeed engine, built from our configuration."""
+"""The DeepSpeed engine, its optimizer, and how passes are computed: all built from the configuration."""
 
 import logging
 import math
+import os
+import shutil
 import time
 import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
+from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.load import merge
-from uniemox_dist.config.schema import Config
+from uniemox_dist.config.schema import ComputeConfig, Config, OptimConfig
+from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
+from uniemox_dist.models.parameters import optimizer_group
 from uniemox_dist.models.student import Student
-from uniemox_dist.train.compute import prepare, zero_settings
-from uniemox_dist.train.optimizer import make_optimizer
 
 MEASURED = 8
 """Products of matrices, in each number format, by which a CPU's precision is chosen."""
 CLEARLY = 0.7
 """bf16 must need less than this share of fp32's time: for less it is not worth its rounding."""
+BUCKET = 25_000_000
+"""Gradients that are reduced together: small enough that the first reduction starts early in the backward pass and that
+the buckets (two, with overlap) cost little memory; DeepSpeed's 5·10^8 is more than most students have."""
+
+
+class Engine(Protocol):
+    """The parts of DeepSpeed's engine that training uses."""
+
+    module: nn.Module
+    device: torch.device
+    optimizer: Any
+
+    def __call__(self, *args: Any) -> Any: ...
+    def backward(self, loss: Tensor) -> Any: ...
+    def step(self) -> Any: ...
+    def is_gradient_accumulation_boundary(self) -> bool: ...
+    def get_global_grad_norm(self) -> Any: ...
+    def zero_optimization(self) -> bool: ...
 
 
 def grad_accum(config: Config, world_size: int) -> int:
@@ -65,6 +87,60 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if seconds["bf16"] < CLEARLY * seconds["fp32"] else "fp32"
 
 
+def resolve_precision(config: Config, device: torch.device, checkpoint: Checkpoint | None) -> str:
+    """The run's precision. `auto` is resolved once: a resumed run keeps that of its checkpoint on any machine."""
+    if config.optim.precision != "auto":
+        return config.optim.precision
+    if config.zero.stage == 0:
+        return "fp32"
+    if checkpoint is not None:
+        return str(checkpoint.info["precision"])
+    return choose_precision("auto", device)
+
+
+def device_peak(config: Config, precision: str, device: torch.device) -> float | None:
+    """The device's peak for the student's matrix products, 10^12 operations per second; None where it is not known."""
+    if config.compute.peak_tflops is not None or device.type != "cuda":
+        return config.compute.peak_tflops
+    tf32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
+    return peak_tflops(torch.cuda.get_device_name(device), "tf32" if tf32 else precision)
+
+
+def check_compiler(compute: ComputeConfig, device: torch.device) -> None:
+    """torch.compile generates C++ on a CPU; on a GPU Triton builds its launchers with a C compiler.
+
+    Raises:
+        UserError: if there is none on this node.
+    """
+    if not compute.compile:
+        return
+    kind, variable, names = ("C++", "CXX", ["g++"])
+    if device.type == "cuda":
+        kind, variable, names = ("C", "CC", ["gcc", "clang"])
+    names = [os.environ[variable]] if os.environ.get(variable) else names
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            f"compute.compile=true needs a {kind} compiler on a {'GPU' if device.type == 'cuda' else 'CPU'}, and "
+            f"there is no {' or '.join(names)}; install one, or set compute.compile=false"
+        )
+
+
+def zero_settings(stage: int, device: torch.device, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's section `zero_optimization`."""
+    if stage == 0:
+        return {"stage": 0}
+    return {
+        "stage": stage,
+        # Reduces gradients on a stream of its own while the backward pass goes on; stage 1 does so in the last
+        # micro-batch of a step. On CPUs there are no streams, and with one rank there is nothing to reduce: what
+        # is left of it then is that the host waits for the device after each backward pass.
+        "overlap_comm": device.type == "cuda" and world_size > 1,
+        # Gradients are copied into the bucket as they come and freed; without it they are flattened once more.
+        "contiguous_gradients": True,
+        "reduce_bucket_size": BUCKET,
+    }
+
+
 def deepspeed_config(config: Config, world_size: int, precision: str, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's own configuration, with the passthrough section merged last."""
     ours: dict[str, Any] = {
@@ -105,10 +181,90 @@ def _import_without_compiler() -> None:
         compiler.compile = before
 
 
+def set_compute_options(student: Student | Classifier, compute: ComputeConfig, device: torch.device) -> None:
+    """Sets number formats, checkpointed blocks and compilation of the blocks."""
+    if device.type == "cuda":
+        # fp32 means fp32: it is chosen for comparing, and whoever wants speed has bf16. TF32 is off for matrix
+        # products anyway; torch leaves it on for convolutions, which would touch a teacher in fp32.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    parts: list[Any] = [student.encoder] if student.decoder is None else [student.encoder, student.decoder]
+    for part in parts:
+        part.grad_checkpointing = compute.checkpoint_blocks
+        if compute.compile:
+            for block in part.blocks:
+                # Block by block: equal blocks share one graph, and ZeRO-3 gathers and frees weights between them.
+                # Shapes never change within a run. Random numbers are drawn as without compilation.
+                block.compile(dynamic=False, options={"fallback_random": True})
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups of parameters with the same weight decay and learning rate, none of them empty.
+
+    A group's `lr_scale` is layer_decay^(depth + 1 - layer), by which the step multiplies the learning rate.
+    Without layer decay there are two groups: matrices, and all else (biases, norms, tokens, fusion weights).
+    """
+    depth = len(getattr(getattr(module, "encoder", None), "blocks", ()))
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            group = optimizer_group(name, parameter.ndim, depth, layer_decay)
+            found.setdefault(group, []).append(parameter)
+    return [
+        {"params": found[scale, matrix], "lr_scale": scale, "weight_decay": weight_decay if matrix else 0.0}
+        for scale, matrix in sorted(found, reverse=True)
+    ]
+
+
+def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> torch.optim.AdamW:
+    """AdamW over a module that is on its device already.
+
+    Torch's fused kernel makes one pass over memory where the plain one makes a dozen; it exists for CPUs as for GPUs
+    (ViT-B on one core: 0.13 s a step instead of 0.7 s). DeepSpeed's own would compile a C++ extension at first use.
+    """
+    groups = parameter_groups(module, optim.weight_decay, optim.layer_decay)
+    settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps, "fused": True}
+    if zero_stage == 0:
+        return CheckedAdamW(groups, clip_grad=optim.clip_grad, **settings)
+    return torch.optim.AdamW(groups, **settings)
+
+
+class CheckedAdamW(torch.optim.AdamW):
+    """AdamW for ZeRO stage 0, where DeepSpeed would apply gradients that are not finite.
+
+    It does what DeepSpeed's ZeRO optimizers do and has the attributes that the engine reads from them. Gradients were
+    averaged over ranks before, so all ranks decide alike.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, clip_grad: float, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.clip_grad = clip_grad
+        self.overflow = False
+        self._global_grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update, or none (then `overflow` is set) if a gradient is not finite."""
+        gradients: list[Tensor] = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.overflow = not math.isfinite(norm)
+        self._global_grad_norm = math.inf if self.overflow else norm
+        if self.overflow:
+            return
+        excess = (norm + 1e-6) / self.clip_grad if self.clip_grad else 0.0
+        if excess > 1:
+            torch._foreach_mul_(gradients, 1 / excess)
+        super().step()
+
+
 def make_engine(
     student: Student | Classifier, config: Config, world: World, precision: str, device: torch.device
-) -> Any:
-    """Wraps what is trained for ZeRO training."""
+) -> Engine:
+    """Wraps a module in DeepSpeed's engine, with its optimizer."""
     warnings.filterwarnings("ignore", module="deepspeed")
     # torch tells DeepSpeed to call its collectives by newer names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -122,7 +278,7 @@ def make_engine(
     if precision == "bf16":
         student = student.bfloat16()
     student = student.to(device)
-    prepare(student, config.compute, device)
+    set_compute_options(student, config.compute, device)
     _import_without_compiler()
     engine, *_ = deepspeed.initialize(
         model=student,
@@ -130,4 +286,5 @@ def make_engine(
         config=deepspeed_config(config, world.size, precision, device),
         dist_init_required=False,
     )
-    return engine
+    made: Engine = engine
+    return made

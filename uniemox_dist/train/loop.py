@@ -1,113 +1,99 @@
-"""The training loop, of pretraining and of fine-tuning: read it first.
+"""The training loop of pretraining and of fine-tuning: read this file first.
 
-Start: resume > init_from > scratch. Every step takes the global batch that the plan gives it; at its boundary all ranks
-agree on whether to apply it, whether to stop, and whether a save under way is written. A stop is a complete save and
-exit code 75.
+A run starts in this order: process group, run folder, log, watchdog, preflight, the parts of the run (`build`),
+checkpoint, data loader. Every step takes the global batch that the plan gives it. At its end all ranks agree, in one
+reduction, on whether to apply it, whether to stop, and whether the checkpoint under way is written. A run that is
+stopped saves its step and exits with code 75.
 """
 
 import logging
-import math
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER, LOST_CONTACT, UserError
 from uniemox_dist.core.logs import Step, start_logging
 from uniemox_dist.core.signals import StopFlag
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
-from uniemox_dist.runs.events import End, FaultEvent, Skip, Spike
+from uniemox_dist.runs.events import End, FaultEvent, Signal
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.rank_output import main_log
-from uniemox_dist.train import exit_status
-from uniemox_dist.train import trainer as setup
-from uniemox_dist.train.checkpoint_policy import Saves
+from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
 from uniemox_dist.train.engine import grad_accum
-from uniemox_dist.train.monitor import bad_samples, nonfinite
-from uniemox_dist.train.monitor.loss_spikes import Spikes
-from uniemox_dist.train.monitor.metrics import Meter
-from uniemox_dist.train.monitor.startup_timer import Started
-from uniemox_dist.train.monitor.stragglers import OwnTime
+from uniemox_dist.train.monitor.health import Health
+from uniemox_dist.train.monitor.metrics import Metrics
+from uniemox_dist.train.monitor.stragglers import ComputeTimer
 from uniemox_dist.train.monitor.trace import Trace
-from uniemox_dist.train.startup import begin, check
-from uniemox_dist.train.step import StepResult
-from uniemox_dist.train.trainer import Trainer
+from uniemox_dist.train.startup import StartupTimer, announce, run_preflight
+from uniemox_dist.train.step import RankStatus
+from uniemox_dist.train.trainer import Startup, Trainer
 
 log = logging.getLogger("uniemox")
-Build = Callable[..., Trainer]
-"""As `setup.build`."""
-LAST_TRIES_S = (1, 10, 60, 300)
-"""Pauses after which the last checkpoint is tried again: without it the steps since the one before were for nothing."""
-
-
-def pretrain(config: Config, world: World, **more: Any) -> int:
-    """Pretrains by a configuration: `train` with the parts of pretraining."""
-    return train(config, world, setup.build, **more)
+C = TypeVar("C", bound=Config)
+LAST_SAVE_PAUSES_S = (1, 10, 60, 300)
+"""Pauses after which the last checkpoint is tried again: without it all steps since the one before are lost."""
 
 
 def train(
-    config: Config,
+    config: C,
     world: World,
-    build: Build,
+    build: Callable[[C, Startup], Trainer],
     *,
     resume: str = "auto",
     stop: StopFlag | None = None,
-    started: Started | None = None,
+    timer: StartupTimer | None = None,
 ) -> int:
-    """Runs a configuration to its end, or to a stop; returns the exit code. `build` makes the parts of the run, `stop`
-    may have been installed before, and `started` tells how long that took."""
-    if stop is None:
-        stop = StopFlag().install()
-    started = started or Started()
-    grad_accum(config, world.size)  # divisibility is the user's to mend: before anything is opened
-    device = collectives.init(world, config.run.timeout_s, preload=("deepspeed",))
+    """Trains to the end of a configuration, or until a stop signal; returns the exit code.
+
+    Args:
+        build: makes the parts of the run.
+        resume: auto, never, or the folder of a checkpoint or run.
+        stop: the signal handler, if the caller has installed one.
+        timer: of the startup, if the caller has started one.
+    """
+    stop = stop or StopFlag().install()
+    timer = timer or StartupTimer()
+    grad_accum(config, world.size)  # raises the user's mistakes before anything is opened
+    device = collectives.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     collectives.on_main(world, lambda: _open_folder(folder))
     main_log.leave(folder, world)
     line = start_logging(folder.logs, world.rank, main_log.stream)
     watchdog = Watchdog(
-        folder.logs / f"stacks_rank{world.rank:05d}.txt",
-        lambda reason: exit_status.hung(folder, world.rank, reason),
+        folder.logs / f"stacks_rank{world.rank:05d}.txt", lambda reason: _report_hang(folder, world, reason)
     ).start()
-    meter: Meter | None = None
+    metrics: Metrics | None = None
     try:
-        expect = started.expecting(watchdog, config.run.start_timeout_s)
+        expect = timer.expecting(watchdog, config.run.start_timeout_s)
         if config.run.preflight:
             expect("the preflight")
-            check(config, world, device, folder)
-        trainer = build(config, world, device, folder, resume, expect=expect)
-        first = begin(trainer)
-        meter = Meter(
-            folder,
-            trainer.schedule,
-            trainer.plan,
-            world,
-            first_step=first,
-            caches=config.data.cache_dir is not None,
-            sample_flops=trainer.flops.training,
-            peak_tflops=trainer.peak_tflops,
-            hosts=trainer.hosts,
-            straggler_factor=config.run.straggler_factor,
-        )
-        saves = Saves(trainer, watchdog)
+            run_preflight(config, world, device, folder)
+        trainer = build(config, Startup(world, device, folder, resume, expect))
+        step = trainer.load_checkpoint()
+        announce(trainer, step)
+        metrics = _make_metrics(trainer, step)
+        saves = _make_saves(trainer, watchdog)
         with StepBatches(
             trainer.dataset,
             config,
-            first_step=first,
+            first_step=step,
             rank=world.rank,
             world_size=world.size,
             pin=device.type == "cuda",
         ) as batches:
-            started.begins("first batch")
-            return _train(trainer, meter, saves, stop, watchdog, line, first, batches, started)
+            timer.start("first batch")
+            return _run_steps(trainer, step, batches, saves, metrics, stop, watchdog, line, timer)
     except UserError as error:
         if world.is_main:
             folder.discard_unused()
-        if folder.events.exists() and str(error):  # on some ranks it has no text: it is said once
+        if folder.events.exists() and str(error):  # only one rank has the text
             # The exit code of srun may be that of a rank that it killed.
             folder.write(
                 FaultEvent(rank=world.rank, error=str(error), ends=True, restart=False, code=EXIT_USER)
@@ -116,101 +102,89 @@ def train(
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, RuntimeError) and collectives.is_lost_peer(error):
-            text = "another rank is gone; its own fault, or the launcher, says why"
+            text = LOST_CONTACT
         folder.write(FaultEvent(rank=world.rank, error=text, ends=True))
         raise
     finally:
         watchdog.close()
         stop.ignore_from_now_on()
-        if meter is not None:
-            meter.close()
+        if metrics is not None:
+            metrics.close()
 
 
-def _train(
+def _run_steps(
     trainer: Trainer,
-    meter: Meter,
-    saves: Saves,
+    step: int,
+    batches: StepBatches,
+    saves: CheckpointPolicy,
+    metrics: Metrics,
     stop: StopFlag,
     watchdog: Watchdog,
     line: Step,
-    step: int,
-    batches: StepBatches,
-    started: Started,
+    startup_timer: StartupTimer,
 ) -> int:
+    """Trains from `step` on; returns the exit code."""
     config, world, schedule, folder = trainer.config, trainer.world, trainer.schedule, trainer.folder
-    if step >= schedule.max_steps:
-        trainer.look(step, saves, watchdog)
-        trainer.conclude(step, watchdog)
-        log.info("%s is complete: %d of %d steps", folder.path, step, schedule.max_steps)
-        if world.is_main and not any(event.get("event") == "end" for event in read_lines(folder.events)):
-            folder.write(End(step=step))  # it was killed after its last save
-        return EXIT_DONE
-    skipped_in_a_row = 0
-    limit_s = config.run.compile_timeout_s if config.compute.compile else config.run.start_timeout_s
-    own_time, spikes = OwnTime(trainer.device), Spikes(config.run.spike_factor)
-    first = step
+    health, timer = Health(folder, world, config, metrics), ComputeTimer(trainer.device)
     trace = Trace(folder, world.rank, config) if config.run.trace else None
-    enough: str | None = None
-    while step < schedule.max_steps and (enough := trainer.look(step, saves, watchdog)) is None:
+    limit_s = config.run.compile_timeout_s if config.compute.compile else config.run.start_timeout_s
+    first, reason = step, None
+
+    def expect(doing: str) -> None:
+        watchdog.expect(doing, config.run.start_timeout_s)
+
+    while step < schedule.max_steps and (reason := trainer.validate(step, saves, expect)) is None:
         line.now = step + 1
         watchdog.expect(f"step {step + 1}", limit_s)
         limit_s = config.run.step_timeout_s
         began = time.perf_counter()
         batch = batches.next_step()
         waited_s = time.perf_counter() - began
-        if first == step:
-            started.begins("first step")
+        if step == first:
+            startup_timer.start("first step")
         lr = schedule.lr(step)
-        result = trainer.update(
-            batch, step, lr=lr, stop=stop.received, written=saves.written, own_time=own_time
-        )
-        if trainer.ema is not None and result.applied:
-            trainer.ema.update()
-        if first == step and world.is_main:
-            started.say(folder, step)
+        result = trainer.train_step(batch, step, lr, RankStatus(stop.received, saves.written), timer)
+        if step == first and world.is_main:
+            startup_timer.report(folder, step)
         step += 1
-        meter.count(result, batch, waited_s, own_time.take())
+        metrics.add(result, batch, waited_s, timer.read_and_reset())
         if trace is not None:
             trace.write(step, batch)
-        skipped_in_a_row = 0 if result.applied else skipped_in_a_row + 1
-        bad_samples.report(folder, step, batch)
+        problem = health.check(step, result, batch)
         batch.clear()  # the loader may use its memory again
-        saves.commit_if(result.written == world.size)
-        _remarks(trainer, result, spikes, step, skipped_in_a_row)
-        if fault := _endless(trainer, meter, skipped_in_a_row):
+        saves.commit_if(result.ranks_written == world.size)
+        if problem:
             saves.finish()
-            return exit_status.fault(folder, world, fault)
+            return _end_with_fault(folder, world, problem)
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
-            meter.write(step, result, lr)
-        if last or result.stop:
-            saved = saves.finish(step)
-            for pause_s in LAST_TRIES_S if last else ():  # what is left to do is worth some patience
-                if not saved:
-                    time.sleep(pause_s)
-                    saved = saves.finish(step)
-            if last and not saved:
-                return exit_status.fault(
-                    folder, world, "the last checkpoint could not be saved; make room and start again"
-                )
-            if not last:
-                return exit_status.stopped(folder, world, result.signal, step, saved)
-        elif step % config.run.save_every == 0 and not skipped_in_a_row:
-            saves.begin(
-                step
-            )  # while steps are skipped, the last good checkpoint is not pushed out by later ones
+            metrics.write(step, result, lr)
+        if last and not _save_last(saves, step):
+            return _end_with_fault(
+                folder, world, "the last checkpoint could not be saved; free disk space and start again"
+            )
+        if result.stop and not last:
+            return _end_with_stop(folder, world, result.signal, step, saves.finish(step))
+        # While steps are skipped nothing is saved: the last good checkpoint must not be pushed out.
+        if step % config.run.save_every == 0 and not last and not health.skipped_in_a_row:
+            saves.start(step)
         if step % config.run.pictures_every == 0 or last:
             watchdog.expect(f"the pictures of step {step}", config.run.timeout_s)
-            trainer.show(meter, step)
-    if enough is None:
-        trainer.look(step, saves, watchdog)
-    trainer.conclude(step, watchdog)
-    if world.is_main:
-        folder.write(End(step=step, reason=enough or None))
-        log.info(
-            "done: %d steps, %d skipped, %d damaged samples replaced", step, meter.skipped, meter.damaged
-        )
+            trainer.show_samples(step, metrics)
+    if reason is None:
+        trainer.validate(step, saves, expect)
+    trainer.finish(step, expect)
+    _report_end(trainer, step, reason, None if step == first else metrics)
     return EXIT_DONE
+
+
+def _save_last(saves: CheckpointPolicy, step: int) -> bool:
+    """Saves the last step, with pauses in which the user may free disk space."""
+    for pause_s in (0, *LAST_SAVE_PAUSES_S):
+        time.sleep(pause_s)
+        if saves.finish(step):
+            return True
+    return False
 
 
 def _open_folder(folder: RunFolder) -> None:
@@ -218,35 +192,79 @@ def _open_folder(folder: RunFolder) -> None:
     folder.lock()
 
 
-def _remarks(trainer: Trainer, result: StepResult, spikes: Spikes, step: int, skipped_in_a_row: int) -> None:
-    """Events of a step that was skipped, or whose loss leapt; every rank writes down its own evidence of the first and
-    the last of a row of skipped ones."""
-    folder, world, most = trainer.folder, trainer.world, trainer.config.optim.max_skipped
-    if result.evidence is not None and skipped_in_a_row in (1, most):
-        nonfinite.write(folder.logs / f"nonfinite_step_{step:08d}_rank{world.rank:05d}.json", result.evidence)
-    if not result.applied and world.is_main:
-        where = "gradients" if math.isfinite(result.loss) else "loss"
-        folder.write(Skip(step=step, in_a_row=skipped_in_a_row, loss=str(result.loss), where=where))
-        log.warning(
-            "step %d is skipped: its %s not finite", step, "loss is" if where == "loss" else "gradients are"
-        )
-    median = spikes.seen(result.loss)
-    if median is not None and world.is_main:
-        folder.write(Spike(step=step, loss=result.loss, median=median))
-        log.warning("step %d: the loss of %.4f is far above the median of %.4f", step, result.loss, median)
+def _make_metrics(trainer: Trainer, step: int) -> Metrics:
+    return Metrics(
+        trainer.folder,
+        trainer.schedule,
+        trainer.plan,
+        trainer.world,
+        first_step=step,
+        caches=trainer.config.data.cache_dir is not None,
+        sample_flops=trainer.flops.training,
+        peak_tflops=trainer.peak_tflops,
+        hosts=trainer.hosts,
+        straggler_factor=trainer.config.run.straggler_factor,
+    )
 
 
-def _endless(trainer: Trainer, meter: Meter, skipped_in_a_row: int) -> str | None:
-    """Why it makes no sense to go on, if so. All ranks decide alike."""
-    folder, config = trainer.folder, trainer.config
-    if skipped_in_a_row >= config.optim.max_skipped:
-        return (
-            f"{skipped_in_a_row} steps in a row had a non-finite loss or gradient; their evidence is in "
-            f"{folder.logs}/nonfinite_*.json, the last good checkpoint is untouched; lower optim.blr or mend the data"
+def _make_saves(trainer: Trainer, watchdog: Watchdog) -> CheckpointPolicy:
+    run = trainer.config.run
+    writer = AsyncWriter(
+        trainer.engine,
+        trainer.folder.checkpoints,
+        trainer.world,
+        trainer.fixed,
+        trainer.ema,
+        keep_last=run.keep_last,
+        keep_every=run.keep_every,
+    )
+    return CheckpointPolicy(
+        writer,
+        trainer.run_state,
+        trainer.folder,
+        trainer.world,
+        watchdog,
+        timeout_s=run.timeout_s,
+        saved_step=trainer.checkpoint.step if trainer.checkpoint else -1,
+    )
+
+
+def _report_hang(folder: RunFolder, world: World, reason: str) -> None:
+    """Reports why the watchdog ends this rank."""
+    host = socket.gethostname()
+    folder.write(FaultEvent(rank=world.rank, host=host, error=f"rank {world.rank}: {reason}", ends=True))
+    log.error("ended: %s", reason)
+
+
+def _end_with_stop(folder: RunFolder, world: World, signal: str | None, step: int, saved: bool) -> int:
+    """Reports a stop by a signal to any rank; returns 75 if the step is saved, and otherwise the code of a fault."""
+    if world.is_main:
+        folder.write(Signal(step=step, signal=signal, saved=saved))
+        log.info(
+            "stopped by %s after step %d; start the same command again to resume", signal or "a rank", step
         )
-    if meter.damaged > max(8, config.data.max_bad_share * meter.samples):
-        collectives.barrier()  # until every rank has reported its own
-        share = f"more than data.max_bad_share={config.data.max_bad_share:g}"
-        found = f"{meter.damaged} of {meter.samples} pictures are damaged, {share}"
-        return f"{found}: {bad_samples.describe(folder)}"
-    return None
+    return EXIT_REQUEUE if saved else EXIT_FAULT
+
+
+def _end_with_fault(folder: RunFolder, world: World, reason: str) -> int:
+    """Reports a fault after which the launcher does not restart the run, since the same would happen again."""
+    if world.is_main:
+        folder.write(FaultEvent(error=reason, ends=True, restart=False))
+        log.error("ended: %s", reason)
+    return EXIT_FAULT
+
+
+def _report_end(trainer: Trainer, step: int, reason: str | None, metrics: Metrics | None) -> None:
+    """Reports that training is complete; `metrics` is None if this attempt made no step."""
+    folder = trainer.folder
+    if not trainer.world.is_main:
+        return
+    if metrics is None and reason is None:
+        log.info("%s is complete: %d of %d steps", folder.path, step, trainer.schedule.max_steps)
+        # The attempt before may have been killed after its last save.
+        if not any(event.get("event") == "end" for event in read_lines(folder.events)):
+            folder.write(End(step=step))
+        return
+    folder.write(End(step=step, reason=reason))
+    skipped, damaged = (metrics.skipped, metrics.damaged) if metrics else (0, 0)
+    log.info("done: %d steps, %d skipped, %d damaged samples replaced", step, skipped, damaged)

@@ -1,4 +1,4 @@
-"""What a run begins with: a checkpoint > weights of another model > weights drawn by the seed."""
+"""Chooses the checkpoint that a run resumes, and loads the weights of a new run."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +27,9 @@ from uniemox_dist.runs.events import CheckpointSetAside
 from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")
-HASHING = 4
-"""Files that a rank hashes at once."""
-NEEDED = (
+HASH_THREADS = 4
+"""Files that a rank hashes at the same time."""
+REQUIRED_KEYS = (
     "slots",
     "adam_step",
     "world_size",
@@ -41,26 +41,26 @@ NEEDED = (
     "parameters",
     "config",
 )
-"""What a run must know of a checkpoint, besides its files."""
+"""Keys of complete.json that a resumed run needs, besides its files."""
 
 
 def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoint | None:
-    """The checkpoint to go on from: the newest whose files have their hashes. Collective: every rank hashes its share.
+    """The checkpoint to resume: the newest whose files match their hashes. Collective: every rank hashes its share.
 
-    Damaged ones are set aside, and said to be so.
+    Damaged checkpoints are renamed, and reported.
 
     Raises:
-        UserError: if there are checkpoints and all are damaged, or a newer version wrote one; or if that which `resume`
-            names cannot be gone on from.
-        Fault: if a disk does not answer: what cannot be read now may be sound.
+        UserError: if there are checkpoints and all are damaged, or a newer version wrote one; or if the checkpoint that
+            `resume` names cannot be resumed.
+        Fault: if a disk does not answer: its files may be intact.
     """
     found: list[Checkpoint]
     damaged: list[tuple[Path, str]]
     found, damaged = collectives.on_main(world, lambda: _candidates(folder, resume))
     for checkpoint in found:
-        problem = _problem(world, checkpoint)
+        problem = _find_damage(world, checkpoint)
         if problem is None:
-            collectives.on_main(world, lambda: _put_aside(folder, damaged))
+            collectives.on_main(world, lambda: _set_aside_damaged(folder, damaged))
             return checkpoint
         if UNREADABLE in problem:
             raise Fault(problem)
@@ -69,16 +69,17 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
         return None
     others = f" (damaged too: {len(damaged) - 1} more)" if len(damaged) > 1 else ""
     text = (
-        f"run.dir/run.name={folder.path}: {damaged[0][1]}{others}: no sound checkpoint is left; restore one, or begin "
-        "anew with another run.name"
+        f"run.dir/run.name={folder.path}: {damaged[0][1]}{others}: no intact checkpoint is left; restore one, or start "
+        "a new run with another run.name"
     )
     if resume != "auto":
         text = f"--resume={resume}: {damaged[0][1]}; use another checkpoint"
-    raise UserError(text if world.is_main else "")  # said once, not by every rank
+    raise UserError(text if world.is_main else "")  # one rank reports it
 
 
 def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
-    """On rank 0: what could be gone on from, the newest first, and what has the name of a checkpoint and is none."""
+    """On rank 0: the checkpoints that could be resumed, newest first, and folders that have the
+    name of a checkpoint and hold none."""
     if resume == "never":
         if any(folder.checkpoints.glob("step_*")):
             raise UserError(
@@ -94,10 +95,10 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
         if here:
             raise UserError(
                 f"--resume={resume}: the run has newer checkpoints, up to step {own[0].step}; move them away, or give "
-                "another run.name, which then begins from this one"
+                "another run.name, which then starts from this one"
             )
-        # What the run began from; by now it has come further, and the same command goes on.
-        log.info("--resume %s: the run has checkpoints of its own and goes on from them", resume)
+        # The checkpoint that the run started from; the same command now resumes the run itself.
+        log.info("--resume %s: the run has checkpoints of its own and resumes them", resume)
     try:
         none = unreadable(folder.checkpoints)
     except OSError as error:
@@ -109,52 +110,44 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
     return own, none
 
 
-def _problem(world: World, checkpoint: Checkpoint) -> str | None:
-    if lacking := [key for key in NEEDED if key not in checkpoint.info]:
+def _find_damage(world: World, checkpoint: Checkpoint) -> str | None:
+    if lacking := [key for key in REQUIRED_KEYS if key not in checkpoint.info]:
         return f"{checkpoint.folder / COMPLETE} lacks {lacking[0]}"
     own = sorted(checkpoint.info["files"])[world.rank :: world.size]
-    with ThreadPoolExecutor(HASHING) as pool:  # hashing frees Python's lock
+    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the GIL
         problems = list(pool.map(lambda name: checkpoint.problem(hashes=True, files=[name]), own))
     mine = next((problem for problem in problems if problem), None)
     return next((problem for problem in collectives.gather_objects(mine, world) if problem), None)
 
 
-def _put_aside(folder: RunFolder, damaged: list[tuple[Path, str]]) -> None:
+def _set_aside_damaged(folder: RunFolder, damaged: list[tuple[Path, str]]) -> None:
     for path, problem in damaged:
         try:
             aside: str | None = set_aside(path).name
         except OSError as error:
             log.warning("%s could not be renamed: %s", path, error.strerror)
             aside = None
-        log.warning("checkpoint not used, and set aside: %s", problem)
+        log.warning("skipped a damaged checkpoint and renamed it: %s", problem)
         folder.write(CheckpointSetAside(error=problem, set_aside=aside))
 
 
-def make_student(
-    config: Config, world: World, device: torch.device, chosen: Checkpoint | None, embedding_width: int | None
-) -> tuple[Student, InitReport | None]:
-    """The student on the CPU, the same on every rank. A checkpoint gives what is not trained now, and the rest to the
-    engine; `model.init_from` is read only without one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        student = Student(config.model, config.loss, embedding_width)
-    return student, begin_with(student, config, world, device, chosen)
-
-
-def begin_with(
-    student: Student | Classifier,
+def initialise_weights(
+    module: Student | Classifier,
     config: Config,
     world: World,
     device: torch.device,
-    chosen: Checkpoint | None,
+    checkpoint: Checkpoint | None,
 ) -> InitReport | None:
-    """Gives what was made by the seed, on every rank alike, the weights that do not come from it. Collective."""
+    """Loads the weights that do not come from the seed into a module on the CPU: of a checkpoint the parameters that
+    are not trained (the engine loads the rest), or else those of `model.init_from`, returning what was loaded.
+    Collective.
+    """
     path = config.model.init_from
-    if chosen is not None:
-        collectives.on_all(world, lambda: load_fixed(student, chosen))
+    if checkpoint is not None:
+        collectives.on_all(world, lambda: load_fixed(module, checkpoint))
         return None
     if path is None:
         return None
-    loaded: InitReport = collectives.on_main(world, lambda: load_initial_weights(student, path))
-    collectives.give_to_all(student.parameters(), world, device)
+    loaded: InitReport = collectives.on_main(world, lambda: load_initial_weights(module, path))
+    collectives.give_to_all(module.parameters(), world, device)
     return loaded

@@ -1,36 +1,120 @@
-"""The start of a run: its folder, the checkpoint that it goes on from, and what it says of itself."""
+"""The start of a run: how long each part of it takes, the preflight, and what the run logs about itself."""
 
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
-from uniemox_dist.checkpoints import run_state as checkpoints
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, LostPeer
 from uniemox_dist.core.files import write_json, write_text
 from uniemox_dist.core.versions import environment
+from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.preflight import preflight
-from uniemox_dist.runs.events import Convert, Init, Resume, Start
+from uniemox_dist.runs.events import Convert, FirstStep, Init, Resume, Start
 from uniemox_dist.runs.folder import RunFolder, report_bad_nodes
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.trainer import Trainer
 
 log = logging.getLogger("uniemox")
+BATCH_BEGAN = "UNIEMOX_BATCH_BEGAN"
+"""The variable in which a batch script states when it began, in seconds since 1970."""
+PARTS = {
+    "the preflight": "preflight",
+    "opening the data": "data",
+    "choosing a checkpoint, whose files are hashed": "checkpoint",
+    "opening the teacher": "teacher",
+    "choosing the pictures that are shown": "pictures",
+    "making the engine, and loading the checkpoint": "engine",
+}
+"""The part that starts with a phase of the watchdog; any other phase belongs to the part before it."""
 
 
-def check(config: Config, world: World, device: torch.device, folder: RunFolder) -> None:
-    """The short form of `uniemox doctor`, by all ranks together: what is not well is said, and what fails ends the run.
+class StartupTimer:
+    """Adds up the seconds of a start by part, in the order in which the parts first came."""
+
+    def __init__(self, env: Mapping[str, str] = os.environ) -> None:
+        """The time until now counts as imports, and as that of the batch script where one states when it began."""
+        self.seconds: dict[str, float] = {}
+        now, began = time.time(), process_began()
+        try:
+            batch = float(
+                env.get(BATCH_BEGAN, "").replace(",", ".")
+            )  # bash writes the language's decimal sign
+        except ValueError:
+            batch = began
+        if batch < began:
+            self.seconds["batch script"] = began - batch
+        self.seconds["imports"] = max(0.0, now - began)
+        self._part, self._since = "meeting", time.monotonic()
+
+    def start_phase(self, doing: str) -> None:
+        """Starts the part that begins with a phase of the watchdog."""
+        part = PARTS.get(doing, self._part)
+        if part != self._part:
+            self.start(part)
+
+    def start(self, part: str) -> None:
+        """Ends the part under way and starts another."""
+        now = time.monotonic()
+        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
+        self._part, self._since = part, now
+
+    def expecting(self, watchdog: Watchdog, limit_s: float) -> Callable[[str], None]:
+        """Returns `expect(phase)`, which starts a named phase here and in the watchdog, with `limit_s` seconds."""
+
+        def expect(doing: str) -> None:
+            watchdog.expect(doing, limit_s)
+            self.start_phase(doing)
+
+        return expect
+
+    def report(self, folder: RunFolder, step: int) -> None:
+        """Reports the first step of this attempt, which came after `step` others, in the events and in the log."""
+        seconds = self.facts()
+        folder.write(FirstStep(step=step, seconds=seconds))
+        log.info("%s", describe(seconds))
+
+    def facts(self) -> dict[str, float]:
+        """Seconds by part, and `total`."""
+        under_way = self.seconds.get(self._part, 0.0) + time.monotonic() - self._since
+        seconds = {**self.seconds, self._part: under_way}
+        rounded = {part: round(value, 2) for part, value in seconds.items()}
+        return {**rounded, "total": round(sum(seconds.values()), 2)}
+
+
+def describe(seconds: Mapping[str, float]) -> str:
+    """`first step after 14.2 s: imports 6.1, …`."""
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items() if part != "total")
+    return f"first step after {seconds['total']:.1f} s: {parts}"
+
+
+def process_began() -> float:
+    """When this process began, in seconds since 1970, as the kernel knows it: before the interpreter was loaded."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as file:
+            ticks = float(file.read().rpartition(")")[2].split()[19])
+        with open("/proc/uptime", encoding="ascii") as file:
+            uptime = float(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return time.time()
+    return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def run_preflight(config: Config, world: World, device: torch.device, folder: RunFolder) -> None:
+    """Runs the short form of `uniemox doctor`, and logs what is not in order. Collective.
 
     Raises:
-        Fault: if these ranks cannot train, on all of them.
+        Fault: if these ranks cannot train; on all of them.
     """
     hosts = collectives.hosts(world)
     nodes = collectives.gather_objects(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), world)
@@ -41,16 +125,16 @@ def check(config: Config, world: World, device: torch.device, folder: RunFolder)
                 log.warning("preflight: %s", finding.line())
     if failed := [finding for finding in found if finding.status == "fail"]:
         if world.is_main:
-            _report_nodes(folder, failed, dict(zip(hosts, nodes, strict=True)))
-        collectives.barrier()  # until it is written: who starts the ranks kills the others when one ends
+            _report_bad_nodes(folder, failed, dict(zip(hosts, nodes, strict=True)))
+        collectives.barrier()  # until it is written: the launcher kills the other ranks when one ends
         raise (Fault if world.is_main else LostPeer)(
             f"the preflight failed ({failed[0].line()}); `uniemox doctor` says more"
         )
 
 
-def _report_nodes(folder: RunFolder, failed: list[Finding], names: Mapping[str, str]) -> None:
-    """Writes down the nodes of a Slurm job that a later one should leave out; what is wrong on every node alike would
-    be so elsewhere, too. `names` are Slurm's, by host: a host's own name may be another, such as one with a domain."""
+def _report_bad_nodes(folder: RunFolder, failed: list[Finding], names: Mapping[str, str]) -> None:
+    """Reports the nodes of a Slurm job that a later job should leave out. A fault of every node alike is not reported:
+    other nodes would have it too. `names` are Slurm's, by host: a host may call itself by another, with a domain."""
     job = os.environ.get("SLURM_JOB_ID", "")
     nodes = {
         names.get(host, host): finding.line()
@@ -62,72 +146,74 @@ def _report_nodes(folder: RunFolder, failed: list[Finding], names: Mapping[str, 
         report_bad_nodes(folder, nodes, int(job))
 
 
-def begin(trainer: Trainer) -> int:
-    """Loads the checkpoint that rank 0 chose, writes down what runs, and returns the first step."""
-    folder, world, config, chosen = trainer.folder, trainer.world, trainer.config, trainer.chosen
-    step = 0
-    if chosen is not None:
-        step = checkpoints.load(trainer.engine, chosen)
-        if trainer.ema is not None and not trainer.ema.load(chosen) and world.is_main:
-            log.warning("%s holds no moving average: it starts from the weights", chosen.folder.name)
-    if world.is_main:
-        facts = environment()
-        try:
-            write_text(folder.config, dump_yaml(config))
-            write_json(folder.environment, facts)
-        except OSError as error:
-            where = error.filename or folder.path
-            log.warning("%s: %s; training goes on without config or environment", where, error.strerror)
-        # Where the teacher's embeddings come from: live, cache, or None without one.
-        source = config.teacher.source if trainer.facts else None
-        folder.write(
-            Start(
-                step=step,
-                ranks=world.size,
-                zero_stage=config.zero.stage,
-                precision=trainer.precision,
-                teacher=source,
-                host=facts["host"],
-                hosts=list(dict.fromkeys(trainer.hosts)),
-                versions=facts["versions"],
-            )
-        )
-        if chosen is not None:
-            saved = chosen.info
-            ranks, stage = saved["world_size"], saved["zero_stage"]
-            folder.write(Resume(step=step, checkpoint=chosen.folder.name, ranks=ranks, zero_stage=stage))
-            if (ranks, stage) != (world.size, config.zero.stage):
-                log.info("its checkpoint is of %d rank%s, ZeRO-%d", ranks, "" if ranks == 1 else "s", stage)
-                folder.write(
-                    Convert(
-                        step=step,
-                        from_ranks=ranks,
-                        from_zero_stage=stage,
-                        ranks=world.size,
-                        zero_stage=config.zero.stage,
-                    )
-                )
-        if trainer.loaded is not None:
-            folder.write(Init(**trainer.loaded.facts()))
-        _introduce(trainer, step)
+def announce(trainer: Trainer, step: int) -> None:
+    """Writes config.yaml, environment.json and the events of a start, and logs what the run trains. Collective."""
+    if trainer.world.is_main:
+        versions = environment()
+        _write_settings(trainer, versions)
+        _report_start(trainer, step, versions)
+        _log_run(trainer, step)
     collectives.barrier()
-    return step
 
 
-def _introduce(trainer: Trainer, step: int) -> None:
-    config, world, schedule, chosen = trainer.config, trainer.world, trainer.schedule, trainer.chosen
-    trained = sum(
-        p.numel() if not hasattr(p, "ds_numel") else p.ds_numel for p in trainer.student.parameters()
+def _write_settings(trainer: Trainer, versions: Mapping[str, Any]) -> None:
+    folder = trainer.folder
+    try:
+        write_text(folder.config, dump_yaml(trainer.config))
+        write_json(folder.environment, dict(versions))
+    except OSError as error:
+        where = error.filename or folder.path
+        log.warning("%s: %s; training continues without config or environment", where, error.strerror)
+
+
+def _report_start(trainer: Trainer, step: int, versions: Mapping[str, Any]) -> None:
+    """Writes the events of a start, of a resumed checkpoint, and of weights that the run starts from."""
+    folder, world, checkpoint = trainer.folder, trainer.world, trainer.checkpoint
+    stage = trainer.config.zero.stage
+    folder.write(
+        Start(
+            step=step,
+            ranks=world.size,
+            zero_stage=stage,
+            precision=trainer.precision,
+            teacher=trainer.teacher_source,
+            host=versions["host"],
+            hosts=list(dict.fromkeys(trainer.hosts)),
+            versions=versions["versions"],
+        )
     )
+    if checkpoint is not None:
+        ranks, saved_stage = checkpoint.info["world_size"], checkpoint.info["zero_stage"]
+        name = checkpoint.folder.name
+        folder.write(Resume(step=step, checkpoint=name, ranks=ranks, zero_stage=saved_stage))
+        if (ranks, saved_stage) != (world.size, stage):
+            plural = "" if ranks == 1 else "s"
+            log.info("the checkpoint was saved by %d rank%s with ZeRO-%d", ranks, plural, saved_stage)
+            folder.write(
+                Convert(
+                    step=step,
+                    from_ranks=ranks,
+                    from_zero_stage=saved_stage,
+                    ranks=world.size,
+                    zero_stage=stage,
+                )
+            )
+    if trainer.loaded is not None:
+        folder.write(Init(**trainer.loaded.facts()))
+
+
+def _log_run(trainer: Trainer, step: int) -> None:
+    config, world, checkpoint = trainer.config, trainer.world, trainer.checkpoint
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
     log.info(
         "run %s: %s at step %d of %d; student %.1f M parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
         "accumulation %d = global batch %d; ZeRO-%d, %s on %s",
         trainer.folder.path,
-        f"resumes {chosen.folder.name}" if chosen else "starts",
+        f"resumes {checkpoint.folder.name}" if checkpoint else "starts",
         step,
-        schedule.max_steps,
-        trained / 1e6,
-        _teacher(trainer),
+        trainer.schedule.max_steps,
+        parameters / 1e6,
+        trainer.describe_teacher(),
         trainer.sources.samples,
         world.size,
         config.batch.micro_batch,
@@ -148,10 +234,3 @@ def _introduce(trainer: Trainer, step: int) -> None:
         log.warning(
             "batch.global_batch exceeds the %d samples: a batch repeats samples", trainer.sources.samples
         )
-
-
-def _teacher(trainer: Trainer) -> str:
-    if trainer.facts is None:
-        return "none"
-    name = trainer.config.teacher.name
-    return f"{name} (live)" if trainer.replay is None else f"{name} as {trainer.replay}"

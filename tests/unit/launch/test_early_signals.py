@@ -95,16 +95,16 @@ def test_a_rank_is_told_of_a_signal_that_came_before_its_imports(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str | None] = []
-    loop, collectives = ModuleType("loop"), ModuleType("collectives")
+    module, collectives = ModuleType("pretrain"), ModuleType("collectives")
 
     def pretrain(*_: object, stop: Any, **__: object) -> int:
         told.append(stop.received)
         return 75
 
-    loop.pretrain, collectives.close = pretrain, lambda: None  # type: ignore[attr-defined]
-    for package, name, module in (("train", "loop", loop), ("distributed", "collectives", collectives)):
-        monkeypatch.setitem(sys.modules, f"uniemox_dist.{package}.{name}", module)
-        monkeypatch.setattr(getattr(uniemox_dist, package), name, module, raising=False)
+    module.pretrain, collectives.close = pretrain, lambda: None  # type: ignore[attr-defined]
+    for package, name, fake in (("train", "pretrain", module), ("distributed", "collectives", collectives)):
+        monkeypatch.setitem(sys.modules, f"uniemox_dist.{package}.{name}", fake)
+        monkeypatch.setattr(getattr(uniemox_dist, package), name, fake, raising=False)
     signalled_load_config(monkeypatch, signal.SIGUSR2)
     assert uniemox(command(run)) == 75
     assert told == ["SIGUSR2"]

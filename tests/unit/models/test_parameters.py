@@ -18,7 +18,7 @@ from uniemox_dist.models.parameters import (
     student_parameters,
 )
 from uniemox_dist.models.student import Student
-from uniemox_dist.train.optimizer import parameter_groups
+from uniemox_dist.train.engine import parameter_groups
 
 E = 24
 SMALL: dict[str, Any] = {

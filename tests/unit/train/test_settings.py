@@ -10,8 +10,7 @@ from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
-from uniemox_dist.train.engine import choose_precision, deepspeed_config, grad_accum
-from uniemox_dist.train.optimizer import parameter_groups
+from uniemox_dist.train.engine import choose_precision, deepspeed_config, grad_accum, parameter_groups
 from uniemox_dist.train.schedule import Schedule
 
 

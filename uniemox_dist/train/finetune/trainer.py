@@ -1,96 +1,108 @@
-"""What a fine-tuning run does in its steps and between them: validate, keep the best weights, end early, test."""
+"""A fine-tuning run: its step, validation, the best weights, an early end, and the test."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from uniemox_dist.checkpoints.folders import named_checkpoint, step_folder
+from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_json
-from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.splits import Splits
 from uniemox_dist.distributed import collectives
 from uniemox_dist.models.classifier import Outputs, from_unit
 from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
-from uniemox_dist.train.checkpoint_policy import Saves
-from uniemox_dist.train.finetune import metrics, validation_log
-from uniemox_dist.train.finetune.predictions import answers
-from uniemox_dist.train.finetune.validation_log import History
-from uniemox_dist.train.step import StepResult, draw_paths, update
-from uniemox_dist.train.trainer import Trainer
+from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
+from uniemox_dist.train.finetune import metrics
+from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
+from uniemox_dist.train.monitor.metrics import Metrics
+from uniemox_dist.train.monitor.stragglers import ComputeTimer
+from uniemox_dist.train.step import RankStatus, StepResult, draw_paths, update_weights
+from uniemox_dist.train.trainer import Expect, Trainer
 
 log = logging.getLogger("uniemox")
 BEST, RESULT = "best", "finetune.json"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneTrainer(Trainer):
-    """A run that learns labels."""
+    """A fine-tuning run."""
 
-    splits: Splits = field(kw_only=True)
-    outputs: Outputs = field(kw_only=True)
-    history: History = field(kw_only=True)
+    config: FinetuneRun
+    splits: Splits
+    outputs: Outputs
+    validations: Validations
 
-    @property
-    def settings(self) -> FinetuneRun:
-        """The configuration, as one of fine-tuning."""
-        assert isinstance(self.config, FinetuneRun)
-        return self.config
+    def describe_teacher(self) -> str:
+        return "none"
 
-    def update(self, batches: Sequence[MicroBatch], step: int, **more: Any) -> StepResult:
+    def run_state(self, step: int) -> RunState:
+        return RunState(step, self.config, self.sources.identity, self.precision, None, None)
+
+    def train_step(
+        self, batches: Sequence[MicroBatch], step: int, lr: float, status: RankStatus, timer: ComputeTimer
+    ) -> StepResult:
         engine, persons = self.engine, self.outputs.persons
 
-        def losses(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        def compute_loss(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
             draw_paths(engine, batch, self.config)
             person_B3HW = batch.person_B3HW if persons else None
-            total, parts = engine(batch.scene_B3HW, person_B3HW, batch.targets_BC)
-            return total, parts if self.outputs.dimensions else parts[:0]
+            total, terms = engine(batch.scene_B3HW, person_B3HW, batch.targets_BC)
+            return total, terms if self.outputs.dimensions else terms[:0]
 
-        names = ("categories", "dimensions") if self.outputs.dimensions else ()
-        return update(engine, losses, batches, self.world, parts=names, step=step + 1, **more)
+        return update_weights(
+            engine,
+            compute_loss,
+            batches,
+            self.world,
+            lr=lr,
+            term_names=("categories", "dimensions") if self.outputs.dimensions else (),
+            step=step + 1,
+            status=status,
+            timer=timer,
+        )
 
-    def look(self, step: int, saves: Saves, watchdog: Watchdog) -> str | None:
-        """Validates where that is due and was not done, and keeps the weights if they are the best so far. Returns why
-        the run ends here, if its patience does."""
-        config = self.settings
-        if step and self._due(step) and not self.history.knows(step):
-            watchdog.expect(f"the validation of step {step}", config.run.start_timeout_s)
+    def validate(self, step: int, saves: CheckpointPolicy, expect: Expect) -> str | None:
+        """Validates if that is due and not done, and keeps the weights if they are the best so far. Returns why
+        training ends here, if its patience is exhausted."""
+        if step and self._due(step) and not self.validations.has(step):
+            expect(f"the validation of step {step}")
             self._validate(step, saves)
-        patience, in_vain = config.finetune.patience, self.history.in_vain
+        patience, in_vain = self.config.finetune.patience, self.validations.since_best
         if patience is None or in_vain < patience or step >= self.schedule.max_steps:
             return None
-        best = self.history.best
+        best = self.validations.best
         assert best is not None
         if not saves.finish(step):
             raise UserError(
-                f"{self.folder.checkpoints}: step {step} could not be saved; make room and start again"
+                f"{self.folder.checkpoints}: step {step} could not be saved; free disk space and start again"
             )
         reason = (
             f"no better {best['metric']} than {best['value']:.4f} of step {best['step']} in {in_vain} validations "
             f"(finetune.patience={patience})"
         )
         if self.world.is_main:
-            log.info("ends at step %d: %s", step, reason)
+            log.info("training ends at step %d: %s", step, reason)
         return reason
 
-    def conclude(self, step: int, watchdog: Watchdog) -> None:
-        """Measures the best weights on the test split, and writes finetune.json."""
-        watchdog.expect("the test", self.config.run.start_timeout_s)
+    def finish(self, step: int, expect: Expect) -> None:
+        """Tests the best weights on the test split, and writes finetune.json."""
+        expect("the test")
         best = self.folder.path / BEST
         facts: dict[str, Any] = collectives.on_main(self.world, lambda: read_classifier(best)[2])
         test = self.splits.test
         tested = None
         if test is not None:
             classifier = collectives.on_all(self.world, lambda: load_classifier(best)).to(self.device)
-            found_nC = answers(classifier, test, self.settings, self.world, self.device)
-            tested = self._measured(found_nC, test)
+            found_nC = predict_split(classifier, test, self.config, self.world, self.device)
+            tested = self._measure(found_nC, test)
         if self.world.is_main:
             result = {
                 "format": "uniemox-finetune",
@@ -113,63 +125,68 @@ class FinetuneTrainer(Trainer):
             log.info(
                 "best of step %d: val %s; test %s; written to %s",
                 facts["step"],
-                self._said(facts["metrics"]["val"]),
-                self._said(tested) if tested else "none",
+                self._format(facts["metrics"]["val"]),
+                self._format(tested) if tested else "none",
                 self.folder.path / RESULT,
             )
+
+    def show_samples(self, step: int, metrics: Metrics) -> None:
+        """Does nothing: validation shows what the classifier learns."""
 
     def _due(self, step: int) -> bool:
         if step == self.schedule.max_steps:
             return True
-        every = self.settings.finetune.validate_epochs * self.schedule.epoch_samples
+        every = self.config.finetune.validate_epochs * self.schedule.epoch_samples
         G = self.config.batch.global_batch
         return int(step * G / every) > int((step - 1) * G / every)
 
-    def _validate(self, step: int, saves: Saves) -> None:
+    def _validate(self, step: int, saves: CheckpointPolicy) -> None:
         val, module = self.splits.val, self.engine.module
         module.eval()
-        found_nC = answers(module, val, self.settings, self.world, self.device)
+        found_nC = predict_split(module, val, self.config, self.world, self.device)
         module.train()
         first = len(self.outputs.labels)
         found_nC[:, first:] = from_unit(torch.from_numpy(found_nC[:, first:])).numpy()
-        measured = self._measured(found_nC, val)
+        measured = self._measure(found_nC, val)
         name = "accuracy" if self.outputs.task == "single" else "mean_average_precision"
         epoch = round(step * self.config.batch.global_batch / self.schedule.epoch_samples, 4)
         line = {"step": step, "epoch": epoch, "metric": name, "value": measured[name], **_numbers(measured)}
-        # Rank 0's word counts: what is best must not depend on a processor's last digit.
+        # Rank 0's values count: the choice of the best must not depend on a processor's last digit.
         line = collectives.on_main(self.world, lambda: line)
-        before, now = self.history.best, self.history.with_line(line)
+        before, now = self.validations.best, self.validations.with_line(line)
         is_best = now.best is line or before is None
         if is_best:
             if not saves.finish(step):
                 where = self.folder.checkpoints
-                raise UserError(f"{where}: the best weights could not be saved; make room and start again")
-            collectives.on_main(self.world, lambda: self._keep(step, measured))
-        self.history = now
+                raise UserError(
+                    f"{where}: the best weights could not be saved; free disk space and start again"
+                )
+            collectives.on_main(self.world, lambda: self._keep_best(step, measured))
+        self.validations = now
         if self.world.is_main:
-            validation_log.append(self.folder.path, line)
+            append_validation(self.folder.path, line)
             log.info(
                 "validation at step %d: %s%s",
                 step,
-                self._said(measured),
+                self._format(measured),
                 " (the best so far)" if is_best else "",
             )
 
-    def _keep(self, step: int, measured: dict[str, Any]) -> None:
+    def _keep_best(self, step: int, measured: dict[str, Any]) -> None:
         checkpoint = named_checkpoint(self.folder.checkpoints / step_folder(step), "checkpoint")
         out = self.folder.path / BEST
         try:
-            write_classifier(out, checkpoint, self.settings, self.outputs, {"val": measured})
+            write_classifier(out, checkpoint, self.config, self.outputs, {"val": measured})
         except OSError as error:
-            raise UserError(f"{out}: {error.strerror or error}; make room and start again") from None
+            raise UserError(f"{out}: {error.strerror or error}; free disk space and start again") from None
 
-    def _measured(self, found_nC: np.ndarray, reader: LabelledReader) -> dict[str, Any]:
+    def _measure(self, found_nC: np.ndarray, reader: LabelledReader) -> dict[str, Any]:
         targets_nC, outputs = reader.targets_nC, self.outputs
         if outputs.task == "single":
             return metrics.single_label(found_nC, targets_nC, outputs.labels)
         return metrics.multi_label(found_nC, targets_nC, outputs.labels, outputs.dimensions)
 
-    def _said(self, measured: dict[str, Any]) -> str:
+    def _format(self, measured: dict[str, Any]) -> str:
         if self.outputs.task == "single":
             low, high = measured["accuracy_interval"]
             return f"accuracy {measured['accuracy']:.4f} [{low:.4f}, {high:.4f}] of {measured['samples']}"

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, and one readable line per interval."""
+"""The metrics of a run: metrics.jsonl, TensorBoard, and one log line per interval."""
 
 import logging
 import statistics
@@ -17,15 +17,15 @@ from uniemox_dist.distributed.world import World
 from uniemox_dist.runs.events import Straggler
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.train.monitor.stragglers import Stragglers
-from uniemox_dist.train.monitor.tensorboard import Board
+from uniemox_dist.train.monitor.tensorboard import TensorBoard
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
 log = logging.getLogger("uniemox")
 
 
-class Meter:
-    """Times, losses and reading of a run; every rank counts, rank 0 writes."""
+class Metrics:
+    """Times, losses and data reading of a run; every rank adds its steps, rank 0 writes."""
 
     def __init__(
         self,
@@ -41,33 +41,33 @@ class Meter:
         hosts: Sequence[str] = (),
         straggler_factor: float = 1.5,
     ) -> None:
-        """`sample_flops` are the useful FLOPs of training on one sample; `hosts` those of the ranks."""
+        """`sample_flops`: useful FLOPs of training on one sample; `hosts`: the host of every rank."""
         self._stragglers = Stragglers(hosts or ["?"] * world.size, straggler_factor)
         self.tera_per_sample, self.peak_tflops = sample_flops / 1e12, peak_tflops
         self.folder, self.schedule, self.plan, self.world, self.caches = folder, schedule, plan, world, caches
         self.global_batch, self.writes = plan.global_batch, world.is_main
         self.skipped = self.damaged = self.samples = 0
-        self._board = Board(folder.tensorboard, first_step) if self.writes else None
-        self._begin()
+        self._board = TensorBoard(folder.tensorboard, first_step) if self.writes else None
+        self._start_interval()
 
-    def _begin(self) -> None:
+    def _start_interval(self) -> None:
         self._since, self._steps, self._waited_s, self._read = time.perf_counter(), 0, 0.0, ReadCounts()
         self._own_s = 0.0
 
-    def count(
+    def add(
         self, result: StepResult, batches: Sequence[MicroBatch], waited_s: float, own_s: float = 0.0
     ) -> None:
-        """Takes in a step, the seconds that this rank waited for its micro-batches, and those of its own computing."""
+        """Adds a step: the seconds that this rank waited for its micro-batches, and those in which it computed."""
         self._steps += 1
         self._own_s += waited_s + own_s
         self._waited_s += waited_s
         self._read = sum((batch.counts for batch in batches), self._read)
         self.skipped += not result.applied
         self.damaged += result.damaged
-        self.samples += result.keys
+        self.samples += result.samples
 
     def write(self, step: int, result: StepResult, lr: float) -> dict[str, Any]:
-        """Closes an interval: rates are of the interval, losses of its last step. Collective over all ranks."""
+        """Ends an interval and writes its line: rates are of the interval, losses of its last step. Collective."""
         seconds = time.perf_counter() - self._since
         slots = step * self.global_batch
         samples_per_s = self._steps * self.global_batch / seconds
@@ -80,8 +80,8 @@ class Meter:
             "lr": lr,
             "grad_norm": result.grad_norm,
             "samples_per_s": round(samples_per_s, 2),
-            **self._computing(samples_per_s),
-            **self._reading(step, seconds),
+            **self._compute_rates(samples_per_s),
+            **self._data_rates(step, seconds),
             "source_samples": self.plan.source_samples(step),
             "skipped_steps": self.skipped,
             "damaged_samples": self.damaged,
@@ -93,7 +93,7 @@ class Meter:
         if self.writes:
             self.folder.metric(line)
             if self._board is not None:
-                self._board.scalars(step, line)
+                self._board.add_scalars(step, line)
             left_s = (self.schedule.max_steps - step) * self.global_batch / samples_per_s
             log.info(
                 "step %d/%d  epoch %.2f  loss %.4f%s  lr %.2e  %.1f samples/s  %s  data wait %.0f%%  %.1f GB  %s left",
@@ -101,18 +101,18 @@ class Meter:
                 self.schedule.max_steps,
                 line["epoch"],
                 result.loss,
-                _of_loss(result.parts),
+                _format_terms(result.parts),
                 lr,
                 samples_per_s,
-                _of_peak(line),
+                _format_flops(line),
                 100 * line["data_wait_share"],
                 line["host_memory_gb"],
                 _duration(left_s),
             )
-        self._begin()
+        self._start_interval()
         return line
 
-    def _computing(self, samples_per_s: float) -> dict[str, float]:
+    def _compute_rates(self, samples_per_s: float) -> dict[str, float]:
         """Useful FLOPs of one rank, and model FLOP utilisation: their share of the device's peak."""
         tflops = self.tera_per_sample * samples_per_s / self.world.size
         found = {"tflops_per_s": float(f"{tflops:.4g}")}
@@ -120,9 +120,8 @@ class Meter:
             found["mfu"] = float(f"{tflops / self.peak_tflops:.4g}")
         return found
 
-    def _reading(self, step: int, seconds: float) -> dict[str, Any]:
-        """What all ranks' reading and computing was like in this interval: the slowest rank is the one that all others
-        wait for."""
+    def _data_rates(self, step: int, seconds: float) -> dict[str, Any]:
+        """How all ranks read and computed in this interval; all others wait for the slowest rank."""
         counts = self._read
         own = [
             self._waited_s / seconds,
@@ -147,10 +146,10 @@ class Meter:
             found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
         return found
 
-    def pictures(self, step: int, sheet: Any, texts: str) -> None:
+    def add_pictures(self, step: int, sheet: Any, texts: str) -> None:
         """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""
         if self._board is not None:
-            self._board.pictures(step, sheet, texts)
+            self._board.add_pictures(step, sheet, texts)
 
     def close(self) -> None:
         """Flushes TensorBoard."""
@@ -158,12 +157,12 @@ class Meter:
             self._board.close()
 
 
-def _of_loss(parts: dict[str, float]) -> str:
+def _format_terms(parts: dict[str, float]) -> str:
     said = " ".join(f"{name} {value:.4f}" for name, value in parts.items())
     return f" ({said})" if said else ""
 
 
-def _of_peak(line: dict[str, Any]) -> str:
+def _format_flops(line: dict[str, Any]) -> str:
     share = f" ({100 * line['mfu']:.1f}% of peak)" if "mfu" in line else ""
     return f"{line['tflops_per_s']:.3g} TFLOP/s{share}"
 

@@ -1,4 +1,4 @@
-"""How long a rank computes by itself, without waiting for another: what tells a slow rank from those that wait for it.
+"""How long a rank computes without waiting for another, which tells a slow rank from those that wait for it.
 
 All ranks' steps take the same time, since each waits for the slowest in the exchange of gradients. What comes before it
 is a rank's own: its wait for data, the teacher, and the student's forward pass (in ZeRO-3 that one exchanges weights,
@@ -19,8 +19,8 @@ NOTICED = 0.1
 """Share of the steps' time by which a slow rank must exceed the median."""
 
 
-class OwnTime:
-    """Adds up the time between `start` and `stop`, on a GPU by events that the device meets on its way."""
+class ComputeTimer:
+    """Adds up the time between `start` and `stop`; on a GPU by CUDA events, without waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -28,7 +28,7 @@ class OwnTime:
         self._seconds = self._began = 0.0
 
     def start(self) -> None:
-        """Own work begins."""
+        """Starts an interval of computing."""
         if self._cuda:
             self._pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
             self._pairs[-1][0].record()
@@ -36,14 +36,14 @@ class OwnTime:
             self._began = time.perf_counter()
 
     def stop(self) -> None:
-        """Own work ends."""
+        """Ends the interval."""
         if self._cuda:
             self._pairs[-1][1].record()
         else:
             self._seconds += time.perf_counter() - self._began
 
-    def take(self) -> float:
-        """Seconds since the last call; the device must have met all events, as it has after a step."""
+    def read_and_reset(self) -> float:
+        """Seconds since the last call; the device must have reached all events, as it has after a step."""
         seconds = self._seconds + sum(a.elapsed_time(b) for a, b in self._pairs) / 1e3
         self._seconds = 0.0
         self._pairs.clear()
@@ -52,44 +52,44 @@ class OwnTime:
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that the others wait for."""
+    """A slow rank, which all others wait for."""
 
     rank: int
     host: str
     seconds: float
-    """Its own time per step."""
+    """Computing per step."""
     median_s: float
     """The median rank's."""
 
     def facts(self) -> dict[str, Any]:
-        """For the event."""
+        """The fields of its event."""
         times = {"seconds": round(self.seconds, 4), "median_s": round(self.median_s, 4)}
         return {"rank": self.rank, "host": self.host, **times}
 
     def __str__(self) -> str:
         return (
-            f"rank {self.rank} on {self.host} is slow: {self.seconds:.3f} s of its own per step, the median rank "
+            f"rank {self.rank} on {self.host} is slow: it computes {self.seconds:.3f} s per step, the median rank "
             f"{self.median_s:.3f} s"
         )
 
 
 class Stragglers:
-    """Names a rank when it begins to be slow, judged over windows of some steps: one slow step makes no straggler."""
+    """Reports a rank when it becomes slow, compared over windows of several steps: one slow step does not count."""
 
     def __init__(self, hosts: Sequence[str], factor: float) -> None:
         self.hosts, self.factor = hosts, factor
         self._slow: set[int] = set()
         self._warm = False
-        self._begin()
+        self._start_window()
 
-    def _begin(self) -> None:
+    def _start_window(self) -> None:
         self._own_s, self._steps, self._seconds = [0.0] * len(self.hosts), 0, 0.0
 
     def add(self, own_s: Sequence[float], steps: int, seconds: float) -> list[Straggler]:
-        """Takes in an interval: each rank's own time, and the time that all took. Returns whom to name now.
+        """Adds an interval: each rank's computing time, and the time that all took. Returns the ranks that became slow.
 
-        Of an even number of ranks the lower median counts, so that of two the slower is compared with the other; and of
-        what is small beside the steps nobody waits long.
+        Of an even number of ranks the lower median is used, so that of two the slower is compared with the other. A
+        difference that is small beside the steps is ignored.
         """
         if not self._warm:  # the first interval has the first step, with whatever is made and compiled then
             self._warm = True
@@ -109,5 +109,5 @@ class Stragglers:
             for rank in sorted(slow - self._slow)
         ]
         self._slow = slow
-        self._begin()
+        self._start_window()
         return named

@@ -1,7 +1,7 @@
 """A run's TensorBoard folder: one curve over all its attempts, each step once.
 
-Every attempt writes a file of its own, and readers take the files in the order of their names, which begin with the
-second of their making. A file says first from which step on those before it do not count any more.
+Every attempt writes its own file. Readers read the files in the order of their names, which begin with the second of
+their creation. Each file starts with the step from which on it replaces the earlier files.
 """
 
 import logging
@@ -30,11 +30,11 @@ DATA = {
 NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
 
 
-class Board:
-    """Scalars, pictures and texts for TensorBoard. A folder that cannot be written costs these, never the run."""
+class TensorBoard:
+    """Scalars, pictures and texts for TensorBoard. If the folder cannot be written, training continues without."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """`first_step` is the one that was resumed: what an earlier attempt wrote beyond it is hidden."""
+        """`first_step` is the step that was resumed: readers hide the later steps of earlier attempts."""
         self.folder = folder
         self._writer: Any = None
         try:
@@ -43,12 +43,12 @@ class Board:
 
             keep_order(folder, int(time.time()))
             self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
-            threading.excepthook = _of_writer
+            threading.excepthook = _silence_writer_thread
         except (OSError, ImportError) as error:
             self._give_up(error)
 
-    def scalars(self, step: int, line: dict[str, Any]) -> None:
-        """The numbers of a line of metrics; what is written here survives a kill."""
+    def add_scalars(self, step: int, line: dict[str, Any]) -> None:
+        """Writes the numbers of a line of metrics, and flushes them."""
         for name, value in line.items():
             if name in ("step", "time", "slots"):
                 continue
@@ -60,14 +60,14 @@ class Board:
                 self._guard(partial(_add_scalar, tag=f"{group}/{tag}", number=number, step=step))
         self._guard(lambda writer: writer.flush())
 
-    def pictures(self, step: int, sheet: Any, texts: str) -> None:
-        """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts."""
+    def add_pictures(self, step: int, sheet: Any, texts: str) -> None:
+        """Writes a sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts."""
         self._guard(lambda writer: writer.add_image("reconstructions", sheet, step, dataformats="HWC"))
         if texts:
             self._guard(lambda writer: writer.add_text("nearest_texts", texts, step))
 
     def close(self) -> None:
-        """Writes what is left to write."""
+        """Flushes and closes the file."""
         self._guard(lambda writer: writer.close())
 
     def _guard(self, write: Callable[[Any], object]) -> None:
@@ -81,12 +81,12 @@ class Board:
 
     def _give_up(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or error
-        log.warning("%s: %s; training goes on without TensorBoard", self.folder, reason)
+        log.warning("%s: %s; training continues without TensorBoard", self.folder, reason)
 
 
 def keep_order(folder: Path, now: int) -> None:
-    """Gives earlier files earlier names where a file of this second would not come after them: the clock of the host
-    that wrote them was ahead, or they are of this very second, and may even have the name that comes next."""
+    """Renames earlier files whose names would not sort before a file of this second: the clock of the host that wrote
+    them was ahead, or they are of this second."""
     latest, moves = now - 1, []
     for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
         found = NAME.fullmatch(path.name)
@@ -104,7 +104,7 @@ def _add_scalar(writer: Any, *, tag: str, number: float, step: int) -> None:
     writer.add_scalar(tag, number, step)
 
 
-def _of_writer(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own, whose error its next call raises: once is enough."""
+def _silence_writer_thread(error: threading.ExceptHookArgs) -> None:
+    """Silences an OSError of TensorBoard's writer thread: the next call raises it again."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)

@@ -16,9 +16,9 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit, to_unit
 from uniemox_dist.models.flops import classifier_flops
 from uniemox_dist.models.init_from import load_initial_weights
-from uniemox_dist.train.finetune import metrics, validation_log
-from uniemox_dist.train.finetune.validation_log import History
-from uniemox_dist.train.optimizer import parameter_groups
+from uniemox_dist.train.engine import parameter_groups
+from uniemox_dist.train.finetune import metrics
+from uniemox_dist.train.finetune.validation import Validations, append_validation
 
 TINY = ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, positions="learned")
 NAN = float("nan")
@@ -221,14 +221,14 @@ def test_dimensions_are_measured_where_they_are_known() -> None:
 def test_history_is_that_of_the_step_that_a_run_goes_on_from(tmp_path: Path) -> None:
     values = {2: 0.5, 4: 0.75, 6: 0.75, 8: None, 10: 0.9}
     for step, value in values.items():
-        validation_log.append(tmp_path, {"step": step, "value": value})
-    found = History.read(tmp_path, 8)
+        append_validation(tmp_path, {"step": step, "value": value})
+    found = Validations.read(tmp_path, 8)
     assert found.best == {"step": 4, "value": 0.75}  # the first of equals
-    assert found.in_vain == 2
-    assert found.knows(8)
-    assert not found.knows(10)
-    validation_log.append(tmp_path, {"step": 4, "value": 0.1})  # the same step again, after a kill
-    assert History.read(tmp_path, 8).best == {"step": 6, "value": 0.75}
-    assert History.read(tmp_path, 1) == History(())
-    assert History(()).best is None
-    assert History(()).in_vain == 0
+    assert found.since_best == 2
+    assert found.has(8)
+    assert not found.has(10)
+    append_validation(tmp_path, {"step": 4, "value": 0.1})  # the same step again, after a kill
+    assert Validations.read(tmp_path, 8).best == {"step": 6, "value": 0.75}
+    assert Validations.read(tmp_path, 1) == Validations(())
+    assert Validations(()).best is None
+    assert Validations(()).since_best == 0

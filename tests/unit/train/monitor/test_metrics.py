@@ -10,12 +10,12 @@ from uniemox_dist.core.devices import DEVICES, peak_tflops
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.distributed.world import World
 from uniemox_dist.runs.folder import RunFolder
-from uniemox_dist.train.monitor.metrics import Meter
+from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import StepResult
 
 PARTS = {"relation": 0.1, "similarity": 0.2, "reconstruction": 0.7}
-RESULT = StepResult(1.0, PARTS, 1.0, applied=True, stop=False, damaged=0, keys=12)
+RESULT = StepResult(1.0, PARTS, 1.0, applied=True, stop=False, damaged=0, samples=12)
 
 
 def line_of(folder: Path, *, peak: float | None, sample_flops: int = 2 * 10**12) -> dict[str, float]:
@@ -23,7 +23,7 @@ def line_of(folder: Path, *, peak: float | None, sample_flops: int = 2 * 10**12)
     run = RunFolder(folder)
     run.create()
     plan = Plan([[60]], [1.0], streams=12, global_batch=12, seed=0, window=8)
-    meter = Meter(
+    meter = Metrics(
         run,
         Schedule(10, 1, 1.0, 0.0, 60),
         plan,
@@ -32,7 +32,7 @@ def line_of(folder: Path, *, peak: float | None, sample_flops: int = 2 * 10**12)
         sample_flops=sample_flops,
         peak_tflops=peak,
     )
-    meter.count(RESULT, [], 0.0)
+    meter.add(RESULT, [], 0.0)
     line = meter.write(1, RESULT, lr=0.1)
     meter.close()
     assert json.loads((folder / "metrics.jsonl").read_text()) == line

@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from uniemox_dist.train.monitor import startup_timer
-from uniemox_dist.train.monitor.startup_timer import PARTS, Started, describe, process_began
+from uniemox_dist.train.startup import PARTS, StartupTimer, describe, process_began
 
 
 @pytest.fixture
@@ -13,7 +12,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "time", lambda: 1000.0 + now[0])
-    monkeypatch.setattr(startup_timer, "process_began", lambda: 1094.0)
+    monkeypatch.setattr(startup, "process_began", lambda: 1094.0)
     return now
 
 
@@ -22,12 +21,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     [("1091.5", {"batch script": 2.5}), ("1091,5", {"batch script": 2.5}), ("", {}), ("x", {})],
 )
 def test_every_second_belongs_to_one_part(clock: list[float], began: str, batch: dict[str, float]) -> None:
-    seconds = Started({"UNIEMOX_BATCH_BEGAN": began})
+    seconds = StartupTimer({"UNIEMOX_BATCH_BEGAN": began})
     for doing in ("the preflight", "opening the data", "something else", "opening the teacher"):
         clock[0] += 1
-        seconds.now(doing)
+        seconds.start_phase(doing)
     clock[0] += 0.5
-    seconds.begins("first step")
+    seconds.start("first step")
     clock[0] += 0.25
     parts = {
         "imports": 6.0,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from uniemox_dist.train.monitor.loss_spikes import LEAST, Spikes
-from uniemox_dist.train.monitor.stragglers import OwnTime, Stragglers
+from uniemox_dist.train.monitor.health import MIN_STEPS, LossSpikes
+from uniemox_dist.train.monitor.stragglers import ComputeTimer, Stragglers
 
 
 def named(stragglers: Stragglers, *intervals: tuple[list[float], int, float]) -> list[list[tuple[int, str]]]:
@@ -44,20 +44,20 @@ def test_the_seconds_of_a_straggler_are_per_step() -> None:
 
 
 def test_own_time_is_taken_once() -> None:
-    own = OwnTime(torch.device("cpu"))
+    own = ComputeTimer(torch.device("cpu"))
     own.start()
     own.stop()
-    assert own.take() > 0
-    assert own.take() == 0
+    assert own.read_and_reset() > 0
+    assert own.read_and_reset() == 0
 
 
 @pytest.mark.parametrize(("loss", "median"), [(31.0, 10.0), (29.0, None), (float("nan"), None)])
 def test_a_loss_far_above_the_running_median_is_a_spike(loss: float, median: float | None) -> None:
-    spikes = Spikes(3.0)
-    assert [spikes.seen(10.0) for _ in range(LEAST)] == [None] * LEAST
-    assert spikes.seen(loss) == median
+    spikes = LossSpikes(3.0)
+    assert [spikes.check(10.0) for _ in range(MIN_STEPS)] == [None] * MIN_STEPS
+    assert spikes.check(loss) == median
 
 
 def test_the_first_losses_are_no_spikes() -> None:
-    spikes = Spikes(3.0)
-    assert [spikes.seen(loss) for loss in (1.0, 100.0, 1.0)] == [None] * 3
+    spikes = LossSpikes(3.0)
+    assert [spikes.check(loss) for loss in (1.0, 100.0, 1.0)] == [None] * 3

@@ -1,4 +1,4 @@
-"""TensorBoard over attempts: each step once, with the value of the last attempt that did it."""
+"""TensorTensorBoard over attempts: each step once, with the value of the last attempt that did it."""
 
 import multiprocessing
 import os
@@ -14,16 +14,16 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
-from uniemox_dist.train.monitor.tensorboard import Board, keep_order
+from uniemox_dist.train.monitor.tensorboard import TensorBoard, keep_order
 
 LINES: dict[str, Any] = {"epoch": 0.1, "relation": 0.2, "lr": 0.1, "source_samples": [3, 4], "time": 5.0}
 
 
-def write(folder: Path, first: int, last: int, base: float) -> Board:
+def write(folder: Path, first: int, last: int, base: float) -> TensorBoard:
     """An attempt that resumes after `first` and writes a line for each step to `last`; left open."""
-    board = Board(folder, first)
+    board = TensorBoard(folder, first)
     for step in range(first + 1, last + 1):
-        board.scalars(step, {**LINES, "step": step, "loss": base + step})
+        board.add_scalars(step, {**LINES, "step": step, "loss": base + step})
     return board
 
 
@@ -34,7 +34,7 @@ def killed(folder: Path, first: int, last: int, base: float) -> None:
 
 
 def read(folder: Path) -> list[tuple[int, float]]:
-    """Steps and losses as TensorBoard reads them, by both of its readers."""
+    """Steps and losses as TensorTensorBoard reads them, by both of its readers."""
     single = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     seen = [(event.step, event.value) for event in single.Scalars("loss/loss")]
     many = EventMultiplexer(tensor_size_guidance={"scalars": 0})
@@ -75,7 +75,7 @@ def test_a_record_that_a_kill_cut_costs_only_itself(tmp_path: Path) -> None:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, host: str, pid: int, second: float) -> None:
-    """Makes TensorBoard name its next file as if it were made there and then."""
+    """Makes TensorTensorBoard name its next file as if it were made there and then."""
     from tensorboard.summary.writer import event_file_writer
 
     monkeypatch.setattr(socket, "gethostname", lambda: host)
@@ -134,13 +134,13 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing_else(
     folder = tmp_path / "board"
     if moment == "before":
         folder.write_text("not a folder")
-        board = Board(folder, 0)
+        board = TensorBoard(folder, 0)
     else:
         board = write(folder, 0, 2, 1000.0)
         shutil.rmtree(folder)
     for step in range(3, 6):
-        board.scalars(step, {**LINES, "step": step, "loss": 1.0})
-        board.pictures(step, np.zeros((2, 2, 3), np.uint8), "text")
+        board.add_scalars(step, {**LINES, "step": step, "loss": 1.0})
+        board.add_pictures(step, np.zeros((2, 2, 3), np.uint8), "text")
     board.close()
     assert [record.message.partition(": ")[0] for record in caplog.records] == [str(folder)]
-    assert caplog.records[0].message.endswith("; training goes on without TensorBoard")
+    assert caplog.records[0].message.endswith("; training goes on without TensorTensorBoard")

@@ -1,6 +1,10 @@
-"""A classifier's answers to a whole split, over all ranks, each sample once."""
+"""Validation during fine-tuning: a classifier's answers to a whole split, and RUN/validation.jsonl, from which a
+resumed run knows its best weights and its patience.
+"""
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +16,60 @@ from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
+from uniemox_dist.runs.folder import append_line, read_lines
+
+FILE = "validation.jsonl"
+
+
+@dataclass(frozen=True)
+class Validations:
+    """The validations up to some step, each step once, in order."""
+
+    lines: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def read(cls, folder: Path, step: int) -> "Validations":
+        """Reads those up to `step`: later ones belong to an attempt that came further. A step's last line counts."""
+        found = {
+            line["step"]: line for line in read_lines(folder / FILE) if line.get("step", step + 1) <= step
+        }
+        return cls(tuple(found[number] for number in sorted(found)))
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The first line with the best value; None is worse than any value."""
+        return max(self.lines, key=_rank, default=None)
+
+    @property
+    def since_best(self) -> int:
+        """Validations since the best one."""
+        best = self.best
+        return 0 if best is None else sum(line["step"] > best["step"] for line in self.lines)
+
+    def has(self, step: int) -> bool:
+        """True if that step is validated."""
+        return any(line["step"] == step for line in self.lines)
+
+    def with_line(self, line: dict[str, Any]) -> "Validations":
+        """A copy with one more line."""
+        return Validations((*self.lines, line))
+
+
+def append_validation(folder: Path, line: dict[str, Any]) -> None:
+    """Appends a line to RUN/validation.jsonl."""
+    append_line(folder / FILE, line)
+
+
+def _rank(line: dict[str, Any]) -> float:
+    value = line["value"]
+    return float("-inf") if value is None else float(value)
 
 
 @torch.no_grad()
-def answers(
+def predict_split(
     classifier: Any, reader: LabelledReader, config: FinetuneRun, world: World, device: torch.device
 ) -> np.ndarray:
-    """Answers n×C in the order of the split, on every rank; collective.
+    """The classifier's answers to every sample, n×C in the order of the split, on every rank. Collective.
 
     Raises:
         UserError: naming the first sample that cannot be read, on all ranks.
@@ -47,7 +98,7 @@ def answers(
             found.append(classifier(*views)[0].cpu().numpy())
             passes = number
         if config.zero.stage == 3:
-            # Weights come together for each pass of all ranks: one that is done earlier passes on, for nothing.
+            # Every pass gathers weights from all ranks: a rank that is done earlier takes part in the passes left.
             most = math.ceil(math.ceil(reader.samples / world.size) / batch)
             size = config.model.image_size
             empty = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
