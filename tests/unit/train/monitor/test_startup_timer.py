@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from uniemox_dist.train import startup
 from uniemox_dist.train.startup import PARTS, StartupTimer, describe, process_began
 
 
