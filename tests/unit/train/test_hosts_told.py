@@ -56,10 +56,10 @@ def test_nodes_that_differ_from_the_others_are_written_down(
 ) -> None:
     run = RunFolder(tmp_path)
     names = {f"n{number}": f"n{number}" for number in range(hosts)}
-    startup._report_nodes(run, failed, names)
+    startup._report_bad_nodes(run, failed, names)
     assert not run.bad_nodes.exists()  # outside of Slurm there is nothing to leave out
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    startup._report_nodes(run, failed, names)
+    startup._report_bad_nodes(run, failed, names)
     assert [line["node"] for line in read_bad_nodes(run)] == reported
     assert {line["job_id"] for line in read_bad_nodes(run)} <= {17}
 
@@ -70,7 +70,7 @@ def test_nodes_are_written_down_by_the_names_that_slurm_gives_them(
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     run = RunFolder(tmp_path)
     names = {"n1": "gpu001", "n2": "gpu002", "n3": "gpu003", "n0": "gpu000"}
-    startup._report_nodes(run, failing("n2"), names)
+    startup._report_bad_nodes(run, failing("n2"), names)
     assert [line["node"] for line in read_bad_nodes(run)] == ["gpu002"]
 
 

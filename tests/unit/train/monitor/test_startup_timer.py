@@ -53,7 +53,7 @@ def test_a_process_began_before_now_and_after_its_machine() -> None:
 def test_what_set_up_announces_is_known_here() -> None:
     import inspect
 
-    from uniemox_dist.train import loop, trainer
+    from uniemox_dist.train import loop, pretrain
 
-    source = inspect.getsource(trainer) + inspect.getsource(loop)
+    source = inspect.getsource(pretrain) + inspect.getsource(loop)
     assert all(f'expect("{doing}")' in source for doing in PARTS)

@@ -40,7 +40,7 @@ def test_the_seconds_of_a_straggler_are_per_step() -> None:
     stragglers.add([1.0, 1.0], 10, 2.0)
     (found,) = stragglers.add([1.0, 4.0], 20, 5.0)
     assert found.facts() == {"rank": 1, "host": "b", "seconds": 0.2, "median_s": 0.05}
-    assert str(found) == "rank 1 on b is slow: 0.200 s of its own per step, the median rank 0.050 s"
+    assert str(found) == "rank 1 on b is slow: it computes 0.200 s per step, the median rank 0.050 s"
 
 
 def test_own_time_is_taken_once() -> None:

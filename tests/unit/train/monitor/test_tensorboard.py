@@ -1,4 +1,4 @@
-"""TensorTensorBoard over attempts: each step once, with the value of the last attempt that did it."""
+"""TensorBoard over attempts: each step once, with the value of the last attempt that did it."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ def killed(folder: Path, first: int, last: int, base: float) -> None:
 
 
 def read(folder: Path) -> list[tuple[int, float]]:
-    """Steps and losses as TensorTensorBoard reads them, by both of its readers."""
+    """Steps and losses as TensorBoard reads them, by both of its readers."""
     single = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     seen = [(event.step, event.value) for event in single.Scalars("loss/loss")]
     many = EventMultiplexer(tensor_size_guidance={"scalars": 0})
@@ -75,7 +75,7 @@ def test_a_record_that_a_kill_cut_costs_only_itself(tmp_path: Path) -> None:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, host: str, pid: int, second: float) -> None:
-    """Makes TensorTensorBoard name its next file as if it were made there and then."""
+    """Makes TensorBoard name its next file as if it were made there and then."""
     from tensorboard.summary.writer import event_file_writer
 
     monkeypatch.setattr(socket, "gethostname", lambda: host)
@@ -143,4 +143,4 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing_else(
         board.add_pictures(step, np.zeros((2, 2, 3), np.uint8), "text")
     board.close()
     assert [record.message.partition(": ")[0] for record in caplog.records] == [str(folder)]
-    assert caplog.records[0].message.endswith("; training goes on without TensorTensorBoard")
+    assert caplog.records[0].message.endswith("; training continues without TensorBoard")
