@@ -202,7 +202,9 @@ def make_views(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
         scene_B3HW=batch.scene_B3HW,
         person_B3HW=person,
         scene_order_BN=choose_patch_order(model, batch.slots_B, SCENE_VIEW, seed, batch.on_person_BN),
-        person_order_BN=None if person is None else choose_patch_order(model, batch.slots_B, PERSON_VIEW, seed),
+        person_order_BN=None
+        if person is None
+        else choose_patch_order(model, batch.slots_B, PERSON_VIEW, seed),
     )
 
 
