@@ -18,13 +18,13 @@ import torch
 from engine_memory import Measuring, planned
 
 from launch.plan.memory import Memory, memory_of, precision_of
-from launch.plan.model import Tower, read_tower
+from launch.plan.model import Tower, read_tower, trained_parameters
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
-from uniemox_dist.models.parameters import student_parameters
 
 STEPS = 3
 AIM = 0.1
@@ -52,19 +52,23 @@ def main() -> None:
     if not gpu:
         print("there is no GPU here: the engine's own tensors are counted, activations are not\n")
     rows = []
+    finetunes = isinstance(load_config(options.recipe, options.overrides), FinetuneRun)
+    with_teacher = [
+        f"teacher.name={options.teacher}",
+        "teacher.weights=random",
+        "teacher.mean=[0.5,0.5,0.5]",
+        "teacher.std=[0.5,0.5,0.5]",
+    ]
     for stage in options.stages:
         for micro in options.micro_batches:
             for again in (False, True) if options.checkpoint_blocks else (False,):
                 pairs = [
                     *options.overrides,
-                    f"teacher.name={options.teacher}",
-                    "teacher.weights=random",
-                    "teacher.mean=[0.5,0.5,0.5]",
-                    "teacher.std=[0.5,0.5,0.5]",
+                    *([] if finetunes else with_teacher),
                     f"zero.stage={stage}",
                     f"batch.micro_batch={micro}",
                     f"batch.global_batch={2 * micro}",
-                    "batch.streams=1",
+                    f"batch.streams={2 if finetunes else 1}",
                     f"compute.checkpoint_blocks={str(again).lower()}",
                 ]
                 rows += in_own_process(options.recipe, pairs)
@@ -91,17 +95,17 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     there = collectives.init(world, 60, preload=("deepspeed",))
     device = Device("here", is_gpu=there.type == "cuda")
     tower = read_tower(config)
-    assert tower.embedding_width is not None
     precision = precision_of(config, device, config.zero.stage)
     visual = teacher(config, there) if device.is_gpu else None
-    measuring = Measuring(config, world, there, embedding_width=tower.embedding_width, precision=precision)
+    width = tower.embedding_width or 1  # of fine-tuning, which has no teacher, nothing depends on it
+    measuring = Measuring(config, world, there, embedding_width=width, precision=precision)
     if device.is_gpu:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(STEPS if device.is_gpu else 2):
         measuring.step(visual, tower.image_size)
     micro, again = config.batch.micro_batch, config.compute.checkpoint_blocks
     about = f"ZeRO {config.zero.stage} {precision} micro-batch {micro}{' again' if again else ''}"
-    expected = planned(config, 1, device, embedding_width=tower.embedding_width)
+    expected = planned(config, 1, device, embedding_width=width)
     rows = [
         {"what": f"{about}: {part}", "planned": number, "measured": measuring.most[part]}
         for part, number in expected.items()
@@ -121,7 +125,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
 
 def allocated(config: Config, tower: Tower, device: Device) -> Memory:
     """The plan of one rank."""
-    parameters = student_parameters(config.model, config.loss, tower.embedding_width)
+    parameters = trained_parameters(config, tower)
     return memory_of(
         config,
         parameters,

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from launch.plan.engine import engine_memory
 from launch.plan.memory import precision_of
+from launch.plan.model import ASSUMED_LABELS, Tower, trained_parameters
 from uniemox_dist.checkpoints.zero_state import flat_partitions, trained
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
 from uniemox_dist.distributed.world import World
-from uniemox_dist.models.parameters import student_parameters
+from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.models.student import Student, Targets, Views
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import make_engine
@@ -30,7 +32,7 @@ class Measuring:
     ) -> None:
         self.config, self.device, self._width = config, device, embedding_width
         torch.manual_seed(0)
-        self.student = Student(config.model, config.loss, embedding_width)
+        self.student = _module(config, embedding_width)
         self.engine = make_engine(self.student, config, world, precision, device)
         self.ema = Ema(self.engine, config.optim.ema_decay) if config.optim.ema_decay else None
         self.micro_batches = config.batch.global_batch // (config.batch.micro_batch * world.size)
@@ -46,10 +48,7 @@ class Measuring:
     def step(self, teacher: nn.Module | None = None, size: int = 0) -> None:
         """One optimizer step; a picture tower, if given, looks at the pictures of each micro-batch."""
         for _ in range(self.micro_batches):
-            views, targets = self._batch()
-            if teacher is not None:
-                targets = Targets(_embed(teacher, views.scene_B3HW, size), targets.texts_GE)
-            total, _ = self.engine(views, targets)
+            total, _ = self.engine(*self._batch(teacher, size))
             self.engine.backward(total)
             if not self.engine.is_gradient_accumulation_boundary():
                 self.engine.step()
@@ -66,7 +65,7 @@ class Measuring:
         for part in parts:
             self.most[part] = max(self.most[part], found["weights" if part == "resting" else part])
 
-    def _batch(self) -> tuple[Views, Targets]:
+    def _batch(self, teacher: nn.Module | None, size: int) -> tuple[Any, ...]:
         B, model, there = self.config.batch.micro_batch, self.config.model, {"device": self.device}
         shape = (B, 3, model.image_size, model.image_size)
 
@@ -76,10 +75,26 @@ class Measuring:
         def order() -> Tensor:
             return torch.rand(B, model.patches, **there).argsort(1)
 
+        if isinstance(self.student, Classifier):
+            outputs = self.student.outputs
+            targets_BC = torch.eye(len(outputs.names), **there)[torch.arange(B) % len(outputs.names)]
+            return pixels(), pixels() if outputs.persons else None, targets_BC
         person = (pixels(), order()) if self.student.has_person_branch else (None, None)
         G = self.config.batch.global_batch
         pictures, texts = (F.normalize(torch.randn(n, self._width, **there), dim=1) for n in (B, G))
-        return Views(pixels(), person[0], order(), person[1]), Targets(pictures, texts)
+        scene = pixels()
+        if teacher is not None:
+            pictures = _embed(teacher, scene, size)
+        return Views(scene, person[0], order(), person[1]), Targets(pictures, texts)
+
+
+def _module(config: Config, embedding_width: int) -> Student | Classifier:
+    if not isinstance(config, FinetuneRun):
+        return Student(config.model, config.loss, embedding_width)
+    settings = config.finetune
+    labels = settings.labels or tuple(f"label {i}" for i in range(ASSUMED_LABELS))
+    outputs = Outputs("single", labels, persons=settings.persons, pooling=settings.pooling)
+    return Classifier(config.model, outputs)
 
 
 @torch.no_grad()
@@ -96,7 +111,7 @@ def planned(config: Config, ranks: int, device: Device, *, embedding_width: int)
     """The same parts as a plan has them."""
     found = engine_memory(
         config,
-        student_parameters(config.model, config.loss, embedding_width),
+        trained_parameters(config, Tower(embedding_width)),
         stage=config.zero.stage,
         ranks=ranks,
         precision=precision_of(config, device, config.zero.stage),

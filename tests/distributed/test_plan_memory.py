@@ -16,6 +16,7 @@ from launch.plan.model import read_tower
 from launch.plan.saving import checkpoint_size
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.config.load import load_config
+from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import find_device
 from uniemox_dist.distributed.local_launcher import free_port
 from uniemox_dist.models.parameters import student_parameters
@@ -44,20 +45,38 @@ CASES = [
 Case = tuple[str, int]
 
 
+FINETUNE = ["data.path=d", "model.name=null", "model.patch_size=8", "model.mlp_ratio=4"]
+"""For SIZES without a decoder and an average; six streams a rank can be mixed in pairs."""
+
+
+def resolve(case: Case, ranks: int, more: Sequence[str], recipe: str) -> Config:
+    pairs = settings(case, ranks, more)
+    if recipe == "demo":
+        return load_config(recipe, pairs)
+    kept = [
+        p for p in pairs if not p.startswith(("model.decoder", "optim.ema", "batch.micro", "batch.streams"))
+    ]
+    return load_config(recipe, [*FINETUNE, *kept, "batch.micro_batch=2", f"batch.streams={6 * ranks}"])
+
+
 def settings(case: Case, ranks: int, more: Sequence[str] = ()) -> list[str]:
     precision, stage = case
     batch = f"batch.global_batch={6 * ranks}"
     return [*SIZES, batch, f"optim.precision={precision}", f"zero.stage={stage}", *more]
 
 
-def measure(cases: Sequence[Case], ranks: int, more: Sequence[str] = ()) -> list[dict[str, int]]:
+def measure(
+    cases: Sequence[Case], ranks: int, more: Sequence[str] = (), recipe: str = "demo"
+) -> list[dict[str, int]]:
     """Of each case, the most that any rank has of each part."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     port, pipes, processes = free_port(), [], []
     for rank in range(ranks):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_rank, args=(theirs, rank, ranks, port, list(cases), list(more)))
+        process = context.Process(
+            target=_rank, args=(theirs, rank, ranks, port, list(cases), list(more), recipe)
+        )
         process.start()
         theirs.close()
         pipes.append(ours)
@@ -76,7 +95,9 @@ def measure(cases: Sequence[Case], ranks: int, more: Sequence[str] = ()) -> list
     return [{part: max(row[part] for row in rows) for part in rows[0]} for rows in zip(*found)]
 
 
-def _rank(pipe: Connection, rank: int, ranks: int, port: int, cases: list[Case], more: list[str]) -> None:
+def _rank(
+    pipe: Connection, rank: int, ranks: int, port: int, cases: list[Case], more: list[str], recipe: str
+) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     sys.path.insert(0, str(TOOLS))
     import torch
@@ -91,7 +112,7 @@ def _rank(pipe: Connection, rank: int, ranks: int, port: int, cases: list[Case],
         device = collectives.init(world, TIMEOUT_S)
         found = []
         for case in cases:
-            config = load_config("demo", settings(case, ranks, more))
+            config = resolve(case, ranks, more, recipe)
             measuring = Measuring(config, world, device, embedding_width=E, precision=case[0])
             for _ in range(2):  # ZeRO-3 learns in its first what it will need
                 measuring.step()
@@ -101,12 +122,12 @@ def _rank(pipe: Connection, rank: int, ranks: int, port: int, cases: list[Case],
         pipe.send(traceback.format_exc())
 
 
-def check(cases: Sequence[Case], ranks: int, more: Sequence[str] = ()) -> None:
+def check(cases: Sequence[Case], ranks: int, more: Sequence[str] = (), recipe: str = "demo") -> None:
     sys.path.insert(0, str(TOOLS))
     from engine_memory import planned
 
-    for case, found in zip(cases, measure(cases, ranks, more), strict=True):
-        config = load_config("demo", settings(case, ranks, more))
+    for case, found in zip(cases, measure(cases, ranks, more, recipe), strict=True):
+        config = resolve(case, ranks, more, recipe)
         expected = planned(config, ranks, find_device("cpu", None), embedding_width=E)
         for part, number in expected.items():
             assert found[part] == pytest.approx(number, rel=WITHIN), (case, part)
@@ -118,6 +139,10 @@ def test_a_plan_has_the_bytes_of_the_tensors_of_two_ranks() -> None:
 
 def test_a_plan_has_the_bytes_of_one_rank() -> None:
     check([("fp32", 0), ("bf16", 1), ("bf16", 3)], 1)
+
+
+def test_a_plan_has_the_bytes_of_a_classifier_on_two_ranks() -> None:
+    check([("fp32", 0), ("bf16", 1), ("fp32", 2), ("bf16", 3)], 2, ["finetune.persons=true"], "finetune")
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ from launch.plan.engine import BUCKET, EngineMemory, engine_memory
 from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
 from launch.plan.model import Tower, read_tower
 from launch.plan.network import Traffic, network_time, traffic
+from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import DEVICES, GIB, find_device
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.models.parameters import Parameter, student_parameters
 from uniemox_dist.models.student import Student, Targets, Views
 
@@ -133,6 +135,52 @@ def test_activations_are_what_autograd_keeps(case: str, dtype: torch.dtype) -> N
     sizes = ["model.image_size=96", "model.patch_size=16", "model.decoder_width=64", *shape]
     config = load_config("demo", ["loss.relation_over=local", *sizes, *MODELS[case]])
     assert plan_of(config, dtype) == pytest.approx(kept_for_backward(config, dtype), rel=0.01)
+
+
+CLASSIFIERS: dict[str, list[str]] = {
+    "mean": [],
+    "token": ["finetune.pooling=token"],
+    "persons": ["finetune.persons=true"],
+    "drop path": ["model.drop_path=0.3"],
+    "blocks again": ["compute.checkpoint_blocks=true"],
+    "registers": ["model.name=vit_medium_patch16_reg4_gap_256"],
+    "norm before": ["model.name=vit_xsmall_patch16_clip_224"],
+}
+
+
+def kept_by_classifier(config: FinetuneRun, dtype: torch.dtype) -> int:
+    torch.manual_seed(0)
+    settings = config.finetune
+    outputs = Outputs("single", ("joy", "fear"), persons=settings.persons, pooling=settings.pooling)
+    classifier = Classifier(config.model, outputs).to(dtype)
+    classifier.encoder.set_grad_checkpointing(config.compute.checkpoint_blocks)
+    shape = (B, 3, config.model.image_size, config.model.image_size)
+    scene, person = (torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(2))
+    given = {t.untyped_storage().data_ptr() for t in (*classifier.parameters(), scene, person)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in given:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        classifier(scene, person if settings.persons else None, torch.eye(2)[[0, 1, 0]])
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*[(case, torch.float32) for case in CLASSIFIERS], ("mean", torch.bfloat16), ("token", torch.bfloat16)],
+)
+def test_activations_of_a_classifier_are_what_autograd_keeps(case: str, dtype: torch.dtype) -> None:
+    named = any("model.name" in pair for pair in CLASSIFIERS[case])
+    shape = NAMED if named else ["model.name=null", *SHAPE]
+    sizes = ["data.path=d", "model.image_size=96", "model.patch_size=16", "model.drop_path=0", *shape]
+    config = load_config("finetune", [*sizes, *CLASSIFIERS[case]])
+    assert isinstance(config, FinetuneRun)
+    within = 0.05 if config.compute.checkpoint_blocks else 0.01
+    assert plan_of(config, dtype) == pytest.approx(kept_by_classifier(config, dtype), rel=within)
 
 
 def plan_of(config: Config, dtype: torch.dtype) -> int:

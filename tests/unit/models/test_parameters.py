@@ -10,9 +10,11 @@ import torch
 from uniemox_dist.config.encoder_names import SIZES, peculiar, shapes
 from uniemox_dist.config.schema import LossConfig, ModelConfig, OptimConfig
 from uniemox_dist.models import encoder as encoders
+from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments
 from uniemox_dist.models.parameters import (
     Parameter,
+    classifier_parameters,
     encoder_parameters,
     optimizer_group,
     student_parameters,
@@ -89,6 +91,22 @@ def test_a_student_has_the_parameters_that_its_settings_say(
     width = E if sections[1].needs_teacher else None
     student = Student(*sections, width)
     assert list(student_parameters(*sections, width)) == of_modules(student)
+
+
+@pytest.mark.parametrize("persons", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "token"])
+@pytest.mark.parametrize("name", [None, "vit_xsmall_patch16_clip_224", "vit_medium_patch16_reg4_gap_256"])
+def test_a_classifier_has_the_parameters_that_its_settings_say(
+    name: str | None, pooling: Any, persons: bool
+) -> None:
+    sizes = SMALL if name is None else {"name": name, "image_size": 32}
+    model = ModelConfig(**{**sizes, "positions": "learned" if persons else "fixed"})
+    outputs = Outputs("single", ("joy", "fear", "awe"), persons=persons, pooling=pooling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        classifier = Classifier(model, outputs)
+    found = classifier_parameters(model, 3, persons=persons, pooling=pooling)
+    assert list(found) == of_modules(classifier)
 
 
 def test_the_optimizers_groups_follow_from_names_and_shapes() -> None:
