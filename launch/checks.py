@@ -8,7 +8,7 @@ from typing import Any
 from launch.cluster import Cluster
 from launch.plan.pace import measured
 from launch.plan.ranks import largest_legal, why_illegal
-from launch.plan.saving import needed_s
+from launch.plan.saving import signal_lead
 from launch.restarts import newest_step
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config, merge, parse_override, validated
@@ -156,7 +156,7 @@ def _check_initial_weights(config: Config, *, data: bool) -> list[str]:
 def _check_times(config: Config, cluster: Cluster) -> Findings:
     folder = RunFolder(run_path(config))
     try:
-        lead = needed_s(config, folder, ranks=cluster.max_nodes * cluster.ranks)
+        lead = signal_lead(config, folder, ranks=cluster.max_nodes * cluster.ranks)
     except UserError:  # a teacher that is not seen here; what the inputs lack is said by itself
         return [], []
     lead_s, limit_s, needed = cluster.signal_lead_s, cluster.time_s, lead.seconds

@@ -1,6 +1,6 @@
-"""What one site's cluster wants of a job, in one file: account, partition, nodes, modules, containers, time-outs.
+"""Cluster files: a site's account, partition, nodes, modules, containers and time-outs.
 
-A cluster file is YAML, given by its path or by the name of one that is shipped (launch/clusters).
+A cluster file is YAML, given by its path or by the name of a shipped one (launch/clusters).
 """
 
 import re
@@ -76,7 +76,7 @@ def _check_sbatch_option(option: str) -> str:
 
 
 def _form(pattern: str, wanted: str) -> AfterValidator:
-    """Texts that match a pattern; another is refused in words."""
+    """A validator of texts that match a pattern; `wanted` describes it in the error."""
 
     def check(value: str) -> str:
         if re.fullmatch(pattern, value) is None:
@@ -87,7 +87,7 @@ def _form(pattern: str, wanted: str) -> AfterValidator:
 
 
 Word = Annotated[str, _form(r"[^\s\"'\\$`]+", "must be one word, without spaces, quotes, $ and \\")]
-"""A text that stands in a line of a script as it is."""
+"""A text that scripts can hold without quotes."""
 Line = Annotated[str, _form(r"[^\n\r\x00]+", "must be one line")]
 Nodes = Annotated[str, _form(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", "give a number, as 4, or a range, as 2-4")]
 Size = Annotated[
@@ -99,7 +99,7 @@ Folder = Annotated[
 
 
 class Timeouts(Section):
-    """How long things may take here; they become the run's settings of these names, below the user's own KEY=VALUE."""
+    """Time-outs of this site. They set the run's settings below; the user's KEY=VALUE pairs take precedence."""
 
     start_s: Seconds | None = None
     """Seconds for each part of a start and for the first step: run.start_timeout_s."""
@@ -110,14 +110,14 @@ class Timeouts(Section):
 
 
 class Container(Section):
-    """The container that everything of a job runs in."""
+    """The container that a job's commands run in."""
 
     kind: Literal["none", "apptainer", "pyxis"] = "none"
     """apptainer wraps each command; pyxis (with enroot) is srun's own --container-image."""
     image: Line | None = None
     """Path of a .sif or .sqsh file, or what the runtime pulls from, such as docker://…"""
     mounts: tuple[Word, ...] = ()
-    """Folders seen inside, as PATH or PATH:PATH_INSIDE, besides run folder, working directory and local shards."""
+    """Folders to mount, as PATH or PATH:PATH_INSIDE, besides run folder, working directory and local shards."""
     options: tuple[Line, ...] = ()
     """Further options: of `apptainer exec`, or of srun for pyxis."""
 
@@ -131,10 +131,10 @@ class Container(Section):
 
 
 class Cluster(Section):
-    """A site's settings. What they leave open is Slurm's own default there."""
+    """A site's settings. A missing one leaves Slurm's default in place."""
 
     account: Word | None = None
-    """Account that pays."""
+    """Account to charge."""
     partition: Word | None = None
     """Partition, or several with commas."""
     qos: Word | None = None
@@ -144,11 +144,11 @@ class Cluster(Section):
     reservation: Word | None = None
     """Reservation to run in."""
     nodes: Nodes = "1"
-    """Nodes of a job, as 4 or as 2-4: with fewer than most, the run goes on with the largest legal number of ranks."""
+    """Nodes of a job, as 4 or as 2-4; with fewer than the most, a run uses the largest legal number of ranks."""
     gpus_per_node: int = Field(default=1, ge=0, le=64)
-    """GPUs asked for on each node; 0 for ranks on CPUs."""
+    """GPUs requested on each node; 0 for ranks on CPUs."""
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
-    """How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all where nodes come whole."""
+    """Option that requests GPUs: --gpus-per-node=N, --gres=gpu:N, or none at sites that allocate whole nodes."""
     gpu_type: Word | None = None
     """Type in that request, such as h100."""
     ranks_per_node: PositiveInt | None = None
@@ -158,33 +158,33 @@ class Cluster(Section):
     mem: Size | None = None
     """Memory of a node, such as 480G; 0 is all of it."""
     exclusive: bool = False
-    """Take whole nodes."""
+    """Allocate whole nodes."""
     time: str = "24:00:00"
     """Time limit, as Slurm writes it: minutes, hours:minutes:seconds, days-hours."""
     signal_lead_s: int = Field(default=180, ge=10, le=65535)
-    """Seconds before the time limit at which the run is told to save; at least twice a save and a step."""
+    """Seconds before the time limit at which Slurm signals the run to save; at least twice a save plus a step."""
     requeue: bool = True
-    """Jobs may queue themselves again after a pre-emption or at their time limit; without, use --chain or --after."""
+    """Whether jobs may requeue themselves after a preemption or at their time limit; if not, use --chain or --after."""
     sbatch: tuple[Line, ...] = ()
     """Further options of sbatch, such as --mail-type=FAIL."""
     modules: tuple[Word, ...] = ()
     """Modules to load, in this order, after `module purge`."""
     setup: str = ""
-    """Lines of shell that run in the job before everything else, such as the activation of an environment. Trusted."""
+    """Shell lines that run at the start of the job, such as the activation of an environment. Not checked."""
     env: dict[str, Line] = Field(default_factory=dict)
-    """Environment variables of the job, taken literally."""
+    """Environment variables of the job; values are not expanded."""
     container: Container = Container()
-    """The container that everything runs in."""
+    """The container that the job's commands run in."""
     uniemox: Word | None = None
     """The command on compute nodes; otherwise the one that submits, or `uniemox` in a container."""
     timeouts: Timeouts = Timeouts()
-    """How long things may take here."""
+    """Time-outs of this site."""
     node_tmp: Folder | None = None
-    """Folder on each node's own disk, for what compilers keep; may name variables, as $TMPDIR, which is the default."""
+    """Folder on each node's own disk for compiler caches; may use variables, such as $TMPDIR, the default."""
     gpu: Word | None = None
-    """What these GPUs are called in `uniemox plan --gpu`."""
+    """Name of these GPUs for `uniemox plan --gpu`."""
     network_gbit_s: PositiveFloat | None = None
-    """What one node has to the others, all its cards together, in 10^9 bits per second: `uniemox plan --network`."""
+    """Bandwidth from one node to the others, all cards together, in 10^9 bits per second: `uniemox plan --network`."""
 
     @field_validator("nodes", "mem", "time", mode="before")
     @classmethod
@@ -198,7 +198,7 @@ class Cluster(Section):
             return value
         for key in value:
             if not re.fullmatch(r"[A-Za-z_]\w*", str(key)):
-                raise ValueError(f"env: {key!r} is no name of a variable; use letters, digits and _")
+                raise ValueError(f"env: {key!r} is not a valid name of a variable; use letters, digits and _")
         return {str(k): v if isinstance(v, str) else _shell(v) for k, v in value.items()}
 
     @field_validator("time")
@@ -224,7 +224,7 @@ class Cluster(Section):
             )
         if self.min_nodes > self.max_nodes:
             raise ValueError(
-                f"nodes={self.nodes}: from more to fewer; write {self.max_nodes}-{self.min_nodes}"
+                f"nodes={self.nodes}: the first number is the larger one; write {self.max_nodes}-{self.min_nodes}"
             )
         if self.signal_lead_s >= self.time_s:
             raise ValueError(
@@ -253,11 +253,11 @@ class Cluster(Section):
         return parse_duration(self.time) or 0.0
 
     def with_options(self, options: Mapping[str, Any]) -> "Cluster":
-        """The same site with other values, as of a command's options; None changes nothing, and an empty text takes the
-        file's value away.
+        """The same site with other values, such as a command's options. None keeps the file's value, and an empty text
+        removes it.
 
         Raises:
-            UserError: for a value that is none.
+            UserError: for an invalid value.
         """
         given = {key: value for key, value in options.items() if value is not None}
         values = {**self.model_dump(exclude_unset=True), **given}

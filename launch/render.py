@@ -1,4 +1,4 @@
-"""Batch scripts from templates: for a site, and for one frozen submission."""
+"""Renders batch scripts from templates: for a site, and for one submission."""
 
 import re
 import shlex
@@ -58,17 +58,17 @@ def render(script: str, cluster: Cluster, job: Job | None = None, mounts: tuple[
 
 
 def write_scripts(folder: Path, site: str) -> list[Path]:
-    """Writes all scripts for a site, to be used with sbatch by hand; returns their paths.
+    """Writes all scripts for a site, to be submitted with sbatch; returns their paths.
 
     Raises:
-        UserError: if one is there already with another text, or cannot be written.
+        UserError: if one exists with another text, or cannot be written.
     """
     cluster = load_cluster(site)
     texts = {folder / f"{name}.sbatch": render(name, cluster) for name in SCRIPTS}
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError(
-                f"DIR={folder}: {path.name} is there and differs; delete it, or give another folder"
+                f"DIR={folder}: {path.name} exists and differs; delete it, or give another folder"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write_scripts(folder: Path, site: str) -> list[Path]:
 
 
 def word(text: object) -> str:
-    """A text as one word of a shell, and of an #SBATCH line: quoted where it has to be."""
+    """A text as one word of a shell or of an #SBATCH line, quoted if necessary."""
     text = str(text)
     return text if _PLAIN.fullmatch(text) else shlex.quote(text)
 

@@ -1,4 +1,4 @@
-"""What the local launcher does after a fault: it starts the ranks again, as long as that brings the run on."""
+"""Restarts of a run's ranks on one machine after faults, as long as the run makes progress."""
 
 import signal
 import time
@@ -12,7 +12,7 @@ from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import find_fault
 
 LONGEST_PAUSE_S = 60.0
-"""Pauses before restarts grow from one second to this."""
+"""Pauses before restarts double from one second up to this."""
 
 
 def run_with_restarts(
@@ -24,15 +24,15 @@ def run_with_restarts(
     max_restarts: int,
     gpus: bool,
 ) -> int:
-    """Runs the ranks of a run, and again after a fault (exit code 1): at most `max_restarts` times in a row without a
-    newer complete checkpoint. Returns the exit code of the whole.
+    """Runs the ranks of a run and restarts them after a fault (exit code 1), at most `max_restarts` times in a row
+    without a newer complete checkpoint. Returns the exit code of the run.
 
-    A fault that would only happen again, as the run itself knows (an event with `"restart": false`), is not tried
-    again; nor is anything once a signal asked to stop. A stop between two attempts, or while ranks are starting, ends
-    with 75 if there is a checkpoint: the same command then goes on from it.
+    There is no restart after a fault that would happen again (an event with `"restart": false`), or after a stop
+    signal. A stop between two attempts, or while ranks are starting, returns 75 if there is a checkpoint, from which
+    the same command continues.
 
     Args:
-        command: what each rank runs; asked before every attempt.
+        command: returns the command line of a rank; called before every attempt.
     """
     reached = newest_step(folder)
     attempts = without_progress = 0
@@ -57,7 +57,7 @@ def run_with_restarts(
         if without_progress == max_restarts:
             tried = f"after {_times(max_restarts)} without a new checkpoint" if max_restarts else "at once"
             say(f"gives up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
-            if folder.path.is_dir():  # a rank that was killed could not tell
+            if folder.path.is_dir():  # a rank that was killed could not write it
                 folder.write(FaultEvent(error=f"given up {tried}: {last}", ends=True, restart=False))
             return EXIT_FAULT
         without_progress += 1
@@ -77,16 +77,16 @@ def run_with_restarts(
             )
         if _interrupted(pause_s, signals):
             break
-    return stopped(folder, signals)
+    return exit_after_stop(folder, signals)
 
 
-def stopped(folder: RunFolder, signals: Signals) -> int:
-    """What a run ends with that a signal stopped while no rank minded it: 75 if there is a checkpoint, 1 otherwise.
+def exit_after_stop(folder: RunFolder, signals: Signals) -> int:
+    """The exit code of a run that was stopped while no rank handled signals: 75 if there is a checkpoint, 1 otherwise.
 
-    An event says so, or else the fault of the last attempt would be what the run ended with.
+    Writes an event, so that the fault of an earlier attempt is not taken for the cause of the end.
     """
     step = newest_step(folder)
-    # If another process trains there, then it goes on.
+    # Another process that trains there continues.
     if folder.path.is_dir() and not folder.look_at_lock().held:
         folder.write(
             Signal(step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None)
@@ -99,16 +99,16 @@ def stopped(folder: RunFolder, signals: Signals) -> int:
 
 
 def newest_step(folder: RunFolder) -> int | None:
-    """The step of a run's newest complete checkpoint."""
+    """The step of a run's newest complete checkpoint; None without one."""
     try:
         found = complete_checkpoints(folder.checkpoints)
-    except OSError:  # one that is being deleted, or a file system that fails as well
+    except OSError:  # a checkpoint is being deleted, or the file system fails
         return None
     return found[-1].step if found else None
 
 
 def _size(folder: RunFolder) -> int:
-    """Bytes of events.jsonl: what comes after them is of the attempt that starts now."""
+    """Bytes of events.jsonl before the attempt that starts now."""
     try:
         return folder.events.stat().st_size
     except OSError:
@@ -133,7 +133,7 @@ def _find_cause(events: Sequence[Line], ended: Ended) -> str:
 
 
 def _interrupted(seconds: float, signals: Signals) -> bool:
-    """Waits; true as soon as a signal asks to stop."""
+    """Waits; returns True as soon as a stop signal is received."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not signals.received:
         time.sleep(LOOK_S)

@@ -1,6 +1,6 @@
-"""A submission's own folder, RUN/jobs/0001, 0002, …: the resolved configuration, the script, and what Slurm answered.
+"""Folders of submissions, RUN/jobs/0001, 0002, …: the resolved configuration, the script and the record of the jobs.
 
-All of it is made before sbatch is called; what was made is taken away again if the job is refused.
+Everything is written before sbatch is called, and removed again if the job is refused.
 """
 
 import fcntl
@@ -27,13 +27,13 @@ SUBMISSION = "submission.json"
 
 
 def next_folder(above: Path, prefix: str = "") -> Path:
-    """The first free of the names 0001, 0002, … in a folder."""
+    """The first unused path among 0001, 0002, … in a folder."""
     return next(path for n in count(1) if not (path := above / f"{prefix}{n:04d}").exists())
 
 
 @contextmanager
 def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
-    """Makes that folder, and takes it away again if what follows fails."""
+    """Creates the next folder, and removes it if the block fails."""
     with ExitStack() as undo:
         for folder in reversed([folder for folder in (above, *above.parents) if not folder.exists()]):
             undo.callback(_remove_empty, folder)
@@ -46,7 +46,7 @@ def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
                     break
         except OSError as error:
             raise UserError(
-                f"{above} cannot be made ({error.strerror}); give a run.dir that can be written"
+                f"{above} cannot be made ({error.strerror}); give a run.dir or --jobs that can be written"
             ) from None
         undo.callback(shutil.rmtree, path, ignore_errors=True)
         yield path
@@ -55,10 +55,10 @@ def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(above: Path) -> Iterator[None]:
-    """Waits until no other submission goes on for runs in that folder: of two at the same moment, the second is to see
-    what the first has submitted. Where files cannot be locked, the run's own lock has to do."""
+    """Waits for other submissions of runs in that folder, so that of two at the same moment the second sees the jobs of
+    the first. On file systems without locks only RUN/job.json protects the run."""
     made = [folder for folder in (above, *above.parents) if not folder.exists()]
-    with suppress(OSError):  # what follows says it
+    with suppress(OSError):  # reported by what follows
         above.mkdir(parents=True, exist_ok=True)
     path = above / ".submitting"
     lock = _hold(path)
@@ -83,7 +83,7 @@ def _hold(path: Path) -> int | None:
         except OSError:
             os.close(lock)
             return None
-        with suppress(FileNotFoundError):  # the one before has just taken it away
+        with suppress(FileNotFoundError):  # the submission before has just removed it
             if os.fstat(lock).st_ino == os.stat(path).st_ino:
                 return lock
         os.close(lock)
@@ -91,15 +91,15 @@ def _hold(path: Path) -> int | None:
 
 @contextmanager
 def delay_interrupts() -> Iterator[list[int]]:
-    """Lets Ctrl-C and the like wait while a job is submitted and written down; its value are the signals that came."""
-    came: list[int] = []
+    """Delays Ctrl-C and other stop signals while a job is submitted and recorded; yields the list of those received."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received
         return
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in kinds}
+    before = {kind: signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds}
     try:
-        yield came
+        yield received
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
@@ -107,17 +107,17 @@ def delay_interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def run_folder(run: Path, *, aside: bool) -> Iterator[Path | None]:
-    """Makes a run's folder, and takes what is new away again if what follows fails. With `aside` an old folder gets
-    another name first, which is the value, and its own name back if what follows fails.
+    """Creates a run's folder, and removes what is new if the block fails. With `aside` an existing folder is renamed
+    first; yields its new path, and renames it back if the block fails.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be created.
     """
     old: Path | None = None
     if aside and run.exists():
         old = run.with_name(f"{run.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
         if old.exists():
-            raise UserError(f"--force-new: {old} is there already; try again in a second")
+            raise UserError(f"--force-new: {old} exists already; try again in a second")
         os.rename(run, old)
     was_there = run.exists()
     above = [folder for folder in run.parents if not folder.exists()]
@@ -125,7 +125,7 @@ def run_folder(run: Path, *, aside: bool) -> Iterator[Path | None]:
         RunFolder(run).create()
         yield old
     except BaseException:
-        if not was_there:  # nobody else knows of it yet
+        if not was_there:  # nothing else uses it yet
             shutil.rmtree(run, ignore_errors=True)
             for folder in above:
                 _remove_empty(folder)
@@ -142,13 +142,13 @@ def write_config(folder: Path, config: Config) -> Path:
 
 
 def record(folder: Path, job_ids: Sequence[int], **facts: Any) -> None:
-    """Writes submission.json: from then on the submission counts."""
+    """Writes submission.json, which makes the submission valid."""
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "job_ids": list(job_ids)}
     write_json(folder / SUBMISSION, {**head, "time": round(time.time(), 3), "user": _user(), **facts})
 
 
 def job_ids(run: Path) -> list[int]:
-    """All jobs that were ever submitted for a run, or have it now, in rising order."""
+    """All jobs that were ever submitted for a run, and the one that has locked it, in rising order."""
     found: set[int] = set()
     for path in (run / "job.json", *run.glob(f"jobs/[0-9]*/{SUBMISSION}")):
         try:

@@ -5,7 +5,7 @@ import sys
 
 from launch.dispatch import PARALLEL, Frozen, Request, Submitted
 from launch.plan.ranks import largest_legal
-from launch.restarts import run_with_restarts, stopped
+from launch.restarts import exit_after_stop, run_with_restarts
 from launch.submission import record
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.distributed.local_launcher import Signals, attempt
@@ -59,7 +59,7 @@ class Local:
             return attempt(command, ranks, self._signals, gpus=gpus).code
         folder = RunFolder(prepared.runs[0])
         if self._signals.received:
-            return stopped(folder, self._signals)
+            return exit_after_stop(folder, self._signals)
         return run_with_restarts(
             lambda: command,
             ranks,

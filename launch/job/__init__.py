@@ -1,1 +1,1 @@
-"""What happens inside a Slurm job. Torch-free; the batch script calls Slurm's commands."""
+"""Runs inside Slurm jobs, before and after the ranks. Torch-free; the batch script calls Slurm's commands."""

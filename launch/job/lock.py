@@ -1,6 +1,6 @@
-"""RUN/job.json: which Slurm job has a run. A job that is gone has nothing any more, whatever the file says.
+"""RUN/job.json: the Slurm job that a run belongs to. The lock of a job that Slurm no longer knows is taken over.
 
-The file is made by a link, which is atomic on every shared file system, also where file locks are not.
+The file is created by a link, which is atomic on every shared file system, unlike file locks.
 """
 
 import getpass
@@ -21,33 +21,33 @@ from uniemox_dist.scheduler.commands import LiveJobs
 
 TRIES, PAUSE_S = 50, 0.1
 CLAIM_S = 60.0
-"""Seconds after which nobody is taking over any more who said so."""
+"""Seconds after which an unfinished takeover no longer counts."""
 
 
 @dataclass(frozen=True)
 class JobLock:
-    """What job.json says."""
+    """The contents of job.json."""
 
     job_id: int
     restarts: int
-    """How often Slurm had queued that job again when it took the run."""
+    """Requeues of that job before it locked the run."""
     nodes: tuple[str, ...]
     host: str
     user: str
     time: float
-    """Seconds since 1970, when the present attempt began."""
+    """Start of the present attempt, in seconds since 1970."""
     began_step: int = 0
-    """The newest complete checkpoint's step then; 0 without one."""
+    """Step of the newest complete checkpoint at that time; 0 without one."""
     max_restarts: int = 2
-    """As the run's settings say."""
+    """The run's run.max_restarts."""
     cluster: str = ""
-    """Its name, as Slurm tells it: another one has jobs of the same numbers."""
+    """Slurm's name of the cluster; job numbers are unique only within it."""
 
     @classmethod
     def here(
         cls, job_id: int, restarts: int, nodes: tuple[str, ...], *, began_step: int = 0, max_restarts: int = 2
     ) -> "JobLock":
-        """A lock of this process's job, now."""
+        """The lock of this process's job, with the present time."""
         now, cluster = round(time.time(), 3), os.environ.get("SLURM_CLUSTER_NAME", "")
         return cls(
             job_id, restarts, nodes, socket.gethostname(), _user(), now, began_step, max_restarts, cluster
@@ -55,7 +55,7 @@ class JobLock:
 
 
 def read(path: Path) -> JobLock | None:
-    """The lock that is there; None if there is none, or none that can be read."""
+    """Reads a lock; None if the file is missing or invalid."""
     try:
         facts: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(JobLock)}
@@ -68,11 +68,11 @@ def read(path: Path) -> JobLock | None:
     return lock if sane else None
 
 
-def take(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
-    """Takes the run for this job; returns a remark where it was taken over from another.
+def acquire(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
+    """Locks the run for this job; returns a remark if the lock was taken over from another job.
 
     Raises:
-        UserError: if another job has it that is queued, runs, or is just ending.
+        UserError: if another job has it that is queued, running or ending.
     """
     path = folder.job
     for _ in range(TRIES):
@@ -87,18 +87,18 @@ def take(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
         if _replace(path, held, own):
             return remark
         time.sleep(PAUSE_S)
-    raise UserError(f"{path}: others take it again and again; look at squeue, and leave one job for this run")
+    raise UserError(f"{path}: other jobs keep locking it; check squeue, and leave one job for this run")
 
 
 def update(folder: RunFolder, own: JobLock) -> None:
-    """Writes a lock anew that this job has."""
+    """Rewrites the lock of this job."""
     with suppress(OSError):
         temporary = _written(folder.job, own)
         os.replace(temporary, folder.job)
 
 
 def release(folder: RunFolder, job_id: int) -> None:
-    """Gives the run back, if this job has it."""
+    """Removes the lock, if it is this job's."""
     held = read(folder.job)
     if held is not None and held.job_id == job_id:
         folder.job.unlink(missing_ok=True)
@@ -107,7 +107,7 @@ def release(folder: RunFolder, job_id: int) -> None:
 def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: LiveJobs) -> str:
     state = live.states.get(held.job_id)
     if not live.knows(own.job_id):
-        # Without squeue nobody knows of the other job; whether a process trains here, the kernel knows.
+        # Without squeue the other job's state is unknown, but the kernel knows whether a process holds the run.
         if folder.look_at_lock().held is not False:
             raise UserError(
                 f"run.dir/run.name={folder.path}: job {held.job_id} has it, squeue does not answer, and a process may "
@@ -115,7 +115,7 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
             )
         return f"job {held.job_id} had this run, squeue does not answer, and no process trains: taken over"
     if _elsewhere(held, own) or (state is None and held.user != own.user):
-        # squeue knows of this cluster alone, and of this user's jobs alone where jobs are private.
+        # squeue shows only this cluster's jobs, and on some sites only the user's own.
         if folder.look_at_lock().held:
             whose = f"{held.user} on {held.cluster or held.host}"
             raise UserError(
@@ -132,12 +132,12 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
 
 
 def _elsewhere(held: JobLock, own: JobLock) -> bool:
-    """Whether another cluster's job has it."""
+    """Whether the lock belongs to a job of another cluster."""
     return bool(held.cluster and own.cluster) and held.cluster != own.cluster
 
 
 def _link(path: Path, own: JobLock) -> bool:
-    """Makes the file, unless it is there."""
+    """Creates the file; False if it exists."""
     temporary = _written(path, own)
     try:
         os.link(temporary, path)
@@ -153,14 +153,14 @@ def _link(path: Path, own: JobLock) -> bool:
 
 
 def _replace(path: Path, seen: JobLock | None, own: JobLock) -> bool:
-    """Puts this job's lock in the place of one that was seen. Of several jobs that saw the same one, one may do so: the
-    one that makes a file for it."""
+    """Replaces a lock by this job's, if it is still the one that was seen. Of several jobs that try, the one that
+    creates the claim file succeeds."""
     claim = path.with_name(f".{path.name}.taken_over")
     try:
         os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except FileExistsError:
         with suppress(OSError):
-            if time.time() - claim.stat().st_mtime > CLAIM_S:  # of a job that died just then
+            if time.time() - claim.stat().st_mtime > CLAIM_S:  # its job died
                 claim.unlink()
         return False
     try:

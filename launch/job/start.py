@@ -1,4 +1,4 @@
-"""The beginning of an attempt inside a Slurm job: whether this job may have the run, and with how many ranks."""
+"""The start of an attempt inside a Slurm job: locks the run for the job and chooses the number of ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from uniemox_dist.scheduler.commands import LiveJobs
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartedAttempt:
     """What the batch script needs to start the ranks."""
 
     run: Path
@@ -30,16 +30,18 @@ class Begun:
     remarks: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """As the batch script reads it."""
+        """The line that the batch script reads."""
         return f"{self.run}\t{self.nodes}\t{self.ranks}\t{self.ranks_per_node}"
 
 
-def begin(recipe: str, overrides: Sequence[str], live: LiveJobs, allocation: Allocation) -> Begun:
-    """Takes the run's folder for this job and says how many ranks to start.
+def start_attempt(
+    recipe: str, overrides: Sequence[str], live: LiveJobs, allocation: Allocation
+) -> StartedAttempt:
+    """Locks the run's folder for this job and chooses the number of ranks.
 
     Raises:
         UserError: for a mistake in the settings, or if another job has the run.
-        Fault: if attempts came to nothing again and again.
+        Fault: if run.max_restarts attempts in a row made no progress.
     """
     config = load_config(recipe, overrides)
     nodes, each = largest_legal(config, len(allocation.nodes), allocation.ranks_per_node)
@@ -53,10 +55,10 @@ def begin(recipe: str, overrides: Sequence[str], live: LiveJobs, allocation: All
         began_step=newest_step(folder) or 0,
         max_restarts=config.run.max_restarts,
     )
-    if remark := lock.take(folder, own, live):
+    if remark := lock.acquire(folder, own, live):
         remarks.insert(0, remark)
     try:
-        _still_hopeful(config, folder, allocation)
+        _check_attempts_left(config, folder, allocation)
     except Fault:
         lock.release(folder, allocation.job_id)
         raise
@@ -70,12 +72,12 @@ def begin(recipe: str, overrides: Sequence[str], live: LiveJobs, allocation: All
             after=allocation.after,
         )
     )
-    return Begun(folder.path, nodes, nodes * each, each, remarks)
+    return StartedAttempt(folder.path, nodes, nodes * each, each, remarks)
 
 
 def _idle(allocation: Allocation, nodes: int, each: int) -> list[str]:
-    """What of the allocation the run does not use."""
-    says = []
+    """Remarks about nodes, tasks and GPUs of the allocation that the run does not use."""
+    remarks = []
     if nodes < len(allocation.nodes) or each < allocation.ranks_per_node:
         idle = [f"node {name}" for name in allocation.nodes[nodes:]]
         if each < allocation.ranks_per_node:
@@ -83,19 +85,22 @@ def _idle(allocation: Allocation, nodes: int, each: int) -> list[str]:
                 f"{allocation.ranks_per_node - each} of {allocation.ranks_per_node} tasks on each other node"
             )
         given = f"{len(allocation.nodes)} nodes x {allocation.ranks_per_node} tasks"
-        says.append(f"{nodes * each} ranks is the largest legal number in {given}; idle: {', '.join(idle)}")
+        remarks.append(
+            f"{nodes * each} ranks is the largest legal number in {given}; idle: {', '.join(idle)}"
+        )
     if allocation.gpus_per_node is not None and allocation.gpus_per_node > allocation.ranks_per_node:
-        says.append(
+        remarks.append(
             f"a node has {allocation.gpus_per_node} GPUs and --ntasks-per-node={allocation.ranks_per_node}: one task "
             f"uses one GPU, the others stay idle; submit with --ntasks-per-node={allocation.gpus_per_node}"
         )
-    return says
+    return remarks
 
 
 def check_times(
     config: Config, folder: RunFolder, live: LiveJobs, allocation: Allocation, ranks: int
 ) -> list[str]:
-    """Whether the signal comes early enough for a complete save, and the time limit is worth a start.
+    """Checks that the time limit leaves time to train, and returns a remark if the signal may come too late for a
+    complete save.
 
     Raises:
         UserError: if the time limit leaves no time to train.
@@ -106,7 +111,7 @@ def check_times(
             f"--time: the limit of {limit_s:g} s leaves nothing before the signal, which comes {lead_s} s earlier "
             f"(--signal=USR2@{lead_s}); give more time"
         )
-    needed = saving.needed_s(config, folder, ranks=ranks)
+    needed = saving.signal_lead(config, folder, ranks=ranks)
     if limit_s is not None and limit_s <= needed.seconds:
         raise UserError(
             f"--time: the limit of {limit_s:g} s is shorter than what a save before its end may take, "
@@ -121,8 +126,12 @@ def check_times(
     return []
 
 
-def _still_hopeful(config: Config, folder: RunFolder, allocation: Allocation) -> None:
-    """Slurm queues a job again for ever when its nodes fail; attempts that all come to nothing end here."""
+def _check_attempts_left(config: Config, folder: RunFolder, allocation: Allocation) -> None:
+    """Slurm requeues a job forever when its nodes fail; attempts without progress end here.
+
+    Raises:
+        Fault: after run.max_restarts of them.
+    """
     found = job_attempts(read_lines(folder.events))
     if (allocation.restarts or allocation.after is not None) and found.in_vain >= config.run.max_restarts > 0:
         tried = (

@@ -1,1 +1,1 @@
-"""What a run will need and cost, told before it is queued: pure functions of the settings. Torch-free."""
+"""Estimates of what a run needs and costs, as functions of its settings. Torch-free."""

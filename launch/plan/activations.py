@@ -1,7 +1,7 @@
-"""What passes keep for the backward pass, and need for a moment, in bytes for a micro-batch.
+"""Activation memory of a micro-batch in bytes: what passes keep for the backward pass, and what they need briefly.
 
-By the operations of the modules: each linear layer keeps its input, a norm its input and two numbers a row, GELU its
-input, attention its queries, keys, values and output with one number a row and head (fused kernels keep no matrix of
+Counted by the operations of the modules: each linear layer keeps its input, a norm its input and two numbers a row, GELU
+its input, attention its queries, keys, values and output with one number a row and head (fused kernels keep no matrix of
 scores). Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s bytes of a number.
 """
 
@@ -20,36 +20,36 @@ class Stack:
 
     blocks: int
     kept: int
-    """Of one block, bytes."""
+    """Bytes that one block keeps."""
     again: int
-    """Of one block where only its input is kept."""
+    """The same with compute.checkpoint_blocks: its input alone."""
     moment: int
-    """While one block's backward pass runs: gradients of what it kept."""
+    """Further bytes during one block's backward pass: gradients of what it kept."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one micro-batch, bytes."""
+    """Bytes of one micro-batch."""
 
     encoder: Stack
     decoder: Stack
     first: int
-    """What the encoder's start keeps: visible patches, a norm before the blocks."""
+    """Before the encoder's blocks: visible patches, and a norm in some architectures."""
     between: int
     """The encoder's last norm and the projection."""
     last: int
     """The decoder's last norm, the prediction, pixels in fp32, and the fusion."""
     end: int
-    """For a moment, as the loss is computed and the backward pass begins."""
+    """Needed briefly, while the loss is computed and the backward pass begins."""
     teacher: int
-    """While the teacher looks at the pictures; before the student's pass, so not beside its activations."""
+    """Needed by the teacher's pass, which precedes the student's and its activations."""
 
     def kept(self, *, again: bool) -> int:
-        """At the end of the forward pass; `again` with checkpointed blocks."""
+        """Kept at the end of the forward pass; `again` means with checkpointed blocks."""
         return self.first + self.between + self.last + self._blocks(again)
 
     def peak(self, *, again: bool) -> int:
-        """The most at a time, in the student's passes."""
+        """The peak in the student's passes."""
         stack = self.decoder if self.decoder.blocks else self.encoder
         block = stack.moment + (stack.kept if again else 0)
         return self.kept(again=again) + max(self.end, block - self.last if again else self.end)
@@ -60,7 +60,7 @@ class Activations:
 
 
 def activations(config: Config, tower: Tower, micro_batch: int, precision: str, *, gpu: bool) -> Activations:
-    """Of a run's micro-batch."""
+    """Counts the activations of a run's micro-batch."""
     s = 2 if precision == "bf16" else 4
     if isinstance(config, FinetuneRun):
         return _classifier_activations(config, micro_batch, s)
@@ -148,7 +148,7 @@ def _stack(
 
 
 def teacher_bytes(config: Config, *, gpu: bool) -> int:
-    """Bytes of a number of the teacher's picture tower."""
+    """Bytes per number in the teacher's picture tower."""
     auto = "bf16" if gpu else "fp32"
     return 2 if (auto if config.teacher.precision == "auto" else config.teacher.precision) == "bf16" else 4
 

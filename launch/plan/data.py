@@ -32,18 +32,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Balance:
-    """Of the first epoch of each source."""
+    """The share of each stream and rank in the first epoch of each source."""
 
     samples_per_stream: Spread
     samples_per_rank: Spread
     bytes_per_rank: Spread
-    """Within a shard all samples count as equally large."""
+    """All samples of a shard count as equally large."""
     shards_per_rank: Spread
-    """Shards that a rank reads of; each is counted by all who do."""
+    """Shards that a rank reads from; a shard counts for each such rank."""
     shards_at_a_time: int
-    """Of one stream, at most: its window may reach over several small shards."""
+    """Most shards in one stream's window, which may span several small shards."""
     streams: tuple[int, ...]
-    """Of each source."""
+    """Streams of each source."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Data:
     weights: tuple[float, ...]
     names: tuple[str, ...]
     labels: int | None = None
-    """Of the training split of a fine-tuning run."""
+    """Labels of the training split of a fine-tuning run."""
 
 
 def open_data(config: Config) -> Data:
@@ -107,12 +107,12 @@ def _open_labelled(config: FinetuneRun) -> Data:
 
 
 def stated_data(config: Config, samples: int) -> Data:
-    """Data that are not there yet, of which only the number of samples is known."""
+    """Data that are not packed yet, of which only the number of samples is known."""
     return Data(samples, config.data.epoch_samples or samples, None, None, (), (), ())
 
 
 def balance(config: Config, data: Data, ranks: int) -> Balance:
-    """What each stream and rank gets of the first epoch.
+    """Computes what each stream and rank reads in the first epoch.
 
     Raises:
         UserError: if a source of a mix gets no stream.
@@ -153,15 +153,15 @@ def _at_a_time(config: Config, data: Data) -> int:
 
 
 def bytes_in_use(config: Config, data: Data, streams: int) -> int:
-    """Bytes of the shards that so many streams walk through at a time, at most, as uniemox_dist/data/sources.py has it:
-    a cache smaller than that reads them again and again."""
+    """Most bytes of the shards that so many streams read at a time, as in uniemox_dist/data/sources.py. A smaller cache
+    would fetch them repeatedly."""
     assert data.bytes is not None
     largest = max(shard.bytes for manifest in data.manifests for shard in manifest.shards)
     return min(data.bytes, streams * _at_a_time(config, data) * largest)
 
 
 def _spread(values_S: np.ndarray, ranks: int | None = None) -> Spread:
-    """Over streams, or over ranks, each with its neighbouring streams."""
+    """The spread over streams, or over ranks of neighbouring streams."""
     values = values_S if ranks is None else values_S.reshape(ranks, -1).sum(1)
     return Spread(float(values.min()), float(values.mean()), float(values.max()))
 
@@ -169,7 +169,7 @@ def _spread(values_S: np.ndarray, ranks: int | None = None) -> Spread:
 def balance_remarks(
     config: Config, data: Data, found: Balance | None, node_streams: int
 ) -> list[tuple[str, str]]:
-    """What an operator should know, as (status, text)."""
+    """Remarks for operators, as (status, text)."""
     G = config.batch.global_batch
     remarks = []
     if data.samples < G:
@@ -189,7 +189,7 @@ def balance_remarks(
             remarks.append(
                 (
                     "warn",
-                    f"data.cache_gb={config.data.cache_gb:g} is too small: a node walks through {need / 1e9:.2f} GB of "
+                    f"data.cache_gb={config.data.cache_gb:g} is too small: a node reads from {need / 1e9:.2f} GB of "
                     f"shards at a time; set at least {need / 1e9:.2f}",
                 )
             )
@@ -201,7 +201,7 @@ def balance_remarks(
 
 
 def epochs_of_sources(config: Config, data: Data, steps: int, streams: Sequence[int]) -> list[float]:
-    """How often each source is passed through in the whole run."""
+    """Epochs of each source in the whole run."""
     per_stream = steps * config.batch.global_batch / config.batch.streams
     return [per_stream * share / manifest.samples for share, manifest in zip(streams, data.manifests)]
 
@@ -213,19 +213,19 @@ docs/benchmarks/stream.md (256 pixels wide: 0.69, 1024: 4.2)."""
 
 @dataclass(frozen=True)
 class Loading:
-    """Of one node."""
+    """The loader of one node."""
 
     samples_per_s: float
     busy: float
     """Cores that loading keeps busy."""
     workers: int
-    """data.workers that are enough for it: loader processes of one rank."""
+    """Loader processes that one rank needs: data.workers."""
     cores: int
-    """With those, and one core for each rank itself."""
+    """Cores for these and for the ranks themselves."""
 
 
 def loading(samples_per_s: float, per_node: int, ms_per_sample: float | None = None) -> Loading:
-    """For a node with so many ranks that together take so many samples per second."""
+    """The loader of a node whose `per_node` ranks together consume so many samples per second."""
     busy = samples_per_s * (MS_PER_SAMPLE if ms_per_sample is None else ms_per_sample) / 1000
     workers = max(1, math.ceil(busy / per_node))
     return Loading(samples_per_s, busy, workers, per_node * (1 + workers))
@@ -234,7 +234,7 @@ def loading(samples_per_s: float, per_node: int, ms_per_sample: float | None = N
 def loading_remarks(
     need: Loading, config: Config, per_node: int, cpus_per_node: int | None
 ) -> list[tuple[str, str]]:
-    """What is wrong, with what would mend it, as (status, text): status is ok or warn."""
+    """Whether workers and cores are enough, with fixes, as (status, text); status is ok or warn."""
     remarks = []
     have = config.data.workers
     if have < need.workers:

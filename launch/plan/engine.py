@@ -1,4 +1,4 @@
-"""What DeepSpeed's engine keeps of a student on one rank: weights, gradients, optimizer states and buffers.
+"""Memory of DeepSpeed's engine on one rank: weights, gradients, optimizer states and buffers of a model.
 
 The rules are those of DeepSpeed 0.19, with what train/engine.py and train/compute.py set; tests/distributed holds them
 against an engine's own tensors. Symbols: P trained numbers, W ranks, s bytes of a number (2 in bf16, 4 in fp32).
@@ -14,38 +14,38 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.models.parameters import ENCODER, Parameter, optimizer_group
 
 BUCKET = 25_000_000
-"""Numbers of a bucket of gradients, as train/compute.py sets it."""
+"""Numbers in a bucket of gradients, as train/compute.py sets it."""
 STAGE_0_BUCKET = 500_000_000
 PERSISTENT = 100_000
-"""ZeRO-3 keeps parameters up to this size whole."""
+"""ZeRO-3 does not shard parameters up to this size."""
 REUSE, LIVE, PREFETCH = 1_000_000_000, 1_000_000_000, 50_000_000
-"""ZeRO-3 keeps a gathered parameter that is needed again within so many numbers, and never more than so many; and it
-gathers so many ahead."""
+"""Numbers of parameters: ZeRO-3 keeps a gathered one that is needed again within REUSE, holds at most LIVE, and gathers
+PREFETCH ahead."""
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes on the rank that has most."""
+    """Bytes on the rank that has the most."""
 
     weights: int
-    """Of the student, as they are while a pass runs; with what ZeRO-3 has gathered."""
+    """During a pass, with what ZeRO-3 has gathered."""
     resting: int
-    """The same between steps."""
+    """Weights between steps."""
     gradients: int
-    """The most that are there at a time."""
+    """At their peak."""
     optimiser: int
     """Both moments, and the fp32 master weights that ZeRO keeps in every number format."""
     ema: int
     buffers: int
     """Buckets in which gradients are reduced."""
     step_copy: int
-    """In the update alone, when there are no activations: the gradients once more, in fp32 or flattened."""
+    """Only during the update, when there are no activations: a copy of the gradients, in fp32 or flattened."""
 
 
 def engine_memory(
     config: Config, parameters: tuple[Parameter, ...], *, stage: int, ranks: int, precision: str, gpu: bool
 ) -> EngineMemory:
-    """Of a student in one ZeRO stage."""
+    """Counts the engine's memory in one ZeRO stage."""
     s = 2 if precision == "bf16" else 4
     zero = config.deepspeed.get("zero_optimization") or {}
     groups = _groups(config, parameters)

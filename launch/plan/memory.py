@@ -19,7 +19,7 @@ CONTEXT_BYTES = 1.0e9
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank, at most."""
+    """Peak bytes of one rank."""
 
     stage: int
     micro_batch: int
@@ -30,7 +30,7 @@ class Memory:
     ema: int
     activations: int
     teacher: int
-    """Its weights."""
+    """Weights of its picture tower."""
     buffers: int
     """ZeRO's buckets."""
     views: int
@@ -38,21 +38,21 @@ class Memory:
     context: int
     """Outside torch's allocator; 0 on a CPU."""
     allocated: int
-    """The most at a time of all but the context: gradients come as activations go, so less than the sum of parts."""
+    """Peak of everything but the context. Less than the sum of the parts, since gradients appear as activations go."""
 
     @property
     def total(self) -> int:
-        """What the device must have."""
+        """Memory that the device must have."""
         return self.allocated + self.context
 
     def fits(self, device: Device) -> bool | None:
-        """Whether it does, with a margin; None where its memory is not known."""
+        """Whether the device has enough, with a margin; None if its memory is unknown."""
         return None if device.usable_bytes is None else self.total <= device.usable_bytes
 
 
 def precision_of(config: Config, device: Device, stage: int) -> str:
-    """The number format of a run there: `auto` is bf16 on a GPU that has it, and fp32 elsewhere and in stage 0. (On a
-    CPU a run measures which is faster; a plan takes fp32.)"""
+    """The number format of a run on a device: `auto` is bf16 on a GPU that has it, and fp32 elsewhere and in stage 0.
+    On a CPU a run measures which is faster; a plan assumes fp32."""
     if config.optim.precision != "auto":
         return config.optim.precision
     return "bf16" if device.has_bf16 and stage else "fp32"
@@ -69,7 +69,7 @@ def memory_of(
     ranks: int,
     again: bool,
 ) -> Memory:
-    """Of one choice; `again` with compute.checkpoint_blocks."""
+    """Counts the memory of one choice; `again` means with compute.checkpoint_blocks."""
     precision, gpu = precision_of(config, device, stage), device.is_gpu
     engine = engine_memory(config, parameters, stage=stage, ranks=ranks, precision=precision, gpu=gpu)
     acts = activations(config, tower, micro_batch, precision, gpu=gpu)
@@ -77,14 +77,14 @@ def memory_of(
     views = views_bytes(config, micro_batch)
     always = engine.optimiser + engine.ema + teacher + views
     accumulates = config.batch.global_batch // ranks > micro_batch
-    # Gradients of earlier micro-batches lie there all the time; and ZeRO-3 has its buffer for them always.
+    # Gradients of earlier micro-batches stay in memory, and so does ZeRO-3's buffer for them.
     earlier = engine.gradients if accumulates or stage == 3 else 0
     passes = max(
         acts.peak(again=again) + earlier,
         engine.gradients + acts.first + acts.encoder.moment,
         acts.teacher + earlier,
     )
-    # ZeRO-3's buckets are there from the start; the others' from the first gradient on.
+    # ZeRO-3 allocates its buckets at the start, the other stages with the first gradient.
     training = engine.weights + engine.buffers + passes
     update = engine.resting + engine.gradients + engine.step_copy + (engine.buffers if stage == 3 else 0)
     return Memory(

@@ -13,11 +13,11 @@ from uniemox_dist.teacher.flops import read_stated_tower
 from uniemox_dist.teacher.identity import read_model_config
 
 EMBEDDING_WIDTH = 512
-"""Assumed of a teacher whose description is not at hand: CLIP ViT-B's."""
+"""Assumed for a teacher without a description: that of CLIP ViT-B."""
 ASSUMED_LABELS = 8
-"""Of a classifier whose data are not at hand; a label costs one number per feature."""
+"""Assumed for a classifier without data; a label costs one number per feature."""
 PARTS = ("encoder", "to_decoder", "fusion", "decoder", "head")
-"""Of a student or classifier, by the first word of its parameters' names."""
+"""Parts of a student or classifier: the first words of their parameters' names."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Tower:
     """A teacher's picture tower."""
 
     embedding_width: int | None
-    """E; None where no loss compares with a teacher."""
+    """E; None if no loss uses a teacher."""
     flops: int = 0
-    """Of one picture."""
+    """FLOPs of one picture."""
     parameters: int = 0
     image_size: int = 0
     tokens: int = 0
     width: int = 0
     hidden: int = 0
     remark: str = ""
-    """What had to be assumed."""
+    """Assumptions that were made."""
 
 
 def trained_parameters(config: Config, tower: Tower, labels: int | None = None) -> tuple[Parameter, ...]:

@@ -1,4 +1,4 @@
-"""What ranks send each other in a step, and how long that takes.
+"""Bytes that ranks send each other in a step, and the time that this takes.
 
 By rings: of N bytes, an all-reduce makes each of W ranks send 2 N (W - 1) / W, an all-gather or a reduce-scatter half
 of it (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009). A ring over nodes leaves each node once, so that a

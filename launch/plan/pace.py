@@ -15,12 +15,12 @@ from uniemox_dist.models.flops import Flops
 from uniemox_dist.runs.folder import RunFolder, is_run, read_lines
 
 ASSUMED_MFU = 0.3
-"""Model FLOP utilisation where nothing was stated or measured: a guess, well below what is aimed at on GPUs."""
+"""Model FLOP utilisation if none was stated or measured: a guess, well below what GPUs can reach."""
 RECENT = 50
-"""Last lines of metrics.jsonl that a pace is the median of."""
+"""A pace is the median of so many last lines of metrics.jsonl."""
 METRICS_BYTES = 1 << 18
 SAVES = 10
-"""Last saves that are looked at."""
+"""Last saves that count."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Pace:
 
     samples_per_s: float
     mfu: float | None
-    """Model FLOP utilisation that goes with it; None where the device's peak is not known."""
+    """The corresponding model FLOP utilisation; None if the device's peak is unknown."""
     source: str
-    """Where it comes from."""
+    """How it was obtained."""
     assumed: bool = False
-    """Whether nobody has stated or measured it."""
+    """True if it was neither stated nor measured."""
 
 
 def run_steps(config: Config, epoch_samples: int) -> int:
@@ -46,7 +46,7 @@ def run_steps(config: Config, epoch_samples: int) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one run, as far as its files tell."""
+    """Measurements of one run; None for what its files do not contain."""
 
     samples_per_s: float | None = None
     """Of all its ranks."""
@@ -72,8 +72,7 @@ def pace_of(
     samples_per_s: float | None = None,
     earlier: Measured | None = None,
 ) -> Pace | None:
-    """The pace of a run by what was stated of it, measured by an earlier run, or assumed; None if its device's peak is
-    not known.
+    """The pace of a run as stated, measured by an earlier run, or assumed; None if its device's peak is unknown.
 
     Raises:
         UserError: if an MFU is stated for a device whose peak is not known.
@@ -108,7 +107,7 @@ def pace_of(
 
 
 def measured(run: RunFolder) -> Measured:
-    """What a run's metrics and events say."""
+    """Reads a run's metrics and events."""
     lines = read_lines(run.metrics, METRICS_BYTES)[-RECENT:]
     events = read_lines(run.events)
     pace = _median(lines, "samples_per_s")
@@ -132,10 +131,10 @@ def measured(run: RunFolder) -> Measured:
 
 
 def read_run(path: Path, option: str = "--from-run") -> Measured:
-    """What a run measured that an option names.
+    """Reads the measurements of a run that an option names.
 
     Raises:
-        UserError: if it is no run's folder, or has no pace yet.
+        UserError: if it is not a run's folder, or has no pace yet.
     """
     if not path.is_dir():
         raise UserError(f"{option}={path}: no such folder; give run.dir/run.name of an earlier run")

@@ -1,4 +1,4 @@
-"""A plan as a whole: what was asked, put together with what follows from it."""
+"""The whole plan of a run: what was asked, and everything that follows from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from launch.plan.saving import (
     checkpoint_size,
     estimated_save,
     interval_advice,
-    needed_s,
+    signal_lead,
 )
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
@@ -43,7 +43,7 @@ Remark = tuple[str, str]
 
 @dataclass(frozen=True)
 class Asked:
-    """What an operator has, and knows."""
+    """The operator's hardware and options."""
 
     nodes: int
     per_node: int
@@ -62,7 +62,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a rank sends in a step of one ZeRO stage, and how long that takes."""
+    """Bytes that a rank sends in a step of one ZeRO stage, and the time that this takes."""
 
     stage: int
     precision: str
@@ -70,7 +70,7 @@ class Exchange:
     sent_bytes: float
     time: NetworkTime
     share: float | None
-    """Of a step's computing time, if nothing overlaps."""
+    """Share of a step's computing time, without overlap."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is told of a run."""
+    """Everything that a plan reports."""
 
     config: Config
     asked: Asked
@@ -231,7 +231,7 @@ def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
 
 
 def _rank_remarks(config: Config, asked: Asked, used: tuple[int, int]) -> list[Remark]:
-    """What stays idle, and why."""
+    """A remark about idle GPUs, with the reason."""
     here = asked.nodes * asked.per_node
     idle = here - used[0] * used[1]
     if not idle:
@@ -250,14 +250,14 @@ def _rank_remarks(config: Config, asked: Asked, used: tuple[int, int]) -> list[R
 
 
 def _memory_remarks(config: Config) -> list[Remark]:
-    """What a plan does not know of."""
+    """Settings whose effect on memory a plan does not count."""
     zero = config.deepspeed.get("zero_optimization") or {}
     unknown = [key for key in zero if key.startswith(("offload", "cpu_offload", "zero_quantized"))]
     return [("warn", f"deepspeed.zero_optimization.{key}: what it saves is not counted") for key in unknown]
 
 
 def _network_remarks(config: Config, exchanges: Sequence[Exchange]) -> list[Remark]:
-    """Whether the recipe's stage computes long enough to hide what it sends."""
+    """A remark if the recipe's stage sends for longer than it computes."""
     share = next(e.share for e in exchanges if e.stage == config.zero.stage)
     if share is None or share <= 1:
         return []
@@ -318,5 +318,5 @@ def _saving(
             save_every=config.run.save_every,
             max_steps=steps,
         )
-    lead = needed_s(config, asked.earlier_run, ranks=ranks, disk_gb_s=asked.disk_gb_s, step_s=step_s)
+    lead = signal_lead(config, asked.earlier_run, ranks=ranks, disk_gb_s=asked.disk_gb_s, step_s=step_s)
     return Saving(size, save, mtbf, asked.node_mtbf_h is None, interval, lead)

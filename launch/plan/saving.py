@@ -1,4 +1,4 @@
-"""How large a checkpoint is, how long a save takes, and how often to save.
+"""The size of a checkpoint, the time of a save, how often to save, and when to signal a job before its time limit.
 
 P trained numbers, P_e of them the encoder's, F fixed ones (positions that are not trained), W ranks.
 """
@@ -16,16 +16,16 @@ from uniemox_dist.runs.folder import RunFolder
 KINDS = 3
 """fp32 weights and both moments of Adam, 4 bytes each."""
 HEADER_BYTES = 110
-"""Of a fragment in the header of its file: its name, type, shape and place."""
+"""Bytes of a fragment's entry in the header of its file: name, type, shape and offset."""
 DISK_GB_S = 1.0
-"""Assumed of a shared file system for all ranks together, 10^9 bytes per second."""
+"""Assumed write speed of a shared file system for all ranks together, 10^9 bytes per second."""
 HASH_GB_S = 1.2
 """A rank's writer hashes between its writes: docs/benchmarks/checkpoint.md, where 1.34 GB took 4.16 s on a disk of
 0.44 GB/s."""
 COPY_GB_S = 2.1
 """From the state to host memory, by one thread: the same page. From a GPU to pinned memory it is faster."""
 EXCHANGES_S = 0.05
-"""Assumed of what steps wait for beside the copy: two small exchanges of all ranks, and a rename."""
+"""Assumed time that steps wait besides the copy: two small collectives, and a rename."""
 NODE_MTBF_HOURS = 6300.0
 """Assumed mean time between failures of a node of eight GPUs: 419 unexpected interruptions in 54 days on 16,384 GPUs
 (Llama 3, Dubey et al. 2024, section 3.3.4)."""
@@ -40,13 +40,13 @@ class CheckpointSize:
     per_rank: int
     """The mean part of a rank."""
     kept: int
-    """What the run keeps at most: run.keep_last, one more while it is written, and those of run.keep_every."""
+    """Most bytes that the run keeps: run.keep_last, one more while it is written, and those of run.keep_every."""
 
 
 def checkpoint_size(
     config: Config, parameters: tuple[Parameter, ...], ranks: int, max_steps: int | None = None
 ) -> CheckpointSize:
-    """Of a run's checkpoints; `max_steps` tells how many run.keep_every keeps."""
+    """The size of a run's checkpoints; `max_steps` decides how many run.keep_every keeps."""
     trained = [p for p in parameters if p.trained]
     # In stages 0 and 3 each parameter is cut by all ranks; in the others a cut divides one of each group at most.
     cut = config.zero.stage in (0, 3)
@@ -69,9 +69,9 @@ class SaveTime:
     """Seconds of one save."""
 
     waits_s: float
-    """Steps wait for so long: the copy, and what ranks tell each other."""
+    """Seconds that steps wait: the copy, and two small collectives."""
     seconds: float
-    """Until it is complete, beside training."""
+    """Seconds until it is complete, while training continues."""
     source: str
     """Where these come from."""
 
@@ -94,7 +94,7 @@ class Interval:
     """Between saves, by Daly's formula, and not shorter than a save takes."""
     steps: int
     lost_share: float
-    """Of the time, with that interval: what saves hold up; after a failure, half an interval and a save on average."""
+    """Share of the time lost with that interval: to saves, and after a failure to half an interval and a save."""
     lost_share_now: float
     """The same with run.save_every."""
 
@@ -118,23 +118,23 @@ def interval_advice(
 
 
 STEP_S = 30.0
-"""Assumed of a step that nobody has measured."""
+"""Assumed time of a step that was not measured."""
 
 
 @dataclass(frozen=True)
 class Lead:
-    """Seconds before a time limit at which a run must be told: it ends its step, and waits for a save that may be under
-    way before it makes its own."""
+    """Seconds before a time limit at which a run must be signalled: it finishes its step, waits for a save that may be
+    in progress, and makes its own."""
 
     seconds: float
     source: str
-    """Where the number comes from."""
+    """How the number was obtained."""
 
     def __float__(self) -> float:
         return self.seconds
 
 
-def needed_s(
+def signal_lead(
     config: Config,
     run: RunFolder | None,
     *,
@@ -142,13 +142,13 @@ def needed_s(
     disk_gb_s: float | None = None,
     step_s: float | None = None,
 ) -> Lead:
-    """Twice a save, plus a step: as the run measured them, or else estimated.
+    """Twice a save plus a step, as measured by the run, or else estimated.
 
     Args:
         run: the run's folder, if it has run before.
-        ranks: that save, where the save is estimated.
-        disk_gb_s: what the disk takes from all ranks together, 10^9 bytes per second, for an estimate.
-        step_s: an estimate of a step, where none was measured.
+        ranks: ranks that save, for an estimate.
+        disk_gb_s: write speed of the disk for all ranks together, 10^9 bytes per second, for an estimate.
+        step_s: estimate of a step that was not measured.
     """
     seen = measured(run) if run is not None and run.path.is_dir() else None
     if seen is not None and seen.save_s is not None:

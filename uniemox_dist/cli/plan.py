@@ -1,7 +1,8 @@
-"""`uniemox plan`: what a run will need and cost, before anything is queued. Torch-free."""
+"""`uniemox plan`: estimates what a run needs and costs, before anything is queued. Torch-free."""
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from launch.plan.data import Data
-    from launch.plan.plan import Asked
+    from launch.plan.plan import Asked, Plan
     from uniemox_dist.config.schema import Config
 
 
@@ -45,20 +46,40 @@ AMOUNT = _Amount()
 @click.option("--gpu", metavar="NAME", help="h100, a100, a100-40gb, l40s, mi300x, …, or cpu.")
 @click.option("--gpu-memory", type=AMOUNT, metavar="GB", help="Memory of a GPU that is not in the table.")
 @click.option(
-    "--network", type=AMOUNT, metavar="GBIT_PER_S", help="Of one node to the others, all its cards."
+    "--network",
+    type=AMOUNT,
+    metavar="GBIT_PER_S",
+    help="Bandwidth of a node to the others, all cards together.",
 )
 @click.option(
-    "--mfu", type=_Amount(1.0), metavar="SHARE", help="Useful share of the GPU's peak, such as 0.35."
+    "--mfu",
+    type=_Amount(1.0),
+    metavar="SHARE",
+    help="Model FLOP utilisation, a share of the GPU's peak such as 0.35.",
 )
-@click.option("--samples-per-s", type=AMOUNT, metavar="X", help="The pace of all ranks, instead of --mfu.")
 @click.option(
-    "--from-run", type=click.Path(path_type=Path), metavar="RUN", help="Take pace and saves from a run."
+    "--samples-per-s", type=AMOUNT, metavar="X", help="Pace of all ranks together, instead of --mfu."
 )
-@click.option("--samples", type=click.IntRange(1), metavar="N", help="Size of data that are not there yet.")
-@click.option("--cost-per-core", type=AMOUNT, metavar="MS", help="Milliseconds of a core to load a sample.")
-@click.option("--cpus-per-node", type=click.IntRange(1), metavar="N", help="Cores that a node gives the job.")
+@click.option(
+    "--from-run",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Use the pace and the saves that a run measured.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of samples of data that are not packed yet.",
+)
+@click.option("--cost-per-core", type=AMOUNT, metavar="MS", help="Milliseconds of one core to load a sample.")
+@click.option(
+    "--cpus-per-node", type=click.IntRange(1), metavar="N", help="Cores of a node that the job gets."
+)
 @click.option("--mtbf-hours", type=AMOUNT, metavar="H", help="Mean time between failures of a node.")
-@click.option("--disk", type=AMOUNT, metavar="GB/S", help="What the run folder's disk takes from all ranks.")
+@click.option(
+    "--disk", type=AMOUNT, metavar="GB/S", help="Write speed of the run folder's disk for all ranks together."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def plan(
     recipe: str,
@@ -78,13 +99,12 @@ def plan(
     disk: float | None,
     as_json: bool,
 ) -> None:
-    """Says what a run of RECIPE needs and costs on so many GPUs: memory by part, exchanges, hours, loader cores, how
-    evenly data are dealt, and how often to save. Nothing is started, and no GPU is needed.
+    """Estimates what a run of RECIPE, pretraining or fine-tuning, needs and costs on so many GPUs: memory by part,
+    network traffic, hours, loader cores, the balance of the data, and how often to save. Nothing is started, and no GPU
+    is needed.
 
-    KEY=VALUE pairs come on top of the recipe as for pretrain. What was neither stated nor measured is assumed, and the
-    plan says so.
+    KEY=VALUE pairs override the recipe. The plan marks values that were assumed, neither stated nor measured.
     """
-    from launch.plan.facts import facts
     from launch.plan.pace import read_run
     from launch.plan.plan import Asked, make_plan
     from uniemox_dist.cli.plan_page import page
@@ -113,7 +133,7 @@ def plan(
     )
     found = make_plan(config, asked, _data(config, samples, asked))
     if as_json:
-        click.echo(json.dumps(facts(found), indent=2, ensure_ascii=False, allow_nan=False))
+        click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         click.echo(page(found))
 
@@ -131,17 +151,17 @@ def _one_pace(**given: object) -> None:
 
 
 def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
-    """The run's data, or what --samples says of them.
+    """The run's data, or data of --samples samples.
 
     Raises:
-        UserError: if they are not there, or damaged.
+        UserError: if they are missing or damaged.
     """
     from launch.plan.data import open_data, stated_data
     from launch.plan.ranks import legal_ranks, why_illegal
     from uniemox_dist.core.errors import UserError
 
     here = asked.nodes * asked.per_node
-    if here > config.batch.streams or not legal_ranks(config):  # told first: it needs no data
+    if here > config.batch.streams or not legal_ranks(config):  # first, since it needs no data
         reason = why_illegal(config, here)
         raise UserError(f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {reason}")
     if samples is not None:
@@ -150,3 +170,58 @@ def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
         return open_data(config)
     except UserError as error:
         raise UserError(f"{error}; or give --samples N, to plan without the data") from None
+
+
+def _as_json(plan: "Plan") -> dict[str, Any]:
+    """The plan as a JSON object. Sizes are in bytes, times in seconds unless the name says hours."""
+    from launch.plan.model import PARTS, count_numbers
+
+    config, asked = plan.config, plan.asked
+    recommended = plan.recommended
+    parts = {name: count_numbers(plan.parameters, name) for name in PARTS}
+    return {
+        "format": "uniemox-plan",
+        "format_version": 1,
+        "run": config.run.name,
+        "device": asdict(asked.device),
+        "nodes": asked.nodes,
+        "gpus_per_node": asked.per_node,
+        "nodes_used": plan.nodes,
+        "ranks_per_node": plan.per_node,
+        "ranks": plan.ranks,
+        "idle": asked.nodes * asked.per_node - plan.ranks,
+        "legal_ranks": list(plan.legal),
+        "precision": plan.precision,
+        "parameters": {
+            "trained": sum(p.numbers for p in plan.parameters if p.trained),
+            "fixed": sum(p.numbers for p in plan.parameters if not p.trained),
+            **parts,
+        },
+        "teacher": asdict(plan.tower),
+        "memory": [
+            {**asdict(m), "checkpoint_blocks": again, "total": m.total, "fits": m.fits(asked.device)}
+            for again, memories in ((False, plan.memory), (True, plan.again))
+            for m in memories
+        ],
+        "recommended": recommended
+        and {
+            "zero_stage": recommended.stage,
+            "micro_batch": recommended.micro_batch,
+            "checkpoint_blocks": plan.recommended_again,
+        },
+        "network": [{**asdict(e), "traffic": [asdict(t) for t in e.traffic]} for e in plan.exchanges],
+        "flops_per_sample": {**asdict(plan.flops), "training": plan.flops.training},
+        "pace": plan.pace and asdict(plan.pace),
+        "steps": plan.steps,
+        "samples": plan.steps * config.batch.global_batch,
+        "step_s": plan.step_s,
+        "hours": plan.hours,
+        "loading": plan.loading and asdict(plan.loading),
+        "data": {
+            key: getattr(plan.data, key) for key in ("samples", "epoch_samples", "bytes", "shards", "names")
+        },
+        "balance": plan.balance and asdict(plan.balance),
+        "source_epochs": list(plan.source_epochs),
+        "saving": asdict(plan.saving),
+        "remarks": {name: [list(r) for r in remarks] for name, remarks in plan.remarks.items()},
+    }

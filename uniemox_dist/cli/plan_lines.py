@@ -1,4 +1,4 @@
-"""Lines of a plan's page: facts, verdicts, and numbers as people read them."""
+"""Lines of a plan's page: facts, remarks and numbers."""
 
 import re
 import textwrap
@@ -10,9 +10,9 @@ from launch.plan.plan import Remark
 from uniemox_dist.core.formatting import size
 
 UNIT = re.compile(r"(?<=\d) (?=(?:%|[smhdG]|ms|min|kB|[MGT]B)\b|%)")
-"""The space between a number and its unit, at which no line ends."""
+"""The space between a number and its unit, where lines are not broken."""
 WIDTH, LABEL = 112, 12
-"""Of a line, and of what stands before its facts."""
+"""Columns of a line, and of the label at its start."""
 
 
 def remarks(remarks: Sequence[Remark]) -> list[str]:
@@ -24,7 +24,7 @@ def title(text: str) -> str:
 
 
 def fact(label: str, text: str) -> str:
-    """A line of facts; a long one goes on below its own beginning."""
+    """A line with a label; a long one continues below its own start."""
     tied = UNIT.sub("\u00a0", text)
     first, *rest = textwrap.wrap(tied, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False) or [""]
     lines = [f"{label:{LABEL}}{first}", *(" " * LABEL + line for line in rest)]
@@ -61,9 +61,3 @@ def power(number: float) -> str:
 
 def rate(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -1,4 +1,4 @@
-"""A plan as tables for the terminal, at most some 110 columns wide."""
+"""A plan as tables for the terminal, at most about 110 columns wide."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from launch.plan.model import count_numbers
 from launch.plan.network import Traffic
 from launch.plan.pace import ASSUMED_MFU
 from launch.plan.plan import Plan
-from uniemox_dist.cli.plan_lines import bytes_, fact, gb, good, power, rate, remarks, seconds, title, warning
+from uniemox_dist.cli.plan_lines import bytes_, fact, gb, good, power, rate, remarks, title, warning
 from uniemox_dist.cli.tables import columns
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.core.formatting import counted, duration, size
+from uniemox_dist.core.formatting import counted, duration, short_duration, size
 
 
 def page(plan: Plan) -> str:
@@ -100,8 +100,8 @@ def _memory(plan: Plan) -> list[str]:
     blocks = ", compute.checkpoint_blocks=true" if again else ""
     lines = [
         title(f"Memory of {where}, GB{of}"),
-        f"micro-batch {config.batch.micro_batch}{blocks}; the total is the most at a time, since gradients come as "
-        "activations go",
+        f"micro-batch {config.batch.micro_batch}{blocks}; the total is the peak, which is less than the sum: "
+        "gradients appear as activations go",
         *columns(head, rows, left=("format", "")),
         "",
         *_grid(plan),
@@ -179,8 +179,8 @@ def _network(plan: Plan) -> list[str]:
             [
                 f"{'* ' if e.stage == plan.config.zero.stage else ''}{e.stage}",
                 *(bytes_(n) for n in (grads, weights, captions, e.sent_bytes)),
-                seconds(e.time.within_s if plan.per_node > 1 else None),
-                seconds(e.time.between_s if plan.nodes > 1 else None),
+                short_duration(e.time.within_s if plan.per_node > 1 else None),
+                short_duration(e.time.between_s if plan.nodes > 1 else None),
                 "–" if e.share is None else f"{100 * e.share:.3g} %",
             ]
         )
@@ -257,7 +257,7 @@ def _balance(plan: Plan) -> list[str]:
     data, found = plan.data, plan.balance
     streams = plan.config.batch.streams
     if found is None:
-        text = f"{data.samples:,} samples, as --samples says; no manifest to look at"
+        text = f"{data.samples:,} samples, as --samples says; no manifest was read"
         mean = data.samples / streams
         return [
             title("Data"),

@@ -75,7 +75,7 @@ def _launch(
     command: Command, recipe: str, overrides: Sequence[str], nproc: int, resume: str, signals: "Signals"
 ) -> int:
     """Starts the ranks of this machine, and again after faults; a signal before that ends it."""
-    from launch.restarts import newest_step, run_with_restarts, stopped
+    from launch.restarts import exit_after_stop, newest_step, run_with_restarts
     from uniemox_dist.runs.folder import RunFolder
 
     config = command.load(recipe, overrides)
@@ -89,10 +89,10 @@ def _launch(
 
     before = newest_step(folder)
     if signals.received:
-        return stopped(folder, signals)
+        return exit_after_stop(folder, signals)
     command.check(config, nproc)
     if signals.received:
-        return stopped(folder, signals)
+        return exit_after_stop(folder, signals)
     import torch
 
     # A signal during that import is obeyed before any rank starts.

@@ -33,7 +33,7 @@ def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
             "gpus_per_node=-1: input should be greater than or equal to 0",
             "mem: '12 G': give a number with K, M, G or T, as 480G, or 0 for all of a node's memory",
             "sbatch: --time is set by the script; use time",
-            "env: 'A-B' is no name of a variable; use letters, digits and _",
+            "env: 'A-B' is not a valid name of a variable; use letters, digits and _",
             "container.kind=apptainer and container.image=None: give both, or neither",
             "timeouts.strat_s: unknown key; did you mean timeouts.start_s?",
         ]
@@ -43,7 +43,7 @@ def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("nodes: 4-2", "nodes=4-2: from more to fewer; write 2-4"),
+        ("nodes: 4-2", "nodes=4-2: the first number is the larger one; write 2-4"),
         (
             "gpus_per_node: 0",
             "ranks_per_node: needed with gpus_per_node=0; give the number of CPU ranks on a node",

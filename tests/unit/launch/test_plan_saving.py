@@ -17,7 +17,7 @@ from launch.plan.saving import (
     checkpoint_size,
     estimated_save,
     interval_advice,
-    needed_s,
+    signal_lead,
 )
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError
@@ -111,7 +111,7 @@ def test_a_run_without_a_pace_is_refused(run: RunFolder, tmp_path: Path) -> None
 
 def test_the_lead_is_two_saves_and_a_step(run: RunFolder) -> None:
     config = load_config("demo")
-    lead = needed_s(config, run)
+    lead = signal_lead(config, run)
     assert lead.seconds == float(lead) == 2 * 7.0 + 2.0
     assert lead.source == "2 x the longest of the last saves measured, 7 s, plus a step measured, 2 s"
 
@@ -119,10 +119,10 @@ def test_the_lead_is_two_saves_and_a_step(run: RunFolder) -> None:
 def test_without_a_run_the_lead_is_estimated_from_the_checkpoint(tmp_path: Path) -> None:
     config = load_config("demo")
     slow, fast = (
-        needed_s(config, None, ranks=2, disk_gb_s=speed, step_s=1.0).seconds for speed in (0.01, 10)
+        signal_lead(config, None, ranks=2, disk_gb_s=speed, step_s=1.0).seconds for speed in (0.01, 10)
     )
     assert slow > 4.0 > fast > 1.0  # 20 MB at 10 MB/s, twice
-    unmeasured = needed_s(config, RunFolder(tmp_path / "new"))
+    unmeasured = signal_lead(config, RunFolder(tmp_path / "new"))
     assert unmeasured.seconds > STEP_S
     assert "30 s for a step that was not measured" in unmeasured.source
     assert "assumed (--disk states it)" in unmeasured.source

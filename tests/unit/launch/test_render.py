@@ -81,7 +81,7 @@ def test_scripts_are_written_for_a_site_and_nothing_is_overwritten(tmp_path: Pat
     assert "#SBATCH --account=my_project" in (tmp_path / "x/evaluate.sbatch").read_text()
     write_scripts(tmp_path / "x", "pyxis")
     (tmp_path / "x/pack.sbatch").write_text("mine")
-    with pytest.raises(UserError, match=r"pack.sbatch is there and differs"):
+    with pytest.raises(UserError, match=r"pack.sbatch exists and differs"):
         write_scripts(tmp_path / "x", "pyxis")
     assert (tmp_path / "x/pack.sbatch").read_text() == "mine"
 

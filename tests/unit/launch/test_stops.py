@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from attempts import begun, in_background, restarts, until
 
-from launch.restarts import stopped
+from launch.restarts import exit_after_stop
 from uniemox_dist.distributed.local_launcher import Signals, attempt
 from uniemox_dist.runs.folder import RunFolder, read_lines
 
@@ -69,13 +69,13 @@ def test_no_stop_is_told_of_a_run_that_another_process_trains_or_that_has_no_fol
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         run.lock()
-        assert stopped(run, signals) == 1
+        assert exit_after_stop(run, signals) == 1
         run.unlock()
         assert not run.events.exists()
         nowhere = RunFolder(tmp_path / "nowhere")
-        assert stopped(nowhere, signals) == 1
+        assert exit_after_stop(nowhere, signals) == 1
         assert not nowhere.path.exists()
-        assert stopped(run, signals) == 1
+        assert exit_after_stop(run, signals) == 1
     assert last_event(run) == {"event": "signal", "step": None, "signal": "SIGUSR1", "saved": False}
 
 

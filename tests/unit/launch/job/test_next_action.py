@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from event_lines import write_event
 
-from launch.job.next_action import JobState, settle
-from launch.job.start import begin
+from launch.job.next_action import JobState, choose_next_action
+from launch.job.start import start_attempt
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION, step_folder
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import write_json
@@ -46,7 +46,7 @@ def started(run: RunFolder, *more: str, live: str = "17 RUNNING 1:00:00", **env:
         "batch.micro_batch=8",
     ]
     settings += ["batch.global_batch=96", "batch.streams=12", *more]
-    return begin("demo", settings, LiveJobs.parse(live), Allocation.from_env({**ENV, **env}))
+    return start_attempt("demo", settings, LiveJobs.parse(live), Allocation.from_env({**ENV, **env}))
 
 
 def saved(run: RunFolder, step: int) -> None:
@@ -56,7 +56,7 @@ def saved(run: RunFolder, step: int) -> None:
 
 
 def settled(run: RunFolder, code: int, state: str = RUNNING) -> tuple[str, str]:
-    verdict = settle(run, code, JobState.parse(state, 0), 17)
+    verdict = choose_next_action(run, code, JobState.parse(state, 0), 17)
     return verdict.line, verdict.remark
 
 
@@ -267,7 +267,7 @@ def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolde
         job = {"SLURM_JOB_ID": str(number), "UNIEMOX_AFTER_JOB": str(number - 1)}
         started(run, live=f"{number} RUNNING", **job)
         report_bad_nodes(run, {"n1": "bad"}, number)
-        line = settle(run, 1, JobState.parse(RUNNING, 0), number).line
+        line = choose_next_action(run, 1, JobState.parse(RUNNING, 0), number).line
     assert line == "end 1"
 
 
