@@ -1,8 +1,8 @@
 """Activation memory of a micro-batch in bytes: what passes keep for the backward pass, and what they need briefly.
 
-Counted by the operations of the modules: each linear layer keeps its input, a norm its input and two numbers a row, GELU
-its input, attention its queries, keys, values and output with one number a row and head (fused kernels keep no matrix of
-scores). Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s bytes of a number.
+Counted by the operations of the modules: each linear layer keeps its input, a norm its input and two numbers a row,
+GELU its input, attention its queries, keys, values and output with one number a row and head (fused kernels keep no
+matrix of scores). Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s bytes of a number.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.job.lock import JobLock, read, release, take
+from launch.job.lock import JobLock, acquire, read, release
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.scheduler.commands import LiveJobs
@@ -26,7 +26,7 @@ def own(job_id: int, restarts: int = 0) -> JobLock:
 
 
 def test_a_run_that_nobody_has_is_taken_and_given_back(run: RunFolder) -> None:
-    assert take(run, own(17), LiveJobs.parse("17 RUNNING 1:00:00\n")) is None
+    assert acquire(run, own(17), LiveJobs.parse("17 RUNNING 1:00:00\n")) is None
     facts = json.loads(run.job.read_text())
     assert facts["host"] == os.uname().nodename
     assert {key: facts[key] for key in ("job_id", "restarts", "nodes", "began_step")} == {
@@ -43,9 +43,9 @@ def test_a_run_that_nobody_has_is_taken_and_given_back(run: RunFolder) -> None:
 
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING", "SUSPENDED"])
 def test_a_second_job_is_refused_with_the_first_ones_number(run: RunFolder, state: str) -> None:
-    take(run, own(17), LiveJobs())
+    acquire(run, own(17), LiveJobs())
     with pytest.raises(UserError, match=rf"job 17 of \S+ has it \({state.lower()}\); .*scancel 17"):
-        take(run, own(18), LiveJobs.parse(f"18 RUNNING 10:00\n17 {state} 10:00\n"))
+        acquire(run, own(18), LiveJobs.parse(f"18 RUNNING 10:00\n17 {state} 10:00\n"))
     assert read(run.job).job_id == 17  # type: ignore[union-attr]
 
 
@@ -53,24 +53,24 @@ def test_a_second_job_is_refused_with_the_first_ones_number(run: RunFolder, stat
     "live", ["18 RUNNING 10:00", "18 RUNNING\n17 CANCELLED", "19 PENDING\n18 RUNNING UNLIMITED"]
 )
 def test_what_a_job_left_that_is_gone_is_taken_over(run: RunFolder, live: str) -> None:
-    take(run, own(17), LiveJobs())
-    assert take(run, own(18), LiveJobs.parse(live)) == "job 17 had this run and is gone: taken over"
+    acquire(run, own(17), LiveJobs())
+    assert acquire(run, own(18), LiveJobs.parse(live)) == "job 17 had this run and is gone: taken over"
     assert read(run.job).job_id == 18  # type: ignore[union-attr]
 
 
 def test_a_job_that_was_queued_again_has_its_run_still(run: RunFolder) -> None:
-    take(run, own(17), LiveJobs())
-    assert take(run, own(17, restarts=1), LiveJobs.parse("17 RUNNING")) is None
+    acquire(run, own(17), LiveJobs())
+    assert acquire(run, own(17, restarts=1), LiveJobs.parse("17 RUNNING")) is None
     assert read(run.job).restarts == 1  # type: ignore[union-attr]
 
 
 def test_without_an_answer_of_squeue_the_kernels_lock_decides(run: RunFolder) -> None:
-    take(run, own(17), LiveJobs())
+    acquire(run, own(17), LiveJobs())
     run.lock()
     with pytest.raises(UserError, match="squeue does not answer"):
-        take(run, own(18), LiveJobs.parse("slurm_load_jobs error: Unable to contact slurm controller"))
+        acquire(run, own(18), LiveJobs.parse("slurm_load_jobs error: Unable to contact slurm controller"))
     run.unlock()
-    assert "no process trains: taken over" in str(take(run, own(18), LiveJobs()))
+    assert "no process trains: taken over" in str(acquire(run, own(18), LiveJobs()))
 
 
 @pytest.mark.parametrize("other", [{"cluster": "b"}, {"user": "ann"}])
@@ -78,34 +78,34 @@ def test_where_squeue_may_not_show_a_job_the_kernels_lock_decides(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
-    take(run, replace(own(17), **other), LiveJobs())  # type: ignore[arg-type]
+    acquire(run, replace(own(17), **other), LiveJobs())  # type: ignore[arg-type]
     run.lock()
     with pytest.raises(UserError, match=r"job 17 of .* trains there"):
-        take(run, own(18), LiveJobs.parse("18 RUNNING 1:00"))
+        acquire(run, own(18), LiveJobs.parse("18 RUNNING 1:00"))
     if "cluster" in other:  # its jobs have the same numbers
         with pytest.raises(UserError, match="on b trains there"):
-            take(run, own(17), LiveJobs.parse("17 RUNNING 1:00"))
+            acquire(run, own(17), LiveJobs.parse("17 RUNNING 1:00"))
     run.unlock()
-    assert "is gone: taken over" in str(take(run, own(18), LiveJobs.parse("18 RUNNING 1:00")))
+    assert "is gone: taken over" in str(acquire(run, own(18), LiveJobs.parse("18 RUNNING 1:00")))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "x"}', "null"])
 def test_a_file_that_says_nothing_is_replaced(run: RunFolder, text: str) -> None:
     run.job.write_text(text)
-    assert take(run, own(18), LiveJobs.parse("18 RUNNING")) is None
+    assert acquire(run, own(18), LiveJobs.parse("18 RUNNING")) is None
     assert read(run.job).job_id == 18  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_jobs_at_once_exactly_one_has_the_run(run: RunFolder, stale: bool) -> None:
     if stale:
-        take(run, own(1), LiveJobs())
+        acquire(run, own(1), LiveJobs())
     ids = range(20, 28)
     live = LiveJobs.parse("".join(f"{job} RUNNING\n" for job in ids))
 
     def attempt(job: int) -> bool:
         try:
-            take(run, own(job), live)
+            acquire(run, own(job), live)
         except UserError:
             return False
         return True

@@ -216,7 +216,7 @@ def test_a_rank_that_fails_on_its_way_out_of_a_complete_run_changes_nothing(run:
     started(run)
     saved(run, 5)
     write_event(run, "end", step=5)
-    assert settled(run, 134) == ("end 0", "the run is complete; a rank ended with 134 on its way out")
+    assert settled(run, 134) == ("end 0", "the run is complete; a rank exited with 134 afterwards")
 
 
 def test_a_failed_stop_is_not_started_again(run: RunFolder) -> None:
