@@ -1,4 +1,4 @@
-"""What ranks tell each other. Works without a process group too: then this process is the whole world."""
+"""Collective operations among ranks. Without a process group this process is the only rank."""
 
 import os
 import socket
@@ -77,6 +77,11 @@ def close() -> None:
     """Leaves the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_joined() -> bool:
+    """True if this process is in a process group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:

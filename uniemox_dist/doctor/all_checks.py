@@ -18,8 +18,8 @@ from uniemox_dist.doctor import (
     reading,
     versions,
 )
-from uniemox_dist.doctor.findings import Finding, Told
-from uniemox_dist.doctor.ranks import HOST, joined, measured, meet, told, within
+from uniemox_dist.doctor.findings import Finding, RankFacts
+from uniemox_dist.doctor.ranks import HOST, barrier, gather, is_joined, try_measure, within
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes, Subject, known_sizes
 
 LONGEST_S = 120
@@ -35,28 +35,31 @@ def examine(subject: Subject, world: World, device: Any) -> Iterator[list[Findin
     """
     for name, check in _checks(subject, world, device):
         with within(LONGEST_S, name, world):
-            meet()
+            barrier()
             yield check()
 
 
 def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, Check]]:
     config = subject.config
-    ranks = world.size if joined() else 1
+    ranks = world.size if is_joined() else 1
     loader = LoaderNeeds.of(config, ranks) if config is not None else None
     sizes = known_sizes(config)
-    yield versions.WHAT, lambda: versions.judge(told(world, measured(_versions(config is not None, device))))
+    yield (
+        versions.WHAT,
+        lambda: versions.judge(gather(world, try_measure(_versions(config is not None, device)))),
+    )
     yield devices.DEVICES, partial(_devices, world, loader)
     yield memory.HOST, partial(_memory, world, loader, sizes, config.zero.stage if config else 1)
     yield limits.SHM, partial(_limits, world, loader, device is not None and device.type == "cuda")
-    yield clock.WHAT, lambda: clock.judge(told(world, clock.measure()))
-    if joined():
+    yield clock.WHAT, lambda: clock.judge(gather(world, clock.measure()))
+    if is_joined():
         yield collective.RESULTS, partial(_collectives, world, device, sizes)
     if device is not None:
         peak = config.compute.peak_tflops if config else None
-        yield rate.WHAT, lambda: rate.judge(told(world, measured(lambda: rate.measure(device, peak))))
+        yield rate.WHAT, lambda: rate.judge(gather(world, try_measure(lambda: rate.measure(device, peak))))
     keep = config.run.keep_last if config else 1
     folder = subject.run_folder
-    yield disk.WHAT, lambda: disk.judge(told(world, measured(lambda: disk.measure(folder))), sizes, keep)
+    yield disk.WHAT, lambda: disk.judge(gather(world, try_measure(lambda: disk.measure(folder))), sizes, keep)
     for field, path in subject.data:
         yield reading.WHAT, partial(_reading, world, field, path)
     if config is not None:
@@ -65,7 +68,7 @@ def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, 
 
 def alone(world: World) -> list[Finding]:
     """What keeps this rank from meeting the others, without asking them: a device that is not there."""
-    found = devices.judge_devices([Told(world.rank, HOST, measured(lambda: devices.measure(world)))])
+    found = devices.judge_devices([RankFacts(world.rank, HOST, try_measure(lambda: devices.measure(world)))])
     return [finding for finding in found if finding.status == "fail"]
 
 
@@ -84,31 +87,31 @@ def _versions(training: bool, device: Any) -> Callable[[], versions.VersionFacts
 
 
 def _devices(world: World, loader: LoaderNeeds | None) -> list[Finding]:
-    everyone = told(world, measured(lambda: devices.measure(world)))
+    everyone = gather(world, try_measure(lambda: devices.measure(world)))
     workers = loader.workers if loader else None
     return devices.judge_devices(everyone) + devices.judge_cores(everyone, workers)
 
 
 def _memory(world: World, loader: LoaderNeeds | None, sizes: Sizes | None, stage: int) -> list[Finding]:
-    everyone = told(world, measured(lambda: memory.measure(world)))
+    everyone = gather(world, try_measure(lambda: memory.measure(world)))
     return memory.judge_host(everyone, loader) + memory.judge_gpu(everyone, sizes, stage)
 
 
 def _limits(world: World, loader: LoaderNeeds | None, gpu: bool) -> list[Finding]:
-    everyone = told(world, measured(lambda: limits.measure(gpu=gpu)))
+    everyone = gather(world, try_measure(lambda: limits.measure(gpu=gpu)))
     found = limits.judge_shm(everyone, loader) + limits.judge_files(everyone, loader)
     return found + limits.judge_processes(everyone, loader)
 
 
 def _collectives(world: World, device: Any, sizes: Sizes | None) -> list[Finding]:
-    everyone = told(world, collective.measure(world, device))
+    everyone = gather(world, collective.measure(world, device))
     gradients = sizes.gradient_bytes if sizes else None
     found = collective.judge_results(everyone) + collective.judge_speed(everyone, gradients)
     return found + collective.judge_links(everyone)
 
 
 def _reading(world: World, field: str, path: str) -> list[Finding]:
-    return reading.judge(told(world, measured(lambda: reading.measure(field, path, world))))
+    return reading.judge(gather(world, try_measure(lambda: reading.measure(field, path, world))))
 
 
 def _inputs(config: Any, world: World) -> Iterator[tuple[str, Check]]:
@@ -117,7 +120,7 @@ def _inputs(config: Any, world: World) -> Iterator[tuple[str, Check]]:
     if config.loss.needs_teacher:
         look = inputs.measure_teacher if teacher.source == "live" else None
         measure = partial(look, teacher) if look else partial(inputs.measure_cache, config, world)
-        yield inputs.TEACHER, lambda: inputs.judge(inputs.TEACHER, told(world, measured(measure)))
+        yield inputs.TEACHER, lambda: inputs.judge(inputs.TEACHER, gather(world, try_measure(measure)))
     if initial is not None:
         first = partial(inputs.measure_initial, Path(initial))
-        yield inputs.INITIAL, lambda: inputs.judge(inputs.INITIAL, told(world, measured(first)))
+        yield inputs.INITIAL, lambda: inputs.judge(inputs.INITIAL, gather(world, try_measure(first)))

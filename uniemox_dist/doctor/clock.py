@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound
-from uniemox_dist.doctor.ranks import meet
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.ranks import barrier
 
 WHAT = "clock"
 WARN_S, FAIL_S = 1.0, 30.0
@@ -22,18 +22,18 @@ class ClockFacts:
 
 def measure() -> ClockFacts:
     """Collective."""
-    meet()  # the first one may have to connect
+    barrier()  # the first one may have to connect
     times = []
     for _ in range(ROUNDS):
-        meet()
+        barrier()
         times.append(time.time())
     return ClockFacts(tuple(times))
 
 
-def ahead(told: Sequence[Told[ClockFacts]]) -> dict[int, float]:
+def ahead(gathered: Sequence[RankFacts[ClockFacts]]) -> dict[int, float]:
     """Seconds that each rank's clock is before the median: of several rounds the one where it was nearest, since a
     rank that was not running as it left a barrier looks late."""
-    everyone = sound(told)
+    everyone = with_facts(gathered)
     # The lower of two in the middle: of two ranks the full difference counts.
     medians = [statistics.median_low(times) for times in zip(*(facts.times for _, facts in everyone))]
     return {
@@ -42,11 +42,11 @@ def ahead(told: Sequence[Told[ClockFacts]]) -> dict[int, float]:
     }
 
 
-def judge(told: Sequence[Told[ClockFacts]]) -> list[Finding]:
+def judge(gathered: Sequence[RankFacts[ClockFacts]]) -> list[Finding]:
     """Warns above a second, fails above half a minute."""
-    found = ahead(told)
+    found = ahead(gathered)
 
-    def of_rank(one: Told[ClockFacts], _: ClockFacts) -> Problem | None:
+    def of_rank(one: RankFacts[ClockFacts], _: ClockFacts) -> Problem | None:
         off = found[one.rank]
         if abs(off) <= WARN_S:
             return None
@@ -57,8 +57,8 @@ def judge(told: Sequence[Told[ClockFacts]]) -> list[Finding]:
         )
 
     def all_well(_: list[ClockFacts]) -> str:
-        if len(told) == 1:
+        if len(gathered) == 1:
             return "one rank: nothing to compare with"
         return f"at most {max(map(abs, found.values())) * 1e3:.1f} ms from the ranks' median"
 
-    return judged(WHAT, told, of_rank, all_well)
+    return make_findings(WHAT, gathered, of_rank, all_well)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
-from uniemox_dist.doctor.ranks import meet
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
+from uniemox_dist.doctor.ranks import barrier
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"
 SIZES = {"cuda": (1 << 20, 1 << 24, 1 << 28), "cpu": (1 << 16, 1 << 20, 1 << 24)}
@@ -132,7 +133,7 @@ def _ring(world: World, device: Any, size: int) -> float:
     _timed(pass_on, device)  # connects
     times = []
     for _ in range(3):
-        meet()
+        barrier()
         times.append(_timed(pass_on, device))
     return min(times)
 
@@ -149,10 +150,10 @@ def _timed(work: Callable[[], Any], device: Any) -> float:
     return time.perf_counter() - began
 
 
-def judge_results(told: Sequence[Told[CollectiveFacts]]) -> list[Finding]:
+def judge_results(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Finding]:
     """Fails for every rank that got a wrong number."""
 
-    def of_rank(_: Told[CollectiveFacts], facts: CollectiveFacts) -> Problem | None:
+    def of_rank(_: RankFacts[CollectiveFacts], facts: CollectiveFacts) -> Problem | None:
         bad = [f"{count} wrong numbers from {name}" for name, count in facts.wrong.items() if count]
         remedy = (
             "take that host out (sbatch --exclude) and have its memory, GPU and network card tested; if it is on all "
@@ -162,51 +163,51 @@ def judge_results(told: Sequence[Told[CollectiveFacts]]) -> list[Finding]:
 
     def all_well(all_facts: list[CollectiveFacts]) -> str:
         return f"{len(all_facts[0].wrong)} operations gave the exact result on " + (
-            f"all {len(told)} ranks" if len(told) > 1 else "one rank"
+            f"all {len(gathered)} ranks" if len(gathered) > 1 else "one rank"
         )
 
-    return judged(RESULTS, told, of_rank, all_well)
+    return make_findings(RESULTS, gathered, of_rank, all_well)
 
 
-def judge_speed(told: Sequence[Told[CollectiveFacts]], gradient_bytes: int | None) -> list[Finding]:
+def judge_speed(gathered: Sequence[RankFacts[CollectiveFacts]], gradient_bytes: int | None) -> list[Finding]:
     """States the bandwidth by size, and the slowest rank; warns where GPUs talk slower than a plain network would."""
-    everyone = sound(told)
-    ranks = len(told)
+    everyone = with_facts(gathered)
+    ranks = len(gathered)
     if ranks == 1 or not everyone or not everyone[0][1].seconds:
         return []
     sizes = sorted(everyone[0][1].seconds)
     slowest, slow = min(everyone, key=lambda pair: pair[1].bus_bytes_per_s(sizes[-1], ranks))
     rates = ", ".join(
-        f"{min(f.bus_bytes_per_s(size, ranks) for _, f in everyone) / 1e9:.3g} GB/s at {sized(size)}"
+        f"{min(f.bus_bytes_per_s(size, ranks) for _, f in everyone) / 1e9:.3g} GB/s at {format_size(size)}"
         for size in sizes
     )
     rate = slow.bus_bytes_per_s(sizes[-1], ranks)
     text = f"{rates}; slowest: rank {slowest.rank} on {slowest.host}"
     if gradient_bytes:
         seconds = 2 * (ranks - 1) / ranks * gradient_bytes / rate
-        text += f"; a step's gradients ({sized(gradient_bytes)}) take {seconds:.2g} s"
+        text += f"; a step's gradients ({format_size(gradient_bytes)}) take {seconds:.2g} s"
     if slow.gpu and rate < SLOW_GPU_BYTES_PER_S:
         return [Finding("warn", SPEED, text, NETWORK, slowest.rank, slowest.host)]
     return [Finding("ok", SPEED, text)]
 
 
-def judge_links(told: Sequence[Told[CollectiveFacts]]) -> list[Finding]:
+def judge_links(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Finding]:
     """Warns of ranks that get data from the rank before much slower than others whose link is of the same kind."""
-    if len(told) == 1 or not any(facts.link_bytes for _, facts in sound(told)):
+    if len(gathered) == 1 or not any(facts.link_bytes for _, facts in with_facts(gathered)):
         return []
     kinds: dict[bool, list[float]] = {False: [], True: []}
     rates: dict[int, tuple[bool, float]] = {}
-    for one, facts in sound(told):
-        between_hosts = told[one.rank - 1].host != one.host
+    for one, facts in with_facts(gathered):
+        between_hosts = gathered[one.rank - 1].host != one.host
         rates[one.rank] = between_hosts, facts.link_bytes / max(facts.link_s, 1e-9)
         kinds[between_hosts].append(rates[one.rank][1])
 
-    def of_rank(one: Told[CollectiveFacts], _: CollectiveFacts) -> Problem | None:
+    def of_rank(one: RankFacts[CollectiveFacts], _: CollectiveFacts) -> Problem | None:
         between_hosts, rate = rates[one.rank]
         median = statistics.median(kinds[between_hosts])
         if rate >= LINK_SHARE * median:
             return None
-        before = told[one.rank - 1]
+        before = gathered[one.rank - 1]
         value = (
             f"{rate / 1e9:.3g} GB/s from rank {before.rank} on {before.host}, the median of such links is "
             f"{median / 1e9:.3g} GB/s"
@@ -216,8 +217,10 @@ def judge_links(told: Sequence[Told[CollectiveFacts]]) -> list[Finding]:
     def all_well(_: list[CollectiveFacts]) -> str:
         names = {False: "within a host", True: "between hosts"}
         parts = [
-            f"{span((r / 1e9 for r in found), 'GB/s')} {names[k]}" for k, found in kinds.items() if found
+            f"{format_range((r / 1e9 for r in found), 'GB/s')} {names[k]}"
+            for k, found in kinds.items()
+            if found
         ]
         return "; ".join(parts) + ", each rank to the next"
 
-    return judged(LINKS, told, of_rank, all_well)
+    return make_findings(LINKS, gathered, of_rank, all_well)

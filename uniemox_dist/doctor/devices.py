@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uniemox_dist.core.formatting import counted
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sound
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings, with_facts
 
 DEVICES, CORES = "devices", "cores"
 
@@ -56,9 +57,9 @@ def measure(world: World) -> DeviceFacts:
     return DeviceFacts(tuple(visible), own, uuid, cores, read_limits().cores, threads)
 
 
-def judge_devices(told: Sequence[Told[DeviceFacts]]) -> list[Finding]:
+def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
     """Fails where a rank has no GPU of its own while others have; warns where GPUs differ."""
-    everyone = sound(told)
+    everyone = with_facts(gathered)
     on_gpu = any(facts.own is not None for _, facts in everyone)
     usual = Counter(facts.name for _, facts in everyone).most_common(1)[0][0] if everyone else ""
     first: dict[tuple[str, str], int] = {}
@@ -66,7 +67,7 @@ def judge_devices(told: Sequence[Told[DeviceFacts]]) -> list[Finding]:
         if facts.uuid is not None:
             first.setdefault((one.host, facts.uuid), one.rank)
 
-    def of_rank(one: Told[DeviceFacts], facts: DeviceFacts) -> Problem | None:
+    def of_rank(one: RankFacts[DeviceFacts], facts: DeviceFacts) -> Problem | None:
         if facts.own is None and on_gpu:
             remedy = "see nvidia-smi there, CUDA_VISIBLE_DEVICES, and that torch's build is the same"
             return Problem("fail", "sees no GPU, while other ranks do", remedy)
@@ -87,33 +88,33 @@ def judge_devices(told: Sequence[Told[DeviceFacts]]) -> list[Finding]:
         return None
 
     def all_well(all_facts: list[DeviceFacts]) -> str:
-        hosts = by_host(told)
-        where = f"{counted(len(told), 'rank')} on {counted(len(hosts), 'host')}"
+        hosts = by_host(gathered)
+        where = f"{counted(len(gathered), 'rank')} on {counted(len(hosts), 'host')}"
         seen = (
             f", {counted(len(all_facts[0].visible), 'GPU')} visible" if all_facts[0].visible else ", no GPU"
         )
         return f"{all_facts[0].name}{seen}; {where}"
 
-    return judged(DEVICES, told, of_rank, all_well)
+    return make_findings(DEVICES, gathered, of_rank, all_well)
 
 
-def cores_of_a_rank(told: Sequence[Told[DeviceFacts]]) -> dict[int, float]:
+def cores_of_a_rank(gathered: Sequence[RankFacts[DeviceFacts]]) -> dict[int, float]:
     """Cores that each rank has for itself: those that several ranks of a host may use are divided among them."""
     share: dict[int, float] = {}
-    for ranks in by_host(told).values():
-        users = Counter(core for _, facts in sound(ranks) for core in facts.cores)
-        for one, facts in sound(ranks):
+    for ranks in by_host(gathered).values():
+        users = Counter(core for _, facts in with_facts(ranks) for core in facts.cores)
+        for one, facts in with_facts(ranks):
             own = sum(1 / users[core] for core in facts.cores)
             # A quota is taken as that of all ranks on the host: batch systems set it for the whole job.
             share[one.rank] = min(own, facts.quota / len(ranks)) if facts.quota else own
     return share
 
 
-def judge_cores(told: Sequence[Told[DeviceFacts]], workers: int | None) -> list[Finding]:
+def judge_cores(gathered: Sequence[RankFacts[DeviceFacts]], workers: int | None) -> list[Finding]:
     """Warns where threads or loader processes are more than a rank's cores; `workers` is None without a recipe."""
-    share = cores_of_a_rank(told)
+    share = cores_of_a_rank(gathered)
 
-    def of_rank(one: Told[DeviceFacts], facts: DeviceFacts) -> Problem | None:
+    def of_rank(one: RankFacts[DeviceFacts], facts: DeviceFacts) -> Problem | None:
         own = share[one.rank]
         most = max(1, int(own))
         cores = f"{own:.3g} core{'' if own == 1 else 's'}"
@@ -133,4 +134,4 @@ def judge_cores(told: Sequence[Told[DeviceFacts]], workers: int | None) -> list[
         asked = "" if threads is None else f", {counted(threads, 'thread')} an operation"
         return f"{cores} a rank{asked}" + ("" if workers is None else f", data.workers={workers}")
 
-    return judged(CORES, told, of_rank, all_well)
+    return make_findings(CORES, gathered, of_rank, all_well)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from uniemox_dist.core.errors import Fault
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sized, sound, span
+from uniemox_dist.core.formatting import size as format_size
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
 from uniemox_dist.doctor.subject import Sizes
 
 WHAT = "run folder"
@@ -86,7 +87,7 @@ def _write(folder: Path, size: int) -> tuple[int, float, os.statvfs_result]:
 
 
 def judge(
-    told: Sequence[Told[DiskFacts]],
+    gathered: Sequence[RankFacts[DiskFacts]],
     sizes: Sizes | None,
     keep: int,
     *,
@@ -98,10 +99,10 @@ def judge(
     `keep` is run.keep_last; `speed` is false where the probe was too small to say anything about it. With `lenient`,
     too little room is a warning: a run trains on without saving, and the room may come back.
     """
-    rate = sum(facts.bytes_per_s for _, facts in sound(told))
+    rate = sum(facts.bytes_per_s for _, facts in with_facts(gathered))
 
-    def of_rank(_: Told[DiskFacts], facts: DiskFacts) -> Problem | None:
-        free = f"{sized(facts.free)} free in {facts.folder}"
+    def of_rank(_: RankFacts[DiskFacts], facts: DiskFacts) -> Problem | None:
+        free = f"{format_size(facts.free)} free in {facts.folder}"
         room = "make room there, or set run.dir to a larger disk"
         if facts.inodes is not None and facts.inodes < INODES:
             return Problem("fail", f"only {facts.inodes} files can be made in {facts.folder}", room)
@@ -113,7 +114,7 @@ def judge(
             # One more than are kept is there while the newest is written; two are the least that a run can go on with.
             need = max(1, keep + 1 - facts.saved) * one
             if facts.free < need:
-                value = f"{free}; a checkpoint takes {sized(one)}, run.keep_last={keep}"
+                value = f"{free}; a checkpoint takes {format_size(one)}, run.keep_last={keep}"
                 few = facts.free < max(1, 2 - facts.saved) * one
                 return Problem(
                     "fail" if few and not lenient else "warn", value, f"{room}, or lower run.keep_last"
@@ -121,25 +122,31 @@ def judge(
         if not speed:
             return None
         if sizes is not None and sizes.checkpoint_bytes / rate > SLOW_S:
-            value = f"{sized(rate)}/s with fsync: a checkpoint takes {sizes.checkpoint_bytes / rate:.0f} s"
+            value = (
+                f"{format_size(rate)}/s with fsync: a checkpoint takes {sizes.checkpoint_bytes / rate:.0f} s"
+            )
             return Problem("warn", value, "set run.dir to a faster disk, or a larger run.save_every")
         if sizes is None and facts.bytes_per_s < SLOW_BYTES_PER_S:
-            return Problem("warn", f"{sized(facts.bytes_per_s)}/s with fsync", "set run.dir to a faster disk")
+            return Problem(
+                "warn", f"{format_size(facts.bytes_per_s)}/s with fsync", "set run.dir to a faster disk"
+            )
         return None
 
     def all_well(all_facts: list[DiskFacts]) -> str:
         where = min(all_facts, key=lambda facts: facts.free)
-        text = f"{sized(where.free)} free in {where.folder}"
+        text = f"{format_size(where.free)} free in {where.folder}"
         if speed:
             each = (
-                f" ({span((f.bytes_per_s / 1e6 for f in all_facts), 'MB/s')} a rank)" if len(told) > 1 else ""
+                f" ({format_range((f.bytes_per_s / 1e6 for f in all_facts), 'MB/s')} a rank)"
+                if len(gathered) > 1
+                else ""
             )
-            text += f"; writes {sized(rate)}/s with fsync{each}"
+            text += f"; writes {format_size(rate)}/s with fsync{each}"
         else:
             text += "; can be written"
         if sizes is not None:
-            text += f"; a checkpoint takes {sized(sizes.checkpoint_bytes)}"
+            text += f"; a checkpoint takes {format_size(sizes.checkpoint_bytes)}"
             text += f", {sizes.checkpoint_bytes / rate:.2g} s" if speed else ""
         return text
 
-    return judged(WHAT, told, of_rank, all_well)
+    return make_findings(WHAT, gathered, of_rank, all_well)

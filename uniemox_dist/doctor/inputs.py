@@ -12,9 +12,11 @@ from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, complete_chec
 from uniemox_dist.config.schema import Config, TeacherConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
+from uniemox_dist.core.formatting import counted
+from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Told, counted, judged, sized
+from uniemox_dist.doctor.findings import Finding, RankFacts, make_findings
 from uniemox_dist.teacher.identity import CONFIG, find_local_folder, find_weights_file, read_statistics
 
 TEACHER, INITIAL = "teacher", "init_from"
@@ -92,7 +94,7 @@ def _weights(path: Path, where: str) -> str:
     """What a file of weights holds by its header."""
     if not path.is_file():
         raise UserError(f"{where}: lacks {path.name}; {COPY}")
-    size = sized(path.stat().st_size)
+    size = format_size(path.stat().st_size)
     if path.suffix != ".safetensors":
         with open(path, "rb") as file:
             if not file.read(1):
@@ -133,6 +135,6 @@ def _object(path: Path, where: str) -> None:
         raise UserError(f"{where}: {path.name} is no JSON object; {COPY}") from None
 
 
-def judge(what: str, told: Sequence[Told[FileFacts]]) -> list[Finding]:
+def judge(what: str, gathered: Sequence[RankFacts[FileFacts]]) -> list[Finding]:
     """Fails where a rank's node cannot read them, or they are damaged."""
-    return judged(what, told, lambda *_: None, lambda all_facts: all_facts[0].text)
+    return make_findings(what, gathered, lambda *_: None, lambda all_facts: all_facts[0].text)

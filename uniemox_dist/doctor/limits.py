@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uniemox_dist.core.formatting import counted
 from uniemox_dist.data.origin import HANDLES
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, span
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, format_range, make_findings
 from uniemox_dist.doctor.subject import LoaderNeeds
 
 SHM, FILES, PROCESSES = "/dev/shm", "open files", "processes"
@@ -67,12 +68,12 @@ def _processes_left() -> int | None:
     return min(left, default=None)
 
 
-def judge_shm(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+def judge_shm(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails without shared memory, warns where it is less than loaders and NCCL may take at a time."""
-    hosts = by_host(told)
+    hosts = by_host(gathered)
     remedy = "enlarge it: docker run --shm-size=8g (or --ipc=host), or mount -o remount,size=8g /dev/shm"
 
-    def of_rank(one: Told[LimitFacts], facts: LimitFacts) -> Problem | None:
+    def of_rank(one: RankFacts[LimitFacts], facts: LimitFacts) -> Problem | None:
         ranks = len(hosts[one.host])
         if facts.shm_free is None:
             return Problem("fail", "there is none", "mount a tmpfs there; torch and NCCL need it")
@@ -88,19 +89,19 @@ def judge_shm(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> l
         return None
 
     def all_well(all_facts: list[LimitFacts]) -> str:
-        free = span(((facts.shm_free or 0) / 1e6 for facts in all_facts), "MB", 6)
+        free = format_range(((facts.shm_free or 0) / 1e6 for facts in all_facts), "MB", 6)
         return f"{free} free" + (
             f"; loaders may take {loader.handover_bytes / 1e6:.0f} MB a rank" if loader else ""
         )
 
-    return judged(SHM, told, of_rank, all_well)
+    return make_findings(SHM, gathered, of_rank, all_well)
 
 
-def judge_files(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+def judge_files(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails where a rank could not open what it reads from and whom it talks to, warns below twice that."""
-    need = FILES_BASE + HANDLES * (loader.data_sets if loader else 1) + FILES_PER_PEER * (len(told) - 1)
+    need = FILES_BASE + HANDLES * (loader.data_sets if loader else 1) + FILES_PER_PEER * (len(gathered) - 1)
 
-    def of_rank(_: Told[LimitFacts], facts: LimitFacts) -> Problem | None:
+    def of_rank(_: RankFacts[LimitFacts], facts: LimitFacts) -> Problem | None:
         if facts.files >= 2 * need:
             return None
         raised = f"ulimit -n {max(4096, 4 * need)}"
@@ -113,15 +114,15 @@ def judge_files(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) ->
         limit = min(facts.files for facts in all_facts)
         return f"limit {limit} a process, a rank may need {need}"
 
-    return judged(FILES, told, of_rank, all_well)
+    return make_findings(FILES, gathered, of_rank, all_well)
 
 
-def judge_processes(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+def judge_processes(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails where the ranks of a host could not start their threads, warns where loader processes might not."""
-    hosts = by_host(told)
+    hosts = by_host(gathered)
     workers = loader.workers if loader else 0
 
-    def of_rank(one: Told[LimitFacts], facts: LimitFacts) -> Problem | None:
+    def of_rank(one: RankFacts[LimitFacts], facts: LimitFacts) -> Problem | None:
         ranks = len(hosts[one.host])
         need = ranks * (
             THREADS + 2 * workers
@@ -136,4 +137,4 @@ def judge_processes(told: Sequence[Told[LimitFacts]], loader: LoaderNeeds | None
         left = [facts.processes for facts in all_facts if facts.processes is not None]
         return f"{min(left)} more may be started" if left else "no limit"
 
-    return judged(PROCESSES, told, of_rank, all_well)
+    return make_findings(PROCESSES, gathered, of_rank, all_well)

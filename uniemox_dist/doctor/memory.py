@@ -7,9 +7,19 @@ from dataclasses import dataclass
 
 import psutil
 
+from uniemox_dist.core.formatting import counted
+from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, Told, by_host, counted, judged, sized, sound, span
+from uniemox_dist.doctor.findings import (
+    Finding,
+    Problem,
+    RankFacts,
+    by_host,
+    format_range,
+    make_findings,
+    with_facts,
+)
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 
 HOST, GPU = "memory", "gpu memory"
@@ -54,14 +64,14 @@ def measure(world: World) -> MemoryFacts:
     return MemoryFacts(available, limits.memory_bytes, left, own, free, total)
 
 
-def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) -> list[Finding]:
+def judge_host(gathered: Sequence[RankFacts[MemoryFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails where loaders alone take more than a host has left, warns where they come near it."""
-    hosts = by_host(told)
+    hosts = by_host(gathered)
 
-    def of_rank(one: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
+    def of_rank(one: RankFacts[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         ranks = len(hosts[one.host])
         need = ranks * (LEAST_BYTES if loader is None else _loader_bytes(loader))
-        what = f"{sized(facts.left)} free; {counted(ranks, 'rank')} there want {sized(need)} at least"
+        what = f"{format_size(facts.left)} free; {counted(ranks, 'rank')} there want {format_size(need)} at least"
         if loader is None:
             remedy = "ask for more memory (sbatch --mem), or end what else runs there"
             return Problem("warn", what, remedy) if need > facts.left else None
@@ -73,39 +83,39 @@ def judge_host(told: Sequence[Told[MemoryFacts]], loader: LoaderNeeds | None) ->
         return Problem("fail" if need > facts.left else "warn", f"{what}, for loading", remedy)
 
     def all_well(all_facts: list[MemoryFacts]) -> str:
-        free = span((facts.left / 1e9 for facts in all_facts), "GB")
+        free = format_range((facts.left / 1e9 for facts in all_facts), "GB")
         limits = {facts.limit for facts in all_facts} - {None}
-        bound = f" (limit {sized(min(x for x in limits if x is not None))})" if limits else ""
-        need = "" if loader is None else f"; loading takes {sized(_loader_bytes(loader))} a rank"
+        bound = f" (limit {format_size(min(x for x in limits if x is not None))})" if limits else ""
+        need = "" if loader is None else f"; loading takes {format_size(_loader_bytes(loader))} a rank"
         return f"{free} free a host{bound}{need}"
 
-    return judged(HOST, told, of_rank, all_well)
+    return make_findings(HOST, gathered, of_rank, all_well)
 
 
 def _loader_bytes(loader: LoaderNeeds) -> int:
     return loader.shared_bytes + max(1, loader.workers) * loader.index_bytes
 
 
-def judge_gpu(told: Sequence[Told[MemoryFacts]], sizes: Sizes | None, stage: int) -> list[Finding]:
+def judge_gpu(gathered: Sequence[RankFacts[MemoryFacts]], sizes: Sizes | None, stage: int) -> list[Finding]:
     """Fails where weights and optimizer states do not fit; warns where something else is on the GPU."""
-    if not any(facts.gpu_total for _, facts in sound(told)):
+    if not any(facts.gpu_total for _, facts in with_facts(gathered)):
         return []
-    need = 0 if sizes is None else sizes.gpu_bytes(len(told), stage)
+    need = 0 if sizes is None else sizes.gpu_bytes(len(gathered), stage)
 
-    def of_rank(_: Told[MemoryFacts], facts: MemoryFacts) -> Problem | None:
+    def of_rank(_: RankFacts[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         if not facts.gpu_total or facts.gpu_free is None:
             return None  # of ranks without a GPU another check speaks
-        what = f"{sized(facts.gpu_free)} free of {sized(facts.gpu_total)}"
+        what = f"{format_size(facts.gpu_free)} free of {format_size(facts.gpu_total)}"
         if need > facts.gpu_free:
             remedy = "use a higher zero.stage, more ranks or a smaller model"
-            return Problem("fail", f"{what}; weights and states alone take {sized(need)}", remedy)
+            return Problem("fail", f"{what}; weights and states alone take {format_size(need)}", remedy)
         if facts.gpu_free < FREE_SHARE * facts.gpu_total:
             return Problem("warn", what, "another process has memory there; see nvidia-smi and end it")
         return None
 
     def all_well(all_facts: list[MemoryFacts]) -> str:
         free = [facts.gpu_free / 1e9 for facts in all_facts if facts.gpu_free is not None]
-        known = f"; weights and states take {sized(need)}, activations on top" if need else ""
-        return f"{span(free, 'GB')} free a GPU{known}"
+        known = f"; weights and states take {format_size(need)}, activations on top" if need else ""
+        return f"{format_range(free, 'GB')} free a GPU{known}"
 
-    return judged(GPU, told, of_rank, all_well)
+    return make_findings(GPU, gathered, of_rank, all_well)

@@ -7,7 +7,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor import clock, collective, disk, limits, versions
 from uniemox_dist.doctor.findings import Finding
-from uniemox_dist.doctor.ranks import joined, measured, part, told
+from uniemox_dist.doctor.ranks import gather, is_joined, select, try_measure
 from uniemox_dist.doctor.subject import LoaderNeeds, known_sizes
 
 
@@ -21,19 +21,19 @@ def preflight(
     """
     gpu = device is not None and device.type == "cuda"
     own = (
-        measured(lambda: versions.measure(training=training)),
-        measured(lambda: disk.measure(folder_path, disk.SHORT_BYTES)),
-        measured(lambda: limits.measure(gpu=gpu)),
+        try_measure(lambda: versions.measure(training=training)),
+        try_measure(lambda: disk.measure(folder_path, disk.SHORT_BYTES)),
+        try_measure(lambda: limits.measure(gpu=gpu)),
     )
-    everyone = told(world, own)
+    everyone = gather(world, own)
     sizes = known_sizes(config)
     loader = LoaderNeeds.of(config, len(everyone)) if config is not None else None
     keep = config.run.keep_last if config is not None else 1
-    found = versions.judge(part(everyone, 0), bounds=False)
-    if joined():
-        found += collective.judge_results(told(world, collective.measure(world, device, short=True)))
-    found += clock.judge(told(world, clock.measure()))
-    found += disk.judge(part(everyone, 1), sizes, keep, speed=False, lenient=True)
-    found += limits.judge_shm(part(everyone, 2), loader)
-    found += limits.judge_files(part(everyone, 2), loader)
-    return found + limits.judge_processes(part(everyone, 2), loader)
+    found = versions.judge(select(everyone, 0), bounds=False)
+    if is_joined():
+        found += collective.judge_results(gather(world, collective.measure(world, device, short=True)))
+    found += clock.judge(gather(world, clock.measure()))
+    found += disk.judge(select(everyone, 1), sizes, keep, speed=False, lenient=True)
+    found += limits.judge_shm(select(everyone, 2), loader)
+    found += limits.judge_files(select(everyone, 2), loader)
+    return found + limits.judge_processes(select(everyone, 2), loader)

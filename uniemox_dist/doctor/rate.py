@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniemox_dist.core.devices import peak_tflops
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
 
 WHAT = "bf16 rate"
 WARN_SHARE, FAIL_SHARE = 0.5, 0.2
@@ -65,11 +65,11 @@ def measure(device: Any, stated_peak: float | None = None) -> RateFacts:
     return RateFacts(name, True, tflops, stated_peak or peak_tflops(name, "bf16"))
 
 
-def judge(told: Sequence[Told[RateFacts]]) -> list[Finding]:
+def judge(gathered: Sequence[RankFacts[RateFacts]]) -> list[Finding]:
     """Fails below a fifth of the stated peak, warns below half of it, or well below the ranks' median."""
-    median = statistics.median([facts.tflops for _, facts in sound(told)] or [0.0])
+    median = statistics.median([facts.tflops for _, facts in with_facts(gathered)] or [0.0])
 
-    def of_rank(_: Told[RateFacts], facts: RateFacts) -> Problem | None:
+    def of_rank(_: RankFacts[RateFacts], facts: RateFacts) -> Problem | None:
         rate = _rates([facts.tflops])
         remedy = GPU_REMEDY if facts.gpu else CPU_REMEDY
         share = facts.tflops / facts.peak if facts.peak else 1.0
@@ -85,13 +85,13 @@ def judge(told: Sequence[Told[RateFacts]]) -> list[Finding]:
         shares = [100 * facts.tflops / facts.peak for facts in all_facts if facts.peak]
         if not shares:
             return f"{rate} on {all_facts[0].device}; no peak is known to compare with"
-        return f"{rate} on {all_facts[0].device}, {span(shares, '%', 2)} of the stated peak"
+        return f"{rate} on {all_facts[0].device}, {format_range(shares, '%', 2)} of the stated peak"
 
-    return judged(WHAT, told, of_rank, all_well)
+    return make_findings(WHAT, gathered, of_rank, all_well)
 
 
 def _rates(tflops: Sequence[float]) -> str:
     """In TFLOP/s, or in GFLOP/s where there are few of those."""
     if max(tflops) >= 1:
-        return span(tflops, "TFLOP/s")
-    return span((1e3 * rate for rate in tflops), "GFLOP/s")
+        return format_range(tflops, "TFLOP/s")
+    return format_range((1e3 * rate for rate in tflops), "GFLOP/s")

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from shards.format.manifest import Manifest, read_manifest
 from shards.storage import is_local, place, sizes_of
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.formatting import counted
+from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, Told, counted, judged, sized, sound, span
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
 
 WHAT = "shards"
 PIECE = 4 << 20
@@ -143,11 +145,11 @@ def _forget(reader: ShardReader, shard: int) -> bool:
     return True
 
 
-def judge(told: Sequence[Told[ReadFacts]]) -> list[Finding]:
+def judge(gathered: Sequence[RankFacts[ReadFacts]]) -> list[Finding]:
     """Fails where a rank cannot read; warns where one is much slower than the others, or all are slow."""
-    median = statistics.median([facts.bytes_per_s for _, facts in sound(told)] or [0.0])
+    median = statistics.median([facts.bytes_per_s for _, facts in with_facts(gathered)] or [0.0])
 
-    def of_rank(_: Told[ReadFacts], facts: ReadFacts) -> Problem | None:
+    def of_rank(_: RankFacts[ReadFacts], facts: ReadFacts) -> Problem | None:
         slow = f"{facts.path}: {facts.bytes_per_s / 1e6:.3g} MB/s"
         if facts.bytes_per_s < SLOW_SHARE * median:
             remedy = "look at that host's mount, network and disk; or set data.cache_dir"
@@ -159,10 +161,12 @@ def judge(told: Sequence[Told[ReadFacts]]) -> list[Finding]:
 
     def all_well(all_facts: list[ReadFacts]) -> str:
         one = all_facts[0]
-        rate = span((facts.bytes_per_s / 1e6 for facts in all_facts), "MB/s")
-        samples = span((facts.samples_per_s for facts in all_facts), "samples/s")
-        each = " a rank" if len(told) > 1 else ""
-        size = f"{one.path}: {one.samples} samples in {counted(one.shards, 'shard')}, {sized(one.bytes)}"
+        rate = format_range((facts.bytes_per_s / 1e6 for facts in all_facts), "MB/s")
+        samples = format_range((facts.samples_per_s for facts in all_facts), "samples/s")
+        each = " a rank" if len(gathered) > 1 else ""
+        size = (
+            f"{one.path}: {one.samples} samples in {counted(one.shards, 'shard')}, {format_size(one.bytes)}"
+        )
         return f"{size}; {rate} in a row, {samples} one by one{each}"
 
-    return judged(WHAT, told, of_rank, all_well)
+    return make_findings(WHAT, gathered, of_rank, all_well)

@@ -11,7 +11,7 @@ from importlib import metadata
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged, sound
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
 
 WHAT = "versions"
 PACKAGE = "uniemox-dist"
@@ -86,15 +86,15 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def judge(told: Sequence[Told[VersionFacts]], *, bounds: bool = True) -> list[Finding]:
+def judge(gathered: Sequence[RankFacts[VersionFacts]], *, bounds: bool = True) -> list[Finding]:
     """Fails for what is not the same on all ranks and, with `bounds`, for what is missing or too old."""
     usual: dict[str, str | None] = {}
-    names = dict.fromkeys(name for _, facts in sound(told) for name in facts.versions)
+    names = dict.fromkeys(name for _, facts in with_facts(gathered) for name in facts.versions)
     for name in names:
-        counts = Counter(facts.versions.get(name) for _, facts in sound(told))
+        counts = Counter(facts.versions.get(name) for _, facts in with_facts(gathered))
         usual[name] = counts.most_common(1)[0][0]
 
-    def of_rank(_: Told[VersionFacts], facts: VersionFacts) -> Problem | None:
+    def of_rank(_: RankFacts[VersionFacts], facts: VersionFacts) -> Problem | None:
         asked = facts.bounds if bounds else ()
         missing = [bound for bound in asked if facts.versions.get(bound.name) is None]
         if missing:
@@ -120,7 +120,9 @@ def judge(told: Sequence[Told[VersionFacts]], *, bounds: bool = True) -> list[Fi
             )
         return None
 
-    return judged(WHAT, told, of_rank, lambda all_facts: _listed(all_facts[0]) + _same(len(all_facts)))
+    return make_findings(
+        WHAT, gathered, of_rank, lambda all_facts: _listed(all_facts[0]) + _same(len(all_facts))
+    )
 
 
 def _fits(version: str, bound: Bound) -> bool:

@@ -1,33 +1,41 @@
 """How verdicts on single ranks become lines."""
 
-from uniemox_dist.doctor.findings import Finding, Problem, Told, Trouble, judged, span, worst
+from uniemox_dist.doctor.findings import (
+    Finding,
+    Problem,
+    RankFacts,
+    Trouble,
+    format_range,
+    make_findings,
+    worst,
+)
 
 
-def told(*facts: object) -> list[Told[object]]:
-    return [Told(rank, f"node{rank // 2}", one) for rank, one in enumerate(facts)]
+def told(*facts: object) -> list[RankFacts[object]]:
+    return [RankFacts(rank, f"node{rank // 2}", one) for rank, one in enumerate(facts)]
 
 
-def judge(_: Told[object], fact: object) -> Problem | None:
+def judge(_: RankFacts[object], fact: object) -> Problem | None:
     return Problem("warn", f"{fact} is odd", "make it even") if isinstance(fact, int) and fact % 2 else None
 
 
 def test_all_well_is_one_line_about_all_ranks() -> None:
-    found = judged("numbers", told(2, 4, 6), judge, lambda facts: f"sum {sum(facts)}")
+    found = make_findings("numbers", told(2, 4, 6), judge, lambda facts: f"sum {sum(facts)}")
     assert found == [Finding("ok", "numbers", "sum 12")]
 
 
 def test_the_same_problem_on_several_ranks_is_one_line_that_counts_them() -> None:
-    found = judged("numbers", told(2, 3, 3, 3, 5), judge, lambda _: "")
+    found = make_findings("numbers", told(2, 3, 3, 3, 5), judge, lambda _: "")
     assert found == [
         Finding("warn", "numbers", "3 is odd (and 2 more ranks)", "make it even", 1, "node0"),
         Finding("warn", "numbers", "5 is odd", "make it even", 4, "node2"),
     ]
-    everywhere = judged("numbers", told(3, 3), judge, lambda _: "")
-    assert [finding.value for finding in everywhere] == ["3 is odd (so on all 2 ranks)"]
+    everywhere = make_findings("numbers", told(3, 3), judge, lambda _: "")
+    assert [finding.value for finding in everywhere] == ["3 is odd (on all 2 ranks)"]
 
 
 def test_a_rank_that_could_not_measure_fails_and_is_named() -> None:
-    found = judged("numbers", told(2, Trouble("no numbers here", "write some")), judge, lambda _: "")
+    found = make_findings("numbers", told(2, Trouble("no numbers here", "write some")), judge, lambda _: "")
     assert found == [Finding("fail", "numbers", "no numbers here", "write some", 1, "node0")]
     assert found[0].line() == "fail  numbers      rank 1 on node0: no numbers here; write some"
 
@@ -43,6 +51,6 @@ def test_the_gravest_status_counts() -> None:
 
 
 def test_a_span_shows_one_number_where_all_look_alike() -> None:
-    assert span([1.0, 1.0001], "GB") == "1 GB"
-    assert span([2.5, 0.25, 1.0], "GB") == "0.25 … 2.5 GB"
-    assert span([123456.0], "MB") == "123456 MB"
+    assert format_range([1.0, 1.0001], "GB") == "1 GB"
+    assert format_range([2.5, 0.25, 1.0], "GB") == "0.25 … 2.5 GB"
+    assert format_range([123456.0], "MB") == "123456 MB"

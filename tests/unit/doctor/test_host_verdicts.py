@@ -7,7 +7,7 @@ import pytest
 from uniemox_dist.doctor import clock, devices, limits, memory, versions
 from uniemox_dist.doctor.clock import ClockFacts
 from uniemox_dist.doctor.devices import DeviceFacts
-from uniemox_dist.doctor.findings import Finding, Told
+from uniemox_dist.doctor.findings import Finding, RankFacts
 from uniemox_dist.doctor.limits import LimitFacts
 from uniemox_dist.doctor.memory import MemoryFacts
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
@@ -21,8 +21,8 @@ LIMITS = LimitFacts(8 * GB, 8 * GB, 65536, 65536, None)
 LOADER = LoaderNeeds(workers=4, shared_bytes=GB, index_bytes=GB // 4, handover_bytes=GB // 10, data_sets=1)
 
 
-def told(*facts: object, ranks_on_a_host: int = 1) -> list[Told]:
-    return [Told(rank, f"node{rank // ranks_on_a_host}", one) for rank, one in enumerate(facts)]
+def told(*facts: object, ranks_on_a_host: int = 1) -> list[RankFacts]:
+    return [RankFacts(rank, f"node{rank // ranks_on_a_host}", one) for rank, one in enumerate(facts)]
 
 
 def short(found: list[Finding]) -> list[tuple[str, int | None, str | None]]:

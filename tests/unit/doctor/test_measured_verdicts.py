@@ -7,7 +7,7 @@ import pytest
 from uniemox_dist.doctor import collective, disk, rate, reading
 from uniemox_dist.doctor.collective import CollectiveFacts
 from uniemox_dist.doctor.disk import DiskFacts
-from uniemox_dist.doctor.findings import Told
+from uniemox_dist.doctor.findings import RankFacts
 from uniemox_dist.doctor.rate import RateFacts
 from uniemox_dist.doctor.reading import ReadFacts
 from uniemox_dist.doctor.subject import Sizes
@@ -22,8 +22,8 @@ DISK = DiskFacts("/runs", 1000 * GB, 10**6, 64 * 10**6, 0.1)
 READ = ReadFacts("data", 10, 10_000, GB, 64 * 10**6, 0.1, 64, 0.1, True)
 
 
-def told(*facts: object, ranks_on_a_host: int = 1) -> list[Told]:
-    return [Told(rank, f"node{rank // ranks_on_a_host}", one) for rank, one in enumerate(facts)]
+def told(*facts: object, ranks_on_a_host: int = 1) -> list[RankFacts]:
+    return [RankFacts(rank, f"node{rank // ranks_on_a_host}", one) for rank, one in enumerate(facts)]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_bandwidth_by_size_names_the_slowest_rank() -> None:
     (found,) = collective.judge_speed(told(EXACT, slow, EXACT, EXACT), gradient_bytes=2 * 10**8)
     # Bus bandwidth 2 · 3/4 · bytes / s; gradients of twice the vector take twice its time.
     assert found.value == (
-        "0.75 GB/s at 1 MB, 7.5 GB/s at 100 MB; slowest: rank 1 on node1; a step's gradients (200 MB) take 0.04 s"
+        "0.75 GB/s at 1.0 MB, 7.5 GB/s at 100.0 MB; slowest: rank 1 on node1; a step's gradients (200.0 MB) take 0.04 s"
     )
     assert found.status == "ok"
     assert collective.judge_speed(told(EXACT), None) == []
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_takes_minutes_to_write_is_warned_of() -> None:
     (found,) = disk.judge(told(slow, slow), sizes, 1)  # 2 x 16 MB/s
     assert (found.status, found.value) == (
         "warn",
-        "32 MB/s with fsync: a checkpoint takes 312 s (so on all 2 ranks)",
+        "32.0 MB/s with fsync: a checkpoint takes 312 s (on all 2 ranks)",
     )
     assert disk.judge(told(slow, slow), sizes, 1, speed=False)[0].status == "ok"
     assert disk.judge(told(slow), None, 1)[0].status == "warn"

@@ -17,7 +17,7 @@ from uniemox_dist.doctor import collective, devices, disk, inputs, limits, memor
 from uniemox_dist.doctor.all_checks import alone, meeting_failed
 from uniemox_dist.doctor.cgroup import Limits, read_limits
 from uniemox_dist.doctor.findings import Trouble
-from uniemox_dist.doctor.ranks import measured
+from uniemox_dist.doctor.ranks import try_measure
 from uniemox_dist.doctor.subject import Subject, sizes_of
 from uniemox_dist.models.student import Student
 
@@ -96,7 +96,7 @@ def test_a_disk_is_measured_in_the_nearest_folder_that_exists_and_left_as_it_was
 
 def test_a_run_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = measured(lambda: disk.measure(tmp_path / "file/run"))
+    found = try_measure(lambda: disk.measure(tmp_path / "file/run"))
     assert found == Trouble(f"{tmp_path}/file cannot be written (Not a directory)", disk.REMEDY)
 
 
