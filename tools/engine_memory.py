@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from launch.plan.engine import engine_memory
 from launch.plan.memory import precision_of
 from launch.plan.model import ASSUMED_LABELS, Tower, trained_parameters
-from uniemox_dist.checkpoints.zero_state import flat_partitions, trained
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
+from uniemox_dist.distributed.deepspeed_internals import flat_partitions, trained
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.models.student import Student, Targets, Views

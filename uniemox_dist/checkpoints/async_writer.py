@@ -31,10 +31,11 @@ from uniemox_dist.checkpoints.format import fragment_key
 from uniemox_dist.checkpoints.part_file import write_part
 from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
 from uniemox_dist.checkpoints.run_state import RunState
-from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments, shapes
+from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
 from uniemox_dist.core.files import publish_dir, write_json
 from uniemox_dist.core.versions import versions
 from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.deepspeed_internals import shapes
 from uniemox_dist.distributed.world import World
 
 log = logging.getLogger("uniemox")

@@ -5,9 +5,10 @@ from typing import Any
 
 from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.checkpoints.format import FragmentReader
-from uniemox_dist.checkpoints.zero_state import load_fragments, shapes
+from uniemox_dist.checkpoints.zero_state import load_fragments
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed.deepspeed_internals import shapes
 
 
 @dataclass(frozen=True)

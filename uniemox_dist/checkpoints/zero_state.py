@@ -13,6 +13,14 @@ import torch
 from torch import Tensor
 
 from uniemox_dist.checkpoints.format import KINDS, FragmentReader
+from uniemox_dist.distributed.deepspeed_internals import (
+    adam_states,
+    flat_partitions,
+    locate_share,
+    shapes,
+    trained,
+    write_low_precision,
+)
 
 
 @dataclass(frozen=True)
@@ -22,16 +30,6 @@ class Fragment:
     name: str
     start: int
     tensors: dict[str, Tensor]
-
-
-def trained(engine: Any) -> list[tuple[str, Any]]:
-    """The parameters that are trained, with their names."""
-    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
-
-
-def shapes(engine: Any) -> dict[str, list[int]]:
-    """Full shapes of all trained parameters, also where ZeRO-3 keeps a part only."""
-    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained(engine)}
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:
@@ -44,10 +42,10 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             if end > start:
                 yield Fragment(f.name, start, {kind: t[start:end] for kind, t in f.tensors.items()})
         return
-    states = _states(engine)
+    states = adam_states(engine)
     flats = flat_partitions(engine)
     for name, p in trained(engine):
-        place = _place(engine, p)
+        place = locate_share(engine, p)
         if place is None:
             continue
         start, length, group, offset = place
@@ -58,7 +56,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
 
 def adam_step(engine: Any) -> float:
     """How many updates Adam has made; the same in all its states."""
-    steps = {float(state["step"]) for state in _states(engine).values()}
+    steps = {float(state["step"]) for state in adam_states(engine).values()}
     assert len(steps) <= 1, f"Adam's states disagree on their step: {steps}"
     return steps.pop() if steps else 0.0
 
@@ -69,21 +67,13 @@ def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
     for fragment in fragments(engine) if sharded else _whole(engine):
         for kind, tensor in fragment.tensors.items():
             tensor.copy_(reader.read(fragment.name, kind, fragment.start, tensor.numel()))
-    for state in _states(engine).values():
+    for state in adam_states(engine).values():
         state["step"].fill_(step)
     if not sharded:  # the parameters themselves are the fp32 weights
         return
-    rank = torch.distributed.get_rank()
-    with torch.no_grad():
-        for name, p in trained(engine):
-            if hasattr(p, "ds_id"):  # ZeRO-3: this rank's shard, padded at the end
-                shard = p.ds_tensor.numel()
-                start = min(rank * shard, p.ds_numel)
-                length = min(shard, p.ds_numel - start)
-                if length:
-                    p.ds_tensor.view(-1)[:length].copy_(reader.read(name, "fp32", start, length))
-            else:
-                p.copy_(reader.parameter(name))
+    write_low_precision(
+        engine, lambda name, start, length: reader.read(name, "fp32", start, length), reader.parameter
+    )
 
 
 def check(engine: Any) -> None:
@@ -110,7 +100,7 @@ def check(engine: Any) -> None:
 
 def _whole(engine: Any) -> Iterator[Fragment]:
     """In stage 0, every parameter as one fragment."""
-    states = _states(engine)
+    states = adam_states(engine)
     for name, p in trained(engine):
         yield Fragment(name, 0, _kinds(p, states))
 
@@ -119,48 +109,3 @@ def _kinds(weights: Tensor, states: Any) -> dict[str, Tensor]:
     """Views of fp32 weights and their moments, flat."""
     found = {"fp32": weights, **{kind: states[weights][kind] for kind in KINDS[1:]}}
     return {kind: tensor.detach().view(-1) for kind, tensor in found.items()}
-
-
-def flat_partitions(engine: Any) -> list[Tensor]:
-    """The flat fp32 partitions of this rank."""
-    optimizer = engine.optimizer
-    stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
-    flats: list[Tensor] = (
-        optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups
-    )
-    return flats
-
-
-def _states(engine: Any) -> Any:
-    """Adam's states by the tensors that it updates; made where the first step has not made them yet."""
-    sharded = engine.zero_optimization()
-    adam = engine.optimizer.optimizer if sharded else engine.optimizer
-    for tensor in flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
-        state = adam.state[tensor]
-        for kind in KINDS[1:]:
-            if kind not in state:
-                state[kind] = torch.zeros_like(tensor)
-        # A fused Adam counts on the device.
-        state.setdefault("step", torch.zeros((), device=tensor.device if adam.defaults["fused"] else "cpu"))
-    return adam.state
-
-
-def _place(engine: Any, p: Any) -> tuple[int, int, int, int] | None:
-    """(start in the parameter, length, group, offset in the group's flat partition) of what this rank owns."""
-    if hasattr(p, "ds_id"):
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        shard = (p.ds_numel + world_size - 1) // world_size
-        start = min(rank * shard, p.ds_numel)
-        length = min(shard, p.ds_numel - start)
-        group, offset, _ = engine.optimizer.grad_position[engine.optimizer.get_param_id(p)]
-        return (start, length, group, offset) if length else None
-    mapping = getattr(p, "_hp_mapping", None)
-    if mapping is None:
-        return None
-    in_parameter = mapping.lp_fragment_address
-    return (
-        in_parameter.start,
-        in_parameter.numel,
-        mapping.param_group_index,
-        mapping.hp_fragment_address.start,
-    )

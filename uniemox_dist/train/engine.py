@@ -16,6 +16,7 @@ from uniemox_dist.config.load import merge
 from uniemox_dist.config.schema import ComputeConfig, Config, OptimConfig
 from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed.deepspeed_internals import import_deepspeed
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.parameters import optimizer_group
@@ -167,20 +168,6 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
     return merge(ours, config.deepspeed)
 
 
-def _import_without_compiler() -> None:
-    """DeepSpeed's engine imports the kernels of an optimizer that no run uses, each to be compiled, and with them all
-    of torch's compiler: three seconds of every start."""
-    from deepspeed.runtime import compiler
-
-    before, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
-    try:
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    except ImportError:  # a version without it
-        pass
-    finally:
-        compiler.compile = before
-
-
 def set_compute_options(student: Student | Classifier, compute: ComputeConfig, device: torch.device) -> None:
     """Sets number formats, checkpointed blocks and compilation of the blocks."""
     if device.type == "cuda":
@@ -269,17 +256,12 @@ def make_engine(
     # torch tells DeepSpeed to call its collectives by newer names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    # DeepSpeed would compile this C++ operator at the first start on a CPU; only its inference uses it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed = import_deepspeed()
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     if precision == "bf16":
         student = student.bfloat16()
     student = student.to(device)
     set_compute_options(student, config.compute, device)
-    _import_without_compiler()
     engine, *_ = deepspeed.initialize(
         model=student,
         optimizer=make_optimizer(student, config.optim, config.zero.stage),

@@ -17,6 +17,7 @@ from uniemox_dist.core.versions import environment
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.sources import describe_data
 from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.deepspeed_internals import count_parameters
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.preflight import preflight
@@ -204,7 +205,7 @@ def _report_start(trainer: Trainer, step: int, versions: Mapping[str, Any]) -> N
 
 def _log_run(trainer: Trainer, step: int) -> None:
     config, world, checkpoint = trainer.config, trainer.world, trainer.checkpoint
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
+    parameters = count_parameters(trainer.engine.module)
     log.info(
         "run %s: %s at step %d of %d; student %.1f M parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
         "accumulation %d = global batch %d; ZeRO-%d, %s on %s",

@@ -16,6 +16,7 @@ from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import draw_drop_paths
 from uniemox_dist.distributed.collectives import sum_over_ranks
+from uniemox_dist.distributed.deepspeed_internals import reduced_gradients
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.drop_path import find_drop_paths, set_draws
 from uniemox_dist.train.engine import Engine
@@ -105,7 +106,7 @@ def update_weights(
     if status.stop_signal is not None:
         names = [number.name for number in STOP_SIGNALS]
         sums[first + 5 + names.index(status.stop_signal)].fill_(1)
-    gradients = nonfinite.reduced_gradients(engine)
+    gradients = reduced_gradients(engine)
     sums[first + 4] = nonfinite.count(list(gradients.values()), device)
     sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:

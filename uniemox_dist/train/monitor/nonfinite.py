@@ -14,46 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniemox_dist.checkpoints.zero_state import flat_partitions, trained
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.distributed.deepspeed_internals import is_partitioned, trained
 
 log = logging.getLogger("uniemox")
 SHOWN = 50
 """Tensors in the evidence: those that are not finite first, then the largest."""
-
-
-def reduced_gradients(engine: Any) -> dict[str, Tensor]:
-    """This rank's share of the step's gradients by their parameters' names, after the last micro-batch's backward pass;
-    in stage 0 all of them. What pads a partition has no name and is left out.
-
-    Raises:
-        RuntimeError: if this version of DeepSpeed keeps them elsewhere.
-    """
-    if not engine.zero_optimization():
-        return {name: p.grad for name, p in trained(engine) if p.grad is not None}
-    optimizer = engine.optimizer
-    found: dict[str, Tensor] = {}
-    names = {id(p): name for name, p in trained(engine)}
-    try:
-        groups = optimizer.fp16_groups if hasattr(optimizer, "fp16_groups") else optimizer.params_in_partition
-        for group, gradients in optimizer.averaged_gradients.items():
-            real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-            found.update({names[id(p)]: gradient for p, gradient in zip(groups[group], real)})
-        if not optimizer.averaged_gradients:  # an optimizer on the CPU has them in its flat partitions
-            flats = enumerate(flat_partitions(engine))
-            found = {f"group {group}": flat.grad for group, flat in flats if flat.grad is not None}
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise _elsewhere(repr(error)) from error
-    if not found and any(flat.numel() for flat in flat_partitions(engine)):
-        raise _elsewhere("none are found")
-    return found
-
-
-def _elsewhere(why: str) -> RuntimeError:
-    return RuntimeError(
-        f"this version of DeepSpeed keeps its gradients differently ({why}); install a tested one (setup.py)"
-    )
 
 
 @torch.no_grad()
@@ -80,7 +47,7 @@ def evidence(
 ) -> dict[str, Any]:
     """What this rank can say of a step that is about to be skipped."""
     batch_tensors = ("scene_B3HW", "person_B3HW", "texts_BE", "pictures_BE")
-    weights = {name: p for name, p in trained(engine) if not hasattr(p, "ds_id")}  # ZeRO-3 holds a part only
+    weights = {name: p for name, p in trained(engine) if not is_partitioned(p)}  # ZeRO-3 holds a part only
     return {
         "step": step,
         "loss": str(loss),

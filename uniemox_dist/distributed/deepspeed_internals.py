@@ -1,0 +1,148 @@
+"""All that this project uses of DeepSpeed beyond its public interface: where ZeRO keeps its fp32 partitions, Adam's
+states and the reduced gradients.
+
+setup.py bounds the version of DeepSpeed because of this file. A version that keeps them elsewhere is refused with an
+error, by `checkpoints.zero_state.check` and by `reduced_gradients`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def import_deepspeed() -> Any:
+    """Imports DeepSpeed without two things that cost seconds of every start: the kernels of an optimizer that no run
+    uses, with torch's compiler; and a C++ operator of its inference, compiled at the first start on a CPU."""
+    import deepspeed
+    from deepspeed.runtime import compiler
+
+    before, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer
+    except ImportError:  # a version without it
+        pass
+    finally:
+        compiler.compile = before
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def trained(engine: Any) -> list[tuple[str, Any]]:
+    """The parameters that are trained, with their names."""
+    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+
+
+def shapes(engine: Any) -> dict[str, list[int]]:
+    """Full shapes of all trained parameters, also where ZeRO-3 keeps a part only."""
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained(engine)}
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Parameters of a module, also where ZeRO-3 keeps a part only."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+
+
+def is_partitioned(p: Any) -> bool:
+    """True for a parameter of which ZeRO-3 keeps a part only."""
+    return hasattr(p, "ds_id")
+
+
+def flat_partitions(engine: Any) -> list[Tensor]:
+    """The flat fp32 partitions of this rank."""
+    optimizer = engine.optimizer
+    stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
+    flats: list[Tensor] = (
+        optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups
+    )
+    return flats
+
+
+def adam_states(engine: Any) -> Any:
+    """Adam's states by the tensors that it updates; created where the first step has not created them yet."""
+    sharded = engine.zero_optimization()
+    adam = engine.optimizer.optimizer if sharded else engine.optimizer
+    for tensor in flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
+        state = adam.state[tensor]
+        for kind in MOMENTS:
+            if kind not in state:
+                state[kind] = torch.zeros_like(tensor)
+        # A fused Adam counts on the device.
+        state.setdefault("step", torch.zeros((), device=tensor.device if adam.defaults["fused"] else "cpu"))
+    return adam.state
+
+
+def locate_share(engine: Any, p: Any) -> tuple[int, int, int, int] | None:
+    """This rank's share of a parameter: (start in the parameter, length, group, offset in the group's flat
+    partition); None if it owns none of it."""
+    if hasattr(p, "ds_id"):
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        shard = (p.ds_numel + world_size - 1) // world_size
+        start = min(rank * shard, p.ds_numel)
+        length = min(shard, p.ds_numel - start)
+        group, offset, _ = engine.optimizer.grad_position[engine.optimizer.get_param_id(p)]
+        return (start, length, group, offset) if length else None
+    mapping = getattr(p, "_hp_mapping", None)
+    if mapping is None:
+        return None
+    in_parameter = mapping.lp_fragment_address
+    return (
+        in_parameter.start,
+        in_parameter.numel,
+        mapping.param_group_index,
+        mapping.hp_fragment_address.start,
+    )
+
+
+def write_low_precision(
+    engine: Any, read: Callable[[str, int, int], Tensor], read_whole: Callable[[str], Tensor]
+) -> None:
+    """Fills the parameters themselves, which are copies of the fp32 partitions, from `read(name, start, length)`, or
+    from `read_whole(name)` where this rank holds a parameter whole."""
+    rank = torch.distributed.get_rank()
+    with torch.no_grad():
+        for name, p in trained(engine):
+            if is_partitioned(p):  # this rank's shard, padded at the end
+                shard = p.ds_tensor.numel()
+                start = min(rank * shard, p.ds_numel)
+                length = min(shard, p.ds_numel - start)
+                if length:
+                    p.ds_tensor.view(-1)[:length].copy_(read(name, start, length))
+            else:
+                p.copy_(read_whole(name))
+
+
+def reduced_gradients(engine: Any) -> dict[str, Tensor]:
+    """This rank's share of the step's gradients by their parameters' names, after the last micro-batch's backward pass;
+    in stage 0 all of them. What pads a partition has no name and is left out.
+
+    Raises:
+        RuntimeError: if this version of DeepSpeed keeps them elsewhere.
+    """
+    if not engine.zero_optimization():
+        return {name: p.grad for name, p in trained(engine) if p.grad is not None}
+    optimizer = engine.optimizer
+    found: dict[str, Tensor] = {}
+    names = {id(p): name for name, p in trained(engine)}
+    try:
+        groups = optimizer.fp16_groups if hasattr(optimizer, "fp16_groups") else optimizer.params_in_partition
+        for group, gradients in optimizer.averaged_gradients.items():
+            real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+            found.update({names[id(p)]: gradient for p, gradient in zip(groups[group], real)})
+        if not optimizer.averaged_gradients:  # an optimizer on the CPU has them in its flat partitions
+            flats = enumerate(flat_partitions(engine))
+            found = {f"group {group}": flat.grad for group, flat in flats if flat.grad is not None}
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise _moved(repr(error)) from error
+    if not found and any(flat.numel() for flat in flat_partitions(engine)):
+        raise _moved("none are found")
+    return found
+
+
+def _moved(why: str) -> RuntimeError:
+    return RuntimeError(
+        f"this version of DeepSpeed keeps its gradients differently ({why}); install a tested one (setup.py)"
+    )
