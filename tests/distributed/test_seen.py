@@ -73,4 +73,4 @@ def test_a_full_disk_costs_the_pictures_and_never_the_run(
     assert run_ranks(settings(tmp_path, tiny_data, tiny_teacher, "run"), world_size=1) == [0]
     assert list(full.iterdir()) == []
     log = (tmp_path / "run" / "logs" / "rank0.log").read_text()
-    assert log.count(f"{full}: No space left on device; training goes on without it") == 2
+    assert log.count(f"{full}: No space left on device; training continues without it") == 2
