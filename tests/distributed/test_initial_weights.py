@@ -63,7 +63,7 @@ def test_a_run_says_what_it_started_from(whole: Path) -> None:
     }
     log = (whole / "logs" / "rank0.log").read_text()
     assert "its learned positions stay fixed (model.positions=fixed)" in log
-    assert "not there: fusion (5), decoder.prediction.weight, decoder.prediction.bias" in log
+    assert "missing: fusion (5), decoder.prediction.weight, decoder.prediction.bias" in log
 
 
 def test_resumed_without_the_file_it_goes_on_exactly(

@@ -291,7 +291,7 @@ def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_whe
         faults = [line for line in first.stderr.splitlines() if "could not be read for 2 s" in line]
         assert faults, first.stderr
         assert f"data.path={web.url}/train: shard 0" in faults[0]
-        assert "the run can go on from its last checkpoint" in faults[0]
+        assert "resume the run from its last checkpoint" in faults[0]
         assert "Traceback" not in first.stderr
         done = max(losses(tmp_path / "run"))
         assert 1 <= done < 16
@@ -301,7 +301,7 @@ def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_whe
         again = [*start, f"data.cache_dir={cache}", "data.cache_gb=1"]
         second = subprocess.run(again, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert second.returncode == 0, second.stderr
-        assert f"cache {cache}: 1 GB; this node walks through " in second.stdout
+        assert f"cache {cache}: 1 GB; this node reads " in second.stdout
     assert losses(tmp_path / "run") == losses(whole_run)
     # Each shard came into the node's cache once, for both ranks and all their loader processes.
     assert sorted(path.name for path in cache.glob("*.tar")) == sorted(f"{s.sha256}.tar" for s in shards)

@@ -88,7 +88,17 @@ class ModelConfig(Section):
     @property
     def patches(self) -> int:
         """Number of patches N of a view."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.patch_grid**2
+
+    @property
+    def patch_grid(self) -> int:
+        """Number of patches along a side of a view."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patch_values(self) -> int:
+        """Number of values P of a patch: three colours of patch_size² pixels."""
+        return 3 * self.patch_size**2
 
     @property
     def visible(self) -> int:

@@ -1,8 +1,8 @@
-"""Whole shards on a node's own disk, brought in behind the reads of ranges and shared by its processes.
+"""Cache of whole shards on a node's disk, filled in the background and shared by all processes of the node.
 
-<folder>/lock            node-wide flock: files are made, renamed and evicted under it
-<folder>/<sha256>.part   being brought in: of full size, flocked by its writer; without a flock its writer was killed
-<folder>/<sha256>.tar    complete; its modification time is when it was last opened
+<folder>/lock            node-wide flock, held while files are created, renamed or evicted
+<folder>/<sha256>.part   being copied: full size, flocked by its writer; without a flock its writer was killed
+<folder>/<sha256>.tar    complete; its modification time is the time of its last use
 """
 
 import fcntl
@@ -26,31 +26,33 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class _Process:
-    """What one process has asked for, guarded by `lock`; problems are added without it."""
+    """Requests of one process, guarded by `lock`; `problems` is appended to without it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.thread: threading.Thread | None = None
         self.stop = False
-        # By SHA-256, in order, the first being brought in: shards, and what reads (offset, length) of their origin.
+        # Requested shards by SHA-256, in order, with functions that read (offset, length) from the origin.
         self.asked: dict[str, tuple[ShardEntry, Callable[[int, int], bytes]]] = {}
-        self.rests_until: dict[str, float] = {}  # monotonic seconds, by SHA-256; infinite for a wrong shard
+        self.rests_until: dict[
+            str, float
+        ] = {}  # monotonic seconds by SHA-256; infinite for a shard with a wrong hash
         self.paused_until = 0.0
         self.problems: deque[str] = deque(maxlen=100)
 
 
 class ShardCache:
-    """Whole shards on a node's own disk, shared by its processes. May be pickled and forked."""
+    """Whole shards on a node's disk, shared by its processes. Safe to pickle and fork."""
 
     PAUSE_S = 60.0
-    """Seconds without new shards after the cache's disk was full or failed."""
+    """Pause after an error of the cache's disk, such as no space."""
     RETRY_S = 1.0
-    """Seconds until a shard is tried again that failed, has no room or is brought in elsewhere: readers ask often."""
+    """Wait before retrying a shard that failed, has no space or is being copied elsewhere; readers request often."""
     CLOSE_S = 10.0
-    """Longest wait of close() for the current chunk: an origin that hangs must not hold up the end of a run."""
+    """Longest wait of close() for the current chunk, so that a hanging origin does not delay the end of a run."""
 
     def __init__(self, folder: Path, max_bytes: int, *, chunk_bytes: int = 8 << 20) -> None:
-        """A cache of at most `max_bytes`, filled by reads of `chunk_bytes`; the folder is created.
+        """Creates a cache of at most `max_bytes`, filled by reads of `chunk_bytes`, and its folder.
 
         Raises:
             UserError: if the folder cannot be written.
@@ -59,31 +61,31 @@ class ShardCache:
         self._processes: dict[int, _Process] = {}
         if (self.folder / MANIFEST).exists():
             raise UserError(
-                f"data.cache_dir={folder}: is a data set itself (it has a {MANIFEST}); name an empty folder"
+                f"data.cache_dir={folder}: is a data set (it has a {MANIFEST}); give an empty folder"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()  # os.access would grant root everything
+            tempfile.TemporaryFile(dir=self.folder).close()  # os.access always succeeds for root
         except OSError as error:
             why = f"cannot be written ({error.strerror})"
-            fix = "name a folder on the node's own disk that you may write, or leave data.cache_dir out"
+            fix = "give a writable folder on the node's disk, or leave data.cache_dir out"
             raise UserError(f"data.cache_dir={folder}: {why}; {fix}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_processes": {}}
 
     def open(self, entry: ShardEntry) -> int | None:
-        """A file descriptor of the complete copy, which the caller closes, or None. Marks the copy as used.
+        """Returns a file descriptor of the complete copy, to be closed by the caller, or None. Marks the copy as used.
 
-        The copy had the manifest's SHA-256 when it was written, but it is not fsynced, since a cache may be lost:
-        after a crash of the machine it can have holes. So readers still check the hash of each picture.
+        The copy had the manifest's SHA-256 when it was written. It is not fsynced, because losing a cache is
+        acceptable, so it can have holes after a crash of the machine. Readers check the hash of each picture.
         """
         try:
             handle = os.open(self._tar(entry), os.O_RDONLY)
-        except OSError:  # whatever the cache's disk has, the origin can be read
+        except OSError:  # the origin can be read whatever the error
             return None
         if os.fstat(handle).st_size == entry.bytes:
-            with suppress(OSError):  # another user's file, or a disk that became read-only
+            with suppress(OSError):  # a file of another user, or a disk that became read-only
                 os.utime(handle)
             return handle
         os.close(handle)
@@ -91,15 +93,15 @@ class ShardCache:
         return None
 
     def discard(self, entry: ShardEntry) -> None:
-        """Deletes a copy whose content turned out to be damaged; it may be asked for again."""
+        """Deletes a damaged copy; it may be requested again."""
         with suppress(OSError):
             os.unlink(self._tar(entry))
 
     def request(self, entry: ShardEntry, fetch: Callable[[int, int], bytes]) -> None:
-        """Asks that a shard be brought in by this process's thread, in order; returns at once and raises nothing.
+        """Requests that this process's thread copies a shard; returns at once and raises nothing.
 
-        Nothing happens when the shard is there, asked for already, larger than the bound, known to differ from
-        the manifest or tried less than RETRY_S ago, and while the cache is paused.
+        Ignored if the shard is present, requested already, larger than the cache, known to differ from the manifest or
+        tried less than RETRY_S ago, and while the cache is paused.
         """
         if entry.bytes > self.max_bytes or self._is_there(entry):
             return
@@ -114,17 +116,17 @@ class ShardCache:
                 try:
                     thread.start()
                     mine.thread = thread
-                except RuntimeError as error:  # the user's limit of threads
+                except RuntimeError as error:  # the limit on threads
                     self._pause(mine, str(error))
 
     def take_problems(self) -> list[str]:
-        """What went wrong in this process since the last call, each line once."""
+        """Returns this process's problems since the last call, each line once."""
         mine = self._mine()
         with mine.lock:
             return list(dict.fromkeys(mine.problems.popleft() for _ in range(len(mine.problems))))
 
     def close(self) -> None:
-        """Ends this process's thread after its current chunk and forgets what waits; later requests start anew."""
+        """Stops this process's thread after its current chunk and drops its requests; a later request restarts it."""
         mine = self._mine()
         with mine.lock:
             mine.asked.clear()
@@ -133,8 +135,8 @@ class ShardCache:
             thread.join(self.CLOSE_S)
 
     def _mine(self) -> _Process:
-        # By process id: a forked child has no threads, and a lock that was held at the fork stays held there.
-        # setdefault is atomic, so that two threads get the same object.
+        # By pid: a forked child has no threads, and a lock held at the time of the fork stays locked in it.
+        # setdefault is atomic, so two threads get the same object.
         return self._processes.get(os.getpid()) or self._processes.setdefault(os.getpid(), _Process())
 
     def _tar(self, entry: ShardEntry) -> Path:
@@ -152,7 +154,7 @@ class ShardCache:
             mine.asked.clear()
 
     def _serve(self, mine: _Process) -> None:
-        """The thread: it lives while something is asked for."""
+        """Runs in the thread, which ends when no request is left."""
         while True:
             with mine.lock:
                 if mine.stop or not mine.asked:
@@ -161,20 +163,20 @@ class ShardCache:
                 entry, fetch = next(iter(mine.asked.values()))
             rest_s = 0.0
             try:
-                rest_s = self._bring(mine, entry, fetch)
-            except OSError as error:  # of the cache's own files: full, over quota, read-only, broken, gone
+                rest_s = self._copy(mine, entry, fetch)
+            except OSError as error:  # on the cache's disk: full, over quota, read-only, broken, gone
                 self._pause(mine, error.strerror or repr(error))
             with mine.lock:
                 mine.asked.pop(entry.sha256, None)
                 mine.rests_until[entry.sha256] = monotonic() + rest_s
 
-    def _bring(self, mine: _Process, entry: ShardEntry, fetch: Callable[[int, int], bytes]) -> float:
-        """Brings a shard in; returns the seconds for which it rests. Raises OSError, but not that of `fetch`."""
+    def _copy(self, mine: _Process, entry: ShardEntry, fetch: Callable[[int, int], bytes]) -> float:
+        """Copies a shard; returns the seconds until it may be tried again. Raises OSError, but not from `fetch`."""
         part = self._tar(entry).with_suffix(".part")
         handle = self._reserve(entry, part)
         if handle is None:
             return self.RETRY_S
-        whole, digest = False, hashlib.sha256()
+        complete, digest = False, hashlib.sha256()
         try:
             for offset in range(0, entry.bytes, self.chunk_bytes):
                 if mine.stop:
@@ -182,60 +184,62 @@ class ShardCache:
                 length = min(self.chunk_bytes, entry.bytes - offset)
                 try:
                     data = fetch(offset, length)[:length]
-                except Exception as error:  # not all that remote file systems raise is an OSError
+                except Exception as error:  # remote file systems raise other types than OSError
                     mine.problems.append(
                         f"shard {entry.name}: {str(error) or repr(error)}; it was not cached"
                     )
                     return self.RETRY_S
                 digest.update(data)
-                while data:  # the write before a full disk's error is a short one
+                while data:  # a write to a nearly full disk may be short
                     data = data[os.write(handle, data) :]
-            whole = digest.hexdigest() == entry.sha256
-            if whole:
+            complete = digest.hexdigest() == entry.sha256
+            if complete:
                 return 0.0
             why = "its copy has another SHA-256 than the manifest; it was not cached"
             mine.problems.append(f"shard {entry.name}: {why}")
             return math.inf
         finally:
-            self._settle(handle, part, self._tar(entry) if whole else None)
+            self._finish(handle, part, self._tar(entry) if complete else None)
 
     def _reserve(self, entry: ShardEntry, part: Path) -> int | None:
-        """A new, locked part of full size; None if the shard is there or being brought in, or has no room."""
+        """Creates a locked part of full size; None if the shard is present, being copied elsewhere, or has no space."""
         with self._locked():
             if self._is_there(entry) or _living_bytes(part) or not self._make_room(entry.bytes):
                 return None
-            part.touch(exist_ok=False)  # without a flock yet: should a line fail, what is left counts as dead
+            part.touch(exist_ok=False)  # not flocked yet: if a line below fails, the part counts as abandoned
             os.truncate(part, entry.bytes)
             handle = os.open(part, os.O_WRONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
             return handle
 
     def _make_room(self, needed: int) -> bool:
-        """Deletes dead parts and, if `needed` bytes fit then, the complete shards that were used longest ago."""
+        """Deletes abandoned parts and, if `needed` bytes can fit, the least recently used complete shards."""
         taken = sum(_living_bytes(part) for part in self._own(".part"))
         if taken + needed > self.max_bytes:
             return False
         tars: list[tuple[int, int, Path]] = []  # modification time in ns, bytes, path
         for tar in self._own(".tar"):
-            with suppress(FileNotFoundError):  # open() deletes a cut one without the lock
+            with suppress(FileNotFoundError):  # open() deletes a truncated one without the lock
                 tars.append((tar.stat().st_mtime_ns, tar.stat().st_size, tar))
         taken += sum(size for _, size, _ in tars)
         for _, size, tar in sorted(tars):
             if taken + needed > self.max_bytes:
-                tar.unlink(missing_ok=True)  # who has it open reads on: POSIX keeps its bytes until then
+                tar.unlink(
+                    missing_ok=True
+                )  # processes that have it open can still read: POSIX keeps its bytes
                 taken -= size
         return True
 
     def _own(self, suffix: str) -> list[Path]:
-        """The cache's own files: whatever else lies in the folder is somebody's, and stays."""
-        found = self.folder.glob(f"*{suffix}")
-        return [path for path in found if _SHA256.fullmatch(path.name.removesuffix(suffix))]
+        """Lists the cache's own files; other files in the folder are left alone."""
+        paths = self.folder.glob(f"*{suffix}")
+        return [path for path in paths if _SHA256.fullmatch(path.name.removesuffix(suffix))]
 
-    def _settle(self, handle: int, part: Path, tar: Path | None) -> None:
-        """Gives a part its final name, or deletes it, and lets go of it."""
+    def _finish(self, handle: int, part: Path, tar: Path | None) -> None:
+        """Gives a part its final name, or deletes it, and unlocks it."""
         try:
             with self._locked(), suppress(FileNotFoundError):
-                # Had somebody deleted ours, another process may have begun one of the same name.
+                # If ours was deleted, another process may have created a part with the same name.
                 if os.path.samestat(os.stat(part), os.fstat(handle)):
                     part.unlink() if tar is None else part.replace(tar)
         finally:
@@ -252,7 +256,7 @@ class ShardCache:
 
 
 def _living_bytes(part: Path) -> int:
-    """Size of a part that a living process writes; 0 if there is none, or if it was left behind and is now deleted."""
+    """Returns the size of a part that a living process writes; 0 if there is none. Deletes an abandoned part."""
     try:
         handle = os.open(part, os.O_RDONLY)
     except FileNotFoundError:
@@ -268,6 +272,6 @@ def _living_bytes(part: Path) -> int:
 
 
 def _unlock(handle: int) -> None:
-    # Said, not left to closing: a child that was forked meanwhile has the descriptor too, and would hold the lock on.
+    # Closing is not enough: a child forked in between has the descriptor too and would keep the lock.
     fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)

@@ -1,7 +1,7 @@
-"""Where the views of a slot lie in its picture: pure functions of the picture's size, its persons, seed and slot.
+"""Boxes, flips and colours of a slot's views: pure functions of the picture's size, its persons, the seed and the slot.
 
-No pixel is needed here. So a decoder, on the CPU or on a GPU, knows before it begins which parts of a picture are
-wanted and how small it may come.
+No pixels are needed, so a decoder (on a CPU or a GPU) knows in advance which parts of a picture are needed and how
+small it may decode it.
 """
 
 import math
@@ -14,14 +14,15 @@ from uniemox_dist.data.rng import Purpose, choice, mix64, uniform
 Box = tuple[int, int, int, int]
 """Left, top, width, height in pixels of the upright picture."""
 DENSITY = 2.0
-"""Pixels that a crop keeps at least for each pixel of the view, along each side, when a picture comes smaller. At this
-bound a view differs from that of the whole decode by half a grey level on average over sharp photos, and by less the
-more a crop has. Below 2 some photos exceed 1 (docs/benchmarks/stream.md)."""
+"""Fewest decoded pixels per pixel of the view, along each side, when a picture is decoded at reduced size.
+
+At this bound a view differs from one of the full decode by half a grey level on average over sharp photos. Below 2 some
+photos exceed one grey level (docs/benchmarks/stream.md)."""
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are made; the fields of the same names in the configuration say what they mean."""
+    """Settings of views. Fields have the names and meanings of the configuration's."""
 
     image_size: int = 224
     scene_scale: tuple[float, float] = (0.2, 1.0)
@@ -31,9 +32,9 @@ class ViewSettings:
     background: str = "white"
     colour_jitter: float = 0.0
     with_person: bool = True
-    """False without a person branch: the person view is not made at all."""
+    """False without a person branch: no person view is made."""
     person_grid: int = 0
-    """Patches along a side of the scene view for which it is said whether they show the person; 0: not asked."""
+    """Patches along a side of the scene view, to mark those that show the person; 0 marks none."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,22 @@ class View:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The views of one slot, all that is random in them drawn."""
+    """The views of one slot, with all random choices made."""
 
     scene: View
     person: View | None
     background: Rgb
     """Behind transparent pixels."""
     scale: int
-    """1, 2, 4 or 8: the picture may be decoded at 1/scale of its sides; boxes are whole pixels there too."""
+    """1, 2, 4 or 8: the picture may be decoded at 1/scale of its sides; boxes are multiples of it."""
     person_scale: int | None = None
-    """Only beside a scene that was stored: the scale of the person, where it needs a larger decode than the scene."""
+    """Scale of the person if it needs a larger decode than the scene; only beside a cached scene."""
 
 
 def plan_training_views(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> ViewPlan:
-    """The two views of a slot, of a picture of this size."""
+    """Plans the two views of a slot."""
     box = choose_scene_box(width, height, settings, seed, slot)
     scene = _make_view(box, settings, seed, slot, Purpose.SCENE_FLIP, Purpose.SCENE_JITTER)
     person = plan_person_view(width, height, persons, settings, seed, slot)
@@ -73,7 +74,7 @@ def plan_training_views(
 def plan_person_view(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings, seed: int, slot: int
 ) -> View | None:
-    """The person view of a slot; None where the settings want none."""
+    """Plans the person view of a slot; None if the settings ask for none."""
     if not settings.with_person:
         return None
     chosen = choose_person(persons, settings.person, seed, slot)
@@ -84,14 +85,16 @@ def plan_person_view(
 def plan_cached_scene(
     width: int, height: int, settings: ViewSettings, seed: int, image_sha256: str, number: int
 ) -> ViewPlan:
-    """Scene view `number` of a picture, to be stored with its teacher's embedding: drawn by the picture's content in
-    the place of a slot, so that it is the same wherever the picture lies."""
+    """Plans scene view `number` of a picture for the cache.
+
+    The picture's hash takes the place of a slot, so the view does not depend on the picture's shard and row.
+    """
     key = mix64(int(image_sha256[:16], 16), number)
     return plan_training_views(width, height, (), replace(settings, with_person=False), seed, key)
 
 
 def plan_with_cached_scene(
-    stored: ViewPlan,
+    cached: ViewPlan,
     width: int,
     height: int,
     persons: tuple[Person, ...],
@@ -99,28 +102,28 @@ def plan_with_cached_scene(
     seed: int,
     slot: int,
 ) -> ViewPlan:
-    """A stored scene, pixel by pixel as its teacher saw it, beside the person view of a slot on the same background."""
+    """Plans the person view of a slot beside a cached scene, whose pixels stay exactly those that the teacher saw."""
     person = plan_person_view(width, height, persons, settings, seed, slot)
     if person is None:
-        return stored
-    alone = plan_views(person, None, stored.background, settings.image_size)
-    if alone.scale < stored.scale:
-        return replace(stored, person=alone.scene, person_scale=alone.scale)
-    box = _snap_box(person.box, stored.scale) if stored.scale > 1 else person.box
-    return replace(stored, person=replace(person, box=box))
+        return cached
+    alone = plan_views(person, None, cached.background, settings.image_size)
+    if alone.scale < cached.scale:
+        return replace(cached, person=alone.scene, person_scale=alone.scale)
+    box = _snap_box(person.box, cached.scale) if cached.scale > 1 else person.box
+    return replace(cached, person=replace(person, box=box))
 
 
 def plan_evaluation_views(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings
 ) -> ViewPlan:
-    """The whole picture and the person's crop, on white, unmirrored: nothing is random."""
+    """Plans the views of evaluation: the whole picture and the person's crop, on white, unmirrored, nothing random."""
     how = "most_confident" if settings.person == "random" else settings.person
     box = grow_person_box(width, height, choose_person(persons, how, 0, 0), settings.person_margin)
     return plan_views(View((0, 0, width, height)), View(box), WHITE, settings.image_size)
 
 
 def plan_views(scene: View, person: View | None, background: Rgb, image_size: int) -> ViewPlan:
-    """A plan with the largest scale that all its boxes allow."""
+    """Returns a plan with the largest scale that all boxes allow."""
     views = [scene] if person is None else [scene, person]
     side = min(min(view.box[2:]) for view in views)
     scale = next((k for k in (8, 4, 2) if side >= k * DENSITY * image_size), 1)
@@ -132,13 +135,13 @@ def plan_views(scene: View, person: View | None, background: Rgb, image_size: in
 
 
 def scale_box(box: Box, scale: int) -> Box:
-    """A planned box in a picture decoded at 1/scale."""
+    """Converts a planned box to a picture decoded at 1/scale."""
     left, top, width, height = (edge // scale for edge in box)
     return left, top, width, height
 
 
 def choose_background(settings: ViewSettings, seed: int, slot: int) -> Rgb:
-    """The colour behind transparent pixels in a slot."""
+    """Returns the colour behind transparent pixels in a slot."""
     if settings.background == "white":
         return WHITE
     bits = mix64(seed, slot, Purpose.BACKGROUND)
@@ -146,10 +149,10 @@ def choose_background(settings: ViewSettings, seed: int, slot: int) -> Rgb:
 
 
 def choose_scene_box(width: int, height: int, settings: ViewSettings, seed: int, slot: int) -> Box:
-    """The random resized crop: area share uniform in `scene_scale`, log aspect ratio uniform in 3/4…4/3.
+    """Chooses the random resized crop: area share uniform in `scene_scale`, log aspect ratio uniform in 3/4…4/3.
 
-    Where the drawn shape is larger than the picture it is shrunk to fit (torchvision draws again instead,
-    which would make the number of draws depend on the picture).
+    A shape larger than the picture is shrunk to fit. (torchvision draws again instead, so there the number of draws
+    depends on the picture.)
     """
     low, high = settings.scene_scale
     area = width * height * (low + (high - low) * uniform(seed, slot, Purpose.SCENE_AREA))
@@ -163,7 +166,7 @@ def choose_scene_box(width: int, height: int, settings: ViewSettings, seed: int,
 
 
 def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -> Person | None:
-    """The person that the view shows; None where nobody was found. Ties: the more confident, the earlier."""
+    """Chooses the person of the view; None if there is none. Of equals, the more confident, then the first wins."""
     if not persons:
         return None
     if how == "random":
@@ -174,12 +177,12 @@ def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -
 
 
 def grow_person_box(width: int, height: int, person: Person | None, margin: float) -> Box:
-    """The person's box, grown on each side by `margin` times its longer side; or else the whole picture."""
+    """Returns the person's box, grown on each side by `margin` × its longer side; without a person the picture."""
     if person is None:
         return 0, 0, width, height
     x1, y1, x2, y2 = person.box
     grow = margin * max((x2 - x1) * width, (y2 - y1) * height)
-    # A box without area at the right or lower edge still gets a pixel of the picture.
+    # A box without area at the right or lower edge still covers one pixel.
     left = min(max(0, math.floor(x1 * width - grow)), width - 1)
     top = min(max(0, math.floor(y1 * height - grow)), height - 1)
     right, bottom = min(width, math.ceil(x2 * width + grow)), min(height, math.ceil(y2 * height + grow))
@@ -187,7 +190,7 @@ def grow_person_box(width: int, height: int, person: Person | None, margin: floa
 
 
 def find_person_patches(view: View, person: Person | None, width: int, height: int, side: int) -> list[bool]:
-    """Which of the side×side patches of a view have their centre on the person, row by row."""
+    """Returns for each of the side×side patches of a view, row by row, whether its centre is on the person."""
     if person is None:
         return [False] * side**2
     left, top, w, h = view.box
@@ -200,8 +203,11 @@ def find_person_patches(view: View, person: Person | None, width: int, height: i
 
 
 def _snap_box(box: Box, scale: int) -> Box:
-    """The box with its edges on whole pixels of the smaller picture. The last pixel there may stand for a part of one
-    only, and is left out: stretching it would move everything else by a fraction of a pixel, which is seen at once."""
+    """Returns the box with its edges on whole pixels of the reduced picture.
+
+    The reduced picture's last pixel may cover less than a whole one and is left out: stretching it would shift
+    everything else by a fraction of a pixel, which is visible.
+    """
     left, top, width, height = box
     right, bottom = (left + width) // scale * scale, (top + height) // scale * scale
     left, top = left // scale * scale, top // scale * scale

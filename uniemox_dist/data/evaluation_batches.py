@@ -1,6 +1,6 @@
-"""Every sample of a data set once, over any number of ranks: what an evaluation reads.
+"""Batches for evaluation: every sample of a data set exactly once, over any number of ranks.
 
-No rank gets a sample that another has, none is padded, and the last batch of a rank is as short as it is.
+Ranks have disjoint samples without padding, so the last batch of a rank may be shorter.
 """
 
 import os
@@ -20,30 +20,30 @@ from uniemox_dist.data.step_batches import set_up_worker
 from uniemox_dist.data.views import allocate_views, render
 
 Place = tuple[int, int]
-"""Shard and row."""
+"""(shard, row)."""
 
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Some samples in the order of the data set. Shapes: B samples."""
+    """Consecutive samples of the data set. Shapes: B samples."""
 
     numbers: tuple[int, ...]
-    """Of the samples, counted over the whole data set in the order of its shards."""
+    """Numbers of the samples, counted over the whole data set in the order of its shards."""
     scene_B3HW: Tensor
     """uint8: the whole picture."""
     person_B3HW: Tensor
     """uint8: the person's crop, or the whole picture."""
     records: tuple[dict[str, Any], ...]
-    """The samples' `.json` members, with their `key`."""
+    """The samples' `.json` members with an added `key`."""
 
 
 def rank_range(samples: int, rank: int, world_size: int) -> range:
-    """The samples of one rank: neighbours, and at most one more than any other rank has."""
+    """Returns the consecutive samples of one rank. Numbers of samples differ by at most one between ranks."""
     return range(samples * rank // world_size, samples * (rank + 1) // world_size)
 
 
 class EvaluationDataset(Dataset[EvaluationBatch | str]):
-    """`dataset[i]` is the i-th batch of one rank; a text where a sample cannot be used, and why."""
+    """`dataset[i]` is the i-th batch of one rank, or an error text if a sample cannot be used."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         world_size: int = 1,
         records: bool = True,
     ) -> None:
-        """Without `records` those of a batch hold their keys alone: a second read of each sample is saved."""
+        """With `records=False` the records contain keys only, which saves a second read of each sample."""
         self.with_records = records
         self.reader, self.settings, self.batch = reader, settings, batch
         self.own = rank_range(reader.samples, rank, world_size)
@@ -80,7 +80,7 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
             except UserError as error:
                 return str(error)
             except ValueError as error:
-                # A sample that is left out would change every figure: that is for a person to decide.
+                # Leaving out a sample would change every result, so the user must decide.
                 name = self.reader.manifest.shards[shard].name
                 return f"DATA={self.reader.url}: {name}, row {row}: {error}; pack again"
         records = [{**record, "key": key} for record, key in zip(self._records(places), keys)]
@@ -95,7 +95,7 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
             yield from ({} for _ in places)
             return
         for shard in dict.fromkeys(shard for shard, _ in places):
-            yield from self.reader.records(shard, [row for of, row in places if of == shard])
+            yield from self.reader.records(shard, [row for other, row in places if other == shard])
 
 
 def evaluation_batches(
@@ -108,13 +108,13 @@ def evaluation_batches(
     workers: int = 0,
     records: bool = True,
 ) -> Iterator[EvaluationBatch]:
-    """The batches of one rank, in the order of the data set.
+    """Yields the batches of one rank in the order of the data set.
 
     Raises:
         UserError: naming the first sample that cannot be used.
     """
     dataset = EvaluationDataset(reader, settings, batch, rank=rank, world_size=world_size, records=records)
-    # As in training, they leave signals to the process that they work for, and die with it.
+    # As in training, workers ignore signals and die with the process that started them.
     start, parent = (set_up_worker, os.getpid()) if workers else (None, 0)
     loader = DataLoader(
         dataset,
@@ -124,7 +124,7 @@ def evaluation_batches(
         worker_init_fn=None if start is None else lambda _: start(parent),
     )
     with closing(reader):
-        for found in loader:
-            if isinstance(found, str):
-                raise UserError(found)
-            yield found
+        for batch_or_error in loader:
+            if isinstance(batch_or_error, str):
+                raise UserError(batch_or_error)
+            yield batch_or_error

@@ -1,4 +1,4 @@
-"""Rows of an index, a row group at a time, in the form that costs least to ask one by one."""
+"""Rows of Parquet indexes, loaded by row group and kept in a form that is fast to read row by row."""
 
 from bisect import bisect_right
 from collections import OrderedDict
@@ -28,19 +28,19 @@ COLUMNS = [
 
 
 MAX_SHARDS = 1 << 14
-"""Shards whose row groups' ends are remembered: a few numbers each."""
+"""Shards whose row group boundaries are kept in memory, a few numbers each."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the index says of one sample."""
+    """The index row of one sample."""
 
     key: str
     offset: int
-    """Of the encoded picture, bytes from the start of the tar."""
+    """Byte position of the encoded picture in the tar."""
     length: int
     width: int
-    """Pixels, of the upright picture."""
+    """Pixels of the upright picture."""
     height: int
     label: str | None
     captions: tuple[str, ...]
@@ -49,7 +49,7 @@ class Row:
 
 
 class RowGroup:
-    """Neighbouring rows, as columns: some 300 bytes a row."""
+    """One row group as columns, about 300 bytes per row."""
 
     def __init__(self, table: pa.Table) -> None:
         column = {name: table[name].combine_chunks() for name in COLUMNS}
@@ -57,11 +57,11 @@ class RowGroup:
         self._numbers = {
             name: column[name].to_numpy() for name in ("image_offset", "image_length", "width", "height")
         }
-        # Most rows have nobody: their number is asked before a list is made.
+        # Most rows have no persons, so their number is checked before a list is created.
         self._persons = np.diff(column["persons"].offsets.to_numpy())
 
     def row(self, i: int) -> Row:
-        """The i-th of these rows."""
+        """Returns the i-th row of the group."""
         text, number = self._texts, self._numbers
         people: list[dict[str, Any]] = text["persons"][i].as_py() if self._persons[i] else []
         return Row(
@@ -78,9 +78,9 @@ class RowGroup:
 
 
 class RowCache:
-    """The row groups of a data set that were asked for last: at most `keep` rows, but one group always.
+    """The most recently used row groups of a data set: at most `keep` rows, but always at least one group.
 
-    A stream walks through windows of its shards, so that the rows in use are few, however large the data set is.
+    A stream reads one window of its shards at a time, so few rows are in use, however large the data set is.
     """
 
     def __init__(self, keep: int) -> None:
@@ -90,10 +90,10 @@ class RowCache:
         self._kept = 0
 
     def row(self, folder: Place, shard: int, entry: ShardEntry, row: int) -> Row:
-        """One row of a shard's index.
+        """Returns one row of a shard's index.
 
         Raises:
-            UserError: if the index is missing, damaged, or has another number of rows than the manifest says.
+            UserError: if the index is missing, damaged, or has a different number of rows than the manifest states.
         """
         ends = self._ends.get(shard)
         if ends is None:
@@ -107,12 +107,12 @@ class RowCache:
                 del self._ends[next(iter(self._ends))]
         number = bisect_right(ends, row)
         start = ends[number - 1] if number else 0
-        found = self._groups.get((shard, number))
-        if found is None:
+        kept = self._groups.get((shard, number))
+        if kept is None:
             group = RowGroup(read_group(index_path(folder, entry.name), number, COLUMNS))
             self._add((shard, number), group, ends[number] - start)
         else:
-            group = found[0]
+            group = kept[0]
             self._groups.move_to_end((shard, number))
         return group.row(row - start)
 

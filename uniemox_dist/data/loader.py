@@ -280,7 +280,5 @@ def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
         background=data.background,
         colour_jitter=data.colour_jitter,
         with_person=with_person,
-        person_grid=config.model.image_size // config.model.patch_size
-        if config.model.mask == "person"
-        else 0,
+        person_grid=config.model.patch_grid if config.model.mask == "person" else 0,
     )

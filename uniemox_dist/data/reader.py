@@ -1,4 +1,4 @@
-"""Samples by (shard, row): one positioned read of the picture, everything else from the index."""
+"""Random access to samples by (shard, row): one positioned read for the picture, everything else from the index."""
 
 import io
 import json
@@ -18,17 +18,17 @@ from uniemox_dist.data.origin import ShardOrigin
 
 
 class DamagedSample(ValueError):
-    """A sample whose bytes do not have the hash of the index, or cannot be decoded."""
+    """A sample whose bytes do not match the hash in the index, or cannot be decoded."""
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """A sample as it was stored."""
+    """A sample as stored, not decoded."""
 
     key: str
     image: bytes
     width: int
-    """Pixels, of the upright picture."""
+    """Pixels of the upright picture."""
     height: int
     captions: tuple[str, ...]
     persons: tuple[Person, ...]
@@ -37,10 +37,10 @@ class RawSample:
 
 
 class ShardReader:
-    """Random access to one data set, local or remote. Cheap to pickle: files are opened where they are used."""
+    """Random access to one data set, local or remote. Cheap to pickle: each process opens files on first use."""
 
     KEEP_ROWS = 1 << 16
-    """Rows of indexes that are kept, some 300 bytes each; who walks many streams at once asks for more."""
+    """Index rows kept in memory, about 300 bytes each. A process that reads many streams sets more."""
 
     def __init__(
         self, folder: str | Place, manifest: Manifest, *, field: str = "path", verify_hash: bool = True
@@ -56,12 +56,12 @@ class ShardReader:
     def from_folder(
         cls, folder: str | Place, field: str, *, verify_hash: bool = True, share: tuple[int, int] = (0, 1)
     ) -> "ShardReader":
-        """Opens a data set, checking that each tar is there with the stated size.
+        """Opens a data set and checks that each tar exists with the size in the manifest.
 
-        `share` (rank, ranks) checks one part of the shards only, where every rank checks its own.
+        With `share` (rank, ranks) it checks this rank's part of the shards only.
 
         Raises:
-            UserError: naming the folder, or the first shard that is missing or cut.
+            UserError: naming the folder, or the first shard that is missing or truncated.
         """
         manifest = read_manifest(folder, field)
         shards = manifest.shards[share[0] :: share[1]]
@@ -73,112 +73,112 @@ class ShardReader:
 
     @property
     def folder(self) -> Place:
-        """Where the data set lies."""
+        """Folder of the data set."""
         return self.origin.folder
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Samples of each shard."""
+        """Number of samples of each shard."""
         return tuple(shard.samples for shard in self.manifest.shards)
 
     @property
     def samples(self) -> int:
-        """Samples of the data set."""
+        """Number of samples of the data set."""
         return sum(self.counts)
 
     @property
     def is_local(self) -> bool:
-        """Whether the data set lies in the local file tree."""
+        """True if the data set is in the local file system."""
         return is_local(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rows": None}
 
     def close(self) -> None:
-        """Closes the files that are open; the reader opens them again where it needs them."""
+        """Closes open files; the next read opens them again."""
         self.origin.close()
 
     def read(self, shard: int, row: int) -> RawSample:
-        """The sample at a place.
+        """Reads the sample in a row of a shard.
 
         Raises:
-            DamagedSample: if its bytes are not what was packed.
+            DamagedSample: if its bytes differ from those that were packed.
             Fault: if they cannot be read.
         """
         if self._rows is None:
             self._rows = RowCache(self.keep_rows)
         entry = self.manifest.shards[shard]
         rows = self._rows
-        found = self.origin.persistent(
+        index = self.origin.retry(
             f"the index of {entry.name}", lambda: rows.row(self.folder, shard, entry, row)
         )
-        image = self.origin.read(entry, found.offset, found.length)
-        whole = self._is_whole(image, found)
-        if not whole:
-            # Neither a damaged copy in a cache nor a fault on the way may change the data: it is what the origin holds.
+        image = self.origin.read(entry, index.offset, index.length)
+        intact = self._is_intact(image, index)
+        if not intact:
+            # The cached copy or the transfer may be damaged; the bytes at the origin decide.
             if self.origin.cache is not None:
                 self.origin.cache.discard(entry)
-            image = self.origin.read(entry, found.offset, found.length, cached=False)
-            whole = self._is_whole(image, found)
-        if not whole:
-            raise DamagedSample(f"{entry.name}: {found.key}: bytes differ from the index")
+            image = self.origin.read(entry, index.offset, index.length, cached=False)
+            intact = self._is_intact(image, index)
+        if not intact:
+            raise DamagedSample(f"{entry.name}: {index.key}: bytes differ from the index")
         return RawSample(
-            found.key,
+            index.key,
             image,
-            found.width,
-            found.height,
-            found.captions,
-            found.persons,
-            found.label,
-            found.sha256,
+            index.width,
+            index.height,
+            index.captions,
+            index.persons,
+            index.label,
+            index.sha256,
         )
 
     def record(self, shard: int, row: int) -> dict[str, Any]:
-        """The sample's `.json` member, which also holds what the index leaves out (attributes, source)."""
+        """Reads a sample's `.json` member, which has more fields than the index (attributes, source)."""
         return self.records(shard, [row])[0]
 
     def records(self, shard: int, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """`record` of several rows of one shard.
+        """Reads the `.json` members of several rows of one shard.
 
         Raises:
-            DamagedSample: if one of them has none.
+            DamagedSample: if a row has none.
         """
         entry = self.manifest.shards[shard]
         table = read_index(index_path(self.folder, entry.name), ["sample_offset", "sample_length"])
         places = [(table["sample_offset"][row].as_py(), table["sample_length"][row].as_py()) for row in rows]
-        return [self._record(shard, row, *found) for row, found in zip(rows, places)]
+        return [self._record(shard, row, *place) for row, place in zip(rows, places)]
 
     def captions(self, shard: int) -> list[list[str]]:
-        """The captions of a shard's rows.
+        """Reads the captions of a shard's rows.
 
         Raises:
-            UserError: if the index is not the one that the manifest states.
+            UserError: if the index does not match the manifest.
         """
         rows: list[list[str]] = self.columns(shard, ["captions"])[0]
         return rows
 
     def pictures(self, shard: int) -> list[list[Any]]:
-        """What tells the pictures of a shard's rows from others: their hashes, widths and heights.
+        """Reads hashes, widths and heights of a shard's pictures.
 
         Raises:
-            UserError: if the index is not the one that the manifest states.
+            UserError: if the index does not match the manifest.
         """
         return self.columns(shard, ["image_sha256", "width", "height"])
 
     def columns(self, shard: int, names: list[str]) -> list[list[Any]]:
-        """Columns of a shard's index.
+        """Reads columns of a shard's index.
 
         Raises:
-            UserError: if the index is not the one that the manifest states.
+            UserError: if the index does not match the manifest.
         """
         entry = self.manifest.shards[shard]
         path = index_path(self.folder, entry.name)
-        table = self.origin.persistent(
+        table = self.origin.retry(
             f"the index of {entry.name}", lambda: read_index(path, names, sha256=entry.index_sha256)
         )
         return [table[name].to_pylist() for name in names]
 
-    def _is_whole(self, image: bytes, row: Row) -> bool:
+    def _is_intact(self, image: bytes, row: Row) -> bool:
         return len(image) == row.length and (not self.verify_hash or sha256_bytes(image) == row.sha256)
 
     def _record(self, shard: int, row: int, offset: int, length: int) -> dict[str, Any]:

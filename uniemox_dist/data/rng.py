@@ -1,7 +1,7 @@
-"""Random numbers that decide data: pure functions of integers, equal on every machine, version and device.
+"""Random numbers for data: pure functions of integers, equal on every machine, library version and device.
 
-numpy's `Generator` methods and torch's device generators may change between versions; an integer hash does
-not. `mix64`/`draw` work on Python integers; masks.py has the same finaliser on tensors.
+The streams of numpy's `Generator` methods and of torch's generators may change between versions; an integer hash does
+not. This module works on Python integers; masks.py has a similar hash on tensors.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _M64 = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """What a draw of a slot decides. Values are part of the order of samples: never renumber."""
+    """Purposes of random numbers. The values are part of the order of samples: never renumber them."""
 
     CAPTION = 1
     SCENE_AREA = 2
@@ -32,7 +32,7 @@ class Purpose(IntEnum):
 
 
 def mix64(*keys: int) -> int:
-    """A 64-bit hash of a sequence of integers (a chain of splitmix64 finalisers, Steele et al. 2014)."""
+    """Returns a 64-bit hash of a sequence of integers (a chain of splitmix64 finalisers, Steele et al. 2014)."""
     x = 0x9E3779B97F4A7C15
     for key in keys:
         x = ((x ^ (key & _M64)) * 0xBF58476D1CE4E5B9) & _M64
@@ -43,23 +43,23 @@ def mix64(*keys: int) -> int:
 
 
 def uniform(*keys: int) -> float:
-    """A number in [0, 1) with 53 random bits."""
+    """Returns a number in [0, 1) with 53 random bits."""
     return (mix64(*keys) >> 11) / (1 << 53)
 
 
 def permutation(n: int, *keys: int) -> np.ndarray:
-    """A permutation of 0…n-1 (int64), by sorting raw Philox words: the one stream numpy keeps for ever."""
+    """Returns a permutation of 0…n-1 (int64): sorts raw Philox words, a stream that numpy guarantees not to change."""
     words = np.random.Philox(key=mix64(*keys)).random_raw(n)
     return np.argsort(words, kind="stable")
 
 
 def choice(n: int, *keys: int) -> int:
-    """An index in 0…n-1."""
+    """Returns an index in 0…n-1."""
     return mix64(*keys) % n
 
 
 def largest_remainder(weights: Sequence[float], total: int) -> np.ndarray:
-    """Shares of `total` in proportion to `weights`, as integers that add up (ties: the earlier wins)."""
+    """Splits `total` into integers in proportion to `weights` that add up to it; of equal remainders the first wins."""
     exact = np.asarray(weights, np.float64) / np.sum(weights) * total
     shares = np.floor(exact).astype(np.int64)
     for i in np.argsort(shares - exact, kind="stable")[: total - int(shares.sum())]:

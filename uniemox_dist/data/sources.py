@@ -1,4 +1,4 @@
-"""The data sets of a run: opened, weighed, and what the plan needs to know of them."""
+"""The data sets of a run: opens them, weighs them, and makes the plan of samples."""
 
 import math
 from pathlib import Path
@@ -12,57 +12,57 @@ from uniemox_dist.data.plan import Plan
 from uniemox_dist.data.reader import ShardReader
 
 ROW_BYTES = 400
-"""Of one row of an index in memory, with a caption of ordinary length."""
+"""Memory of one index row with a caption of ordinary length."""
 
 
 class Sources:
-    """The data sets of a mix, in order."""
+    """The data sets of a mix, in the order of the configuration."""
 
     def __init__(self, config: Config, *, rank: int = 0, world_size: int = 1) -> None:
-        """Opens every source. Each rank checks the sizes of its own part of the shards.
+        """Opens every source. Each rank checks the sizes of its part of the shards.
 
         Raises:
             UserError: naming the folder that is missing, empty or damaged.
         """
         data = config.data
-        origins = data.origins()
-        fields = ["data.path"] if data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
+        entries = data.origins()
+        fields = ["data.path"] if data.path else [f"data.sources.{i}.path" for i in range(len(entries))]
         self.readers = [
-            _open_reader(origin.path, field, config, (rank, world_size))
-            for origin, field in zip(origins, fields)
+            _open_reader(entry.path, field, config, (rank, world_size))
+            for entry, field in zip(entries, fields)
         ]
         cache = ShardCache(Path(data.cache_dir), int(data.cache_gb * 1e9)) if data.cache_dir else None
         for reader in self.readers:
             reader.origin.retry_s, reader.origin.cache = data.retry_s, cache
-        self.names = [origin.path for origin in origins]
+        self.names = [entry.path for entry in entries]
         self.weights = [
-            origin.repeat * reader.samples if origin.repeat is not None else origin.weight or 1.0
-            for origin, reader in zip(origins, self.readers)
+            entry.repeat * reader.samples if entry.repeat is not None else entry.weight or 1.0
+            for entry, reader in zip(entries, self.readers)
         ]
 
     @property
     def samples(self) -> int:
-        """Samples of all sources."""
+        """Number of samples of all sources."""
         return sum(reader.samples for reader in self.readers)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tars."""
+        """Size of all tars."""
         return sum(shard.bytes for reader in self.readers for shard in reader.manifest.shards)
 
     @property
     def identity(self) -> str:
-        """The identity of the data, recorded by checkpoints."""
+        """Hash of all manifests, recorded in checkpoints."""
         return combined_identity([reader.manifest.identity for reader in self.readers])
 
     def epoch_samples(self, config: Config) -> int:
-        """Samples of one epoch: as the settings say, by the repeats of a mix, or else of all data."""
+        """Returns the samples of one epoch: data.epoch_samples, or the sum over repeats of a mix, or all samples."""
         if config.data.epoch_samples is not None:
             return config.data.epoch_samples
         return round(sum(self.weights)) if config.data.by_repeats else self.samples
 
     def plan(self, config: Config) -> Plan:
-        """The order of samples of a run over these sources."""
+        """Makes the order of samples of a run over these sources."""
         return Plan(
             [reader.counts for reader in self.readers],
             self.weights,
@@ -73,49 +73,54 @@ class Sources:
         )
 
     def bytes_in_use(self, streams: int, window: int) -> int:
-        """Bytes of the shards that so many streams walk through at a time: a cache smaller than that reads them
-        again and again. A stream is in one window, which may reach over several small shards."""
+        """Returns the bytes of the shards that `streams` streams read at a time.
+
+        A cache smaller than that loads the same shards repeatedly. A stream reads one window, which may span several
+        small shards.
+        """
         largest = max(shard.bytes for reader in self.readers for shard in reader.manifest.shards)
         mean = self.samples / sum(len(reader.manifest.shards) for reader in self.readers)
         return min(self.bytes, streams * (1 + math.ceil(window / mean)) * largest)
 
 
 def _open_reader(path: str, field: str, config: Config, share: tuple[int, int]) -> ShardReader:
-    """A source; as every read later on, its manifest and sizes are asked for again while that may help."""
+    """Opens a source. Retries reads of its manifest and shard sizes for data.retry_s."""
     origin = ShardOrigin(path, field)
     origin.retry_s = config.data.retry_s
     verify = config.data.verify_hash
-    return origin.persistent(
+    return origin.retry(
         "its manifest and the sizes of its shards",
         lambda: ShardReader.from_folder(path, field, verify_hash=verify, share=share),
     )
 
 
 def count_shared_micro_batches(config: Config, ranks: int) -> int:
-    """Micro-batches that one rank and its loader processes hold at a time: those ahead, and those of one step."""
+    """Returns how many micro-batches a rank and its loader processes hold: prefetched ones and those of a step."""
     batch, data = config.batch, config.data
     return data.workers * data.prefetch + batch.global_batch // (batch.micro_batch * ranks) + 1
 
 
 def estimate_loader_bytes(config: Config, ranks: int) -> tuple[int, int]:
-    """Bytes of views that a rank shares with its loader processes, and of index rows in each of them, at most."""
+    """Returns the memory of the views that a rank shares with its loaders, and of the index rows in each of them."""
     views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2
     return count_shared_micro_batches(config, ranks) * views, count_kept_rows(config, ranks) * ROW_BYTES
 
 
 def count_kept_rows(config: Config, ranks: int) -> int:
-    """Rows of indexes that a loader process keeps. It meets all streams of its rank, and each is in one window, which
-    lies in two row groups at most beyond its own length."""
+    """Returns how many index rows a loader process keeps.
+
+    It serves all streams of its rank. Each stream reads one window, which overlaps at most two more row groups.
+    """
     own = config.batch.streams // ranks
     return max(ShardReader.KEEP_ROWS, own * (config.data.shuffle_window + 2 * ROW_GROUP))
 
 
 def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, local_ranks: int) -> list[str]:
-    """What an operator should know of a run's data: how a mix is dealt, what loaders hold, what a cache needs."""
+    """Describes a run's data for the log: memory of the loaders, slots of each source, size that the cache needs."""
     data, batch = config.data, config.batch
     shared, rows = estimate_loader_bytes(config, ranks)
     lines = [
-        f"loader: {data.workers} processes a rank; at most {shared / 1e6:.0f} MB of views shared among them "
+        f"loader: {data.workers} processes a rank; at most {shared / 1e6:.0f} MB of views in shared memory "
         f"({count_shared_micro_batches(config, ranks)} micro-batches), and {rows / 1e6:.0f} MB of index rows in each"
     ]
     if len(sources.readers) > 1:
@@ -130,12 +135,12 @@ def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, loca
     if data.cache_dir:
         need = sources.bytes_in_use(batch.streams * local_ranks // ranks, data.shuffle_window)
         lines.append(
-            f"cache {data.cache_dir}: {data.cache_gb:g} GB; this node walks through {need / 1e9:.2f} GB of shards at a "
-            f"time, all data are {sources.bytes / 1e9:.2f} GB"
+            f"cache {data.cache_dir}: {data.cache_gb:g} GB; this node reads {need / 1e9:.2f} GB of shards at a "
+            f"time out of {sources.bytes / 1e9:.2f} GB"
         )
         if need > data.cache_gb * 1e9:
             lines.append(
-                f"data.cache_gb={data.cache_gb:g} is too small: shards leave the cache before they are read through; "
+                f"data.cache_gb={data.cache_gb:g} is too small: shards are evicted before they are read completely; "
                 f"set at least {need / 1e9:.2f}"
             )
     return lines

@@ -1,8 +1,7 @@
-"""The splits of a labelled data set, and the names of its classes: opened, compared and, where one is missing, made.
-Torch-free.
+"""The splits of a labelled data set and the names of its classes. Torch-free.
 
-Splits that are here are taken as they are. Without a val split, a seeded share of each class of train validates; a
-split ratio keeps a seeded share of what is left. Both go by pictures: persons of one picture stay together.
+Existing splits are used as they are. Without a val split, a seeded share of each class of train becomes val;
+finetune.split_ratio keeps a seeded share of the rest. Both select pictures, so persons of one picture stay together.
 """
 
 from dataclasses import dataclass, field
@@ -23,21 +22,21 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """What a fine-tuning run learns from, and is measured on."""
+    """The data of a fine-tuning run."""
 
     labels: tuple[str, ...]
     """Names of the classes or categories, in the order of the outputs."""
     dimensions: tuple[str, ...]
-    """Names of what is estimated beside them, which are the last outputs."""
+    """Names of the estimated dimensions, which are the last outputs."""
     train: LabelledReader
     val: LabelledReader
     test: LabelledReader | None
     remarks: list[str] = field(default_factory=list)
-    """What somebody should know, such as a class that is not in the test split."""
+    """Remarks for the log, such as a class that is missing in the test split."""
 
     @property
     def shares_C(self) -> np.ndarray:
-        """The share of the training samples that have each label."""
+        """Share of the training samples that have each label."""
         shares: np.ndarray = self.train.targets_nC[:, : len(self.labels)].mean(0)
         return shares
 
@@ -46,8 +45,8 @@ def open_splits(config: FinetuneRun) -> Splits:
     """Opens DATA/train, val and test (data.path=DATA).
 
     Raises:
-        UserError: for a missing or damaged data set, pictures without a label, one class alone, or splits whose labels
-            are not those of train.
+        UserError: if a data set is missing or damaged, a picture has no label, there is one class only, or a split has
+            labels that train lacks.
     """
     settings = config.finetune
     readers = {name: _open_split(config, name) for name in SPLITS}
@@ -65,7 +64,7 @@ def open_splits(config: FinetuneRun) -> Splits:
         if strange := sorted(have - set(labels)):
             fix = "finetune.labels names" if settings.labels else "the training split has"
             raise UserError(
-                f"{where}: the label {strange[0]!r} is none of those that {fix} ({', '.join(labels)}); pack the same "
+                f"{where}: the label {strange[0]!r} is not among those that {fix} ({', '.join(labels)}); pack the same "
                 "labels into all splits (--preset, --keep-labels)"
             )
         if missing := [label for label in labels if label not in have]:
@@ -74,7 +73,7 @@ def open_splits(config: FinetuneRun) -> Splits:
                     f"{where}: no picture has the label {missing[0]!r} of finetune.labels; leave it out"
                 )
             remarks.append(
-                f"{where}: nothing is labelled {', '.join(missing)}: no figure can be given for it there"
+                f"{where}: nothing is labelled {', '.join(missing)}: there is no result for it in this split"
             )
     made = {
         name: _make_labelled_reader(readers[name], samples, labels, len(dimensions))
@@ -102,12 +101,14 @@ def open_splits(config: FinetuneRun) -> Splits:
                 f"no training picture of {labels[int(np.argmin(left))]!r}; raise the first or lower the second"
             )
     if "test" not in made:
-        remarks.append(f"data.path={config.data.path}: has no split test; nothing is said of unseen pictures")
+        remarks.append(
+            f"data.path={config.data.path}: has no test split, so there are no results on unseen pictures"
+        )
     return Splits(labels, dimensions, learned, val, made.get("test"), remarks)
 
 
 def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size: int = 1) -> Sources:
-    """The training split as the source of a stream."""
+    """Makes the training split the source of a stream."""
     path = splits.train.url
     sources = Sources(
         config.model_copy(update={"data": config.data.model_copy(update={"path": path})}),
@@ -122,7 +123,7 @@ def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world
 
 
 def _open_split(config: FinetuneRun, split: str) -> ShardReader | None:
-    """A split; None where there is no val or test. A folder that is a data set itself is the training split."""
+    """Opens a split; None if there is no val or test. A folder that is itself a data set is the training split."""
     root = place(str(config.data.path), "data.path")
     whole = (root / "manifest.json").is_file()
     if split != "train" and (whole or not (root / split / "manifest.json").is_file()):
@@ -136,7 +137,7 @@ def _open_split(config: FinetuneRun, split: str) -> ShardReader | None:
 def _choose_labels(
     samples: list[LabelledSample], settings: FinetuneConfig, reader: ShardReader, config: FinetuneRun
 ) -> tuple[str, ...]:
-    """The classes in the order of the outputs: as the settings say, in the set's own order, or sorted."""
+    """Chooses classes in the order of the outputs: finetune.labels, the order of the preset, or sorted."""
     have = {label for sample in samples for label in sample.labels}
     if settings.labels:
         return settings.labels
@@ -146,8 +147,8 @@ def _choose_labels(
     own = presets()[preset.lower()].labels if preset and preset.lower() in presets() else ()
     if len(have) == 1:
         raise UserError(
-            f"data.path={config.data.path}/train: all pictures are labelled {next(iter(have))!r}: one class is nothing "
-            "to tell apart; pack two or more"
+            f"data.path={config.data.path}/train: all pictures are labelled {next(iter(have))!r}: classification "
+            "needs two or more classes"
         )
     return tuple(name for name in own if name in have) if have <= set(own) else tuple(sorted(have))
 
@@ -188,7 +189,7 @@ def _split_val_from_train(
 
 
 def _choose_share(reader: LabelledReader, ratio: float, config: FinetuneRun, purpose: str) -> np.ndarray:
-    """A mask of that share of the pictures of each class, drawn by the seed and the pictures' keys."""
+    """Returns a mask of a share of each class's pictures, chosen by the seed and the pictures' keys."""
     first = {key: i for i, key in reversed(list(enumerate(reader.keys)))}
     keys = list(first)
     strata = np.zeros(len(keys), np.int64)

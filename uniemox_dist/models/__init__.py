@@ -1,1 +1,1 @@
-"""The student, its fusion and losses, and the frozen teacher: plain tensors in, plain tensors out."""
+"""The student, its parts and losses, and the classifier. Modules take and return plain tensors."""

@@ -1,4 +1,4 @@
-"""The decoder: from visible tokens to the pixels of the masked patches of a view.
+"""The decoder: predicts the pixels of a view's masked patches from its visible tokens.
 
 Shape legend: B views, V visible and M masked patches, D encoder width, F decoder width, P patch values.
 """
@@ -12,8 +12,11 @@ from uniemox_dist.models.patches import sincos_positions
 
 
 class Decoder(nn.Module):
-    """MAE's decoder on timm's blocks. Tokens may come in any order, since each carries its position;
-    masked ones go last, so that the prediction is a slice and nothing is sorted back."""
+    """MAE's decoder (He et al. 2022) with timm's blocks.
+
+    Each token carries its position, so their order does not matter. Masked tokens come last, which makes the
+    predictions a slice without reordering.
+    """
 
     def __init__(
         self, *, width: int, depth: int, heads: int, mlp_ratio: float, side: int, patch_values: int
@@ -27,10 +30,10 @@ class Decoder(nn.Module):
         self.prediction = nn.Linear(width, patch_values)
 
     def forward(self, tokens_BTF: Tensor, visible_BV: Tensor, masked_BM: Tensor) -> Tensor:
-        """Class and visible tokens (T = 1+V, already projected to width F) to predictions B×M×P."""
+        """Predicts B×M×P from class and visible tokens (T = 1+V, already projected to width F)."""
         masked_BMF = self.mask_token + self.pos_embed[0, 1:][masked_BM]
         cls_B1F = tokens_BTF[:, :1] + self.pos_embed[:, :1]
         visible_BVF = tokens_BTF[:, 1:] + self.pos_embed[0, 1:][visible_BV]
         x = torch.cat([cls_B1F, visible_BVF, masked_BMF], dim=1)
-        x = run_blocks(self.blocks, x, again=self.grad_checkpointing and self.training)
+        x = run_blocks(self.blocks, x, checkpointing=self.grad_checkpointing and self.training)
         return self.prediction(self.norm(x[:, -masked_BM.shape[1] :]))

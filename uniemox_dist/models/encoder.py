@@ -1,6 +1,6 @@
-"""The student's encoder: a timm VisionTransformer that is shown visible patches only.
+"""The student's encoder: a timm VisionTransformer that reads visible patches only.
 
-Its state dict is timm's own, so that a released encoder loads into `timm.create_model` as it is.
+Its state dict is timm's, so a released encoder loads into `timm.create_model` unchanged.
 Shape legend: B views, N patches, V visible patches, R register tokens, P values of a patch, D width.
 """
 
@@ -20,23 +20,23 @@ from uniemox_dist.models.patches import select_patches, sincos_positions
 
 
 def encoder_arguments(model: ModelConfig) -> dict[str, Any]:
-    """timm's arguments of an encoder, all stated that matter (timm would silently assume others).
+    """Returns timm's arguments for an encoder. All that matter are stated, because timm has other defaults.
 
-    With a name, the rest of the architecture is that name's; without one, it is a plain ViT.
+    With model.name, the rest of the architecture comes from that name; without it, the encoder is a plain ViT.
     """
     arguments: dict[str, Any] = {"img_size": model.image_size, "patch_size": model.patch_size}
     if model.name is not None:
-        # α and β are class tokens: an architecture that pools otherwise gets one.
+        # α and β are class tokens, so an architecture without a class token gets one.
         return {**arguments, "class_token": True, "global_pool": "token"}
     shape = {"embed_dim": model.width, "depth": model.depth, "num_heads": model.heads}
     return {**arguments, **shape, "mlp_ratio": model.mlp_ratio}
 
 
 class PatchProjection(nn.Conv2d):
-    """A patch convolution that takes patches which are already cut out: B×V×P to B×V×D.
+    """Projects patches B×V×P to B×V×D with the weights of a patch convolution.
 
-    It keeps the convolution's parameter names and shapes. Being a module of its own matters under ZeRO-3,
-    where a weight is there only while its module's forward runs.
+    It keeps the convolution's parameter names and shapes. It must be a module, because under ZeRO-3 a weight exists
+    only while its module's forward runs.
     """
 
     def forward(self, patches_BVP: Tensor) -> Tensor:
@@ -55,34 +55,34 @@ class MaskedEncoder(VisionTransformer):
             3, self.embed_dim, kernel_size=proj.kernel_size, stride=proj.stride, bias=proj.bias is not None
         )
         assert self.pos_embed is not None
-        positions = sincos_positions(self.embed_dim, model.image_size // model.patch_size)
-        if self.no_embed_class:  # the class token has no position
+        positions = sincos_positions(self.embed_dim, model.patch_grid)
+        if self.no_embed_class:  # the class token has no row in the table
             positions = positions[:, 1:]
-        elif self.num_reg_tokens:  # registers have none either, but rows in the table
+        elif self.num_reg_tokens:  # register tokens have rows in the table, filled with zeros
             positions = F.pad(positions, (0, 0, self.num_reg_tokens, 0))
         self.pos_embed = nn.Parameter(positions, requires_grad=model.positions == "learned")
 
     def forward(self, patches_BNP: Tensor, visible_BV: Tensor) -> Tensor:  # type: ignore[override]
-        """Normalised patches and the numbers of the visible ones to tokens B×(1+V)×D, class token first."""
+        """Encodes the visible ones of normalised patches to tokens B×(1+V)×D, class token first."""
         assert self.pos_embed is not None
         assert self.cls_token is not None
         B = patches_BNP.shape[0]
         prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], 1)
-        first = 0  # row of the first patch in the table of positions
+        first = 0  # row of the first patch in the position table
         if not self.no_embed_class:
             first = self.num_prefix_tokens
             prefix = prefix + self.pos_embed[:, :first]
         tokens_BVD = self.patch_embed.norm(self.patch_embed.proj(select_patches(patches_BNP, visible_BV)))
         tokens_BVD = tokens_BVD + self.pos_embed[0, first:][visible_BV]
         x = self.norm_pre(torch.cat([prefix.expand(B, -1, -1), tokens_BVD], dim=1))
-        x = self.norm(run_blocks(self.blocks, x, again=self.grad_checkpointing and self.training))
+        x = self.norm(run_blocks(self.blocks, x, checkpointing=self.grad_checkpointing and self.training))
         return x if self.reg_token is None else torch.cat([x[:, :1], x[:, self.num_prefix_tokens :]], dim=1)
 
 
-def run_blocks(blocks: Any, x: Tensor, *, again: bool) -> Tensor:
-    """Through all blocks; `again`: keep only their inputs, and compute the rest again in the backward pass."""
+def run_blocks(blocks: Any, x: Tensor, *, checkpointing: bool) -> Tensor:
+    """Applies all blocks; with `checkpointing` keeps only their inputs and recomputes the rest in the backward pass."""
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
     return x
 
 
@@ -95,9 +95,10 @@ def _make_vit(model: ModelConfig) -> VisionTransformer:
 
 
 def initialise_weights(module: nn.Module) -> None:
-    """MAE's initial weights: Xavier for linear layers (patch projection included), 0.02 normal for tokens.
+    """Sets MAE's initial weights: Xavier for linear layers and the patch projection, normal with std 0.02 for tokens.
 
-    Norms and scales keep those that their architecture made them with."""
+    Norms and scales keep the initial weights of their architecture.
+    """
     if isinstance(module, PatchProjection):
         nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
         if module.bias is not None:

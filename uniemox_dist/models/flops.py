@@ -1,7 +1,7 @@
-"""Floating-point operations of a sample, counted from the settings alone: no torch, no modules.
+"""Floating-point operations of a sample, computed from the settings without torch.
 
-Matrix products, convolutions and attention count, a multiplication with its addition as two; what is done element by
-element does not, as in `torch.utils.flop_counter`, against which a test holds these numbers.
+Matrix products, convolutions and attention count, a multiplication with its addition as two; element-wise operations do
+not. `torch.utils.flop_counter` counts the same, and a test compares both.
 Symbols: N patches, V visible and M masked ones, D encoder, F decoder and E embedding width, G texts of a step.
 """
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from uniemox_dist.config.encoder_names import peculiar
 from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
+from uniemox_dist.models.parameters import encoder_hidden
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Forward FLOPs of one sample, by part; 0 for what the settings switch off."""
+    """Forward FLOPs of one sample by part; 0 for parts that are switched off."""
 
     encoder: int
-    """Both views, where the person view is read."""
+    """Both views if the student reads the person view."""
     projection: int
     """From the encoder's width to the decoder's."""
     decoder: int
@@ -25,36 +26,36 @@ class Flops:
     relation: int
     """Similarities of γ and of Ω with all texts of the step."""
     teacher: int
-    """The picture tower; 0 where its embeddings come from a cache."""
+    """The image tower; 0 if its embeddings come from a cache."""
     again: int
-    """What checkpointed blocks compute a second time in the backward pass; not part of the totals."""
+    """Recomputation of checkpointed blocks in the backward pass; not part of the totals."""
 
     @property
     def student(self) -> int:
-        """The forward pass of what is trained."""
+        """Forward pass of the student."""
         return self.encoder + self.projection + self.decoder + self.fusion + self.relation
 
     @property
     def forward(self) -> int:
-        """One forward pass of student and teacher."""
+        """Forward pass of student and teacher."""
         return self.student + self.teacher
 
     @property
     def training(self) -> int:
-        """Useful FLOPs of a training step: 3 × student + teacher, whether or not something is computed again.
+        """Useful FLOPs of a training step: 3 × student + teacher, without recomputation.
 
-        The backward pass has two products for each of the forward pass (PaLM, Chowdhery et al. 2022, appendix B). That
-        is 1 % too much for a small encoder, since pixels need no gradient, and less for others.
+        The backward pass has two products for each product of the forward pass (PaLM, Chowdhery et al. 2022, appendix
+        B). This is up to 1 % too much, because pixels need no gradient.
         """
         return 3 * self.student + self.teacher
 
     @property
     def executed(self) -> int:
-        """FLOPs of a training step with compute.checkpoint_blocks."""
+        """FLOPs of a training step with compute.checkpoint_blocks, recomputation included."""
         return self.training + self.again
 
     def describe(self, peak_tflops: float | None) -> str:
-        """One line of a log."""
+        """Describes the FLOPs in one line for the log."""
         peak = f"; the device's peak is {peak_tflops:g} TFLOP/s" if peak_tflops else ""
         student, encoder, decoder = (n / 1e9 for n in (self.student, self.encoder, self.decoder))
         return (
@@ -64,11 +65,11 @@ class Flops:
 
 
 def sample_flops(config: Config, embedding_width: int | None, teacher: int = 0) -> Flops:
-    """FLOPs of one sample of a run.
+    """Returns the FLOPs of one sample of a pretraining run.
 
     Args:
-        embedding_width: E; None where no loss compares with a teacher.
-        teacher: FLOPs of its picture tower for one picture (`towers.py`).
+        embedding_width: E; None if no active loss needs a teacher.
+        teacher: FLOPs of the teacher's image tower for one picture (`teacher/flops.py`).
     """
     texts = config.batch.global_batch if config.loss.relation_over == "global" else config.batch.micro_batch
     live = config.loss.needs_teacher and config.teacher.source == "live"
@@ -78,30 +79,19 @@ def sample_flops(config: Config, embedding_width: int | None, teacher: int = 0) 
 def student_flops(
     model: ModelConfig, loss: LossConfig, embedding_width: int | None, texts: int, teacher: int = 0
 ) -> Flops:
-    """As `sample_flops`, from the sections that matter and the number G of texts."""
+    """Like `sample_flops`, from the relevant sections and the number G of texts."""
     fuses_person = loss.needs_teacher and model.fusion != "none"
     views = 2 if fuses_person or loss.person_reconstruction else 1
-    names = peculiar(model.name)
-    tokens = 1 + names.get("registers", 0) + model.visible
-    block = block_flops(
-        tokens,
-        model.width,
-        round(model.width * model.mlp_ratio),
-        gated=names.get("gated_mlp", False),
-        scaled=names.get("layer_scale", False),
-        differential=names.get("differential_attention", False),
-    )
     D, F = model.width, model.decoder_width
-    patch_values = 3 * model.patch_size**2
-    encoder = views * (2 * model.visible * patch_values * D + model.depth * block.forward)
-    again = views * model.depth * block.again
+    one_view = _encoder_flops(model, model.visible)
+    encoder, again = views * one_view.forward, views * one_view.again
     decoder = fusion = relation = 0
     if loss.needs_decoder:
-        shown = 2 if loss.person_reconstruction else 1
+        decoded = 2 if loss.person_reconstruction else 1
         block = block_flops(1 + model.patches, F, int(F * model.mlp_ratio))
         masked = model.patches - model.visible
-        decoder = shown * (model.decoder_depth * block.forward + 2 * masked * F * patch_values)
-        again += shown * model.decoder_depth * block.again
+        decoder = decoded * (model.decoder_depth * block.forward + 2 * masked * F * model.patch_values)
+        again += decoded * model.decoder_depth * block.again
     if loss.needs_teacher:
         assert embedding_width is not None
         fusion = _fusion(model) + 2 * F * embedding_width
@@ -112,28 +102,34 @@ def student_flops(
 
 
 def classifier_flops(model: ModelConfig, views: int, outputs: int) -> Flops:
-    """As `sample_flops`, of a classifier that sees all patches of one or two views."""
-    names = peculiar(model.name)
-    D, hidden = model.width, round(model.width * model.mlp_ratio)
+    """Returns the FLOPs of one sample of a classifier, which reads all patches of one or two views."""
+    one_view = _encoder_flops(model, model.patches)
+    head = 2 * views * model.width * outputs
+    return Flops(views * one_view.forward, head, 0, 0, 0, 0, views * one_view.again)
+
+
+def _encoder_flops(model: ModelConfig, patches: int) -> "Block":
+    """Returns the FLOPs of the encoder for one view of which it reads so many patches, patch projection included."""
+    kind = peculiar(model.name)
     block = block_flops(
-        1 + names.get("registers", 0) + model.patches,
-        D,
-        hidden,
-        gated=names.get("gated_mlp", False),
-        scaled=names.get("layer_scale", False),
-        differential=names.get("differential_attention", False),
+        1 + kind.get("registers", 0) + patches,
+        model.width,
+        encoder_hidden(model),
+        gated=kind.get("gated_mlp", False),
+        scaled=kind.get("layer_scale", False),
+        differential=kind.get("differential_attention", False),
     )
-    encoder = views * (2 * model.patches * 3 * model.patch_size**2 * D + model.depth * block.forward)
-    return Flops(encoder, 2 * views * D * outputs, 0, 0, 0, 0, views * model.depth * block.again)
+    projection = 2 * patches * model.patch_values * model.width
+    return Block(projection + model.depth * block.forward, model.depth * block.again)
 
 
 @dataclass(frozen=True)
 class Block:
-    """FLOPs of a transformer block for one sequence."""
+    """FLOPs of one or more transformer blocks for one sequence."""
 
     forward: int
     again: int
-    """What checkpointing computes again in the backward pass."""
+    """FLOPs that checkpointing recomputes in the backward pass."""
 
 
 def block_flops(
@@ -145,13 +141,13 @@ def block_flops(
     scaled: bool = False,
     differential: bool = False,
 ) -> Block:
-    """A pre-norm block: attention with its projections, and an MLP.
+    """Returns the FLOPs of a pre-norm block: attention with its projections, and an MLP.
 
     Args:
-        hidden: outputs of the MLP's first layer; of a gated MLP half of them gate the other half.
-        scaled: with LayerScale, whose gradient needs the MLP's output; without it, checkpointing stops before the
+        hidden: outputs of the MLP's first layer; in a gated MLP half of them gate the other half.
+        scaled: with LayerScale, whose gradient needs the MLP's output. Without it, checkpointing does not recompute the
             MLP's second product.
-        differential: attention is the difference of two, each with half of the width for queries and keys.
+        differential: attention is the difference of two attentions, each with half of the width for queries and keys.
     """
     projections = 2 * tokens * width * 4 * width
     attention = 2 * tokens * tokens * width * (3 if differential else 2)
@@ -163,14 +159,14 @@ def block_flops(
 def tower_flops(
     *, image_size: int, patch_size: int, width: int, layers: int, mlp_ratio: float, embedding_width: int
 ) -> int:
-    """A CLIP vision transformer for one picture: class token, no masks, a projection of one token."""
+    """Returns the FLOPs of a CLIP vision transformer for one picture: class token, no masks, one projected token."""
     patches = (image_size // patch_size) ** 2
     block = block_flops(1 + patches, width, int(width * mlp_ratio))
     return 2 * patches * 3 * patch_size**2 * width + layers * block.forward + 2 * width * embedding_width
 
 
 def _fusion(model: ModelConfig) -> int:
-    """What joins the two class tokens, without the projection behind it."""
+    """Returns the FLOPs of joining the two class tokens, without the final projection."""
     F, H = model.decoder_width, model.fusion_heads
     products = {"attention": 2 * F * H, "gated_mlp": 2 * F * H * F + H * F * F + 2 * F * F}
     return 2 * products.get(model.fusion, 0)

@@ -1,8 +1,8 @@
 """Fusion of scene and person into the teacher's space.
 
-The psychological prior is the paper's (UniEmoX, IEEE TIP 2025). The others are choices of its released code, with
-what is needed to compare them: one LN for both views first, as in the prior, and the same projection last (there
-they end in other ways, and one of them takes a softmax over a single number, which is always 1).
+The psychological prior is the paper's (UniEmoX, IEEE TIP 34, 2025, doi 10.1109/TIP.2025.3587577). The other kinds are
+choices of its released code. To be comparable they also begin with one LN for both views and end with the same
+projection (in the released code they end in other ways, and one takes a softmax over a single number, which is 1).
 Shape legend: B samples, F decoder width, E teacher embedding width, H heads.
 """
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Fusion(nn.Module):
-    """LN of both class tokens, a way to join them (B×F and B×F to B×F), then γ = ELU(Linear(joined))."""
+    """Base of all kinds: LN of both class tokens, `join` (B×F and B×F to B×F), then γ = ELU(Linear(joined))."""
 
     def __init__(self, width: int, embedding_width: int) -> None:
         super().__init__()
@@ -20,18 +20,19 @@ class Fusion(nn.Module):
         self.projection = nn.Linear(width, embedding_width)
 
     def join(self, scene_BF: Tensor, person_BF: Tensor) -> Tensor:
-        """The normalised class tokens as one vector of width F."""
+        """Joins the normalised class tokens into one vector of width F."""
         raise NotImplementedError
 
     def forward(self, scene_BF: Tensor, person_BF: Tensor | None) -> Tensor:
-        """Class tokens of scene (α) and person (β) to γ, B×E."""
+        """Fuses the class tokens of scene (α) and person (β) into γ, B×E."""
         assert person_BF is not None
         return F.elu(self.projection(self.join(self.norm(scene_BF), self.norm(person_BF))))
 
 
 class PriorFusion(Fusion):
-    """The psychological prior: γ = ELU(Linear(λ ⊙ LN(α) + LN(β))), with a learnable weight λ (width F, from 1)
-    and one LN for both: the environment (scene) and the individual (person) joined.
+    """The psychological prior, which joins environment (scene) and individual (person).
+
+    γ = ELU(Linear(λ ⊙ LN(α) + LN(β))) with a learnable weight λ (width F, initially 1) and one LN for both views.
 
     Without the person branch (`fusion: none`), γ = ELU(Linear(λ ⊙ LN(α))).
     """
@@ -50,7 +51,7 @@ class PriorFusion(Fusion):
 class MultiHeadFusion(Fusion):
     """Multi-head weighted sum: Σ_h a_h ⊙ LN(α) + b_h ⊙ LN(β), with learnable weights a, b of H×F.
 
-    They start around 1/H, apart from one another, so that the sum starts near the prior's.
+    They start with different values around 1/H, so that the sum starts near the prior's.
     """
 
     def __init__(self, width: int, embedding_width: int, heads: int) -> None:
@@ -63,8 +64,11 @@ class MultiHeadFusion(Fusion):
 
 
 class AttentionFusion(Fusion):
-    """Attention-weighted sum: each head scores both views, a softmax over the two weighs them, and the heads, each with
-    its F/H channels of both, are put side by side."""
+    """Attention-weighted sum.
+
+    Each head scores both views, weighs them by a softmax over the two scores, and sums its F/H channels of both; the
+    heads are concatenated.
+    """
 
     def __init__(self, width: int, embedding_width: int, heads: int) -> None:
         super().__init__(width, embedding_width)
@@ -80,8 +84,11 @@ class AttentionFusion(Fusion):
 
 
 class GatedMlpFusion(Fusion):
-    """Gated MLP: each head weighs the channels of both views by a softmax of a linear layer (times F, so that a channel
-    keeps its size) and adds them; an MLP over all heads gives the sum, m ⊙ σ(Linear(m))."""
+    """Gated MLP.
+
+    Each head weighs the channels of both views by a softmax of a linear layer (times F, which keeps the scale of a
+    channel) and adds them. An MLP over all heads gives m, and the result is m ⊙ σ(Linear(m)).
+    """
 
     def __init__(self, width: int, embedding_width: int, heads: int) -> None:
         super().__init__(width, embedding_width)
@@ -102,7 +109,7 @@ class GatedMlpFusion(Fusion):
 
 
 def make_fusion(kind: str, width: int, embedding_width: int, heads: int) -> Fusion:
-    """The fusion that a configuration names; `none` is the prior's formula without the person."""
+    """Creates the fusion of a kind; `none` is the prior's formula without the person."""
     if kind in ("prior", "none"):
         return PriorFusion(width, embedding_width)
     classes = {"multi_head": MultiHeadFusion, "attention": AttentionFusion, "gated_mlp": GatedMlpFusion}

@@ -1,7 +1,8 @@
-"""The losses of UniEmoX (IEEE TIP 2025), over the rows of one micro-batch, in fp32.
+"""The losses of UniEmoX, over the rows of one micro-batch, in fp32.
 
-Each is a mean over equal rows, so that averages over micro-batches and ranks are exact. `LOSSES` computes a term of
-`config/losses.py` by its name.
+Source: C. Chen, X. Sun, Z. Liu, "UniEmoX: Cross-modal Semantic-Guided Large-Scale Pretraining for Universal Scene
+Emotion Perception", IEEE TIP 34, 2025, doi 10.1109/TIP.2025.3587577. Each loss is a mean over equal rows, so averages
+over micro-batches and ranks are exact. `LOSSES` computes a term of `config/losses.py` by its name.
 Shape legend: B samples, G samples of the step's global batch, E embedding width, M masked patches, P patch values.
 """
 
@@ -64,7 +65,7 @@ def similarity_loss(fused_BE: Tensor, teacher_BE: Tensor) -> Tensor:
 
 
 def reconstruction_targets(patches_BMP: Tensor, *, norm_pix: bool) -> Tensor:
-    """The pixels that L3 compares with: as they are, or each patch standardised (MAE's norm_pix)."""
+    """Returns the targets of L3: the pixels, or with norm_pix each patch standardised (MAE, He et al. 2022)."""
     patches_BMP = patches_BMP.float()
     if not norm_pix:
         return patches_BMP
@@ -73,7 +74,7 @@ def reconstruction_targets(patches_BMP: Tensor, *, norm_pix: bool) -> Tensor:
 
 
 def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """L3: mean squared error over masked patches (only those are predicted, so only those can count)."""
+    """L3, reconstruction: mean squared error over the masked patches, the only ones that are predicted."""
     return F.mse_loss(predicted_BMP.float(), target_BMP.float())
 
 

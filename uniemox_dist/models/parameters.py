@@ -1,6 +1,6 @@
-"""Parameters of a student and a classifier from the settings alone: names, shapes and order of the modules. No torch.
+"""Names, shapes and order of the parameters of students and classifiers, computed from the settings without torch.
 
-A test holds the list against real modules, exactly. Symbols: N patches, D encoder, F decoder and E embedding width.
+A test compares the lists with real modules, exactly. Symbols: N patches, D encoder, F decoder and E embedding width.
 """
 
 import math
@@ -20,9 +20,9 @@ NO_DECAY = (
     "scene_weights",
     "person_weights",
 )
-"""Parameters with two and more dimensions that are no matrices: tokens, positions, weights of views in a fusion."""
+"""Parameters without weight decay despite two or more dimensions: tokens, positions, view weights of a fusion."""
 FIRST = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
-"""What stands before an encoder's first block: its layer 0."""
+"""Parts of an encoder before its first block; they form layer 0."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,16 @@ class Parameter:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 def layer_number(name: str, depth: int) -> int:
-    """The layer of a student's parameter, 0 to depth + 1 (as in BEiT, Bao et al. 2022): what comes before the encoder's
-    blocks is 0, block i is i + 1, and the encoder's last norm and all that is not encoder are depth + 1."""
+    """Returns the layer of a student's parameter, 0 to depth + 1 (as in BEiT, Bao et al. 2022).
+
+    Everything before the encoder's blocks is layer 0, block i is layer i + 1, and the encoder's last norm and all other
+    modules are layer depth + 1.
+    """
     if block := re.match(r"encoder\.blocks\.(\d+)\.", name):
         return int(block.group(1)) + 1
     part = name.removeprefix(ENCODER).partition(".")[0]
@@ -49,8 +52,10 @@ def layer_number(name: str, depth: int) -> int:
 
 
 def optimizer_group(name: str, dimensions: int, depth: int, layer_decay: float) -> tuple[float, bool]:
-    """What the optimizer treats a trained parameter by: the factor of its learning rate, layer_decay^(depth + 1 -
-    layer), and whether it is a matrix, which has weight decay."""
+    """Returns a trained parameter's optimizer group: its learning rate factor, and whether it has weight decay.
+
+    The factor is layer_decay^(depth + 1 - layer). Only matrices have weight decay.
+    """
     matrix = dimensions >= 2 and name.rpartition(".")[2] not in NO_DECAY
     return layer_decay ** (depth + 1 - layer_number(name, depth)), matrix
 
@@ -58,7 +63,7 @@ def optimizer_group(name: str, dimensions: int, depth: int, layer_decay: float) 
 def student_parameters(
     model: ModelConfig, loss: LossConfig, embedding_width: int | None
 ) -> tuple[Parameter, ...]:
-    """All parameters of a student, in its modules' order; `embedding_width` is the teacher's E, None without one."""
+    """Lists all parameters of a student in the order of its modules. `embedding_width` is E; None without a teacher."""
     found = [Parameter(ENCODER + p.name, p.shape, p.trained) for p in encoder_parameters(model)]
     found += _linear("to_decoder", model.width, model.decoder_width)
     if loss.needs_teacher:
@@ -72,15 +77,15 @@ def student_parameters(
 def classifier_parameters(
     model: ModelConfig, outputs: int, *, persons: bool = False, pooling: str = "mean"
 ) -> tuple[Parameter, ...]:
-    """All parameters of a classifier, in its modules' order."""
+    """Lists all parameters of a classifier in the order of its modules."""
     found = [Parameter(ENCODER + p.name, p.shape, p.trained) for p in encoder_parameters(model)]
-    if pooling == "mean":  # timm moves the last norm behind the pooling
+    if pooling == "mean":  # timm moves the last norm after the pooling
         found = [replace(p, name=re.sub(r"^encoder\.norm\.", "encoder.fc_norm.", p.name)) for p in found]
     return (*found, *_linear("head", model.width * (2 if persons else 1), outputs))
 
 
 def encoder_parameters(model: ModelConfig) -> Iterator[Parameter]:
-    """Of the encoder, without its prefix."""
+    """Yields the parameters of the encoder, without the prefix `encoder.`."""
     kind, D, p = peculiar(model.name), model.width, model.patch_size
     yield Parameter("cls_token", (1, 1, D))
     if registers := kind.get("registers", 0):
@@ -122,7 +127,7 @@ def _encoder_block(name: str, model: ModelConfig) -> Iterator[Parameter]:
 
 
 def encoder_hidden(model: ModelConfig) -> int:
-    """Outputs of the first layer of an encoder block's MLP."""
+    """Returns the outputs of the first layer of an encoder block's MLP."""
     wide = model.width * model.mlp_ratio
     return round(wide) if model.name is not None else int(wide)
 
@@ -153,7 +158,7 @@ def _decoder(model: ModelConfig) -> list[Parameter]:
         found += [*_norm(f"{name}.norm1", F), *_linear(f"{name}.attn.qkv", F, 3 * F)]
         found += [*_linear(f"{name}.attn.proj", F, F), *_norm(f"{name}.norm2", F)]
         found += _mlp(f"{name}.mlp", F, hidden, hidden)
-    found += [*_norm("norm", F), *_linear("prediction", F, 3 * model.patch_size**2)]
+    found += [*_norm("norm", F), *_linear("prediction", F, model.patch_values)]
     return [Parameter(f"decoder.{p.name}", p.shape, p.trained) for p in found]
 
 

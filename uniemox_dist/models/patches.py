@@ -1,4 +1,4 @@
-"""Pixels to patches and back, and fixed positions.
+"""Conversion of pixels to patches and back, and fixed position embeddings.
 
 Shape legend: B samples, N patches of a view, K chosen patches, P = 3·p·p values of a patch, D width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 def normalise(
     pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
 ) -> Tensor:
-    """uint8 pixels to standardised floats, on the device that holds them."""
+    """Converts uint8 pixels to standardised floats on their device."""
     mean_1311, std_1311 = _statistics(tuple(mean), tuple(std), pixels_B3HW.device)
     return ((pixels_B3HW.float() / 255 - mean_1311) / std_1311).to(dtype)
 
@@ -22,15 +22,17 @@ def normalise(
 def _statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Kept on the device: a copy from the host in every pass would make the host wait. Not buffers of a module, whose
-    numbers would become bf16 with it."""
+    """Returns mean and std on the device. Cached, because a copy in every pass would make the host wait.
+
+    They are not buffers of a module, because those would become bf16 with it.
+    """
     with torch.inference_mode(False):
         both = torch.tensor([mean, std], dtype=torch.float32, device=device).view(2, 1, 3, 1, 1)
     return both[0], both[1]
 
 
 def patchify(images_B3HW: Tensor, patch_size: int) -> Tensor:
-    """B×3×H×W to B×N×P; values in the order channel, row, column, as in a convolution's weight."""
+    """Cuts B×3×H×W into patches B×N×P; values in the order channel, row, column, as in a convolution's weight."""
     B, C, H, W = images_B3HW.shape
     h, w, p = H // patch_size, W // patch_size, patch_size
     grid = images_B3HW.reshape(B, C, h, p, w, p)
@@ -38,7 +40,7 @@ def patchify(images_B3HW: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches_BNP: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patchify`, for square pictures."""
+    """Inverts `patchify` for square pictures."""
     B, N, _ = patches_BNP.shape
     side, p = round(N**0.5), patch_size
     grid = patches_BNP.reshape(B, side, side, 3, p, p)
@@ -46,12 +48,12 @@ def unpatchify(patches_BNP: Tensor, patch_size: int) -> Tensor:
 
 
 def select_patches(x_BND: Tensor, index_BK: Tensor) -> Tensor:
-    """The chosen rows of each sample: B×N×D and B×K to B×K×D."""
+    """Selects rows of each sample: B×N×D and numbers B×K to B×K×D."""
     return x_BND.gather(1, index_BK[:, :, None].expand(-1, -1, x_BND.shape[2]))
 
 
 def sincos_positions(width: int, side: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions with a zero row for the class token: 1×(1+side²)×width.
+    """Computes fixed 2-D sine-cosine positions with a zero row for the class token: 1×(1+side²)×width.
 
     Half the channels encode the column and half the row, as in MAE (He et al. 2022).
     """

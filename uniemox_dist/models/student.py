@@ -21,7 +21,7 @@ from uniemox_dist.models.patches import normalise, patchify, select_patches
 
 @dataclass(frozen=True)
 class Views:
-    """What the student sees of a micro-batch."""
+    """The student's input for a micro-batch."""
 
     scene_B3HW: Tensor
     """uint8."""
@@ -34,21 +34,24 @@ class Views:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher says of a micro-batch; both None when no loss compares with it."""
+    """The teacher's embeddings for a micro-batch; both None if no active loss needs the teacher."""
 
     pictures_BE: Tensor | None = None
+    """Ω, embeddings of the scenes."""
     texts_GE: Tensor | None = None
+    """Λ, embeddings of all captions of the step, unit rows."""
     logit_scale: float = 100.0
+    """The teacher's."""
     loss_weights: Mapping[str, float] | None = None
-    """The weight of every loss by its name in this step; None: those of the configuration. Numbers of the host: a
-    tensor would have to be copied to the device first."""
+    """Weight of every loss by name in this step; None uses the configuration's. Python numbers, because a tensor would
+    have to be copied to the device first."""
 
 
 class Student(nn.Module):
-    """All that is trained. Modules that no active loss needs are not built."""
+    """All trained modules. Modules that no active loss needs are not built."""
 
     def __init__(self, model: ModelConfig, loss: LossConfig, embedding_width: int | None) -> None:
-        """`embedding_width` is the teacher's E; None when no loss compares with a teacher."""
+        """`embedding_width` is the teacher's E; None if no active loss needs a teacher."""
         super().__init__()
         self.model, self.loss = model, loss
         self.encoder = MaskedEncoder(model)
@@ -64,24 +67,26 @@ class Student(nn.Module):
                 depth=model.decoder_depth,
                 heads=model.decoder_heads,
                 mlp_ratio=model.mlp_ratio,
-                side=model.image_size // model.patch_size,
-                patch_values=3 * model.patch_size**2,
+                side=model.patch_grid,
+                patch_values=model.patch_values,
             )
         self.apply(initialise_weights)
 
     @property
     def has_person_branch(self) -> bool:
-        """Whether the person view is looked at."""
+        """True if the student reads the person view."""
         return self.fuses_person or (self.decoder is not None and self.loss.person_reconstruction)
 
     @property
     def fuses_person(self) -> bool:
-        """Whether the person's class token goes into γ."""
+        """True if γ depends on the person's class token."""
         return self.fusion is not None and self.model.fusion != "none"
 
     def forward(self, views: Views, targets: Targets) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses, and each without its weight in the order of `LOSS_NAMES`, as a detached
-        vector; a loss that is off is 0 there."""
+        """Returns the weighted sum of the losses, and a detached vector of the unweighted losses.
+
+        The vector has the order of `LOSS_NAMES`; a loss that is off is 0.
+        """
         patches_BNP, order_BN = self.patches(views.scene_B3HW), views.scene_order_BN
         if self.has_person_branch:  # one pass over both views: B here is twice the samples
             assert views.person_B3HW is not None
@@ -99,11 +104,11 @@ class Student(nn.Module):
             cls_BF = tokens_BTF[:, 0]
             fused_BE = self.fusion(cls_BF[:scenes], cls_BF[scenes:] if self.fuses_person else None)
         if self.decoder is not None:
-            shown = tokens_BTF.shape[0] if self.loss.person_reconstruction else scenes
-            masked_BM = masked_BM[:shown]
-            predicted_BMP = self.decoder(tokens_BTF[:shown], visible_BV[:shown], masked_BM)
+            views_n = tokens_BTF.shape[0] if self.loss.person_reconstruction else scenes
+            masked_BM = masked_BM[:views_n]
+            predicted_BMP = self.decoder(tokens_BTF[:views_n], visible_BV[:views_n], masked_BM)
             target_BMP = losses.reconstruction_targets(
-                select_patches(patches_BNP[:shown], masked_BM), norm_pix=self.loss.norm_pix
+                select_patches(patches_BNP[:views_n], masked_BM), norm_pix=self.loss.norm_pix
             )
         inputs = losses.LossInputs(
             self.loss,
@@ -123,24 +128,24 @@ class Student(nn.Module):
         return total, torch.stack([parts.get(name, zero).detach() for name in LOSS_NAMES])
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:
-        """uint8 pixels to standardised patches B×N×P in the encoder's number format."""
+        """Converts uint8 pixels to standardised patches B×N×P in the encoder's number format."""
         dtype = self.to_decoder.weight.dtype
         return patchify(normalise(pixels_B3HW, self.model.mean, self.model.std, dtype), self.model.patch_size)
 
     def split(self, order_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Visible and masked patch numbers of a random order."""
+        """Splits an order of patches into visible B×V and masked B×M patch numbers."""
         return order_BN[:, : self.model.visible], order_BN[:, self.model.visible :]
 
     @torch.no_grad()
     def embed(self, scene_B3HW: Tensor, person_B3HW: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Evaluation without masks: the encoder's normalised class token B×D, and γ B×E (None without fusion)."""
+        """Embeds whole views: returns the encoder's normalised class token B×D and γ B×E (None without fusion)."""
         cls_BD = self.encode(scene_B3HW)
         fused_BE = None
         if self.fusion is not None:
             scene_BF, person_BF = self.to_decoder(cls_BD), None
             if self.fuses_person:
                 assert person_B3HW is not None
-                # Where nobody was found the whole picture is both views, and looked at once.
+                # Without a person the whole picture is both views and is encoded once.
                 same = person_B3HW is scene_B3HW
                 person_BF = scene_BF if same else self.to_decoder(self.encode(person_B3HW))
             fused_BE = self.fusion(scene_BF, person_BF)
@@ -148,18 +153,18 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures_B3HW: Tensor) -> Tensor:
-        """The encoder's normalised class token of whole views, B×D."""
+        """Returns the encoder's normalised class token of whole views, B×D."""
         patches = self.patches(pictures_B3HW)
-        everything = torch.arange(self.model.patches, device=patches.device).expand(patches.shape[0], -1)
-        return self.encoder(patches, everything)[:, 0]
+        all_patches = torch.arange(self.model.patches, device=patches.device).expand(patches.shape[0], -1)
+        return self.encoder(patches, all_patches)[:, 0]
 
     @torch.no_grad()
     def reconstruct(self, scene_B3HW: Tensor, order_BN: Tensor) -> Tensor:
-        """Predicted pixels of the masked patches, B×M×P in 0…1 units (not clipped).
+        """Predicts the pixels of the masked patches, B×M×P in units of 0…1 (not clipped).
 
-        With norm_pix the true mean and variance of each patch are lent to the prediction, as is usual.
+        With norm_pix the prediction gets the true mean and variance of each patch, as in MAE's visualisations.
         """
-        assert self.decoder is not None, "this student was trained without reconstruction"
+        assert self.decoder is not None, "this student has no decoder: it was trained without reconstruction"
         patches_BNP = self.patches(scene_B3HW)
         visible_BV, masked_BM = self.split(order_BN)
         tokens = self.to_decoder(self.encoder(patches_BNP, visible_BV))
@@ -172,7 +177,7 @@ class Student(nn.Module):
         return self.to_unit(predicted)
 
     def to_unit(self, patches_BKP: Tensor) -> Tensor:
-        """Standardised patches back to pixel values in 0…1."""
+        """Converts standardised patches to pixel values in 0…1."""
         values = self.model.patch_size**2
         mean_P = torch.tensor(self.model.mean).repeat_interleave(values).to(patches_BKP.device)
         std_P = torch.tensor(self.model.std).repeat_interleave(values).to(patches_BKP.device)

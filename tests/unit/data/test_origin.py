@@ -48,7 +48,7 @@ STALE = OSError(errno.ESTALE, "Stale file handle")
 def test_a_read_is_tried_again_with_longer_and_longer_waits(no_waiting: list[float]) -> None:
     origin = ShardOrigin("/data", "data.path")
     origin.retry_s = 1000
-    assert origin.persistent("shard x", failing(12, STALE)) == "read"
+    assert origin.retry("shard x", failing(12, STALE)) == "read"
     assert origin.counts.retries == 12
     for i, wait in enumerate(no_waiting):
         longest = min(module.LONGEST_WAIT_S, module.FIRST_WAIT_S * 2**i)
@@ -63,10 +63,10 @@ def test_a_source_that_stays_away_ends_the_run_in_one_line_after_the_stated_time
     for error in (STALE, TimeoutError("no answer"), RuntimeError("client closed\nmore")):
         no_waiting.clear()
         with pytest.raises(Fault) as caught:
-            origin.persistent("shard 000012.tar", failing(10**6, error))
+            origin.retry("shard 000012.tar", failing(10**6, error))
         says = str(caught.value)
         assert says.startswith("data.path=s3://bucket/data: shard 000012.tar could not be read for 30 s (")
-        assert says.endswith("the run can go on from its last checkpoint when the source is back")
+        assert says.endswith("resume the run from its last checkpoint when the source is available again")
         assert "\n" not in says
         assert 10 < sum(no_waiting) <= 30
 

@@ -49,7 +49,7 @@ def test_without_a_val_split_a_seeded_share_of_each_class_validates(unsplit: Pat
     assert keys(open_splits(config(unsplit, "finetune.val_ratio=0.2", "run.seed=1")))[1] != val
     said = "\n".join(splits.remarks)
     assert "has no split val; 6 of its 30 training samples validate instead" in said
-    assert "has no split test; nothing is said of unseen pictures" in said
+    assert "has no test split, so there are no results on unseen pictures" in said
     assert splits.test is None
 
 
@@ -92,14 +92,16 @@ def test_labels_that_do_not_match_one_class_and_no_labels_are_refused(tmp_path: 
 
     strange = data("strange", train={"a": 2, "b": 2}, test={"a": 1, "c": 1})
     assert error_of(strange).startswith(
-        f"data.path={strange}/test: the label 'c' is none of those that the training split has (a, b); pack"
+        f"data.path={strange}/test: the label 'c' is not among those that the training split has (a, b); pack"
     )
     one = data("one", train={"a": 3}, test={"a": 1})
-    assert "all pictures are labelled 'a': one class is nothing to tell apart" in error_of(one)
+    assert "all pictures are labelled 'a': classification needs two or more classes" in error_of(one)
     assert "no picture has the label 'z' of finetune.labels" in error_of(unsplit, "finetune.labels=[a, b, z]")
-    assert "is none of those that finetune.labels names (a, x)" in error_of(unsplit, "finetune.labels=[a, x]")
+    assert "is not among those that finetune.labels names (a, x)" in error_of(
+        unsplit, "finetune.labels=[a, x]"
+    )
     missing = data("missing", train={"a": 2, "b": 2}, val={"a": 1, "b": 1}, test={"a": 1})
-    remark = f"data.path={missing}/test: nothing is labelled b: no figure can be given for it there"
+    remark = f"data.path={missing}/test: nothing is labelled b: there is no result for it in this split"
     assert open_splits(config(missing)).remarks == [remark]
     pictures = tmp_path / "source/one/train/a"
     table = tmp_path / "table.csv"

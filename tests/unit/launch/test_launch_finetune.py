@@ -127,7 +127,7 @@ def test_the_command_can_be_named_and_must_fit_the_recipe(
             ["model.init_from=gone"],
             "model.init_from=gone: no such file or folder, and a fine-tuning run takes its architecture from there",
         ),
-        (["finetune.labels=[joy,rage]"], "the label 'fear' is none of those that finetune.labels names"),
+        (["finetune.labels=[joy,rage]"], "the label 'fear' is not among those that finetune.labels names"),
     ],
 )
 def test_what_would_fail_in_the_job_is_reported_before_it_is_queued(

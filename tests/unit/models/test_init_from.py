@@ -76,7 +76,7 @@ def test_what_was_loaded_is_stated(tmp_path: Path) -> None:
     assert loaded.describe().splitlines() == [
         f"initial weights from {tmp_path}/mae.pth (timm's names): 30 of 67 parameters; resampled: nothing; its learned "
         "positions stay fixed (model.positions=fixed)",
-        "not there: to_decoder.weight, to_decoder.bias, fusion (5), decoder (30); not used: nothing",
+        "missing: to_decoder.weight, to_decoder.bias, fusion (5), decoder (30); not used: nothing",
     ]
     mae.save(tmp_path / "mae.pth", mae.Shape(side=3))
     loaded = load_initial_weights(
@@ -85,7 +85,7 @@ def test_what_was_loaded_is_stated(tmp_path: Path) -> None:
     assert loaded.describe().splitlines() == [
         f"initial weights from {tmp_path}/mae.pth (MAE's names): 60 of 62 parameters; resampled: "
         "encoder.patch_embed.proj.weight 8x8 -> 4x4, encoder.pos_embed 3x3 -> 10x10, decoder.pos_embed 3x3 -> 10x10",
-        "not there: decoder.prediction.weight, decoder.prediction.bias; not used: decoder.prediction.weight, "
+        "missing: decoder.prediction.weight, decoder.prediction.bias; not used: decoder.prediction.weight, "
         "decoder.prediction.bias",
     ]
 
@@ -277,7 +277,7 @@ def test_every_error_leaves_the_student_unchanged_and_names_the_fix(tmp_path: Pa
         ),
         ("deep", deep, r"encoder.blocks.2.\S+ is there and not here; .* depth 3, set model.width/depth$"),
         ("scaled", scaled, r"encoder.blocks.0.ls1.gamma is there and not here"),
-        ("uneven", uneven, r"encoder.pos_embed has 8 rows, no square of patches"),
+        ("uneven", uneven, r"encoder.pos_embed has 8 rows, which form no square of patches"),
         ("several", several, r"holds 2 encoders \(a., b.\); save one alone"),
         ("blocks", blocks, r"nothing in it matches a vision transformer .*and no patch_embed.proj.weight"),
     ):
