@@ -291,7 +291,7 @@ def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_whe
         faults = [line for line in first.stderr.splitlines() if "could not be read for 2 s" in line]
         assert faults, first.stderr
         assert f"data.path={web.url}/train: shard 0" in faults[0]
-        assert "resume the run from its last checkpoint" in faults[0]
+        assert "resume the run when the source is available again" in faults[0]
         assert "Traceback" not in first.stderr
         done = max(losses(tmp_path / "run"))
         assert 1 <= done < 16

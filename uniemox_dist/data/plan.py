@@ -113,7 +113,7 @@ class Plan:
         if (shares < 1).any():
             smallest = int(np.argmin(shares))
             raise UserError(
-                f"data.sources.{smallest}: {100 * weights[smallest] / sum(weights):.2g} % of the slots give it none of "
+                f"data.sources.{smallest}: a share of {100 * weights[smallest] / sum(weights):.2g} % gives it none of "
                 f"batch.streams={streams}; raise its weight or repeat, or batch.streams"
             )
         self.streams, self.global_batch = streams, global_batch

@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> N
     for folder, reason in (("file", "File exists"), ("file/below", "Not a directory")):
         with pytest.raises(UserError) as raised:
             ShardCache(tmp_path / folder, 1000)
-        start = f"data.cache_dir={tmp_path / folder}: cannot be written ({reason}); name a folder"
+        start = f"data.cache_dir={tmp_path / folder}: cannot be written ({reason}); give a writable folder"
         assert str(raised.value).startswith(start)
 
 
@@ -618,6 +618,6 @@ def test_files_that_are_not_the_caches_own_are_neither_counted_nor_deleted(
 
 def test_a_data_sets_own_folder_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="is a data set itself"):
+    with pytest.raises(UserError, match="is a data set \(it has a"):
         ShardCache(tmp_path, 1000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json"]

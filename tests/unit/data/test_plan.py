@@ -261,7 +261,7 @@ def test_a_source_without_a_stream_is_a_user_error_that_names_its_weight() -> No
     with pytest.raises(UserError) as caught:
         Plan([[5], [5]], [1.0, 0.001], streams=6, global_batch=6, seed=0, window=4)
     says = (
-        "data.sources.1: its 0.1 % of the slots give none of batch.streams=6; raise its weight or repeat, or "
+        "data.sources.1: a share of 0.1 % gives it none of batch.streams=6; raise its weight or repeat, or "
     )
     assert str(caught.value) == f"{says}batch.streams"
 

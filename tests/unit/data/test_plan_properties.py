@@ -196,7 +196,7 @@ def test_every_s_slots_hold_the_shares_of_largest_remainder(
     if min(shares) == 0:
         with pytest.raises(
             UserError,
-            match=rf"data\.sources\.\d: its .* % of the slots give none of batch\.streams={streams}",
+            match=rf"data\.sources\.\d: a share of .* % gives it none of batch\.streams={streams}",
         ):
             plan()
         return
