@@ -618,6 +618,6 @@ def test_files_that_are_not_the_caches_own_are_neither_counted_nor_deleted(
 
 def test_a_data_sets_own_folder_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="is a data set \(it has a"):
+    with pytest.raises(UserError, match=r"is a data set \(it has a"):
         ShardCache(tmp_path, 1000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json"]
