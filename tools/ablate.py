@@ -106,7 +106,7 @@ class Bench:
             f"run.epochs={epochs}",
             f"optim.warmup_epochs={epochs * WARMUP}",
             "run.save_every=1000000",  # the last step is always saved
-            "run.pictures_every=1000000",
+            "run.pictures_every=null",
             f"data.path={self.shards / 'train'}",
             f"data.eval_path={self.shards / 'test'}",
             "data.workers=0",  # one process a run: two runs share two cores

@@ -31,7 +31,7 @@ TIMEOUT_S = 240
 
 TINY = (
     "run.log_every=1",
-    "run.pictures_every=1000",
+    "run.pictures_every=null",
     "run.epochs=null",
     "optim.warmup_epochs=null",
     "optim.warmup_steps=1",

@@ -31,8 +31,8 @@ class RunConfig(Section):
     """Checkpoints of steps that this divides are kept for ever."""
     trace: bool = False
     """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
-    pictures_every: PositiveInt = 500
-    """Steps between looks at held-out pictures: reconstructions and nearest texts (samples/ and TensorBoard)."""
+    pictures_every: PositiveInt | None = 500
+    """Steps between reconstructions and nearest texts of held-out pictures (samples/ and TensorBoard); null: none."""
     timeout_s: Seconds = 1800
     """Seconds that a collective operation waits for the other ranks."""
     step_timeout_s: Seconds = 900

@@ -168,7 +168,7 @@ def _run_steps(
         # While steps are skipped nothing is saved: the last good checkpoint must not be pushed out.
         if step % config.run.save_every == 0 and not last and not health.skipped_in_a_row:
             saves.start(step)
-        if step % config.run.pictures_every == 0 or last:
+        if config.run.pictures_every and (step % config.run.pictures_every == 0 or last):
             watchdog.expect(f"the pictures of step {step}", config.run.timeout_s)
             trainer.show_samples(step, metrics)
     if reason is None:

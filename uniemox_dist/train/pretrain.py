@@ -43,7 +43,7 @@ from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
 from uniemox_dist.train.resume import choose_checkpoint, initialise_weights
 from uniemox_dist.train.samples.contact_sheet import draw, title
-from uniemox_dist.train.samples.pictures import facts, look, markdown, save
+from uniemox_dist.train.samples.pictures import encode_png, facts, look, markdown, save
 from uniemox_dist.train.samples.selection import Shown, choose
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.startup import StartupTimer
@@ -145,11 +145,12 @@ class PretrainTrainer(Trainer):
             return
         record = facts(seen, shown, step, model.mask)
         sheet = draw(seen, shown, title(self.config, record), boxes=model.mask == "person")
+        png = encode_png(sheet)
         try:
-            save(self.folder.samples, step, sheet, record)
+            save(self.folder.samples, step, png, record)
         except OSError as error:
             log.warning("%s: %s; training continues without it", self.folder.samples, error.strerror)
-        metrics.add_pictures(step, sheet, markdown(record))
+        metrics.add_pictures(step, sheet.shape[:2], png, markdown(record))
 
 
 def prepare_loss(
@@ -320,6 +321,8 @@ def _choose_shown(
     config: Config, world: World, reader: ShardReader, teacher: Teacher | None, teacher_id: str | None
 ) -> Shown | None:
     """The samples to show: chosen by rank 0, known to others where weights are gathered for each pass (ZeRO-3)."""
+    if config.run.pictures_every is None:
+        return None
     shown: Shown | None = collectives.on_main(
         world, lambda: choose(reader, config, teacher=teacher, teacher_id=teacher_id)
     )

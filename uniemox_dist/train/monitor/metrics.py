@@ -146,10 +146,10 @@ class Metrics:
             found["cache_hit_share"] = round(sum(hits) / max(1.0, sum(reads)), 4)
         return found
 
-    def add_pictures(self, step: int, sheet: Any, texts: str) -> None:
-        """A sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts to TensorBoard."""
+    def add_pictures(self, step: int, size: tuple[int, int], png: bytes, texts: str) -> None:
+        """Writes a PNG of `size` (height, width) and a Markdown table of its nearest texts to TensorBoard."""
         if self._board is not None:
-            self._board.add_pictures(step, sheet, texts)
+            self._board.add_pictures(step, size, png, texts)
 
     def close(self) -> None:
         """Flushes TensorBoard."""

@@ -60,9 +60,9 @@ class TensorBoard:
                 self._guard(partial(_add_scalar, tag=f"{group}/{tag}", number=number, step=step))
         self._guard(lambda writer: writer.flush())
 
-    def add_pictures(self, step: int, sheet: Any, texts: str) -> None:
-        """Writes a sheet of pictures (uint8 H×W×3) and a Markdown table of their nearest texts."""
-        self._guard(lambda writer: writer.add_image("reconstructions", sheet, step, dataformats="HWC"))
+    def add_pictures(self, step: int, size: tuple[int, int], png: bytes, texts: str) -> None:
+        """Writes a PNG of `size` (height, width) and a Markdown table of its nearest texts."""
+        self._guard(partial(_add_png, tag="reconstructions", size=size, png=png, step=step))
         if texts:
             self._guard(lambda writer: writer.add_text("nearest_texts", texts, step))
 
@@ -102,6 +102,14 @@ def keep_order(folder: Path, now: int) -> None:
 
 def _add_scalar(writer: Any, *, tag: str, number: float, step: int) -> None:
     writer.add_scalar(tag, number, step)
+
+
+def _add_png(writer: Any, *, tag: str, size: tuple[int, int], png: bytes, step: int) -> None:
+    """As `SummaryWriter.add_image`, which would encode the picture once more."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=png)
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
 def _silence_writer_thread(error: threading.ExceptHookArgs) -> None:

@@ -165,14 +165,19 @@ def _safe(text: str) -> str:
     return "".join(f"&#{ord(c)};" if c in "|*_`[]\\~#" else c for c in text)
 
 
-def save(folder: Path, step: int, sheet: np.ndarray, record: dict[str, Any]) -> None:
+def encode_png(sheet: np.ndarray) -> bytes:
+    """A uint8 H×W×3 sheet as PNG, which takes most of the time of showing it: once for the folder and TensorBoard."""
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save(folder: Path, step: int, png: bytes, record: dict[str, Any]) -> None:
     """Writes step_….png, and step_….json where there are texts; each is whole or absent.
 
     Raises:
         OSError: if there is no room.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "PNG")
-    write_bytes(folder / f"step_{step:08d}.png", buffer.getvalue())
+    write_bytes(folder / f"step_{step:08d}.png", png)
     if record["texts"]:
         write_json(folder / f"step_{step:08d}.json", record)

@@ -1,5 +1,6 @@
 """TensorBoard over attempts: each step once, with the value of the last attempt that did it."""
 
+import io
 import multiprocessing
 import os
 import shutil
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from uniemox_dist.train.monitor.tensorboard import TensorBoard, keep_order
+from uniemox_dist.train.samples.pictures import encode_png
 
 LINES: dict[str, Any] = {"epoch": 0.1, "relation": 0.2, "lr": 0.1, "source_samples": [3, 4], "time": 5.0}
 
@@ -140,7 +143,17 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing_else(
         shutil.rmtree(folder)
     for step in range(3, 6):
         board.add_scalars(step, {**LINES, "step": step, "loss": 1.0})
-        board.add_pictures(step, np.zeros((2, 2, 3), np.uint8), "text")
+        board.add_pictures(step, (2, 2), encode_png(np.zeros((2, 2, 3), np.uint8)), "text")
     board.close()
     assert [record.message.partition(": ")[0] for record in caplog.records] == [str(folder)]
     assert caplog.records[0].message.endswith("; training continues without TensorBoard")
+
+
+def test_a_sheet_is_read_back_pixel_by_pixel(tmp_path: Path) -> None:
+    sheet = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    board = TensorBoard(tmp_path / "board", 0)
+    board.add_pictures(3, (5, 7), encode_png(sheet), "")
+    board.close()
+    found = EventAccumulator(str(tmp_path / "board")).Reload().Images("reconstructions")
+    assert [(image.step, image.height, image.width) for image in found] == [(3, 5, 7)]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found[0].encoded_image_string))), sheet)

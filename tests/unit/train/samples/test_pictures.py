@@ -17,7 +17,7 @@ from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.models.patches import patchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.train.samples import contact_sheet
-from uniemox_dist.train.samples.pictures import GREY, facts, look, markdown, nearest, save
+from uniemox_dist.train.samples.pictures import GREY, encode_png, facts, look, markdown, nearest, save
 from uniemox_dist.train.samples.selection import Shown, Texts
 
 TINY = (
@@ -111,7 +111,7 @@ def test_a_student_with_weights_that_are_not_finite_is_still_shown(tmp_path: Pat
     seen = seen_by(student, shown)
     record = facts(seen, shown, 5, config.model.mask)
     assert record["pictures"][0]["masked_mse"] is None
-    save(tmp_path, 5, contact_sheet.draw(seen, shown, "t"), record)
+    save(tmp_path, 5, encode_png(contact_sheet.draw(seen, shown, "t")), record)
     assert json.loads((tmp_path / "step_00000005.json").read_text())["pictures"][0]["student"] == {
         "nearest": [],
         "own": None,
@@ -125,13 +125,18 @@ def test_without_reconstruction_only_texts_and_without_a_teacher_only_pictures(t
     assert [line.shape for line in seen.lines] == [(3, 2, 3, 32, 32)]  # scene and person, as they are
     assert seen.errors == (None, None, None)
     assert seen.student is not None
-    save(tmp_path, 1, contact_sheet.draw(seen, shown, "t"), facts(seen, shown, 1, config.model.mask))
+    save(
+        tmp_path,
+        1,
+        encode_png(contact_sheet.draw(seen, shown, "t")),
+        facts(seen, shown, 1, config.model.mask),
+    )
     config, student, shown = make("loss.relation=0", "loss.similarity=0")
     seen = seen_by(student, shown)
     assert (seen.student, seen.teacher) == (None, None)
     record = facts(seen, shown, 2, config.model.mask)
     assert markdown(record) == ""
-    save(tmp_path, 2, contact_sheet.draw(seen, shown, "t"), record)
+    save(tmp_path, 2, encode_png(contact_sheet.draw(seen, shown, "t")), record)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step_00000001.json",
         "step_00000001.png",
