@@ -95,7 +95,8 @@ def test_a_key_like_no_other_lists_the_known_ones(small: str) -> None:
         ("model.mask_ratio=1", "model.mask_ratio=1: input should be less than 1"),
         ("loss.schedule.relation=[[0.5, 1], [0.2, 0]]", "loss.schedule.relation=((0.5, 1.0), (0.2, 0.0)): needs points "
          "with growing shares of the run"),
-        ("loss.schedule.l1=[[0, 1]]", "loss.schedule.l1: there is no such loss; use relation, similarity, reconstruction"),
+        ("loss.schedule.l1=[[0, 1]]", "loss.schedule.l1: there is no such loss; "
+         "use relation, similarity, reconstruction"),
         ("data.person=smallest", "data.person='smallest': input should be 'largest', 'most_confident' or 'random'"),
         ("run.name=../x", "run.name='../x': letters, digits, dots, - and _, and first a letter or digit"),
         ("run.epochs=.inf", "run.epochs=inf: input should be a finite number"),
