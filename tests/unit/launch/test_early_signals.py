@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import uniemox_dist.distributed
 import uniemox_dist.train
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION
 from uniemox_dist.cli.main import run as uniemox
@@ -95,16 +94,16 @@ def test_a_rank_is_told_of_a_signal_that_came_before_its_imports(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str | None] = []
-    module, collectives = ModuleType("pretrain"), ModuleType("collectives")
+    module = ModuleType("pretrain")
 
     def pretrain(*_: object, stop: Any, **__: object) -> int:
         told.append(stop.received)
         return 75
 
-    module.pretrain, collectives.close = pretrain, lambda: None  # type: ignore[attr-defined]
-    for package, name, fake in (("train", "pretrain", module), ("distributed", "collectives", collectives)):
-        monkeypatch.setitem(sys.modules, f"uniemox_dist.{package}.{name}", fake)
-        monkeypatch.setattr(getattr(uniemox_dist, package), name, fake, raising=False)
+    module.pretrain = pretrain  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "uniemox_dist.train.pretrain", module)
+    monkeypatch.setattr(uniemox_dist.train, "pretrain", module, raising=False)
+    monkeypatch.setattr("uniemox_dist.distributed.collectives.close", lambda: None)
     signalled_load_config(monkeypatch, signal.SIGUSR2)
     assert uniemox(command(run)) == 75
     assert told == ["SIGUSR2"]
