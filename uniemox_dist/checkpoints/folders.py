@@ -1,5 +1,5 @@
-"""Checkpoint folders. One, `step_00001000`, holds a safetensors file of fragments per rank, and `complete.json`, which
-is written last: a folder without it, or without its name, does not exist for anyone. Torch-free.
+"""Checkpoint folders. A folder such as `step_00001000` holds one safetensors file of fragments per rank, and
+`complete.json`, which is written last: a folder without it is no checkpoint. Torch-free.
 """
 
 import json
@@ -19,7 +19,7 @@ FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 NAME = re.compile(r"step_(\d{8})")
 UNREADABLE = "cannot be read"
-"""In words about a file: its disk does not answer, which says nothing about what is in it."""
+"""Part of an error message about a file whose disk does not answer; its content may be intact."""
 SET_ASIDE = re.compile(r"step_(\d{8})\.damaged.*")
 
 
@@ -30,7 +30,7 @@ def step_folder(step: int) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder with its complete.json."""
+    """A checkpoint folder and the content of its complete.json."""
 
     folder: Path
     info: dict[str, Any]
@@ -41,7 +41,7 @@ class Checkpoint:
         return int(self.info["step"])
 
     def problem(self, *, hashes: bool, files: Iterable[str] | None = None) -> str | None:
-        """What is wrong with its files, or with some of them, if anything: sizes always, hashes on request."""
+        """Returns what is wrong with its files, or None: always checks sizes, and hashes on request."""
         own = self.own_problem()
         if own is not None:
             return own
@@ -50,14 +50,14 @@ class Checkpoint:
         return next((problem for problem in found if problem is not None), None)
 
     def own_problem(self) -> str | None:
-        """What is wrong with its complete.json, if anything; it was read before, and is so no more."""
+        """Returns what is wrong with complete.json if it changed since it was read, or None."""
         if self.info.get("sha256", digest(self.info)) != digest(self.info):
             return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
         return None
 
     @property
     def completed(self) -> float | None:
-        """When it was complete, in seconds since 1970; None if it was deleted meanwhile."""
+        """When it was completed, in seconds since 1970; None if it was deleted meanwhile."""
         try:
             return (self.folder / COMPLETE).stat().st_mtime
         except OSError:
@@ -65,12 +65,12 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Size of its files, as complete.json states them."""
+        """Size of its files, according to complete.json."""
         return sum(facts["bytes"] for facts in self.info["files"].values())
 
 
 def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | None:
-    """What is wrong with a file of which complete.json states these facts, if anything."""
+    """Returns what is wrong with a file for which complete.json states these facts, or None."""
     try:
         found = path.stat().st_size
         if found != facts["bytes"]:
@@ -85,7 +85,7 @@ def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | No
 
 
 def digest(info: dict[str, Any]) -> str:
-    """The hash that complete.json carries of itself, under `sha256`."""
+    """The hash that complete.json holds of itself, under `sha256`."""
     return sha256_bytes(canonical_json({key: value for key, value in info.items() if key != "sha256"}))
 
 
@@ -102,15 +102,15 @@ def _complete(folder: Path) -> Iterator[Checkpoint]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The complete checkpoint in a folder of that name, or None if there is none that this version reads."""
+    """The complete checkpoint in a folder of that name; None if there is none that this version can read."""
     try:
         return _read(path) if NAME.fullmatch(path.name) else None
-    except (OSError, ValueError):  # retention may delete it just now
+    except (OSError, ValueError):  # retention may just have deleted it
         return None
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises ValueError saying why its complete.json is none, or OSError."""
+    """Reads a checkpoint. Raises ValueError with the reason if complete.json is invalid, or OSError."""
     info = read_json(path / COMPLETE)
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"is no {FORMAT}")
@@ -139,8 +139,8 @@ def _read(path: Path) -> Checkpoint:
 
 
 def unreadable(folder: Path) -> list[tuple[Path, str]]:
-    """Folders below a run's checkpoints/ with a checkpoint's name and a complete.json that is none, and why it is none.
-    One without that file is not among them: it was never complete.
+    """Folders below a run's checkpoints/ with a checkpoint's name and an invalid complete.json, each with the reason. A
+    folder without that file was never complete and is not listed.
 
     Raises:
         OSError: if one cannot be read, which says nothing about what is in it.
@@ -159,7 +159,7 @@ def unreadable(folder: Path) -> list[tuple[Path, str]]:
 
 
 def newest_complete(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint below a run's checkpoints/, by its name; its files are not looked at."""
+    """The newest complete checkpoint below a run's checkpoints/, by its name; does not check its files."""
     names = sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name)), reverse=True)
     return next((found for path in names if (found := read_checkpoint(path)) is not None), None)
 
@@ -170,24 +170,24 @@ def incomplete(folder: Path) -> list[Path]:
 
 
 def damaged_folders(folder: Path) -> list[Path]:
-    """Checkpoints below a run's checkpoints/ that were found damaged and renamed."""
+    """Damaged checkpoints below a run's checkpoints/, which were renamed."""
     return sorted(p for p in folder.glob("step_*") if SET_ASIDE.fullmatch(p.name) and p.is_dir())
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What saves and deletions that were killed left there, or are at just now."""
+    """Temporary folders of saves and deletions that were killed, or that are under way."""
     return sorted(
         p for p in folder.glob(".step_*") if NAME.match(p.name[1:]) and p.suffix in (".tmp", ".deleted")
     )
 
 
 def bytes_below(path: Path) -> int:
-    """Size of all files in a folder, as they lie there."""
+    """Size of all files in a folder."""
     total = 0
     for file in path.rglob("*"):
         try:
             total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # gone meanwhile
+        except OSError:  # deleted meanwhile
             continue
     return total
 
@@ -197,7 +197,7 @@ def _step(path: Path) -> int:
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
+    """Renames a damaged checkpoint, so that it is not read again and its step can be saved again."""
     for number in count(1):
         aside = folder.with_name(f"{folder.name}.damaged" + (f"-{number}" if number > 1 else ""))
         if not aside.exists():
@@ -207,7 +207,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint whose files have their hashes, and what was wrong with newer ones."""
+    """The newest complete checkpoint whose files match their hashes, and what is wrong with the newer ones."""
     problems: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
         problem = checkpoint.problem(hashes=True)
@@ -218,7 +218,7 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def open_checkpoint(path: str | Path, field: str) -> Checkpoint:
-    """A checkpoint by its folder, or the newest sound one of a run's folder; its files have their hashes.
+    """Opens a checkpoint by its folder, or the newest intact one of a run's folder, and checks the hashes of its files.
 
     Raises:
         UserError: if there is none, or it is damaged.
@@ -238,7 +238,7 @@ def open_checkpoint(path: str | Path, field: str) -> Checkpoint:
 
 
 def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
-    """A checkpoint by its folder, or the newest complete one of a run's folder; its files are not looked at.
+    """Opens a checkpoint by its folder, or the newest complete one of a run's folder; does not check its files.
 
     Raises:
         UserError: if there is none, or another version wrote it.

@@ -1,4 +1,4 @@
-"""Weights that others or earlier runs left, by the names that the student uses.
+"""Reads weights of other projects and of earlier runs, and renames them to the student's names.
 
 Read are: a file of a state dict in timm's names or in those of MAE's official checkpoints (He et al. 2022); a folder in
 timm's local-dir layout; a release of ours; a run, or one of its checkpoints. No code in a file is run.
@@ -27,12 +27,12 @@ from uniemox_dist.core.files import read_json
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 """Keys under which training scripts keep the state dict."""
 CLASSIFIER = "uniemox-classifier"
-"""Format of what fine-tuning writes: a timm folder with words of ours about it."""
+"""Format of a fine-tuned classifier: a timm folder with a file of ours."""
 HEADS = ("head.", "head_dist.", "pre_logits.")
 ANCHOR = "patch_embed.proj.weight"
-"""Every vision transformer in timm's names has it, and it tells the prefix of the others."""
+"""Every vision transformer in timm's names has it; it shows the prefix of all names."""
 PARTS = ("to_decoder.", "fusion.", "decoder.")
-"""What the student has besides its encoder."""
+"""The student's modules besides its encoder."""
 MAE_NAMES = {
     "mask_token": "decoder.mask_token",
     "decoder_pos_embed": "decoder.pos_embed",
@@ -45,17 +45,17 @@ MAE_NAMES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by the student's names, and what their source says of them."""
+    """Tensors by the student's names, and what their source states about them."""
 
     tensors: dict[str, Tensor]
     layout: str
-    """What kind of source it is, for people."""
+    """The kind of source, for messages."""
     stated: dict[str, Any] = field(default_factory=dict)
     """Of the encoder, as far as the source states it: name, heads."""
 
 
 def read_weights(path: Path, key: str) -> Weights:
-    """All weights of a source; `key` is the setting that names it.
+    """Reads all weights of a source; `key` is the setting that names it.
 
     Raises:
         UserError: if it is not there, cannot be read without running code, or holds no vision transformer.
@@ -89,7 +89,7 @@ def read_weights(path: Path, key: str) -> Weights:
 
 
 def named_as_ours(tensors: Mapping[str, Tensor], where: str) -> Weights:
-    """A state dict in timm's, MAE's or our names, whatever prefix they all share, without classifiers.
+    """Renames a state dict in timm's, MAE's or our names, with any common prefix; leaves classifiers out.
 
     Raises:
         UserError: if it holds no vision transformer, or several.
@@ -149,7 +149,7 @@ def _read_file(path: Path, where: str) -> dict[str, Tensor]:
             f"{where}: holds pickled code ({code[1]}), which is not run; save its state dict alone, as safetensors"
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
-        # What damaged files raise, of many types.
+        # Damaged files raise exceptions of many types.
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = words.splitlines()[0].split(". ")[0]
         raise UserError(f"{where}: {path.name} is not readable as weights ({reason})") from None
@@ -164,7 +164,7 @@ def _read_file(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    # MAE's files hold their command line; a Namespace has no code of its own.
+    # MAE's files hold their command line, a Namespace; it has no code of its own.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
@@ -177,7 +177,7 @@ def _json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and heads by a timm local-dir configuration, where it states them."""
+    """Name and heads that a timm local-dir configuration states."""
     name, given = config.get("architecture"), config.get("model_args") or {}
     shape = shapes().get(name) if isinstance(name, str) else None
     heads = given.get("num_heads") or (shape or {}).get("heads")

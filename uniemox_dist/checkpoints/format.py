@@ -1,7 +1,7 @@
-"""What checkpoints hold. A fragment `NAME@START@KIND` holds the numbers START… of the flattened parameter NAME; kinds
-are the fp32 weights and both Adam moments, and of the encoder, where the run keeps one, the moving average. Reading
-copies overlaps, so that any number of ranks and any ZeRO stage reads any other's. Parameters that are not trained
-(fixed positions) stand whole, under their names, in `fixed.safetensors`.
+"""The content of checkpoint files. A fragment `NAME@START@KIND` holds the numbers of the flattened parameter NAME from
+START on. KIND is fp32 (the weights), exp_avg or exp_avg_sq (Adam's moments), or ema (the moving average of the encoder,
+if the run keeps one). Reading copies the parts that overlap, so that any number of ranks and any ZeRO stage reads any
+other's. Parameters that are not trained (fixed positions) are stored whole, by name, in `fixed.safetensors`.
 """
 
 from typing import Any
@@ -30,13 +30,14 @@ def fixed_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fixed_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The parameters of a checkpoint that were not trained; none in one of an earlier version, which made them anew."""
+    """The parameters of a checkpoint that were not trained; empty in a checkpoint of early versions, which computed
+    them."""
     return load_file(checkpoint.folder / FIXED) if FIXED in checkpoint.info["files"] else {}
 
 
 @torch.no_grad()
 def load_fixed(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Gives a module the parameters that a checkpoint's run did not train: they may come from `model.init_from`.
+    """Loads the parameters that a checkpoint's run did not train into a module: they may come from `model.init_from`.
 
     Raises:
         UserError: if one has another shape.
@@ -53,7 +54,7 @@ def load_fixed(module: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 class FragmentReader:
-    """Ranges of parameters from a checkpoint's files, which stay on disk."""
+    """Reads ranges of parameters from a checkpoint's files."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -73,7 +74,7 @@ class FragmentReader:
 
     @property
     def has_ema(self) -> bool:
-        """Whether it holds a moving average of the encoder's weights."""
+        """True if it holds a moving average of the encoder's weights."""
         return any(kind == EMA for _, kind in self._pieces)
 
     def read(self, name: str, kind: str, start: int, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One file of a checkpoint, written in one pass: the bytes are hashed on their way to the disk.
+"""Writes one file of a checkpoint in one pass, hashing the bytes on their way to the disk.
 
 safetensors' own writer would be a first pass over the data and hashing the file a second one, and it holds Python's
 lock while it writes; a background thread must not stop the training loop. The format is a small one: the length of a
@@ -18,7 +18,7 @@ from torch import Tensor
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 PIECE_BYTES = 16 << 20
-"""Written and hashed at once, both without Python's lock; small enough to be still in a cache when it is hashed."""
+"""Bytes written and hashed at once, both without the GIL; few enough to be in the CPU's cache when they are hashed."""
 
 
 def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
@@ -34,8 +34,8 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 def write_tensors(
     path: Path, about: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]
 ) -> tuple[int, str]:
-    """`write_part` of tensors that are stated by number format and shape, and read one after the other: no two of them
-    need to be in memory.
+    """As `write_part`, for tensors that are stated by number format and shape and read one after the other: only one of
+    them needs to be in memory.
 
     Raises:
         OSError: if it cannot be written (a full disk); the file is then left as far as it came.

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and whether there is room for another. Torch-free."""
+"""Which checkpoints are kept, and how to delete the others. Torch-free."""
 
 import shutil
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ from uniemox_dist.core.files import remove_dir
 
 
 def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = None) -> list[int]:
-    """The steps whose checkpoints the policy does not keep, oldest first: kept are the newest `keep_last`, and for ever
-    those whose step is a multiple of `keep_every`. The newest is always kept."""
+    """The steps whose checkpoints are not kept, oldest first. The newest `keep_last` are kept, and all whose step is a
+    multiple of `keep_every`; the newest one is always kept."""
     older = sorted(steps)[: -max(1, keep_last)]
     return [step for step in older if keep_every is None or step % keep_every]
 
@@ -23,8 +23,8 @@ def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = N
 def policy(
     config: Path, keep_last: int | None = None, keep_every: int | None = None
 ) -> tuple[int, int | None]:
-    """How many last checkpoints stay, and which steps for ever: as asked, or else as a run's config.yaml has it. Its
-    other settings may be of any version.
+    """How many of the last checkpoints to keep, and which steps always: as given, else from the run's config.yaml,
+    whose other settings may be of any version.
 
     Raises:
         UserError: if the file has no such numbers.
@@ -47,8 +47,8 @@ def policy(
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[str]:
-    """Deletes what the policy does not keep of the complete checkpoints below a run's checkpoints/; returns names. Each
-    is renamed before it is deleted, so that none is ever seen in part."""
+    """Deletes the complete checkpoints below a run's checkpoints/ that are not kept; returns their names. Each is
+    renamed before it is deleted, so that no reader sees a part of it."""
     by_step = {checkpoint.step: checkpoint for checkpoint in complete_checkpoints(folder)}
     doomed = [by_step[step].folder for step in superfluous(by_step, keep_last, keep_every)]
     for path in doomed:
@@ -57,7 +57,8 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[s
 
 
 def clear_unfinished(folder: Path) -> list[str]:
-    """Deletes what killed saves and deletions left below checkpoints/; only while no save is under way."""
+    """Deletes temporary folders of killed saves and deletions below checkpoints/. Call it only while no save is under
+    way."""
     left = unfinished(folder)
     for path in left:
         if path.is_dir() and not path.is_symlink():
@@ -69,5 +70,5 @@ def clear_unfinished(folder: Path) -> list[str]:
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written into the file system of a folder."""
+    """Bytes that may still be written to the file system of a folder."""
     return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""What a run must find again when it goes on, and loading it."""
+"""The state of a run that a checkpoint records besides the weights, and loading a checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from uniemox_dist.distributed.deepspeed_internals import shapes
 
 @dataclass(frozen=True)
 class RunState:
-    """What a resumed run must find again, besides the weights."""
+    """What a resumed run must have in common with its checkpoint, besides the weights."""
 
     step: int
     config: Config
@@ -24,7 +24,7 @@ class RunState:
 
     @property
     def slots(self) -> int:
-        """The cursor: slots consumed by steps, not by prefetching."""
+        """Slots consumed by steps; samples that were only prefetched do not count."""
         return self.step * self.config.batch.global_batch
 
 
@@ -42,7 +42,7 @@ def load(engine: Any, checkpoint: Checkpoint) -> int:
 
 
 def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
-    """A resumed run must see the same data in the same order, through the same teacher and losses.
+    """Checks that a resumed run sees the same data in the same order, with the same teacher and losses.
 
     Raises:
         UserError: naming each setting that differs.
@@ -112,7 +112,7 @@ def _scenes(teacher: dict[str, Any]) -> str:
 
 
 def _shares(data: dict[str, Any]) -> list[str]:
-    """What decides how a mix is dealt: each source's weight, or its repeats."""
+    """How a mix is dealt: the weight of each source, or its repeats."""
     return [
         f"repeat {source['repeat']:g}" if source.get("repeat") else f"weight {source.get('weight') or 1.0:g}"
         for source in data["sources"]

@@ -1,4 +1,4 @@
-"""Reading every byte of checkpoints again, and saying what folders are that nobody reads. Torch-free."""
+"""Reads every byte of checkpoints again, and finds folders that cannot be read. Torch-free."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,28 +25,28 @@ from uniemox_dist.core.files import read_json
 
 @dataclass(frozen=True)
 class Unread:
-    """A folder that is taken for no checkpoint."""
+    """A folder that is not read as a checkpoint."""
 
     folder: Path
     kind: Literal["incomplete", "damaged", "newer", "unreadable"]
-    """Incomplete: a save that never ended, which nobody misses; newer: another version may read it; unreadable: its
-    disk does not answer, which says nothing about what is in it."""
+    """incomplete: a save that never ended; newer: a later version may read it; unreadable: its disk does not answer,
+    and its content may be intact."""
     problem: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in a checkpoint."""
+    """The result for one checkpoint."""
 
     checkpoint: Checkpoint
     problems: tuple[str, ...]
-    """One for complete.json, if it was altered, and for each file that has not the size and SHA-256 stated there."""
+    """One for complete.json, if it was altered, and one for each file whose size or SHA-256 differs."""
     gone: bool = False
-    """Whether it was deleted meanwhile, by the retention of a run that trains."""
+    """True if it was deleted meanwhile, by the retention of a run in progress."""
 
 
 def examine(folder: Path) -> Checkpoint | Unread:
-    """What a folder holds by its complete.json, whatever its name is: it may have been set aside, or copied."""
+    """Reads a folder by its complete.json, whatever the folder's name: it may have been renamed or copied."""
     found = read_checkpoint(folder)
     if found is not None:
         return found
@@ -82,7 +82,7 @@ def _own_problem(folder: Path, info: dict[str, Any]) -> str | None:
     aside = SET_ASIDE.fullmatch(folder.name)
     if aside and int(aside[1]) != step:
         return f"is that of step {step}"
-    # By that name it would have been read above.
+    # With that name it would have been read above.
     return "lacks what belongs to a checkpoint, or is another step's" if NAME.fullmatch(folder.name) else None
 
 
@@ -97,9 +97,9 @@ def _is_file(facts: object) -> bool:
 def superseded(
     place: Path, complete: Sequence[Checkpoint], keep_last: int, keep_every: int | None, aside: Sequence[Path]
 ) -> tuple[list[Path], list[tuple[Checkpoint, str]]]:
-    """The checkpoints that retention does not keep, where only sound ones count among the last; and the damaged ones
-    on the way, with what is wrong. Reads every byte of those that stay as the last, if anything is to be deleted: an
-    old checkpoint, or what is `aside`. `complete` has the oldest first.
+    """The checkpoints to delete, where only intact ones count among the last to keep; and the damaged ones found, each
+    with the reason. Reads every byte of the last ones, if there is anything to delete: an old checkpoint, or a folder
+    in `aside`. `complete` has the oldest first.
 
     Raises:
         Fault: if the newest one, being damaged or missing, could not replace what would be deleted.
@@ -139,7 +139,7 @@ def _newest_sound(
 def verify(
     checkpoints: Sequence[Checkpoint], *, workers: int, read: Callable[[int], object] = lambda _: None
 ) -> Iterator[Verdict]:
-    """Hashes all files of checkpoints in threads; `read` is told of each file's bytes when it is done."""
+    """Hashes all files of checkpoints in threads; calls `read` with the bytes of each file when it is done."""
     with ThreadPoolExecutor(workers) as pool:
 
         def one(checkpoint: Checkpoint, name: str) -> str | None:
@@ -156,4 +156,4 @@ def verify(
                 gone = bool(problems) and not checkpoint.folder.is_dir()
                 yield Verdict(checkpoint, () if gone else problems, gone)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # an interrupted command need not read the rest
+            pool.shutdown(wait=False, cancel_futures=True)  # an interrupted command does not read the rest

@@ -1,4 +1,4 @@
-"""This rank's fragments of every parameter inside DeepSpeed's ZeRO partitions.
+"""This rank's fragments of every parameter in DeepSpeed's ZeRO partitions.
 
 DeepSpeed keeps flat fp32 partitions; where a parameter's numbers lie in them is internal to it, so `check` looks
 for what is needed when an engine is made and fails clearly instead of saving nonsense. In stage 0 every rank has all
@@ -25,7 +25,7 @@ from uniemox_dist.distributed.deepspeed_internals import (
 
 @dataclass(frozen=True)
 class Fragment:
-    """A stretch of one flattened parameter that this rank owns; the tensors are views into DeepSpeed's."""
+    """A stretch of one flattened parameter that this rank owns; the tensors are views of DeepSpeed's."""
 
     name: str
     start: int
@@ -33,7 +33,7 @@ class Fragment:
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:
-    """This rank's fragments; over all ranks they cover every parameter exactly once."""
+    """This rank's fragments. Over all ranks they cover every parameter exactly once."""
     if not engine.zero_optimization():
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for f in _whole(engine):
@@ -55,14 +55,14 @@ def fragments(engine: Any) -> Iterator[Fragment]:
 
 
 def adam_step(engine: Any) -> float:
-    """How many updates Adam has made; the same in all its states."""
+    """The number of updates that Adam has made; all its states agree on it."""
     steps = {float(state["step"]) for state in adam_states(engine).values()}
     assert len(steps) <= 1, f"Adam's states disagree on their step: {steps}"
     return steps.pop() if steps else 0.0
 
 
 def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
-    """Fills what this rank holds, and the low-precision copies, from a checkpoint of any layout."""
+    """Loads this rank's fragments, and the low-precision copies, from a checkpoint of any layout."""
     sharded = engine.zero_optimization()
     for fragment in fragments(engine) if sharded else _whole(engine):
         for kind, tensor in fragment.tensors.items():
@@ -77,7 +77,7 @@ def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
 
 
 def check(engine: Any) -> None:
-    """Looks for the DeepSpeed internals that checkpoints rest on.
+    """Checks that this version of DeepSpeed has the internals that checkpoints need. Collective.
 
     Raises:
         RuntimeError: if this version keeps its partitions differently.

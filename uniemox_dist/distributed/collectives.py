@@ -85,7 +85,7 @@ def is_joined() -> bool:
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:
-    """Runs `work` on rank 0 and gives its result to all ranks; a UserError there is raised on all alike.
+    """Runs `work` on rank 0 and returns its result on all ranks; a UserError is raised on all ranks.
 
     The result travels pickled, between ranks of one job only.
     """
@@ -99,13 +99,13 @@ def on_main(world: World, work: Callable[[], T]) -> T:
         dist.broadcast_object_list(outcome, src=0)
     kind, value = outcome[0]
     if kind == "user":
-        raise UserError(value if world.is_main else "")  # said once, not by every rank
+        raise UserError(value if world.is_main else "")  # one rank reports it
     return value  # type: ignore[no-any-return]
 
 
 def on_all(world: World, work: Callable[[], T]) -> T:
-    """Runs `work` on every rank and returns this rank's own result; a UserError of any rank is raised on all alike, and
-    names the hosts where there are several: what one node sees another may not."""
+    """Runs `work` on every rank and returns this rank's own result. A UserError of any rank is raised on all ranks,
+    naming the hosts where there are several: a file may be missing on one node only."""
     error: str | None = None
     try:
         result = work()
@@ -113,12 +113,12 @@ def on_all(world: World, work: Callable[[], T]) -> T:
         error = str(problem)
     everyone = gather_objects((socket.gethostname(), error), world)
     if any(problem is not None for _, problem in everyone):
-        raise UserError(_with_hosts(everyone) if world.is_main else "")  # said once, not by every rank
+        raise UserError(_with_hosts(everyone) if world.is_main else "")  # one rank reports it
     return result
 
 
 def _with_hosts(everyone: list[tuple[str, str | None]]) -> str:
-    """The first problem, and on which hosts there is one."""
+    """The first problem, and the hosts that have one."""
     hosts = list(dict.fromkeys(host for host, _ in everyone))
     bad = list(dict.fromkeys(host for host, problem in everyone if problem is not None))
     problem = next(problem for _, problem in everyone if problem is not None)
@@ -129,14 +129,14 @@ def _with_hosts(everyone: list[tuple[str, str | None]]) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first of many names, and how many more there are."""
+    """The first three names, and the number of the others."""
     known = list(names)
     return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
 
 
 @torch.no_grad()
 def give_to_all(tensors: Iterable[Tensor], world: World, device: torch.device) -> None:
-    """Overwrites tensors on the CPU by those of rank 0, one after the other. Collective."""
+    """Overwrites tensors on the CPU with those of rank 0, one after the other. Collective."""
     if world.size == 1:
         return
     for tensor in tensors:
@@ -146,7 +146,7 @@ def give_to_all(tensors: Iterable[Tensor], world: World, device: torch.device) -
 
 
 def gather_objects(value: T, world: World) -> list[T]:
-    """A small value of every rank, rank after rank; it travels pickled, between ranks of one job only. Collective."""
+    """The value of every rank, in rank order; pickled, between ranks of one job only. Collective."""
     values: list[Any] = [value] * world.size
     if dist.is_initialized() and world.size > 1:
         dist.all_gather_object(values, value)
@@ -159,7 +159,7 @@ def hosts(world: World) -> list[str]:
 
 
 def gather_numbers(values: list[float], world: World) -> list[list[float]]:
-    """A few numbers of every rank, rank after rank."""
+    """A few numbers of every rank, in rank order. Collective."""
     if not dist.is_initialized() or world.size == 1:
         return [values]
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -171,7 +171,7 @@ def gather_numbers(values: list[float], world: World) -> list[list[float]]:
 
 
 def sum_over_ranks(values: Tensor) -> None:
-    """Makes a small vector the sum of all ranks' vectors, in place; the host does not wait for the result."""
+    """Sums a small vector over all ranks, in place, without waiting for the result on the host. Collective."""
     if dist.is_initialized():
         dist.all_reduce(values)
 
@@ -184,7 +184,7 @@ def barrier() -> None:
 
 
 def gather_rows(rows_KE: Tensor, world_size: int) -> Tensor:
-    """All ranks' rows, rank after rank: K×E to (W·K)×E, without autograd."""
+    """All ranks' rows in rank order: K×E to (W·K)×E, without autograd. Collective."""
     if world_size == 1:
         return rows_KE
     gathered = rows_KE.new_empty((world_size * rows_KE.shape[0], rows_KE.shape[1]))

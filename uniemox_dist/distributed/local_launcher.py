@@ -21,12 +21,12 @@ from uniemox_dist.core.signals import LAUNCHER_PID, stop_signals, unblock
 GRACE_S = 10
 """Seconds that the other ranks get after one failed, before they are killed."""
 LOOK_S = 0.05
-"""How often the launcher looks at its ranks and at the signals that it received."""
+"""Seconds between two polls of the ranks and of the received signals."""
 
 
 class Signals:
-    """The signals that this process received while it is in charge of ranks. The handler only notes them down, so that
-    none is lost while ranks are being started, or between two attempts."""
+    """The signals received while this process has ranks. The handler only records them, so that none is lost while
+    ranks are started, or between two attempts."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -34,7 +34,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         self._previous = {number: signal.signal(number, self._note) for number in stop_signals()}
-        unblock()  # what started this may have blocked them, as a rank does for its helpers
+        unblock()  # the parent may have blocked them, as a rank does for its helpers
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,37 +47,37 @@ class Signals:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one attempt of the ranks ended."""
+    """How one attempt ended."""
 
     code: int
-    """Exit code of the whole."""
+    """The exit code of the attempt."""
     reason: str | None = None
     """The rank that failed first, and how."""
     unprepared: bool = False
-    """A rank died of a signal that was passed on: it had not come so far as to mind signals."""
+    """True if a forwarded signal killed a rank, which had not installed its handler yet."""
 
 
 def say(text: str) -> None:
-    """One line on standard error. A terminal that is gone must not keep the launcher from minding its ranks."""
+    """Prints one line on standard error; a closed terminal must not stop the launcher."""
     with suppress(OSError):
         print(f"uniemox: {text}", file=sys.stderr, flush=True)
 
 
 def free_port() -> int:
-    """A port that is free now, for the ranks to meet."""
+    """A free port for the ranks to meet at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:
-    """Runs `command` once per rank with torchrun's variables; returns the exit code of the whole (see `attempt`)."""
+    """Runs `command` once per rank with torchrun's variables; returns the exit code (see `attempt`)."""
     with Signals() as signals:
         return attempt(command, ranks, signals, gpus=gpus).code
 
 
 def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool) -> Ended:
-    """Starts the ranks, passes signals on to them, and waits for their end; none is left behind.
+    """Starts the ranks, forwards signals to them, and waits until all have ended.
 
     The whole ends with 75 only if every rank ended with 75; with 2 if a rank found a user's mistake and no other did
     better; with 1 for anything else that is not 0.
@@ -96,12 +96,12 @@ def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool)
     try:
         for r in range(ranks):
             env = {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}
-            # A session of its own: Ctrl-C at a terminal reaches this launcher alone, which passes it on once.
+            # A session of its own: Ctrl-C reaches this launcher alone, which forwards it once.
             children.append(subprocess.Popen(command, env=env, start_new_session=True))
         return _wait(children, signals)
     finally:
         for child in children:
-            if child.returncode != EXIT_DONE:  # with whatever it started itself, as its loader processes
+            if child.returncode != EXIT_DONE:  # with the processes it started, such as loader workers
                 _kill(child)
 
 
@@ -128,7 +128,7 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals) -> En
                     _kill(child)
         time.sleep(LOOK_S)
     failed = [c for c in children if c.returncode not in (EXIT_DONE, EXIT_REQUEUE)]
-    if failed and deadline is None:  # all ended between two looks
+    if failed and deadline is None:  # all ended between two polls
         reason = _explain(children, failed, signals.received)
     codes = {child.returncode for child in children}
     unprepared = any(-code in signals.received for code in codes)
@@ -146,7 +146,7 @@ def _explain(
     failed: Sequence["subprocess.Popen[bytes]"],
     expected: Sequence[int],
 ) -> str:
-    """How the ranks that failed first did; those that a signal killed could say nothing themselves, so it is said."""
+    """Reports how the ranks failed that failed first; a rank killed by a signal could not report it itself."""
     says = []
     for child in failed:
         rank, code = children.index(child), child.returncode
@@ -162,7 +162,7 @@ def _explain(
 
 
 def _kill(child: "subprocess.Popen[bytes]") -> None:
-    """Kills a rank, also one that is stopped, with all processes of its session."""
+    """Kills a rank, even a suspended one, with all processes of its session."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

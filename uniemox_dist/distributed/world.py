@@ -1,4 +1,4 @@
-"""The place of this process among the ranks, read once from the environment and passed on as a value."""
+"""The place of this process among the ranks: read once from the environment, then passed on as a value."""
 
 import os
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from uniemox_dist.scheduler.hostlist import expand_hostlist
 FIRST_PORT, PORTS = 20_000, 20_000
 """The ranks of a Slurm job meet at one of these ports."""
 STEP_PORTS = 7919
-"""How far the ports of a job's steps lie apart: one that starts after a fault does not try the same again."""
+"""Distance between the ports of a job's steps, so that a step started after a fault uses another port."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank, number of ranks, rank on this node, and where the ranks meet."""
+    """Rank, number of ranks, rank on this node, and the address at which ranks meet."""
 
     rank: int = 0
     size: int = 1
@@ -25,12 +25,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes what is written once."""
+        """True for rank 0, which writes everything that is written once."""
         return self.rank == 0
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ, *, meets: bool = True) -> "World":
-        """Reads torchrun's variables, or else Slurm's; a process without either is a world of its own.
+        """Reads torchrun's variables, or else Slurm's; a process without either is the only rank.
 
         `meets` is false where ranks share work but never talk to each other, and so need no address.
         """
@@ -44,7 +44,7 @@ class World:
         else:
             return cls()
         if not meets and "RANK" not in env and "SLURM_STEP_ID" not in env:
-            return cls()  # a batch script is told of ranks, but is none of them: the work is all its own
+            return cls()  # a batch script sees these variables but is no rank: it does all the work
         if not meets:
             return cls(rank, size, local)
         address, port = _meeting_place(env)
@@ -57,8 +57,8 @@ class World:
 
 
 def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:
-    """Address and port at which the ranks meet: as told, or else the first node of the job step, where rank 0 runs, and
-    a port that follows from the job's number, so that two jobs on one node do not take the same."""
+    """Address and port at which the ranks meet: from the environment; else the first node of the job step, where rank 0
+    runs, and a port derived from the job's number, so that two jobs on one node use different ports."""
     address, port = env.get("MASTER_ADDR", ""), env.get("MASTER_PORT", "")
     if (
         "SLURM_STEP_ID" not in env
