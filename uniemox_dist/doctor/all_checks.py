@@ -1,4 +1,4 @@
-"""All checks, one after the other, each by all ranks at the same time as in training."""
+"""All checks, one after the other; all ranks run each at the same time, as in training."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,12 +23,12 @@ from uniemox_dist.doctor.ranks import HOST, barrier, gather, is_joined, try_meas
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes, Subject, known_sizes
 
 LONGEST_S = 120
-"""Seconds that one check may take before it counts as hanging."""
+"""Seconds after which a check counts as hanging."""
 Check = Callable[[], list[Finding]]
 
 
 def examine(subject: Subject, world: World, device: Any) -> Iterator[list[Finding]]:
-    """The findings of one check after the other, the same on all ranks. Collective.
+    """Yields the findings of each check, the same on all ranks. Collective.
 
     `device` is this rank's torch device, or None without torch; then each process looks at its own node alone. A rank
     on which a check hangs ends its process (see `within`).
@@ -67,13 +67,13 @@ def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, 
 
 
 def alone(world: World) -> list[Finding]:
-    """What keeps this rank from meeting the others, without asking them: a device that is not there."""
+    """Finds what keeps this rank from joining the others, such as a missing device. Not collective."""
     found = devices.judge_devices([RankFacts(world.rank, HOST, try_measure(lambda: devices.measure(world)))])
     return [finding for finding in found if finding.status == "fail"]
 
 
 def meeting_failed(error: Exception, world: World) -> Finding:
-    """The finding for a process group, or an operation in it, that failed with an error."""
+    """The finding for a process group, or an operation in it, that failed."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     where = f"ranks meet at {world.master_addr}:{world.master_port}" if world.size > 1 else "one rank"
     remedy = (
@@ -115,7 +115,7 @@ def _reading(world: World, field: str, path: str) -> list[Finding]:
 
 
 def _inputs(config: Any, world: World) -> Iterator[tuple[str, Check]]:
-    """The checks of a recipe's teacher and initial weights, as far as it names them."""
+    """The checks of the teacher and of the initial weights that a recipe names."""
     teacher, initial = config.teacher, config.model.init_from
     if config.loss.needs_teacher:
         look = inputs.measure_teacher if teacher.source == "live" else None

@@ -1,11 +1,11 @@
-"""Limits that a container or a batch system sets on this process: Linux's control groups, both versions."""
+"""Limits that a container or a batch system sets on this process through Linux control groups, versions 1 and 2."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 UNLIMITED = 1 << 60
-"""What version 1 states for no limit lies above this."""
+"""Version 1 reports a value above this where there is no limit."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Limits:
 
     memory_bytes: int | None = None
     memory_used: int = 0
-    """Bytes in use in that group, without what the kernel can drop (inactive file pages)."""
+    """Bytes in use in that group, without inactive file pages, which the kernel can drop."""
     pids: int | None = None
     """Processes and threads."""
     pids_used: int = 0
@@ -23,7 +23,7 @@ class Limits:
 
 
 def read_limits(root: Path = Path("/")) -> Limits:
-    """The tightest limit of all groups that this process is in; `root` is where /proc and /sys lie."""
+    """The lowest limits of all groups of this process; `root` is the parent of /proc and /sys."""
     memory: tuple[int, int] | None = None
     pids: tuple[int, int] | None = None
     cores: float | None = None
@@ -48,7 +48,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's group and of those above it, for one controller."""
+    """The folders of this process's group and of its parents, for one controller."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -60,7 +60,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         top = root / "sys/fs/cgroup" / (names and controller)
         group = top / path.lstrip("/")
         while True:
-            # Inside a container the path can be the host's, which is not there; the top is then the own group.
+            # Inside a container the path may be the host's, which does not exist here; the top is then the own group.
             if group.is_dir():
                 yield group
             if group == top:
@@ -71,7 +71,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # "max", too
+    except (OSError, ValueError):  # also "max"
         return None
 
 

@@ -1,4 +1,4 @@
-"""How far the ranks' clocks are apart."""
+"""Compares the clocks of the ranks."""
 
 import statistics
 import time
@@ -15,14 +15,14 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class ClockFacts:
-    """Seconds since 1970 that a rank read as it left each of some barriers."""
+    """Seconds since 1970 that a rank read after each of several barriers."""
 
     times: tuple[float, ...]
 
 
 def measure() -> ClockFacts:
-    """Collective."""
-    barrier()  # the first one may have to connect
+    """Reads the clock after each of several barriers. Collective."""
+    barrier()  # the first barrier may have to connect
     times = []
     for _ in range(ROUNDS):
         barrier()
@@ -31,10 +31,10 @@ def measure() -> ClockFacts:
 
 
 def ahead(gathered: Sequence[RankFacts[ClockFacts]]) -> dict[int, float]:
-    """Seconds that each rank's clock is before the median: of several rounds the one where it was nearest, since a
-    rank that was not running as it left a barrier looks late."""
+    """Seconds by which each rank's clock is ahead of the median. Of several rounds the smallest difference counts,
+    since a rank that was not running when a barrier ended looks late."""
     everyone = with_facts(gathered)
-    # The lower of two in the middle: of two ranks the full difference counts.
+    # The lower median: with two ranks the full difference counts.
     medians = [statistics.median_low(times) for times in zip(*(facts.times for _, facts in everyone))]
     return {
         one.rank: min((own - median for own, median in zip(facts.times, medians)), key=abs)

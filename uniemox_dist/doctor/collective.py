@@ -1,4 +1,4 @@
-"""Collective operations among ranks: exact results, and how fast they come.
+"""Collective operations among ranks: correct results, and their speed.
 
 Every rank contributes small whole numbers, so that their sum is exact in fp32 in whatever order it is formed, and
 checks every number that it gets.
@@ -17,16 +17,16 @@ from uniemox_dist.doctor.ranks import barrier
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"
 SIZES = {"cuda": (1 << 20, 1 << 24, 1 << 28), "cpu": (1 << 16, 1 << 20, 1 << 24)}
-"""Bytes of the vectors, smallest first."""
+"""Bytes of the vectors, in ascending order."""
 SHORT_SIZE = 1 << 16
 SECONDS = 0.5
-"""Spent on each size, about."""
+"""Spent on each size, approximately."""
 MOST_REPEATS = 20
 PLACES, RANKS = 97, 89
-"""Remainders that the contributed numbers are made of: a sum stays below 2^24 for 90,000 ranks."""
+"""Moduli of the contributed numbers: a sum stays below 2^24 for 90,000 ranks."""
 SLOW_GPU_BYTES_PER_S = 1e9
 LINK_SHARE = 0.5
-"""A link slower than this share of the median of its kind is warned of."""
+"""A link slower than this share of the median of its kind gives a warning."""
 NETWORK = (
     "see NCCL_DEBUG=INFO for the transport in use, NCCL_SOCKET_IFNAME and the InfiniBand state (ibstat); take the node "
     "out (sbatch --exclude) if it stays so"
@@ -35,19 +35,19 @@ NETWORK = (
 
 @dataclass(frozen=True)
 class CollectiveFacts:
-    """What one rank got and how long it took."""
+    """The results and times of one rank."""
 
     wrong: dict[str, int]
-    """By operation: how many numbers of the result were not what they must be."""
+    """Wrong numbers in the result, by operation."""
     seconds: dict[int, float]
-    """By bytes of the vector: of one all_reduce, as this rank saw it."""
+    """Seconds of one all_reduce on this rank, by bytes of the vector."""
     link_bytes: int = 0
     link_s: float = 0.0
-    """To receive `link_bytes` from the rank before, and send as much to the next one, all ranks at a time."""
+    """To receive `link_bytes` from the rank before while sending as many to the next one, on all ranks at once."""
     gpu: bool = False
 
     def bus_bytes_per_s(self, size: int, ranks: int) -> float:
-        """What each link carries in a ring all_reduce: 2 (W - 1) / W times the vector (NCCL's "bus bandwidth")."""
+        """Rate of each link in a ring all_reduce: 2 (W - 1) / W times the vector (NCCL's "bus bandwidth")."""
         return 2 * (ranks - 1) / ranks * size / max(self.seconds[size], 1e-9)
 
 
@@ -80,7 +80,7 @@ def wanted_sum(ranks: int, count: int, device: Any) -> Any:
 
 
 def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, repeat: bool) -> float:
-    """Seconds of one all_reduce; counts wrong numbers of the first one and of one after the timed ones."""
+    """Times one all_reduce; counts wrong numbers in a first one and in one after the timed ones."""
     import torch
     import torch.distributed as dist
 
@@ -96,9 +96,9 @@ def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, 
     checked()
     if not repeat:
         return 0.0
-    zeros = torch.zeros(count, device=device)  # which stay what they are, however often they are summed
+    zeros = torch.zeros(count, device=device)  # sums of zeros stay zero
     once = torch.tensor([_timed(lambda: dist.all_reduce(zeros), device)], device=device)
-    dist.all_reduce(once, op=dist.ReduceOp.MAX)  # ranks must agree on how often
+    dist.all_reduce(once, op=dist.ReduceOp.MAX)  # all ranks must repeat equally often
     repeats = max(2, min(MOST_REPEATS, int(SECONDS / max(float(once), 1e-6))))
     total = _timed(lambda: [dist.all_reduce(zeros) for _ in range(repeats)], device)
     checked()
@@ -106,7 +106,7 @@ def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, 
 
 
 def _all_gather(world: World, device: Any) -> int:
-    """Wrong numbers in what was gathered from all ranks."""
+    """Counts wrong numbers in an all_gather."""
     import torch
     import torch.distributed as dist
 
@@ -117,8 +117,8 @@ def _all_gather(world: World, device: Any) -> int:
 
 
 def _ring(world: World, device: Any, size: int) -> float:
-    """Seconds to pass a vector to the next rank while one comes from the rank before: unlike a sum over all, this ends
-    on each rank when its own links are done."""
+    """Times passing a vector to the next rank while receiving one: unlike a sum over all, this ends on each rank when
+    its own links are done."""
     import torch
     import torch.distributed as dist
 
@@ -170,7 +170,8 @@ def judge_results(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Findin
 
 
 def judge_speed(gathered: Sequence[RankFacts[CollectiveFacts]], gradient_bytes: int | None) -> list[Finding]:
-    """States the bandwidth by size, and the slowest rank; warns where GPUs talk slower than a plain network would."""
+    """States the bandwidth by size, and the slowest rank; warns if GPUs exchange data slower than over a plain
+    network."""
     everyone = with_facts(gathered)
     ranks = len(gathered)
     if ranks == 1 or not everyone or not everyone[0][1].seconds:
@@ -192,7 +193,7 @@ def judge_speed(gathered: Sequence[RankFacts[CollectiveFacts]], gradient_bytes: 
 
 
 def judge_links(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Finding]:
-    """Warns of ranks that get data from the rank before much slower than others whose link is of the same kind."""
+    """Warns of ranks that receive data much slower than others over a link of the same kind."""
     if len(gathered) == 1 or not any(facts.link_bytes for _, facts in with_facts(gathered)):
         return []
     kinds: dict[bool, list[float]] = {False: [], True: []}

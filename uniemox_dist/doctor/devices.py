@@ -16,31 +16,31 @@ DEVICES, CORES = "devices", "cores"
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a rank computes with."""
+    """The device and cores of one rank."""
 
     visible: tuple[str, ...]
     """Names of the GPUs that this process sees."""
     own: int | None
-    """Which of them is this rank's; None on a CPU."""
+    """The number of this rank's GPU among them; None on a CPU."""
     uuid: str | None
-    """Of the rank's own GPU."""
+    """Of this rank's GPU."""
     cores: tuple[int, ...]
     """CPU cores that this process may run on."""
     quota: float | None
-    """Cores' worth of time that its control group gets."""
+    """CPU quota of its control group, in cores."""
     threads: int | None
     """Threads of one torch operation; None without torch."""
 
     @property
     def name(self) -> str:
-        """Of what it computes on."""
+        """Name of the device."""
         if self.own is None:
             return "CPU"
         return self.visible[self.own] if self.own < len(self.visible) else "none"
 
 
 def measure(world: World) -> DeviceFacts:
-    """Asks torch, where it is imported, and the kernel."""
+    """Asks torch, if it is imported, and the kernel."""
     visible: list[str] = []
     threads: int | None = None
     uuid = None
@@ -58,7 +58,7 @@ def measure(world: World) -> DeviceFacts:
 
 
 def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
-    """Fails where a rank has no GPU of its own while others have; warns where GPUs differ."""
+    """Fails if a rank has no GPU of its own while others have one; warns if GPUs differ."""
     everyone = with_facts(gathered)
     on_gpu = any(facts.own is not None for _, facts in everyone)
     usual = Counter(facts.name for _, facts in everyone).most_common(1)[0][0] if everyone else ""
@@ -99,19 +99,19 @@ def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
 
 
 def cores_of_a_rank(gathered: Sequence[RankFacts[DeviceFacts]]) -> dict[int, float]:
-    """Cores that each rank has for itself: those that several ranks of a host may use are divided among them."""
+    """Cores available to each rank: cores that several ranks of a host may use are divided among them."""
     share: dict[int, float] = {}
     for ranks in by_host(gathered).values():
         users = Counter(core for _, facts in with_facts(ranks) for core in facts.cores)
         for one, facts in with_facts(ranks):
             own = sum(1 / users[core] for core in facts.cores)
-            # A quota is taken as that of all ranks on the host: batch systems set it for the whole job.
+            # A quota counts for all ranks of the host: batch systems set it for the whole job.
             share[one.rank] = min(own, facts.quota / len(ranks)) if facts.quota else own
     return share
 
 
 def judge_cores(gathered: Sequence[RankFacts[DeviceFacts]], workers: int | None) -> list[Finding]:
-    """Warns where threads or loader processes are more than a rank's cores; `workers` is None without a recipe."""
+    """Warns if a rank has more threads or loader processes than cores; `workers` is None without a recipe."""
     share = cores_of_a_rank(gathered)
 
     def of_rank(one: RankFacts[DeviceFacts], facts: DeviceFacts) -> Problem | None:

@@ -1,4 +1,4 @@
-"""The run folder's disk: whether ranks can write there, how fast, and how many checkpoints have room."""
+"""The run folder's disk: whether ranks can write to it, how fast, and how many checkpoints fit."""
 
 import os
 import tempfile
@@ -19,34 +19,34 @@ PIECE = 1 << 20
 """Bytes written at once."""
 PROBE_BYTES, SHORT_BYTES = 64 << 20, 1 << 16
 LONGEST_S = 3.0
-"""How long a probe writes at most, the last fsync apart."""
+"""Longest time that a probe writes, without the last fsync."""
 LEAST_BYTES, LITTLE_BYTES = 100 << 20, 10 << 30
-"""Free bytes below which a disk fails, or is warned of, where no recipe tells the size of checkpoints."""
+"""Free bytes below which a disk fails, or gives a warning, if the size of checkpoints is unknown."""
 REMEDY = "set run.dir to a folder that every rank may write, with room and quota left"
 INODES = 1000
-"""Files that there must be room for."""
+"""Files that the disk must have space for."""
 SLOW_S = 300.0
-"""A checkpoint that takes longer to write is warned of."""
+"""A checkpoint that takes longer to write gives a warning."""
 SLOW_BYTES_PER_S = 20e6
-"""The same where the size of checkpoints is not known: bytes/s of one rank."""
+"""Rate of one rank, bytes/s, below which a disk gives a warning if the size of checkpoints is unknown."""
 
 
 @dataclass(frozen=True)
 class DiskFacts:
-    """What one rank found."""
+    """What one rank measured."""
 
     folder: str
-    """Where it wrote: the run folder, or the nearest one above it that exists."""
+    """The folder of the probe: the run folder, or its nearest parent that exists."""
     free: int
-    """Bytes that this user may take."""
+    """Bytes that this user may still write."""
     inodes: int | None
-    """Files that may be made; None where the file system does not count them."""
+    """Files that may still be created; None if the file system does not count them."""
     written: int
-    """Bytes of the probe."""
+    """Size of the probe."""
     seconds: float
-    """That it took, fsync included, while all ranks wrote."""
+    """Time of the probe with fsync, while all ranks wrote."""
     saved: int = 0
-    """Checkpoints that lie there already."""
+    """Checkpoints that exist there."""
 
     @property
     def bytes_per_s(self) -> float:
@@ -55,7 +55,7 @@ class DiskFacts:
 
 
 def measure(run_folder: Path, size: int = PROBE_BYTES) -> DiskFacts:
-    """Writes a file of `size` random bytes, or of what can be written in a few seconds, and removes it.
+    """Writes a file of `size` random bytes, or as much as takes a few seconds, and removes it.
 
     Raises:
         Fault: if that cannot be done.
@@ -65,22 +65,22 @@ def measure(run_folder: Path, size: int = PROBE_BYTES) -> DiskFacts:
         folder = folder.parent
     try:
         written, seconds, room = _write(folder, size)
-    except OSError as error:  # without the probe's own name, which differs from rank to rank
+    except OSError as error:  # without the name of the probe, which differs between ranks
         raise Fault(f"{folder} cannot be written ({error.strerror}); {REMEDY}") from None
     saved = len(list((run_folder / "checkpoints").glob("step_*")))
     inodes = room.f_favail if room.f_files else None
-    # While the probe lay there, what it took was not free.
+    # The space of the probe was not free while it existed.
     return DiskFacts(str(folder), room.f_bavail * room.f_frsize + written, inodes, written, seconds, saved)
 
 
 def _write(folder: Path, size: int) -> tuple[int, float, os.statvfs_result]:
-    """Bytes written, seconds, and the room that was left then."""
+    """Bytes written, seconds, and the free space at that time."""
     piece = memoryview(np.random.default_rng().bytes(min(size, PIECE)))
     written = 0
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.", suffix=".tmp", buffering=0) as file:
         began = time.perf_counter()
         while written < size and time.perf_counter() - began < LONGEST_S:
-            # A number in each piece: a file system that finds equal pieces would store them once.
+            # Every piece contains a number: a file system that deduplicates would store equal pieces once.
             written += file.write(written.to_bytes(8, "little")) + file.write(piece)
         os.fsync(file.fileno())
         return written, time.perf_counter() - began, os.statvfs(folder)
@@ -94,7 +94,7 @@ def judge(
     speed: bool = True,
     lenient: bool = False,
 ) -> list[Finding]:
-    """Fails where nothing, or no two checkpoints, can be written; warns where not all that are kept have room.
+    """Fails if nothing can be written, or not two checkpoints; warns if not all checkpoints to keep fit.
 
     `keep` is run.keep_last; `speed` is false where the probe was too small to say anything about it. With `lenient`,
     too little room is a warning: a run trains on without saving, and the room may come back.
@@ -111,7 +111,7 @@ def judge(
                 return Problem("fail" if facts.free < LEAST_BYTES else "warn", free, room)
         else:
             one = sizes.checkpoint_bytes
-            # One more than are kept is there while the newest is written; two are the least that a run can go on with.
+            # While the newest is written there is one more than are kept; a run needs space for two at least.
             need = max(1, keep + 1 - facts.saved) * one
             if facts.free < need:
                 value = f"{free}; a checkpoint takes {format_size(one)}, run.keep_last={keep}"

@@ -1,4 +1,4 @@
-"""The files that a run begins with: whether each rank's node can read them, and whether they look whole.
+"""The files that a run starts from: whether each rank's node can read them, and whether they are complete.
 
 Headers and configurations are read, weights are not.
 """
@@ -25,14 +25,14 @@ COPY = "copy it again"
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of some files without loading them."""
+    """What is known of files without loading them."""
 
     text: str
-    """For people."""
+    """For the finding."""
 
 
 def measure_teacher(config: TeacherConfig) -> FileFacts:
-    """Looks at a live teacher's configuration and at the header of its weights.
+    """Reads a live teacher's configuration and the header of its weights.
 
     Raises:
         UserError: naming what is missing or damaged.
@@ -55,7 +55,7 @@ def measure_teacher(config: TeacherConfig) -> FileFacts:
 
 
 def measure_cache(config: Config, world: World) -> FileFacts:
-    """Looks for the cached views that stand for a teacher which is away; each rank opens its part of the shards.
+    """Opens the cached views that replace a live teacher; each rank opens its part of the shards.
 
     Raises:
         UserError: if there are none, or they are of other settings.
@@ -68,7 +68,8 @@ def measure_cache(config: Config, world: World) -> FileFacts:
 
 
 def measure_initial(path: Path) -> FileFacts:
-    """Looks at what `model.init_from` names: a file, a release, a run or its checkpoint, or timm's local-dir.
+    """Reads the header of what `model.init_from` names: a file, a release, a run or its checkpoint, or timm's
+    local-dir.
 
     Raises:
         UserError: naming what is missing or damaged.
@@ -91,7 +92,7 @@ def measure_initial(path: Path) -> FileFacts:
 
 
 def _weights(path: Path, where: str) -> str:
-    """What a file of weights holds by its header."""
+    """Describes a file of weights by its header."""
     if not path.is_file():
         raise UserError(f"{where}: lacks {path.name}; {COPY}")
     size = format_size(path.stat().st_size)
@@ -99,8 +100,8 @@ def _weights(path: Path, where: str) -> str:
         with open(path, "rb") as file:
             if not file.read(1):
                 raise UserError(f"{where}: {path.name} is empty; {COPY}")
-        # A zip archive has its list of contents at its end: one that was cut has none. torch's older form, a plain
-        # pickle, cannot be looked through without loading it.
+        # A zip archive ends with its list of contents: a truncated one has none. torch's older format, a plain pickle,
+        # cannot be checked without loading it.
         kind = "an archive that has its end" if zipfile.is_zipfile(path) else "readable, not looked through"
         return f"{size}, {kind}"
     try:
@@ -108,7 +109,7 @@ def _weights(path: Path, where: str) -> str:
     except ImportError:
         return f"{size}, not looked through (safetensors is not installed)"
     try:
-        with safe_open(path, framework="np") as file:  # checks header and length of the file
+        with safe_open(path, framework="np") as file:  # checks the header and the length of the file
             return f"{len(list(file.keys()))} tensors, {size}"
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
@@ -116,7 +117,7 @@ def _weights(path: Path, where: str) -> str:
 
 
 def _checkpoint(path: Path, where: str) -> str:
-    """The newest checkpoint whose files have their sizes."""
+    """The newest checkpoint whose files have the right size."""
     folder, name = (path.parent, path.name) if (path / COMPLETE).is_file() else (path / "checkpoints", None)
     found: list[Checkpoint] = [c for c in complete_checkpoints(folder) if name in (None, c.folder.name)]
     problems = []
@@ -136,5 +137,5 @@ def _object(path: Path, where: str) -> None:
 
 
 def judge(what: str, gathered: Sequence[RankFacts[FileFacts]]) -> list[Finding]:
-    """Fails where a rank's node cannot read them, or they are damaged."""
+    """Fails if a rank's node cannot read them, or they are damaged."""
     return make_findings(what, gathered, lambda *_: None, lambda all_facts: all_facts[0].text)

@@ -1,4 +1,4 @@
-"""/dev/shm, open files and processes against what ranks and their loader processes need."""
+"""/dev/shm, open files and processes, compared with what ranks and their loader processes need."""
 
 import os
 import resource
@@ -14,31 +14,31 @@ from uniemox_dist.doctor.subject import LoaderNeeds
 
 SHM, FILES, PROCESSES = "/dev/shm", "open files", "processes"
 SHM_LEAST = 1 << 20
-"""Bytes a rank: semaphores of Python's multiprocessing and torch's small shared tensors lie there."""
+"""Bytes per rank, for semaphores of Python's multiprocessing and small shared tensors of torch."""
 SHM_NCCL = 1 << 30
-"""Bytes that NCCL's documentation recommends where several GPUs of a node talk through shared memory."""
+"""Bytes that NCCL's documentation recommends if several GPUs of a node communicate through shared memory."""
 FILES_BASE = 256
-"""Libraries, logs, pipes and sockets of one rank."""
+"""Open files of one rank: libraries, logs, pipes and sockets."""
 FILES_PER_PEER = 2
-"""Sockets to another rank, at most."""
+"""Most sockets to another rank."""
 THREADS = 64
-"""Of one process with torch, NCCL and OpenMP."""
+"""Threads of one process with torch, NCCL and OpenMP."""
 
 
 @dataclass(frozen=True)
 class LimitFacts:
-    """What a rank may have."""
+    """The limits of one rank."""
 
     shm_free: int | None
     """Bytes; None where there is no /dev/shm."""
     shm_total: int
     files: int
-    """Open files of this process: the soft limit."""
+    """Soft limit of open files."""
     files_hard: int
     processes: int | None
-    """Processes and threads that may still be started; None where nothing bounds them."""
+    """Processes and threads that may still be started; None without a limit."""
     gpu: bool = False
-    """Whether the rank computes on one."""
+    """True if the rank uses a GPU."""
 
 
 def measure(*, gpu: bool, shm: Path = Path("/dev/shm")) -> LimitFacts:
@@ -58,8 +58,8 @@ def measure(*, gpu: bool, shm: Path = Path("/dev/shm")) -> LimitFacts:
 def _processes_left() -> int | None:
     left = []
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:  # the kernel does not hold root to it
-        # All threads of the node, other users' too: a bound from above, without walking through all processes.
+    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:  # the kernel does not apply the limit to root
+        # All threads of the node, of other users too: an upper bound that needs no walk through all processes.
         running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
         left.append(max(0, soft - running))
     limits = read_limits()
@@ -69,7 +69,7 @@ def _processes_left() -> int | None:
 
 
 def judge_shm(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
-    """Fails without shared memory, warns where it is less than loaders and NCCL may take at a time."""
+    """Fails without shared memory; warns if there is less than loaders and NCCL may use."""
     hosts = by_host(gathered)
     remedy = "enlarge it: docker run --shm-size=8g (or --ipc=host), or mount -o remount,size=8g /dev/shm"
 
@@ -98,7 +98,7 @@ def judge_shm(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | N
 
 
 def judge_files(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
-    """Fails where a rank could not open what it reads from and whom it talks to, warns below twice that."""
+    """Fails if a rank could not open its shards and its connections; warns below twice that number."""
     need = FILES_BASE + HANDLES * (loader.data_sets if loader else 1) + FILES_PER_PEER * (len(gathered) - 1)
 
     def of_rank(_: RankFacts[LimitFacts], facts: LimitFacts) -> Problem | None:
@@ -118,7 +118,7 @@ def judge_files(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds |
 
 
 def judge_processes(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
-    """Fails where the ranks of a host could not start their threads, warns where loader processes might not."""
+    """Fails if the ranks of a host could not start their threads; warns if loader processes might not start."""
     hosts = by_host(gathered)
     workers = loader.workers if loader else 0
 
@@ -126,7 +126,7 @@ def judge_processes(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNee
         ranks = len(hosts[one.host])
         need = ranks * (
             THREADS + 2 * workers
-        )  # a loader process has one thread, and one that fills its queue
+        )  # a loader process has its main thread, and one that fills its queue
         if facts.processes is None or facts.processes >= need:
             return None
         value = f"{facts.processes} more may be started, {counted(ranks, 'rank')} there may need {need}"

@@ -1,4 +1,4 @@
-"""Memory of hosts and GPUs against what a run takes at least."""
+"""Memory of hosts and GPUs, compared with the least that a run needs."""
 
 import os
 import sys
@@ -24,11 +24,11 @@ from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 
 HOST, GPU = "memory", "gpu memory"
 SPARE = 0.8
-"""Share of the free memory up to which a need is no reason to worry."""
+"""A need below this share of the free memory is fine."""
 LEAST_BYTES = 1 << 30
-"""Free memory a rank that is asked for where no recipe tells more."""
+"""Free memory required per rank without a recipe."""
 FREE_SHARE = 0.9
-"""Of a GPU: less means that another process has memory there."""
+"""Free share of a GPU; less means that another process uses it."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class MemoryFacts:
     """Bytes."""
 
     available: int
-    """Of the host, without swapping."""
+    """Available on the host, without swapping."""
     limit: int | None
-    """Of the control group, where there is one."""
+    """Left in the control group, if there is one."""
     left: int
-    """What can still be taken: the smaller of both."""
+    """Available to this process: the smaller of both."""
     own: int
-    """Resident in this process now, with its libraries loaded."""
+    """Resident now in this process, with its libraries."""
     gpu_free: int | None = None
     gpu_total: int | None = None
 
@@ -65,7 +65,7 @@ def measure(world: World) -> MemoryFacts:
 
 
 def judge_host(gathered: Sequence[RankFacts[MemoryFacts]], loader: LoaderNeeds | None) -> list[Finding]:
-    """Fails where loaders alone take more than a host has left, warns where they come near it."""
+    """Fails if loaders alone need more than a host has left; warns if they come close."""
     hosts = by_host(gathered)
 
     def of_rank(one: RankFacts[MemoryFacts], facts: MemoryFacts) -> Problem | None:
@@ -97,14 +97,14 @@ def _loader_bytes(loader: LoaderNeeds) -> int:
 
 
 def judge_gpu(gathered: Sequence[RankFacts[MemoryFacts]], sizes: Sizes | None, stage: int) -> list[Finding]:
-    """Fails where weights and optimizer states do not fit; warns where something else is on the GPU."""
+    """Fails if weights and optimizer states do not fit; warns if another process uses the GPU."""
     if not any(facts.gpu_total for _, facts in with_facts(gathered)):
         return []
     need = 0 if sizes is None else sizes.gpu_bytes(len(gathered), stage)
 
     def of_rank(_: RankFacts[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         if not facts.gpu_total or facts.gpu_free is None:
-            return None  # of ranks without a GPU another check speaks
+            return None  # another check reports ranks without a GPU
         what = f"{format_size(facts.gpu_free)} free of {format_size(facts.gpu_total)}"
         if need > facts.gpu_free:
             remedy = "use a higher zero.stage, more ranks or a smaller model"

@@ -1,4 +1,4 @@
-"""The short form, which pretraining runs first: what can be found out in a second or two, by all ranks together."""
+"""The short form of the doctor, which training runs first: checks that take a second or two, by all ranks together."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from uniemox_dist.doctor.subject import LoaderNeeds, known_sizes
 def preflight(
     config: Config | None, world: World, device: Any, folder_path: Path, *, training: bool = True
 ) -> list[Finding]:
-    """Versions alike, results of collective operations, clocks, the run folder, /dev/shm and limits.
+    """Checks versions, results of collective operations, clocks, the run folder, /dev/shm and limits.
 
     Collective; every rank returns the same findings. `device` is this rank's torch device, or None without torch.
     Needs a process group where there are several ranks. `training` compares what training needs, too.

@@ -1,4 +1,4 @@
-"""How fast a rank's device multiplies matrices in bf16, against what its data sheet states."""
+"""How fast a rank's device multiplies matrices in bf16, compared with its data sheet."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ WHAT = "bf16 rate"
 WARN_SHARE, FAIL_SHARE = 0.5, 0.2
 """Of the stated peak."""
 LAGGING = 0.7
-"""A rank below this share of the ranks' median is warned of: it sets the pace of all."""
+"""A rank below this share of the ranks' median gives a warning: all others wait for it."""
 SIDE = {"cuda": 8192, "cpu": 512}
 """Of the square matrices."""
 WARM_UP_S, SECONDS = 0.3, 0.7
@@ -31,13 +31,13 @@ class RateFacts:
     device: str
     gpu: bool
     tflops: float
-    """10^12 operations per second, a multiplication with its addition as two."""
+    """10^12 operations per second; a multiplication with its addition counts as two."""
     peak: float | None
-    """As stated for the device; None where nobody states one."""
+    """The device's peak in its data sheet; None if unknown."""
 
 
 def measure(device: Any, stated_peak: float | None = None) -> RateFacts:
-    """Multiplies matrices for about a second on a torch device; `stated_peak` goes before the known ones."""
+    """Multiplies matrices for about a second; `stated_peak` overrides the table of devices."""
     import torch
 
     side = SIDE[device.type]
@@ -45,7 +45,8 @@ def measure(device: Any, stated_peak: float | None = None) -> RateFacts:
     out = torch.empty_like(a)
 
     def run_for(seconds: float) -> float:
-        """Seconds of one product. The host waits once for several products: a wait costs as much as a small one."""
+        """Seconds of one product. The host waits once for several products, since a wait costs as much as a small
+        product."""
         at_once = 8 if device.type == "cuda" else 1
         done = 0
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Reading of shards: whether they are there, whether samples are what was packed, and how fast they come."""
+"""Reading of shards: whether they exist, whether samples are intact, and how fast they are read."""
 
 import os
 import random
@@ -19,16 +19,16 @@ from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_ran
 WHAT = "shards"
 PIECE = 4 << 20
 MOST_BYTES = 64 << 20
-"""Read in one go from one shard."""
+"""Samples read sequentially from one shard."""
 SAMPLES = 64
-"""Read one by one, from places all over the data set, as training reads."""
+"""Samples read one by one, from random positions in the data set, as training reads."""
 LONGEST_S = 2.0
-"""Of each of the two."""
+"""Longest time of each of the two."""
 SLOW_SHARE = 0.25
-"""A rank that reads slower than this share of the ranks' median is warned of."""
+"""A rank that reads slower than this share of the ranks' median gives a warning."""
 SLOW_BYTES_PER_S = 2e6
 MOST_NAMED = 3
-"""Shards that a rank names of those that are not there as they should."""
+"""Missing or truncated shards that a rank names."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class ReadFacts:
     bytes: int
     """Of the whole data set."""
     in_a_row: int
-    """Bytes read from the start of one shard."""
+    """Bytes read sequentially from one shard."""
     in_a_row_s: float
     one_by_one: int
-    """Samples read from places all over, hashes compared."""
+    """Samples read from random positions, with their hashes checked."""
     one_by_one_s: float
     dropped: bool
-    """Whether the kernel was asked to forget what it had of those shards before."""
+    """True if the kernel was asked to drop these shards from its cache before."""
 
     @property
     def bytes_per_s(self) -> float:
-        """In a row."""
+        """Sequentially."""
         return self.in_a_row / max(self.in_a_row_s, 1e-9)
 
     @property
@@ -99,9 +99,9 @@ def _first(bad: Sequence[str]) -> str:
 
 
 def _read(reader: ShardReader, world: World) -> tuple[ReadFacts, list[str]]:
-    """What was read, and a damaged sample of each shard that has any among those."""
+    """Reads samples; returns what was read, and a damaged sample of each shard that has one."""
     shards = reader.manifest.shards
-    number = world.rank * len(shards) // world.size  # ranks begin at shards that are far apart
+    number = world.rank * len(shards) // world.size  # ranks start at shards that are far apart
     entry = shards[number]
     dropped = _forget(reader, number)
     began = time.perf_counter()
@@ -133,8 +133,8 @@ def _read(reader: ShardReader, world: World) -> tuple[ReadFacts, list[str]]:
 
 
 def _forget(reader: ShardReader, shard: int) -> bool:
-    """Asks the kernel to drop its copy of a tar: reading memory would say nothing about the disk. Another process that
-    has the file mapped keeps it there."""
+    """Asks the kernel to drop a tar from its cache: reading memory would not measure the disk. It stays if another
+    process has the file mapped."""
     if not is_local(reader.folder):
         return False
     handle = os.open(reader.folder / reader.manifest.shards[shard].name, os.O_RDONLY)
@@ -146,7 +146,7 @@ def _forget(reader: ShardReader, shard: int) -> bool:
 
 
 def judge(gathered: Sequence[RankFacts[ReadFacts]]) -> list[Finding]:
-    """Fails where a rank cannot read; warns where one is much slower than the others, or all are slow."""
+    """Fails if a rank cannot read; warns if one is much slower than the others, or all are slow."""
     median = statistics.median([facts.bytes_per_s for _, facts in with_facts(gathered)] or [0.0])
 
     def of_rank(_: RankFacts[ReadFacts], facts: ReadFacts) -> Problem | None:

@@ -1,4 +1,4 @@
-"""What is looked at: the run folder, the data and the sizes that a recipe names, or that options name."""
+"""What the doctor checks: the run folder, the data and the sizes that a recipe or options name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from uniemox_dist.data.sources import estimate_loader_bytes
 from uniemox_dist.teacher.identity import CONFIG, find_local_folder
 
 USUAL_WIDTH = 512
-"""Width of the embeddings of many CLIPs: taken for sizes where a teacher's files do not say it."""
+"""Embedding width of many CLIPs; used for sizes if a teacher's files do not state it."""
 FP32 = 4
 STATES = 3
-"""Of each trained weight in a checkpoint: itself and Adam's two moments, all fp32."""
+"""Bytes of each trained weight in a checkpoint: the weight and Adam's two moments, all fp32."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the checks are about."""
+    """The inputs of all checks."""
 
     run_folder: Path
     data: tuple[tuple[str, str], ...] = ()
-    """Setting or option, and the folder or URL that it names."""
+    """Each a setting or option, and the folder or URL that it names."""
     config: Config | None = None
-    """Of a recipe; None where options alone say what to look at."""
+    """The recipe; None without one."""
 
     @classmethod
     def of(cls, config: Config, run_folder: Path | None = None, data: Sequence[str] = ()) -> "Subject":
-        """What a configuration names; options go before it."""
+        """Takes the inputs from a configuration; options override it."""
         origins = config.data.origins()
         fields = (
             ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
@@ -44,31 +44,31 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a run takes, by its settings."""
+    """Sizes derived from a run's settings."""
 
     trained: int
-    """Parameters of the student that are trained."""
+    """Trained parameters of the student."""
     checkpoint_bytes: int
     """Of one complete checkpoint, over all ranks."""
 
     @property
     def gradient_bytes(self) -> int:
-        """Gradients of one step as they are exchanged in bf16."""
+        """Gradients of one step, exchanged in bf16."""
         return 2 * self.trained
 
     def gpu_bytes(self, ranks: int, stage: int) -> int:
-        """What a rank's GPU holds of weights, gradients and optimizer states at least; activations come on top."""
+        """Bytes of weights, gradients and optimizer states on a rank's GPU; activations are not counted."""
         replicated = 4 * self.trained  # bf16 weights and gradients
         return (replicated if stage < 3 else replicated // ranks) + STATES * FP32 * self.trained // ranks
 
 
 def sizes_of(config: Config) -> Sizes:
-    """Counts the parameters of a student that is built without memory. Needs torch and timm."""
+    """Counts the parameters of a student built without memory. Needs torch and timm."""
     import torch
 
     from uniemox_dist.models.student import Student
 
-    # Drawing weights that are never there must not move the generator that draws the real ones.
+    # Drawing the weights of this student must not advance the generator of the real ones.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         student = Student(config.model, config.loss, _embedding_width(config))
     named = list(student.named_parameters())
@@ -86,11 +86,11 @@ def _embedding_width(config: Config) -> int | None:
         folder = find_local_folder(config.teacher)
         return USUAL_WIDTH if folder is None else int(read_json(folder / CONFIG)["model_cfg"]["embed_dim"])
     except (OSError, UserError, ValueError, KeyError, TypeError):
-        return USUAL_WIDTH  # what is wrong with the teacher's files is for another check to say
+        return USUAL_WIDTH  # another check reports what is wrong with the teacher's files
 
 
 def known_sizes(config: Config | None) -> Sizes | None:
-    """`sizes_of`, or None without a recipe or where torch and timm are missing."""
+    """As `sizes_of`; None without a recipe, or without torch and timm."""
     if config is None:
         return None
     try:
@@ -101,15 +101,15 @@ def known_sizes(config: Config | None) -> Sizes | None:
 
 @dataclass(frozen=True)
 class LoaderNeeds:
-    """What one rank's loader takes."""
+    """Memory of one rank's loader."""
 
     workers: int
     shared_bytes: int
-    """Of views that the rank and its loader processes share; anonymous memory, not /dev/shm."""
+    """Bytes of views that the rank and its loader processes share: anonymous memory, not /dev/shm."""
     index_bytes: int
-    """Of index rows in each loader process, at most."""
+    """Most bytes of index rows in each loader process."""
     handover_bytes: int
-    """Of the views that pass through /dev/shm where no shared buffer is free: one micro-batch a loader process."""
+    """Bytes of views that pass through /dev/shm if no shared buffer is free: one micro-batch per loader process."""
     data_sets: int
 
     @classmethod

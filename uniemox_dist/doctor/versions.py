@@ -1,4 +1,4 @@
-"""Versions: against the bounds that this package states, and the same on all ranks."""
+"""Versions of packages: within this package's bounds, and the same on all ranks."""
 
 import platform
 import re
@@ -16,33 +16,33 @@ from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findi
 WHAT = "versions"
 PACKAGE = "uniemox-dist"
 SHOWN = ("python", PACKAGE, "torch", "deepspeed", "cuda", "nccl")
-"""What the line says; all others are compared too."""
+"""Packages that the line names; all others are compared too."""
 REMEDY = "use one environment on all nodes: the same container, or a virtual environment on a shared disk"
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What this package asks of another."""
+    """A requirement of this package."""
 
     name: str
     specifier: str
     """As in `>=2.11`."""
     extra: str
-    """The extra that asks for it; empty for the base install."""
+    """The extra that requires it; empty for the base install."""
 
 
 @dataclass(frozen=True)
 class VersionFacts:
-    """What a rank has installed."""
+    """The packages that a rank has installed."""
 
     versions: dict[str, str | None]
-    """By package; None where it is missing. Also python, and cuda and nccl as torch was built with them."""
+    """By package; None if it is missing. Also python, and the cuda and nccl that torch was built with."""
     bounds: tuple[Bound, ...]
-    """Empty where this package runs without being installed, and so states none."""
+    """Empty if this package runs without being installed, since its metadata state the bounds."""
 
 
 def bounds_of(requirements: Iterable[str], python: str | None, extras: Sequence[str]) -> tuple[Bound, ...]:
-    """The bounds that a package's metadata state for its base install and some of its extras."""
+    """The bounds in a package's metadata, of its base install and of some extras."""
     found = [Bound("python", python, "")] if python else []
     for text in requirements:
         try:
@@ -87,7 +87,7 @@ def _installed(name: str) -> str | None:
 
 
 def judge(gathered: Sequence[RankFacts[VersionFacts]], *, bounds: bool = True) -> list[Finding]:
-    """Fails for what is not the same on all ranks and, with `bounds`, for what is missing or too old."""
+    """Fails for differences between ranks and, with `bounds`, for missing or too old packages."""
     usual: dict[str, str | None] = {}
     names = dict.fromkeys(name for _, facts in with_facts(gathered) for name in facts.versions)
     for name in names:
@@ -129,7 +129,7 @@ def _fits(version: str, bound: Bound) -> bool:
     try:
         return Requirement(f"x{bound.specifier}").specifier.contains(Version(version), prereleases=True)
     except InvalidVersion:
-        return True  # nobody can say
+        return True  # unknown
 
 
 def _listed(facts: VersionFacts) -> str:
