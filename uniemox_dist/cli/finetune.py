@@ -23,8 +23,8 @@ def finetune(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     """Fine-tunes an encoder on labelled shards by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
 
     data.path=DATA holds the splits train, val and test; model.init_from=RELEASE gives the encoder. The best weights by
-    validation lie in RUN/best, for timm; measurements in RUN/finetune.json. Inside srun this is one rank; with --nproc
-    it starts the ranks of this machine. The same command again goes on from the newest complete checkpoint.
+    validation are written to RUN/best, for timm, and the metrics to RUN/finetune.json. Inside srun this is one rank;
+    with --nproc it starts the ranks of this machine. The same command again resumes the newest complete checkpoint.
     """
     return run(COMMAND, recipe, overrides, nproc, resume, dry_run=dry_run)
 
@@ -54,4 +54,4 @@ def _check(config: "Config", nproc: int) -> None:
     Schedule.of(config, sources.epoch_samples(config))
 
 
-COMMAND = Command("finetune", _load, lambda config, nproc: _check(config, nproc), _train)
+COMMAND = Command("finetune", _load, _check, _train)

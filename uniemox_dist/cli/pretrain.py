@@ -23,7 +23,7 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
     """Pretrains a student by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
 
     Inside srun or torchrun this is one rank; with --nproc it starts the ranks of this machine. The same command
-    again goes on from the newest complete checkpoint.
+    again resumes the newest complete checkpoint.
     """
     return run(COMMAND, recipe, overrides, nproc, resume, dry_run=dry_run)
 
@@ -41,7 +41,7 @@ def _train() -> Callable[..., int]:
 
 
 def _check(config: "Config", nproc: int) -> None:
-    """What only the user can mend is said once, before any rank starts."""
+    """Checks the settings that only the user can fix, once, before any rank starts."""
     from uniemox_dist.data.sources import Sources
     from uniemox_dist.train.engine import grad_accum
     from uniemox_dist.train.schedule import Schedule

@@ -1,4 +1,5 @@
-"""What `uniemox pretrain` and `uniemox finetune` share: each is one rank of a run, or starts those of this machine."""
+"""What `uniemox pretrain` and `uniemox finetune` share: a process is one rank of a run, or starts the ranks of this
+machine."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -19,26 +20,28 @@ class Command:
 
     name: str
     load: "Callable[[str, Sequence[str]], Config]"
-    """From recipe and KEY=VALUE pairs to the configuration; raises UserError, also for one of another command's."""
+    """Loads the configuration from a recipe and KEY=VALUE pairs; raises UserError, also for another command's
+    recipe."""
     check: "Callable[[Config, int], None]"
-    """What only the user can mend is said once, before any of so many ranks starts."""
+    """Checks the settings for a number of ranks before any rank starts."""
     train: "Callable[[], Callable[..., int]]"
-    """Imports what a rank calls with its configuration, world and the keywords of `train.loop.train`."""
+    """Imports and returns the function that trains with a configuration and a world (keywords as in
+    `train.loop.train`)."""
 
 
 def run(
     command: Command, recipe: str, overrides: Sequence[str], nproc: int | None, resume: str, *, dry_run: bool
 ) -> int:
     """Runs a command; returns the exit code."""
-    if dry_run:  # also in a batch script, whose variables tell of ranks that do not meet there
+    if dry_run:  # also in a batch script, whose variables describe ranks that do not meet there
         from uniemox_dist.config.load import dump_yaml
 
         click.echo(dump_yaml(command.load(recipe, overrides)), nl=False)
         return 0
     from uniemox_dist.distributed.world import World
 
-    world = World.from_env(meets=nproc is None)  # its ranks get a place to meet from this launcher
-    # Signals are minded before anything else is done: one that comes in the seconds of start-up is no less meant.
+    world = World.from_env(meets=nproc is None)  # with --nproc this launcher gives its ranks an address
+    # Install the handlers first: a signal during start-up must count.
     if nproc is not None and world.size == 1:
         from uniemox_dist.distributed.local_launcher import Signals
 
@@ -74,7 +77,7 @@ def run(
 def _launch(
     command: Command, recipe: str, overrides: Sequence[str], nproc: int, resume: str, signals: "Signals"
 ) -> int:
-    """Starts the ranks of this machine, and again after faults; a signal before that ends it."""
+    """Starts the ranks of this machine, and restarts them after faults; a signal before that ends it."""
     from launch.restarts import exit_after_stop, newest_step, run_with_restarts
     from uniemox_dist.runs.folder import RunFolder
 
@@ -82,7 +85,7 @@ def _launch(
     folder = RunFolder(Path(config.run.dir) / config.run.name)
 
     def rank() -> list[str]:
-        # What --resume said is done with as soon as the run has a checkpoint of its own, made by an attempt before.
+        # --resume applies to the first attempt: once the run has a checkpoint of its own, it resumes that.
         began = newest_step(folder) != before
         how = "auto" if began else resume
         return [sys.executable, "-m", "uniemox_dist.cli", command.name, recipe, *overrides, "--resume", how]
@@ -95,7 +98,7 @@ def _launch(
         return exit_after_stop(folder, signals)
     import torch
 
-    # A signal during that import is obeyed before any rank starts.
+    # A signal during that import takes effect before any rank starts.
     return run_with_restarts(
         rank,
         nproc,

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine, the step, the loop, and checkpoints that any other number of ranks can load."""
+"""Training: the loop (read loop.py first), its two trainers (pretraining and fine-tuning), the step and the engine."""

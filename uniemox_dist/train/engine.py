@@ -23,12 +23,12 @@ from uniemox_dist.models.parameters import optimizer_group
 from uniemox_dist.models.student import Student
 
 MEASURED = 8
-"""Products of matrices, in each number format, by which a CPU's precision is chosen."""
+"""Matrix products in each number format, by which a CPU's precision is chosen."""
 CLEARLY = 0.7
-"""bf16 must need less than this share of fp32's time: for less it is not worth its rounding."""
+"""bf16 must take less than this share of fp32's time: a smaller gain is not worth its rounding."""
 BUCKET = 25_000_000
-"""Gradients that are reduced together: small enough that the first reduction starts early in the backward pass and that
-the buckets (two, with overlap) cost little memory; DeepSpeed's 5·10^8 is more than most students have."""
+"""Elements of gradients that are reduced together: few enough that the first reduction starts early in the backward
+pass and that the buckets (two, with overlap) take little memory. DeepSpeed's 5·10^8 is more than most students have."""
 
 
 class Engine(Protocol):
@@ -47,7 +47,7 @@ class Engine(Protocol):
 
 
 def grad_accum(config: Config, world_size: int) -> int:
-    """Micro-batches of one rank in a step.
+    """The number of micro-batches of one rank in a step.
 
     Raises:
         UserError: if ranks and micro-batch do not divide streams and global batch.
@@ -73,13 +73,14 @@ def grad_accum(config: Config, world_size: int) -> int:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU that has it, and on a CPU where it multiplies matrices clearly faster, measured here."""
+    """`auto` is bf16 on a GPU that supports it, and on a CPU that multiplies matrices clearly faster in it, measured
+    here."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     seconds = {"fp32": math.inf, "bf16": math.inf}
-    for _ in range(MEASURED):  # in turn, and the best of each: other work on the machine must not decide
+    for _ in range(MEASURED):  # alternating, and the best of each: other work on the machine must not decide
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             a = torch.ones(256, 256, dtype=dtype)
             start = time.perf_counter()
@@ -108,7 +109,7 @@ def device_peak(config: Config, precision: str, device: torch.device) -> float |
 
 
 def check_compiler(compute: ComputeConfig, device: torch.device) -> None:
-    """torch.compile generates C++ on a CPU; on a GPU Triton builds its launchers with a C compiler.
+    """Checks that torch.compile finds its compiler: it generates C++ on a CPU; on a GPU Triton needs a C compiler.
 
     Raises:
         UserError: if there is none on this node.
@@ -148,7 +149,7 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
         "train_batch_size": config.batch.global_batch,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch,
         "gradient_accumulation_steps": grad_accum(config, world_size),
-        # In stage 0 our optimizer clips, after its look at the norm.
+        # In stage 0 our optimizer clips, after it has checked the norm.
         "gradient_clipping": config.optim.clip_grad if config.zero.stage else 0.0,
         "zero_optimization": zero_settings(config.zero.stage, device, world_size),
         "bf16": {
@@ -157,7 +158,7 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
         },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        # It would make the host wait for the device around each micro-batch.
+        # It would synchronise host and device around each micro-batch.
         "timers": {"throughput": {"enabled": False}},
     }
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
@@ -171,8 +172,8 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
 def set_compute_options(student: Student | Classifier, compute: ComputeConfig, device: torch.device) -> None:
     """Sets number formats, checkpointed blocks and compilation of the blocks."""
     if device.type == "cuda":
-        # fp32 means fp32: it is chosen for comparing, and whoever wants speed has bf16. TF32 is off for matrix
-        # products anyway; torch leaves it on for convolutions, which would touch a teacher in fp32.
+        # fp32 is chosen for comparisons, so it is exact; bf16 is for speed. TF32 is off for matrix
+        # products anyway; torch leaves it on for convolutions, which would affect a teacher in fp32.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     parts: list[Any] = [student.encoder] if student.decoder is None else [student.encoder, student.decoder]
@@ -188,7 +189,7 @@ def set_compute_options(student: Student | Classifier, compute: ComputeConfig, d
 def parameter_groups(
     module: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups of parameters with the same weight decay and learning rate, none of them empty.
+    """Groups of parameters with the same weight decay and learning rate; none is empty.
 
     A group's `lr_scale` is layer_decay^(depth + 1 - layer), by which the step multiplies the learning rate.
     Without layer decay there are two groups: matrices, and all else (biases, norms, tokens, fusion weights).
@@ -206,7 +207,7 @@ def parameter_groups(
 
 
 def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> torch.optim.AdamW:
-    """AdamW over a module that is on its device already.
+    """Makes AdamW for a module that is on its device.
 
     Torch's fused kernel makes one pass over memory where the plain one makes a dozen; it exists for CPUs as for GPUs
     (ViT-B on one core: 0.13 s a step instead of 0.7 s). DeepSpeed's own would compile a C++ extension at first use.
@@ -233,7 +234,7 @@ class CheckedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update, or none (then `overflow` is set) if a gradient is not finite."""
+        """Makes one update, or none and sets `overflow` if a gradient is not finite."""
         gradients: list[Tensor] = [
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -253,7 +254,7 @@ def make_engine(
 ) -> Engine:
     """Wraps a module in DeepSpeed's engine, with its optimizer."""
     warnings.filterwarnings("ignore", module="deepspeed")
-    # torch tells DeepSpeed to call its collectives by newer names.
+    # torch warns that DeepSpeed calls its collectives by old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     deepspeed = import_deepspeed()

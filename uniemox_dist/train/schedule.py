@@ -1,5 +1,5 @@
-"""Learning rate by step (linear warm-up, then a half-cycle cosine), and the weights of the losses. Ours, since
-DeepSpeed's own count skipped steps."""
+"""Learning rate by step (linear warm-up, then a half-cycle cosine), and the weights of the losses. DeepSpeed's own
+schedule is not used, since it counts skipped steps."""
 
 import math
 from collections.abc import Sequence

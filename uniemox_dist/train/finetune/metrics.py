@@ -1,4 +1,4 @@
-"""How good answers are: accuracy, and for each class recall and precision; average precision; errors of dimensions.
+"""Quality of predictions: accuracy, recall and precision of each class, average precision, and errors of dimensions.
 
 Shape legend: n samples, C classes or categories, V dimensions.
 """
@@ -12,8 +12,8 @@ RESAMPLES = 1000
 
 
 def single_label(answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy with its 95 % interval by bootstrap over samples, the mean of the classes' recalls, and a row for each
-    class; None for what nothing can be said of."""
+    """Accuracy with its 95 % bootstrap interval over samples, the mean recall of the classes, and a row for each class;
+    None where a value is undefined."""
     found_n, true_n = answers_nC.argmax(1), targets_nC.argmax(1)
     hits_n = found_n == true_n
     low, high = _interval(hits_n)
@@ -42,9 +42,9 @@ def single_label(answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequenc
 def multi_label(
     answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequence[str], dimensions: Sequence[str]
 ) -> dict[str, Any]:
-    """Average precision of each category and their mean (mAP, over categories that occur); of each dimension the mean
-    absolute error and Pearson's correlation, over samples where it is known. Dimensions are the last columns of both,
-    on the scale of the data."""
+    """Average precision of each category and their mean (mAP, over categories that occur); mean absolute error and
+    Pearson's correlation of each dimension, over samples where it is known. Dimensions are the last columns of both
+    arrays, on the scale of the data."""
     first = len(labels)
     rows: list[dict[str, Any]] = [
         {
@@ -72,7 +72,7 @@ def multi_label(
 
 
 def average_precision(scores_n: np.ndarray, is_n: np.ndarray) -> float | None:
-    """Σ (R_k − R_{k−1}) P_k over falling thresholds, samples of one score together; None without a positive one."""
+    """Σ (R_k − R_{k−1}) P_k over falling thresholds, equal scores together; None if there is no positive sample."""
     if not is_n.any():
         return None
     order = np.argsort(-scores_n, kind="stable")

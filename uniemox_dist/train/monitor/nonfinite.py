@@ -1,8 +1,8 @@
-"""Losses and gradients that are not finite: found before the engine steps, in every stage and precision, by all ranks
-alike; and what is written down of them.
+"""Finds losses and gradients that are not finite before the engine steps, in every stage and precision and on all ranks
+alike, and records the evidence.
 
-DeepSpeed looks at gradients in different ways in its stages, and at losses never. Gradients are looked at where they
-are after their reduction and before they become an update: in ZeRO's partitions, or in the parameters in stage 0.
+DeepSpeed checks gradients differently in each stage, and never checks losses. We check gradients after their reduction
+and before the update: in ZeRO's partitions, or in the parameters in stage 0.
 """
 
 import logging
@@ -25,8 +25,8 @@ SHOWN = 50
 
 @torch.no_grad()
 def count(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """How many of these tensors have a value, or a norm, that is not finite; the host does not wait for it."""
-    if not gradients:  # a rank of many can be without a share
+    """Counts the tensors with a value, or a norm, that is not finite; does not wait for the device."""
+    if not gradients:  # a rank of many can own none
         return torch.zeros((), dtype=torch.float64, device=device)
     # The Euclidean norm, which a CPU has nine times as fast as the largest value. One that is too large for a number
     # counts as well: the engine would not apply it either.
@@ -36,8 +36,8 @@ def count(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def poison(gradients: Sequence[Tensor]) -> None:
-    """Makes the engine skip its step and clear its buffers in its own way, on every rank: it does so when it finds
-    gradients that are not finite, and now it finds nothing else."""
+    """Makes the engine skip its step and clear its buffers on every rank, as it does for gradients that are not finite:
+    now they all are."""
     for gradient in gradients:
         gradient.fill_(math.nan)
 
@@ -45,9 +45,9 @@ def poison(gradients: Sequence[Tensor]) -> None:
 def evidence(
     engine: Any, gradients: dict[str, Tensor], batches: Sequence[MicroBatch], loss: float, step: int
 ) -> dict[str, Any]:
-    """What this rank can say of a step that is about to be skipped."""
+    """Evidence of a step that is about to be skipped, as this rank sees it."""
     batch_tensors = ("scene_B3HW", "person_B3HW", "texts_BE", "pictures_BE")
-    weights = {name: p for name, p in trained(engine) if not is_partitioned(p)}  # ZeRO-3 holds a part only
+    weights = {name: p for name, p in trained(engine) if not is_partitioned(p)}  # ZeRO-3 keeps a part only
     return {
         "step": step,
         "loss": str(loss),
@@ -69,7 +69,7 @@ def evidence(
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:
-    """Writes evidence; a disk that does not take it is worth a warning."""
+    """Writes evidence; logs a warning if that fails."""
     try:
         write_json(path, facts)
     except OSError as error:
@@ -78,7 +78,7 @@ def write(path: Path, facts: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def statistics(tensor: Tensor) -> dict[str, Any]:
-    """Shape, NaN, infinities, and of what is finite the mean and the largest absolute value."""
+    """Shape, counts of NaN and infinities, and mean and largest absolute value of the finite numbers."""
     values = tensor.detach().float()
     finite = values[values.isfinite()]
     return {
@@ -97,7 +97,7 @@ def _worst(tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def names(facts: dict[str, Any]) -> Iterator[str]:
-    """The gradients that are not finite."""
+    """The names of the gradients that are not finite."""
     for row in facts["gradients"]:
         if row["nan"] or row["infinite"]:
             yield row["name"]

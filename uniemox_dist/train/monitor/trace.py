@@ -1,4 +1,4 @@
-"""What every slot of a run was, written down: proof that two runs saw the same, whatever their ranks."""
+"""Records what every slot of a run was: proof that two runs saw the same samples, whatever their ranks."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ class Trace:
         self.path.parent.mkdir(exist_ok=True)
 
     def write(self, step: int, batches: Sequence[MicroBatch]) -> None:
-        """Notes down the micro-batches of the update that made `step`."""
+        """Appends the micro-batches of the update that made `step`."""
         slots: list[int] = []
         sums: list[list[int]] = []
         for batch in batches:

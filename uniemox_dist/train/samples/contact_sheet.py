@@ -1,4 +1,4 @@
-"""The sheet of a run's shown pictures: tiles, and under them their texts, as one picture that can be read."""
+"""Draws the samples shown during training as one picture: views, and their texts below."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,21 +15,21 @@ from uniemox_dist.train.samples.pictures import Look, Nearest
 from uniemox_dist.train.samples.selection import Shown
 
 TILE = 224
-"""Side of a view on the sheet, pixels, whatever the student's."""
+"""Side of a view on the sheet, in pixels."""
 GAP, MARGIN, GUTTER = 6, 28, 18
 CARD = 3 * TILE + 2 * GAP
 COLUMNS = 2
 TEXT, SMALL, LINE = 19, 17, 25
 INK, MUTED, OWN, BOX = (24, 30, 44), (98, 107, 124), (10, 112, 70), (214, 60, 40)
 MOST_LINES = 2
-"""Lines of one caption; a longer one is cut."""
+"""Most lines of one caption; longer ones are cut."""
 
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A piece of text with its place under the tiles of a card."""
+    """A piece of text and its position on a card."""
 
     x: int
     y: int
@@ -40,11 +40,11 @@ class Run:
 
 
 def draw(seen: Look, shown: Shown, title: str, *, boxes: bool = False) -> np.ndarray:
-    """All shown pictures, uint8 H×W×3.
+    """Draws all samples, uint8 H×W×3.
 
     Args:
         title: one line above them.
-        boxes: whether the persons are outlined in masked scenes.
+        boxes: outline the persons in masked scenes.
     """
     cards = [_card(seen, shown, i, boxes=boxes) for i in range(len(shown.keys))]
     lines = [cards[i : i + COLUMNS] for i in range(0, len(cards), COLUMNS)]
@@ -61,7 +61,7 @@ def draw(seen: Look, shown: Shown, title: str, *, boxes: bool = False) -> np.nda
 
 
 def title(config: Config, record: dict[str, Any]) -> str:
-    """The line above a sheet: which step it is of, and what stands side by side."""
+    """The line above a sheet: its step, and the columns."""
     model, parts = config.model, [f"Step {record['step']:,}"]
     if config.loss.needs_decoder:
         below = ", person view below" if config.loss.person_reconstruction else ""
@@ -72,7 +72,7 @@ def title(config: Config, record: dict[str, Any]) -> str:
 
 
 def _card(seen: Look, shown: Shown, number: int, *, boxes: bool) -> Image.Image:
-    """One picture: its tiles, its caption, and what student and teacher take it for."""
+    """Draws one sample: its views, its caption, and the nearest texts of student and teacher."""
     tiles = len(seen.lines) * (TILE + GAP)
     runs, height = _texts(seen, shown.captions[number], number, tiles + 6)
     card = Image.new("RGB", (CARD, height), (255, 255, 255))
@@ -91,7 +91,7 @@ def _card(seen: Look, shown: Shown, number: int, *, boxes: bool) -> Image.Image:
 
 
 def _texts(seen: Look, caption: str, number: int, y: int) -> tuple[list[Run], int]:
-    """The pieces of text below a card's tiles, and where they end."""
+    """The pieces of text below a card's views, and the height where they end."""
     runs: list[Run] = []
     error = seen.errors[number]
     for line in wrap(caption or "no caption", CARD, bold=True):
@@ -112,7 +112,7 @@ def _texts(seen: Look, caption: str, number: int, y: int) -> tuple[list[Run], in
 
 
 def _nearest(name: str, found: Nearest, caption: str, x: int, y: int, width: int) -> tuple[list[Run], int]:
-    """A column of the nearest texts, and where it ends. The own caption, where it is among them, is green."""
+    """A column of nearest texts, and the height where it ends; the sample's own caption is green."""
     own = "" if found.own is None else f" (own at {found.own[1]})"
     runs = [Run(x, y, f"Nearest to {name}{own}", MUTED, size=SMALL)]
     y += LINE
@@ -136,7 +136,7 @@ def _tile(view_3HW: torch.Tensor) -> Image.Image:
 
 
 def wrap(text: str, width: int, *, bold: bool = False) -> list[str]:
-    """A text in lines of at most `width` pixels, two at most; what has no room is cut, and a word too long broken."""
+    """Splits a text into at most two lines of at most `width` pixels; cuts what does not fit, and breaks long words."""
     font = _font(TEXT, bold=bold)
     lines: list[str] = []
     rest = text
@@ -155,7 +155,7 @@ def wrap(text: str, width: int, *, bold: bool = False) -> list[str]:
 
 
 def _fitting(font: ImageFont.FreeTypeFont, text: str, width: int) -> int:
-    """How many characters, at least one, have room."""
+    """The number of characters that fit, at least one."""
     low, high = 1, min(len(text), width)  # no character is narrower than a pixel
     while low < high:
         middle = (low + high + 1) // 2

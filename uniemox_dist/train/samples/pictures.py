@@ -1,4 +1,4 @@
-"""Reconstructions, masks and nearest texts of a run's shown pictures: for TensorBoard, the run's folder and its report.
+"""Reconstructions and nearest texts of held-out samples, for TensorBoard, the run's folder and its report.
 
 Shape legend: B pictures, N patches, M masked, P values of a patch, T texts, E the teacher's embedding width.
 """
@@ -27,17 +27,17 @@ NEAREST = 3
 
 @dataclass(frozen=True)
 class Nearest:
-    """The texts next to one picture's embedding; nothing of it where the embedding is not finite."""
+    """The texts nearest to a picture's embedding; empty if the embedding is not finite."""
 
     texts: tuple[tuple[str, float], ...]
     """With their cosines, the nearest first."""
     own: tuple[float, int] | None
-    """Cosine of the picture's own caption, and its place among all texts; None without a caption."""
+    """Cosine of the picture's own caption, and its rank among all texts; None without a caption."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is seen of the shown pictures at one step."""
+    """What the student makes of the samples at one step."""
 
     lines: tuple[Tensor, ...]
     """Views side by side, B×C×3×H×W in 0…1: for each reconstructed view the picture, the masked one and the
@@ -50,7 +50,7 @@ class Look:
 
 @torch.no_grad()
 def look(student: Student, shown: Shown, seed: int, device: torch.device) -> Look:
-    """Looks at all shown pictures. Under ZeRO-3 all ranks must take part, since weights are gathered."""
+    """Runs the student on all samples. Under ZeRO-3 all ranks must take part, since weights are gathered."""
     scene, person = shown.scene_B3HW.to(device), shown.person_B3HW.to(device)
     nearest_student = nearest_teacher = None
     if shown.texts is not None:
@@ -75,7 +75,7 @@ def look(student: Student, shown: Shown, seed: int, device: torch.device) -> Loo
 def reconstructions(
     student: Student, pixels_B3HW: Tensor, view: int, seed: int, on_person_BN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Picture, masked picture and reconstruction (visible patches kept) by the run's kind of mask: B×3×3×H×W in 0…1,
+    """Picture, masked picture and reconstruction (visible patches kept) with the run's kind of mask, B×3×3×H×W in 0…1;
     and the mean squared error of the masked pixels, B."""
     patch = student.model.patch_size
     slots_B = torch.arange(pixels_B3HW.shape[0], device=pixels_B3HW.device)
@@ -93,7 +93,7 @@ def reconstructions(
 
 
 def nearest(rows_BE: Tensor, texts: Texts, captions: tuple[str, ...]) -> tuple[Nearest, ...]:
-    """The nearest texts of each embedding, and where the own caption stands among all."""
+    """The nearest texts of each embedding, and the rank of its own caption among all texts."""
     cosines_BT = F.normalize(rows_BE, dim=1) @ texts.vectors_TE.T
     found = []
     for cosines_T, caption in zip(cosines_BT, captions):
@@ -111,7 +111,7 @@ def nearest(rows_BE: Tensor, texts: Texts, captions: tuple[str, ...]) -> tuple[N
 
 
 def facts(seen: Look, shown: Shown, step: int, mask: str) -> dict[str, Any]:
-    """What a step's .json says; docs/run_folder.md shows one."""
+    """The content of a step's .json file, as described in docs/run_folder.md."""
     sides = {"student": seen.student, "teacher": seen.teacher}
     pictures = []
     for i, key in enumerate(shown.keys):
@@ -136,7 +136,7 @@ def _record(found: Nearest) -> dict[str, Any]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The nearest texts of a step's facts as a table for TensorBoard; empty without any."""
+    """The nearest texts as a Markdown table for TensorBoard; empty without texts."""
     if not record["texts"]:
         return ""
     sides = [side for side in ("student", "teacher") if side in record["pictures"][0]]
@@ -160,20 +160,20 @@ def _cell(found: dict[str, Any]) -> str:
 
 
 def _safe(text: str) -> str:
-    """A caption that cannot end a cell of a Markdown table, nor be taken for markup."""
+    """Escapes a caption for a cell of a Markdown table."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"&#{ord(c)};" if c in "|*_`[]\\~#" else c for c in text)
 
 
 def encode_png(sheet: np.ndarray) -> bytes:
-    """A uint8 H×W×3 sheet as PNG, which takes most of the time of showing it: once for the folder and TensorBoard."""
+    """Encodes a uint8 H×W×3 sheet as PNG: once for both the folder and TensorBoard, since it takes most of the time."""
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def save(folder: Path, step: int, png: bytes, record: dict[str, Any]) -> None:
-    """Writes step_….png, and step_….json where there are texts; each is whole or absent.
+    """Writes step_….png, and step_….json if there are texts; each atomically.
 
     Raises:
         OSError: if there is no room.

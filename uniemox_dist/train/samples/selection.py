@@ -1,4 +1,4 @@
-"""A fixed set of held-out pictures and captions that a run is seen by, chosen before its first step.
+"""Chooses a fixed set of held-out pictures and captions to show during training.
 
 Shape legend: B pictures, N patches, T texts, E the teacher's embedding width.
 """
@@ -26,7 +26,7 @@ PICTURES = 8
 TEXTS = 300
 """Distinct captions that pictures are compared with: the first ones of the data set, which packing has shuffled."""
 SCANNED = 20_000
-"""Rows that are looked through for them: captions made of labels alone may repeat through a billion samples."""
+"""Most rows searched for them: captions made of labels alone may repeat through a billion samples."""
 
 Place = tuple[int, int]
 """Shard and row."""
@@ -34,22 +34,22 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Texts:
-    """Captions of the held-out set in the teacher's space."""
+    """Captions of the held-out set, embedded by the teacher."""
 
     texts: tuple[str, ...]
     """Each once."""
     vectors_TE: Tensor
     """fp32 unit rows."""
     pictures_BE: Tensor | None
-    """The teacher's own embeddings of the shown pictures; None where it is not at hand."""
+    """The teacher's embeddings of the shown pictures; None without a live teacher."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is looked at, on the CPU."""
+    """The samples to show, on the CPU."""
 
     data: str
-    """The data set that it comes from."""
+    """The data set that they come from."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
     """The first caption of each picture; empty where it has none."""
@@ -71,7 +71,7 @@ def choose(
     teacher: Teacher | None,
     teacher_id: str | None = None,
 ) -> Shown | None:
-    """The first sound pictures of a data set, with its first captions; None if no picture is sound.
+    """Chooses the first intact pictures of a data set, and its first captions; None if no picture is intact.
 
     Args:
         teacher: embeds the captions, before its text tower is dropped.
@@ -111,7 +111,7 @@ def _sound(reader: ShardReader, settings: ViewSettings) -> Iterator[tuple[RawSam
             yield raw, evaluation_views(raw.image, raw.persons, settings)
         except UserError:
             raise
-        except ValueError:  # damaged: training reports it, these pictures go on without it
+        except ValueError:  # damaged: training reports it, and the next picture is taken
             continue
 
 
@@ -138,7 +138,7 @@ def _texts(
 
 
 def _captions(reader: ShardReader) -> dict[str, Place]:
-    """The first distinct captions of a data set, and where they stand."""
+    """The first distinct captions of a data set, and their positions."""
     places: dict[str, Place] = {}
     tidied = set()
     scanned = 0
@@ -157,7 +157,7 @@ def _captions(reader: ShardReader) -> dict[str, Place]:
 
 
 def _cached(reader: ShardReader, teacher_id: str | None, places: list[Place]) -> Tensor | None:
-    """The captions' embeddings from the cache beside the shards, T×E; None where it lacks some."""
+    """The captions' embeddings from the cache beside the shards, T×E; None if some are missing."""
     if teacher_id is None or not reader.is_local:
         return None
     folder = text_cache.folder_beside_shards(reader, teacher_id)
@@ -169,5 +169,5 @@ def _cached(reader: ShardReader, teacher_id: str | None, places: list[Place]) ->
 
 
 def _tidy(text: str) -> str:
-    """A caption in one line."""
+    """Joins a caption into one line."""
     return " ".join(text.split())
