@@ -4,6 +4,7 @@ from typing import Any
 
 from shards.inspect.summary import Summary, refusals, summarise_all
 from shards.storage import Place
+from uniemox_dist.core.formatting import size
 
 LABELS_SHOWN = 30
 
@@ -37,7 +38,7 @@ def _describe_one(summary: Summary) -> str:
     return "\n".join(
         [
             f"{summary.folder}: {manifest.samples} samples in {len(manifest.shards)} shards, "
-            f"{summary.manifest.bytes / 1e6:.1f} MB, identity {manifest.identity[:12]}",
+            f"{size(summary.manifest.bytes)}, identity {manifest.identity[:12]}",
             f"  captions: {summary.captions}, {_range(summary, 'caption')} characters; "
             f"{summary.captionless} pictures without",
             "  persons per picture: " + ", ".join(f"{n}: {people.counts[n]}" for n in people.values),

@@ -10,11 +10,18 @@ from launch.plan.memory import Memory
 from launch.plan.model import count_numbers
 from launch.plan.network import Traffic
 from launch.plan.pace import ASSUMED_MFU
-from launch.plan.plan import Plan
-from uniemox_dist.cli.plan_lines import bytes_, fact, gb, good, power, rate, remarks, title, warning
-from uniemox_dist.cli.tables import columns
+from launch.plan.plan import Plan, Remark
+from uniemox_dist.cli.tables import columns, fact, good, title, warning
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.core.formatting import counted, duration, short_duration, size
+from uniemox_dist.core.formatting import (
+    counted,
+    duration,
+    gigabytes,
+    power_of_ten,
+    rate,
+    short_duration,
+    size,
+)
 
 
 def page(plan: Plan) -> str:
@@ -61,7 +68,7 @@ def _head(plan: Plan) -> list[str]:
         lines.append(fact("teacher", f"{size_}{source}, embedding width {plan.tower.embedding_width}"))
     if plan.tower.remark:
         lines.append(warning(plan.tower.remark))
-    lines += remarks(plan.remarks["ranks"])
+    lines += _remarks(plan.remarks["ranks"])
     legal = [n for n in plan.legal if n <= 4 * plan.asked.nodes * plan.asked.per_node]
     text = ", ".join(f"{n:,}" for n in legal[-12:])
     lines.append(fact("legal ranks", f"{'… ' if len(legal) > 12 else ''}{text}"))
@@ -105,7 +112,7 @@ def _memory(plan: Plan) -> list[str]:
         *columns(head, rows, left=("format", "")),
         "",
         *_grid(plan),
-        *remarks(plan.remarks["memory"]),
+        *_remarks(plan.remarks["memory"]),
     ]
     if device.memory_bytes is None:
         return [*lines, "give --gpu or --gpu-memory to see what fits"]
@@ -129,8 +136,8 @@ def _parts(m: Memory, plan: Plan) -> list[str]:
     return [
         f"{'* ' if mine else ''}{m.stage}",
         m.precision,
-        *(gb(value) for value in cells),
-        gb(m.total),
+        *(gigabytes(value) for value in cells),
+        gigabytes(m.total),
         fits,
     ]
 
@@ -149,8 +156,9 @@ def _grid(plan: Plan) -> list[str]:
 def _cell(m: Memory, plan: Plan) -> str:
     fits = m.fits(plan.asked.device)
     if fits is None:
-        return gb(m.total)
-    return click.style(gb(m.total), fg="green") + " " if fits else click.style(f"{gb(m.total)}!", fg="red")
+        return gigabytes(m.total)
+    text = gigabytes(m.total)
+    return click.style(text, fg="green") + " " if fits else click.style(f"{text}!", fg="red")
 
 
 def _recommendation(plan: Plan) -> list[str]:
@@ -165,7 +173,7 @@ def _recommendation(plan: Plan) -> list[str]:
     pairs += ["compute.checkpoint_blocks=true"] if plan.recommended_again else []
     all_fit = all(m.fits(device) for m in (*plan.memory, *plan.again))
     said = f"all of this fits in {room}" if all_fit else f"! does not fit in {room}"
-    return [said, good(f"recommended: {' '.join(pairs)}: {gb(found.total)} GB")]
+    return [said, good(f"recommended: {' '.join(pairs)}: {gigabytes(found.total)} GB")]
 
 
 def _network(plan: Plan) -> list[str]:
@@ -178,7 +186,7 @@ def _network(plan: Plan) -> list[str]:
         rows.append(
             [
                 f"{'* ' if e.stage == plan.config.zero.stage else ''}{e.stage}",
-                *(bytes_(n) for n in (grads, weights, captions, e.sent_bytes)),
+                *(size(n) if n else "–" for n in (grads, weights, captions, e.sent_bytes)),
                 short_duration(e.time.within_s if plan.per_node > 1 else None),
                 short_duration(e.time.between_s if plan.nodes > 1 else None),
                 "–" if e.share is None else f"{100 * e.share:.3g} %",
@@ -197,7 +205,7 @@ def _network(plan: Plan) -> list[str]:
     ]
     if plan.nodes > 1 and asked.network_gbit_s is None:
         lines.append("give --network GBIT_PER_S of a node, to see the time between nodes")
-    return [*lines, *remarks(plan.remarks["network"])]
+    return [*lines, *_remarks(plan.remarks["network"])]
 
 
 def _sum(traffic: Sequence[Traffic], ranks: int, word: str) -> float:
@@ -215,7 +223,7 @@ def _hours(plan: Plan) -> list[str]:
             f"{plan.steps:,} steps = {samples:,} samples = {samples / plan.data.epoch_samples:.4g} epochs of "
             f"{plan.data.epoch_samples:,}",
         ),
-        fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 a sample, {power(flops * samples)} in all"),
+        fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 a sample, {power_of_ten(flops * samples)} in all"),
     ]
     if pace is None or plan.step_s is None or plan.hours is None:
         missing = "give --gpu NAME with --mfu, or --samples-per-s, or --from-run RUN"
@@ -249,7 +257,7 @@ def _loading(plan: Plan) -> list[str]:
         title("Loader, of one node"),
         fact("pace", f"{rate(need.samples_per_s)} samples/s x {cost} = {need.busy:.3g} cores busy"),
         fact("needs", f"data.workers={need.workers} a rank; {need.cores} cores with one for each rank"),
-        *remarks(plan.remarks["loading"]),
+        *_remarks(plan.remarks["loading"]),
     ]
 
 
@@ -263,7 +271,7 @@ def _balance(plan: Plan) -> list[str]:
             title("Data"),
             text,
             fact("streams", f"{streams}, {mean:,.6g} samples each, {streams // plan.ranks} a rank"),
-            *remarks(plan.remarks["balance"]),
+            *_remarks(plan.remarks["balance"]),
         ]
     rows = [
         ["samples of a stream", *_cells(found.samples_per_stream, ",.0f")],
@@ -288,7 +296,7 @@ def _balance(plan: Plan) -> list[str]:
             lines.append(
                 f"{name}: {share} of {streams} streams, passed through {epochs:.3g} times in the run"
             )
-    return [*lines, *remarks(plan.remarks["balance"])]
+    return [*lines, *_remarks(plan.remarks["balance"])]
 
 
 def _saving(plan: Plan) -> list[str]:
@@ -332,3 +340,7 @@ def _share(share: float) -> str:
 def _cells(spread: object, form: str, scale: float = 1.0) -> list[str]:
     values = [getattr(spread, key) / scale for key in ("least", "mean", "most")]
     return [*(f"{v:{form}}" for v in values), f"{spread.ratio:.3f}"]  # type: ignore[attr-defined]
+
+
+def _remarks(remarks: Sequence[Remark]) -> list[str]:
+    return [warning(text) if status == "warn" else good(text) for status, text in remarks]

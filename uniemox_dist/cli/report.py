@@ -18,6 +18,7 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
 
     The run may still be going on; write the page again for its newest state.
     """
+    from uniemox_dist.core.formatting import size
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.runs.jobs import jobs_of
     from uniemox_dist.runs.report.page import write_report
@@ -27,4 +28,4 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     # Without an answer the page tells the state that the folder tells.
     answers = JobQueries().ask([job.id for job in jobs_of(run)])
     path = write_report(run, evaluation, out, answers)
-    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    click.echo(f"{path}: {size(path.stat().st_size)}, open it in a browser")

@@ -1,11 +1,17 @@
-"""Plain columns for the terminal."""
+"""Columns, lines of facts, and verdicts for the terminal."""
 
+import re
+import textwrap
 from collections.abc import Sequence
 
 import click
 
 GAP = 2
 """Spaces between two columns."""
+UNIT = re.compile(r"(?<=\d) (?=(?:%|[smhdG]|ms|min|kB|[MGT]B)\b|%)")
+"""The space between a number and its unit, where a line is not broken."""
+WIDTH, LABEL = 112, 12
+"""Characters of a line, and of its label."""
 
 
 def columns(
@@ -17,11 +23,15 @@ def columns(
     drop: Sequence[str] = (),
     shrink: dict[str, int] | None = None,
 ) -> list[str]:
-    """Lines of a table: columns named in `left` start at their left edge, the others end at their right one.
+    """Lines of a table.
 
-    A column whose cells are all empty or a dash is left out. In a terminal of `width` characters (0: any) those
-    named in `drop` are left out as well, the first first, until the rest fits; before that, those in `shrink` may be
-    cut to the widths given there.
+    A column whose cells are all empty or a dash is left out.
+
+    Args:
+        left: columns that are aligned left; the others are aligned right.
+        width: characters of the terminal; 0 for no limit.
+        drop: columns to leave out, in this order, until the table fits into `width`.
+        shrink: columns that may be cut to these widths before any is dropped.
     """
     shrink = shrink or {}
     table = [[*head], *([*row] for row in rows)]
@@ -31,9 +41,9 @@ def columns(
     def least(i: int) -> int:
         return min(natural[i], max(len(head[i]), shrink.get(head[i], natural[i])))
 
-    doomed = [name for name in drop if name in head]
-    while width and doomed and sum(map(least, kept)) + GAP * (len(kept) - 1) > width:
-        gone = head.index(doomed.pop(0))
+    droppable = [name for name in drop if name in head]
+    while width and droppable and sum(map(least, kept)) + GAP * (len(kept) - 1) > width:
+        gone = head.index(droppable.pop(0))
         kept = [i for i in kept if i != gone]
     widths = {i: natural[i] for i in kept}
     for name in shrink:
@@ -52,7 +62,7 @@ def _line(
         cell = row[i]
         if len(click.unstyle(cell)) > room:
             cell = click.unstyle(cell)
-            # Of a path the end tells most.
+            # The end of a path matters most.
             cell = f"…{cell[1 - room :]}" if head[i] == "run" else f"{cell[: room - 1]}…"
         blank = " " * (room - len(click.unstyle(cell)))
         cells.append(cell + blank if head[i] in left else blank + cell)
@@ -60,3 +70,32 @@ def _line(
     if width and len(click.unstyle(line)) > width:
         line = f"{click.unstyle(line)[: width - 1]}…"
     return line
+
+
+def title(text: str) -> str:
+    """A heading."""
+    return click.style(text, bold=True)
+
+
+def fact(label: str, text: str) -> str:
+    """A label and a text, which is wrapped and indented below its own beginning."""
+    tied = UNIT.sub("\u00a0", text)
+    first, *rest = textwrap.wrap(tied, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False) or [""]
+    lines = [f"{label:{LABEL}}{first}", *(" " * LABEL + line for line in rest)]
+    return "\n".join(lines).replace("\u00a0", " ")
+
+
+def warning(text: str) -> str:
+    """A text with the verdict `warn`."""
+    return verdict(click.style("warn", fg="yellow"), text)
+
+
+def good(text: str) -> str:
+    """A text with the verdict `ok`."""
+    return verdict(click.style("ok", fg="green"), text)
+
+
+def verdict(word: str, text: str) -> str:
+    """A text with a word in front."""
+    line = fact("", text)[LABEL:]
+    return word + " " * (LABEL - len(click.unstyle(word))) + line

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniemox_dist.core.formatting import format_range
 from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
 from uniemox_dist.doctor.ranks import barrier
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from uniemox_dist.core.errors import Fault
+from uniemox_dist.core.formatting import format_range
 from uniemox_dist.core.formatting import size as format_size
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
 from uniemox_dist.doctor.subject import Sizes
 
 WHAT = "run folder"

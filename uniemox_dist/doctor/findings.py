@@ -127,13 +127,6 @@ def by_host(gathered: Iterable[RankFacts[T]]) -> dict[str, list[RankFacts[T]]]:
     return hosts
 
 
-def format_range(values: Iterable[float], unit: str, digits: int = 3) -> str:
-    """`1.2 … 3.4 GB`, or one number if both look the same."""
-    shown = sorted(values)
-    low, high = (f"{value:.{digits}g}" if value < 1000 else f"{value:.0f}" for value in (shown[0], shown[-1]))
-    return f"{low} {unit}" if low == high else f"{low} … {high} {unit}"
-
-
 def worst(findings: Iterable[Finding]) -> Status:
     """The worst status among findings."""
     found = {finding.status for finding in findings}

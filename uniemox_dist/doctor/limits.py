@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniemox_dist.core.formatting import counted
+from uniemox_dist.core.formatting import counted, format_range
 from uniemox_dist.data.origin import HANDLES
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, format_range, make_findings
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings
 from uniemox_dist.doctor.subject import LoaderNeeds
 
 SHM, FILES, PROCESSES = "/dev/shm", "open files", "processes"

@@ -7,19 +7,11 @@ from dataclasses import dataclass
 
 import psutil
 
-from uniemox_dist.core.formatting import counted
+from uniemox_dist.core.formatting import counted, format_range
 from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import (
-    Finding,
-    Problem,
-    RankFacts,
-    by_host,
-    format_range,
-    make_findings,
-    with_facts,
-)
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings, with_facts
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 
 HOST, GPU = "memory", "gpu memory"

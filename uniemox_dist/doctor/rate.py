@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniemox_dist.core.devices import peak_tflops
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
+from uniemox_dist.core.formatting import format_range
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
 
 WHAT = "bf16 rate"
 WARN_SHARE, FAIL_SHARE = 0.5, 0.2

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from shards.format.manifest import Manifest, read_manifest
 from shards.storage import is_local, place, sizes_of
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.core.formatting import counted
+from uniemox_dist.core.formatting import counted, format_range
 from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, format_range, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
 
 WHAT = "shards"
 PIECE = 4 << 20

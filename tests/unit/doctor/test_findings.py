@@ -1,14 +1,7 @@
 """How verdicts on single ranks become lines."""
 
-from uniemox_dist.doctor.findings import (
-    Finding,
-    Problem,
-    RankFacts,
-    Trouble,
-    format_range,
-    make_findings,
-    worst,
-)
+from uniemox_dist.core.formatting import format_range
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, Trouble, make_findings, worst
 
 
 def told(*facts: object) -> list[RankFacts[object]]:

@@ -9,7 +9,7 @@ from typing import Any
 from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
 from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.files import read_json
-from uniemox_dist.core.formatting import cut, is_number, moment, short
+from uniemox_dist.core.formatting import cut, is_number, millions, moment, short
 from uniemox_dist.runs.events import Start
 from uniemox_dist.runs.folder import Lock, RunFolder
 from uniemox_dist.runs.history import History
@@ -83,8 +83,7 @@ def _parameters(newest: Checkpoint | None) -> str | None:
     shapes = newest.info.get("parameters") if newest is not None else None
     if not isinstance(shapes, dict):
         return None
-    millions = sum(math.prod(shape) for shape in shapes.values()) / 1e6
-    return f"{millions:.2f} M" if millions < 10 else f"{millions:.0f} M"
+    return millions(sum(math.prod(shape) for shape in shapes.values()))
 
 
 def objective(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
