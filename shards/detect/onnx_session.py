@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.errors import UserError, install_command
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -22,8 +22,7 @@ def open_session(weights: bytes, *, threads: int, persons: str) -> InferenceSess
         import onnxruntime
     except ImportError as error:
         raise UserError(
-            f"--persons {persons} needs onnxruntime; install it with: "
-            'pip install "uniemox-dist[persons]", or use --persons none'
+            f"--persons {persons} needs onnxruntime; run {install_command('persons')}, or use --persons none"
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(threads, usable_cpus())

@@ -157,7 +157,7 @@ def test_without_torch_it_does_what_it_can_and_says_so(tiny_data: Path, tmp_path
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith('warn  torch        not installed; pip install "uniemox-dist[train]"')
+    assert lines[0].startswith('warn  torch        not installed; run pip install -e ".[train]" in your')
     assert [line[6:17].strip() for line in lines[1:-1]] == [
         "versions",
         "devices",

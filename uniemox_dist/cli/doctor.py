@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, UserError, install_command
 
 if TYPE_CHECKING:
     from uniemox_dist.distributed.world import World
@@ -121,7 +121,7 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
             return say([meeting_failed(error, world)], together=False)
     else:
         status: Literal["warn", "fail"] = "warn" if subject.config is None else "fail"
-        fix = 'pip install "uniemox-dist[train]"; until then each process looks at its own node alone'
+        fix = f"run {install_command('train')}; until then each process checks its own node only"
         found += say([Finding(status, "torch", "not installed", fix)])
     try:
         if short:

@@ -19,9 +19,14 @@ class LostPeer(Fault):
     """A rank ends because another rank does, which reports the cause; this one stays out of the job's main log."""
 
 
+def install_command(extra: str) -> str:
+    """How to install what an optional extra needs; the package is on no index."""
+    return f'pip install -e ".[{extra}]" in your clone of uniemox-dist'
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for a package that an optional extra installs."""
-    return UserError(f'{package} is not installed; install it with: pip install "uniemox-dist[{extra}]"')
+    return UserError(f"{package} is not installed; run {install_command(extra)}")
 
 
 LOST_CONTACT = "lost contact with another rank; see that rank's log or the launcher's"

@@ -11,6 +11,7 @@ from importlib import metadata
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from uniemox_dist.core.errors import install_command
 from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
 
 WHAT = "versions"
@@ -100,8 +101,7 @@ def judge(gathered: Sequence[RankFacts[VersionFacts]], *, bounds: bool = True) -
         if missing:
             names = ", ".join(bound.name for bound in missing)
             extra = next((bound.extra for bound in missing if bound.extra), "")
-            package = f"{PACKAGE}[{extra}]" if extra else PACKAGE
-            return Problem("fail", f"not installed: {names}", f'install it with: pip install "{package}"')
+            return Problem("fail", f"not installed: {names}", f"run {install_command(extra or 'train')}")
         old = [bound for bound in asked if not _fits(str(facts.versions[bound.name]), bound)]
         if old:
             text = ", ".join(f"{b.name} {facts.versions[b.name]} (needs {b.specifier})" for b in old)

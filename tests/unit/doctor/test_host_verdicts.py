@@ -38,7 +38,7 @@ def test_versions_that_fit_are_listed() -> None:
     ("installed", "value", "remedy"),
     [
         ("2.9.0", "torch 2.9.0 (needs >=2.11)", 'pip install "torch>=2.11"'),
-        (None, "not installed: torch", 'install it with: pip install "uniemox-dist[train]"'),
+        (None, "not installed: torch", 'run pip install -e ".[train]" in your clone of uniemox-dist'),
     ],
 )
 def test_a_version_that_is_too_old_or_missing_fails(installed: str | None, value: str, remedy: str) -> None:

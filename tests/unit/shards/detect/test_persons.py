@@ -257,7 +257,7 @@ def test_a_missing_onnxruntime_is_a_user_error_that_names_the_extra(monkeypatch:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError) as caught:
         make_detector("nanodet")
-    fix = 'install it with: pip install "uniemox-dist[persons]", or use --persons none'
+    fix = 'run pip install -e ".[persons]" in your clone of uniemox-dist, or use --persons none'
     assert str(caught.value) == f"--persons nanodet needs onnxruntime; {fix}"
 
 

@@ -732,7 +732,7 @@ def test_a_mat_that_is_damaged_or_not_emotic_says_so(tmp_path: Path) -> None:
 def test_a_mat_without_scipy_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "Annotations.mat").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    assert 'scipy is not installed; install it with: pip install "uniemox-dist[emotic]"' in error_of(
+    assert 'scipy is not installed; run pip install -e ".[emotic]" in your clone of uniemox-dist' in error_of(
         "emotic", tmp_path
     )
 
