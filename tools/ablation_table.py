@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from uniemox_dist.core.files import write_json, write_text
-from uniemox_dist.evaluate.pooled import Pool
-from uniemox_dist.evaluate.protocol import STUDENT, TEACHER, UNTRAINED
+from uniemox_dist.evaluate.intervals import Bootstrap
+from uniemox_dist.evaluate.protocol import STUDENT
+from uniemox_dist.evaluate.subject import TEACHER, UNTRAINED
 
 Scores = dict[str, list[list[dict[str, Any]]]]
 """Of each trained row, for each seed, the metrics of `uniemox evaluate protocol --scores`."""
+RESAMPLES = 2000
 KINDS = {"trained": "#3346b8", "beside": "#55657f", "trivial": "#b85c08"}
 
 
@@ -37,7 +39,7 @@ def _metric(found: Scores, name: str) -> dict[str, Any] | None:
     whole = [_named(metrics, name) for metrics in found[first]]
     if whole[0] is None:
         return None
-    pool = Pool(whole[0]["clusters"], len(whole))
+    bootstrap = Bootstrap(whole[0]["clusters"], RESAMPLES)
     scores: dict[str, np.ndarray] = {}
     kinds: dict[str, str] = {}
     for row, by_seed in found.items():
@@ -50,9 +52,9 @@ def _metric(found: Scores, name: str) -> dict[str, Any] | None:
             kinds[row] = "beside" if row in (UNTRAINED, TEACHER) else "trivial"
     rows = []
     for row, values in scores.items():
-        line = {"row": row, "kind": kinds[row], **asdict(pool.row(values))}
+        line = {"row": row, "kind": kinds[row], **asdict(bootstrap.row(values))}
         if row != first:
-            line["minus_first"] = asdict(pool.difference(values, scores[first]))
+            line["minus_first"] = asdict(bootstrap.difference(values, scores[first]))
         rows.append(line)
     facts = {key: whole[0][key] for key in ("name", "title", "better", "primary", "note")}
     return {**facts, "n": len(whole[0]["clusters"]), "clusters": len(set(whole[0]["clusters"])), "rows": rows}
@@ -77,12 +79,12 @@ def reading(metric: dict[str, Any]) -> list[str]:
         word = "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "open"
         groups.setdefault((row["kind"], word), []).append(row["row"])
     words = {
-        "better": "clearly better than",
-        "open": "not distinguishable from",
-        "worse": "clearly worse than",
+        "better": "better than",
+        "open": "statistically tied with",
+        "worse": "worse than",
     }
 
-    def said(kinds: Sequence[str]) -> str:
+    def sentence(kinds: Sequence[str]) -> str:
         parts = []
         for word, text in words.items():
             names = [name for kind in kinds for name in groups.get((kind, word), [])]
@@ -91,7 +93,7 @@ def reading(metric: dict[str, Any]) -> list[str]:
         return "; ".join(parts)
 
     subject = f"{metric['title']}: {first['row']}"
-    ablated, beside = said(["trained"]), said(["beside", "trivial"])
+    ablated, beside = sentence(["trained"]), sentence(["beside", "trivial"])
     return [f"{subject}: {text}." for text in (ablated, beside) if text]
 
 

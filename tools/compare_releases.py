@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path, write_json, write_text
 from uniemox_dist.evaluate.measure import measure
-from uniemox_dist.evaluate.vectors import RELEASE
+from uniemox_dist.evaluate.subject import RELEASE
 
 METHODS = ("knn", "probe", "zeroshot", "retrieval")
 SPLITS: dict[str, str | None] = {"train": None, "val": None, "test": None}
@@ -90,7 +90,7 @@ def main() -> int:
     methods = [m.strip() for m in given.methods.split(",") if m.strip()]
     try:
         if unknown := [m for m in methods if m not in METHODS]:
-            raise UserError(f"--methods={unknown[0]}: is none; give some of {', '.join(METHODS)}")
+            raise UserError(f"--methods={unknown[0]}: is no method; give some of {', '.join(METHODS)}")
         results: dict[str, Any] = {}
         rows: list[tuple[str, list[dict[str, float] | None]]] = []
         for text in given.data:

@@ -34,9 +34,10 @@ from tqdm import tqdm
 from shards.pictures import to_rgb
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.data.views import decode_tensor, resize_whole
-from uniemox_dist.evaluate.baselines import colour_histogram, ridge, small_pixels
-from uniemox_dist.evaluate.features import unit
-from uniemox_dist.evaluate.metrics import bootstrap, in_top
+from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
+from uniemox_dist.evaluate.intervals import Bootstrap
+from uniemox_dist.evaluate.metrics import distinct_captions, retrieval_ranks, unit
+from uniemox_dist.evaluate.probes import ridge
 from uniemox_dist.teacher.identity import CONFIG, WEIGHTS
 from uniemox_dist.teacher.model import Teacher
 
@@ -254,17 +255,19 @@ def measure(
     found = {"teacher": held["teacher"]}
     for row in ("colour histogram", "24x24 pixels"):
         found[row] = unit(ridge(known[row], known["texts"], families, held[row]))
+    texts, own, _ = distinct_captions([[caption] for caption in captions])
+    texts_TE = teacher.embed_texts(texts).numpy()
     table = []
     for row, vectors in found.items():
         line: dict[str, Any] = {"row": row}
         for k in (1, 10):
-            hits = in_top(vectors, held["texts"], captions, k)
+            hits = (retrieval_ranks(vectors, texts_TE, own) < k).astype(np.float64)
             line[f"r{k}"] = float(hits.mean())
             for unit_name, clusters in (
                 ("pictures", captions),
                 ("families", [r["family"] for r in test_rows]),
             ):
-                line[f"r{k}_{unit_name}"] = bootstrap(clusters)(lambda draw, h=hits: float(h[draw].mean()))
+                line[f"r{k}_{unit_name}"] = Bootstrap(clusters).mean(hits)
         table.append(line)
     return table
 

@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[2]
 TOP = ("uniemox_dist", "shards", "launch")
 ORDER = (
     "core", "config", "shards", "scheduler", "distributed", "checkpoints", "runs", "models", "data", "teacher",
-    "release", "doctor", "train", "evaluate", "inference", "launch", "cli",
+    "release", "evaluate", "doctor", "train", "inference", "launch", "cli",
 )  # fmt: skip
-"""Packages, each of which may import only those before it. `doctor` comes before `train`, whose preflight it is."""
+"""Packages, each of which may import only those before it. `doctor` comes before `train`, whose preflight it is; so
+does `evaluate`, whose metrics measure the validations of fine-tuning."""
 TORCH_FREE = ("core", "config", "shards", "scheduler", "runs", "launch")
 HEAVY = {"torch", "deepspeed", "timm", "open_clip", "webdataset", "torchvision"}
 

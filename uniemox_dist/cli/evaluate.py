@@ -7,6 +7,18 @@ from typing import Any
 import click
 
 FILE = click.Path(path_type=Path)
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
+TEACHER = click.option(
+    "--teacher", "teacher_name", help="The teacher's folder or name, if it has moved since training."
+)
+GROUP_BY = click.option(
+    "--group-by",
+    default="family",
+    show_default=True,
+    help="Attribute that names groups of look-alikes: resampled together, and kept in one fold.",
+)
+WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that decode pictures.")
+DEVICE = click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 
 
 @click.group()
@@ -15,57 +27,50 @@ def evaluate() -> None:
 
 
 @evaluate.command("protocol")
-@click.argument("release", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("release", type=FILE)
+@click.argument("data")
 @click.option(
-    "--train",
-    "train_split",
-    default="train",
-    show_default=True,
-    help="Split of DATA that baselines learn from.",
+    "--train", default="train", show_default=True, help="Split of DATA that probes and baselines learn from."
 )
-@click.option("--test", "test_split", default="test", show_default=True, help="Held-out split of DATA.")
-@click.option("--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said.")
-@click.option(
-    "--group-by", default="family", show_default=True, help="Attribute whose samples are resampled together."
-)
-@click.option(
-    "--valence", default="polarity", show_default=True, help="Attribute that holds a valence, if any does."
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table there too.")
-@click.option(
-    "--scores", "scores_file", type=click.Path(path_type=Path), help="Write every picture's scores there."
-)
+@click.option("--test", default="test", show_default=True, help="Held-out split of DATA.")
+@TEACHER
+@GROUP_BY
+@click.option("--valence", default="polarity", show_default=True, help="Attribute that holds a valence.")
+@click.option("--device", default="cpu", show_default=True, help=DEVICE_HELP)
+@WORKERS
+@click.option("--json", "json_file", type=FILE, help="Also write the table to this file.")
+@click.option("--scores", "scores_file", type=FILE, help="Write the scores of every picture to this file.")
 def protocol_command(
     release: Path,
-    data: Path,
-    train_split: str,
-    test_split: str,
-    teacher_name: str | None,
+    data: str,
+    train: str,
+    test: str,
     group_by: str,
-    valence: str,
+    device: str,
     json_file: Path | None,
     scores_file: Path | None,
+    **given: Any,
 ) -> None:
     """Measures RELEASE on DATA/test beside an untrained student, the teacher and trivial baselines.
 
-    Masked error, caption retrieval, cosine to the teacher, linear probe; 95 % intervals by bootstrap over groups
-    of look-alikes; and a verdict that says what was not beaten.
+    Metrics: masked error, caption retrieval, cosine to the teacher, linear probe. 95 % intervals by bootstrap over
+    groups of look-alikes. A verdict names the rows that the student beats, ties with and loses to.
     """
     from uniemox_dist.core.files import write_json
     from uniemox_dist.core.outputs import check_output
-    from uniemox_dist.evaluate.run import print_table, run
+    from uniemox_dist.evaluate.protocol import print_table, run
+    from uniemox_dist.release.load import check_device
 
     check_output(json_file, "--json")
     check_output(scores_file, "--scores")
     result = run(
         release,
-        data / train_split,
-        data / test_split,
-        teacher_name=teacher_name,
+        data,
+        splits={"train": train, "test": test},
         group_by=group_by or None,
-        valence=valence,
         scores_file=scores_file,
+        device=check_device(device),
+        **given,
     )
     print_table(result)
     if json_file is not None:
@@ -77,19 +82,20 @@ def protocol_command(
 @click.argument("release", type=FILE)
 @click.argument("data")
 @click.option(
-    "--out", type=FILE, required=True, help="A JSON; as RUN/gallery.json it goes into the run's report."
+    "--out", type=FILE, required=True, help="JSON file; RUN/gallery.json is shown in the run's report."
 )
-@click.option("--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
-def gallery_command(release: Path, data: str, out: Path, teacher_name: str | None, device: str) -> None:
-    """Looks at pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
+@TEACHER
+@DEVICE
+@WORKERS
+def gallery_command(release: Path, data: str, out: Path, device: str, **given: Any) -> None:
+    """Writes pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
     from uniemox_dist.core.files import write_json
     from uniemox_dist.core.outputs import check_output
-    from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.evaluate.gallery import gallery
+    from uniemox_dist.release.load import check_device
 
     check_output(out, "--out")
-    found = gallery(release, data, teacher_name=teacher_name, device=device_of(device))
+    found = gallery(release, data, device=check_device(device), **given)
     write_json(out, found)
     click.echo(f"{out}: {len(found['pictures'])} pictures")
 
@@ -106,18 +112,11 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="A,B",
             help="Rows beside the release: untrained, teacher, histogram, pixels.",
         ),
-        click.option(
-            "--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said."
-        ),
-        click.option(
-            "--group-by",
-            default="family",
-            show_default=True,
-            help="Attribute whose samples are look-alikes: drawn together for intervals, on one side of a fold.",
-        ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
-        click.option("--workers", default=0, show_default=True, help="Processes that decode pictures."),
-        click.option("--json", "json_file", type=FILE, help="Write everything there too."),
+        TEACHER,
+        GROUP_BY,
+        DEVICE,
+        WORKERS,
+        click.option("--json", "json_file", type=FILE, help="Also write all results to this file."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -126,13 +125,17 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def classifying(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of tasks that name classes."""
-    return click.option("--confusion", type=FILE, help="Write the confusion matrix there, a PNG.")(command)
+    return click.option("--confusion", type=FILE, help="Write the confusion matrix to this PNG file.")(
+        command
+    )
 
 
 def learning(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of tasks that learn from a training split."""
     command = click.option(
-        "--val", metavar="NAME", help="Split to choose on. [default: val, or a fifth of train]"
+        "--val",
+        metavar="NAME",
+        help="Split to choose the hyperparameter on. [default: cross-validation on the training split]",
     )(command)
     return click.option("--train", metavar="NAME", help="Split to learn from. [default: train]")(command)
 
@@ -142,7 +145,7 @@ def learning(command: Callable[..., Any]) -> Callable[..., Any]:
 @learning
 @classifying
 def knn_command(**given: Any) -> None:
-    """k nearest neighbours by cosine, over the encoder's features; k is chosen on validation."""
+    """k nearest neighbours by cosine on the encoder's features; k is chosen by cross-validation."""
     _run("knn", **given)
 
 
@@ -151,7 +154,7 @@ def knn_command(**given: Any) -> None:
 @learning
 @classifying
 def probe_command(**given: Any) -> None:
-    """A linear classifier over the encoder's features (L-BFGS); its penalty is chosen on validation."""
+    """Logistic regression on the encoder's features; its penalty is chosen by cross-validation."""
     _run("probe", **given)
 
 
@@ -163,11 +166,11 @@ def probe_command(**given: Any) -> None:
     "templates",
     multiple=True,
     metavar="TEXT",
-    help="Text of a label, with {} for its name; several are averaged.",
+    help="Text of a label, with {} for its name; texts of several templates are averaged.",
 )
 @click.option("--labels", default="", metavar="A,B", help="The classes. [default: the test split's]")
 def zeroshot_command(labels: str, **given: Any) -> None:
-    """Pictures against the teacher's texts of labels, in the fused space; nothing is learned from DATA."""
+    """Zero-shot classification: pictures against the teacher's texts of labels, in the fused space."""
     names = [name.strip() for name in labels.split(",") if name.strip()]
     _run("zeroshot", labels=names, **given)
 
@@ -175,7 +178,7 @@ def zeroshot_command(labels: str, **given: Any) -> None:
 @evaluate.command("retrieval")
 @shared
 def retrieval_command(**given: Any) -> None:
-    """Captions of pictures and pictures of captions, in the fused space: R@1, R@5, R@10."""
+    """Retrieval of captions by pictures and of pictures by captions, in the fused space: R@1, R@5, R@10."""
     _run("retrieval", **given)
 
 
@@ -194,7 +197,7 @@ def _run(
     from uniemox_dist.core.files import write_json
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.evaluate import measure
-    from uniemox_dist.evaluate.device import device_of
+    from uniemox_dist.release.load import check_device
 
     check_output(confusion, "--confusion", ".png")
     check_output(json_file, "--json")
@@ -203,8 +206,8 @@ def _run(
         release,
         data,
         splits={role: given.pop(role, None) for role in ("train", "val", "test")},
-        baselines=measure.baselines_of(baselines),
-        device=device_of(device),
+        baselines=measure.parse_baselines(baselines),
+        device=check_device(device),
         group_by=group_by or None,
         **given,
     )

@@ -42,8 +42,8 @@ def embed(
     A picture that cannot be read has a row with the reason. The same command goes on where it was killed.
     """
     from uniemox_dist.core.outputs import check_output
-    from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.inference.embed import embed as write
+    from uniemox_dist.release.load import check_device
 
     check_output(out, "OUT")
     found = write(
@@ -54,7 +54,7 @@ def embed(
         layout=layout,
         batch=batch,
         workers=workers,
-        device=device_of(device),
+        device=check_device(device),
     )
     click.echo(f"{out}: {found.rows - found.failed:,} embedded, {found.failed:,} failed")
     for name, reason in found.reasons:
@@ -100,13 +100,13 @@ def predict(
     """
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.core.outputs import check_output
-    from uniemox_dist.evaluate.device import device_of
     from uniemox_dist.inference import predict as by
     from uniemox_dist.inference.label_texts import embed_labels, load_texts
     from uniemox_dist.inference.label_texts import save_texts as save
     from uniemox_dist.inference.pictures import Pictures
+    from uniemox_dist.release.load import check_device
 
-    device = device_of(device)
+    device = check_device(device)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if save_texts is not None and not names:
         raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give them, too")

@@ -1,6 +1,9 @@
-"""Held-out pictures as a release sees them, for people: a map, nearest neighbours, answers right and wrong, attention.
+"""`uniemox evaluate gallery`: held-out pictures for a run's report, as a release sees them.
 
-The result is one JSON, pictures included, which the report of a run shows.
+One JSON holds the pictures, a map of their features, nearest neighbours, right and wrong zero-shot answers, and the
+attention of the class token.
+
+Shape legend: B and n pictures, T tokens, N patches, H heads, D width, C classes, S patches along one side.
 """
 
 import base64
@@ -16,42 +19,55 @@ from torch import Tensor
 
 from uniemox_dist.data.evaluation_batches import evaluation_batches
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.evaluate.attention import class_attention
-from uniemox_dist.evaluate.features import unit
-from uniemox_dist.evaluate.tasks import TEMPLATES
-from uniemox_dist.evaluate.vectors import Subject
+from uniemox_dist.evaluate.metrics import unit
+from uniemox_dist.evaluate.subject import ReleaseSubject, embed_views
+from uniemox_dist.evaluate.tasks import label_vectors
+from uniemox_dist.models.student import Student
+from uniemox_dist.release.format import read_release
 
 FORMAT, FORMAT_VERSION = "uniemox-gallery", 1
-MOST, NEIGHBOURS_OF, NEIGHBOURS, ANSWERS, LOOKS = 400, 10, 6, 8, 6
-THUMB, LOOK = 64, 128
+MOST_PICTURES = 400
+QUERIES, NEIGHBOURS = 10, 6
+"""Pictures whose neighbours are listed, and neighbours of each."""
+ANSWERS = 8
+"""Right and wrong answers that are listed, each."""
+ATTENTION_PICTURES = 6
+THUMBNAIL_PX, ATTENTION_PX = 64, 128
 BATCH = 64
 
 
 def gallery(
-    release: Path, data: str, *, teacher_name: str | None = None, device: str = "cpu"
+    release: Path, data: str, *, teacher_name: str | None = None, device: str = "cpu", workers: int = 0
 ) -> dict[str, Any]:
-    """Looks at up to 400 pictures of a data set, evenly over it.
+    """Describes up to 400 pictures of a data set, spread evenly over it.
 
     Raises:
-        UserError: as `Subject`, or for data that are not there.
+        UserError: as `ReleaseSubject`, or if the data are missing.
     """
     reader = ShardReader.from_folder(data, "DATA")
-    with_teacher = _has_teacher(release)
-    subject = Subject(release, (), teacher_name=teacher_name, with_teacher=with_teacher, device=device)
+    with_teacher = read_release(release)["teacher"] is not None
+    subject = ReleaseSubject(release, teacher_name=teacher_name, with_teacher=with_teacher, device=device)
     total = reader.manifest.samples
-    chosen = set(np.linspace(0, total - 1, min(MOST, total)).round().astype(int).tolist())
+    chosen = set(np.linspace(0, total - 1, min(MOST_PICTURES, total)).round().astype(int).tolist())
     scenes: list[Tensor] = []
     persons: list[Tensor] = []
     records: list[dict[str, Any]] = []
-    for batch in evaluation_batches(reader, subject.settings, batch=BATCH):
+    features: list[np.ndarray] = []
+    fused: list[np.ndarray] = []
+    for batch in evaluation_batches(reader, subject.settings, batch=BATCH, workers=workers):
         keep = [i for i, number in enumerate(batch.numbers) if number in chosen]
+        if not keep:
+            continue
         scenes.append(batch.scene_B3HW[keep])
         persons.append(batch.person_B3HW[keep])
         records += [batch.records[i] for i in keep]
-    scene, person = torch.cat(scenes), torch.cat(persons)
-    features, fused = _embed(subject, scene, person)
+        both = scenes[-1].to(subject.device), persons[-1].to(subject.device)
+        class_tokens, gamma = embed_views(subject.student, *both)
+        features.append(class_tokens)
+        if gamma is not None:
+            fused.append(gamma)
+    scene, person, features_nD = torch.cat(scenes), torch.cat(persons), np.concatenate(features)
     labels = [record["label"] for record in records]
-    at = projected(features)
     pictures = [
         {
             "key": record["key"],
@@ -59,9 +75,9 @@ def gallery(
             "caption": (record["captions"] or [""])[0],
             "x": round(float(x), 4),
             "y": round(float(y), 4),
-            "picture": thumbnail(view, THUMB),
+            "picture": thumbnail(view, THUMBNAIL_PX),
         }
-        for record, view, (x, y) in zip(records, scene, at)
+        for record, view, (x, y) in zip(records, scene, projected(features_nD))
     ]
     found: dict[str, Any] = {
         "format": FORMAT,
@@ -70,16 +86,16 @@ def gallery(
         "step": subject.facts["step"],
         "data": {"path": str(reader.folder), "identity": reader.manifest.identity, "samples": total},
         "pictures": pictures,
-        "neighbours": neighbours(features),
-        "attention": _looks(subject, scene, person),
+        "neighbours": neighbours(features_nD),
+        "attention": _attention(subject, scene, person),
         "zeroshot": None,
     }
     names = sorted({label for label in labels if label})
-    if subject.teacher is not None and fused is not None and len(names) > 1:
-        words = [name.replace("-", " ").replace("_", " ") for name in names]
-        texts = [subject.teacher.embed_texts([t.format(w) for w in words]).cpu().numpy() for t in TEMPLATES]
-        logits = subject.teacher.logit_scale * fused @ unit(np.mean([unit(t) for t in texts], axis=0)).T
-        found["zeroshot"] = answers(logits, labels, names)
+    if subject.teacher is not None and fused and len(names) > 1:
+        texts_CE = label_vectors(subject.teacher, names)
+        found["zeroshot"] = answers(
+            subject.teacher.logit_scale * np.concatenate(fused) @ texts_CE.T, labels, names
+        )
     return found
 
 
@@ -97,10 +113,10 @@ def projected(features_nD: np.ndarray) -> np.ndarray:
 
 
 def neighbours(features_nD: np.ndarray) -> list[dict[str, Any]]:
-    """Of ten pictures, evenly over all, the nearest others by cosine."""
+    """The nearest other pictures by cosine, for ten pictures that are spread evenly over all."""
     rows = unit(features_nD)
     found = []
-    for number in np.linspace(0, len(rows) - 1, min(NEIGHBOURS_OF, len(rows))).round().astype(int):
+    for number in np.linspace(0, len(rows) - 1, min(QUERIES, len(rows))).round().astype(int):
         cosine = rows @ rows[number]
         cosine[number] = -np.inf
         order = np.argsort(-cosine)[: min(NEIGHBOURS, len(rows) - 1)]
@@ -110,7 +126,7 @@ def neighbours(features_nD: np.ndarray) -> list[dict[str, Any]]:
 
 
 def answers(logits_nC: np.ndarray, labels: list[str | None], names: list[str]) -> dict[str, Any]:
-    """The surest right and the surest wrong zero-shot answers, with probabilities."""
+    """The right and the wrong zero-shot answers with the highest probabilities."""
     grown = np.exp(logits_nC - logits_nC.max(1, keepdims=True))
     shares = grown / grown.sum(1, keepdims=True)
     best = shares.argmax(1)
@@ -129,8 +145,34 @@ def answers(logits_nC: np.ndarray, labels: list[str | None], names: list[str]) -
     return {"labels": names, "accuracy": round(accuracy, 4), "right": some(right), "wrong": some(wrong)}
 
 
+@torch.no_grad()
+def class_attention(student: Student, pictures_B3HW: Tensor) -> Tensor | None:
+    """The attention of the class token over the patches in the last block, the mean of all heads, B×S×S; rows sum to 1.
+    None for encoders whose attention has no joint projection to queries and keys."""
+    attention: Any = student.encoder.blocks[-1].attn  # type: ignore[union-attr,index]
+    if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
+        return None
+    seen: list[Tensor] = []
+    hook = attention.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        student.encode(pictures_B3HW)
+    finally:
+        hook.remove()
+    tokens_BTD = seen[0]
+    B, T, D = tokens_BTD.shape
+    qkv = attention.qkv(tokens_BTD)
+    if qkv.shape[-1] != 3 * D:
+        return None
+    q, k, _ = qkv.view(B, T, 3, attention.num_heads, D // attention.num_heads).permute(2, 0, 3, 1, 4)
+    q, k = (getattr(attention, norm)(x) for norm, x in (("q_norm", q), ("k_norm", k)))
+    share_BHT = ((q[:, :, :1] @ k.transpose(-1, -2)) * attention.scale).softmax(-1)[:, :, 0]
+    side = student.model.image_size // student.model.patch_size
+    patches_BN = share_BHT.float().mean(1)[:, T - side * side :]
+    return (patches_BN / patches_BN.sum(1, keepdim=True)).view(B, side, side)
+
+
 def thumbnail(view_3HW: Tensor, side: int) -> str:
-    """A view as a small JPEG, base64."""
+    """A view as a small JPEG in base64."""
     picture = Image.fromarray(view_3HW.permute(1, 2, 0).contiguous().numpy())
     out = io.BytesIO()
     picture.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=80)
@@ -138,10 +180,14 @@ def thumbnail(view_3HW: Tensor, side: int) -> str:
 
 
 def heat(view_3HW: Tensor, share_SS: Tensor) -> str:
-    """A view under its attention, as a small JPEG, base64: bright where the class token looks."""
-    picture = Image.fromarray(view_3HW.permute(1, 2, 0).contiguous().numpy()).resize((LOOK, LOOK))
+    """A view with its attention as a heat map, as a small JPEG in base64."""
+    picture = Image.fromarray(view_3HW.permute(1, 2, 0).contiguous().numpy()).resize(
+        (ATTENTION_PX, ATTENTION_PX)
+    )
     share = (share_SS / share_SS.max().clamp(min=1e-12)).cpu().numpy()
-    grown = Image.fromarray((255 * share).astype(np.uint8)).resize((LOOK, LOOK), Image.Resampling.BICUBIC)
+    grown = Image.fromarray((255 * share).astype(np.uint8)).resize(
+        (ATTENTION_PX, ATTENTION_PX), Image.Resampling.BICUBIC
+    )
     colours = Image.fromarray(
         (255 * colormaps["inferno"](np.asarray(grown) / 255.0)[..., :3]).astype(np.uint8)
     )
@@ -150,41 +196,25 @@ def heat(view_3HW: Tensor, share_SS: Tensor) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _embed(subject: Subject, scene: Tensor, person: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-    features, fused = [], []
-    for some, other in zip(scene.split(BATCH), person.split(BATCH)):
-        cls, gamma = subject.student.embed(some.to(subject.device), other.to(subject.device))
-        features.append(cls.float().cpu().numpy())
-        if gamma is not None:
-            fused.append(unit(gamma.float().cpu().numpy()))
-    return np.concatenate(features), np.concatenate(fused) if fused else None
-
-
-def _looks(subject: Subject, scene: Tensor, person: Tensor) -> list[dict[str, Any]]:
-    """Attention of scene and person view, of pictures with a person first."""
+def _attention(subject: ReleaseSubject, scene: Tensor, person: Tensor) -> list[dict[str, Any]]:
+    """The attention of scene and person views of a few pictures, those with a person first."""
     alone = [i for i in range(len(scene)) if torch.equal(scene[i], person[i])]
     with_person = [i for i in range(len(scene)) if i not in set(alone)]
-    numbers = (with_person[:: max(1, len(with_person) // LOOKS)] + alone)[:LOOKS]
+    numbers = (with_person[:: max(1, len(with_person) // ATTENTION_PICTURES)] + alone)[:ATTENTION_PICTURES]
     views = torch.cat([scene[numbers], person[numbers]]).to(subject.device)
     shares = class_attention(subject.student, views)
     if shares is None:
         return []
     found = []
     for place, number in enumerate(numbers):
-        look: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "picture": number,
             "scene": heat(scene[number], shares[place]),
             "person": None,
         }
-        look["scene_view"] = thumbnail(scene[number], LOOK)
+        entry["scene_view"] = thumbnail(scene[number], ATTENTION_PX)
         if number not in alone:
-            look["person_view"] = thumbnail(person[number], LOOK)
-            look["person"] = heat(person[number], shares[len(numbers) + place])
-        found.append(look)
+            entry["person_view"] = thumbnail(person[number], ATTENTION_PX)
+            entry["person"] = heat(person[number], shares[len(numbers) + place])
+        found.append(entry)
     return found
-
-
-def _has_teacher(release: Path) -> bool:
-    from uniemox_dist.release.format import read_release
-
-    return read_release(release)["teacher"] is not None

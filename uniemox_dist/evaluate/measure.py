@@ -1,4 +1,6 @@
-"""Opens a release and the splits of a data set, runs one of the four tasks, and prints its table."""
+"""`uniemox evaluate knn|probe|zeroshot|retrieval`: opens a release and the splits of a data set, runs one task, and
+prints its table.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,53 +8,22 @@ from typing import Any
 
 import click
 import numpy as np
-from tqdm import tqdm
+from matplotlib.figure import Figure
 
-from shards.format.manifest import MANIFEST
-from shards.storage import place
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.crops import ViewSettings
-from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate import tasks
-from uniemox_dist.evaluate.charts import draw_confusion
-from uniemox_dist.evaluate.timm_subject import PREFIX, TimmSubject
-from uniemox_dist.evaluate.vectors import BASELINES, RELEASE, Embed, Subject, Vectors, embed_split
+from uniemox_dist.evaluate.embedding_pass import embed_splits, open_splits
+from uniemox_dist.evaluate.intervals import RESAMPLES
+from uniemox_dist.evaluate.subject import BASELINES, RELEASE, TIMM_PREFIX, ReleaseSubject, TimmSubject
 from uniemox_dist.teacher.model import Teacher
 
 LEARNING = ("knn", "probe")
 """Tasks that learn from a training split."""
+MOST_NUMBERS = 20
+"""Classes up to which the cells of a confusion matrix hold their counts."""
 
 
-def splits_of(data: str, names: dict[str, str | None], wanted: Sequence[str]) -> dict[str, ShardReader]:
-    """The splits of a data set by role (train, val, test): DATA/NAME; or DATA itself as test, if it is one data set.
-
-    Raises:
-        UserError: naming what is not there; a val split may be missing where none was named.
-    """
-    base = place(data, "DATA")
-    if (base / MANIFEST).is_file():
-        if "train" in wanted:
-            raise UserError(
-                f"DATA={data}: is one data set; give the folder that holds train/ and test/ (`uniemox shards split` "
-                "makes them)"
-            )
-        return {"test": ShardReader.from_folder(data, "DATA")}
-    found: dict[str, ShardReader] = {}
-    for role in wanted:
-        folder = base / (names[role] or role)
-        if role == "val" and names[role] is None and not (folder / MANIFEST).is_file():
-            continue
-        found[role] = ShardReader.from_folder(str(folder), "DATA")
-    for role, reader in found.items():
-        if role != "test" and reader.manifest.identity == found["test"].manifest.identity:
-            raise UserError(
-                f"DATA={data}: {role} and test are the same data set ({reader.manifest.identity[:12]}); "
-                "what is learned or chosen on it cannot be tested on it"
-            )
-    return found
-
-
-def baselines_of(text: str) -> tuple[str, ...]:
+def parse_baselines(text: str) -> tuple[str, ...]:
     """The rows that `--baselines` names.
 
     Raises:
@@ -61,7 +32,7 @@ def baselines_of(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in BASELINES:
-            raise UserError(f"--baselines={name}: is none; give some of {', '.join(BASELINES)}")
+            raise UserError(f"--baselines={name}: is no baseline; give some of {', '.join(BASELINES)}")
     return names
 
 
@@ -79,30 +50,40 @@ def measure(
     device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """One task on a release, or (k-NN and probe) on an encoder `timm:NAME=FILE`; the result is what `--json` writes.
+    """Runs one task on a release, or (k-NN and probe) on an encoder `timm:NAME=FILE`. Returns what `--json` writes.
+
+    Args:
+        splits: folder of each role (train, val, test); None for the role's own name, of val for none.
+        labels: classes of zero-shot; those of the test split without it.
 
     Raises:
-        UserError: for what the user can mend: releases, splits and labels that do not fit.
+        UserError: if release, splits, baselines or labels do not fit.
     """
-    readers = splits_of(data, splits, ("train", "val", "test") if task in LEARNING else ("test",))
+    learns = task in LEARNING
+    readers = open_splits(data, splits, ("train", "val", "test") if learns else ("test",))
     teacher: Teacher | None = None
-    if str(release).startswith(PREFIX):
-        if task not in LEARNING:
-            raise UserError(f"{release}: has no space that texts are in; use knn or probe")
-        settings, facts, rows = _timm(str(release), baselines, device)
-    else:
-        with_teacher = task not in LEARNING
-        subject = Subject(
-            Path(release), baselines, teacher_name=teacher_name, with_teacher=with_teacher, device=device
+    if str(release).startswith(TIMM_PREFIX):
+        if not learns:
+            raise UserError(f"{release}: cannot be compared with texts; use knn or probe")
+        timm_subject = TimmSubject(str(release), baselines, device=device)
+        settings, facts = timm_subject.settings, timm_subject.facts
+        found = embed_splits(
+            readers, settings, lambda _, b: timm_subject.embed(b), group_by=group_by, workers=workers
         )
-        settings, facts, teacher = subject.settings, subject.facts, subject.teacher
-        rows = subject.features() if task in LEARNING else subject.in_space()
-    total = sum(reader.manifest.samples for reader in readers.values())
-    with tqdm(total=total, desc="embedding", unit=" pictures", disable=None) as bar:
-        found = {
-            role: embed_split(reader, settings, rows, group_by=group_by, progress=bar.update, workers=workers)
-            for role, reader in readers.items()
-        }
+    else:
+        subject = ReleaseSubject(
+            Path(release), baselines, teacher_name=teacher_name, with_teacher=not learns, device=device
+        )
+        if not learns:
+            subject.check_space()
+        facts, teacher = subject.facts, subject.teacher
+        found = embed_splits(
+            readers,
+            subject.settings,
+            lambda _, batch: subject.embed(batch, features=learns, in_space=not learns),
+            group_by=group_by,
+            workers=workers,
+        )
     test = found["test"]
     if task == "knn":
         result = tasks.knn(found["train"], found.get("val"), test)
@@ -111,10 +92,6 @@ def measure(
     elif task == "zeroshot":
         assert teacher is not None
         names = list(labels) or sorted({str(label) for label in test.labels if label is not None})
-        if test.labels.count(None):
-            raise UserError(
-                f"DATA={test.path}: {test.labels.count(None)} of {len(test)} samples have no label"
-            )
         result = tasks.zeroshot(test, teacher, names, templates or tasks.TEMPLATES)
     else:
         assert teacher is not None
@@ -124,34 +101,27 @@ def measure(
         "format_version": 1,
         "release": str(release),
         "step": facts["step"],
-        "data": {role: _about(split) for role, split in found.items()},
-        "bootstrap": {"resamples": 1000, "unit": group_by or "picture", "confidence": 0.95},
+        "data": {role: split.facts for role, split in found.items()},
+        "bootstrap": {"resamples": RESAMPLES, "unit": group_by or "picture", "confidence": 0.95},
         **result,
     }
 
 
-def _timm(
-    text: str, baselines: tuple[str, ...], device: str
-) -> tuple[ViewSettings, dict[str, Any], dict[str, Embed]]:
-    subject = TimmSubject(text, baselines, device)
-    return subject.settings, subject.facts, subject.features()
-
-
 def remarks(result: dict[str, Any]) -> list[str]:
-    """What a reader of the figures should know."""
-    told = []
+    """Warnings about a result: classes that the test split lacks."""
+    warnings = []
     if "labels" in result:
         classes = result["rows"][RELEASE]["classes"]
         missing = [row["label"] for row in classes if not row["support"]]
         if missing:
-            told.append(
+            warnings.append(
                 f"the test split has no sample of {', '.join(missing)}: left out of averages over classes"
             )
-    return told
+    return warnings
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """The table of a task, for a terminal."""
+    """Prints the table of a task."""
     rows = result["rows"]
     if "labels" not in result:
         click.echo(f"{result['pictures']:,} pictures, {result['texts']:,} different captions")
@@ -176,11 +146,29 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def write_confusion(result: dict[str, Any], path: Path) -> None:
-    """The release's confusion matrix as a PNG."""
+    """Writes the release's confusion matrix as a PNG."""
     row = result["rows"][RELEASE]
     title = f"{result['format'].removeprefix('uniemox-')}, accuracy {row['accuracy']:.3f}"
     draw_confusion(np.array(row["confusion"]), result["labels"], title, path)
 
 
-def _about(split: Vectors) -> dict[str, Any]:
-    return {"path": split.path, "identity": split.identity, "samples": len(split)}
+def draw_confusion(counts_CC: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
+    """Draws counts C×C as a PNG: rows are true classes, columns are answers, colours are shares of a row."""
+    counts = np.asarray(counts_CC)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.2 + 0.5 * len(names)
+    figure = Figure(figsize=(side + 0.9, side), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+    axes.set_title(title, fontsize=10)
+    if len(names) <= MOST_NUMBERS:
+        for (i, j), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[i, j] > 0.55 else "black"
+                axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.7)
+    figure.savefig(path, metadata={"Software": None})

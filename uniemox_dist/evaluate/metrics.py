@@ -1,133 +1,203 @@
-"""Scores per sample, so that every average has an interval, and paired differences have one too."""
+"""Metrics of classification, retrieval and regression, for releases and for fine-tuned classifiers. Needs numpy only.
 
-from collections.abc import Callable
+Shape legend: n samples, C classes or categories, V dimensions, Q queries, A answers, E width of a space.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
-from uniemox_dist.data.masks import SCENE_VIEW, patch_order
-from uniemox_dist.evaluate.baselines import folds, interpolate
-from uniemox_dist.models.patches import patchify, select_patches
-from uniemox_dist.models.student import Student
+from uniemox_dist.evaluate.intervals import Bootstrap
 
-PENALTIES = (1e-3, 1e-2, 1e-1)
-PROBE_FOLDS = 3
+CHUNK = 512
+"""Queries that are ranked at a time."""
 
 
-def in_top(pictures_nE: np.ndarray, texts_nE: np.ndarray, captions: list[str], k: int = 10) -> np.ndarray:
-    """1 where a picture's own caption is among the k nearest of all held-out captions.
-
-    Equal captions are one; of texts with equal similarity half are counted before it (an unlearned constant
-    answer must not win by order).
-    """
-    distinct = sorted(set(captions))
-    own = np.array([distinct.index(c) for c in captions])
-    first = np.array([captions.index(c) for c in distinct])
-    similarity = pictures_nE @ texts_nE[first].T
-    mine = similarity[np.arange(len(own)), own][:, None]
-    rank = (similarity > mine).sum(1) + ((similarity == mine).sum(1) - 1) / 2
-    return (rank < k).astype(np.float64)
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay zeros."""
+    lengths: np.ndarray = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)
 
 
 def cosines(a_nE: np.ndarray, b_nE: np.ndarray) -> np.ndarray:
-    """Cosine of each pair of rows."""
+    """Cosine of each pair of rows, n."""
     lengths = np.linalg.norm(a_nE, axis=1) * np.linalg.norm(b_nE, axis=1)
     return (a_nE * b_nE).sum(1) / np.maximum(lengths, 1e-12)
 
 
-def masked_errors(student: Student, scenes_n3HW: torch.Tensor, seed: int, batch: int = 64) -> np.ndarray:
-    """Mean squared error over masked pixels of each picture, pixels in 0…1, predictions clipped to it."""
-    errors = []
-    for start in range(0, len(scenes_n3HW), batch):
-        scene = scenes_n3HW[start : start + batch]
-        order = _orders(student, start, len(scene), seed)
-        truth = select_patches(
-            patchify(scene.float() / 255, student.model.patch_size), student.split(order)[1]
-        )
-        errors.append((student.reconstruct(scene, order).clamp(0, 1) - truth).square().mean((1, 2)))
-    return torch.cat(errors).numpy().astype(np.float64)
+def pearson(a_n: np.ndarray, b_n: np.ndarray) -> float:
+    """Pearson's correlation; 0 where one side is constant."""
+    if a_n.std() < 1e-12 or b_n.std() < 1e-12:
+        return 0.0
+    return float(np.corrcoef(a_n, b_n)[0, 1])
 
 
-def trivial_errors(student: Student, scenes_n3HW: torch.Tensor, seed: int) -> dict[str, np.ndarray]:
-    """The same error, over the same masks, of linear interpolation and of the visible patches' mean colour."""
-    patch, side = student.model.patch_size, student.model.image_size // student.model.patch_size
-    linear, constant = [], []
-    for i in range(len(scenes_n3HW)):
-        picture = scenes_n3HW[i : i + 1].float() / 255
-        patches_NP = patchify(picture, patch)[0].numpy()
-        visible, masked = (part[0].numpy() for part in student.split(_orders(student, i, 1, seed)))
-        filled = interpolate(patches_NP, visible, side, patch).transpose(2, 0, 1)[None]
-        filled_NP = patchify(torch.from_numpy(filled), patch)[0].numpy()
-        linear.append(np.square(filled_NP[masked] - patches_NP[masked]).mean())
-        mean_3 = patches_NP[visible].reshape(len(visible), 3, -1).mean((0, 2))
-        constant.append(np.square(mean_3.repeat(patch * patch) - patches_NP[masked]).mean())
-    return {"linear interpolation": np.array(linear), "mean of visible patches": np.array(constant)}
+# ---- classification
 
 
-def probe(
-    x: np.ndarray, labels: list[str], groups: list[str], x_new: np.ndarray, labels_new: list[str]
-) -> np.ndarray:
-    """1 where a linear classifier on standardised features names the right label.
+def confusion_matrix(truth_n: np.ndarray, answers_n: np.ndarray, classes: int) -> np.ndarray:
+    """C×C counts: rows are true classes, columns are answers."""
+    found: np.ndarray = np.bincount(truth_n * classes + answers_n, minlength=classes**2)
+    return found.reshape(classes, classes)
 
-    Multinomial logistic regression by L-BFGS; the penalty is chosen by cross-validation over groups.
+
+def per_class(counts_CC: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of each class. A class without samples has no recall and no F1 (None); a class
+    that was never answered has precision 0, as in scikit-learn."""
+    rows = []
+    for i, name in enumerate(names):
+        right, support, answered = int(counts_CC[i, i]), int(counts_CC[i].sum()), int(counts_CC[:, i].sum())
+        precision = right / answered if answered else 0.0
+        recall = right / support if support else None
+        f1 = None if recall is None else 2 * right / (support + answered)
+        rows.append({"label": name, "precision": precision, "recall": recall, "f1": f1, "support": support})
+    return rows
+
+
+def classification(
+    truth_n: np.ndarray, answers_n: np.ndarray, names: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, macro F1 and mean recall over the classes that occur, and `per_class`."""
+    hits_n = (truth_n == answers_n).astype(np.float64)
+    low, high = bootstrap.mean(hits_n)
+    counts_CC = confusion_matrix(truth_n, answers_n, len(names))
+    classes = per_class(counts_CC, names)
+    occurring = [row for row in classes if row["support"]]
+    return {
+        "accuracy": float(hits_n.mean()),
+        "low": low,
+        "high": high,
+        "macro_f1": float(np.mean([row["f1"] for row in occurring])),
+        "mean_recall": float(np.mean([row["recall"] for row in occurring])),
+        "classes": classes,
+        "confusion": counts_CC.tolist(),
+    }
+
+
+def single_label(
+    answers_nC: np.ndarray,
+    targets_nC: np.ndarray,
+    labels: Sequence[str],
+    groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """`classification` of scores against one-hot targets, under the keys of finetune.json. The precision of a class
+    that was never answered is None.
+
+    Args:
+        groups: the group of look-alikes of each sample; without it each sample is a group of its own.
     """
-    names = sorted(set(labels))
-    target = torch.tensor([names.index(label) for label in labels])
-    centre, scale = x.mean(0), x.std(0) + 1e-6
-    x_t = torch.from_numpy((x - centre) / scale).float()
-    fold_n = folds(groups, PROBE_FOLDS)
-    hits = np.zeros(len(PENALTIES))
-    for fold in range(PROBE_FOLDS):
-        held = torch.from_numpy(fold_n == fold)
-        for i, penalty in enumerate(PENALTIES):
-            predict = _logistic(x_t[~held], target[~held], len(names), penalty)
-            hits[i] += (predict(x_t[held]) == target[held]).sum().item()
-    predict = _logistic(x_t, target, len(names), PENALTIES[int(np.argmax(hits))])
-    answers = predict(torch.from_numpy((x_new - centre) / scale).float()).tolist()
-    return np.array([float(names[a] == label) for a, label in zip(answers, labels_new)])
+    bootstrap = Bootstrap(groups or [str(i) for i in range(len(answers_nC))])
+    found = classification(targets_nC.argmax(1), answers_nC.argmax(1), labels, bootstrap)
+    answered = np.array(found["confusion"]).sum(0)
+    return {
+        "samples": len(answers_nC),
+        "accuracy": found["accuracy"],
+        "accuracy_interval": [found["low"], found["high"]],
+        "mean_recall": found["mean_recall"],
+        "per_class": [
+            {
+                "label": row["label"],
+                "samples": row["support"],
+                "recall": row["recall"],
+                "precision": row["precision"] if answered[i] else None,
+            }
+            for i, row in enumerate(found["classes"])
+        ],
+    }
 
 
-def bootstrap(
-    clusters: list[str], resamples: int = 1000
-) -> Callable[[Callable[[np.ndarray], float]], tuple[float, float]]:
-    """A function that gives the 95 % percentile interval of a statistic of sample numbers.
+def multi_label(
+    answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequence[str], dimensions: Sequence[str]
+) -> dict[str, Any]:
+    """Average precision of each category and their mean (mAP, over categories that occur); mean absolute error and
+    Pearson's correlation of each dimension, over samples where it is known (not NaN).
 
-    Whole clusters are drawn with replacement, since look-alikes are not independent observations.
+    Columns of both arrays are the categories and then the dimensions, these on the scale of the data.
     """
-    names = sorted(set(clusters))
-    members = [np.flatnonzero(np.array(clusters) == name) for name in names]
-    random = np.random.RandomState(0)
-    draws = [
-        np.concatenate([members[i] for i in random.randint(0, len(names), len(names))])
-        for _ in range(resamples)
+    first = len(labels)
+    rows: list[dict[str, Any]] = [
+        {
+            "label": label,
+            "samples": int(targets_nC[:, i].sum()),
+            "average_precision": average_precision(answers_nC[:, i], targets_nC[:, i] > 0.5),
+        }
+        for i, label in enumerate(labels)
     ]
+    by_dimension = [
+        {"dimension": name, **_dimension(answers_nC[:, first + i], targets_nC[:, first + i])}
+        for i, name in enumerate(dimensions)
+    ]
+    return {
+        "samples": len(answers_nC),
+        "mean_average_precision": _mean_of_known([row["average_precision"] for row in rows]),
+        "per_class": rows,
+        "dimensions": by_dimension,
+        "mean_absolute_error": _mean_of_known([row["mean_absolute_error"] for row in by_dimension]),
+    }
 
-    def interval(statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
-        values = np.array([statistic(draw) for draw in draws])
-        low, high = np.nanpercentile(values, [2.5, 97.5])
-        return float(low), float(high)
 
-    return interval
+def average_precision(scores_n: np.ndarray, positive_n: np.ndarray) -> float | None:
+    """Σ (R_k − R_{k−1}) P_k over falling thresholds; samples of equal score share one. None if none is positive."""
+    if not positive_n.any():
+        return None
+    order = np.argsort(-scores_n, kind="stable")
+    hits = np.cumsum(positive_n[order])
+    last = np.append(np.flatnonzero(np.diff(scores_n[order])), len(order) - 1)
+    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 
-def _orders(student: Student, start: int, count: int, seed: int) -> torch.Tensor:
-    """Masks of the evaluation: keyed by the sample's number, so that each row of a table sees the same ones."""
-    return patch_order(torch.arange(start, start + count), SCENE_VIEW, seed, student.model.patches)
+def _dimension(found_n: np.ndarray, true_n: np.ndarray) -> dict[str, Any]:
+    known = np.isfinite(true_n)
+    found, true = found_n[known].astype(np.float64), true_n[known].astype(np.float64)
+    varies = len(true) > 1 and found.std() > 0 and true.std() > 0
+    return {
+        "samples": int(known.sum()),
+        "mean_absolute_error": float(np.abs(found - true).mean()) if len(true) else None,
+        "correlation": float(np.corrcoef(found, true)[0, 1]) if varies else None,
+    }
 
 
-def _logistic(
-    x: torch.Tensor, target: torch.Tensor, classes: int, penalty: float
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, target) + penalty * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return lambda new: (new @ weight.detach() + bias.detach()).argmax(1)
+# ---- retrieval
+
+
+def distinct_captions(
+    captions: Sequence[Sequence[str]],
+) -> tuple[list[str], list[list[int]], list[list[int]]]:
+    """All different captions, sorted; the numbers of those that belong to each picture; and the pictures of each."""
+    texts = sorted({text for own in captions for text in own})
+    number = {text: i for i, text in enumerate(texts)}
+    of_pictures = [[number[text] for text in own] for own in captions]
+    of_texts: list[list[int]] = [[] for _ in texts]
+    for picture, own in enumerate(of_pictures):
+        for text in own:
+            of_texts[text].append(picture)
+    return texts, of_pictures, of_texts
+
+
+def retrieval_ranks(
+    queries_QE: np.ndarray, answers_AE: np.ndarray, own: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """The rank, from 0, of each query's best own answer among the answers that are not its own.
+
+    Of other answers with equal similarity half count before it, so that a constant vector does not win by order.
+
+    Args:
+        own: for each query the numbers of the answers that are right.
+    """
+    ranks = np.empty(len(queries_QE))
+    for start in range(0, len(queries_QE), CHUNK):
+        similarity = queries_QE[start : start + CHUNK].astype(np.float32) @ answers_AE.astype(np.float32).T
+        mine = np.zeros(similarity.shape, bool)
+        for row, answers in zip(mine, own[start : start + CHUNK]):
+            row[list(answers)] = True
+        best = np.where(mine, similarity, -np.inf).max(1)[:, None]
+        before = ((similarity > best) & ~mine).sum(1) + ((similarity == best) & ~mine).sum(1) / 2
+        ranks[start : start + CHUNK] = before
+    return ranks

@@ -1,125 +1,145 @@
-"""The protocol: student beside untrained, teacher and the trivial baselines, with intervals, and a verdict.
+"""`uniemox evaluate protocol`: a student beside its untrained self, its teacher and trivial baselines.
 
-Primary: masked error against linear interpolation, caption retrieval in the teacher's text space, cosine to the
-teacher beside a ridge from the colour histogram. Secondary: a linear probe on labels. Valence is an illustration.
+Primary metrics are the masked error, caption retrieval in the teacher's text space, and the cosine to the teacher. A
+linear probe on labels is secondary. Valence is an illustration.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
-from uniemox_dist.evaluate.baselines import ridge
-from uniemox_dist.evaluate.features import Features, unit
-from uniemox_dist.evaluate.metrics import bootstrap, cosines, in_top, masked_errors, probe, trivial_errors
-from uniemox_dist.models.student import Student
+from uniemox_dist.core.files import write_json
+from uniemox_dist.data.evaluation_batches import EvaluationBatch
+from uniemox_dist.evaluate.embedding_pass import Split, embed_splits, open_splits
+from uniemox_dist.evaluate.intervals import RESAMPLES, Bootstrap
+from uniemox_dist.evaluate.metrics import cosines, distinct_captions, pearson, retrieval_ranks, unit
+from uniemox_dist.evaluate.probes import PENALTIES, cross_validate, logistic_regression, ridge
+from uniemox_dist.evaluate.subject import (
+    BASELINES,
+    HISTOGRAM,
+    PIXELS,
+    RELEASE,
+    TEACHER,
+    Measured,
+    ReleaseSubject,
+    Rows,
+)
+from uniemox_dist.evaluate.tasks import COMMON, embed_texts
+from uniemox_dist.teacher.model import Teacher
 
-STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher"
-TRIVIAL = ("colour histogram", "24x24 pixels")
+STUDENT = "student"
+TITLES = {RELEASE: STUDENT, HISTOGRAM: "colour histogram", PIXELS: "24x24 pixels"}
+"""Names of rows in the protocol's table where they differ from the tasks'."""
+TOP = 10
 MIN_VALENCE = 10
+"""Samples with a valence, on both splits, below which there is no such metric."""
 
 
 @dataclass
 class Metric:
-    """A column of the table: scores per held-out sample and row; the value is their mean."""
+    """One metric: scores per held-out sample and row, whose mean is the value."""
 
     name: str
     title: str
     better: str
+    """higher or lower."""
     primary: bool
     note: str
     scores: dict[str, np.ndarray]
     clusters: list[str]
     statistic: Callable[[np.ndarray, np.ndarray], float] | None = None
-    """Of scores and numbers of samples, where it is not the mean."""
+    """Of scores and sample numbers, where the value is not the mean."""
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further entries of a row."""
 
-    def value(self, scores: np.ndarray, draw: np.ndarray) -> float:
-        """The statistic of some samples."""
-        return self.statistic(scores, draw) if self.statistic else float(scores[draw].mean())
+    def value(self, scores: np.ndarray) -> float:
+        """The value of one row."""
+        return self.statistic(scores, np.arange(len(scores))) if self.statistic else float(scores.mean())
+
+    def interval(self, bootstrap: Bootstrap, scores: np.ndarray) -> tuple[float, float]:
+        """The 95 % interval of one row."""
+        if (value := self.statistic) is None:
+            return bootstrap.mean(scores)
+        return bootstrap.statistic(lambda drawn: value(scores, drawn))
+
+    def gain(self, bootstrap: Bootstrap, scores: np.ndarray) -> tuple[float, float]:
+        """The 95 % interval of how much better the student is than a row, paired by sample."""
+        sign = 1 if self.better == "higher" else -1
+        student = self.scores[STUDENT]
+        if (value := self.statistic) is None:
+            return bootstrap.mean(sign * (student - scores))
+        return bootstrap.statistic(lambda drawn: sign * (value(student, drawn) - value(scores, drawn)))
 
 
-def evaluate(metrics: list[Metric]) -> dict[str, Any]:
-    """The table and the verdict, as they go into evaluation.json."""
-    return {"metrics": [_rows(metric) for metric in metrics], "verdict": _verdict(metrics)}
+def run(
+    release: Path,
+    data: str,
+    *,
+    splits: dict[str, str | None],
+    teacher_name: str | None = None,
+    group_by: str | None = None,
+    valence: str = "polarity",
+    scores_file: Path | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Measures a release; returns what evaluation.json holds.
+
+    Args:
+        splits: folders of `train`, which baselines and probes learn from, and `test` below DATA.
+        group_by, valence: attributes of samples; see `embed_splits` and `measure`.
+        scores_file: receives the scores of every held-out picture, for intervals over several releases.
+        workers: processes that decode pictures.
+
+    Raises:
+        UserError: for a release without a teacher, another teacher than it was trained with, or missing data.
+    """
+    readers = open_splits(data, splits, ("train", "test"))
+    subject = ReleaseSubject(release, BASELINES, teacher_name=teacher_name, device=device)
+
+    def embed(role: str, batch: EvaluationBatch) -> Rows:
+        return subject.embed(batch, in_space=True, masked=role == "test")
+
+    found = embed_splits(readers, subject.settings, embed, group_by=group_by, workers=workers)
+    assert subject.teacher is not None
+    mask_ratio = subject.student.model.mask_ratio
+    metrics = measure(found["train"], found["test"], subject.teacher, valence, mask_ratio)
+    if scores_file is not None:
+        about = {"format": "uniemox-scores", "format_version": 1, "release": str(release)}
+        write_json(scores_file, {**about, "metrics": scores_of(metrics)})
+    return {
+        "format": "uniemox-evaluation",
+        "format_version": 1,
+        "release": str(release),
+        "step": subject.facts["step"],
+        "data": {role: split.facts for role, split in found.items()},
+        "bootstrap": {"resamples": RESAMPLES, "unit": group_by or "picture", "confidence": 0.95},
+        **summarise(metrics),
+    }
 
 
-def measure(train: Features, test: Features, student: Student, untrained: Student, seed: int) -> list[Metric]:
-    """The columns that this student can have."""
-    metrics = []
-    if student.decoder is not None:
-        scores = {
-            STUDENT: masked_errors(student, test.scenes, seed),
-            UNTRAINED: masked_errors(untrained, test.scenes, seed),
-        }
-        scores.update(trivial_errors(student, test.scenes, seed))
-        note = f"squared error of masked pixels, 0..1, mask ratio {student.model.mask_ratio}"
-        metrics.append(Metric("masked_mse", "Masked MSE", "lower", True, note, scores, test.groups))
-    in_space = {**test.fused, TEACHER: test.teacher}
-    by_ridge = {r: unit(ridge(train.encoder[r], train.texts, train.groups, test.encoder[r])) for r in TRIVIAL}
-    scores = {row: in_top(x, test.texts, test.captions) for row, x in {**in_space, **by_ridge}.items()}
-    distinct = len(set(test.captions))
-    scores["chance"] = np.full(len(test.keys), min(1.0, 10 / distinct))
-    note = f"own caption among the 10 nearest of {distinct}; baselines mapped to texts by ridge on the train split"
-    metrics.append(Metric("retrieval_r10", "Caption R@10", "higher", True, note, scores, test.groups))
-    by_ridge = {r: ridge(train.encoder[r], train.teacher, train.groups, test.encoder[r]) for r in TRIVIAL}
-    by_ridge["mean teacher vector"] = np.broadcast_to(train.teacher.mean(0), test.teacher.shape)
-    scores = {row: cosines(x, test.teacher) for row, x in {**test.fused, **by_ridge}.items()}
-    note = "mean cosine of the fused vector and the teacher's; baselines by ridge on the train split"
-    metrics.append(Metric("teacher_cosine", "Cosine to teacher", "higher", True, note, scores, test.groups))
-    metrics.append(_probe(train, test))
-    metrics.append(_valence(train, test))
+def measure(train: Split, test: Split, teacher: Teacher, valence: str, mask_ratio: float) -> list[Metric]:
+    """The metrics that this student and these splits allow. `valence` names the attribute that holds one."""
+    metrics = [
+        _masked_mse(test, mask_ratio),
+        _retrieval(train, test, teacher),
+        _teacher_cosine(train, test),
+        _linear_probe(train, test),
+        _valence(train, test, valence),
+    ]
     return [metric for metric in metrics if metric.scores]
 
 
-def _probe(train: Features, test: Features) -> Metric:
-    known = [i for i, label in enumerate(train.labels) if label is not None]
-    held = [i for i, label in enumerate(test.labels) if label is not None]
-    labels = [str(train.labels[i]) for i in known]
-    groups = [train.groups[i] for i in known]
-    scores = {}
-    if len(set(labels)) > 1 and held:
-        wanted = [str(test.labels[i]) for i in held]
-        for row in (STUDENT, UNTRAINED, TEACHER, *TRIVIAL):
-            scores[row] = probe(train.encoder[row][known], labels, groups, test.encoder[row][held], wanted)
-        common = max(set(labels), key=labels.count)
-        scores["most common label"] = np.array([float(label == common) for label in wanted])
-    note = f"accuracy over {len(set(labels))} labels; encoder's class token, before fusion"
-    return Metric(
-        "linear_probe", "Linear probe", "higher", False, note, scores, [test.groups[i] for i in held]
-    )
+def summarise(metrics: list[Metric]) -> dict[str, Any]:
+    """The table and the verdict, as they go into evaluation.json."""
+    return {"metrics": [_table(metric) for metric in metrics], "verdict": _verdict(metrics)}
 
 
-def _valence(train: Features, test: Features) -> Metric:
-    known, held = ~np.isnan(train.valence), ~np.isnan(test.valence)
-    groups = [g for g, k in zip(train.groups, known) if k]
-    truth = test.valence[held]
-    scores = {}
-    if known.sum() >= MIN_VALENCE and held.sum() >= MIN_VALENCE:
-        for row in (STUDENT, UNTRAINED, TEACHER, *TRIVIAL):
-            x, x_new = train.encoder[row][known], test.encoder[row][held]
-            scores[row] = ridge(x, train.valence[known][:, None], groups, x_new)[:, 0]
-    note = f"an illustration only, n = {int(held.sum())}: Pearson correlation of a ridge from the features"
-    clusters = [g for g, h in zip(test.groups, held) if h]
-    return Metric(
-        "valence",
-        "Valence",
-        "higher",
-        False,
-        note,
-        scores,
-        clusters,
-        lambda s, draw: _pearson(s[draw], truth[draw]),
-    )
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    if a.std() < 1e-12 or b.std() < 1e-12:
-        return 0.0  # a constant answer explains nothing
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def scores(metrics: list[Metric]) -> list[dict[str, Any]]:
+def scores_of(metrics: list[Metric]) -> list[dict[str, Any]]:
     """The scores behind the table, of every metric that is a mean of them."""
     return [
         {
@@ -136,53 +156,165 @@ def scores(metrics: list[Metric]) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(metric: Metric) -> dict[str, Any]:
-    interval = bootstrap(metric.clusters)
+def print_table(result: dict[str, Any]) -> None:
+    """Prints the table and the verdict."""
+    order = [_title(row) for row in (RELEASE, *BASELINES)]
+    place = {name: i for i, name in enumerate(order)}
+    for metric in result["metrics"]:
+        kind = "" if metric["primary"] else ", secondary"
+        click.echo(f"\n{metric['title']} ({metric['better']} is better{kind}): {metric['note']}")
+        for row in sorted(metric["rows"], key=lambda r: place.get(r["row"], len(place))):
+            chosen = f"   penalty={row['penalty']:g}" if "penalty" in row else ""
+            click.echo(
+                f"  {row['row']:24s} {row['value']:7.4f}   [{row['low']:.4f}, {row['high']:.4f}]{chosen}"
+            )
+    click.echo("")
+    for sentence in result["verdict"]:
+        click.echo(sentence)
+
+
+def _title(row: str) -> str:
+    return TITLES.get(row, row)
+
+
+def _titled(rows: Measured) -> dict[str, np.ndarray]:
+    return {_title(row): values for row, values in rows.items()}
+
+
+def _masked_mse(test: Split, mask_ratio: float) -> Metric:
+    note = f"squared error of masked pixels, 0..1, mask ratio {mask_ratio}"
+    scores = _titled(test.rows.masked_errors)
+    return Metric("masked_mse", "Masked MSE", "lower", True, note, scores, test.groups)
+
+
+def _retrieval(train: Split, test: Split, teacher: Teacher) -> Metric:
+    """Of pictures with captions: whether any own caption is among the 10 nearest. Trivial rows are mapped to the
+    training split's first captions."""
+    known = [i for i, own in enumerate(train.captions) if own]
+    held = [i for i, own in enumerate(test.captions) if own]
+    texts, of_pictures, _ = distinct_captions([test.captions[i] for i in held])
+    scores: dict[str, np.ndarray] = {}
+    if known and held:
+        texts_TE = embed_texts(teacher, texts)
+        targets = embed_texts(teacher, [train.captions[i][0] for i in known])
+        groups = [train.groups[i] for i in known]
+        vectors = {row: x[held] for row, x in test.rows.in_space.items()}
+        for row in (HISTOGRAM, PIXELS):
+            x, new = train.rows.features[row][known], test.rows.features[row][held]
+            vectors[row] = unit(ridge(x, targets, groups, new))
+        ranks = {row: retrieval_ranks(x, texts_TE, of_pictures) for row, x in vectors.items()}
+        scores = _titled({row: (rank < TOP).astype(np.float64) for row, rank in ranks.items()})
+        scores["chance"] = np.full(len(held), min(1.0, TOP / len(texts)))
+    note = f"own caption among the {TOP} nearest of {len(texts)}; baselines mapped to texts by ridge on the train split"
+    clusters = [test.groups[i] for i in held]
+    return Metric("retrieval_r10", "Caption R@10", "higher", True, note, scores, clusters)
+
+
+def _teacher_cosine(train: Split, test: Split) -> Metric:
+    known, truth = train.rows.in_space[TEACHER], test.rows.in_space[TEACHER]
+    vectors = {row: x for row, x in test.rows.in_space.items() if row != TEACHER}
+    for row in (HISTOGRAM, PIXELS):
+        vectors[row] = ridge(train.rows.features[row], known, train.groups, test.rows.features[row])
+    vectors["mean teacher vector"] = np.broadcast_to(known.mean(0), truth.shape)
+    scores = _titled({row: cosines(x, truth) for row, x in vectors.items()})
+    note = "mean cosine of the fused vector and the teacher's; baselines by ridge on the train split"
+    return Metric("teacher_cosine", "Cosine to teacher", "higher", True, note, scores, test.groups)
+
+
+def _linear_probe(train: Split, test: Split) -> Metric:
+    """The probe of `uniemox evaluate probe`, over the labelled samples of both splits; a label that the training split
+    lacks is never answered."""
+    known = [i for i, label in enumerate(train.labels) if label is not None]
+    held = [i for i, label in enumerate(test.labels) if label is not None]
+    labels, groups = [str(train.labels[i]) for i in known], [train.groups[i] for i in known]
+    names = sorted(set(labels))
+    number = {name: i for i, name in enumerate(names)}
+    scores: dict[str, np.ndarray] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    if len(names) > 1 and held:
+        target = np.array([number[label] for label in labels])
+        truth = np.array([number.get(str(test.labels[i]), -1) for i in held])
+        for row in (RELEASE, *BASELINES):
+            x, new = train.rows.features[row][known], test.rows.features[row][held]
+            accuracy = cross_validate(x, target, len(names), groups, logistic_regression, PENALTIES)
+            penalty = max(accuracy, key=lambda p: accuracy[p])
+            answers = logistic_regression(x, target, len(names), new, [penalty])[penalty]
+            scores[_title(row)] = (answers == truth).astype(np.float64)
+            facts[_title(row)] = {"penalty": penalty}
+        scores[COMMON] = (truth == np.bincount(target).argmax()).astype(np.float64)
+    note = f"accuracy over {len(names)} labels; encoder's class token, before fusion"
+    clusters = [test.groups[i] for i in held]
+    return Metric("linear_probe", "Linear probe", "higher", False, note, scores, clusters, facts=facts)
+
+
+def _valence(train: Split, test: Split, attribute: str) -> Metric:
+    there, held = (
+        np.array([float(attributes.get(attribute, "nan")) for attributes in split.attributes])
+        for split in (train, test)
+    )
+    known, is_held = ~np.isnan(there), ~np.isnan(held)
+    truth = held[is_held]
+    scores: dict[str, np.ndarray] = {}
+    if known.sum() >= MIN_VALENCE and is_held.sum() >= MIN_VALENCE:
+        groups = [g for g, k in zip(train.groups, known) if k]
+        for row in (RELEASE, *BASELINES):
+            x, new = train.rows.features[row][known], test.rows.features[row][is_held]
+            scores[_title(row)] = ridge(x, there[known][:, None], groups, new)[:, 0]
+    note = f"an illustration only, n = {len(truth)}: Pearson correlation of a ridge from the features"
+    clusters = [g for g, h in zip(test.groups, is_held) if h]
+    return Metric(
+        "valence",
+        "Valence",
+        "higher",
+        False,
+        note,
+        scores,
+        clusters,
+        lambda s, drawn: pearson(s[drawn], truth[drawn]),
+    )
+
+
+def _table(metric: Metric) -> dict[str, Any]:
+    bootstrap = Bootstrap(metric.clusters)
     rows = []
     for row, scores in metric.scores.items():
-        everything = np.arange(len(scores))
-        low, high = interval(lambda draw, s=scores: metric.value(s, draw))  # type: ignore[misc]
-        value = metric.value(scores, everything)
-        rows.append({"row": row, "value": round(value, 5), "low": round(low, 5), "high": round(high, 5)})
+        low, high = metric.interval(bootstrap, scores)
+        line = {
+            "row": row,
+            "value": round(metric.value(scores), 5),
+            "low": round(low, 5),
+            "high": round(high, 5),
+        }
+        rows.append({**line, **metric.facts.get(row, {})})
     facts = {"name": metric.name, "title": metric.title, "better": metric.better, "primary": metric.primary}
     return {**facts, "n": len(metric.clusters), "note": metric.note, "rows": rows}
 
 
 def _verdict(metrics: list[Metric]) -> list[str]:
-    """What was beaten and what was not, by the interval of the paired difference."""
-    sentences = []
+    """One sentence per metric, by the 95 % interval of the paired differences, and one over all of them."""
+    sentences, not_won = [], []
     for metric in metrics:
         if STUDENT not in metric.scores:
             continue
-        interval = bootstrap(metric.clusters)
-        sign = 1 if metric.better == "higher" else -1
-        beaten: list[str] = []
-        open_: list[str] = []
-        behind: list[str] = []
+        bootstrap = Bootstrap(metric.clusters)
+        groups: dict[str, list[str]] = {"better than": [], "statistically tied with": [], "worse than": []}
         for row, scores in metric.scores.items():
-            if row == STUDENT:
-                continue
-            student = metric.scores[STUDENT]
-            low, high = interval(
-                lambda d, s=scores, m=metric: sign * (m.value(student, d) - m.value(s, d))  # type: ignore[misc]  # noqa: B023
-            )
-            (beaten if low > 0 else behind if high < 0 else open_).append(row)
-        parts = [
-            f"clearly better than {_and(beaten)}" if beaten else "",
-            f"not distinguishable from {_and(open_)}" if open_ else "",
-            f"worse than {_and(behind)}" if behind else "",
-        ]
-        kind = "" if metric.primary else " (secondary)"
-        sentences.append(f"{metric.title}{kind}: the student is {'; '.join(p for p in parts if p)}.")
-    lost = [s.partition(":")[0] for s in sentences if "not distinguishable" in s or "worse than" in s]
-    where = (
-        f"Not every row was beaten in: {', '.join(lost)}."
-        if lost
-        else "Every row was beaten in every metric."
+            if row != STUDENT:
+                low, high = metric.gain(bootstrap, scores)
+                word = "better than" if low > 0 else "worse than" if high < 0 else "statistically tied with"
+                groups[word].append(row)
+        title = metric.title if metric.primary else f"{metric.title} (secondary)"
+        parts = [f"{word} {_list(rows)}" for word, rows in groups.items() if rows]
+        sentences.append(f"{title}: the student is {'; '.join(parts)}.")
+        if groups["statistically tied with"] or groups["worse than"]:
+            not_won.append(title)
+    sentences.append(
+        f"The student does not beat every row in {_list(not_won)}."
+        if not_won
+        else "The student beats every row in every metric."
     )
-    sentences.append(where)
     return sentences
 
 
-def _and(names: list[str]) -> str:
+def _list(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,24 +1,29 @@
-"""The four tasks on a data set's splits: k-NN, linear probe, zero-shot, retrieval, each with its rows and intervals.
+"""The four tasks on embedded splits: k-NN, linear probe, zero-shot, retrieval. Each has rows with intervals.
 
-What is chosen (k, the penalty) is chosen on a validation split, or on a fifth of the training split that keeps groups
-of look-alikes together; the test split is looked at once.
+k and the penalty are chosen by cross-validation on the training split, or on a validation split that the caller names.
+The test split serves only to measure.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.evaluate.baselines import folds
-from uniemox_dist.evaluate.classification import summary
-from uniemox_dist.evaluate.classifiers import KS, PENALTIES, by_texts, linear, neighbours
-from uniemox_dist.evaluate.features import unit
-from uniemox_dist.evaluate.metrics import bootstrap
-from uniemox_dist.evaluate.retrieval import KS as RETRIEVAL_KS
-from uniemox_dist.evaluate.retrieval import distinct, places
-from uniemox_dist.evaluate.vectors import Vectors
+from uniemox_dist.evaluate.embedding_pass import Split
+from uniemox_dist.evaluate.intervals import Bootstrap
+from uniemox_dist.evaluate.metrics import classification, distinct_captions, retrieval_ranks, unit
+from uniemox_dist.evaluate.probes import (
+    FOLDS,
+    KS,
+    PENALTIES,
+    Classifier,
+    cross_validate,
+    logistic_regression,
+)
+from uniemox_dist.evaluate.probes import (
+    knn as nearest_neighbours,
+)
 from uniemox_dist.teacher.model import Teacher
 
 TEMPLATES = (
@@ -27,36 +32,170 @@ TEMPLATES = (
     "an image that makes people feel {}",
     "{}",
 )
-VALIDATION_FOLDS = 5
+RETRIEVAL_KS = (1, 5, 10)
+TEXT_BATCH = 256
 MOST_NAMED = 8
+COMMON = "most common label"
+"""The row that answers with the training split's most common label."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a classifier learns from, and the rows that it is to answer."""
-
-    x: np.ndarray
-    target: np.ndarray
-    classes: int
-    new: np.ndarray
+def knn(train: Split, val: Split | None, test: Split) -> dict[str, Any]:
+    """k nearest neighbours by cosine; the result also holds the test accuracy of every k."""
+    return _classify(train, val, test, nearest_neighbours, "k", KS, sweep=True)
 
 
-def label_names(train: Vectors, others: Sequence[Vectors]) -> list[str]:
+def probe(train: Split, val: Split | None, test: Split) -> dict[str, Any]:
+    """A linear probe: multinomial logistic regression on standardised features."""
+    return _classify(train, val, test, logistic_regression, "penalty", PENALTIES, sweep=False)
+
+
+def zeroshot(
+    test: Split, teacher: Teacher, names: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> dict[str, Any]:
+    """Pictures against texts made of the labels; nothing is learned from the data.
+
+    Raises:
+        UserError: for samples without a label, labels that `names` lacks, or names and templates that do not fit.
+    """
+    _check_labelled(test)
+    unknown = sorted({str(label) for label in test.labels} - set(names))
+    vectors_CE = label_vectors(teacher, names, templates)
+    if unknown:
+        raise UserError(
+            f"DATA={test.path}: has labels that --labels lacks: {_some(unknown)}; name all of them"
+        )
+    bootstrap, truth = Bootstrap(test.groups), _numbers(test.labels, names)
+    rows = {
+        row: classification(truth, nearest_texts(vectors, vectors_CE), names, bootstrap)
+        for row, vectors in test.rows.in_space.items()
+    }
+    return {"templates": list(templates), "labels": list(names), "rows": rows}
+
+
+def label_vectors(
+    teacher: Teacher, labels: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> np.ndarray:
+    """Labels as unit rows C×E of the teacher's space: the mean over templates. `-` and `_` in labels become spaces.
+
+    Raises:
+        UserError: for fewer than two labels, a label given twice, or a template without {}.
+    """
+    if len(labels) < 2:
+        raise UserError(
+            f"--labels: names one class only ({', '.join(labels) or 'none'}); give at least two, separated by commas"
+        )
+    if len(set(labels)) < len(labels):
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+        raise UserError(f"--labels: names {twice} twice; give each once")
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f"--template={template!r}: has no {{}} where the label goes")
+    words = [label.replace("-", " ").replace("_", " ") for label in labels]
+    texts = [unit(embed_texts(teacher, [t.format(word) for word in words])) for t in templates]
+    return unit(np.mean(texts, axis=0))
+
+
+def nearest_texts(vectors_nE: np.ndarray, texts_CE: np.ndarray) -> np.ndarray:
+    """The number of the text that is nearest to each vector by cosine, n."""
+    found: np.ndarray = (unit(vectors_nE) @ unit(texts_CE).T).argmax(1)
+    return found
+
+
+def embed_texts(teacher: Teacher, texts: Sequence[str]) -> np.ndarray:
+    """Texts as unit rows T×E of the teacher's space."""
+    starts = range(0, len(texts), TEXT_BATCH)
+    return np.concatenate(
+        [teacher.embed_texts(list(texts[i : i + TEXT_BATCH])).cpu().numpy() for i in starts]
+    )
+
+
+def retrieval(test: Split, teacher: Teacher) -> dict[str, Any]:
+    """R@1, R@5 and R@10 from pictures to captions and back. Equal captions are one text; any caption of a picture, and
+    any picture of a caption, is right.
+
+    Raises:
+        UserError: if a sample has no caption, or all captions are equal.
+    """
+    without = sum(not own for own in test.captions)
+    if without:
+        raise UserError(
+            f"DATA={test.path}: {without} of {len(test)} samples have no caption; retrieval needs one for each"
+        )
+    texts, of_pictures, of_texts = distinct_captions(test.captions)
+    if len(texts) < 2:
+        raise UserError(f"DATA={test.path}: all captions are the same text; there is nothing to retrieve")
+    texts_TE = embed_texts(teacher, texts)
+    bootstrap = Bootstrap(test.groups)
+    # A text is resampled with the look-alikes of its first picture.
+    text_bootstrap = Bootstrap([test.groups[pictures[0]] for pictures in of_texts])
+    rows = {
+        row: {
+            "image_to_text": _recalls(retrieval_ranks(vectors, texts_TE, of_pictures), bootstrap),
+            "text_to_image": _recalls(retrieval_ranks(texts_TE, vectors, of_texts), text_bootstrap),
+        }
+        for row, vectors in test.rows.in_space.items()
+    }
+    return {"pictures": len(test), "texts": len(texts), "rows": rows}
+
+
+def _recalls(ranks: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
+    found: dict[str, Any] = {"median_place": float(np.median(ranks)) + 1}
+    for k in RETRIEVAL_KS:
+        hits = (ranks < k).astype(np.float64)
+        low, high = bootstrap.mean(hits)
+        found[f"R@{k}"] = {"value": float(hits.mean()), "low": low, "high": high}
+    return found
+
+
+def _classify(
+    train: Split,
+    val: Split | None,
+    test: Split,
+    classify: Classifier,
+    parameter: str,
+    values: Sequence[float],
+    *,
+    sweep: bool,
+) -> dict[str, Any]:
+    names = label_names(train, [test] if val is None else [val, test])
+    target, truth = _numbers(train.labels, names), _numbers(test.labels, names)
+    bootstrap = Bootstrap(test.groups)
+    rows: dict[str, Any] = {}
+    for row, x in train.rows.features.items():
+        if val is None:
+            scores = cross_validate(x, target, len(names), train.groups, classify, values)
+        else:
+            right = _numbers(val.labels, names)
+            tried = classify(x, target, len(names), val.rows.features[row], values)
+            scores = {value: float((answers == right).mean()) for value, answers in tried.items()}
+        best = max(scores, key=lambda value: scores[value])
+        measured = list(scores) if sweep else [best]
+        answers = classify(x, target, len(names), test.rows.features[row], measured)
+        rows[row] = {
+            parameter: best,
+            "validation": [[value, round(scores[value], 5)] for value in sorted(scores)],
+            **classification(truth, answers[best], names, bootstrap),
+        }
+        if sweep:
+            by_value = [[v, round(float((a == truth).mean()), 5)] for v, a in answers.items()]
+            rows[row][f"test_by_{parameter}"] = by_value
+    common = int(np.bincount(target, minlength=len(names)).argmax())
+    rows[COMMON] = classification(truth, np.full(len(truth), common), names, bootstrap)
+    chosen_on = f"{FOLDS}-fold cross-validation on the training split" if val is None else val.path
+    return {"labels": names, "chosen_on": chosen_on, "rows": rows}
+
+
+def label_names(train: Split, others: Sequence[Split]) -> list[str]:
     """The classes: the labels of the training split, sorted.
 
     Raises:
         UserError: if there are fewer than two, samples without a label, or labels that only other splits have.
     """
     for split in (train, *others):
-        missing = split.labels.count(None)
-        if missing:
-            raise UserError(
-                f"DATA={split.path}: {missing} of {len(split)} samples have no label; classify labelled samples "
-                "(`uniemox shards select` drops others)"
-            )
+        _check_labelled(split)
     names = sorted({str(label) for label in train.labels})
     if len(names) < 2:
-        raise UserError(f"DATA={train.path}: has one class only ({names[0]}); nothing can be told apart")
+        raise UserError(f"DATA={train.path}: has one class only ({names[0]}); give a split with two or more")
     for split in others:
         unknown = sorted({str(label) for label in split.labels} - set(names))
         if unknown:
@@ -66,145 +205,18 @@ def label_names(train: Vectors, others: Sequence[Vectors]) -> list[str]:
     return names
 
 
-def missing_classes(names: Sequence[str], test: Vectors) -> list[str]:
-    """Classes of which the test split has no sample: they do not count in averages over classes."""
-    return sorted(set(names) - set(map(str, test.labels)))
-
-
-def knn(train: Vectors, val: Vectors | None, test: Vectors) -> dict[str, Any]:
-    """k nearest neighbours by cosine; k by validation, and the accuracy of every k beside it."""
-
-    def answer(data: Fit, ks: Sequence[float]) -> dict[float, np.ndarray]:
-        known = [int(k) for k in ks if k <= len(data.x)]
-        return {
-            float(k): a for k, a in neighbours(data.x, data.target, data.classes, data.new, known).items()
-        }
-
-    return _classify(train, val, test, answer, "k", KS, sweep=True)
-
-
-def probe(train: Vectors, val: Vectors | None, test: Vectors) -> dict[str, Any]:
-    """A linear probe; its penalty by validation."""
-
-    def answer(data: Fit, penalties: Sequence[float]) -> dict[float, np.ndarray]:
-        return {p: linear(data.x, data.target, data.classes, p)(data.new) for p in penalties}
-
-    return _classify(train, val, test, answer, "penalty", PENALTIES, sweep=False)
-
-
-def each_once(labels: Sequence[str]) -> None:
-    """Raises UserError for a label that is named twice: its texts would share what belongs to one."""
-    if len(set(labels)) < len(labels):
-        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
-        raise UserError(f"--labels: names {twice} twice; give each once")
-
-
-def zeroshot(
-    test: Vectors, teacher: Teacher, names: Sequence[str], templates: Sequence[str] = TEMPLATES
-) -> dict[str, Any]:
-    """Pictures against texts made of the labels, the mean over templates; nothing is learned from the data."""
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(f"--template={template!r}: has no {{}} where the label goes")
-    each_once(names)
-    unknown = sorted({str(label) for label in test.labels} - set(names))
-    if unknown:
+def _check_labelled(split: Split) -> None:
+    missing = split.labels.count(None)
+    if missing:
         raise UserError(
-            f"DATA={test.path}: has labels that --labels has not: {_some(unknown)}; name all of them"
+            f"DATA={split.path}: {missing} of {len(split)} samples have no label; classify labelled samples "
+            "(`uniemox shards select` drops others)"
         )
-    if len(names) < 2:
-        raise UserError(f"--labels: names one class only ({names[0]}); nothing can be told apart")
-    words = [name.replace("-", " ").replace("_", " ") for name in names]
-    texts = [unit(teacher.embed_texts([t.format(w) for w in words]).cpu().numpy()) for t in templates]
-    mean_CE = np.mean(texts, axis=0)
-    interval, truth = bootstrap(test.groups), _numbers(test, names)
-    rows = {
-        row: summary(truth, by_texts(vectors, mean_CE), names, interval) for row, vectors in test.rows.items()
-    }
-    return {"templates": list(templates), "labels": list(names), "rows": rows}
 
 
-def retrieval(test: Vectors, teacher: Teacher, batch: int = 256) -> dict[str, Any]:
-    """R@1, 5 and 10 from pictures to captions and back."""
-    captions = test.captions
-    without = sum(not own for own in captions)
-    if without:
-        raise UserError(
-            f"DATA={test.path}: {without} of {len(test)} samples have no caption; retrieval needs one for each"
-        )
-    texts, of_pictures, of_texts = distinct(captions)
-    if len(texts) < 2:
-        raise UserError(f"DATA={test.path}: all captions are the same text; there is nothing to retrieve")
-    parts = [teacher.embed_texts(texts[i : i + batch]).cpu().numpy() for i in range(0, len(texts), batch)]
-    texts_TE = np.concatenate(parts)
-    interval = bootstrap(test.groups)
-    # A text goes with the look-alikes of its first picture.
-    text_interval = bootstrap([test.groups[pictures[0]] for pictures in of_texts])
-    rows: dict[str, Any] = {}
-    for row, vectors in test.rows.items():
-        rows[row] = {
-            "image_to_text": _recalls(places(vectors, texts_TE, of_pictures), interval),
-            "text_to_image": _recalls(places(texts_TE, vectors, of_texts), text_interval),
-        }
-    return {"pictures": len(test), "texts": len(texts), "rows": rows}
-
-
-def _recalls(
-    place: np.ndarray, interval: Callable[[Callable[[np.ndarray], float]], tuple[float, float]]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"median_place": float(np.median(place)) + 1}
-    for k in RETRIEVAL_KS:
-        hits = (place < k).astype(np.float64)
-        low, high = interval(lambda draw, hits=hits: float(hits[draw].mean()))  # type: ignore[misc]
-        found[f"R@{k}"] = {"value": float(hits.mean()), "low": low, "high": high}
-    return found
-
-
-def _classify(
-    train: Vectors,
-    val: Vectors | None,
-    test: Vectors,
-    answer: Callable[[Fit, Sequence[float]], dict[float, np.ndarray]],
-    what: str,
-    values: Sequence[float],
-    *,
-    sweep: bool,
-) -> dict[str, Any]:
-    names = label_names(train, [test] if val is None else [val, test])
-    target, truth = _numbers(train, names), _numbers(test, names)
-    held = folds(train.groups, VALIDATION_FOLDS) == 0 if val is None else None
-    if held is not None and (held.all() or not held.any()):
-        raise UserError(f"DATA={train.path}: is too small to hold out a validation part; give a val split")
-    interval = bootstrap(test.groups)
-    rows: dict[str, Any] = {}
-    for row, x in train.rows.items():
-        if val is None or held is not None:
-            assert held is not None
-            tried = answer(Fit(x[~held], target[~held], len(names), x[held]), values)
-            right = target[held]
-        else:
-            tried = answer(Fit(x, target, len(names), val.rows[row]), values)
-            right = _numbers(val, names)
-        scores = {value: float((answers == right).mean()) for value, answers in tried.items()}
-        best = max(scores, key=lambda value: scores[value])
-        on_test = answer(Fit(x, target, len(names), test.rows[row]), list(tried) if sweep else [best])
-        by_value = [[v, round(float((a == truth).mean()), 5)] for v, a in on_test.items()]
-        rows[row] = {
-            what: best,
-            "validation": [[value, round(score, 5)] for value, score in scores.items()],
-            **({f"test_by_{what}": by_value} if sweep else {}),
-            **summary(truth, on_test[best], names, interval),
-        }
-    common = int(np.bincount(target, minlength=len(names)).argmax())
-    constant = np.full(len(truth), common)
-    rows["most common label"] = summary(truth, constant, names, interval)
-    chosen_on = val.path if val is not None else "a fifth of the training split"
-    return {"labels": names, "chosen_on": chosen_on, "rows": rows}
-
-
-def _numbers(split: Vectors, names: Sequence[str]) -> np.ndarray:
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place[str(label)] for label in split.labels])
+def _numbers(labels: Sequence[str | None], names: Sequence[str]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[str(label)] for label in labels])
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path
-from uniemox_dist.evaluate.features import unit
-from uniemox_dist.evaluate.tasks import TEMPLATES, each_once
-from uniemox_dist.evaluate.vectors import Subject
+from uniemox_dist.evaluate.subject import ReleaseSubject
+from uniemox_dist.evaluate.tasks import TEMPLATES, label_vectors
 
 FORMAT = "uniemox-texts"
 
@@ -41,18 +40,9 @@ def embed_labels(
     Raises:
         UserError: for fewer than two labels, templates without {}, or a teacher that is not the release's.
     """
-    if len(labels) < 2:
-        raise UserError("--labels: give at least two, separated by commas")
-    each_once(labels)
-    subject = Subject(release, (), teacher_name=teacher_name, with_teacher=True)
+    subject = ReleaseSubject(release, teacher_name=teacher_name, with_teacher=True)
     assert subject.teacher is not None
-    given = list(templates or TEMPLATES)
-    for template in given:
-        if "{}" not in template:
-            raise UserError(f"--template={template!r}: has no {{}} where the label goes")
-    words = [label.replace("-", " ").replace("_", " ") for label in labels]
-    found = [subject.teacher.embed_texts([t.format(word) for word in words]).cpu().numpy() for t in given]
-    vectors = unit(np.mean(found, axis=0))
+    vectors = label_vectors(subject.teacher, labels, templates or TEMPLATES)
     identity = subject.teacher.identity["weights_sha256"]
     return LabelTexts(tuple(labels), vectors, subject.teacher.logit_scale, identity)
 

@@ -81,13 +81,25 @@ def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.
     Raises:
         UserError: as `load_encoder`, and for a device that is not there.
     """
+    where = check_device(str(device), "device")
+    facts = read_release(path, verify=verify)
+    return UniEmoX(load_pretrained(path), facts, to_pixels, torch.device(where))
+
+
+def check_device(name: str, field: str = "--device") -> str:
+    """The name of a torch device that can be used; `auto` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: if the device does not exist on this machine.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].partition(". ")[0][:120]
-        raise UserError(f"device={device}: cannot be used ({reason}); give cpu") from None
-    facts = read_release(path, verify=verify)
-    return UniEmoX(load_pretrained(path), facts, to_pixels, torch.device(device))
+        raise UserError(f"{field}={name}: cannot be used ({reason}); give cpu, or auto") from None
+    return name
 
 
 def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:

@@ -8,8 +8,7 @@ import torch
 from handmade import config_of
 from PIL import Image
 
-from uniemox_dist.evaluate.attention import class_attention
-from uniemox_dist.evaluate.gallery import answers, heat, neighbours, projected, thumbnail
+from uniemox_dist.evaluate.gallery import answers, class_attention, heat, neighbours, projected, thumbnail
 from uniemox_dist.models.student import Student
 
 SHAPE = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}

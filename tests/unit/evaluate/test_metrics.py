@@ -4,26 +4,37 @@ import numpy as np
 import pytest
 import torch
 
-from uniemox_dist.evaluate.baselines import colour_histogram, folds, interpolate, ridge, small_pixels
-from uniemox_dist.evaluate.metrics import bootstrap, cosines, in_top, probe
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
+from uniemox_dist.evaluate.intervals import Bootstrap
+from uniemox_dist.evaluate.metrics import cosines, distinct_captions, retrieval_ranks
+from uniemox_dist.evaluate.probes import PENALTIES, cross_validate, folds, logistic_regression, ridge
+from uniemox_dist.evaluate.reconstruction import interpolate
 from uniemox_dist.models.patches import patchify
 
 
-def test_in_top_counts_only_the_own_caption_among_the_k_nearest() -> None:
+def in_top(pictures: np.ndarray, texts: np.ndarray, captions: list[str], k: int) -> list[int]:
+    """1 where a picture's own caption is among the k nearest; `texts` has a row per picture."""
+    _, own, of_texts = distinct_captions([[caption] for caption in captions])
+    ranks = retrieval_ranks(pictures, texts[[pictures_of[0] for pictures_of in of_texts]], own)
+    return [int(rank < k) for rank in ranks]
+
+
+def test_a_hit_is_the_own_caption_among_the_k_nearest() -> None:
     texts = np.eye(4)
     pictures = np.array([[1.0, 0.5, 0, 0], [0.9, 0.5, 0.1, 0], [0.5, 0.4, 0.3, 0.2], [0, 0, 0, 1.0]])
     captions = ["a", "b", "c", "d"]
-    assert in_top(pictures, texts, captions, k=1).tolist() == [1, 0, 0, 1]
-    assert in_top(pictures, texts, captions, k=2).tolist() == [1, 1, 0, 1]
-    assert in_top(pictures, texts, captions, k=3).tolist() == [1, 1, 1, 1]
+    assert in_top(pictures, texts, captions, k=1) == [1, 0, 0, 1]
+    assert in_top(pictures, texts, captions, k=2) == [1, 1, 0, 1]
+    assert in_top(pictures, texts, captions, k=3) == [1, 1, 1, 1]
 
 
 def test_equal_captions_are_one_and_a_constant_answer_does_not_win() -> None:
     texts = np.array([[1.0, 0], [1.0, 0], [0, 1.0]])
-    assert in_top(np.array([[1.0, 0]] * 3), texts, ["x", "x", "y"], k=1).tolist() == [1, 1, 0]
+    assert in_top(np.array([[1.0, 0]] * 3), texts, ["x", "x", "y"], k=1) == [1, 1, 0]
     constant = np.zeros((20, 3))
     hits = in_top(constant, np.random.RandomState(0).randn(20, 3), [str(i) for i in range(20)], k=5)
-    assert hits.tolist() == [0] * 20  # everything ties: the middle rank is 9.5
+    assert hits == [0] * 20  # everything ties: the middle rank is 9.5
 
 
 def test_ridge_finds_a_linear_map_with_either_gram_matrix() -> None:
@@ -44,21 +55,46 @@ def test_folds_keep_groups_together() -> None:
     assert set(fold.tolist()) == {0, 1, 2, 3, 4}
 
 
-def test_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
+def test_a_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
     random = np.random.RandomState(0)
-    labels = ["a", "b", "c"] * 40
-    centres = {"a": [4, 0], "b": [0, 4], "c": [-4, -4]}
-    x = np.array([centres[label] for label in labels]) + 0.5 * random.randn(120, 2)
-    groups = [str(i) for i in range(120)]
-    assert probe(x[:90], labels[:90], groups[:90], x[90:], labels[90:]).mean() == 1.0
-    noise = random.randn(120, 2)
-    assert probe(noise[:90], labels[:90], groups[:90], noise[90:], labels[90:]).mean() < 0.6
+    target = np.arange(120) % 3
+    x = np.array([[4, 0], [0, 4], [-4, -4]])[target] + 0.5 * random.randn(120, 2)
+
+    def accuracy(features: np.ndarray) -> float:
+        train, test = features[:90], features[90:]
+        groups = [str(i) for i in range(90)]
+        scores = cross_validate(train, target[:90], 3, groups, logistic_regression, PENALTIES)
+        penalty = max(scores, key=lambda p: scores[p])
+        answers = logistic_regression(train, target[:90], 3, test, [penalty])[penalty]
+        return float((answers == target[90:]).mean())
+
+    assert accuracy(x) == 1.0
+    assert accuracy(random.randn(120, 2)) < 0.6
 
 
-def test_bootstrap_interval_widens_when_look_alikes_are_resampled_together() -> None:
+def test_cross_validation_answers_each_sample_without_its_look_alikes() -> None:
+    # Twins share a random label that their features give away: only a twin in training could know it.
+    random = np.random.RandomState(0)
+    x = np.repeat(random.randn(60, 4), 2, axis=0)
+    target = np.repeat(random.randint(0, 2, 60), 2)
+
+    def nearest(
+        x_n: np.ndarray, y_n: np.ndarray, _: int, new: np.ndarray, __: object
+    ) -> dict[float, np.ndarray]:
+        return {1.0: y_n[np.square(new[:, None] - x_n).sum(2).argmin(1)]}
+
+    apart = cross_validate(x, target, 2, [str(i) for i in range(120)], nearest, [1.0])
+    together = cross_validate(x, target, 2, [str(i // 2) for i in range(120)], nearest, [1.0])
+    assert apart[1.0] > 0.8
+    assert together[1.0] < 0.65
+    with pytest.raises(UserError, match="--group-by: all 120 training samples are of one group"):
+        cross_validate(x, target, 2, ["same"] * 120, nearest, [1.0])
+
+
+def test_an_interval_widens_when_look_alikes_are_resampled_together() -> None:
     scores = np.repeat(np.random.RandomState(1).rand(20), 10)
-    alone = bootstrap([str(i) for i in range(200)])(lambda draw: float(scores[draw].mean()))
-    together = bootstrap([str(i // 10) for i in range(200)])(lambda draw: float(scores[draw].mean()))
+    alone = Bootstrap([str(i) for i in range(200)]).mean(scores)
+    together = Bootstrap([str(i // 10) for i in range(200)]).mean(scores)
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
     assert alone[0] < scores.mean() < alone[1]
 

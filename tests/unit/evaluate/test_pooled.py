@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniemox_dist.evaluate.metrics import bootstrap
-from uniemox_dist.evaluate.pooled import Pool
+from uniemox_dist.evaluate.intervals import Bootstrap
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 from ablation_table import write_table
@@ -19,25 +18,27 @@ ALL, NONE = "all losses", "without L3 (reconstruction)"
 
 
 def test_mean_and_spread_are_those_of_the_seeds() -> None:
-    row = Pool(["a", "a", "b"], 2).row(np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
+    row = Bootstrap(["a", "a", "b"]).row(np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
     assert (row.mean, row.by_seed) == (3.0, (2.0, 4.0))
     assert row.spread == pytest.approx(np.sqrt(2))
-    assert Pool(["a", "b"], 1).row(np.array([[1.0, 2.0]])).spread == 0
+    assert Bootstrap(["a", "b"]).row(np.array([[1.0, 2.0]])).spread == 0
 
 
 def test_the_interval_of_one_seed_is_that_of_the_bootstrap_over_clusters() -> None:
     random = np.random.RandomState(3)
     clusters = [f"c{i}" for i in random.randint(0, 40, 300)]
     scores = random.rand(300) + np.array([int(c[1:]) % 7 for c in clusters]) / 7
-    row = Pool(clusters, 1).row(scores[None])
-    low, high = bootstrap(clusters, 2000)(lambda draw: float(scores[draw].mean()))
-    assert (row.low, row.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+    bootstrap = Bootstrap(clusters)
+    row = bootstrap.row(scores[None])
+    assert (row.low, row.high) == pytest.approx(bootstrap.mean(scores))
+    by_samples = bootstrap.statistic(lambda drawn: float(scores[drawn].mean()))
+    assert (row.low, row.high) == pytest.approx(by_samples)
 
 
 def test_seeds_that_disagree_widen_the_interval_and_paired_differences_cancel_what_they_share() -> None:
     random = np.random.RandomState(0)
     clusters = [str(i) for i in range(200)]
-    noise, pool = random.rand(200), Pool(clusters, 3)
+    noise, pool = random.rand(200), Bootstrap(clusters)
     alike = pool.row(np.stack([noise, noise, noise]))
     apart = pool.row(np.stack([noise - 0.3, noise, noise + 0.3]))
     assert alike.mean == pytest.approx(apart.mean)
@@ -78,10 +79,10 @@ def test_the_table_says_what_was_beaten_and_what_was_not(tmp_path: Path) -> None
     assert hits["rows"][1]["minus_first"]["mean"] == pytest.approx(0.1)
     assert hits["rows"][0]["by_seed"] == pytest.approx([0.3, 0.32], abs=0.01)
     assert result["reading"] == [
-        f"Hits: all losses: not distinguishable from the same; clearly worse than {NONE}.",
-        "Hits: all losses: clearly better than untrained, chance; clearly worse than histogram.",
-        "Error: all losses: not distinguishable from the same.",
-        "Error: all losses: clearly better than line.",
+        f"Hits: all losses: statistically tied with the same; worse than {NONE}.",
+        "Hits: all losses: better than untrained, chance; worse than histogram.",
+        "Error: all losses: statistically tied with the same.",
+        "Error: all losses: better than line.",
     ]
     assert (tmp_path / "table.md").read_text() == text
     assert f"| {NONE} | **+0.100** [+0.100, +0.100] | – |" in text

@@ -1,5 +1,6 @@
 """k-NN, probe, zero-shot and retrieval: figures equal scikit-learn's, and what does not fit is one line."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,19 @@ from sklearn.preprocessing import StandardScaler
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate import tasks
-from uniemox_dist.evaluate.charts import draw_confusion
-from uniemox_dist.evaluate.classification import summary
-from uniemox_dist.evaluate.classifiers import by_texts, linear, neighbours
-from uniemox_dist.evaluate.features import unit
-from uniemox_dist.evaluate.metrics import bootstrap
-from uniemox_dist.evaluate.retrieval import distinct, places
-from uniemox_dist.evaluate.vectors import RELEASE, Vectors
+from uniemox_dist.evaluate.embedding_pass import Split
+from uniemox_dist.evaluate.intervals import Bootstrap
+from uniemox_dist.evaluate.measure import draw_confusion
+from uniemox_dist.evaluate.metrics import classification, distinct_captions, retrieval_ranks, unit
+from uniemox_dist.evaluate.probes import knn, logistic_regression
+from uniemox_dist.evaluate.subject import RELEASE, Rows
 
 NAMES = ["anger", "awe", "fear", "joy"]
 RANDOM = np.random.RandomState(0)
 CENTRES = RANDOM.randn(4, 12)
 
 
-def split_of(count: int, seed: int, names: list[str] = NAMES, noise: float = 1.0) -> Vectors:
+def split_of(count: int, seed: int, names: list[str] = NAMES, noise: float = 1.0) -> Split:
     """Vectors around a centre for each label."""
     random = np.random.RandomState(seed)
     which = random.randint(0, len(names), count)
@@ -34,12 +34,21 @@ def split_of(count: int, seed: int, names: list[str] = NAMES, noise: float = 1.0
     )
     keys = [f"{seed}-{i}" for i in range(count)]
     labels: list[str | None] = [names[i] for i in which]
-    return Vectors(f"split{seed}", "0" * 64, keys, labels, [[f"text {k}"] for k in keys], keys, {RELEASE: x})
+    return Split(
+        f"split{seed}",
+        "0" * 64,
+        keys,
+        labels,
+        [[f"text {k}"] for k in keys],
+        keys,
+        [{} for _ in keys],
+        Rows({RELEASE: x}, {RELEASE: x}),
+    )
 
 
 def test_figures_are_scikit_learns() -> None:
     truth, answers = RANDOM.randint(0, 4, 300), RANDOM.randint(0, 4, 300)
-    found = summary(truth, answers, NAMES, bootstrap([str(i) for i in range(300)]))
+    found = classification(truth, answers, NAMES, Bootstrap([str(i) for i in range(300)]))
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, answers))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, answers, average="macro"))
     assert found["mean_recall"] == pytest.approx(sk.balanced_accuracy_score(truth, answers))
@@ -55,16 +64,24 @@ def test_figures_are_scikit_learns() -> None:
 def test_neighbours_and_probe_answer_as_scikit_learn_does() -> None:
     train, test = split_of(200, 1), split_of(80, 2)
     target = np.array([NAMES.index(str(label)) for label in train.labels])
-    x, new = train.rows[RELEASE], test.rows[RELEASE]
+    x, new = train.rows.features[RELEASE], test.rows.features[RELEASE]
     model = KNeighborsClassifier(
         7, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / 0.07)
     )
-    assert np.array_equal(neighbours(x, target, 4, new, [1, 7])[7], model.fit(x, target).predict(new))
+    assert np.array_equal(knn(x, target, 4, new, [1, 7])[7], model.fit(x, target).predict(new))
     scale = StandardScaler().fit(x)
-    # theirs: sum of losses + |w|² / (2 C); ours: mean of losses + penalty · |w|²
-    theirs = LogisticRegression(C=1 / (2 * len(x) * 0.01), tol=1e-8, max_iter=1000)
-    expected = theirs.fit(scale.transform(x), target).predict(scale.transform(new))
-    assert (linear(x, target, 4, 0.01)(new) == expected).mean() > 0.98
+    for penalty in (1.0, 0.01, 1e-4):
+        # theirs: sum of losses + |w|² / (2 C); ours: mean of losses + penalty · |w|²
+        theirs = LogisticRegression(C=1 / (2 * len(x) * penalty), tol=1e-8, max_iter=10_000)
+        expected = theirs.fit(scale.transform(x), target).predict(scale.transform(new))
+        ours = logistic_regression(x, target, 4, new, [10.0, penalty])
+        assert np.array_equal(ours[penalty], expected)
+    # More features than samples, of which some repeat others.
+    wide, wide_new = np.hstack([x, x[:, :3], RANDOM.randn(200, 300)]), RANDOM.randn(80, 315)
+    scale = StandardScaler().fit(wide)
+    theirs = LogisticRegression(C=1 / (2 * 200 * 0.1), tol=1e-8, max_iter=10_000)
+    expected = theirs.fit(scale.transform(wide), target).predict(scale.transform(wide_new))
+    assert np.array_equal(logistic_regression(wide, target, 4, wide_new, [0.1])[0.1], expected)
 
 
 def test_what_is_chosen_is_chosen_on_validation() -> None:
@@ -75,7 +92,7 @@ def test_what_is_chosen_is_chosen_on_validation() -> None:
         assert scores[row[what]] == max(scores.values())
         assert row["accuracy"] > 0.6
     found = tasks.knn(train, None, test)
-    assert found["chosen_on"] == "a fifth of the training split"
+    assert found["chosen_on"] == "5-fold cross-validation on the training split"
     assert dict(found["rows"][RELEASE]["test_by_k"])[found["rows"][RELEASE]["k"]] == pytest.approx(
         found["rows"][RELEASE]["accuracy"], abs=1e-5
     )
@@ -122,13 +139,13 @@ def test_zero_shot_takes_the_nearest_text_and_says_which_templates() -> None:
     test = split_of(60, 11, noise=0.3)
     found = tasks.zeroshot(test, Texts(), NAMES, ["feel {}", "{}"])  # type: ignore[arg-type]
     assert found["templates"] == ["feel {}", "{}"]
-    expected = by_texts(test.rows[RELEASE], CENTRES)
+    expected = tasks.nearest_texts(test.rows.features[RELEASE], CENTRES)
     truth = np.array([NAMES.index(str(label)) for label in test.labels])
     assert found["rows"][RELEASE]["accuracy"] == pytest.approx((expected == truth).mean())
     assert found["rows"][RELEASE]["accuracy"] > 0.95
     for names, templates, says in (
         (NAMES, ["feel"], "has no {} where"),
-        (NAMES[:2], ["{}"], "labels that --labels has not: fear, joy"),
+        (NAMES[:2], ["{}"], "labels that --labels lacks: fear, joy"),
     ):
         with pytest.raises(UserError, match=r"--template|DATA=") as caught:
             tasks.zeroshot(test, Texts(), names, templates)  # type: ignore[arg-type]
@@ -136,14 +153,14 @@ def test_zero_shot_takes_the_nearest_text_and_says_which_templates() -> None:
 
 
 def test_places_count_any_own_answer_and_half_of_those_that_tie() -> None:
-    texts, of_pictures, of_texts = distinct([["b", "a"], ["a"], ["c"]])
+    texts, of_pictures, of_texts = distinct_captions([["b", "a"], ["a"], ["c"]])
     assert texts == ["a", "b", "c"]
     assert of_pictures == [[1, 0], [0], [2]]
     assert of_texts == [[0, 1], [0], [2]]
     answers = np.eye(3)
     queries = np.array([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.4, 0.4, 0.4]])
     # b is own and first; a is own and last of three; all three tie, so that half of the two others come before
-    assert places(queries, answers, of_pictures).tolist() == [0.0, 2.0, 1.0]
+    assert retrieval_ranks(queries, answers, of_pictures).tolist() == [0.0, 2.0, 1.0]
 
 
 def test_retrieval_both_ways() -> None:
@@ -154,10 +171,10 @@ def test_retrieval_both_ways() -> None:
             import torch
 
             place = {f"text {key}": i for i, key in enumerate(test.keys)}
-            return torch.from_numpy(unit(test.rows[RELEASE][[place[text] for text in texts]]))
+            return torch.from_numpy(unit(test.rows.features[RELEASE][[place[text] for text in texts]]))
 
-    vectors = {RELEASE: unit(test.rows[RELEASE]), "constant": np.ones((20, 12))}
-    given = Vectors(test.path, test.identity, test.keys, test.labels, test.captions, test.groups, vectors)
+    vectors = {RELEASE: unit(test.rows.features[RELEASE]), "constant": np.ones((20, 12))}
+    given = replace(test, rows=Rows({}, vectors))
     rows = tasks.retrieval(given, Own())["rows"]  # type: ignore[arg-type]
     for way in ("image_to_text", "text_to_image"):
         assert rows[RELEASE][way]["R@1"]["value"] == 1.0

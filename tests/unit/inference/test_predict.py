@@ -11,18 +11,15 @@ import torch
 from handmade import config_of, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
-from small import DECODER, SHAPE
+from small import DECODER, SHAPE, make_taught_release
 
 from uniemox_dist import load_uniemox
 from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.config.schema import Config
 from uniemox_dist.inference.label_texts import load_texts
 from uniemox_dist.models.classifier import Classifier, Outputs, from_unit
-from uniemox_dist.models.student import Student
 from uniemox_dist.release.classifier import write_classifier
-from uniemox_dist.release.export import release
 from uniemox_dist.release.load import to_pixels
 from uniemox_dist.teacher.model import Teacher
 
@@ -32,16 +29,7 @@ LABELS = ("awe", "fear", "joy")
 @pytest.fixture(scope="module")
 def with_teacher(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     """A release in the space of `tiny_teacher`."""
-    folder = tmp_path_factory.mktemp("taught")
-    plain = config_of({**SHAPE, **DECODER}).model_dump(mode="json")
-    config = Config.model_validate({**plain, "teacher": {"name": f"local-dir:{tiny_teacher}"}})
-    teacher = Teacher(config.teacher)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        student = Student(config.model, config.loss, teacher.width)
-    write_checkpoint(folder / "run", student, config, teacher.width, teacher=teacher.identity)
-    release(folder / "run", folder / "out")
-    return folder / "out"
+    return make_taught_release(tmp_path_factory.mktemp("taught"), tiny_teacher)
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -148,7 +136,7 @@ def test_mistakes_are_one_line(
     release_and_input = [str(with_teacher), str(picture_folder)]
     for arguments, says in (
         (release_and_input, "is no classifier; give --labels"),
-        ([*release_and_input, "--labels", "awe"], "--labels: give at least two"),
+        ([*release_and_input, "--labels", "awe"], "--labels: names one class only (awe); give at least two"),
         ([*release_and_input, "--labels", "awe,fear,awe"], "--labels: names awe twice"),
         ([*release_and_input, "--labels", "awe,fear", "--template", "x"], "--template='x': has no {}"),
         ([*release_and_input, "--texts", str(other)], "are of another teacher"),

@@ -17,10 +17,10 @@ from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.splits import Splits
 from uniemox_dist.distributed import collectives
+from uniemox_dist.evaluate import metrics
 from uniemox_dist.models.classifier import Outputs, from_unit
 from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
 from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
-from uniemox_dist.train.finetune import metrics
 from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
 from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
@@ -183,7 +183,7 @@ class FinetuneTrainer(Trainer):
     def _measure(self, found_nC: np.ndarray, reader: LabelledReader) -> dict[str, Any]:
         targets_nC, outputs = reader.targets_nC, self.outputs
         if outputs.task == "single":
-            return metrics.single_label(found_nC, targets_nC, outputs.labels)
+            return metrics.single_label(found_nC, targets_nC, outputs.labels, reader.keys)
         return metrics.multi_label(found_nC, targets_nC, outputs.labels, outputs.dimensions)
 
     def _format(self, measured: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.evaluate import metrics
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit, to_unit
 from uniemox_dist.models.flops import classifier_flops
 from uniemox_dist.models.init_from import load_initial_weights
 from uniemox_dist.train.engine import parameter_groups
-from uniemox_dist.train.finetune import metrics
 from uniemox_dist.train.finetune.validation import Validations, append_validation
 
 TINY = ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, positions="learned")

@@ -1,0 +1,116 @@
+"""One pass over each split of a data set: every sample once, in the order of its shards; pictures are not kept.
+
+Memory holds a batch of pictures and the vectors of all samples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.format.manifest import MANIFEST
+from shards.storage import place
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.crops import ViewSettings
+from uniemox_dist.data.evaluation_batches import EvaluationBatch, evaluation_batches
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.evaluate.subject import Rows, join
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set, embedded."""
+
+    path: str
+    identity: str
+    keys: list[str]
+    labels: list[str | None]
+    captions: list[list[str]]
+    groups: list[str]
+    """Samples of one group are look-alikes: they are resampled together, and lie in one fold."""
+    attributes: list[dict[str, Any]]
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The entry of this split in a result's `data`."""
+        return {"path": self.path, "identity": self.identity, "samples": len(self)}
+
+
+def open_splits(data: str, names: dict[str, str | None], wanted: Sequence[str]) -> dict[str, ShardReader]:
+    """The splits of a data set by role (train, val, test): DATA/NAME, or DATA itself as test if it is one data set.
+
+    Args:
+        names: folder of each role; None stands for the role's own name. A val split without a name is not opened.
+
+    Raises:
+        UserError: if a split is missing, or a split is the test split.
+    """
+    base = place(data, "DATA")
+    if (base / MANIFEST).is_file():
+        if "train" in wanted:
+            raise UserError(
+                f"DATA={data}: is one data set; give the folder that holds train/ and test/ (`uniemox shards split` "
+                "makes them)"
+            )
+        return {"test": ShardReader.from_folder(data, "DATA")}
+    found = {
+        role: ShardReader.from_folder(str(base / (names.get(role) or role)), "DATA")
+        for role in wanted
+        if role != "val" or names.get("val")
+    }
+    for role, reader in found.items():
+        if role != "test" and reader.manifest.identity == found["test"].manifest.identity:
+            raise UserError(
+                f"DATA={data}: {role} and test are the same data set ({reader.manifest.identity[:12]}); a test split "
+                "must hold samples that nothing was learned or chosen on"
+            )
+    return found
+
+
+def embed_splits(
+    readers: dict[str, ShardReader],
+    settings: ViewSettings,
+    embed: Callable[[str, EvaluationBatch], Rows],
+    *,
+    group_by: str | None,
+    workers: int = 0,
+) -> dict[str, Split]:
+    """Embeds each split, with a progress bar over all of them.
+
+    Args:
+        embed: gives the rows of one batch of a role.
+        group_by: attribute that names a sample's group; samples without it, or without `group_by`, are a group each.
+        workers: processes that decode pictures.
+    """
+    found: dict[str, Split] = {}
+    total = sum(reader.manifest.samples for reader in readers.values())
+    with tqdm(total=total, desc="embedding", unit=" pictures", disable=None) as bar:
+        for role, reader in readers.items():
+            parts: list[Rows] = []
+            records: list[dict[str, Any]] = []
+            for batch in evaluation_batches(reader, settings, batch=BATCH, workers=workers):
+                parts.append(embed(role, batch))
+                records += batch.records
+                bar.update(len(batch.records))
+            found[role] = Split(
+                str(reader.folder),
+                reader.manifest.identity,
+                [record["key"] for record in records],
+                [record["label"] for record in records],
+                [record["captions"] for record in records],
+                [_group(record, group_by) for record in records],
+                [record["attributes"] for record in records],
+                join(parts),
+            )
+    return found
+
+
+def _group(record: dict[str, Any], group_by: str | None) -> str:
+    return str(record["attributes"].get(group_by, record["key"])) if group_by else str(record["key"])

@@ -1,0 +1,91 @@
+"""95 % intervals by one cluster bootstrap: for single scores, for statistics, and for scores of several seeds.
+
+Look-alikes are not independent observations. Each resample therefore draws whole groups of samples with replacement
+(Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8), and an interval spans the 2.5th to
+the 97.5th percentile of the resampled values.
+
+Shape legend: S seeds, n samples, C groups of look-alikes, R resamples.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000
+BOUNDS = (2.5, 97.5)
+"""Percentiles that bound the interval."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of several seeds as one row of a table."""
+
+    mean: float
+    spread: float
+    """Standard deviation of the seeds' means (over S - 1); 0 for one seed."""
+    low: float
+    high: float
+    """Bounds of the 95 % interval."""
+    by_seed: tuple[float, ...]
+
+
+class Bootstrap:
+    """Intervals over a fixed set of samples. All intervals of one instance see the same draws.
+
+    Only the counts of one resample are in memory at a time, so that test splits may be large.
+    """
+
+    def __init__(self, groups: Sequence[str], resamples: int = RESAMPLES) -> None:
+        """`groups` names the group of each sample; give each sample a group of its own to resample single samples."""
+        names = sorted(set(groups))
+        number = {name: i for i, name in enumerate(names)}
+        self.group_n = np.array([number[group] for group in groups], dtype=np.int64)
+        self.size_C = np.bincount(self.group_n, minlength=len(names))
+        self.resamples = resamples
+
+    def mean(self, scores_n: np.ndarray) -> tuple[float, float]:
+        """The interval of the mean of some scores, one per sample."""
+        return _bounds(self._resampled_means(scores_n[None])[:, 0])
+
+    def statistic(self, value: Callable[[np.ndarray], float]) -> tuple[float, float]:
+        """The interval of any statistic; `value` takes sample numbers, some of them repeated."""
+        by_group = np.split(np.argsort(self.group_n, kind="stable"), np.cumsum(self.size_C)[:-1])
+        return _bounds(
+            np.array([value(np.concatenate([by_group[i] for i in drawn])) for drawn in self._draws()])
+        )
+
+    def row(self, scores_Sn: np.ndarray) -> Row:
+        """The mean over seeds with its interval. Each resample draws groups and seeds, both with replacement, so that
+        the interval covers other held-out samples and other seeds.
+
+        Few seeds understate the latter: the variance of S drawn seeds is (S - 1)/S of the true one.
+        """
+        by_seed, seeds = scores_Sn.mean(axis=1), len(scores_Sn)
+        weight_RS = (
+            np.random.RandomState(1).multinomial(seeds, np.full(seeds, 1 / seeds), self.resamples) / seeds
+        )
+        low, high = _bounds((self._resampled_means(scores_Sn) * weight_RS).sum(axis=1))
+        spread = float(by_seed.std(ddof=1)) if seeds > 1 else 0.0
+        return Row(float(by_seed.mean()), spread, low, high, tuple(map(float, by_seed)))
+
+    def difference(self, a_Sn: np.ndarray, b_Sn: np.ndarray) -> Row:
+        """`row` of a - b, paired by sample and by seed."""
+        return self.row(a_Sn - b_Sn)
+
+    def _resampled_means(self, scores_Sn: np.ndarray) -> np.ndarray:
+        """Means over the samples of each resample, R×S."""
+        groups = len(self.size_C)
+        sums_CS = np.stack([np.bincount(self.group_n, scores, groups) for scores in scores_Sn], axis=1)
+        counts = (np.bincount(drawn, minlength=groups) for drawn in self._draws())
+        return np.stack([count_C @ sums_CS / (count_C @ self.size_C) for count_C in counts])
+
+    def _draws(self) -> Iterator[np.ndarray]:
+        random, groups = np.random.RandomState(0), len(self.size_C)
+        for _ in range(self.resamples):
+            yield random.randint(0, groups, groups)
+
+
+def _bounds(values_R: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanpercentile(values_R, BOUNDS)
+    return float(low), float(high)
