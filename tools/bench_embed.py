@@ -23,7 +23,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.inference.embed import embed
-from uniemox_dist.inference.pictures import Pictures, batches
+from uniemox_dist.inference.inputs import Pictures, batches
 from uniemox_dist.models.patches import normalise
 from uniemox_dist.release.export import release
 from uniemox_dist.release.load import load_uniemox

@@ -18,8 +18,8 @@ from shards.sources.emotic import CATEGORIES, DIMENSIONS
 from shards.sources.presets import presets
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.files import sha256_file
-from uniemox_dist.inference.pictures import Pictures
-from uniemox_dist.inference.predict import by_head, predict
+from uniemox_dist.inference.inputs import Pictures
+from uniemox_dist.inference.predict import load_classifier_predictor, predict
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.classifier import load_classifier
 from uniemox_dist.release.export import release
@@ -110,7 +110,7 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     assert [row["samples"] for row in dimensions] == [7, 9, 7]  # NaN left out
     assert "nothing is labelled Aversion, Confidence" in emotic["remarks"][2]
     _check_folder(tmp_path / "runs/emo8/best", tmp_path / "source/emo8", labels=8)
-    both = by_head(tmp_path / "runs/heco/best")
+    both = load_classifier_predictor(tmp_path / "runs/heco/best")
     some = Pictures(str(tmp_path / "source/heco/Anger/000.jpg"))
     [answer] = predict(both, some)
     assert set(answer["probabilities"]) == set(presets()["heco"].labels)
@@ -248,4 +248,4 @@ def test_the_lines_of_the_document_do_what_they_say(
     assert all(text in page for text in ("fine-tuning run", "learns 4 labels", "Validation accuracy"))
     capsys.readouterr()
     assert run(["release", "runs/mine", "elsewhere"]) == 2
-    assert "is a run of fine-tuning, whose best weights lie in runs/mine/best" in capsys.readouterr().err
+    assert "is a fine-tuning run; its best weights are in runs/mine/best" in capsys.readouterr().err

@@ -8,14 +8,15 @@ FILE = click.Path(path_type=Path)
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 WORKERS = click.option("--workers", default=1, show_default=True, help="Processes that decode pictures.")
 LAYOUT = click.option(
-    "--layout", help="Of INPUT, if its name does not tell: folder, table, wds, coco, emoset, emotic."
+    "--layout",
+    help="Layout of INPUT, if its name does not show it: folder, table, wds, coco, emoset, emotic.",
 )
 
 
 @click.command()
 @click.argument("source", metavar="INPUT")
 @click.argument("out", type=FILE)
-@click.option("--release", "release", type=FILE, required=True, help="What `uniemox release` wrote.")
+@click.option("--release", "release", type=FILE, required=True, help="A folder that `uniemox release` wrote.")
 @click.option(
     "--space",
     type=click.Choice(["encoder", "fused"]),
@@ -39,7 +40,7 @@ def embed(
 ) -> None:
     """Embeds pictures: INPUT is a picture, a folder, a table, tars or packed shards; OUT a Parquet file.
 
-    A picture that cannot be read has a row with the reason. The same command goes on where it was killed.
+    A picture that cannot be read has a row with the reason. The same command continues after a kill.
     """
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.inference.embed import embed as write
@@ -60,21 +61,23 @@ def embed(
     for name, reason in found.reasons:
         click.echo(f"  {name}: {reason}")
     if found.failed > len(found.reasons):
-        click.echo(f"  … all stand in the column `error` of {out}")
+        click.echo(f"  … all are in the column `error` of {out}")
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @click.argument("source", metavar="INPUT")
-@click.option("--labels", default="", metavar="A,B", help="Zero-shot: the emotions to tell apart.")
+@click.option("--labels", default="", metavar="A,B", help="Zero-shot: the emotions to choose from.")
 @click.option(
-    "--template", "templates", multiple=True, metavar="TEXT", help="Text of a label, with {} for it."
+    "--template", "templates", multiple=True, metavar="TEXT", help="Text of a label, with {} for its name."
 )
-@click.option("--teacher", "teacher_name", help="Where the teacher lies now, if not where the recipe said.")
-@click.option("--texts", type=FILE, help="Zero-shot without a teacher: what --save-texts wrote.")
-@click.option("--save-texts", type=FILE, help="Write the labels' texts there, for --texts.")
+@click.option(
+    "--teacher", "teacher_name", help="The teacher's folder or name, if it has moved since training."
+)
+@click.option("--texts", type=FILE, help="Zero-shot without a teacher: a file that --save-texts wrote.")
+@click.option("--save-texts", type=FILE, help="Write the embedded labels to this file, for --texts.")
 @click.option("--format", "kind", type=click.Choice(["json", "csv"]), default="json", show_default=True)
-@click.option("--top", type=click.IntRange(1), help="Only so many labels of a picture (JSON).")
+@click.option("--top", type=click.IntRange(1), help="List only this many labels of a picture (JSON).")
 @LAYOUT
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--workers", default=0, show_default=True, help="Processes that decode pictures.")
@@ -94,47 +97,45 @@ def predict(
     workers: int,
     device: str,
 ) -> None:
-    """Emotions of a picture, or of all in a folder, with probabilities, one line for each picture.
+    """Prints the emotions of each picture of INPUT with probabilities, one line per picture.
 
-    MODEL is a fine-tuned classifier, or a release: that needs --labels (and its teacher), or --texts.
+    MODEL is a fine-tuned classifier, or a release; a release needs --labels (and its teacher), or --texts.
     """
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.core.outputs import check_output
-    from uniemox_dist.inference import predict as by
-    from uniemox_dist.inference.label_texts import embed_labels, load_texts
-    from uniemox_dist.inference.label_texts import save_texts as save
-    from uniemox_dist.inference.pictures import Pictures
+    from uniemox_dist.inference import predict as prediction
+    from uniemox_dist.inference.inputs import Pictures
     from uniemox_dist.release.load import check_device
 
     device = check_device(device)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if save_texts is not None and not names:
-        raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give them, too")
+        raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give --labels, too")
     check_output(save_texts, "--save-texts")
-    if by.is_classifier(model):
+    if prediction.is_classifier(model):
         if names or texts:
-            raise UserError(f"MODEL={model}: has labels of its own; leave --labels and --texts out")
-        predictor = by.by_head(model, device)
+            raise UserError(f"MODEL={model}: has labels of its own; leave out --labels and --texts")
+        predictor = prediction.load_classifier_predictor(model, device)
     elif texts is not None:
         if names:
             raise UserError("--texts, --labels: give one of them")
-        predictor = by.by_texts(model, load_texts(texts), device)
+        predictor = prediction.load_zeroshot_predictor(model, prediction.load_texts(texts), device)
     elif names:
-        found = embed_labels(model, names, templates, teacher_name)
+        found = prediction.embed_labels(model, names, templates, teacher_name)
         if save_texts is not None:
-            save(found, save_texts)
-        predictor = by.by_texts(model, found, device)
+            prediction.save_texts(found, save_texts)
+        predictor = prediction.load_zeroshot_predictor(model, found, device)
     else:
         raise UserError(
-            f"MODEL={model}: is no classifier; give --labels a,b,c (or --texts) to compare pictures with"
+            f"MODEL={model}: is no classifier; give --labels a,b,c (or --texts) for zero-shot prediction"
         )
     pictures = Pictures(source, layout)
     if kind == "csv":
-        click.echo(by.as_csv(None, predictor))
+        click.echo(prediction.as_csv(None, predictor))
     failed = 0
-    for line in by.predict(predictor, pictures, batch=batch, workers=workers):
+    for line in prediction.predict(predictor, pictures, batch=batch, workers=workers):
         failed += "error" in line
-        click.echo(by.as_csv(line, predictor) if kind == "csv" else by.as_json(line, top))
+        click.echo(prediction.as_csv(line, predictor) if kind == "csv" else prediction.as_json(line, top))
     if failed:
         click.echo(f"uniemox: warning: {failed} of {len(pictures)} pictures could not be read", err=True)
 
@@ -143,12 +144,12 @@ def predict(
 @click.argument("release", type=FILE)
 @click.argument("pictures", nargs=-1, required=True)
 @click.argument("out", type=FILE)
-@click.option("--mask-ratio", type=float, help="Share of masked patches. [default: that of training]")
-@click.option("--seed", default=0, show_default=True, help="Of the masks.")
+@click.option("--mask-ratio", type=float, help="Share of masked patches. [default: as in training]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the masks.")
 def reconstruct(
     release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
 ) -> None:
-    """Pictures (files or folders), masked, and as the student of RELEASE fills them in: a grid in OUT, a PNG."""
+    """Masks pictures (files or folders), reconstructs them by RELEASE, and writes all to OUT, a PNG grid."""
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.inference.reconstruct import reconstruct as write
 

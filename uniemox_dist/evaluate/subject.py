@@ -153,7 +153,7 @@ class ReleaseSubject:
 
     def _untrained(self) -> Student:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.run.seed)  # the very weights that the run began with
+            torch.manual_seed(self.config.run.seed)  # the weights that a run without init_from starts with
             fresh = Student(self.config.model, self.config.loss, self.facts["embedding_width"])
         return fresh.eval().to(self.device)
 

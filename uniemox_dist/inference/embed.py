@@ -1,9 +1,9 @@
-"""Pictures to a table of vectors: key, embedding, and the reason where there is none.
+"""`uniemox embed`: writes a table of vectors, with key, embedding, and the reason if a picture cannot be read.
 
     OUT.parquet            key text | embedding fixed-size list of float32, null after a failure | error text or null
-    .OUT.parquet.parts/    while it is written: a part for every minute, each complete or absent
+    .OUT.parquet.parts/    while the table is written: one part per minute, each complete or absent
 
-A command that was killed goes on behind its last complete part; the table is the same as without the kill.
+A killed command continues after its last complete part; the table is the same as without the kill.
 Shape legend: B pictures, D width of the vectors.
 """
 
@@ -33,7 +33,7 @@ from uniemox_dist.core.files import (
     write_json,
 )
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.inference.pictures import Batch, Pictures, batches
+from uniemox_dist.inference.inputs import Batch, Pictures, batches
 from uniemox_dist.release.embedder import UniEmoX
 from uniemox_dist.release.format import SUMS
 from uniemox_dist.release.load import load_uniemox
@@ -41,14 +41,14 @@ from uniemox_dist.release.load import load_uniemox
 SPACES = ("encoder", "fused")
 SETTINGS = "settings.json"
 PART_S = 60.0
-"""Seconds of work that a kill may cost."""
+"""Seconds between parts: the work that a kill can lose."""
 GROUP_ROWS = 4096
 METADATA = b"uniemox"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What came of a command."""
+    """The result of `embed`."""
 
     rows: int
     failed: int
@@ -71,11 +71,11 @@ def embed(
     """Writes the table.
 
     Args:
-        space: `encoder` (class tokens, as they are) or `fused` (unit rows in the teacher's space).
-        part_s: seconds after which what is done is written down.
+        space: `encoder` (class tokens, not normalised) or `fused` (unit rows in the teacher's space).
+        part_s: seconds between parts.
 
     Raises:
-        UserError: if OUT exists, or was begun with other settings; if there is no such input, release or space.
+        UserError: if OUT exists, or was started with other settings; if input, release or space do not exist.
     """
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another file or delete it")
@@ -98,7 +98,7 @@ def embed(
         "uniemox_dist": __version__,
     }
     parts = out.with_name(f".{out.name}.parts")
-    done = _begin(parts, about)
+    done = _open_parts(parts, about)
     settings = view_settings(Config.model_validate(model.facts["config"]))
     schema = schema_of(width, about)
     todo = batches(pictures, settings, batch=batch, workers=workers, first=min(done, len(pictures)))
@@ -117,7 +117,7 @@ def embed(
 
 
 def schema_of(width: int, about: dict[str, Any]) -> pa.Schema:
-    """Columns of the table; what it was made with stands in its metadata as JSON."""
+    """Columns of the table; its metadata hold the settings as JSON."""
     columns = [
         pa.field("key", pa.string(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32(), width)),
@@ -127,12 +127,12 @@ def schema_of(width: int, about: dict[str, Any]) -> pa.Schema:
 
 
 def vectors(model: UniEmoX, some: Batch, space: str) -> np.ndarray:
-    """B×D of one batch."""
+    """The vectors of one batch, B×D."""
     scene = some.scene_B3HW.to(model.device)
     if space == "encoder":
         found = model.encode(scene)
     else:
-        alone = torch.equal(some.person_B3HW, some.scene_B3HW)  # nobody is known: one look is enough
+        alone = torch.equal(some.person_B3HW, some.scene_B3HW)  # no person in the batch: one pass is enough
         found = model.embed_views(scene, scene if alone else some.person_B3HW.to(model.device))
     rows: np.ndarray = found.float().cpu().numpy()
     return rows
@@ -148,8 +148,8 @@ def _rows(model: UniEmoX, some: Batch, space: str, schema: pa.Schema) -> pa.Reco
     )
 
 
-def _begin(parts: Path, settings: dict[str, Any]) -> int:
-    """Makes the folder of parts, or finds that of a command that was killed; returns how many rows it has."""
+def _open_parts(parts: Path, settings: dict[str, Any]) -> int:
+    """Makes the folder of parts, or opens that of a killed command. Returns how many rows it has."""
     if not (parts / SETTINGS).is_file():
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
@@ -159,7 +159,8 @@ def _begin(parts: Path, settings: dict[str, Any]) -> int:
     if there != settings:
         changed = sorted(key for key in {*settings, *there} if there.get(key) != settings.get(key))
         raise UserError(
-            f"OUT: {parts} was begun with another {' and '.join(changed)}; give the same again, or delete that folder"
+            f"OUT: {parts} was started with another {' and '.join(changed)}; give the same settings, or delete "
+            "that folder"
         )
     return max((int(path.stem) for path in _complete(parts)), default=0)
 
@@ -182,7 +183,7 @@ def _join(parts: Path, out: Path, schema: pa.Schema) -> Embedded:
 
 
 def _groups(parts: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    """All rows in groups of the same size, wherever the parts end."""
+    """Yields all rows in groups of one size, independent of the parts."""
     rest = schema.empty_table()
     for path in _complete(parts):
         rest = pa.concat_tables([rest, pq.read_table(path)])

@@ -1,4 +1,4 @@
-"""Pictures to emotions with probabilities: by a fine-tuned head, or zero-shot by texts of labels.
+"""`uniemox predict`: emotions of pictures with probabilities, by a fine-tuned head or zero-shot by texts of labels.
 
 Shape legend: B pictures, C classes, E width of the teacher's space.
 """
@@ -6,40 +6,55 @@ Shape legend: B pictures, C classes, E width of the teacher's space.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import read_json
+from uniemox_dist.core.files import atomic_path, read_json
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.inference.label_texts import LabelTexts
-from uniemox_dist.inference.pictures import Batch, Pictures, batches
+from uniemox_dist.evaluate.subject import ReleaseSubject
+from uniemox_dist.evaluate.tasks import TEMPLATES, label_vectors
+from uniemox_dist.inference.inputs import Batch, Pictures, batches
 from uniemox_dist.release.classifier import CLASSIFIER, load_classifier, read_classifier
 from uniemox_dist.release.format import FACTS, altered
 from uniemox_dist.release.load import load_uniemox
 
+TEXTS_FORMAT = "uniemox-texts"
+
+
+@dataclass(frozen=True)
+class LabelTexts:
+    """Labels with their vectors in a teacher's space: with them, zero-shot prediction needs no teacher."""
+
+    labels: tuple[str, ...]
+    vectors_CE: np.ndarray
+    logit_scale: float
+    teacher_sha256: str
+
 
 @dataclass(frozen=True)
 class Answers:
-    """Of some pictures."""
+    """The answers to a batch of pictures."""
 
     probabilities_BL: np.ndarray
-    """Of the labels."""
+    """Of each label."""
     dimensions_BV: np.ndarray | None = None
     """Valence, arousal and dominance, on 1 to 10, of a classifier that estimates them."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """What answers views."""
+    """A model that turns batches of views into answers."""
 
     labels: tuple[str, ...]
     settings: ViewSettings
@@ -55,12 +70,12 @@ def is_classifier(folder: Path) -> bool:
         return False
 
 
-def by_head(folder: Path, device: str = "cpu") -> Predictor:
-    """A fine-tuned classifier, as `uniemox finetune` leaves it in RUN/best; it looks at the person's crop, too, where
-    it was trained so.
+def load_classifier_predictor(folder: Path, device: str = "cpu") -> Predictor:
+    """A predictor from a fine-tuned classifier, RUN/best of `uniemox finetune`. It uses the person's crop if the
+    classifier was trained with it.
 
     Raises:
-        UserError: if a file of it was altered or is missing, or a newer version wrote it.
+        UserError: if a file was altered or is missing, or a newer version wrote it.
     """
     for name, problem in altered(folder):
         raise UserError(f"MODEL={folder}: {name} {problem}; copy it again")
@@ -80,8 +95,8 @@ def by_head(folder: Path, device: str = "cpu") -> Predictor:
     return Predictor(outputs.labels, replace(settings, person_grid=0), answer, outputs.dimensions)
 
 
-def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor:
-    """Zero-shot: the softmax of similarities to texts at the teacher's own logit scale.
+def load_zeroshot_predictor(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor:
+    """A zero-shot predictor: the softmax of similarities to texts, at the teacher's logit scale.
 
     Raises:
         UserError: if the texts are another teacher's, or the release has no fused space.
@@ -89,9 +104,14 @@ def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor
     model = load_uniemox(release, verify=True, device=device)
     teacher = model.facts["teacher"]
     if teacher is None or not model.has_space:
-        raise UserError(f"MODEL={release}: was trained without a teacher: texts are in no space of its")
+        raise UserError(
+            f"MODEL={release}: was trained without a teacher and cannot be compared with texts; give a classifier, "
+            "or another release"
+        )
     if teacher["weights_sha256"] != texts.teacher_sha256:
-        raise UserError(f"--texts: are of another teacher than that of {release} ({teacher['name']})")
+        raise UserError(
+            f"--texts: are of another teacher than that of {release} ({teacher['name']}); write them with --save-texts"
+        )
 
     def answer(some: Batch) -> Answers:
         gamma = model.embed_views(some.scene_B3HW.to(device), some.person_B3HW.to(device)).cpu().numpy()
@@ -106,8 +126,8 @@ def by_texts(release: Path, texts: LabelTexts, device: str = "cpu") -> Predictor
 def predict(
     predictor: Predictor, pictures: Pictures, *, batch: int = 32, workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A line for each picture, in their order: `picture`, `label` and `probabilities` by label, highest first (and
-    `dimensions`, of a classifier that estimates them), or `error`."""
+    """Yields a line for each picture, in order: `picture`, `label`, `probabilities` by label, highest first, and the
+    `dimensions` of a classifier that estimates them; or `picture` and `error`."""
     with tqdm(total=len(pictures), desc="predicting", unit=" pictures", disable=None) as bar:
         for some in batches(pictures, predictor.settings, batch=batch, workers=workers):
             answers = predictor.answer(some)
@@ -132,7 +152,7 @@ def _line(predictor: Predictor, name: str, answers: Answers, number: int) -> dic
 
 
 def as_json(line: dict[str, Any], top: int | None) -> str:
-    """One line of JSON; with `top` the highest labels only."""
+    """One line of JSON; `top` limits it to the labels with the highest probabilities."""
     if top is not None and "probabilities" in line:
         line = {**line, "probabilities": dict(list(line["probabilities"].items())[:top])}
     return json.dumps(line, ensure_ascii=False)
@@ -150,3 +170,56 @@ def as_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
         row = [line["picture"], line.get("label", ""), *cells, line.get("error", "")]
     csv.writer(out, lineterminator="").writerow(row)
     return out.getvalue()
+
+
+def embed_labels(
+    release: Path, labels: Sequence[str], templates: Sequence[str] = (), teacher_name: str | None = None
+) -> LabelTexts:
+    """Embeds labels by a release's teacher; see `label_vectors`.
+
+    Raises:
+        UserError: for fewer than two labels, templates without {}, or a teacher that is not the release's.
+    """
+    subject = ReleaseSubject(release, teacher_name=teacher_name, with_teacher=True)
+    assert subject.teacher is not None
+    vectors = label_vectors(subject.teacher, labels, templates or TEMPLATES)
+    identity = subject.teacher.identity["weights_sha256"]
+    return LabelTexts(tuple(labels), vectors, subject.teacher.logit_scale, identity)
+
+
+def save_texts(texts: LabelTexts, path: Path) -> None:
+    """Writes a safetensors file with one tensor, `texts` (C×E, unit rows); its metadata hold the labels, the teacher's
+    hash and its logit scale."""
+    about = {
+        "format": TEXTS_FORMAT,
+        "labels": json.dumps(list(texts.labels), ensure_ascii=False),
+        "logit_scale": repr(texts.logit_scale),
+        "teacher_sha256": texts.teacher_sha256,
+    }
+    tensor = torch.from_numpy(np.ascontiguousarray(texts.vectors_CE, np.float32))
+    with atomic_path(path) as temporary:
+        save_file({"texts": tensor}, temporary, metadata=about)
+
+
+def load_texts(path: Path) -> LabelTexts:
+    """Reads what `save_texts` wrote.
+
+    Raises:
+        UserError: if the file is missing or holds something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != TEXTS_FORMAT:
+                raise ValueError("is no file of label texts")
+            vectors = file.get_tensor("texts").numpy()
+            labels = tuple(json.loads(about["labels"]))
+            if vectors.ndim != 2 or len(vectors) != len(labels):
+                raise ValueError("has another number of labels than of texts")
+            return LabelTexts(labels, vectors, float(about["logit_scale"]), about["teacher_sha256"])
+    except FileNotFoundError:
+        raise UserError(
+            f"--texts={path}: no such file; write it with `uniemox predict … --save-texts`"
+        ) from None
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"--texts={path}: {error}; write it with `uniemox predict … --save-texts`") from None

@@ -1,4 +1,4 @@
-"""Pictures as the student reconstructs them: original, masked and reconstructed side by side."""
+"""`uniemox reconstruct`: original, masked and reconstructed pictures side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.masks import SCENE_VIEW, choose_patch_order
-from uniemox_dist.inference.pictures import Pictures, batches
+from uniemox_dist.inference.inputs import Pictures, batches
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import read_release
@@ -20,7 +20,7 @@ from uniemox_dist.release.load import load_pretrained
 
 TILE, GAP = 224, 6
 GREY = 0.75
-"""Of what is masked."""
+"""The colour of masked patches."""
 MOST_PICTURES = 64
 
 
@@ -43,10 +43,10 @@ def tiles(student: Student, scene_B3HW: Tensor, seed: int) -> Tensor:
 def reconstruct(
     release: Path, sources: Sequence[str], out: Path, *, mask_ratio: float | None = None, seed: int = 0
 ) -> tuple[int, list[str]]:
-    """Writes a PNG with a row of three tiles for each picture; returns how many, and why others are not there.
+    """Writes a PNG with a row of three tiles per picture. Returns their number, and the errors of other pictures.
 
     Args:
-        mask_ratio: another share of masked patches than the student was trained with.
+        mask_ratio: share of masked patches; by default that of training.
 
     Raises:
         UserError: if the release has no decoder, or none of the pictures can be read.
@@ -54,7 +54,10 @@ def reconstruct(
     facts = read_release(release, verify=True)
     student = load_pretrained(release)
     if student.decoder is None:
-        raise UserError(f"RELEASE={release}: was trained without reconstruction (loss.reconstruction=0)")
+        raise UserError(
+            f"RELEASE={release}: was trained without reconstruction (loss.reconstruction=0); "
+            "give another release"
+        )
     if mask_ratio is not None:
         if not 1 / student.model.patches <= mask_ratio <= 1 - 1 / student.model.patches:
             raise UserError(

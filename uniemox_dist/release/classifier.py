@@ -1,4 +1,4 @@
-"""A fine-tuned classifier as a folder that timm loads as it is.
+"""A fine-tuned classifier as a folder that timm loads directly.
 
     OUT/model.safetensors   in timm's names, with the last layer as `head`
     OUT/config.json         timm's local-dir configuration
@@ -6,7 +6,7 @@
     OUT/SHA256SUMS
     OUT/uniemox.safetensors with a person branch only: the last layer, over the features of scene and person
 
-Valence, arousal and dominance come out on EMOTIC's scale of 1 to 10; labels as logits.
+Outputs are logits of the labels, then valence, arousal and dominance on EMOTIC's scale of 1 to 10.
 """
 
 import shutil
@@ -39,7 +39,7 @@ from uniemox_dist.models.classifier import (
     from_unit,
     make_timm_model,
 )
-from uniemox_dist.release.timm_config import statistics
+from uniemox_dist.release.preprocessing import timm_preprocessing
 
 FORMAT_VERSION = 1
 WEIGHTS, HEAD, FACTS = "model.safetensors", "uniemox.safetensors", "uniemox.json"
@@ -48,7 +48,7 @@ WEIGHTS, HEAD, FACTS = "model.safetensors", "uniemox.safetensors", "uniemox.json
 def write_classifier(
     out: Path, checkpoint: Checkpoint, config: FinetuneRun, outputs: Outputs, metrics: dict[str, Any]
 ) -> None:
-    """Writes the weights of a checkpoint to `out`, in the place of what was there before: whole, or not at all."""
+    """Writes the weights of a checkpoint to `out`. A folder that is there already is replaced as a whole."""
     classifier = Classifier(config.model, outputs)
     reader = FragmentReader(checkpoint)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def write_classifier(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, classifier, config)
+        _write_weights(temporary, classifier, config)
         write_json(temporary / FACTS, _facts(checkpoint, config, outputs, metrics))
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
@@ -75,7 +75,7 @@ def write_classifier(
 
 
 @torch.no_grad()
-def _write(folder: Path, classifier: Classifier, config: FinetuneRun) -> None:
+def _write_weights(folder: Path, classifier: Classifier, config: FinetuneRun) -> None:
     outputs, model = classifier.outputs, config.model
     head = {name: tensor.clone() for name, tensor in classifier.head.state_dict().items()}
     first = len(outputs.labels)
@@ -91,7 +91,7 @@ def _write(folder: Path, classifier: Classifier, config: FinetuneRun) -> None:
         weights |= {f"head.{name}": tensor for name, tensor in head.items()}
     whole.load_state_dict(weights)
     pretrained: Any = whole.pretrained_cfg
-    pretrained.update(statistics(model, whole.num_classes))
+    pretrained.update(timm_preprocessing(model, whole.num_classes))
     about: dict[str, Any] = {"model_args": classifier_arguments(model, outputs.pooling)}
     if not outputs.persons:
         about["label_names"] = list(outputs.names)
@@ -119,14 +119,16 @@ def _facts(
 
 
 def read_classifier(folder: str | Path) -> tuple[FinetuneRun, Outputs, dict[str, Any]]:
-    """The settings, outputs and all other facts of a fine-tuned classifier.
+    """The settings, outputs and further facts of a fine-tuned classifier.
 
     Raises:
-        UserError: if the folder is none, or of a newer format.
+        UserError: if the folder holds no classifier, or one of a newer format.
     """
     path = Path(folder) / FACTS
     if not path.is_file() or (facts := read_json(path)).get("format") != CLASSIFIER:
-        raise UserError(f"CLASSIFIER={folder}: is none; give the folder best/ of a run of `uniemox finetune`")
+        raise UserError(
+            f"CLASSIFIER={folder}: holds no classifier; give the folder best/ of a run of `uniemox finetune`"
+        )
     if facts["format_version"] > FORMAT_VERSION:
         raise UserError(f"CLASSIFIER={folder}: a newer uniemox-dist wrote it; update uniemox-dist")
     config = FinetuneRun.model_validate(facts["config"])
@@ -141,8 +143,8 @@ def read_classifier(folder: str | Path) -> tuple[FinetuneRun, Outputs, dict[str,
 
 
 def load_classifier(folder: str | Path) -> Classifier:
-    """A fine-tuned classifier, person branch included, in eval mode on the CPU. It takes uint8 views; its answers are
-    logits of `outputs.labels`, and then valence, arousal and dominance on 1 to 10.
+    """A fine-tuned classifier with its person branch, in eval mode on the CPU. It takes uint8 views and returns logits
+    of `outputs.labels`, then valence, arousal and dominance on 1 to 10.
 
     Raises:
         UserError: as `read_classifier`.

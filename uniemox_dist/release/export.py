@@ -1,38 +1,50 @@
-"""From a run's sharded checkpoint to a folder that timm loads as it is.
+"""`uniemox release`: writes a run's sharded checkpoint as a folder that timm loads directly.
 
     OUT/model.safetensors    the encoder, in timm's names      OUT/config.json     timm's local-dir configuration
     OUT/uniemox.safetensors  projection, fusion and decoder    OUT/uniemox.json    what it is and where it comes from
     OUT/README.md            the model card                    OUT/SHA256SUMS      of all other files
     OUT/training_curves.png  of runs with metrics              OUT/encoder.onnx    on request
 
-Works on one CPU, whatever ZeRO stage and number of ranks wrote the checkpoint, and without deepspeed.
+This needs one CPU and no deepspeed, whatever ZeRO stage and number of ranks wrote the checkpoint.
 """
 
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from timm.models._hub import save_config_for_hf
 
-from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.checkpoints.folders import (
+    COMPLETE,
+    Checkpoint,
+    complete_checkpoints,
+    open_checkpoint,
+    step_folder,
+)
 from uniemox_dist.checkpoints.format import load_fixed
 from uniemox_dist.config.encoder_names import timm_name
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.errors import Fault, UserError, missing_extra
 from uniemox_dist.core.files import publish_dir, sha256_file, share, write_json, write_text
 from uniemox_dist.models.classifier import TIMM_NAMES
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import CARD, CONFIG, FACTS, ONNX, SUMS
-from uniemox_dist.release.model_card import card, draw_curves, evaluation_of, facts_of, standing
-from uniemox_dist.release.select_checkpoint import choose
-from uniemox_dist.release.timm_config import statistics
+from uniemox_dist.release.model_card import card, draw_curves, evaluation_of, facts_of, valid_metrics
+from uniemox_dist.release.preprocessing import timm_preprocessing
 from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, source_of, write_weights
-from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.runs.folder import RunFolder, read_lines
+from uniemox_dist.runs.history import History, Line, number
 
 CURVES = "training_curves.png"
+ONNX_AGREES = 1e-3
+"""Largest difference of a feature between onnxruntime and torch, in standard deviations of the features."""
+ONNX_BATCHES = (1, 3)
 
 
 def release(
@@ -46,26 +58,26 @@ def release(
     evaluation: Path | None = None,
     licence: str | None = None,
 ) -> dict[str, Any]:
-    """Writes a release of a run's checkpoint (or of a checkpoint folder) to `out`; returns its facts.
+    """Writes a release of a run's checkpoint (or of a checkpoint folder) to `out`. Returns its facts.
 
     Args:
-        step: `last` (the newest sound checkpoint), `best` (see `choose`) or a number.
-        ema: the encoder's weights are their moving average; projection, fusion and decoder are as they were trained.
+        step: `last` (the newest sound checkpoint), `best` (see `select_checkpoint`) or a number.
+        ema: release the moving average of the encoder's weights; projection, fusion and decoder stay as trained.
         dtype: number format of all weights: fp32, bf16 or fp16.
         onnx: also writes the encoder as ONNX, compared with torch.
-        evaluation: of the protocol, for the model card; otherwise the run's evaluation.json of that step, if any.
-        licence: of the weights, for the model card: an identifier of the Hugging Face Hub.
+        evaluation: result of the protocol for the model card; by default the run's evaluation.json of that step.
+        licence: licence of the weights for the model card, an identifier of the Hugging Face Hub.
 
     Raises:
         UserError: if the run has no such checkpoint, or no moving average, or `out` exists.
-        Fault: if what was written differs from the checkpoint.
+        Fault: if a written tensor differs from the checkpoint.
     """
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another folder or delete it")
-    checkpoint = choose(run, step)
+    checkpoint = select_checkpoint(run, step)
     if "finetune" in checkpoint.info["config"]:
         raise UserError(
-            f"RUN={run}: is a run of fine-tuning, whose best weights lie in {run}/best as timm loads them"
+            f"RUN={run}: is a fine-tuning run; its best weights are in {run}/best, and timm loads that folder"
         )
     source = source_of(checkpoint, ema=ema)
     folder = RunFolder(checkpoint.folder.parent.parent)
@@ -79,10 +91,8 @@ def release(
         _write_config(temporary / CONFIG, Config.model_validate(checkpoint.info["config"]), source)
         write_weights(temporary, source, DTYPES[dtype])
         compare(temporary, source, DTYPES[dtype])
-        curves = draw_curves(standing(folder), checkpoint.step, temporary / CURVES)
+        curves = draw_curves(valid_metrics(folder), checkpoint.step, temporary / CURVES)
         if onnx:
-            from uniemox_dist.release.onnx_file import export_onnx
-
             facts["onnx"] = export_onnx(temporary, temporary / ONNX)
         write_json(temporary / FACTS, facts)
         write_text(temporary / CARD, card(facts, found, onnx=onnx, curves=curves))
@@ -98,7 +108,7 @@ def release(
 
 
 def student_of(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
-    """The student of a checkpoint, in fp32 on the CPU, with all its weights; `ema`: with the encoder's average."""
+    """The student of a checkpoint in fp32 on the CPU; with `ema` its encoder has the moving average."""
     config = Config.model_validate(checkpoint.info["config"])
     student = Student(config.model, config.loss, checkpoint.info["embedding_width"])
     source = source_of(checkpoint, ema=ema)
@@ -111,12 +121,108 @@ def student_of(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
 
 
 def _write_config(path: Path, config: Config, source: Source) -> None:
-    """timm's config.json, by which `create_model` builds the encoder; its own weights are not kept."""
+    """Writes timm's config.json, from which `create_model` builds the encoder."""
     arguments = encoder_arguments(config.model)
     name = TIMM_NAMES.get(config.model.width, "vit_base_patch16_224")
     if config.model.name is not None:
         name = timm_name(config.model.name)
     encoder: Any = timm.create_model(name, num_classes=0, **arguments)
     check_names(encoder.state_dict(), source)
-    encoder.pretrained_cfg.update(statistics(config.model, 0))
+    encoder.pretrained_cfg.update(timm_preprocessing(config.model, 0))
     save_config_for_hf(encoder, str(path), model_config={"model_args": arguments})
+
+
+def export_onnx(release: Path, path: Path) -> dict[str, Any]:
+    """Writes the encoder of a release folder (config.json and model.safetensors) as one ONNX file and compares it with
+    torch. Input `pixels` is B×3×size×size, normalised; output `features` is B×D; B is free. Returns facts for
+    uniemox.json.
+
+    Raises:
+        UserError: if the extra `onnx` is not installed.
+        Fault: if onnxruntime's features differ from torch's.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "onnx") from None
+    encoder: Any = timm.create_model(f"local-dir:{release}", pretrained=True, num_classes=0).eval().float()
+    size = encoder.pretrained_cfg["input_size"][-1]
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn((max(ONNX_BATCHES), 3, size, size), generator=generator)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            encoder,
+            (pixels[:2],),
+            input_names=["pixels"],
+            output_names=["features"],
+            dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+        expected = encoder(pixels).numpy()
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in ONNX_BATCHES:
+        found = session.run(["features"], {"pixels": pixels[:batch].numpy()})[0]
+        worst = max(worst, float(np.abs(found - expected[:batch]).max() / expected.std()))
+    if not worst < ONNX_AGREES:
+        raise Fault(
+            f"{path.name}: onnxruntime's features differ from torch's by {worst:.2g} standard deviations (at most "
+            f"{ONNX_AGREES:g}); release without --onnx"
+        )
+    opset = max(entry.version for entry in onnx.load(str(path), load_external_data=False).opset_import)
+    return {"opset": opset, "differs_by": round(worst, 8), "onnxruntime": onnxruntime.__version__}
+
+
+def select_checkpoint(run: Path, step: str) -> Checkpoint:
+    """The checkpoint of a run (or of a checkpoint's own folder) by `step`: `last` is the newest sound one, `best` the
+    one with the lowest recent loss, else a number. Its hashes are checked.
+
+    The recent loss is the mean over metrics.jsonl of the `run.save_every` steps before the checkpoint, without skipped
+    steps. Of equal checkpoints the newest is the best.
+
+    Raises:
+        UserError: if there is no such checkpoint, it is damaged, or the run has no losses to choose by.
+    """
+    if step == "last":
+        return open_checkpoint(run, "RUN")
+    if (run / COMPLETE).is_file():
+        raise UserError(
+            f"--step={step}: RUN={run} is one checkpoint; give its run's folder, or leave --step out"
+        )
+    there = complete_checkpoints(run / "checkpoints")
+    if not there:
+        return open_checkpoint(run, "RUN")  # raises the error
+    if step == "best":
+        return open_checkpoint(_best_checkpoint(run, there).folder, "RUN")
+    if step.isascii() and step.isdigit() and int(step) in {c.step for c in there}:
+        return open_checkpoint(run / "checkpoints" / step_folder(int(step)), "RUN")
+    known = [f"{c.step}" for c in there]
+    shown = ", ".join(known if len(known) <= 8 else [*known[:3], "…", *known[-3:]])
+    raise UserError(f"--step={step}: RUN={run} has no such checkpoint; it has {shown} (or give last or best)")
+
+
+def mean_loss(lines: Sequence[Line], step: int, window: int) -> float:
+    """The mean of the finite losses in the `window` steps up to `step`; infinite if there is none."""
+    losses = [number(line.get("loss")) for line in lines if step - window < line["step"] <= step]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return sum(finite) / len(finite) if finite else math.inf
+
+
+def _best_checkpoint(run: Path, there: Sequence[Checkpoint]) -> Checkpoint:
+    folder = RunFolder(run)
+    past = History(read_lines(folder.metrics), read_lines(folder.events))
+    skipped = set(past.skips)
+    lines = [line for line in past.lines if line["step"] not in skipped]
+    window = max(1, *(int(c.info["config"]["run"]["save_every"]) for c in there))
+    means = {c.step: mean_loss(lines, c.step, window) for c in there}
+    if not any(map(math.isfinite, means.values())):
+        raise UserError(
+            f"--step=best: {folder.metrics} has no finite losses; give --step last or a step's number"
+        )
+    return min(reversed(there), key=lambda checkpoint: means[checkpoint.step])

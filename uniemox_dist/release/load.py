@@ -17,6 +17,7 @@ from shards.pictures import upright_pixels
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.views import resize_whole
+from uniemox_dist.models.patches import normalise
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.embedder import UniEmoX
 from uniemox_dist.release.format import CONFIG, read_release
@@ -27,8 +28,8 @@ DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erf
 
 
 class Undrawn(TorchFunctionMode):
-    """Modules built inside keep the memory they got instead of random weights: for those that are all loaded after, of
-    which drawing would be most of the time."""
+    """Modules built inside skip the random initialisation of weights, which takes most of the time and is overwritten
+    by the loaded weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in DRAWS else func(*args, **(kwargs or {}))
@@ -54,29 +55,29 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
     except SafetensorError as error:
         raise _unreadable(path, ENCODER, error) from None
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        # The last line: what loading weights says first is only that something does not fit.
+        # The last line holds the cause; the first ones only state that something does not fit.
         reason = str(error).strip().splitlines()[-1].strip()[:200] if str(error).strip() else "it is damaged"
         raise UserError(
             f"RELEASE={path}: timm {timm.__version__} cannot build what {CONFIG} names ({reason}); update timm, "
             "or copy the release again"
         ) from None
-    mean_311, std_311 = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
 
     def preprocess(picture: Image.Image) -> Tensor:
         pixels_3HW = to_pixels(picture)
-        return (resize_whole(pixels_3HW, model.image_size).float() / 255 - mean_311) / std_311
+        view_13SS = resize_whole(pixels_3HW, model.image_size)[None]
+        return normalise(view_13SS, model.mean, model.std, torch.float32)[0]
 
     return encoder, preprocess
 
 
 def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.device = "cpu") -> UniEmoX:
-    """The whole of a release for pictures: `.encode` gives the encoder's features, `.embed` vectors in the space of the
+    """A release that takes pictures: `.encode` returns the encoder's features, `.embed` vectors in the space of the
     teacher's pictures and texts.
 
     Args:
         path: folder of a release.
         verify: check SHA256SUMS first.
-        device: where it computes.
+        device: name of the torch device.
 
     Raises:
         UserError: as `load_encoder`, and for a device that is not there.

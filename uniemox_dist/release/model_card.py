@@ -1,4 +1,4 @@
-"""What a release says of itself: the facts in uniemox.json, the model card and the curves beside it."""
+"""The description of a release: the facts in uniemox.json, the model card, and the curves beside it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,22 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
 from uniemox_dist.release.format import FORMAT, FORMAT_VERSION
+from uniemox_dist.release.preprocessing import preprocessing_facts
 from uniemox_dist.release.weights import ENCODER, REST, Source
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History, Line, number
 
 SPLITS = ("train", "val", "test")
 MOST_INDEXES = 2000
-"""Index files that are looked through for labels; a data set of more shards is not read for that."""
+"""Index files that are searched for labels at most; larger data sets are not searched."""
 
 
 def facts_of(
     checkpoint: Checkpoint, source: Source, run: RunFolder, *, weights: str, dtype: str, licence: str | None
 ) -> dict[str, Any]:
-    """uniemox.json: what the release is, where it comes from, and how to use it."""
+    """The contents of uniemox.json: the identity, origin and use of a release."""
     info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
-    lines = [line for line in standing(run) if line["step"] <= checkpoint.step]
+    lines = [line for line in valid_metrics(run) if line["step"] <= checkpoint.step]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -48,13 +49,7 @@ def facts_of(
         "feature": "class token",
         "feature_width": config.model.width,
         "embedding_width": info["embedding_width"],
-        "preprocessing": {
-            "size": config.model.image_size,
-            "resize": "the whole picture to a square, bicubic, antialiased",
-            "background": "white behind transparent pixels",
-            "mean": list(config.model.mean),
-            "std": list(config.model.std),
-        },
+        "preprocessing": preprocessing_facts(config.model),
         "teacher": info["teacher"],
         "data_identity": info["data_identity"],
         "data": data_facts(config, info["data_identity"]),
@@ -64,13 +59,13 @@ def facts_of(
     }
 
 
-def standing(run: RunFolder) -> list[Line]:
-    """The metrics of a run that stand."""
+def valid_metrics(run: RunFolder) -> list[Line]:
+    """The lines of a run's metrics that count: those of steps that were not repeated later."""
     return History(read_lines(run.metrics), read_lines(run.events)).lines
 
 
 def data_facts(config: Config, identity: str) -> dict[str, Any] | None:
-    """Counts, sources and labels of the training data; None where they are no longer where the run had them."""
+    """Counts, sources and labels of the training data; None if they are no longer at the paths of the run."""
     urls = [origin.path for origin in config.data.origins()]
     try:
         manifests = [read_manifest(url, "data.path") for url in urls]
@@ -98,7 +93,7 @@ def data_facts(config: Config, identity: str) -> dict[str, Any] | None:
 
 
 def _name(url: str) -> str:
-    """What a data set is called among others: its folder's name, and its parent's where that is a split's."""
+    """The name of a data set in a list: its folder's name, with its parent's if the folder is a split."""
     parts = [part for part in url.rstrip("/").split("/") if part]
     return "/".join(parts[-2:] if parts[-1] in SPLITS else parts[-1:])
 
@@ -109,7 +104,7 @@ def _licence(manifest: Manifest) -> str | None:
 
 
 def _labels(urls: Sequence[str], manifests: Sequence[Manifest]) -> set[str]:
-    """The labels that stand in the indexes of local data."""
+    """The labels in the indexes of local data."""
     if sum(len(manifest.shards) for manifest in manifests) > MOST_INDEXES or any(map(is_remote, urls)):
         return set()
     found: set[str] = set()
@@ -123,10 +118,10 @@ def _labels(urls: Sequence[str], manifests: Sequence[Manifest]) -> set[str]:
 
 
 def evaluation_of(run: RunFolder, given: Path | None, step: int) -> dict[str, Any] | None:
-    """The evaluation that belongs to the released step: a file that was given, or evaluation.json of the run.
+    """The evaluation of the released step: the given file, or evaluation.json of the run.
 
     Raises:
-        UserError: if a given file is no evaluation, or one of another step.
+        UserError: if the given file is no evaluation, or that of another step.
     """
     path = given or run.path / "evaluation.json"
     try:
@@ -140,13 +135,15 @@ def evaluation_of(run: RunFolder, given: Path | None, step: int) -> dict[str, An
         if given is None:
             return None
         raise UserError(
-            f"--evaluation={path}: is no evaluation ({type(error).__name__}: {error}); write it with "
+            f"--evaluation={path}: cannot be read as an evaluation ({type(error).__name__}: {error}); write it with "
             "`uniemox evaluate protocol … --json`"
         ) from None
     if not same:
         if given is None:
             return None
-        raise UserError(f"--evaluation={path}: is of step {found['step']}, and step {step} is released")
+        raise UserError(
+            f"--evaluation={path}: is of step {found['step']}, not of the released step {step}; evaluate that step"
+        )
     return {"metrics": metrics, "verdict": found.get("verdict", []), "data": found.get("data", {})}
 
 
@@ -163,7 +160,7 @@ def card(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, onnx
 
 
 def draw_curves(lines: Sequence[Line], step: int, path: Path) -> bool:
-    """Losses and learning rate up to the released step as one PNG; False where the run has no metrics."""
+    """Losses and learning rate up to the released step as one PNG; False if the run has no metrics."""
     lines = [line for line in lines if line["step"] <= step]
     titles = {
         "loss": "total loss",

@@ -19,7 +19,7 @@ from small import make_release
 from uniemox_dist import load_uniemox
 from uniemox_dist.cli.main import run
 from uniemox_dist.inference.embed import embed
-from uniemox_dist.inference.pictures import Pictures
+from uniemox_dist.inference.inputs import Pictures
 
 
 def test_rows_are_the_releases_vectors_and_failures_have_their_place(
@@ -88,7 +88,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_table(
     done = max(int(path.stem) for path in parts.glob("0*.parquet"))
     assert 8 <= done < 23
     times = {path: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
-    with pytest.raises(ValueError, match="was begun with another space"):
+    with pytest.raises(ValueError, match="was started with another space"):
         embed(str(picture_folder), out, small_release, space="fused", batch=4, part_s=0)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     embed(str(picture_folder), out, small_release, batch=4, part_s=60)

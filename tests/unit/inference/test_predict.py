@@ -17,7 +17,7 @@ from uniemox_dist import load_uniemox
 from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.inference.label_texts import load_texts
+from uniemox_dist.inference.predict import load_texts
 from uniemox_dist.models.classifier import Classifier, Outputs, from_unit
 from uniemox_dist.release.classifier import write_classifier
 from uniemox_dist.release.load import to_pixels

@@ -1,5 +1,6 @@
-"""Pictures from wherever they lie: a picture, a folder, a table, tars or packed shards. One that cannot be read is told
-with its reason, in the place where its row would be.
+"""The inputs of embed, predict and reconstruct: a picture, a folder, a table, tars or packed shards.
+
+A picture that cannot be read keeps its place in the output, with the reason.
 """
 
 import warnings
@@ -30,31 +31,31 @@ MOST_REASON = 200
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pictures in their order. Shapes: B pictures, S the encoder's side."""
+    """Consecutive pictures. Shapes: B pictures, S the encoder's side."""
 
     first: int
-    """Number of the first one in the whole input."""
+    """Number of the first picture in the whole input."""
     names: tuple[str, ...]
     scene_B3HW: Tensor
-    """uint8 B×3×S×S; zeros where a picture could not be read."""
+    """uint8 B×3×S×S; zeros for a picture that could not be read."""
     person_B3HW: Tensor
-    """The person's crop; the whole picture where nobody is known."""
+    """The person's crop; the whole picture if no person is known."""
     errors: tuple[str | None, ...]
     """Why a picture could not be read."""
 
 
 class Pictures:
-    """The pictures of an input, by number; cheap to hand to worker processes."""
+    """The pictures of an input by number; cheap to send to worker processes."""
 
     def __init__(self, source: str, layout: str | None = None) -> None:
         """Lists an input.
 
         Args:
             source: a picture, a folder of pictures or of packed shards, a table (.parquet, .csv), or tars.
-            layout: of `uniemox shards pack`, where it cannot be told from the name.
+            layout: a layout of `uniemox shards pack`, if the name does not show it.
 
         Raises:
-            UserError: if it is not there, or holds no pictures.
+            UserError: if the input is missing, or holds no pictures.
         """
         self.source = source
         where = place(source, "INPUT")
@@ -82,7 +83,7 @@ class Pictures:
 
     @property
     def identity(self) -> list[str]:
-        """What tells this input from another: the data sets' identities, or the names of the pictures."""
+        """Identifies this input: the identities of its data sets, or the names of its pictures."""
         if self.readers:
             return [reader.manifest.identity for reader in self.readers]
         return [record.name for record in self.records]
@@ -97,7 +98,7 @@ class Pictures:
     def read(
         self, numbers: Sequence[int], cells: CellReader
     ) -> Iterator[tuple[str, bytes | str, tuple[Person, ...]]]:
-        """Name, encoded bytes (or, as a text, why there are none) and persons of some pictures."""
+        """Yields name, encoded bytes (or, as str, why they cannot be read) and persons of some pictures."""
         if self.readers:
             for number in numbers:
                 at = bisect_right(self._ends, number)
@@ -125,7 +126,7 @@ class Pictures:
 
 
 class PictureBatches(Dataset[Batch]):
-    """`dataset[i]` is the i-th batch, decoded and drawn as for evaluation: nothing is random."""
+    """`dataset[i]` is the i-th batch, decoded and cropped as for evaluation, without randomness."""
 
     def __init__(self, pictures: Pictures, settings: ViewSettings, batch: int, numbers: range) -> None:
         self.pictures, self.settings, self.batch, self.numbers = pictures, settings, batch, numbers
@@ -155,24 +156,24 @@ def batches(
     workers: int = 0,
     first: int = 0,
 ) -> Iterator[Batch]:
-    """The pictures from number `first` on, in their order, decoded in worker processes."""
+    """Yields the pictures from number `first` on, in order, decoded in worker processes."""
     dataset = PictureBatches(pictures, settings, batch, range(first, len(pictures)))
     context = "fork" if workers else None
     with warnings.catch_warnings():
-        # Torch tells those who ask for more processes than there are cores; whoever asks knows what else they wait for.
+        # Torch warns of more processes than cores; workers that wait for storage may be more.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
             multiprocessing_context=context,
-            worker_init_fn=_alone,
+            worker_init_fn=_use_one_thread,
         )
         some = iter(loader)
     yield from some
 
 
-def _alone(_: int) -> None:
+def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
@@ -183,7 +184,7 @@ def _draw(
     scene_3HW: Tensor,
     person_3HW: Tensor,
 ) -> str | None:
-    """Fills both views; why not, if it cannot."""
+    """Fills both views. Returns the reason if the picture cannot be read."""
     if isinstance(image, str):
         return image[:MOST_REASON]
     try:
