@@ -31,7 +31,9 @@ def masked_errors(
     for row, student in students.items():
         model = student.model
         order_BN = patch_order(torch.tensor(batch.numbers), SCENE_VIEW, seed, model.patches).to(device)
-        truth = select_patches(patchify(scene_B3HW.float() / 255, model.patch_size), student.split(order_BN)[1])
+        truth = select_patches(
+            patchify(scene_B3HW.float() / 255, model.patch_size), student.split(order_BN)[1]
+        )
         error_B = (student.reconstruct(scene_B3HW, order_BN).clamp(0, 1) - truth).square().mean((1, 2))
         errors[row] = error_B.cpu().numpy().astype(np.float64)
     both = [
