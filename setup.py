@@ -28,6 +28,7 @@ MODELS = [
     "torch>=2.11,<2.16",
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
+    "scipy>=1.11",  # L-BFGS of the linear probe
     "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
     "safetensors>=0.4.3",  # every file of weights that we write or read
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -96,60 +97,57 @@ def logistic_regression(
     The features are rotated to their principal axes, where the penalty is the same, and each axis is scaled by a bound
     of its curvature, so that L-BFGS needs tens of iterations instead of thousands.
     """
-    centre, scale = x_nD.astype(np.float64).mean(0), x_nD.astype(np.float64).std(0) + 1e-6
-    z_nD, z_mD = torch.from_numpy((x_nD - centre) / scale), torch.from_numpy((new_mD - centre) / scale)
+    x = x_nD.astype(np.float64)
+    centre, scale = x.mean(0), x.std(0) + 1e-6
+    z_nD = (x - centre) / scale
     axes_DK, variance_K = _principal_axes(z_nD)
-    z_nK, z_mK = z_nD @ axes_DK, z_mD @ axes_DK
-    target = torch.from_numpy(target_n)
+    z_nK, z_mK = z_nD @ axes_DK, ((new_mD - centre) / scale) @ axes_DK
     answers = {}
-    weight_KC = torch.zeros(len(variance_K), classes, dtype=torch.float64)
-    bias_C = torch.zeros(classes, dtype=torch.float64)
+    weight_KC, bias_C = np.zeros((len(variance_K), classes)), np.zeros(classes)
     for penalty in sorted(penalties, reverse=True):  # each starts from the solution of a stronger one
-        step_K1 = (variance_K / 4 + 2 * penalty).rsqrt()[:, None]
-        weight_KC, bias_C = _minimise(z_nK, target, penalty, step_K1, weight_KC, bias_C)
-        answers[penalty] = (z_mK @ weight_KC + bias_C).argmax(1).numpy()
+        unit_K = 1 / np.sqrt(variance_K / 4 + 2 * penalty)
+        weight_KC, bias_C = _minimise(z_nK, target_n, penalty, unit_K, weight_KC, bias_C)
+        answers[penalty] = (z_mK @ weight_KC + bias_C).argmax(1)
     return {penalty: answers[penalty] for penalty in penalties}
 
 
-def _principal_axes(z_nD: Tensor) -> tuple[Tensor, Tensor]:
+def _principal_axes(z_nD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal axes D×K that span the rows, and the mean square of the rows along each."""
     n, D = z_nD.shape
-    if n >= D:
-        squares_K, axes_DK = torch.linalg.eigh(z_nD.T @ z_nD)
-    else:
-        squares_K, rows_nK = torch.linalg.eigh(z_nD @ z_nD.T)
-        axes_DK = z_nD.T @ rows_nK
-    kept = squares_K > 1e-10 * squares_K[-1].clamp(min=1e-300)
-    if n < D:
-        axes_DK = axes_DK[:, kept] / squares_K[kept].sqrt()
-    return (axes_DK if n < D else axes_DK[:, kept]), squares_K[kept] / n
+    squares, vectors = np.linalg.eigh(z_nD.T @ z_nD if n >= D else z_nD @ z_nD.T)
+    kept = squares > 1e-10 * max(squares[-1], 1e-300)
+    squares_K, vectors = squares[kept], vectors[:, kept]
+    return (vectors if n >= D else z_nD.T @ vectors / np.sqrt(squares_K)), squares_K / n
 
 
 def _minimise(
-    z_nK: Tensor, target_n: Tensor, penalty: float, step_K1: Tensor, weight_KC: Tensor, bias_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    n = len(z_nK)
-    scaled_KC, bias_C = weight_KC / step_K1, bias_C.clone()
-    truth_nC = F.one_hot(target_n, len(bias_C)).double()
-    optimizer = torch.optim.LBFGS(
-        [scaled_KC, bias_C],
-        max_iter=MAX_ITERATIONS,
-        tolerance_grad=GRADIENT_TOLERANCE,
-        tolerance_change=0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
+    z_nK: np.ndarray,
+    target_n: np.ndarray,
+    penalty: float,
+    unit_K: np.ndarray,
+    weight_KC: np.ndarray,
+    bias_C: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and biases of the smallest loss, from given ones. L-BFGS sees weights in units of `unit_K`."""
+    n, shape = len(z_nK), weight_KC.shape
+    truth_nC = np.eye(len(bias_C))[target_n]
 
-    def closure() -> Tensor:
-        weight = step_K1 * scaled_KC
-        log_share_nC = (z_nK @ weight + bias_C).log_softmax(1)
-        excess_nC = (log_share_nC.exp() - truth_nC) / n
-        scaled_KC.grad = step_K1 * (z_nK.T @ excess_nC + 2 * penalty * weight)
-        bias_C.grad = excess_nC.sum(0)
-        return penalty * weight.square().sum() - (log_share_nC * truth_nC).sum() / n
+    def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return unit_K[:, None] * flat[: -shape[1]].reshape(shape), flat[-shape[1] :]
 
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return step_K1 * scaled_KC, bias_C
+    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = unpack(flat)
+        logits_nC = z_nK @ weight + bias
+        logits_nC -= logits_nC.max(1, keepdims=True)
+        log_share_nC = logits_nC - np.log(np.exp(logits_nC).sum(1, keepdims=True))
+        excess_nC = (np.exp(log_share_nC) - truth_nC) / n
+        loss = penalty * np.square(weight).sum() - (log_share_nC * truth_nC).sum() / n
+        by_weight = unit_K[:, None] * (z_nK.T @ excess_nC + 2 * penalty * weight)
+        return float(loss), np.concatenate([by_weight.ravel(), excess_nC.sum(0)])
+
+    start = np.concatenate([(weight_KC / unit_K[:, None]).ravel(), bias_C])
+    options = {"maxiter": MAX_ITERATIONS, "gtol": GRADIENT_TOLERANCE, "ftol": 64 * np.finfo(float).eps}
+    return unpack(minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options).x)
 
 
 def ridge(x_nD: np.ndarray, y_nE: np.ndarray, groups: Sequence[str], new_mD: np.ndarray) -> np.ndarray:
