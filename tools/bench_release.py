@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
-from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, fragment_key
-from uniemox_dist.checkpoints.part_file import write_part
+from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, fragment_key, write_part
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.files import write_json
 from uniemox_dist.models.student import Student

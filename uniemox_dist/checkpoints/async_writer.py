@@ -27,8 +27,7 @@ from uniemox_dist.checkpoints.folders import (
     set_aside,
     step_folder,
 )
-from uniemox_dist.checkpoints.format import fragment_key
-from uniemox_dist.checkpoints.part_file import write_part
+from uniemox_dist.checkpoints.format import fragment_key, write_part
 from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments

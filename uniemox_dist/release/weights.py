@@ -13,8 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from uniemox_dist.checkpoints.folders import Checkpoint
-from uniemox_dist.checkpoints.format import EMA, FragmentReader, fixed_parameters, fixed_tensors
-from uniemox_dist.checkpoints.part_file import write_tensors
+from uniemox_dist.checkpoints.format import (
+    EMA,
+    FragmentReader,
+    fixed_parameters,
+    fixed_tensors,
+    write_tensors,
+)
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.models.student import Student

@@ -28,9 +28,8 @@ from uniemox_dist.runs.rank_output import main_log
 from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.monitor.health import Health
-from uniemox_dist.train.monitor.metrics import Metrics
+from uniemox_dist.train.monitor.metrics import Metrics, Trace
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
-from uniemox_dist.train.monitor.trace import Trace
 from uniemox_dist.train.startup import StartupTimer, announce, run_preflight
 from uniemox_dist.train.step import RankStatus
 from uniemox_dist.train.trainer import Startup, Trainer

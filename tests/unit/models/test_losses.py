@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from uniemox_dist.config.losses import LOSS_NAMES, LOSS_TERMS, LossConfig
 from uniemox_dist.models import losses
 
 
@@ -76,3 +77,8 @@ def test_reconstruction_loss_and_norm_pix_targets() -> None:
     standard = losses.reconstruction_targets(torch.tensor(pixels), norm_pix=True).numpy()
     mean, variance = pixels.mean(axis=2, keepdims=True), pixels.var(axis=2, ddof=1, keepdims=True)
     np.testing.assert_allclose(standard, (pixels - mean) / np.sqrt(variance + 1e-6), rtol=1e-4, atol=1e-5)
+
+
+def test_every_loss_of_the_table_has_a_function_and_a_weight() -> None:
+    assert tuple(losses.LOSSES) == LOSS_NAMES == tuple(LossConfig().weights)
+    assert len({colour for term in LOSS_TERMS for colour in term.colours}) == 2 * len(LOSS_TERMS)

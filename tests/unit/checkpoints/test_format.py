@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from uniemox_dist.checkpoints import part_file
-from uniemox_dist.checkpoints.part_file import write_part
+from uniemox_dist.checkpoints import format as checkpoint_format
+from uniemox_dist.checkpoints.format import write_part
 
 
 @pytest.mark.parametrize("piece_bytes", [7, 64, 16 << 20])
 def test_safetensors_reads_what_is_written_and_the_hash_is_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
-    monkeypatch.setattr(part_file, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(checkpoint_format, "PIECE_BYTES", piece_bytes)
     tensors = {
         "a@0@fp32": torch.randn(33),
         "matrix": torch.randn(5, 7).t(),
@@ -44,7 +44,7 @@ def test_no_tensors_are_a_file_too(tmp_path: Path) -> None:
 def test_a_write_that_has_no_room_raises_oserror(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys, torch; from pathlib import Path\n"
-        "from uniemox_dist.checkpoints.part_file import write_part\n"
+        "from uniemox_dist.checkpoints.format import write_part\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n    write_part(Path(sys.argv[1]), {'a': torch.zeros(5000)})\n"
