@@ -157,7 +157,7 @@ def _check_times(config: Config, cluster: Cluster) -> Findings:
     folder = RunFolder(run_path(config))
     try:
         lead = signal_lead(config, folder, ranks=cluster.max_nodes * cluster.ranks)
-    except UserError:  # a teacher that is not seen here; what the inputs lack is said by itself
+    except UserError:  # a teacher that this machine does not see; the check of the inputs reports it
         return [], []
     lead_s, limit_s, needed = cluster.signal_lead_s, cluster.time_s, lead.seconds
     if limit_s <= max(lead_s, needed):

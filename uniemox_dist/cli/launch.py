@@ -23,7 +23,7 @@ SITE_OPTIONS = (
     ("qos", "NAME", "Quality of service."),
     ("constraint", "FEATURES", "Features that nodes must have."),
     ("reservation", "NAME", "Reservation to run in."),
-    ("gpus-per-node", "N", "GPUs on each node; then as many ranks, unless --ranks-per-node says otherwise."),
+    ("gpus-per-node", "N", "GPUs on each node, and as many ranks unless --ranks-per-node is given."),
     ("ranks-per-node", "N", "Ranks on each node."),
     ("cpus-per-task", "N", "Cores of each rank."),
     ("mem", "SIZE", "Memory of a node, such as 480G."),
@@ -237,7 +237,7 @@ def _request(given: dict[str, Any], **more: Any) -> "Request":
                 flag = option.replace("_", "-")
                 raise UserError(f"--{flag}={options[option]}: {command[0]} is one process; leave it out")
     if options["gpus_per_node"] is not None and options["ranks_per_node"] is None:
-        options["ranks_per_node"] = ""  # as many as GPUs, whatever the file says
+        options["ranks_per_node"] = ""  # as many as GPUs, overriding the file
     return Request(
         recipe,
         load_cluster(given["site"]).with_options(options),
