@@ -1,4 +1,4 @@
-"""Where files lie: local paths, or anything fsspec knows (s3://, gs://, http(s)://), behind pathlib's words.
+"""Local and remote paths behind pathlib's interface; remote ones are read with fsspec (s3://, gs://, http(s)://).
 
 Reading only: shards are written to local or network file systems.
 """
@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, cast
 from uniemox_dist.core.errors import UserError
 
 Place = Path
-"""A local path, or a remote one (UPath): both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir`, `glob`,
-and that is all that is asked of a place. UPath is no Path by inheritance; `is_local` tells them apart."""
+"""A local path, or a remote one (UPath). Both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir` and `glob`;
+use nothing else. UPath does not inherit from Path; `is_local` distinguishes them."""
 
-# fsspec's protocol -> the package that speaks it.
+# fsspec's protocol -> the package that implements it.
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -32,17 +32,17 @@ _PACKAGES = {
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names something that is not in the local file tree."""
+    """Whether a path is outside the local file tree."""
     return "://" in str(path) and not str(path).startswith(("file://", "local://"))
 
 
 def is_local(where: Place) -> bool:
-    """Whether a place is a path of the local file tree, and so has a file descriptor."""
+    """Whether a place is in the local file tree, so that it has a file descriptor."""
     return isinstance(where, Path)
 
 
 def place(path: str | Place, field: str = "path") -> Place:
-    """The place that a path or URL names.
+    """Converts a path or URL to a place; `field` is its name in error lines.
 
     Raises:
         UserError: if the URL's protocol is unknown, or its package is not installed.
@@ -52,11 +52,11 @@ def place(path: str | Place, field: str = "path") -> Place:
     if not is_remote(path):
         return Path(path.removeprefix("file://").removeprefix("local://"))
     protocol = path.partition("://")[0]
-    from upath import UPath  # here: local packing has no use for it, and starts faster
+    from upath import UPath  # imported here, because local packing does not need it
 
     try:
         found = UPath(path)
-        found.fs  # noqa: B018 (opens the file system, which imports its package)
+        found.fs  # noqa: B018 (imports the file system's package)
         return cast(Place, found)
     except ImportError:
         package = _PACKAGES.get(protocol, protocol)
@@ -68,7 +68,7 @@ def place(path: str | Place, field: str = "path") -> Place:
 
 
 def read_range(where: Place, offset: int, length: int) -> bytes:
-    """`length` bytes from `offset`; fewer at the end of the file."""
+    """Reads `length` bytes from `offset`; fewer at the end of the file."""
     if is_local(where):
         with open(where, "rb") as file:
             return os.pread(file.fileno(), length, offset)
@@ -80,14 +80,14 @@ def read_range(where: Place, offset: int, length: int) -> bytes:
 
 
 def open_seekable(where: Place) -> BinaryIO:
-    """A file to seek in. Remote ones are read by ranges where the server has them, and whole otherwise."""
+    """Opens a seekable file. A remote file is read by ranges if the server supports them, otherwise whole."""
     if is_local(where) or _has_ranges(where):
         return cast(BinaryIO, where.open("rb"))
     return io.BytesIO(_whole(str(where)))
 
 
 def _has_ranges(where: Place) -> bool:
-    """Whether a server sends parts of files: every object store does, a plain HTTP server may not."""
+    """Whether a server sends ranges of files. Every object store does; a plain HTTP server may not."""
     remote = cast(Any, where)
     if remote.protocol not in ("http", "https"):
         return True
@@ -105,8 +105,8 @@ def _whole(url: str) -> bytes:
     return bytes(place(url).read_bytes())
 
 
-def matching(pattern: str, field: str = "path") -> list[Place] | None:
-    """What a pattern with `*`, `?` or `[…]` names, in order; None for a path that is no pattern."""
+def match_pattern(pattern: str, field: str = "path") -> list[Place] | None:
+    """The places that match a pattern with `*`, `?` or `[…]`, sorted; None for a path that is not a pattern."""
     parts = pattern.split("/")
     first = next((i for i, part in enumerate(parts) if has_magic(part)), None)
     if first is None:
@@ -116,36 +116,36 @@ def matching(pattern: str, field: str = "path") -> list[Place] | None:
 
 
 def find_files(where: Place) -> list[str]:
-    """Every file below a remote folder, relative to it."""
+    """Lists every file below a remote folder, relative to it."""
     remote = cast(Any, where)
     prefix = remote.path.rstrip("/") + "/"
     return [path.removeprefix(prefix) for path in remote.fs.find(remote.path)]
 
 
-def size_of(where: Place) -> int | None:
-    """Bytes of a file; None where there is none."""
+def file_size(where: Place) -> int | None:
+    """Size of a file in bytes; None if there is no such file."""
     try:
         if is_local(where):
             return where.stat().st_size if where.is_file() else None
         remote = cast(Any, where)
-        # Not is_file(): for a web server that asks for the whole file.
+        # Not is_file(), which requests the whole file from a web server.
         info = remote.fs.info(remote.path)
         return int(info["size"]) if info["type"] == "file" and info["size"] is not None else None
     except FileNotFoundError as error:
-        # fsspec says so of every answer of a web server that is no success; only some of them mean it.
+        # fsspec raises this for every unsuccessful HTTP status; only some mean that the file is missing.
         status = getattr(error.__cause__, "status", 404)
         if status not in (404, 410):
             raise OSError(f"{where}: the server answers {status}") from None
         return None
 
 
-def sizes_of(folder: Place, names: Sequence[str]) -> list[int | None]:
-    """Bytes of several files of one folder, None where there is none.
+def file_sizes(folder: Place, names: Sequence[str]) -> list[int | None]:
+    """Sizes of several files of one folder in bytes; None for a missing file.
 
-    An object store lists its folder; a web server is asked for each file, for many at a time.
+    An object store lists its folder; a web server gets one request per file, many at a time.
     """
     if is_local(folder):
-        return [size_of(folder / name) for name in names]
+        return [file_size(folder / name) for name in names]
     remote = cast(Any, folder)
     if remote.protocol not in ("http", "https") and len(names) > 4:
         listed = {
@@ -154,4 +154,4 @@ def sizes_of(folder: Place, names: Sequence[str]) -> list[int | None]:
         }
         return [listed.get(name) for name in names]
     with ThreadPoolExecutor(16) as threads:
-        return list(threads.map(lambda name: size_of(folder / name), names))
+        return list(threads.map(lambda name: file_size(folder / name), names))

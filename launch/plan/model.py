@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.sources.emotic import CATEGORIES, DIMENSIONS
+from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.flops import Flops, classifier_flops, sample_flops, tower_flops

@@ -1,4 +1,4 @@
-"""NanoDet-g on onnxruntime: the person detector that ships with the package (see weights/README.md).
+"""NanoDet-g on onnxruntime, the person detector that ships with the package (see weights/README.md).
 
 Shapes: A anchor cells of all strides (2704 + 676 + 169 = 3549), N candidates, 4 sides (left, top, right,
 bottom), K distance bins (11). Boxes are x1, y1, x2, y2.
@@ -19,9 +19,8 @@ from shards.detect.types import Person
 
 MODEL_FILE = "nanodet_g_416.onnx"
 SIDE_PX = 416
-BATCH = (
-    4  # bounds the memory; on a CPU no number is faster, for the convolutions take nine tenths of the time
-)
+BATCH = 4
+"""Pictures per run; bounds the memory. On a CPU a larger batch is not faster, as 90 % of the time is convolutions."""
 STRIDES_PX = (8, 16, 32)
 BINS = 11
 PERSON_CLASS = 0  # of the 80 COCO classes
@@ -33,9 +32,9 @@ BGR_STD = np.array([57.375, 57.12, 58.395], np.float32)
 
 
 class NanoDet:
-    """Persons by NanoDet-g, 416 px (speed: tools/bench_detector.py).
+    """Finds persons with NanoDet-g at 416 px (speed: tools/bench_detector.py).
 
-    Raises UserError where onnxruntime is not installed.
+    Raises UserError if onnxruntime is not installed.
     """
 
     name: str = "nanodet"
@@ -44,7 +43,7 @@ class NanoDet:
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         weights = shipped_weights()
-        self._sha256 = hashlib.sha256(weights).hexdigest()  # of the very bytes that run
+        self._sha256 = hashlib.sha256(weights).hexdigest()  # of the bytes that are loaded
         self._session = open_session(weights, threads=threads, persons=self.name)
         self._x_BCHW = np.empty((BATCH, 3, SIDE_PX, SIDE_PX), np.float32)
 
@@ -84,14 +83,14 @@ class NanoDet:
 
 
 def shipped_weights() -> bytes:
-    """The ONNX file that comes with the package."""
+    """The bytes of the packaged ONNX file."""
     return (resources.files("shards") / "detect" / "weights" / MODEL_FILE).read_bytes()
 
 
 def preprocess(picture: np.ndarray, out: np.ndarray) -> None:
-    """Writes an RGB picture (H×W×3 uint8) as the network's input: 3×416×416 float32, BGR, standardised.
+    """Writes an RGB picture (H×W×3 uint8) into the network's input: 3×416×416 float32, BGR, standardised.
 
-    The resize ignores the aspect ratio, as in training, so a box's fractions hold for the picture as is.
+    The resize ignores the aspect ratio, as in training, so a box's fractions are valid for the original picture.
     """
     assert picture.dtype == np.uint8, f"a picture is uint8, not {picture.dtype}"
     assert picture.shape[2:] == (3,), f"a picture is HxWx3, not {picture.shape}"
@@ -126,4 +125,4 @@ def decode(cells_N: np.ndarray, bins_N4K: np.ndarray) -> np.ndarray:
     distances_N4 = weights_N4K @ np.arange(BINS, dtype=np.float32) * _STRIDES_A[cells_N, None]
     centres_N2 = _CENTRES_A2[cells_N]
     boxes_N4 = np.concatenate([centres_N2 - distances_N4[:, :2], centres_N2 + distances_N4[:, 2:]], axis=1)
-    return np.clip(boxes_N4 / SIDE_PX, 0.0, 1.0)  # before suppression, as upstream does
+    return np.clip(boxes_N4 / SIDE_PX, 0.0, 1.0)  # before suppression, as in the original code

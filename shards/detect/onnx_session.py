@@ -1,4 +1,4 @@
-"""What the detectors on onnxruntime share: how a session is set up, and non-maximum suppression."""
+"""Shared code of the onnxruntime detectors: opening a session, and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def open_session(weights: bytes, *, threads: int, persons: str) -> InferenceSession:
-    """A session on the CPU for the ONNX file's bytes; `persons` is what the user gave to `--persons`.
+    """Opens a CPU session for the bytes of an ONNX file; `persons` is the user's value of `--persons`.
 
-    Raises UserError where onnxruntime is not installed, and onnxruntime's own error for bytes it refuses.
+    Raises UserError if onnxruntime is not installed, and onnxruntime's own error for bytes that it rejects.
     """
     try:
         import onnxruntime
@@ -27,23 +27,23 @@ def open_session(weights: bytes, *, threads: int, persons: str) -> InferenceSess
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(threads, usable_cpus())
     options.inter_op_num_threads = 1
-    # Waiting threads sleep: by default they spin, on the cores of the packer's other workers.
+    # Waiting threads sleep; by default they spin and take the cores of other workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on: under Slurm often fewer than the machine has."""
+    """CPUs that this process may use; under Slurm often fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def suppress(boxes_N4: np.ndarray, scores_N: np.ndarray, max_iou: float) -> list[int]:
-    """Greedy non-maximum suppression: indices kept, by falling score (ties: the earlier cell first).
+    """Greedy non-maximum suppression: returns the kept indices by falling score (ties: the earlier cell first).
 
-    A box goes when its intersection over union with a better kept one exceeds `max_iou`.
+    A box is dropped if its intersection over union with a better kept one exceeds `max_iou`.
     """
     order = np.argsort(-scores_N, kind="stable")
     areas_N = np.prod(boxes_N4[:, 2:] - boxes_N4[:, :2], axis=1)

@@ -1,7 +1,6 @@
-"""Person detectors by name, as `--persons` takes them.
+"""Creates person detectors by their name in `--persons`.
 
-A detector is created in the process that uses it: an onnxruntime session can neither be pickled nor survive a
-fork, so each packing worker calls `make_detector` itself.
+An onnxruntime session can neither be pickled nor survive a fork, so each packing worker calls `make_detector` itself.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from uniemox_dist.core.errors import UserError
 
 
 class NoDetector:
-    """Finds nobody: for sources that bring their own persons, and for packing without onnxruntime."""
+    """Finds nobody. For sources with their own person boxes, and for packing without onnxruntime."""
 
     def __init__(self, name: str = "none") -> None:
         self.name = name
@@ -28,20 +27,19 @@ class NoDetector:
 
 
 def make_detector(spec: str, *, threads: int = 1) -> PersonDetector:
-    """The detector that `--persons SPEC` names, running on `threads` CPU threads.
+    """Creates the detector of `--persons SPEC`, which runs on `threads` CPU threads.
 
-    Raises UserError for an unknown name or a count of threads below 1, where the detector's package is not
-    installed, and for a FILE that is no detector.
+    Raises UserError for an unknown name, fewer than 1 thread, a missing package, and a FILE that is not a detector.
     """
     kind, _, file = spec.partition(":")
     if spec not in ("nanodet", "source", "none") and not (kind == "onnx" and file):
         raise UserError(
-            f"--persons {spec!r} is no person detector; valid: nanodet, onnx:FILE (a YOLO-type export), "
-            "source (only the boxes that the source brings), none"
+            f"--persons {spec!r}: not a person detector; valid are nanodet, onnx:FILE (a YOLO-type export), "
+            "source (only the boxes of the source), none"
         )
     if threads < 1:
-        raise UserError(f"threads={threads} of the person detector is below 1; try 1")
-    # Imported here, because onnxruntime is an optional dependency and slow to import.
+        raise UserError(f"threads={threads}: the person detector needs at least 1; try 1")
+    # Imported here, because onnxruntime is optional and slow to import.
     if kind == "nanodet":
         from shards.detect.nanodet import NanoDet
 

@@ -1,4 +1,4 @@
-"""What a person in a picture is, and the interface of person detectors."""
+"""`Person`, a person in a picture, and the interface of person detectors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SCORE_DECIMALS = 4
 class Person:
     """One person in one picture.
 
-    `box` is clipped and rounded, and `score` rounded, whoever makes the person: annotations often reach
-    over the picture's edge, and fixed decimals keep the bytes of a shard independent of float noise.
+    `box` is clipped and rounded and `score` is rounded, because annotations often reach over the picture's edge, and
+    fixed decimals keep the bytes of a shard independent of float noise.
     Raises ValueError for a box that is not finite or whose corners are swapped, and for a score outside 0..1.
     """
 
@@ -27,7 +27,7 @@ class Person:
     score: float
     """Confidence 0..1; 1 where a human annotated the person."""
     labels: dict[str, Any] = field(default_factory=dict)
-    """That person's own labels, where the source has them."""
+    """The person's own labels, if the source has them."""
 
     def __post_init__(self) -> None:
         x1, y1, x2, y2 = (float(value) for value in self.box)
@@ -62,17 +62,17 @@ class PersonDetector(Protocol):
     """Finds persons in pictures."""
 
     name: str
-    """The detector's name as `--persons` takes it."""
+    """The detector's name for `--persons`."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that settle what is found: weights and thresholds, for the manifest's provenance."""
+        """JSON values that determine the results (weights, thresholds), for the manifest's provenance."""
         ...
 
     def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Person]]:
         """The persons of each picture, by falling score.
 
-        Each picture is H×W×3 uint8 RGB, upright; sizes may differ. What is found in one picture does not
-        depend on the others given with it.
+        Each picture is H×W×3 uint8 RGB, upright; sizes may differ. The result for one picture does not depend on the
+        others in the call.
         """
         ...

@@ -1,6 +1,6 @@
-"""YOLO-type detectors from a user's own ONNX file: `--persons onnx:FILE`.
+"""YOLO-type detectors from a user's ONNX file: `--persons onnx:FILE`.
 
-Shapes: B pictures a run, A anchors, C classes, N candidates. Boxes are x1, y1, x2, y2.
+Shapes: B pictures per run, A anchors, C classes, N candidates. Boxes are x1, y1, x2, y2.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from shards.detect.onnx_session import open_session, suppress
 from shards.detect.types import Person
 from uniemox_dist.core.errors import UserError
 
-BATCH = 4  # where the file leaves it open
-SIDE_PX = 640  # where neither the file's input nor its metadata says
+BATCH = 4  # if the file does not fix it
+SIDE_PX = 640  # if neither the file's input nor its metadata states it
 GREY = 114
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 STRIDES_PX = (4, 8, 16, 32, 64)
@@ -32,9 +32,9 @@ ACCEPTED = (
 
 
 class YoloOnnx:
-    """Persons by an Ultralytics-type detector; what kind it is, its output's shape tells.
+    """Finds persons with an Ultralytics-type detector. Its kind follows from the shape of its output.
 
-    Raises UserError where onnxruntime is not installed and for a file that is no such detector.
+    Raises UserError if onnxruntime is not installed, and for a file that is not such a detector.
     """
 
     name: str = "onnx"
@@ -48,27 +48,27 @@ class YoloOnnx:
         try:
             weights = self._path.read_bytes()
         except OSError as error:
-            raise self._refused(f"cannot be read ({error.strerror})") from error
+            raise self._error(f"cannot be read ({error.strerror})") from error
         self._sha256 = hashlib.sha256(weights).hexdigest()
         if weights == shipped_weights():
             raise UserError(
-                f"--persons onnx:{path}: the file is the NanoDet that ships with this package, no YOLO; "
+                f"--persons onnx:{path}: the file is the NanoDet that ships with this package, not a YOLO; "
                 "use --persons nanodet"
             )
         try:
             self._session = open_session(weights, threads=threads, persons=f"onnx:{path}")
         except UserError:
             raise
-        except Exception as error:  # onnxruntime's errors have no base class of their own
-            raise self._refused(f"is refused by onnxruntime ({one_line(error)})") from error
+        except Exception as error:  # onnxruntime's errors have no common base class
+            raise self._error(f"is rejected by onnxruntime ({one_line(error)})") from error
         self._metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self._names = self._read_names()
         self._person = self._find_person()
         self._x_BCHW = self._make_input()
         try:
-            output = self._run()  # an unfit file ends here, not at the first picture
+            output = self._run()  # an unsuitable file fails here, not at the first picture
         except Exception as error:
-            raise self._refused(f"does not run on a grey picture ({one_line(error)})") from error
+            raise self._error(f"does not run on a grey picture ({one_line(error)})") from error
         self._kind = self._find_kind(output)
 
     @property
@@ -87,8 +87,8 @@ class YoloOnnx:
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
             windows = [letterbox(picture, out) for picture, out in zip(some, self._x_BCHW)]
-            # A short batch runs with leftovers behind it: one size has one set of kernels, so that a picture
-            # gives the same bits whatever number it came in.
+            # A short batch runs with leftovers behind it. A fixed batch size uses the same kernels, so that a picture
+            # always gives the same bits.
             for output, window in zip(self._run(), windows):
                 boxes_A4, scores_A = self._decode(output.astype(np.float32))
                 candidates = np.flatnonzero(scores_A >= self.score_threshold)
@@ -100,14 +100,14 @@ class YoloOnnx:
     def _persons(self, boxes_N4: np.ndarray, scores_N: np.ndarray) -> list[Person]:
         inside = (boxes_N4[:, :2] < boxes_N4[:, 2:]).all(
             axis=1
-        )  # the others lie in the grey, or are no boxes
+        )  # the others are in the grey border, or have no area
         boxes_N4, scores_N = boxes_N4[inside], scores_N[inside]
         kept = suppress(boxes_N4, scores_N, self.nms_iou)
-        # A product of half-precision numbers may come out above 1.
+        # A product of half-precision numbers may exceed 1.
         return [Person(box=tuple(boxes_N4[i].tolist()), score=min(float(scores_N[i]), 1.0)) for i in kept]
 
     def _decode(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (A×4, pixels of the input) and the person's scores (A) of one picture's output."""
+        """Boxes (A×4, pixels of the input) and person scores (A) from one picture's output."""
         if self._kind == "end to end":
             return output[:, :4], np.where(output[:, 5] == self._person, output[:, 4], 0.0)
         if self._kind == "v8":
@@ -125,29 +125,29 @@ class YoloOnnx:
         return output
 
     def _make_input(self) -> np.ndarray:
-        """The input's buffer, all grey."""
+        """The input buffer, filled with grey."""
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
-            raise self._refused(f"has {len(inputs)} inputs ({', '.join(value.name for value in inputs)})")
+            raise self._error(f"has {len(inputs)} inputs ({', '.join(value.name for value in inputs)})")
         shape, dtype = inputs[0].shape, DTYPES.get(inputs[0].type)
         if len(shape) != 4 or (shape[1] not in (3, None) and not isinstance(shape[1], str)) or dtype is None:
-            raise self._refused(f"has an input {'x'.join(map(str, shape))} of {inputs[0].type}")
+            raise self._error(f"has an input {'x'.join(map(str, shape))} of {inputs[0].type}")
         sizes = (BATCH, 3, *self._default_size())
         fixed = [size if isinstance(size, int) else default for size, default in zip(shape, sizes)]
         return np.full(fixed, GREY / 255, dtype)
 
     def _default_size(self) -> tuple[int, int]:
-        """Height and width for an input that leaves them open."""
+        """Height and width of an input that does not fix them."""
         height, width = np.broadcast_to(self._literal("imgsz") or SIDE_PX, 2)  # [height, width] or one side
         return int(height), int(width)
 
     def _literal(self, key: str) -> Any:
-        """A value of the metadata, which Ultralytics writes as a Python literal; None where there is none."""
+        """A value of the metadata, which Ultralytics writes as a Python literal; None if it is missing."""
         text = self._metadata.get(key)
         try:
             return None if text is None else ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise self._refused(f"has {key}={text!r} in its metadata, which is no Python literal") from error
+            raise self._error(f"has {key}={text!r} in its metadata, which is not a Python literal") from error
 
     def _read_names(self) -> list[str] | None:
         names = self._literal("names")
@@ -161,7 +161,7 @@ class YoloOnnx:
         folded = [name.casefold() for name in self._names]
         if "person" not in folded:
             some = ", ".join(self._names[:8]) + (", ..." if len(self._names) > 8 else "")
-            raise self._refused(f"knows no class 'person' (the names in its metadata: {some})")
+            raise self._error(f"has no class 'person' (the names in its metadata: {some})")
         return folded.index("person")
 
     def _find_kind(self, output: np.ndarray) -> str:
@@ -171,27 +171,26 @@ class YoloOnnx:
             rows, columns = output.shape[1:]
             cells = cell_counts(height, width)
             threes = {3 * count for count in cells}
-            # v5 with one class is six wide, too; only it has three anchors a cell.
+            # v5 with one class also has six columns, but three anchors per cell.
             if columns == 6 and not (classes in (1, None) and rows in threes):
                 return "end to end"
             if 4 < rows < columns and classes in (rows - 4, None) and columns in cells:
                 return "v8"
-            # Some of v5's kind, such as v6, have one anchor a cell.
+            # Some of v5's kind, such as v6, have one anchor per cell.
             if 5 < columns < rows and classes in (columns - 5, None) and rows in threes | cells:
                 return "v5"
         known = "" if classes is None else f" and names of {classes} classes"
-        raise self._refused(f"has an output {'x'.join(map(str, output.shape))}{known}")
+        raise self._error(f"has an output {'x'.join(map(str, output.shape))}{known}")
 
-    def _refused(self, found: str) -> UserError:
+    def _error(self, found: str) -> UserError:
         return UserError(f"--persons onnx:{self._path}: the file {found}; {ACCEPTED}")
 
 
 def cell_counts(height: int, width: int) -> set[int]:
-    """How many cells a detector's strides have over an input of this size (pixels): 8 to 32 mostly, some from 4 or 16
-    on, some up to 64.
+    """The possible numbers of cells of a detector for an input of this size (pixels). Strides are mostly 8 to 32; some
+    detectors begin at 4 or 16, and some end at 64.
 
-    Outputs of other networks (features of patches, the scores of one stride) have other lengths; taken for boxes
-    they would find nobody without a word.
+    This rejects the outputs of other networks (patch features, scores of one stride), which would silently find nobody.
     """
     return {
         sum((height // stride) * (width // stride) for stride in STRIDES_PX[first:last])
@@ -207,7 +206,7 @@ def one_line(error: Exception) -> str:
 def letterbox(picture: np.ndarray, out: np.ndarray) -> tuple[int, int, int, int]:
     """Writes an RGB picture (H×W×3 uint8) centred on grey into `out` (3×height×width, 0..1).
 
-    Returns the picture's place there in pixels: left, top, width, height.
+    Returns the picture's position there in pixels: left, top, width, height.
     """
     assert picture.dtype == np.uint8, f"a picture is uint8, not {picture.dtype}"
     assert picture.shape[2:] == (3,), f"a picture is HxWx3, not {picture.shape}"

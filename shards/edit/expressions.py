@@ -1,20 +1,20 @@
 """Conditions on the rows of an index, as `shards select --filter` takes them: `side >= 256 and persons > 0`.
 
-Python's syntax, a small part of it, parsed and never evaluated: comparisons (also chained), `in`, `and`, `or`,
-`not`, `is None`, numbers, texts, True and False. Names are columns of the index, and what follows from them:
+The syntax is a small part of Python's; it is parsed, never evaluated: comparisons (also chained), `in`, `and`, `or`,
+`not`, `is None`, numbers, texts, True and False. Names are columns of the index, and values derived from them:
 
-| name | what |
+| name | meaning |
 |---|---|
 | key, label, image_sha256 | texts |
 | width, height | pixels, upright |
 | side, aspect | shorter side in pixels; longer over shorter side |
 | bytes, image_length | of the encoded picture |
-| persons, captions | how many |
-| caption | the first one, "" without any; `"dog" in caption` looks for a part of it, as written |
+| persons, captions | their number |
+| caption | the first one, "" if there is none; `"dog" in caption` searches it, case-sensitively |
 
-A row without label answers no comparison: `label != 'joy'`, `label not in ['joy']` and `not label == 'joy'` leave
-it out just as `label == 'joy'` does, as in SQL. `label is None` finds such rows, so that
-`label is None or label != 'joy'` is all but joy.
+As in SQL, a row without label matches no comparison: `label != 'joy'`, `label not in ['joy']` and `not label ==
+'joy'` leave it out, just as `label == 'joy'` does. `label is None` finds such rows, so `label is None or label !=
+'joy'` selects everything except joy.
 """
 
 import ast
@@ -39,9 +39,9 @@ _SOURCES = {
     "bytes": ("image_length",),
     "caption": ("captions",),
 }
-"""The index's columns behind a name, where they are not the one of that name."""
+"""The index columns from which a name is derived, unless it is the column of that name."""
 _MOST_PARTS = 500
-"""Arrow walks expressions by recursion, and ends the process where they are some thousands deep."""
+"""Arrow evaluates expressions recursively, and crashes if they are some thousands deep."""
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: pc.equal,
     ast.NotEq: pc.not_equal,
@@ -53,15 +53,15 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 def parse_filter(text: str) -> pc.Expression:
-    """The condition over the columns of an index; null where it compares a label that a row does not have.
+    """Parses a condition over the columns of an index. It is null for a row whose missing label is compared.
 
     Raises:
-        UserError: naming what is wrong with the condition.
+        UserError: if the condition is illegal.
     """
     return _parse(text)[0]
 
 
-def columns_of(text: str) -> set[str]:
+def filter_columns(text: str) -> set[str]:
     """The columns of the index that the condition needs.
 
     Raises:
@@ -71,7 +71,7 @@ def columns_of(text: str) -> set[str]:
 
 
 def apply_filter(table: pa.Table, text: str) -> pa.ChunkedArray:
-    """For each row of an index, or of `columns_of` it, whether the condition holds; null counts as False.
+    """For each row of an index, or of its `filter_columns`, whether the condition holds; null counts as False.
 
     Raises:
         UserError: as `parse_filter`.
@@ -117,7 +117,7 @@ class _Parser:
         return UserError(f"--filter {shown!r}: {problem}; such as: side >= 256 and label in ['joy', 'awe']")
 
     def condition(self, node: ast.expr) -> pc.Expression:
-        """A column of truth values."""
+        """The expression of a condition: a column of booleans."""
         self.parts += len(node.ops) if isinstance(node, ast.Compare) else 1
         if self.parts > _MOST_PARTS:
             raise self.mistake(f"more than {_MOST_PARTS} parts; write many values as one list after `in`")
@@ -132,52 +132,54 @@ class _Parser:
             return reduce(and_, pairs)
         if isinstance(node, ast.Constant) and isinstance(node.value, bool):
             return pc.scalar(node.value)
-        raise self.mistake(f"{ast.unparse(node)!r} is no condition")
+        raise self.mistake(f"{ast.unparse(node)!r} is not a condition")
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
         if isinstance(op, ast.Is | ast.IsNot):
             if not _is_none(right):
-                raise self.mistake("`is` goes with None only; compare with ==")
+                raise self.mistake("use `is` with None only, and == otherwise")
             missing = self._column_operand(left).value.is_null()
             return missing if isinstance(op, ast.Is) else ~missing
         if isinstance(op, ast.In | ast.NotIn):
             found = self._contains(left, right)
             return found if isinstance(op, ast.In) else ~found
         if _is_none(left) or _is_none(right):
-            raise self.mistake("None goes with `is` and `is not` only")
+            raise self.mistake("use None with `is` and `is not` only")
         a, b = self._operand(left), self._operand(right)
         if a.is_text != b.is_text:
-            raise self.mistake(f"{ast.unparse(left)} and {ast.unparse(right)}: a text and a number")
+            raise self.mistake(
+                f"{ast.unparse(left)} and {ast.unparse(right)}: cannot compare a text with a number"
+            )
         if not (a.is_column or b.is_column):
-            raise self.mistake(f"{ast.unparse(left)} and {ast.unparse(right)}: name a column")
+            raise self.mistake(f"{ast.unparse(left)} and {ast.unparse(right)}: one side must be a column")
         return _COMPARE[type(op)](a.expression, b.expression)
 
     def _contains(self, left: ast.expr, right: ast.expr) -> pc.Expression:
         if isinstance(right, ast.Name) and isinstance(left, ast.Constant):
             column = self._operand(right)
             if not column.is_text:
-                raise self.mistake(f"{right.id} is a number, and holds no text")
+                raise self.mistake(f"{right.id} is a number, not a text")
             if not isinstance(left.value, str):
-                raise self.mistake(f"{left.value!r} is no text; write it in quotes to look for it")
+                raise self.mistake(f"{left.value!r} is not a text; write it in quotes")
             return pc.match_substring(column.value, left.value)
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):
             raise self.mistake(f"`in` takes a list such as ['joy', 'awe'], not {ast.unparse(right)}")
         column = self._column_operand(left)
         if any(_is_none(item) for item in right.elts):
-            raise self.mistake("None stands in no list; add `or … is None`")
+            raise self.mistake("a list must not contain None; add `or … is None`")
         items = [self._operand(item) for item in right.elts]
         if any(item.is_column or item.is_text != column.is_text for item in items):
             kind = "texts" if column.is_text else "numbers"
-            raise self.mistake(f"{ast.unparse(left)} is looked for among {kind} only")
+            raise self.mistake(f"the list for {ast.unparse(left)} must contain {kind} only")
         wanted = pa.array([item.value for item in items], pa.string() if column.is_text else pa.float64())
         found = column.value.isin(wanted)
-        # isin says False for null, of which `not in` would make True.
+        # isin returns False for null, which `not in` would turn into True.
         return pc.if_else(column.value.is_null(), pc.scalar(pa.scalar(None, pa.bool_())), found)
 
     def _column_operand(self, node: ast.expr) -> _Operand:
         operand = self._operand(node)
         if not operand.is_column:
-            raise self.mistake(f"{ast.unparse(node)} is a constant; name a column")
+            raise self.mistake(f"{ast.unparse(node)} is a constant; use a column")
         return operand
 
     def _operand(self, node: ast.expr) -> _Operand:
@@ -203,19 +205,19 @@ class _Parser:
         if name not in TEXTS + NUMBERS:
             near = difflib.get_close_matches(name, TEXTS + NUMBERS, 1)
             meant = f"did you mean {near[0]}? " if near else ""
-            raise self.mistake(f"{name}: not known; {meant}valid are {', '.join(TEXTS + NUMBERS)}")
+            raise self.mistake(f"{name}: unknown name; {meant}valid are {', '.join(TEXTS + NUMBERS)}")
         sources = _SOURCES.get(name, (name,))
         self.columns.update(sources)
         field = pc.field(sources[0])
         if name == "caption":
-            # A slice of fixed size has null where a list is shorter; list_element alone would fail there.
+            # A slice of fixed size is null for shorter lists; list_element alone would fail there.
             first = pc.list_element(pc.list_slice(field, 0, 1, return_fixed_size_list=True), 0)
             return pc.coalesce(first, pc.scalar(""))
         if name in TEXTS:
             return field
         if name in ("persons", "captions"):
             field = pc.coalesce(pc.list_value_length(field), pc.scalar(pa.scalar(0, pa.int32())))
-        number = field.cast(pa.float64())  # so that every number compares with every other
+        number = field.cast(pa.float64())  # so that all numbers can be compared
         if name in ("side", "aspect"):
             other = pc.field("height").cast(pa.float64())
             short, long = pc.min_element_wise(number, other), pc.max_element_wise(number, other)

@@ -1,4 +1,4 @@
-"""Data sets made out of others: published whole, and without the same bytes twice."""
+"""Builds data sets out of others: shares files by links, and publishes complete folders only."""
 
 import errno
 import os
@@ -13,9 +13,9 @@ from uniemox_dist.core.files import publish_dir
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 
-def link(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`: a hard link, so that either folder may be deleted; a symbolic one
-    where the file system allows no hard link."""
+def link_file(source: Path, target: Path) -> None:
+    """Links `target` to `source`: a hard link, so that either folder may be deleted; a symbolic link if the file system
+    does not allow a hard link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
@@ -34,8 +34,8 @@ def publishing(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"OUT={out}: exists; give another folder, or delete it")
-    out = out.absolute()  # so that `.` has a name, too
-    partial = out.with_name(f".{out.name}.tmp")  # not what an interrupted pack is called
+    out = out.absolute()  # so that `.` has a name
+    partial = out.with_name(f".{out.name}.tmp")  # not the name of an interrupted pack
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)

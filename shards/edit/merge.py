@@ -1,4 +1,4 @@
-"""Parts of a parallel pack into one data set: manifests and indexes are written, tars are linked."""
+"""`uniemox shards merge`: joins the parts of a parallel pack. Links tars; writes manifests and indexes."""
 
 import io
 import json
@@ -8,17 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shards.edit.links import link, publishing
+from shards.edit.links import link_file, publishing
 from shards.format.encode import BLOCK
-from shards.format.index import index_path, rows_sha256, to_rows, write_index
+from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
 from shards.format.manifest import Manifest, ShardEntry, manifest_folders, read_manifest
-from shards.format.rejected import NAME as REJECTED_NAME
-from shards.format.rejected import read_rejected
-from shards.format.trusted import all_rows_of, check_tar
-from shards.pack.duplicates import same_picture
+from shards.format.rejected import REJECTED, read_rejected, write_rejected
+from shards.pack.duplicates import describe_duplicate
 from shards.pack.listing import split_rank
 from shards.pack.partial import PART
-from shards.pack.pipeline import write_rejected
 from shards.storage import read_range
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json, sha256_file
@@ -27,66 +24,67 @@ from uniemox_dist.core.os_errors import reading, writing
 
 @dataclass
 class MergeResult:
-    """What a merge did."""
+    """The result of a merge."""
 
     packed: dict[str, int]
     refused: Counter[str]
-    """Reasons, of the parts and of the merge itself."""
+    """Refused records by reason, of the parts and of the merge itself."""
     marked: int
-    """Samples that several parts packed, and that count no more."""
+    """Copies of samples that several parts packed; they no longer count."""
     records: int
 
 
 def merge(out: Path, parts: list[Path]) -> MergeResult:
-    """Joins all parts of one pack under `out`. The parts stay as they are, and may be deleted afterwards unless the
-    tars are symbolic links, as on another file system.
+    """Joins all parts of one pack under `out`. The parts stay unchanged. They may be deleted afterwards unless the
+    tars in `out` are symbolic links, as on another file system.
 
-    Of a picture or key that several parts packed one stays: that of the test split before others, then of the
-    earlier part. The others are marked in their index, and left out of all counts; a shard of marked samples only,
-    or a split of such shards, is left out.
+    If several parts packed the same picture or key, one sample stays: that of the test split, or else of the earliest
+    part. The others are marked in their index and do not count. Shards that have only marked samples are left out.
 
     Raises:
-        UserError: if parts are missing, given twice, of other settings or not whole, or `out` exists or cannot be
-            written.
+        UserError: if parts are missing, given twice, incomplete or have different settings, or `out` exists or cannot
+            be written.
     """
-    notes = _check(parts)
+    notes = _check_parts(parts)
     with writing(f"OUT={out}"), publishing(out) as partial:
         return _join(partial, notes)
 
 
-def _check(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """The parts in order, with what each says of itself."""
+def _check_parts(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The parts in order, each with its part.json."""
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for folder in parts:
-        note = _note(folder)
+        note = _read_part(folder)
         number, of = note["part"]
         if number in found:
             raise UserError(
-                f"PARTS={folder}: is part {number}/{of}, as {found[number][0]} is; give each part once"
+                f"PARTS={folder}: is part {number}/{of}, but so is {found[number][0]}; give each part once"
             )
         found[number] = (folder, note)
     ordered = [found[number] for number in sorted(found)]
     if not ordered:
-        raise UserError("PARTS: none given; name the folders of all parts")
+        raise UserError("PARTS: none given; give the folders of all parts")
     first, stated = ordered[0]
     for folder, note in ordered[1:]:
         for field in ("settings", "captions", "detector", "licence", "source_sha256"):
             if note.get(field) != stated.get(field):
                 what = "source" if field == "source_sha256" else field
-                raise UserError(f"PARTS={folder}: was packed with another {what} than {first}; pack it again")
+                raise UserError(
+                    f"PARTS={folder}: was packed with a different {what} than {first}; pack it again"
+                )
     of = stated["part"][1]
     missing = sorted(set(range(1, of + 1)) - set(found))
     if missing or any(note["part"][1] != of for _, note in ordered):
-        lacking = ", ".join(f"{number}/{of}" for number in missing) or "parts of another division"
-        raise UserError(f"PARTS: missing are {lacking}; give all {of} parts")
+        lacking = ", ".join(f"{number}/{of}" for number in missing) or "parts with another total"
+        raise UserError(f"PARTS: {lacking} are missing; give all {of} parts")
     return ordered
 
 
-def _note(folder: Path) -> dict[str, Any]:
-    """What a part says of itself: its number, and how many records it packed and refused."""
+def _read_part(folder: Path) -> dict[str, Any]:
+    """The part.json of a part: its number, and how many records it packed and refused."""
     if not (folder / PART).is_file():
         raise UserError(
-            f"PARTS={folder}: holds no {PART}; give folders that `shards pack --part I/N` finished"
+            f"PARTS={folder}: has no {PART}; give folders that `shards pack --part I/N` completed"
         )
     try:
         with reading(f"PARTS={folder}: {PART}", "pack this part again"):
@@ -95,7 +93,7 @@ def _note(folder: Path) -> dict[str, Any]:
         packed, rejected = list(note["packed"].values()), list(note["rejected"].values())
         is_sound = all(type(value) is int for value in (number, of, records, *packed, *rejected))
         if not is_sound or not 1 <= number <= of or records != sum(packed) + sum(rejected):
-            raise ValueError("its numbers do not fit each other")
+            raise ValueError("its numbers do not add up")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -115,13 +113,11 @@ def _join(partial: Path, notes: list[tuple[Path, dict[str, Any]]]) -> MergeResul
     marks = _Marks()
     for split, folder, manifest in found:
         for entry in manifest.shards:
-            taken = _take(entry, folder, partial / split, split, marks)
-            if taken is not None:
-                entries.setdefault(split, []).append(taken)
+            linked = _link_shard(entry, folder, partial / split, split, marks)
+            if linked is not None:
+                entries.setdefault(split, []).append(linked)
     if not entries:
-        raise UserError(
-            f"PARTS: nothing was packed in any of the {len(notes)} parts; look at their {REJECTED_NAME}"
-        )
+        raise UserError(f"PARTS: none of the {len(notes)} parts has a sample; see their {REJECTED}")
     rejected += marks.rejected
     refused = Counter(row["reason"] for row in rejected)
     records = sum(note["records"] for _, note in notes)
@@ -137,37 +133,43 @@ def _join(partial: Path, notes: list[tuple[Path, dict[str, Any]]]) -> MergeResul
 def _contents(
     folder: Path, note: dict[str, Any]
 ) -> tuple[list[tuple[str, Path, Manifest]], list[dict[str, str]]]:
-    """(split, folder, manifest) of a part's data sets, and what it refused: all that it counts, or an error."""
+    """(split, folder, manifest) of a part's data sets, and its refused records.
+
+    Raises:
+        UserError: if they do not match the counts in part.json.
+    """
     found = [
         (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
         for data in manifest_folders(folder)
     ]
     rejected = read_rejected(folder)
     if rejected is None:
-        raise UserError(f"PARTS={folder}: {REJECTED_NAME} is missing; pack this part again")
+        raise UserError(f"PARTS={folder}: {REJECTED} is missing; pack this part again")
     reasons = Counter(row["reason"] for row in rejected)
     if {split: manifest.samples for split, _, manifest in found} != note["packed"]:
-        raise UserError(f"PARTS={folder}: holds other samples than its {PART} counts; pack this part again")
+        raise UserError(f"PARTS={folder}: has other samples than its {PART} counts; pack this part again")
     if reasons != Counter(note["rejected"]):
         raise UserError(
-            f"PARTS={folder}: {REJECTED_NAME} lists other records than {PART} counts; pack this part again"
+            f"PARTS={folder}: {REJECTED} lists other records than {PART} counts; pack this part again"
         )
     return found, rejected
 
 
-def _take(entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Marks") -> ShardEntry | None:
-    """Links one shard and its index into `target`; writes the index anew if rows of it are marked. None, and nothing
-    is linked, if all of them are."""
+def _link_shard(
+    entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Marks"
+) -> ShardEntry | None:
+    """Links one shard and its index into `target`; rewrites the index if some of its rows are marked. Returns None and
+    links nothing if all rows are."""
     tar, index = folder / entry.name, index_path(folder, entry.name)
     check_tar(folder, entry, "PARTS")
-    rows = to_rows(all_rows_of(folder, entry))
+    rows = to_rows(read_all_shard_rows(folder, entry))
     is_marked = marks.add(rows, split, tar)
     samples = sum("refused" not in row for row in rows)
     if not samples:
         return None
-    link(tar, target / entry.name)
+    link_file(tar, target / entry.name)
     if not is_marked:
-        link(index, index_path(target, entry.name))
+        link_file(index, index_path(target, entry.name))
         return entry
     write_index(index_path(target, entry.name), rows)
     return replace(
@@ -178,26 +180,26 @@ def _take(entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Ma
     )
 
 
-class _Met(NamedTuple):
-    """A sample that was met: enough to compare another with it, and to find its name."""
+class _Sample(NamedTuple):
+    """A sample of an earlier shard: enough to compare another one with it and to find its name."""
 
     split: str
     label: str | None
     tar: Path
     key: str
     begin: int
-    """Of the tar members behind the picture, bytes."""
+    """First byte of the tar members behind the picture."""
     end: int
 
     @classmethod
-    def of(cls, row: dict[str, Any], split: str, tar: Path) -> "_Met":
+    def from_row(cls, row: dict[str, Any], split: str, tar: Path) -> "_Sample":
         begin = row["image_offset"] + row["image_length"]
         end = row["sample_offset"] + row["sample_length"]
         return cls(split, row["label"], tar, row["key"], begin + -begin % BLOCK, end)
 
     @property
     def name(self) -> str:
-        """What the source called the record, by its `.json`; `tar/key` where that cannot be read."""
+        """The record's name in its source, from its `.json`; `tar/key` if that cannot be read."""
         try:
             data = read_range(self.tar, self.begin, self.end - self.begin)
             with tarfile.open(fileobj=io.BytesIO(data)) as members:
@@ -208,27 +210,27 @@ class _Met(NamedTuple):
 
 
 class _Marks:
-    """Which samples of all parts were met before. About 400 bytes of memory for each."""
+    """Marks samples that occurred in an earlier shard; needs about 400 bytes of memory per sample."""
 
     def __init__(self) -> None:
         self.rejected: list[dict[str, str]] = []
-        self._met: dict[int, _Met] = {}  # by content
+        self._earlier: dict[int, _Sample] = {}  # by content
         self._keys: set[str] = set()
 
     def add(self, rows: list[dict[str, Any]], split: str, tar: Path) -> bool:
-        """Marks the rows of a shard that are to go; whether there are any."""
+        """Marks the repeated samples among a shard's rows; returns whether there are any."""
         before = len(self.rejected)
         for row in rows:
             if "refused" in row:
                 continue
-            content, sample = int(row["image_sha256"][:32], 16), _Met.of(row, split, tar)
-            first = self._met.get(content)
+            content, sample = int(row["image_sha256"][:32], 16), _Sample.from_row(row, split, tar)
+            first = self._earlier.get(content)
             if first is not None:
-                reason, detail = same_picture(split, sample.label, first.split, first.label, first.name)
+                reason, detail = describe_duplicate(split, sample.label, first.split, first.label, first.name)
             elif sample.key in self._keys:
-                reason, detail = "duplicate_key", f"a sample of another part has the key {sample.key}"
+                reason, detail = "duplicate_key", f"a sample of another part has the same key {sample.key}"
             else:
-                self._met[content] = sample
+                self._earlier[content] = sample
                 self._keys.add(sample.key)
                 continue
             row["refused"] = reason

@@ -1,4 +1,5 @@
-"""Subsets without copying pictures: tars are linked, and their indexes say which samples belong."""
+"""`uniemox shards select` and `split`: subsets without copying pictures. Tars are linked; new indexes list the
+samples."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,23 +11,22 @@ import numpy as np
 import pyarrow as pa
 
 from shards.edit.expressions import apply_filter
-from shards.edit.links import link, publishing
+from shards.edit.links import link_file, publishing
 from shards.format.encode import BLOCK, Encoded
-from shards.format.index import index_path, rows_sha256, write_index
+from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
 from shards.format.manifest import Manifest, ShardEntry, read_manifest
-from shards.format.trusted import check_tar, rows_of
 from shards.format.writer import ShardWriter
 from shards.pack.listing import SPLIT_NAME
-from shards.sources.presets import cut, draw64
+from shards.sources.presets import assign_shares, draw64
 from shards.storage import read_range
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_bytes, sha256_file
 from uniemox_dist.core.os_errors import reading, writing
 
 COPY_BYTES, COPY_SAMPLES = 256_000_000, 10_000
-"""Of a shard that `copy` writes, at most: what `shards pack` takes by default."""
+"""Largest shard that `copy` writes: the defaults of `shards pack`."""
 Chooser = Callable[[pa.Table], np.ndarray]
-"""Of the rows of an index: bool, whether each belongs to the subset."""
+"""Maps the rows of an index to booleans: whether each belongs to the subset."""
 
 
 def select(
@@ -37,20 +37,20 @@ def select(
     filter_text: str | None = None,
     copy: bool = False,
 ) -> Manifest:
-    """The samples of a data set with one of some labels and for which a filter holds, as a data set of its own.
+    """Writes a new data set of the samples that have one of `labels` and match a filter.
 
-    With `copy` the pictures are written into new tars, so that readers that know no index see the subset, too.
+    With `copy` the pictures are written into new tars, so that readers without index support see the subset too.
 
     Raises:
-        UserError: if nothing is left, a label occurs nowhere, the filter is none, a shard is not what the manifest
-            says, or `out` exists or cannot be written.
+        UserError: if no sample matches, no sample has a label, the filter is illegal, a shard does not match the
+            manifest, or `out` exists or cannot be written.
     """
     manifest = read_manifest(folder, "DIR")
     known = _labels(folder, manifest) if labels else {}
     for label in labels:
         if label not in known:
             some = ", ".join(sorted(map(str, known))[:12])
-            raise UserError(f"--label={label}: no sample of {folder} has it; its labels are {some}")
+            raise UserError(f"--label={label}: no sample of {folder} has this label; its labels are {some}")
 
     def chosen(table: pa.Table) -> np.ndarray:
         keep_R = np.ones(table.num_rows, bool)
@@ -64,7 +64,9 @@ def select(
     with writing(f"OUT={out}"), publishing(out) as partial:
         subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
         if subset is None:
-            raise UserError(f"DIR={folder}: no sample is left by {_words(labels, filter_text)}; ask for less")
+            raise UserError(
+                f"DIR={folder}: no sample matches {_describe(labels, filter_text)}; relax the conditions"
+            )
     return subset
 
 
@@ -74,18 +76,17 @@ def split(
     """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys.
 
     Raises:
-        UserError: if a split would be empty, a shard is not what the manifest says, or `out` exists or cannot be
-            written.
+        UserError: if a split would be empty, a shard does not match the manifest, or `out` exists or cannot be written.
     """
     manifest = read_manifest(folder, "DIR")
     codes: dict[str | None, int] = {}
     strata: list[int] = []
     draws: list[int] = []
     for entry in manifest.shards:
-        table = rows_of(folder, entry, ["key", "label"])
+        table = read_shard_rows(folder, entry, ["key", "label"])
         strata += [codes.setdefault(label, len(codes)) for label in table["label"].to_pylist()]
         draws += [draw64(seed, key) for key in table["key"].to_pylist()]
-    share_N = cut(np.array(strata), np.array(draws, np.uint64), shares)
+    share_N = assign_shares(np.array(strata), np.array(draws, np.uint64), shares)
     made: dict[str, Manifest] = {}
     with writing(f"OUT={out}"), publishing(out) as partial:
         for number, name in enumerate(shares):
@@ -94,14 +95,14 @@ def split(
             subset = _subset(folder, manifest, partial / name, chosen, why, copy)
             if subset is None:
                 raise UserError(
-                    f"--shares {name}={shares[name]}: no sample falls into it; give it a larger share"
+                    f"--shares {name}={shares[name]}: no sample falls into this split; give it a larger share"
                 )
             made[name] = subset
     return made
 
 
 def _in_turn(keep_N: np.ndarray, samples: list[int]) -> Chooser:
-    """Hands out a choice over all samples shard after shard."""
+    """A chooser that returns parts of a choice over all samples, shard after shard."""
     pieces = iter(np.split(keep_N, np.cumsum(samples)))
     return lambda _: next(pieces)
 
@@ -116,7 +117,7 @@ def parse_shares(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         if name in shares:
-            raise UserError(f"--shares={text}: {name} stands there twice; give each split one share")
+            raise UserError(f"--shares={text}: {name} occurs twice; give each split one share")
         try:
             shares[name] = float(value)
         except ValueError:
@@ -131,14 +132,14 @@ def parse_shares(text: str) -> dict[str, float]:
 def _subset(
     folder: Path, manifest: Manifest, target: Path, chooser: Chooser, why: dict[str, Any], copy: bool
 ) -> Manifest | None:
-    """Writes the chosen samples as a data set into `target`; None if there are none."""
+    """Writes the chosen samples as a data set into `target`; returns None if there are none."""
     if copy:
-        entries = _copied(folder, manifest, target, chooser)
+        entries = _copy_shards(folder, manifest, target, chooser)
     else:
         entries = [
             linked
             for entry in manifest.shards
-            if (linked := _linked(folder, entry, target, chooser)) is not None
+            if (linked := _link_shard(folder, entry, target, chooser)) is not None
         ]
     if not entries:
         return None
@@ -147,48 +148,48 @@ def _subset(
     return subset
 
 
-def _linked(folder: Path, entry: ShardEntry, target: Path, chooser: Chooser) -> ShardEntry | None:
-    """Links one shard, with an index of the chosen samples; None if there are none."""
+def _link_shard(folder: Path, entry: ShardEntry, target: Path, chooser: Chooser) -> ShardEntry | None:
+    """Links one shard, with an index of the chosen samples; returns None if there are none."""
     check_tar(folder, entry, "DIR")
-    table = rows_of(folder, entry)
+    table = read_shard_rows(folder, entry)
     keep_R = chooser(table)
     if not keep_R.any():
         return None
-    link(folder / entry.name, target / entry.name)
+    link_file(folder / entry.name, target / entry.name)
     index = index_path(target, entry.name)
     if keep_R.all():
-        link(index_path(folder, entry.name), index)
+        link_file(index_path(folder, entry.name), index)
         return entry
     rows = table.filter(pa.array(keep_R)).to_pylist()
     write_index(index, rows)
     return replace(entry, samples=len(rows), index_sha256=sha256_file(index), rows_sha256=rows_sha256(rows))
 
 
-def _copied(folder: Path, manifest: Manifest, target: Path, chooser: Chooser) -> list[ShardEntry]:
+def _copy_shards(folder: Path, manifest: Manifest, target: Path, chooser: Chooser) -> list[ShardEntry]:
     """Writes the chosen samples of all shards into new tars."""
     writer = ShardWriter(target, shard_bytes=COPY_BYTES, shard_samples=COPY_SAMPLES)
     try:
         for entry in manifest.shards:
             check_tar(folder, entry, "DIR")
-            table = rows_of(folder, entry)
+            table = read_shard_rows(folder, entry)
             for row in table.filter(pa.array(chooser(table))).to_pylist():
-                writer.append(_sample(folder / entry.name, row))
+                writer.add_encoded(_read_sample(folder / entry.name, row))
         return writer.close()
     except BaseException:
         with suppress(OSError):
-            writer.settle()  # its thread would go on writing where all is about to be deleted
+            writer.wait()  # otherwise its thread writes into a folder that is about to be deleted
         raise
 
 
-def _sample(tar: Path, row: dict[str, Any]) -> Encoded:
-    """One sample as it lies in a tar, the picture checked."""
+def _read_sample(tar: Path, row: dict[str, Any]) -> Encoded:
+    """Reads one sample of a tar, and checks the picture's hash."""
     with reading(f"DIR={tar}"):
         data = read_range(tar, row["sample_offset"], row["sample_length"])
     first = row["image_offset"] - row["sample_offset"]
     if sha256_bytes(data[first : first + row["image_length"]]) != row["image_sha256"]:
         raise UserError(
-            f"DIR={tar}: {row['key']}: the picture's bytes are not those that were packed (SHA-256); take bad "
-            f"shards out with `uniemox shards verify --quarantine`"
+            f"DIR={tar}: {row['key']}: the picture's bytes have changed since packing (SHA-256); remove bad "
+            f"shards with `uniemox shards verify --quarantine`"
         )
     if first != BLOCK or not data.startswith(f"{row['key']}.".encode()):
         raise UserError(
@@ -201,10 +202,10 @@ def _sample(tar: Path, row: dict[str, Any]) -> Encoded:
 def _labels(folder: Path, manifest: Manifest) -> set[str | None]:
     found: set[str | None] = set()
     for entry in manifest.shards:
-        found.update(rows_of(folder, entry, ["label"])["label"].unique().to_pylist())
+        found.update(read_shard_rows(folder, entry, ["label"])["label"].unique().to_pylist())
     return found
 
 
-def _words(labels: tuple[str, ...], filter_text: str | None) -> str:
+def _describe(labels: tuple[str, ...], filter_text: str | None) -> str:
     parts = [f"--label {label}" for label in labels] + ([f"--filter {filter_text!r}"] if filter_text else [])
     return " and ".join(parts) or "no condition"

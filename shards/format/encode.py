@@ -1,4 +1,5 @@
-"""A sample as the bytes of its tar members, and as what its index says. What every packing worker loads: no pyarrow."""
+"""Encodes a sample as tar members and as the fields of its index row. Packing workers import this; it needs no
+pyarrow."""
 
 import tarfile
 from dataclasses import dataclass
@@ -13,25 +14,25 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample ready to be written: its tar members, and what the index says of it besides places."""
+    """An encoded sample: its tar members, and the fields of its index row except positions."""
 
     data: bytes | memoryview
     image_length: int
     fields: dict[str, Any]
 
 
-def members(sample: Sample) -> list[bytes]:
-    """A sample's tar members, one after the other, in pieces."""
+def encode_members(sample: Sample) -> list[bytes]:
+    """The pieces of a sample's tar members, in order."""
     return [part for name, content in sample.members() for part in _member(name, content)]
 
 
 def encode(sample: Sample) -> Encoded:
-    """A sample ready to be written."""
-    return Encoded(b"".join(members(sample)), len(sample.image), index_fields(sample))
+    """Encodes a sample."""
+    return Encoded(b"".join(encode_members(sample)), len(sample.image), index_fields(sample))
 
 
 def index_fields(sample: Sample) -> dict[str, Any]:
-    """What the index says of a sample wherever it lies in a tar."""
+    """The fields of a sample's index row that do not depend on its position in a tar."""
     persons = [
         {"box": list(p.box), "score": p.score, "labels": canonical_json(p.labels).decode()}
         for p in sample.persons
@@ -53,9 +54,9 @@ def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def _header(name: str, size: int) -> bytes:
-    """A header in the plain ustar form with fixed fields (tarfile needs ten times as long for the same bytes).
+    """A plain ustar header with fixed fields; tarfile needs ten times as long for the same bytes.
 
-    Its checksum is the sum of all bytes, with blanks in the checksum's own place.
+    The checksum is the sum of all bytes, with spaces in the checksum field.
     """
     template, total = _template()
     varied = name.encode("ascii")

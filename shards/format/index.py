@@ -1,7 +1,6 @@
 """The index of one tar: a Parquet file with one row per sample, in tar order.
 
-It answers every question about a shard without opening the tar, and lets a reader fetch one picture by
-one positioned read.
+It describes a shard completely, so that no reader has to scan the tar: a picture is one positioned read.
 """
 
 from collections.abc import Sequence
@@ -15,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.format.manifest import ShardEntry
 from shards.format.parquet import THREADS, open_parquet
-from shards.storage import Place
+from shards.storage import Place, file_size
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path, canonical_json, sha256_bytes
 
 _PERSON = pa.struct(
     [
-        ("box", pa.list_(pa.float64(), 4)),  # x1, y1, x2, y2 as shares of width and height
+        ("box", pa.list_(pa.float64(), 4)),  # x1, y1, x2, y2 as fractions of width and height
         ("score", pa.float64()),
         ("labels", pa.string()),  # JSON: that person's own labels
     ]
@@ -43,10 +43,10 @@ SCHEMA = pa.schema(
     ]
 )
 ROW_GROUP = 1024
-"""Rows that a reader takes up at a time: of a large shard it then holds what it walks through, not all."""
+"""Rows that a reader loads at a time, so that it never holds the whole index of a large shard."""
 REFUSED = pa.field("refused", pa.string())
-"""Only in an index with rows that are no part of the data set though the tar has them: the reason. No row of a
-pack has one; joining parts marks what several of them packed."""
+"""Optional column: the reason why a sample of the tar does not belong to the data set. `shards pack` never writes it;
+`shards merge` marks samples that several parts packed."""
 
 
 def index_path(folder: Place, shard: str) -> Place:
@@ -55,7 +55,7 @@ def index_path(folder: Place, shard: str) -> Place:
 
 
 def rows_sha256(rows: Sequence[dict[str, Any]]) -> str:
-    """The hash of what an index says, whatever Parquet version wrote it."""
+    """The hash of the rows of an index, independent of the Parquet version that wrote it."""
     return sha256_bytes(canonical_json(list(rows)))
 
 
@@ -68,11 +68,11 @@ def write_index(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_index(path: Place, columns: list[str] | None = None, *, sha256: str | None = None) -> pa.Table:
-    """Reads an index, whole or some of its columns, without the rows that are marked as refused.
+    """Reads an index, whole or some of its columns, without the rows marked as refused.
 
     Raises:
-        UserError: if the file is missing or damaged, does not have the hash `sha256` where that is given, lacks a
-            column of the format, or has values there that no index has.
+        UserError: if the file is missing or damaged, does not have the hash `sha256` (if given), or lacks a column of
+            the format or holds an illegal value there.
     """
     table = read_all_rows(path, columns, sha256=sha256)
     if REFUSED.name not in table.column_names:
@@ -81,32 +81,34 @@ def read_index(path: Place, columns: list[str] | None = None, *, sha256: str | N
 
 
 def read_all_rows(path: Place, columns: list[str] | None = None, *, sha256: str | None = None) -> pa.Table:
-    """`read_index` with refused rows, and the column `refused` where the file has it."""
+    """Like `read_index`, including refused rows, and the column `refused` if the file has it."""
     with _opened(path, columns, sha256) as file:
         marks = [REFUSED.name] if _has_refused(file) else []
         return _checked(path, file.read(columns=[*(columns or SCHEMA.names), *marks], use_threads=THREADS))
 
 
 def group_ends(path: Place, *, sha256: str | None = None) -> list[int]:
-    """Where the row groups of an index end, as numbers of rows: what `read_group` reads at a time.
+    """The row numbers at which the row groups of an index end; `read_group` reads one group.
 
-    With `sha256` the whole file is read once, and has to have that hash.
+    With `sha256` the whole file is read once and must have that hash.
 
     Raises:
-        UserError: as `read_index` does.
+        UserError: as `read_index`.
     """
     with _opened(path, None, sha256) as file:
         if not _has_refused(file):
             lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             return list(accumulate(lengths)) or [0]
-    return [read_index(path, ["key"]).num_rows]  # rows are numbered without refused ones: one group
+    return [
+        read_index(path, ["key"]).num_rows
+    ]  # rows are numbered without refused ones, so they form one group
 
 
 def read_group(path: Place, number: int, columns: list[str]) -> pa.Table:
     """One row group of an index.
 
     Raises:
-        UserError: as `read_index` does.
+        UserError: as `read_index`.
     """
     with _opened(path, columns) as file:
         if not _has_refused(file):
@@ -126,12 +128,12 @@ def _has_refused(file: pq.ParquetFile) -> bool:
 
 
 def _checked(path: Place, table: pa.Table) -> pa.Table:
-    """The table itself, if every value of it is one that readers may rely on."""
-    table.validate(full=True)  # texts that are no UTF-8 would fail where they are looked at
+    """Returns the table if all of its values are legal."""
+    table.validate(full=True)  # finds texts that are not UTF-8 here instead of at first use
     wrong = next((name for name in table.column_names if not _is_sound(name, table[name])), None)
     if wrong is not None:
         raise UserError(
-            f"{path}: column {wrong} of the index has a value that no index has; copy index/ again, or look with "
+            f"{path}: column {wrong} of the index holds an illegal value; copy index/ again, or check it with "
             f"`uniemox shards verify`"
         )
     return table
@@ -158,6 +160,52 @@ def _is_sound(name: str, column: pa.ChunkedArray) -> bool:
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of `read_all_rows`, as `write_index` and `rows_sha256` take them."""
+    """The rows of `read_all_rows`, as `write_index` and `rows_sha256` expect them."""
     rows = table.to_pylist()
     return [{k: v for k, v in row.items() if k != "refused" or v is not None} for row in rows]
+
+
+# ---- the index and tar of a shard, checked against the manifest
+
+
+def read_shard_rows(folder: Place, entry: ShardEntry, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a shard's index, or some columns of them.
+
+    Raises:
+        UserError: if the index does not match the manifest.
+    """
+    table = read_index(index_path(folder, entry.name), columns, sha256=entry.index_sha256)
+    _check_count(folder, entry, table.num_rows)
+    return table
+
+
+def read_all_shard_rows(folder: Place, entry: ShardEntry) -> pa.Table:
+    """Like `read_shard_rows`, including refused rows, and the column `refused` if the file has it."""
+    table = read_all_rows(index_path(folder, entry.name), sha256=entry.index_sha256)
+    is_marked = REFUSED.name in table.column_names
+    live = table[REFUSED.name].null_count if is_marked else table.num_rows
+    _check_count(folder, entry, live)
+    return table
+
+
+def check_tar(folder: Place, entry: ShardEntry, field: str) -> None:
+    """Checks that a tar exists and has the size in the manifest; `field` is what error lines call the folder.
+
+    Raises:
+        UserError: if it does not.
+    """
+    size = file_size(folder / entry.name)
+    if size != entry.bytes:
+        state = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
+        raise UserError(
+            f"{field}={folder}: {entry.name} {state}; copy it again, or remove bad shards with "
+            f"`uniemox shards verify --quarantine`"
+        )
+
+
+def _check_count(folder: Place, entry: ShardEntry, rows: int) -> None:
+    if rows != entry.samples:
+        raise UserError(
+            f"{index_path(folder, entry.name)}: the index has {rows} samples, but the manifest states {entry.samples}; "
+            f"copy index/ again"
+        )

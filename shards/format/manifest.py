@@ -20,9 +20,9 @@ MANIFEST, SIZES = "manifest.json", "sizes.json"
 _HASHED_AT_ONCE = 1000
 
 
-@dataclass(frozen=True, slots=True)  # there may be a hundred thousand of them
+@dataclass(frozen=True, slots=True)  # a data set may have a hundred thousand
 class ShardEntry:
-    """One shard as the manifest knows it."""
+    """One shard, as listed in the manifest."""
 
     name: str
     samples: int
@@ -32,19 +32,19 @@ class ShardEntry:
     index_sha256: str
     """Of the index file."""
     rows_sha256: str
-    """Of the index's logical rows: equal for equal content, whatever Parquet library wrote it."""
+    """Of the index's logical rows; independent of the Parquet library that wrote it."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set: ordered shards plus provenance. Only the shards enter the identity."""
+    """A data set: ordered shards, and provenance. Only the shards determine the identity."""
 
     shards: tuple[ShardEntry, ...]
     provenance: dict[str, Any]
 
     @cached_property
     def samples(self) -> int:
-        """Samples of all shards."""
+        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @cached_property
@@ -52,7 +52,7 @@ class Manifest:
         """SHA-256 of the canonical JSON of format version and, per shard, name, samples, bytes and hashes."""
         empty = canonical_json({"format_version": FORMAT_VERSION, "shards": []})
         digest = hashlib.sha256(empty.removesuffix(b"]}"))
-        # Piecewise: the whole text would need as much memory as the manifest itself.
+        # In pieces, because the whole text would need as much memory as the manifest itself.
         for first in range(0, len(self.shards), _HASHED_AT_ONCE):
             piece = self.shards[first : first + _HASHED_AT_ONCE]
             text = canonical_json([[s.name, s.samples, s.bytes, s.sha256, s.rows_sha256] for s in piece])
@@ -62,16 +62,16 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Of all tars."""
+        """Size of all tars together."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What sizes.json says: shard name -> samples."""
+        """The content of sizes.json: shard name -> samples."""
         return {shard.name: shard.samples for shard in self.shards}
 
     def write(self, folder: Path) -> None:
-        """Writes manifest.json, and sizes.json for open_clip's reader: both, or none where there is no room."""
+        """Writes manifest.json, and sizes.json for open_clip's reader: both, or neither if the disk is full."""
         record = {
             "format": FORMAT_NAME,
             "format_version": FORMAT_VERSION,
@@ -87,10 +87,10 @@ class Manifest:
 
 
 def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
-    """Reads and checks a manifest; `field` is what error lines call the folder.
+    """Reads and checks a manifest; `field` is the name of the folder in error lines.
 
     Raises:
-        UserError: if the folder, its manifest or its samples are missing, or the format is newer than ours.
+        UserError: if the folder, its manifest or its samples are missing, or the format is newer than this version.
     """
     folder = place(folder, field)
     path = folder / MANIFEST
@@ -103,7 +103,7 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
             if splits
             else "build it with `uniemox shards pack`"
         )
-        raise UserError(f"{field}={folder}: holds no {MANIFEST}; {fix}")
+        raise UserError(f"{field}={folder}: has no {MANIFEST}; {fix}")
     try:
         manifest, stated = _parse(path.read_text(encoding="utf-8"), path)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -115,29 +115,29 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     for what, given, actual in zip(("identity", "samples", "bytes"), stated, _sums(manifest)):
         if given != actual:
             raise UserError(
-                f"{path}: was edited: {what} {str(given)[:12]} does not fit its shards; restore or pack again"
+                f"{path}: was edited: {what} {str(given)[:12]} does not match its shards; restore it or pack again"
             )
     if manifest.samples == 0:
-        raise UserError(f"{field}={folder}: holds no samples; pack a source with pictures")
+        raise UserError(f"{field}={folder}: has no samples; pack a source with pictures")
     return manifest
 
 
 def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
-    """A manifest, and the sums over its shards that the text states."""
+    """A manifest, and the totals that its text states."""
     record = json.loads(text, object_hook=_entry_or_object, parse_float=_finite, parse_constant=_finite)
     version = record["format_version"]
     if record["format"] != FORMAT_NAME or not 1 <= version <= FORMAT_VERSION:
         raise UserError(
-            f"{path}: format {record['format']} {version} is not one this version reads "
-            f"({FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
+            f"{path}: format {record['format']} {version} is not readable by this version "
+            f"(it reads {FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
         )
     manifest = Manifest(tuple(record["shards"]), record["provenance"])
     if strange := [entry for entry in manifest.shards if not _is_entry(entry)]:
-        raise ValueError(f"{strange[0]} is no shard")
+        raise ValueError(f"{strange[0]} is not a shard")
     if not isinstance(manifest.provenance, dict):
-        raise ValueError("provenance is no object")
+        raise ValueError("provenance is not an object")
     if len(manifest.sizes) != len(manifest.shards):
-        raise ValueError("a shard is named twice")
+        raise ValueError("a shard is listed twice")
     return manifest, (record["identity"], record["samples"], record["bytes"])
 
 
@@ -146,18 +146,18 @@ def _sums(manifest: Manifest) -> tuple[Any, ...]:
 
 
 _FIELDS = ShardEntry.__dataclass_fields__.keys()
-# Three hashes and a name at once: with a billion samples there are 100,000 entries to look at.
+# Checks three hashes and a name at once; a billion samples have 100,000 entries.
 _TEXTS = re.compile(r"(?:[0-9a-f]{64}/){3}[^/\0]+\.tar")
 
 
 def _entry_or_object(found: dict[str, Any]) -> ShardEntry | dict[str, Any]:
-    """What the JSON reader makes of an object: of a shard's the entry, at once, since the dictionaries of all
-    shards together need as much memory as everything else of a start. So provenance holds no such object."""
+    """Hook of the JSON reader: converts an object with a shard's fields at once, because the dictionaries of all shards
+    need as much memory as the rest of startup. Provenance must not contain such an object."""
     return ShardEntry(**found) if found.keys() == _FIELDS else found
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether an entry holds what a shard's must; a TypeError says so, too, where a text is none."""
+    """Whether an entry has legal values; raises TypeError if a text field is not a text."""
     return (
         type(entry) is ShardEntry
         and type(entry.samples) is type(entry.bytes) is int
@@ -169,22 +169,22 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _finite(text: str) -> float:
-    """A number of the JSON text; NaN and infinity are none in the format, and could not be written again."""
+    """Parses a number; raises ValueError for NaN and infinity, which the format does not allow."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return value
 
 
 def manifest_folders(folder: Place) -> list[Place]:
-    """The folder itself if it has a manifest, otherwise its splits that have one."""
+    """The folder itself if it has a manifest, otherwise its subfolders (splits) that have one."""
     if (folder / MANIFEST).is_file():
         return [folder]
     return sorted((p.parent for p in folder.glob(f"*/{MANIFEST}")), key=str)
 
 
 def combined_identity(identities: Sequence[str]) -> str:
-    """The identity of a mix: one source's own, or a hash over all in order."""
+    """The identity of a mix: that of its single source, or a hash over all of them in order."""
     if len(identities) == 1:
         return identities[0]
     return sha256_bytes(canonical_json(list(identities)))

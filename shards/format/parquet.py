@@ -1,4 +1,4 @@
-"""Parquet files of our own, opened so that whatever is wrong with one is a line that names it."""
+"""Opens Parquet files of the format, with one clear error line for each way in which a file can be wrong."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.core.os_errors import said
 
 THREADS = False
-"""Arrow's own while it reads: one that still holds our file object when Python ends would abort the process, which a
-short command meets one time in sixty; and files of this size need none."""
+"""Do not read with Arrow's own threads: a thread that still holds our file object when Python exits aborts the process
+(once in sixty short commands), and files of this size do not need threads."""
 _CLOSED = (PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -29,16 +29,16 @@ def open_parquet(
     columns: Sequence[str] | None = None,
     sha256: str | None = None,
 ) -> Iterator[pq.ParquetFile]:
-    """A file with the columns of a schema (or some of them), and its errors while it is read.
+    """Opens a file that has the columns of a schema (or `columns` of it), and converts errors while it is read.
 
-    `what` is what error lines call it, `fix` where to get it again. With `sha256` it has to have that hash.
+    `what` is what error lines call the file, `fix` says how to repair it. With `sha256` the file must have that hash.
 
     Raises:
-        UserError: if it is missing or damaged, is another file, or lacks a column or has one of another type.
-        OSError: if the storage fails, which may pass.
+        UserError: if it is missing, damaged or another file, or lacks a column or has one of another type.
+        OSError: if the storage fails; a later try may succeed.
     """
     try:
-        # ParquetFile rather than read_table: the latter takes `k=v` folder names for columns.
+        # Not read_table, which reads `k=v` in folder names as columns.
         with _raw(path, what, sha256) as raw, pq.ParquetFile(raw) as file:
             found = file.schema_arrow
             names = list(columns or schema.names)
@@ -54,8 +54,8 @@ def open_parquet(
         raise UserError(f"{path}: the {what} is missing; {fix}") from None
     except _CLOSED as error:
         raise UserError(f"{path}: the {what} cannot be read ({said(error)}); {fix}") from None
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # names of columns may be damaged, too
-        # Arrow says OSError, too, where a file is damaged, but without a number; what a file system says has one.
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # column names may be damaged too
+        # Arrow also raises OSError for a damaged file, but without a number; a file system's error has one.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -71,7 +71,7 @@ def _raw(path: Place, what: str, sha256: str | None) -> Iterator[BinaryIO]:
         data = file.read()  # once, for the hash and the content
         if sha256_bytes(data) != sha256:
             raise UserError(
-                f"{path}: the {what} is not the one that was written (SHA-256); copy it again, or look with "
+                f"{path}: the {what} is not the one that was written (SHA-256); copy it again, or check it with "
                 f"`uniemox shards verify`"
             )
         yield io.BytesIO(data)

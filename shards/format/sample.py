@@ -1,4 +1,4 @@
-"""One sample at rest: its key, its JSON, and the files that it becomes inside a tar. See FORMAT.md."""
+"""A sample at rest: its key, its JSON, and its members inside a tar. See FORMAT.md."""
 
 import json
 import re
@@ -13,22 +13,22 @@ FORMAT_VERSION = 1
 
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-# Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with further pictures
-# (a preview, a gain map) behind its first one; phones write them under the name .jpg.
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with more pictures (a preview, a
+gain map) behind the first one; phones write them as .jpg."""
 
 
 def make_key(name: str) -> str:
-    """A sample's key: `name` itself where it is a legal key, otherwise 16 hex digits of its SHA-256.
+    """A sample's key: `name` itself if it is a legal key, otherwise 16 hex digits of its SHA-256.
 
-    webdataset splits names at the first dot of the base name, so that dots, slashes and spaces cannot stay.
+    webdataset splits names at the first dot of the base name, so a key has no dots, slashes or spaces.
     """
     return name if KEY_PATTERN.fullmatch(name) else sha256_bytes(name.encode("utf-8"))[:16]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with all that is known of it; `image` holds the encoded bytes as they go into the tar."""
+    """A picture with its annotations; `image` holds the encoded bytes as stored in the tar."""
 
     key: str
     image: bytes
@@ -37,7 +37,7 @@ class Sample:
     """Pixels, of the upright picture (EXIF rotation applied)."""
     height: int
     source: str
-    """Where the picture came from, as the source named it."""
+    """The name of the picture in its source."""
     captions: tuple[str, ...] = ()
     label: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Sample:
         }
 
     def members(self) -> list[tuple[str, bytes]]:
-        """(name, bytes) of the tar members, picture first; `.txt` is there even when there is no caption."""
+        """(name, bytes) of the tar members, picture first; `.txt` exists even without a caption."""
         record = _JSON.encode(self.to_json())
         caption = (self.captions[0] if self.captions else "").encode("utf-8")
         return [

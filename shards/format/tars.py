@@ -1,4 +1,4 @@
-"""Tars as webdataset groups them, whoever wrote them: read by position, never extracted."""
+"""Reads tars of any origin as groups of members, as webdataset does. Tars are read by position, never extracted."""
 
 import tarfile
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from shards.storage import Place, open_seekable
 from uniemox_dist.core.errors import UserError
 
 PICTURES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"})
-"""Extensions that say "picture"; what is inside decides whether it can be packed."""
+"""Extensions of pictures. Only the content decides whether a picture can be packed."""
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a tar that is no folder."""
+    """One member of a tar that is not a folder."""
 
     extension: str
     """After the first dot of the base name, in lower case."""
@@ -30,17 +30,17 @@ class Member:
 
 @dataclass
 class Group:
-    """Neighbouring members with one name up to the first dot: a sample."""
+    """A sample: neighbouring members whose names agree up to the first dot."""
 
     name: str
     offset: int
     """Of the first member's first header, extended headers included."""
     members: list[Member] = field(default_factory=list)
     end: int = 0
-    """Where the next group may begin."""
+    """Byte at which the next group may begin."""
 
     def find(self, extension: str) -> Member | None:
-        """The first member with this extension; one that shares more of the picture's name goes before."""
+        """The first member with this extension; prefers one that shares more of the picture's name."""
         first = self.pictures[0].extension if self.pictures else ""
         inner = first[: first.rfind(".") + 1]  # `v2.` of photo.v2.jpg
         named = {member.extension: member for member in reversed(self.members)}
@@ -48,17 +48,17 @@ class Group:
 
     @cached_property
     def pictures(self) -> list[Member]:
-        """Members whose extension is a picture's; where there are none, those with more dots (`photo.v2.jpg`)."""
+        """Members with a picture's extension; if there are none, those with more dots (`photo.v2.jpg`)."""
         plain = [member for member in self.members if member.extension in PICTURES]
         return plain or [m for m in self.members if m.extension.rpartition(".")[2] in PICTURES]
 
     @property
     def is_unsafe(self) -> bool:
-        """Whether extracting its members would write outside the folder: nobody means that well."""
+        """Whether extracting its members would write outside the folder."""
         return self.name.startswith("/") or ".." in self.name.split("/")
 
 
-def groups(path: Place, field_name: str = "SOURCE") -> Iterator[Group]:
+def read_groups(path: Place, field_name: str = "SOURCE") -> Iterator[Group]:
     """The samples of an uncompressed tar, in tar order.
 
     Raises:
@@ -70,7 +70,7 @@ def groups(path: Place, field_name: str = "SOURCE") -> Iterator[Group]:
             yield from _groups(raw)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(
-            f"{field_name}={path}: not a whole tar ({error}); copy it again or take it away"
+            f"{field_name}={path}: not a complete tar ({error}); copy it again or remove it"
         ) from None
 
 
@@ -81,7 +81,7 @@ def _groups(raw: BinaryIO) -> Iterator[Group]:
     current: Group | None = None
     with tarfile.open(fileobj=raw, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member it has seen
+            tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member
             if member.isdir():
                 continue
             is_file = member.isreg() and member.sparse is None
@@ -98,7 +98,7 @@ def _groups(raw: BinaryIO) -> Iterator[Group]:
             current.members.append(Member(extension.lower(), member.offset_data, member.size, is_file))
             current.end = tar.offset  # where the next header is
         raw.seek(tar.offset)
-        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes this for an end, too
+        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile accepts this as an end
             raise tarfile.ReadError(f"no valid header and no end mark at byte {tar.offset}")
     if current is not None:
         yield current

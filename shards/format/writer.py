@@ -1,4 +1,4 @@
-"""Samples into tar shards: fixed bytes, a new shard when one is full, each published only when whole."""
+"""Writes samples into tar shards. Equal samples give equal bytes; a shard gets its name only when it is complete."""
 
 import hashlib
 import os
@@ -18,10 +18,10 @@ from uniemox_dist.core.files import fsync_dir, sha256_file
 class ShardWriter:
     """Writes samples into `folder/000000.tar`, `000001.tar`, …, each with its index.
 
-    A shard is written under a temporary name, fsynced, and renamed after its index: a tar that has its name
-    is complete. None is larger than `shard_bytes` unless a single sample is. Tars hold no times, owners or
-    extended headers, so that equal samples give equal bytes. The disk is waited for in a thread, while the next
-    shard is written; `closing` is called when a shard is full, and what it returns when that shard is whole.
+    A shard is written under a temporary name, fsynced, and renamed after its index has been written. It is never larger
+    than `shard_bytes`, unless a single sample is. Tars contain no times, owners or extended headers. A thread waits for
+    the disk while the next shard is written. `closing` is called when a shard is full; it returns a function that is
+    called when that shard is complete.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ShardWriter:
         self.shard_samples = shard_samples
         self.prefix = prefix
         self.entries: list[ShardEntry] = []
-        """Shards that are whole; an interrupted pack goes on behind those that it left."""
+        """Complete shards; a resumed pack continues behind the ones that it found."""
         self.closing = closing
         self._file: BinaryIO | None = None
         self._end = 0
@@ -49,41 +49,41 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, sample: Sample) -> None:
-        """Appends a sample, beginning a new shard when this one would grow beyond its size or count."""
-        self.append(encode(sample))
+        """Appends a sample; starts a new shard if this one would exceed its size or count."""
+        self.add_encoded(encode(sample))
 
-    def append(self, sample: Encoded) -> None:
-        """`add`, for a sample that was encoded elsewhere."""
+    def add_encoded(self, sample: Encoded) -> None:
+        """Like `add`, for an encoded sample."""
         length = len(sample.data)
         if self._file is not None and (
             _finished_bytes(self._end + length) > self.shard_bytes or len(self._rows) >= self.shard_samples
         ):
             self._finish()
         if self._file is None:
-            self.settle()
+            self.wait()
             self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 (closed by _publish)
             self._end, self._digest = 0, hashlib.sha256()
-        places = {
+        positions = {
             "sample_offset": self._end,
             "sample_length": length,
             "image_offset": self._end + BLOCK,
             "image_length": sample.image_length,
         }
         self._write(sample.data)
-        self._rows.append({"key": sample.fields["key"], **places, **sample.fields})
+        self._rows.append({"key": sample.fields["key"], **positions, **sample.fields})
 
     def close(self) -> list[ShardEntry]:
         """Finishes the last shard and returns all of them."""
         if self._file is not None:
             self._finish()
-        self.settle()
+        self.wait()
         return self.entries
 
-    def settle(self) -> None:
-        """Waits until every shard that is full is whole.
+    def wait(self) -> None:
+        """Waits until every full shard is complete.
 
         Raises:
-            OSError: if it could not be written.
+            OSError: if one could not be written.
         """
         if self._publishing is not None:
             pending, self._publishing = self._publishing, None
@@ -98,7 +98,7 @@ class ShardWriter:
         self._digest.update(data)
         self._end += len(data)
         rest = memoryview(data)
-        while rest:  # an unbuffered write may take a part only
+        while rest:  # an unbuffered write may be partial
             rest = rest[self._file.write(rest) :]
 
     def _finish(self) -> None:
@@ -138,6 +138,6 @@ class ShardWriter:
 
 
 def _finished_bytes(end: int) -> int:
-    """Size of a tar whose members end here: two zero blocks, and padding to whole records as tar does it."""
+    """Size of a tar whose members end at `end`: plus two zero blocks, padded to whole records as tar does."""
     end += 2 * BLOCK
     return end + -end % tarfile.RECORDSIZE

@@ -1,5 +1,5 @@
-"""Bar charts as inline SVG for the page about shards. Colours are CSS variables, so that one drawing serves light,
-dark and print; text is our own labels and numbers only."""
+"""Bar charts as inline SVG for the report. Colours are CSS variables, so that one drawing works in light, dark and
+print; all text is our own labels and numbers."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.inspect.summary import Tally
+from shards.inspect.stats import Tally
 
 BINS = 32
 WIDE = 8 * BINS
-"""Whole numbers of a range from which on a logarithmic axis says more than a linear one."""
+"""Ranges with more whole numbers than this get a logarithmic axis."""
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 440, 190, 46, 34, 10
 
 
@@ -26,10 +26,10 @@ class Histogram:
 
 
 def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.0) -> Histogram | None:
-    """How often values occur, in percent of each data set; None where nothing was counted.
+    """How often values occur, in percent of each data set; None if nothing was counted.
 
-    Values are those of the tallies times `scale`. Few different values get a bar each; many get bins of equally many
-    values, or where they span a wide range, bins that are equally wide on a logarithmic axis.
+    Values are those of the tallies times `scale`. A few different values get one bar each. Many get bins of equal
+    width, on a logarithmic axis if their range is wide.
     """
     joined = Tally()
     for tally in tallies:
@@ -39,8 +39,8 @@ def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.
         return None
     low, high = int(values[0]), int(values[-1])
     if len(values) <= 12 and high - low < 40:
-        beside = max(0, (7 - (high - low)) // 2)  # a lone value should not fill the whole chart
-        edges = np.arange(max(0, low - beside), high + beside + 2) - 0.5
+        padding = max(0, (7 - (high - low)) // 2)  # so that a single value does not fill the chart
+        edges = np.arange(max(0, low - padding), high + padding + 2) - 0.5
         is_log = False
     else:
         is_log = low > 0 and high > 8 * low and high - low > WIDE
@@ -57,14 +57,14 @@ def histogram(title: str, unit: str, tallies: Sequence[Tally], scale: float = 1.
 
 
 def _even_edges(low: int, high: int) -> np.ndarray:
-    width = math.ceil(
-        (high - low + 1) / BINS
-    )  # a whole number: bins with one value more than others would stand out
+    width = math.ceil((high - low + 1) / BINS)  # a whole number, so that all bins have equally many values
     return np.arange(low, high + width + 1, width) - 0.5
 
 
 def _log_edges(low: int, high: int) -> np.ndarray:
-    edges = np.round(np.geomspace(low, high + 1, BINS + 1))  # between whole numbers: no bin is without any
+    edges = np.round(
+        np.geomspace(low, high + 1, BINS + 1)
+    )  # between whole numbers, so that every bin has some
     return np.unique(edges) - 0.5
 
 
@@ -106,7 +106,7 @@ def _draw(edges: np.ndarray, shares: list[np.ndarray], scale: float, is_log: boo
 
 
 def _ticks(edges: np.ndarray, x: np.ndarray, is_log: bool, scale: float) -> list[tuple[str, float]]:
-    """(text, place) of at most seven values on the axis."""
+    """(text, x) of the ticks on the axis."""
     single = np.allclose(np.diff(edges), 1) and (edges[0] % 1) == 0.5
     if single:
         middles = (edges[:-1] + edges[1:]) / 2
@@ -127,7 +127,7 @@ def _ticks(edges: np.ndarray, x: np.ndarray, is_log: bool, scale: float) -> list
 
 
 def _nice(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `value`."""
     power = 10.0 ** math.floor(math.log10(max(value, 1e-12)))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= value * 0.999)
 

@@ -1,6 +1,6 @@
 """`uniemox shards report`: one self-contained HTML page about a data set or its splits.
 
-Labels, captions and names come from outside: they are text to the template, which escapes it.
+Labels, captions and names are untrusted text; the template escapes them.
 """
 
 import base64
@@ -14,9 +14,9 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
-from shards.format.trusted import rows_of
+from shards.format.index import read_shard_rows
 from shards.inspect.charts import Histogram, histogram
-from shards.inspect.summary import Summary, refusals, summarise_all
+from shards.inspect.stats import Summary, group_rejected, summarise_folder
 from shards.pictures import BadPicture, decode_picture
 from shards.storage import Place, read_range
 from uniemox_dist.core.files import write_bytes
@@ -24,7 +24,7 @@ from uniemox_dist.core.os_errors import writing
 
 LABELS_SHOWN = 24
 PICTURES_SHOWN = 12
-"""Of each label."""
+"""Per label."""
 THUMBNAIL_PX = 200
 EXAMPLES = 5
 CHARTS = (
@@ -60,27 +60,28 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Account:
-    """What is known of the records behind a page's samples."""
+    """The records behind a page's samples, as far as they are known."""
 
     records: int | None
-    """Of the whole pack that these samples were part of; None where that is not recorded."""
+    """Records of the whole pack that these samples belong to; None if unknown."""
     is_whole: bool
-    """Whether the samples, and the refusals that are listed beside them, are all of these records."""
+    """Whether the samples and the refused records listed beside them are all of these records."""
     refused: dict[str, tuple[int, list[dict[str, str]]]] | None
-    """Reason -> how often, and some of them; of the whole pack, without any, where no list lies beside the samples."""
+    """Reason -> (count, some examples). Without a list beside the samples: the counts of the whole pack, no
+    examples."""
     is_listed: bool
-    """Whether a list lies beside the samples."""
+    """Whether there is a list beside the samples."""
     quarantined: int
-    """Shards that were taken out later."""
+    """Shards that were quarantined later."""
 
 
 def write_page(folder: Place, out: Path) -> None:
-    """Writes the page about the data sets at or directly below a folder.
+    """Writes a page about the data sets at or directly below a folder.
 
     Raises:
         UserError: if they cannot be read, or `out` cannot be written.
     """
-    summaries = summarise_all(folder)
+    summaries = summarise_folder(folder)
     charts = [chart for item in CHARTS if (chart := _chart(item, summaries)) is not None]
     labels = sum((summary.labels for summary in summaries), start=type(summaries[0].labels)())
     shown = [label for label, _ in labels.most_common(LABELS_SHOWN)]
@@ -103,15 +104,17 @@ def write_page(folder: Place, out: Path) -> None:
         hidden=len(labels) - len(shown),
         sheets=_sheets(summaries, shown, labels),
         account=_account(folder, summaries),
-        provenance=_plain(provenance),
+        provenance=_flatten(provenance),
     )
     with writing(f"--out={out}", "give a file in a folder that can be written"):
-        write_bytes(out, page.encode("utf-8", "backslashreplace"))  # file names may hold what is no UTF-8
+        write_bytes(
+            out, page.encode("utf-8", "backslashreplace")
+        )  # file names may contain bytes that are not UTF-8
 
 
 def _account(folder: Place, summaries: list[Summary]) -> Account:
-    """What these samples are of the pack that they came from. A manifest states the numbers of the whole pack, even
-    that of a single split or of a selection, so that they have to add up before they are these samples' own."""
+    """How these samples relate to the pack that they came from. The manifest of a split or a selection states the
+    numbers of the whole pack, so these apply to the samples only if they add up."""
     provenances = [summary.manifest.provenance for summary in summaries]
     first = provenances[0]
     of_one_pack = all(
@@ -121,7 +124,7 @@ def _account(folder: Place, summaries: list[Summary]) -> Account:
     )
     records = first.get("records") if of_one_pack else None
     records = records if isinstance(records, int) else None
-    listed = refusals(folder)
+    listed = group_rejected(folder)
     counted = sum(summary.manifest.samples for summary in summaries) + sum(map(len, (listed or {}).values()))
     refused: dict[str, tuple[int, list[dict[str, str]]]] | None = None
     if listed is not None:
@@ -139,22 +142,24 @@ def _chart(item: tuple[str, str, str, float], summaries: list[Summary]) -> Histo
 
 
 def _sheets(summaries: list[Summary], shown: list[str | None], labels: Any) -> list[Sheet]:
-    """Pictures of each label, drawn evenly from all shards: one pass over the indexes, in memory only what is shown."""
-    chosen: dict[str | None, list[tuple[Summary, str, dict[str, Any]]]] = {label: [] for label in shown}
-    met: dict[str | None, int] = dict.fromkeys(shown, 0)
+    """Pictures of each label, sampled uniformly from all shards in one pass; only the shown ones are kept in memory."""
+    sampled: dict[str | None, list[tuple[Summary, str, dict[str, Any]]]] = {label: [] for label in shown}
+    count: dict[str | None, int] = dict.fromkeys(shown, 0)
     draw = random.Random("contact sheets")
     for summary in summaries:
         for shard in summary.manifest.shards:
-            table = rows_of(summary.folder, shard)
+            table = read_shard_rows(summary.folder, shard)
             for row, label in enumerate(table["label"].to_pylist()):
-                if label not in chosen:
+                if label not in sampled:
                     continue
-                met[label] += 1
-                place = len(chosen[label]) if met[label] <= PICTURES_SHOWN else draw.randrange(met[label])
+                count[label] += 1
+                place = (
+                    len(sampled[label]) if count[label] <= PICTURES_SHOWN else draw.randrange(count[label])
+                )
                 if place < PICTURES_SHOWN:  # reservoir sampling (Vitter 1985, algorithm R)
                     entry = (summary, shard.name, table.slice(row, 1).to_pylist()[0])
-                    chosen[label][place : place + 1] = [entry]
-    return [Sheet(label, labels[label], [_tile(*entry) for entry in chosen[label]]) for label in shown]
+                    sampled[label][place : place + 1] = [entry]
+    return [Sheet(label, labels[label], [_tile(*entry) for entry in sampled[label]]) for label in shown]
 
 
 def _tile(summary: Summary, shard: str, row: dict[str, Any]) -> Tile:
@@ -168,8 +173,8 @@ def _tile(summary: Summary, shard: str, row: dict[str, Any]) -> Tile:
         problem = f"{bad.reason}: {bad.detail}"
     except OSError as error:
         problem = error.strerror or str(error)
-    said = ", ".join(f"{person['score']:.2f}" for person in persons)
-    return Tile(row["key"], uri, problem, captions[0], said)
+    scores = ", ".join(f"{person['score']:.2f}" for person in persons)
+    return Tile(row["key"], uri, problem, captions[0], scores)
 
 
 def _thumbnail(data: bytes, persons: list[dict[str, Any]]) -> str:
@@ -180,21 +185,19 @@ def _thumbnail(data: bytes, persons: list[dict[str, Any]]) -> str:
         x1, y1, x2, y2 = person["box"]
         w, h = picture.width - 1, picture.height - 1
         box = [round(x1 * w), round(y1 * h), round(x2 * w), round(y2 * h)]
-        draw.rectangle(
-            box, outline=(0, 0, 0), width=3
-        )  # a dark edge, so that the colour shows on any picture
+        draw.rectangle(box, outline=(0, 0, 0), width=3)  # a dark edge makes the colour visible on any picture
         draw.rectangle(box, outline=(255, 214, 10), width=2)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _plain(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Settings as lines of a table: nested names with dots, nothing that was not set."""
+def _flatten(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as rows of a table: nested names with dots, without unset ones."""
     lines: list[tuple[str, str]] = []
     for name, value in provenance.items():
         if isinstance(value, dict):
-            lines += _plain(value, f"{prefix}{name}.")
+            lines += _flatten(value, f"{prefix}{name}.")
         elif value not in (None, [], ""):
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             lines.append((f"{prefix}{name}", text if len(text) <= 200 else f"{text[:200]}…"))

@@ -1,32 +1,31 @@
-"""`uniemox shards verify`: is what lies there what was packed? Counts, hashes, places and every picture."""
+"""`uniemox shards verify`: checks counts, hashes, positions and every picture of a data set, and quarantines bad
+shards."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
 from shards.format.manifest import MANIFEST, SIZES, Manifest, ShardEntry, manifest_folders, read_manifest
-from shards.pack.walk import Progress
 from shards.pictures import BadPicture, check_picture
-from shards.pool import in_order
-from shards.storage import Place, is_local, open_seekable, size_of
+from shards.pool import Progress, map_in_order
+from shards.storage import Place, file_size, is_local, open_seekable
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.core.os_errors import said, writing
 
 QUARANTINE = "quarantine"
 WORST = 5
-"""Damaged samples of one shard that are told one by one."""
+"""Damaged samples of one shard that are listed one by one."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with one shard, or with another file of a data set."""
+    """The problems of one shard, or of another file of a data set."""
 
     folder: Path
     shard: str
@@ -37,26 +36,20 @@ class Verdict:
 def verify(
     folders: list[Path], *, workers: int = 0, check: str = "decode", progress: Progress | None = None
 ) -> list[Verdict]:
-    """Checks every shard of some data sets; one verdict each, in order, and one for each other file that is wrong.
+    """Checks every shard of some data sets. Returns one verdict per shard, in order, and one for each other bad file.
 
-    `check` "decode" goes through the data of every picture, "header" only hashes it.
+    `check` "decode" reads all data of every picture, "header" only hashes it.
 
     Raises:
         UserError: if a manifest cannot be read.
         Fault: if a worker is killed.
     """
     manifests = {folder: read_manifest(folder, "DIR") for folder in folders}
-    jobs = [(folder, entry) for folder, manifest in manifests.items() for entry in manifest.shards]
-    if progress is not None:
-        progress.total = len(jobs)
-    verdicts = []
-    for verdict in in_order(_verify_shard, *zip(*jobs), repeat(check), workers=workers):
-        verdicts.append(verdict)
-        if progress is not None:
-            progress.update(1)
+    jobs = [(folder, entry, check) for folder, manifest in manifests.items() for entry in manifest.shards]
+    verdicts = list(map_in_order(_verify_shard, jobs, workers=workers, progress=progress))
     for folder, manifest in manifests.items():
         verdicts += [
-            Verdict(folder, tar.name, 0, ("lies there, but the manifest does not name it",))
+            Verdict(folder, tar.name, 0, ("is in the folder, but not in the manifest",))
             for tar in sorted(folder.glob("*.tar"))
             if tar.name not in manifest.sizes
         ]
@@ -66,39 +59,40 @@ def verify(
 
 
 def _sizes_problem(folder: Place, manifest: Manifest) -> str | None:
-    if size_of(folder / SIZES) is None:
+    if file_size(folder / SIZES) is None:
         return "is missing"
     try:
         sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return "cannot be read"
-    return None if sizes == manifest.sizes else "has other samples than the manifest"
+    return None if sizes == manifest.sizes else "differs from the manifest"
 
 
 def quarantine(verdicts: list[Verdict]) -> dict[Path, Manifest | None]:
-    """Moves bad shards into `quarantine/` of their data set and writes its manifest anew; None where none is left.
+    """Moves bad shards into `quarantine/` of their data set and rewrites its manifest.
 
-    The data set gets another identity, and its provenance names what was moved.
+    Returns the new manifests by folder; None if no shard is left. The data set's identity changes, and its provenance
+    lists the moved shards.
 
     Raises:
-        UserError: if a data set cannot be written; nothing in it is moved then.
+        UserError: if a data set cannot be written; then none of its files is moved.
     """
     written: dict[Path, Manifest | None] = {}
     for folder in sorted({verdict.folder for verdict in verdicts if verdict.problems}):
         named = {verdict.shard for verdict in verdicts if verdict.folder == folder and verdict.problems}
-        with writing(f"DIR={folder}", "verify a copy that can be written"):
-            written[folder] = _without(folder, sorted(named - {SIZES}))
+        with writing(f"DIR={folder}", "verify a copy in a writable folder"):
+            written[folder] = _quarantine_shards(folder, sorted(named - {SIZES}))
     return written
 
 
-def _without(folder: Path, bad: list[str]) -> Manifest | None:
+def _quarantine_shards(folder: Path, bad: list[str]) -> Manifest | None:
     manifest = read_manifest(folder, "DIR")
     kept = tuple(entry for entry in manifest.shards if entry.name not in bad)
     before = manifest.provenance.get("quarantined")
     moved = [*(before if isinstance(before, list) else []), *bad]
     if bad:
         (folder / QUARANTINE / "index").mkdir(parents=True, exist_ok=True)
-    if kept:  # before the files go: a manifest that names what is not there cannot be read
+    if kept:  # before the files are moved, so that the manifest never lists missing files
         more = {"quarantined": moved} if moved else {}
         manifest = Manifest(kept, {**manifest.provenance, **more})
         manifest.write(folder)
@@ -115,7 +109,7 @@ def _move(path: Path, folder: Path) -> None:
         shutil.move(path, folder / QUARANTINE / path.relative_to(folder))
 
 
-def folders_of(folder: Path) -> list[Path]:
+def find_data_sets(folder: Path) -> list[Path]:
     """The data sets at or directly below a folder.
 
     Raises:
@@ -123,7 +117,7 @@ def folders_of(folder: Path) -> list[Path]:
     """
     found = manifest_folders(folder)
     if not found:
-        raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
+        raise UserError(f"DIR={folder}: has no manifest.json; build it with `uniemox shards pack`")
     return found
 
 
@@ -132,7 +126,7 @@ def _verify_shard(folder: Path, entry: ShardEntry, check: str) -> Verdict:
     try:
         problems += _problems(folder, entry, check)
     except OSError as error:
-        if not is_local(folder):  # a server may be away for a while: that says nothing about the shard
+        if not is_local(folder):  # a server may be unavailable; this is not a fault of the shard
             raise
         problems.append(f"cannot be read ({said(error)})")
     return Verdict(folder, entry.name, entry.samples, tuple(problems))
@@ -140,15 +134,15 @@ def _verify_shard(folder: Path, entry: ShardEntry, check: str) -> Verdict:
 
 def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
     tar, index = folder / entry.name, index_path(folder, entry.name)
-    size = size_of(tar)
+    size = file_size(tar)
     if size is None:
         yield "the tar is missing"
         return
     if size != entry.bytes:
         yield f"has {size} bytes instead of {entry.bytes}"
     elif _sha256(tar) != entry.sha256:
-        yield "its bytes are not those that were packed (SHA-256)"
-    if size_of(index) is None:
+        yield "its bytes have changed since packing (SHA-256)"
+    if file_size(index) is None:
         yield "its index is missing"
         return
     if _sha256(index) != entry.index_sha256:
@@ -162,7 +156,7 @@ def _problems(folder: Path, entry: ShardEntry, check: str) -> Iterator[str]:
     if len(live) != entry.samples:
         yield f"its index has {len(live)} samples instead of {entry.samples}"
     if rows_sha256(rows) != entry.rows_sha256:
-        yield "its index says other things than the manifest's hash of its rows"
+        yield "the rows of its index do not match the manifest's hash"
     with open_seekable(tar) as file:
         damaged = [damage for row in live if (damage := _damage(file, row, size, check))]
     yield from damaged[:WORST]
@@ -179,13 +173,13 @@ def _sha256(path: Place) -> str:
 
 
 def _damage(file: BinaryIO, row: dict[str, Any], size: int, check: str) -> str | None:
-    """What is wrong with one sample of a tar of `size` bytes."""
+    """The damage of one sample in a tar of `size` bytes; None if it is sound."""
     if row["image_offset"] + row["image_length"] > size:
-        return f"{row['key']}: lies beyond the end of the tar"
+        return f"{row['key']}: its picture is beyond the end of the tar"
     file.seek(row["image_offset"])
     data = file.read(row["image_length"])
     if sha256_bytes(data) != row["image_sha256"]:
-        return f"{row['key']}: the picture's bytes are not where or what the index says (SHA-256)"
+        return f"{row['key']}: the picture's bytes do not match the index (SHA-256)"
     try:
         picture = check_picture(data, check=check)
     except BadPicture as bad:

@@ -1,11 +1,11 @@
-"""Pictures that were met before: by the hash of their stored bytes, and by key."""
+"""Finds pictures that were packed before, by the hash of their stored bytes, and repeated keys."""
 
 from shards.pack.listing import Listing, key_hash
-from shards.pack.spool import parse
+from shards.pack.spool import parse_record
 
 
-class Seen:
-    """The samples packed so far. About 150 bytes of memory for each."""
+class PackedSamples:
+    """The samples packed so far; needs about 150 bytes of memory per sample."""
 
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
@@ -13,28 +13,28 @@ class Seen:
         self._first: dict[int, int] = {}  # 128 bits of the content's hash -> record number
         self._keys: set[str] = set()
 
-    def refusal(self, number: int, key: str, image_sha256: str) -> tuple[str, str] | None:
-        """(reason, detail) if a sample was met before; otherwise it is met now."""
+    def check(self, number: int, key: str, image_sha256: str) -> tuple[str, str] | None:
+        """(reason, detail) if a sample was packed before; otherwise remembers it and returns None."""
         content = int(image_sha256[:32], 16)
         first = self._first.get(content)
         if first is not None:
-            name = parse(self._listing.spool.line(first)).name
-            of = [(self._listing.split(n), self._listing.label(n)) for n in (number, first)]
-            return same_picture(*of[0], *of[1], name)
+            name = parse_record(self._listing.spool.line(first)).name
+            own, other = ((self._listing.split(n), self._listing.label(n)) for n in (number, first))
+            return describe_duplicate(*own, *other, name)
         if self._shared and key_hash(key) in self._shared:
             if key in self._keys:
-                return "duplicate_key", f"another record has the key {key}"
+                return "duplicate_key", f"another record has the same key {key}"
             self._keys.add(key)
         self._first[content] = number
         return None
 
 
-def same_picture(
+def describe_duplicate(
     split: str, label: str | None, first_split: str, first_label: str | None, first: str
 ) -> tuple[str, str]:
-    """(reason, detail) of a picture whose bytes were met before, as `first`."""
+    """(reason, detail) for a picture with the same bytes as `first`, which was packed before."""
     if split != first_split:
         return "leak", f"the same picture as {first} of split {first_split}"
     if label != first_label and label is not None and first_label is not None:
-        return "conflict", f"the same picture as {first}, which is labelled {first_label!r}, not {label!r}"
+        return "conflict", f"the same picture as {first}, whose label is {first_label!r}, not {label!r}"
     return "duplicate", f"the same picture as {first}"

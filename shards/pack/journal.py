@@ -1,4 +1,4 @@
-"""What an interrupted pack has done: settings, and one line for each shard that is whole."""
+"""The journal of a pack, from which `--resume` continues: its plan, and one line per complete shard."""
 
 import json
 import os
@@ -16,43 +16,47 @@ from uniemox_dist.core.files import canonical_json, read_json, sha256_bytes, sha
 
 @dataclass(frozen=True)
 class Step:
-    """A shard that is whole, and how far the pack was then."""
+    """A complete shard, and the position of the pack at that time."""
 
     split: str
     entry: ShardEntry
     next: int
-    """Place in the order of packing from which the next shard goes on."""
+    """Position in the order of packing at which the next shard begins."""
     refused: list[tuple[int, Rejected]]
-    """(record number, why) of what was refused since the step before."""
+    """(record number, refusal) of the records refused since the previous step."""
 
 
 class Journal:
-    """The steps of a pack, appended durably, each line behind its own hash: one that is damaged was never written."""
+    """The steps of a pack, appended durably. Each line begins with its own hash; a damaged line counts as not
+    written."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        """`plan` is what decides the bytes: settings and what the source listed.
+        """Opens the journal in `folder`.
+
+        Args:
+            plan: everything that determines the bytes: the settings, and the listed records.
 
         Raises:
-            UserError: if the folder holds steps of another plan, or their plan cannot be read.
+            UserError: if the folder contains steps of another plan, or their plan cannot be read.
         """
         self.path = folder / "journal.jsonl"
         if has_steps(folder):
             plan = json.loads(canonical_json(plan))
-            if changes := _changes(_read_plan(folder / "plan.json"), plan):
+            if changes := _describe_changes(_read_plan(folder / "plan.json"), plan):
                 raise UserError(
-                    f"OUT={folder.parent}: an interrupted pack cannot go on: {changes}; use the settings and "
-                    "source that it began with, or delete it"
+                    f"OUT={folder.parent}: an interrupted pack cannot resume: {changes}; use its original settings "
+                    "and source, or delete it"
                 )
         else:
             write_json(folder / "plan.json", plan)
             self.path.touch()
 
     def steps(self, out: Path) -> list[Step]:
-        """The steps done, up to the first that cannot be read, or whose files are not those that were written."""
-        return list(self._whole(out))
+        """The finished steps, up to the first that is unreadable or whose files have changed. Removes the rest."""
+        return list(self._read_steps(out))
 
     def append(self, step: Step) -> None:
-        """Adds a step; it survives a power cut when this returns."""
+        """Adds a step and returns once it would survive a power failure."""
         text = canonical_json(
             {
                 "split": step.split,
@@ -66,7 +70,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def _whole(self, out: Path) -> Iterator[Step]:
+    def _read_steps(self, out: Path) -> Iterator[Step]:
         kept = 0
         for line in self.path.read_bytes().split(b"\n")[:-1]:
             sha256, _, text = line.partition(b" ")
@@ -74,7 +78,7 @@ class Journal:
                 break
             record = json.loads(text)
             entry = ShardEntry(**record["entry"])
-            if not _is_whole(out / record["split"], entry):
+            if not _is_complete(out / record["split"], entry):
                 break
             kept += len(line) + 1
             refused = [(int(number), Rejected(*rest)) for number, *rest in record["refused"]]
@@ -83,14 +87,13 @@ class Journal:
 
 
 def has_steps(folder: Path) -> bool:
-    """Whether an interrupted pack left anything worth going on with."""
+    """Whether an interrupted pack left any complete shard."""
     journal = folder / "journal.jsonl"
     return journal.is_file() and journal.stat().st_size > 0
 
 
-def _is_whole(folder: Path, entry: ShardEntry) -> bool:
-    """Whether a shard and its index are there with the bytes that were written; reading them again costs little
-    beside packing them."""
+def _is_complete(folder: Path, entry: ShardEntry) -> bool:
+    """Whether a shard and its index have the bytes that were written. Reading them is fast compared with packing."""
     tar, index = folder / entry.name, index_path(folder, entry.name)
     return (
         tar.is_file()
@@ -108,19 +111,19 @@ def _read_plan(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         partial = path.parent.parent
         raise UserError(
-            f"OUT={partial}: an interrupted pack cannot go on: its {path.parent.name}/{path.name} is missing or "
+            f"OUT={partial}: an interrupted pack cannot resume: its {path.parent.name}/{path.name} is missing or "
             f"damaged; delete {partial} and pack again"
         ) from None
 
 
-def _changes(stated: dict[str, Any], plan: dict[str, Any]) -> str:
-    """What differs, in words; "" if nothing does."""
+def _describe_changes(stated: dict[str, Any], plan: dict[str, Any]) -> str:
+    """Describes the differences; "" if there are none."""
     before, now = stated["settings"], plan["settings"]
     settings = [
         f"{name}={now[name]!r} was {before.get(name)!r}" for name in now if now[name] != before.get(name)
     ]
     if plan["part"] != stated.get("part"):
-        settings.append(f"part={_slashed(plan['part'])} was {_slashed(stated.get('part'))}")
+        settings.append(f"part={_format_part(plan['part'])} was {_format_part(stated.get('part'))}")
     if settings:
         return f"other settings: {', '.join(settings)}"
     others = [name for name in plan if plan[name] != stated.get(name)]
@@ -133,5 +136,5 @@ def _changes(stated: dict[str, Any], plan: dict[str, Any]) -> str:
     )
 
 
-def _slashed(part: list[int] | None) -> str:
+def _format_part(part: list[int] | None) -> str:
     return "/".join(map(str, part)) if isinstance(part, list) else "none"

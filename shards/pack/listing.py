@@ -1,4 +1,4 @@
-"""What a source holds, before any picture is read: labels checked, splits settled, and the order of packing.
+"""Lists the records of a source before any picture is read: checks labels, assigns splits, and orders the packing.
 
 Shapes: N records of the source, M records of this part in the order of packing.
 """
@@ -12,25 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.manifest import MANIFEST
+from shards.format.manifest import MANIFEST, SIZES
+from shards.format.rejected import REJECTED
 from shards.format.sample import make_key
-from shards.pack.recordable import recordable
-from shards.pack.spool import Spool, parse
+from shards.pack.spool import Spool, parse_record
 from shards.sources import Cell, Record
-from shards.sources.presets import Labels, Preset, cut, draw64
+from shards.sources.presets import Labels, Preset, assign_shares, draw64
+from shards.sources.validate import validate_record
 from uniemox_dist.core.errors import UserError
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # file systems take 255 bytes
-RESERVED = {MANIFEST, "sizes.json", "rejected.parquet", "part.json"}
-"""Files of ours that lie where the folders of splits do."""
+RESERVED = {MANIFEST, SIZES, REJECTED, "part.json"}
+"""Names of our own files beside the folders of splits."""
 PIECE_BYTES = 96 << 20
-"""Row groups of a table are fetched and shuffled together up to this size (one at least)."""
+"""Row groups of a table are read and shuffled together up to this size (at least one)."""
 FIRST = {"test": 0, "val": 1, "train": 2}
-"""Splits that are packed first, so that of a picture in several splits the test copy is met first and stays."""
+"""Splits that are packed first, so that the test copy of a picture in several splits is found first and kept."""
 
 
 class Listing:
-    """The records of a source, spooled to disk, with what planning needs of them in arrays."""
+    """The records of a source: spooled to disk, and the fields that planning needs in arrays."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.spool = Spool(folder)
@@ -38,9 +39,9 @@ class Listing:
         self.splits: list[str | None] = []
         self.labels: list[str | None] = []
         self.digest = ""
-        """A hash of what was listed: an interrupted pack goes on only with the same."""
+        """A hash of the listed records; an interrupted pack resumes only with the same one."""
         self.made_splits = False
-        """Whether the splits are ours, made from the preset's shares."""
+        """True if the splits were drawn by us, from the preset's shares."""
         self._codes: dict[str, dict[Any, int]] = {name: {} for name in ("split", "label", "stratum", "block")}
         self._arrays = {name: array("q") for name in ("split", "label", "stratum", "block")}
         self._sizes = array("q")  # of the blocks
@@ -49,7 +50,7 @@ class Listing:
         self._refused = array("b")
 
     @classmethod
-    def of(
+    def read(
         cls,
         records: Iterator[Record],
         folder: Path,
@@ -58,23 +59,23 @@ class Listing:
         preset: Preset,
         keep_labels: tuple[str, ...],
     ) -> "Listing":
-        """Lists a source. Labels get their declared spelling; records with another one, and those that cannot be
-        written down, are marked as refused.
+        """Lists a source. Labels get their declared spelling. Records with an undeclared label, and those that cannot
+        be written, are marked as refused.
 
         Raises:
-            UserError: for a split that is no folder name, and where only some records have one.
+            UserError: for a split that is not a folder name, and if only some records have a split.
         """
         listing = cls(folder, seed)
         declared, kept = Labels(preset.labels), Labels(keep_labels)
         for record in records:
-            listing._append(_with_label(recordable(record), declared, kept), preset.by_group)
+            listing._append(_with_label(validate_record(record), declared, kept), preset.by_group)
         listing.splits, listing.labels = list(listing._codes["split"]), list(listing._codes["label"])
-        listing._settle_splits(preset)
+        listing._assign_splits(preset)
         listing.digest = listing.spool.seal()
         return listing
 
     def split(self, number: int) -> str:
-        """The split of a record; "" where the source has none."""
+        """The split of a record; "" if the source has none."""
         return self.splits[self.split_N[number]] or ""
 
     def label(self, number: int) -> str | None:
@@ -83,15 +84,15 @@ class Listing:
 
     @staticmethod
     def cell(line: bytes) -> Cell | None:
-        """The place of a record's picture, where that is in a table."""
-        image = parse(line).image
+        """The place of a record's picture if that is in a table."""
+        image = parse_record(line).image
         return image if isinstance(image, Cell) else None
 
     def order(self, part: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-        """The M numbers of a part's records in the order of packing, and the piece that each is fetched with.
+        """The numbers of a part's M records in the order of packing, and the piece with which each is read.
 
-        Split after split, records in the order of their draws; those in row groups of a table by pieces, which are
-        several row groups from all over it.
+        Splits are packed one after the other, each in the order of its records' draws. Records in row groups of a table
+        are grouped into pieces: several row groups from all over the table.
         """
         ranks = sorted(range(len(self.splits)), key=lambda code: split_rank(self.splits[code] or ""))
         rank_of = np.empty(len(ranks), np.int64)
@@ -106,7 +107,7 @@ class Listing:
         return order_N, piece_N[order_N]
 
     def shared_keys(self) -> frozenset[int]:
-        """Hashes of keys that several records have: all others need not be remembered while packing."""
+        """Hashes of keys that several records share; only these keys need to be remembered while packing."""
         keys_N = np.frombuffer(self._keys, np.uint64)
         values, counts = np.unique(keys_N, return_counts=True)
         return frozenset(values[counts > 1].tolist())
@@ -117,7 +118,7 @@ class Listing:
         self._arrays["label"].append(self._code("label", record.label))
         stratum = (record.label, record.group if by_group else None)
         self._arrays["stratum"].append(self._code("stratum", stratum))
-        self._arrays["block"].append(self._block(record))
+        self._arrays["block"].append(self._block_of(record))
         self._draws.append(draw64(self.seed, f"{split}/{record.name}"))
         self._keys.append(key_hash(make_key(record.name)))
         self._refused.append(record.refused is not None)
@@ -126,7 +127,7 @@ class Listing:
     def _code(self, kind: str, value: Any) -> int:
         return self._codes[kind].setdefault(value, len(self._codes[kind]))
 
-    def _block(self, record: Record) -> int:
+    def _block_of(self, record: Record) -> int:
         if not isinstance(record.image, Cell):
             return -1
         code = self._code("block", (record.image.path, record.image.row_group))
@@ -135,42 +136,44 @@ class Listing:
         self._sizes[code] += record.size or 0
         return code
 
-    def _settle_splits(self, preset: Preset) -> None:
+    def _assign_splits(self, preset: Preset) -> None:
         split_N = np.frombuffer(self._arrays["split"], np.int64).copy()
         given_splits = list(self.splits)
         strata_N = np.frombuffer(self._arrays["stratum"], np.int64)
         draws_N = np.frombuffer(self._draws, np.uint64)
         if self.splits == [None] and preset.split:
             self.splits = list(preset.split)
-            split_N = cut(strata_N, draws_N, preset.split)
+            split_N = assign_shares(strata_N, draws_N, preset.split)
         for given, shares in preset.divide.items():
             if given in self.splits and not (set(shares) - {given}) & set(self.splits):
                 of_given = np.flatnonzero(split_N == self.splits.index(given))
                 self.splits += [name for name in shares if name != given]
                 codes = np.array([self.splits.index(name) for name in shares])
-                split_N[of_given] = codes[cut(strata_N[of_given], draws_N[of_given], shares)]
+                split_N[of_given] = codes[assign_shares(strata_N[of_given], draws_N[of_given], shares)]
         self.split_N = split_N
         self.made_splits = self.splits != given_splits
         self._check_splits()
 
     def _check_splits(self) -> None:
-        """Of what may be packed: a refused record goes nowhere, whatever its split."""
+        """Checks the splits of records that may be packed; those of refused records do not matter."""
         packed_N = np.frombuffer(self._refused, np.int8) == 0
         used = [self.splits[code] for code in np.unique(self.split_N[packed_N]).tolist()]
         for name in used:
             if name and not SPLIT_NAME.fullmatch(name):
-                raise UserError(f"SOURCE: split={name!r}: not a folder name; use letters, digits, . _ -")
+                raise UserError(f"SOURCE: split={name!r}: not a folder name; use only letters, digits, . _ -")
             if name in RESERVED:
-                raise UserError(f"SOURCE: split={name!r}: a file of ours has this name; rename the split")
+                raise UserError(
+                    f"SOURCE: split={name!r}: reserved for a file of the data set; rename the split"
+                )
         if None in used and len(used) > 1:
             number = int(np.flatnonzero(packed_N & (self.split_N == self.splits.index(None)))[0])
             raise UserError(
-                f"SOURCE: record {number} has no split where others have {_some(used)}; give every record "
-                f"a split, or none"
+                f"SOURCE: record {number} has no split, but others have {_some(used)}; give every record "
+                f"a split, or no record"
             )
 
     def _piece_of_block(self) -> np.ndarray:
-        """Blocks in the order of their draws, gathered into pieces; the piece's number for each block."""
+        """Gathers blocks (row groups), in the order of their draws, into pieces; returns the piece of each block."""
         sizes = np.frombuffer(self._sizes, np.int64)
         order = sorted(range(len(sizes)), key=lambda block: draw64(self.seed, f"block {block}"))
         pieces = np.empty(len(sizes), np.int64)
@@ -184,12 +187,12 @@ class Listing:
 
 
 def split_rank(name: str) -> tuple[int, str]:
-    """Where a split stands in the order of packing."""
+    """The sort key of a split in the order of packing."""
     return FIRST.get(name, len(FIRST)), name
 
 
 def key_hash(key: str) -> int:
-    """64 bits of a key."""
+    """A 64-bit hash of a key."""
     return draw64(0, key)
 
 
@@ -199,7 +202,9 @@ def _with_label(record: Record, declared: Labels, kept: Labels) -> Record:
         detail = f"label {record.label!r} is not one of {', '.join(declared.declared)}"
         return replace(record, refused=("label", detail))
     if record.refused is None and kept.declared and (label is None or kept.canonical(label) is None):
-        return replace(record, label=label, refused=("label", f"label {label!r} is not asked for"))
+        return replace(
+            record, label=label, refused=("label", f"label {label!r} is not selected by --keep-label")
+        )
     return record if label == record.label else replace(record, label=label)
 
 

@@ -1,6 +1,7 @@
-"""The pipeline source -> check -> persons -> writer, over any number of processes with the same bytes.
+"""The pipeline of `uniemox shards pack`: list, prepare (check, detect persons, encode), write.
 
-A pack that was killed goes on behind its last whole shard: `partial` says where they lie, `journal` which they are.
+Any number of processes gives the same bytes. A killed pack continues behind its last complete shard: `partial.py` keeps
+the shards, `journal.py` records them.
 """
 
 import shutil
@@ -9,25 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from shards.detect.registry import make_detector
 from shards.format.manifest import Manifest, manifest_folders, read_manifest
+from shards.format.rejected import write_rejected
 from shards.pack.captions import load_captioner
 from shards.pack.journal import Journal
 from shards.pack.listing import Listing
-from shards.pack.partial import PART, WORK, go_on_moving, growing, is_taken, publish
+from shards.pack.packer import Packer, PackResult
+from shards.pack.partial import PART, WORK, finish_publishing, is_taken, open_partial, publish
 from shards.pack.prepare import Preparation
-from shards.pack.settings import PackSettings, checked_licence
-from shards.pack.walk import PackResult, Progress, Walk
+from shards.pack.settings import PackSettings, check_licence
 from shards.pack.workers import Workers
+from shards.pool import Progress
 from shards.sources import SourceOptions, open_source
 from shards.sources.presets import find_preset
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import atomic_path, read_json, write_json
-
-REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+from uniemox_dist.core.files import read_json, write_json
 
 
 def pack(
@@ -40,26 +38,28 @@ def pack(
     licence: str | None = None,
     progress: Progress | None = None,
 ) -> PackResult:
-    """Packs a source, or one part of it, into `out` (or `out/<split>` where there are splits).
+    """Packs a source, or one part of it, into `out` (or `out/<split>` if it has splits).
 
     Args:
-        licence: what may be done with the pictures; for the manifests, and the cards of models trained on them.
+        resume: continue an interrupted pack, and reuse a complete one with the same settings.
+        part: (I, N) packs only part I of N.
+        licence: the licence of the pictures; goes into the manifests and the cards of models trained on them.
 
     Raises:
-        UserError: `out` exists, the source is not of its layout or holds nothing that can be packed, or there is
-            no room to write.
+        UserError: if `out` exists, the source does not have the layout or contains nothing that can be packed, or the
+            disk is full.
     """
-    checked_licence(licence)
+    check_licence(licence)
     if is_taken(out):
         return _reuse(settings, part, licence, out, resume)
-    detector = make_detector(settings.persons)  # a wrong name or missing runtime ends here, not in a worker
+    detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
-    with growing(out, resume) as partial, Workers(workers) as pool:
+    with open_partial(out, resume) as partial, Workers(workers) as pool:
         work = partial / WORK
         options = SourceOptions(settings.columns, settings.persons == "source")
         records = open_source(settings.layout, preset.locate(settings.source), options)
-        listing = Listing.of(
+        listing = Listing.read(
             records, work, seed=settings.seed, preset=preset, keep_labels=settings.keep_labels
         )
         provenance = {
@@ -76,36 +76,36 @@ def pack(
             settings.persons, settings.check, settings.shrink, settings.filters, captioner, work
         )
         journal = Journal(work, {**provenance, "part": part})
-        walk = Walk(settings, partial, listing, part, journal, progress)
-        walk.go(preparation, pool)
+        packer = Packer(settings, partial, listing, part, journal, progress)
+        packer.run(preparation, pool)
         listing.spool.close()
         if licence is not None:
             provenance["licence"] = licence
-        _finish(walk, partial, provenance, part)
+        _finish(packer, partial, provenance, part)
         publish(partial, out)
-    walk.result.folders = manifest_folders(out)
-    return walk.result
+    packer.result.folders = manifest_folders(out)
+    return packer.result
 
 
 def _reuse(
     settings: PackSettings, part: tuple[int, int] | None, licence: str | None, out: Path, resume: bool
 ) -> PackResult:
-    """A pack that is complete, if it was made with these settings."""
+    """The result of a complete pack, if it was made with these settings."""
     if resume:
-        go_on_moving(out)
+        finish_publishing(out)
     folders = manifest_folders(out) if out.is_dir() else []
     if not (resume and (folders or (out / PART).is_file())):
         raise UserError(
             f"OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack"
         )
     manifests = {folder: read_manifest(folder, "OUT") for folder in folders}
-    for stated in [*(manifest.provenance for manifest in manifests.values()), *_note(out)]:
+    for stated in [*(manifest.provenance for manifest in manifests.values()), *_read_part(out)]:
         same_part = (stated.get("part") or None) == (part and list(part))
         if stated.get("settings") != settings.to_json() or not same_part:
-            raise UserError(f"OUT={out}: was packed with other settings; give another folder or delete it")
+            raise UserError(f"OUT={out}: was packed with other settings; give another folder, or delete it")
         if licence is not None and stated.get("licence") != licence:
             raise UserError(
-                f"OUT={out}: was packed with --licence={stated.get('licence') or ''}; give the same, or delete it"
+                f"OUT={out}: was packed with --licence={stated.get('licence') or ''}; give the same, or delete OUT"
             )
     shutil.rmtree(out / WORK, ignore_errors=True)
     packed = {
@@ -114,8 +114,8 @@ def _reuse(
     return PackResult(folders, sum(packed.values()), Counter(packed), reused=True)
 
 
-def _note(out: Path) -> list[dict[str, Any]]:
-    """What a part says of itself: one without any sample has no manifest that would."""
+def _read_part(out: Path) -> list[dict[str, Any]]:
+    """The content of part.json, which describes a part even if it has no sample and so no manifest."""
     if not (out / PART).is_file():
         return []
     try:
@@ -124,14 +124,15 @@ def _note(out: Path) -> list[dict[str, Any]]:
         raise UserError(f"OUT={out}: {PART} cannot be read; delete OUT and pack this part again") from None
 
 
-def _finish(walk: Walk, partial: Path, provenance: dict[str, Any], part: tuple[int, int] | None) -> None:
-    """Writes manifests and the list of what was refused."""
-    result = walk.result
-    if not walk.writers and part is None:
+def _finish(packer: Packer, partial: Path, provenance: dict[str, Any], part: tuple[int, int] | None) -> None:
+    """Writes manifests and the list of refused records."""
+    result = packer.result
+    if not packer.writers and part is None:
         first = result.rejected[0] if result.rejected else None
         because = f"; the first: {first.source}: {first.detail}" if first else ""
         raise UserError(
-            f"SOURCE={walk.settings.source}: nothing to pack, {len(result.rejected)} records refused{because}"
+            f"SOURCE={packer.settings.source}: nothing to pack, all {len(result.rejected)} records "
+            f"were refused{because}"
         )
     reasons = Counter(rejected.reason for rejected in result.rejected)
     provenance |= {"records": result.records, "rejected": dict(sorted(reasons.items()))}
@@ -139,11 +140,5 @@ def _finish(walk: Walk, partial: Path, provenance: dict[str, Any], part: tuple[i
         provenance["part"] = list(part)
         write_json(partial / PART, {**provenance, "packed": dict(result.packed)})
     write_rejected(partial, [asdict(rejected) for rejected in result.rejected])
-    for name, writer in walk.writers.items():
+    for name, writer in packer.writers.items():
         Manifest(tuple(writer.entries), provenance).write(partial / name)
-
-
-def write_rejected(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rejected.parquet."""
-    with atomic_path(folder / "rejected.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=REJECTED), temporary)

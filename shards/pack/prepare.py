@@ -1,4 +1,4 @@
-"""What a packer's worker does with records: read, check, shrink, filter, caption, look for persons, encode."""
+"""Prepares records in a packing worker: read, check, shrink, filter, caption, detect persons, encode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,53 +9,61 @@ import numpy as np
 
 from shards.detect.registry import make_detector
 from shards.detect.types import Person, PersonDetector
-from shards.format.encode import index_fields, members
+from shards.format.encode import encode_members, index_fields
 from shards.format.sample import Sample, make_key
-from shards.pack.reencode import Shrink, shrink
-from shards.pack.spool import parse
-from shards.pictures import BadPicture, check_picture, open_picture, read_orientation, swaps_sides, turn_box
+from shards.pack.shrink import Shrink, shrink
+from shards.pack.spool import parse_record
+from shards.pictures import (
+    BadPicture,
+    Picture,
+    check_picture,
+    open_picture,
+    read_orientation,
+    swaps_sides,
+    turn_box,
+)
 from shards.sources import Record
-from shards.sources.fetch import fetch_all
+from shards.sources.files import fetch_images
 from uniemox_dist.core.files import sha256_bytes
 
-if TYPE_CHECKING:  # pydantic takes its time to load, and most packs compose no captions
+if TYPE_CHECKING:  # pydantic is slow to import, and most packs compose no captions
     from shards.pack.captions import Captioner
 
 DETECTOR_SIDE = 640
-"""Pixels that each side of a JPEG keeps, at least, where a detector looks: larger pictures decode faster smaller,
-and detectors take 320 to 640."""
+"""Least pixels of a JPEG's sides for a detector. Larger JPEGs are decoded smaller, which is faster; detectors take 320
+to 640 pixels."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which pictures are kept; None: no limit."""
+    """Limits for the pictures that are kept; None: no limit."""
 
     side: tuple[int, int | None] = (0, None)
-    """Pixels of the shorter side: at least, at most."""
+    """Least and most pixels of the shorter side."""
     aspect: float | None = None
-    """Longer over shorter side, at most."""
+    """Largest ratio of longer to shorter side."""
     caption: tuple[int, int | None] = (0, None)
-    """Characters of the first caption: at least, at most."""
+    """Least and most characters of the first caption."""
 
-    def refusal(self, width: int, height: int, captions: Sequence[str]) -> tuple[str, str] | None:
-        """(reason, detail) if a picture is not kept."""
+    def check(self, width: int, height: int, captions: Sequence[str]) -> tuple[str, str] | None:
+        """(reason, detail) if a picture is not kept, else None."""
         side, aspect = min(width, height), max(width, height) / min(width, height)
         if not _within(side, self.side):
-            return "side", f"shorter side of {side} pixels, asked for {_shown(self.side)}"
+            return "side", f"shorter side of {side} pixels, wanted {_format_limits(self.side)}"
         if self.aspect is not None and aspect > self.aspect:
             return (
                 "aspect",
-                f"{width} x {height} pixels are {aspect:.2f} : 1, asked for {self.aspect:g} at most",
+                f"{width} x {height} pixels are {aspect:.2f} : 1, wanted at most {self.aspect:g} : 1",
             )
         length = len(captions[0]) if captions else 0
         if not _within(length, self.caption):
-            return "caption", f"{length} characters, asked for {_shown(self.caption)}"
+            return "caption", f"{length} characters, wanted {_format_limits(self.caption)}"
         return None
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that decides what becomes of one record."""
+    """All settings that determine the result for one record."""
 
     persons: str = "nanodet"
     check: str = "decode"
@@ -63,7 +71,7 @@ class Preparation:
     filters: Filters = field(default_factory=Filters)
     captioner: "Captioner | None" = None
     folder: Path = Path()
-    """Of the spool."""
+    """The spool's folder."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,11 @@ class Rejected:
     source: str
     reason: str
     detail: str
-    length = 0
-    """It has no bytes in a batch."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A sample whose tar members are `length` bytes of its batch's data."""
+    """A prepared sample; its tar members are `length` bytes of its batch's data."""
 
     source: str
     length: int
@@ -92,56 +98,57 @@ Item = Ready | Rejected
 
 @dataclass(frozen=True)
 class Batch:
-    """What became of some records, in their order."""
+    """The results for some records, in their order."""
 
     data: bytes | memoryview
-    """The tar members of all that are ready, one sample after the other. Valid until the next batch is asked for."""
+    """The tar members of all ready samples, one after the other. Valid until the next batch is requested."""
     items: list[Item]
 
 
 class Preparer:
-    """The work of one process. Not for pickling: it holds the detector."""
+    """Prepares records in one process. Cannot be pickled, because it holds the detector."""
 
     def __init__(self, preparation: Preparation) -> None:
         self.settings = preparation
         self.detector: PersonDetector = make_detector(preparation.persons, threads=1)
-        self.looks = preparation.persons not in ("none", "source")
+        self.detects = preparation.persons not in ("none", "source")
 
     def __call__(
         self, lines: list[bytes], images: list[bytes | str | None]
     ) -> tuple[list[bytes], list[Item]]:
-        """(tar members, what became of each record) for the records of some spooled lines; `images` stand for
-        pictures that were fetched already."""
-        records = [parse(line, self.settings.folder) for line in lines]
+        """Prepares the records of some spooled lines; returns (tar members, result of each record).
+
+        `images` are pictures that the parent has read already, or their paths; None for the others.
+        """
+        records = [parse_record(line, self.settings.folder) for line in lines]
         records = [r if i is None else replace(r, image=i) for r, i in zip(records, images)]
         wanted = [record for record in records if record.refused is None]
-        fetched = iter(fetch_all([record.image for record in wanted]))
-        seen = [
-            Rejected(record.name, *record.refused) if record.refused else self._see(record, next(fetched))
+        fetched = iter(fetch_images([record.image for record in wanted]))
+        checked = [
+            Rejected(record.name, *record.refused) if record.refused else self._check(record, next(fetched))
             for record in records
         ]
-        look = [item for item in seen if isinstance(item, _Seen) and item.rgb_HW3 is not None]
-        for item, persons in zip(
-            look, self.detector.detect([item.rgb_HW3 for item in look if item.rgb_HW3 is not None])
-        ):
-            item.persons = tuple(persons)
+        waiting = [item for item in checked if isinstance(item, _Checked) and item.rgb_HW3 is not None]
+        pictures = [item.rgb_HW3 for item in waiting if item.rgb_HW3 is not None]
+        for found, persons in zip(waiting, self.detector.detect(pictures)):
+            found.persons = tuple(persons)
         parts: list[bytes] = []
         items: list[Item] = []
-        for one in seen:
-            if isinstance(one, Rejected):
-                items.append(one)
+        for item in checked:
+            if isinstance(item, Rejected):
+                items.append(item)
                 continue
-            sample = one.sample()
-            pieces = members(sample)
+            sample = item.sample()
+            pieces = encode_members(sample)
             parts += pieces
             items.append(
-                Ready(one.record.name, sum(map(len, pieces)), len(sample.image), index_fields(sample))
+                Ready(item.record.name, sum(map(len, pieces)), len(sample.image), index_fields(sample))
             )
         return parts, items
 
-    def _see(self, record: Record, data: bytes | BadPicture) -> "_Seen | Rejected":
+    def _check(self, record: Record, data: bytes | BadPicture) -> "_Checked | Rejected":
         settings = self.settings
-        look = self.looks and record.persons is None
+        detects = self.detects and record.persons is None
         try:
             if isinstance(data, BadPicture):
                 raise data
@@ -149,13 +156,13 @@ class Preparer:
             shrinks = settings.shrink.max_side or settings.shrink.min_side
             check = "header" if shrinks else settings.check
             picture = check_picture(
-                data, check=check, pixels_side=DETECTOR_SIDE if look and not shrinks else None
+                data, check=check, pixels_side=DETECTOR_SIDE if detects and not shrinks else None
             )
             width, height, rgb = picture.width, picture.height, picture.rgb_HW3
             captions = record.captions
             if settings.captioner is not None:
                 captions = settings.captioner.captions(captions, record.label, record.attributes)
-            if refusal := settings.filters.refusal(width, height, captions):
+            if refusal := settings.filters.check(width, height, captions):
                 return Rejected(record.name, *refusal)
             if shrinks:
                 scale = settings.shrink.scale(width, height)
@@ -163,15 +170,15 @@ class Preparer:
                     data, rgb = shrink(data, scale, settings.shrink.quality)
                     height, width = rgb.shape[:2]
                 else:
-                    rgb = check_picture(data, pixels_side=DETECTOR_SIDE if look else None).rgb_HW3
+                    rgb = check_picture(data, pixels_side=DETECTOR_SIDE if detects else None).rgb_HW3
         except BadPicture as bad:
             return Rejected(record.name, bad.reason, bad.detail)
-        return _Seen(record, data, picture.extension, width, height, captions, rgb if look else None)
+        return _Checked(record, data, picture.extension, width, height, captions, rgb if detects else None)
 
 
 @dataclass
-class _Seen:
-    """A record whose picture was checked, waiting for its persons."""
+class _Checked:
+    """A record whose picture was checked; persons are not detected yet."""
 
     record: Record
     data: bytes
@@ -185,19 +192,26 @@ class _Seen:
     def sample(self) -> Sample:
         record = self.record
         persons = record.persons if record.persons is not None else self.persons
-        return Sample(
-            key=make_key(record.name),
-            image=self.data,
-            extension=self.extension,
-            width=self.width,
-            height=self.height,
-            source=record.name,
-            captions=self.captions,
-            label=record.label,
-            attributes=record.attributes,
-            persons=tuple(sorted(persons, key=lambda person: -person.score)),
-            image_sha256=sha256_bytes(self.data),
-        )
+        by_score = tuple(sorted(persons, key=lambda person: -person.score))
+        record = replace(record, captions=self.captions, persons=by_score)
+        return make_sample(record, self.data, Picture(self.extension, self.width, self.height))
+
+
+def make_sample(record: Record, data: bytes, picture: Picture) -> Sample:
+    """The sample of a record with these encoded bytes, which were checked as `picture`."""
+    return Sample(
+        key=make_key(record.name),
+        image=data,
+        extension=picture.extension,
+        width=picture.width,
+        height=picture.height,
+        source=record.name,
+        captions=record.captions,
+        label=record.label,
+        attributes=record.attributes,
+        persons=record.persons or (),
+        image_sha256=sha256_bytes(data),
+    )
 
 
 def with_upright_boxes(record: Record, data: bytes) -> Record:
@@ -226,5 +240,5 @@ def _within(value: int, limits: tuple[int, int | None]) -> bool:
     return limits[0] <= value and (limits[1] is None or value <= limits[1])
 
 
-def _shown(limits: tuple[int, int | None]) -> str:
+def _format_limits(limits: tuple[int, int | None]) -> str:
     return f"at least {limits[0]}" if limits[1] is None else f"{limits[0]} to {limits[1]}"

@@ -1,12 +1,12 @@
-"""What a user asks of a pack: the settings that decide its bytes."""
+"""The settings of a pack that determine its bytes, and their parsing."""
 
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shards.pack.prepare import Filters
-from shards.pack.recordable import text
-from shards.pack.reencode import Shrink
+from shards.pack.shrink import Shrink
+from shards.sources.validate import escape_text
 from uniemox_dist.core.errors import UserError
 
 CHECKS = ("decode", "header")
@@ -14,7 +14,7 @@ CHECKS = ("decode", "header")
 
 @dataclass(frozen=True)
 class PackSettings:
-    """Stands in the manifest's provenance, so that a data set tells how it was made."""
+    """The settings of a pack; they are part of the manifest's provenance."""
 
     source: str
     layout: str = "table"
@@ -25,19 +25,19 @@ class PackSettings:
     columns: dict[str, str] = field(default_factory=dict)
     preset: str | None = None
     captions: str | None = None
-    """Templates: None (given captions pass unchanged), "shipped", or a YAML file."""
+    """Templates: None (captions of the source pass unchanged), "shipped", or a YAML file."""
     check: str = "decode"
-    """"decode" goes through every picture's data, "header" trusts its header."""
+    """"decode" reads all data of every picture, "header" trusts its header."""
     shrink: Shrink = field(default_factory=Shrink)
     filters: Filters = field(default_factory=Filters)
     keep_labels: tuple[str, ...] = ()
-    """Labels that are packed; none: all."""
+    """Labels that are packed; empty: all."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for what cannot be meant."""
+        """Raises UserError for illegal values."""
         if not self.source:
-            raise UserError('SOURCE="": is empty; name a table, a folder or tars, such as . for this folder')
-        if not 0 < self.shard_mb * 1e6 < math.inf:  # NaN is no number of MB either
+            raise UserError('SOURCE="": is empty; give a table, a folder or tars, such as . for this folder')
+        if not 0 < self.shard_mb * 1e6 < math.inf:  # false also for NaN
             raise UserError(f"--shard-size={self.shard_mb}: give a positive number of MB")
         if self.check not in CHECKS:
             raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
@@ -45,11 +45,11 @@ class PackSettings:
             raise UserError(f"--quality={self.shrink.quality}: give 1 to 100")
         if self.filters.aspect is not None and not 1 <= self.filters.aspect < math.inf:
             raise UserError(
-                f"--keep-aspect={self.filters.aspect}: longer over shorter side is 1 or more, and finite"
+                f"--keep-aspect={self.filters.aspect}: give a finite number of 1 or more (longer over shorter side)"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values; what is no Unicode, such as bytes of a file name, stands as escapes."""
+        """The settings as JSON values; text that is not Unicode, such as bytes of a file name, is escaped."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
@@ -58,24 +58,24 @@ def _plain(value: Any) -> Any:
         return {_plain(name): _plain(item) for name, item in value.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return text(value) if isinstance(value, str) else value
+    return escape_text(value) if isinstance(value, str) else value
 
 
-def checked_licence(licence: str | None) -> str | None:
-    """A licence as manifests and model cards hold it: one line.
+def check_licence(licence: str | None) -> str | None:
+    """Returns a licence for manifests and model cards, which is one line.
 
     Raises:
-        UserError: for an empty one, one of several lines, and one that is longer than a name.
+        UserError: for an empty one, one of several lines, and one of more than 200 characters.
     """
     if licence is not None and not (licence.strip() and licence.isprintable() and len(licence) <= 200):
         raise UserError(
-            f"--licence={licence[:60]!r}: give a name in one line, at most 200 characters, such as MIT or CC-BY-4.0"
+            f"--licence={licence[:60]!r}: give a name of one line and at most 200 characters, such as MIT or CC-BY-4.0"
         )
     return licence
 
 
 def parse_part(part: str) -> tuple[int, int]:
-    """`I/N` as (I, N) with I from 1 to N; 0/N is N/N, so that counting from 0 covers the same parts.
+    """Parses `I/N` to (I, N) with I from 1 to N. 0/N is N/N, so that arrays counted from 0 cover the same parts.
 
     Raises:
         UserError: for anything else.
@@ -88,3 +88,20 @@ def parse_part(part: str) -> tuple[int, int]:
     ):
         raise UserError(f"--part={part}: expected I/N with I from 1 to N, such as 3/8")
     return int(first) or int(second), int(second)
+
+
+def parse_limits(option: str, text: str | None) -> tuple[int, int | None]:
+    """Parses `MIN`, `MIN:MAX` or `:MAX` to (least, most); None for no upper limit.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if text is None:
+        return 0, None
+    low, _, high = text.partition(":")
+    if not all(part.isdecimal() for part in (low, high) if part) or not (low or high):
+        raise UserError(f"{option}={text}: expected MIN or MIN:MAX in whole numbers, such as 128:4096")
+    limits = int(low or 0), int(high) if high else None
+    if limits[1] is not None and limits[1] < limits[0]:
+        raise UserError(f"{option}={text}: the minimum is larger than the maximum; swap them")
+    return limits

@@ -1,4 +1,4 @@
-"""The records of a source on disk while they are packed: a million of them do not belong in memory."""
+"""Keeps the records of a source on disk while they are packed, since a source may have millions."""
 
 import base64
 import hashlib
@@ -14,9 +14,9 @@ from shards.sources import Cell, Image, Record, Slice
 
 
 class Spool:
-    """Records by number. In memory: 8 bytes for each, and its place; the rest is one line of JSON on disk.
+    """Records by number. Each is one line of JSON on disk and 8 bytes in memory.
 
-    Pictures that a layout hands over as bytes go into a second file.
+    Pictures that a layout passes as bytes go into a second file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,33 +28,33 @@ class Spool:
         self._digest = hashlib.sha256()
 
     def append(self, record: Record) -> None:
-        """Adds a record; its number is the number of those before."""
-        image = self._keep(record.image)
-        line = json.dumps({**_fields(record), "image": _encoded(image)}, ensure_ascii=True).encode()
+        """Adds a record; records are numbered from 0."""
+        image = self._store_bytes(record.image)
+        line = json.dumps({**_fields(record), "image": _encode_image(image)}, ensure_ascii=True).encode()
         self._lines.write(line)
         self._offsets.append(self._offsets[-1] + len(line))
         self._digest.update(line + b"\n")
 
     def line(self, number: int) -> bytes:
-        """A record as `parse` reads it."""
+        """The line of a record, for `parse_record`."""
         start, end = self._offsets[number], self._offsets[number + 1]
         return os.pread(self._lines.fileno(), end - start, start)
 
     def seal(self) -> str:
-        """Makes all records readable; returns a hash of what the source listed."""
+        """Makes all records readable; returns a hash of all listed records."""
         self._lines.flush()
         if self._pictures is not None:
             self._pictures.close()
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Closes the files, which belong to whoever owns the folder."""
+        """Closes the files. Their folder's owner deletes them."""
         self._lines.close()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def _keep(self, image: Image) -> Image:
+    def _store_bytes(self, image: Image) -> Image:
         if not isinstance(image, bytes) or not image:
             return image
         if self._pictures is None:
@@ -65,10 +65,10 @@ class Spool:
         return Slice(self._pictures_path.name, start, len(image))
 
 
-def parse(line: bytes, folder: Path = Path()) -> Record:
-    """The record of a line; `folder` is the spool's."""
+def parse_record(line: bytes, folder: Path = Path()) -> Record:
+    """Parses a spooled line; `folder` is the spool's folder."""
     fields: dict[str, Any] = json.loads(line)
-    image = _decoded(fields.pop("image"))
+    image = _decode_image(fields.pop("image"))
     if isinstance(image, Slice) and image.path == "pictures.bin":
         image = Slice(str(folder / image.path), image.offset, image.length)
     persons = fields.get("persons")
@@ -81,7 +81,7 @@ def parse(line: bytes, folder: Path = Path()) -> Record:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """The fields that say something, without the picture."""
+    """The fields that are set, without the picture."""
     fields = {
         name: getattr(record, name)
         for name in (
@@ -102,7 +102,7 @@ def _fields(record: Record) -> dict[str, Any]:
     return kept
 
 
-def _encoded(image: Image) -> Any:
+def _encode_image(image: Image) -> Any:
     if isinstance(image, bytes):
         return ["bytes", base64.b64encode(image).decode()]
     if isinstance(image, str):
@@ -110,7 +110,7 @@ def _encoded(image: Image) -> Any:
     return [type(image).__name__, asdict(image)]
 
 
-def _decoded(value: Any) -> Image:
+def _decode_image(value: Any) -> Image:
     if isinstance(value, str):
         return value
     kind, content = value

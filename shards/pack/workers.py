@@ -1,7 +1,7 @@
-"""Processes that prepare batches of records; results come back in order, and never too many at once.
+"""Worker processes that prepare batches of records. Results come back in order, and a bounded number at a time.
 
-Pictures travel through shared memory, one slot for each task under way: through the pool's own pipes they would take
-as long as the work itself.
+Pictures are passed through shared memory, one slot per running task; the pool's own pipes would take as long as the
+work itself.
 """
 
 import mmap
@@ -15,14 +15,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
 
-from shards.pack.prepare import Batch, Item, Preparation, Preparer
+from shards.pack.prepare import Batch, Item, Preparation, Preparer, Ready
 from uniemox_dist.core.errors import Fault
 
 WAITING_BYTES = 96 << 20
-"""Of results that wait for an earlier one: workers stay busy, and the parent stays small."""
+"""Limit for results that wait for an earlier one: keeps the workers busy and the parent small."""
 
-PIECES = 512  # of one write: half of what Linux allows
-ONE_WRITE = 1 << 30  # bytes; one write moves 2 GiB at most
+PIECES = 512  # per write; Linux allows 1024
+ONE_WRITE = 1 << 30  # bytes; a single write is limited to 2 GiB
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class Task:
     numbers: list[int]
     lines: list[bytes]
     images: list[bytes | str | None]
-    """Pictures that only the parent can fetch; None where the worker does."""
+    """Pictures that only the parent can read; None for those that the worker reads."""
 
 
 class Slot:
-    """Memory that parent and workers share: a file without a name, which is gone when the parent is."""
+    """Memory shared by parent and worker: an anonymous file, which disappears with the parent."""
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("uniemox-pack")
         self._map: mmap.mmap | None = None
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
-    def put(self, parts: Sequence[bytes]) -> None:
+    def write(self, parts: Sequence[bytes]) -> None:
         """Replaces the content."""
         _write_all(self._fd, parts)
 
-    def take(self, length: int) -> memoryview:
+    def read(self, length: int) -> memoryview:
         """The first bytes of the content, valid until the slot is used again."""
         if self._map is None or len(self._map) < length:
-            # A little more than asked for: a mapping that stays needs no copy and no new pages for the next batch.
+            # A little larger, so that the mapping can be reused for the next batch.
             size = max(1, length + length // 4)
             if os.fstat(self._fd).st_size < size:
                 os.ftruncate(self._fd, size)
@@ -58,23 +58,23 @@ class Slot:
         return memoryview(self._map)[:length]
 
     def close(self) -> None:
-        """Gives the memory back, once nobody looks at it any more."""
+        """Frees the memory once no view of it is left."""
         self._map = None
         os.close(self._fd)
 
 
 class Workers:
-    """Some processes, started at once, so that they are ready when the source is listed. 0: this process works."""
+    """Worker processes, started at once so that they are ready when the source is listed. 0: this process works."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._slots: list[Slot] = []
         self._pool: ProcessPoolExecutor | None = None
         if count:
-            # Fresh processes: a forked onnxruntime or pyarrow may hold locks of threads that do not exist any more.
+            # Spawned, because a forked onnxruntime or pyarrow may hold locks of threads that no longer exist.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start)
-            for _ in range(count):  # the pool starts a process for each task that finds none idle
+            for _ in range(count):  # the pool starts a process for each task that finds no idle one
                 self._pool.submit(os.getpid)
 
     def __enter__(self) -> "Workers":
@@ -87,7 +87,7 @@ class Workers:
             slot.close()
 
     def prepare(self, tasks: Iterator[Task], preparation: Preparation) -> Iterator[tuple[Task, Batch]]:
-        """Prepares tasks, in order.
+        """Prepares tasks; yields the results in the order of the tasks.
 
         Raises:
             Fault: if a worker dies.
@@ -102,21 +102,21 @@ class Workers:
             yield from self._in_order(tasks, preparation, self._pool)
         except BrokenProcessPool:
             raise Fault(
-                "a packing worker died (killed, or out of memory); go on with --resume, and fewer --workers"
+                "a packing worker died (killed, or out of memory); continue with --resume and fewer --workers"
             ) from None
 
     def _in_order(
         self, tasks: Iterator[Task], preparation: Preparation, pool: ProcessPoolExecutor
     ) -> Iterator[tuple[Task, Batch]]:
-        under_way: deque[tuple[Task, Slot, Future[list[Item]]]] = deque()
+        running: deque[tuple[Task, Slot, Future[list[Item]]]] = deque()
         idle: list[Slot] = []
         batch_bytes = 0.0  # running mean
 
         def first() -> tuple[Task, Batch]:
             nonlocal batch_bytes
-            task, slot, future = under_way.popleft()
+            task, slot, future = running.popleft()
             items = future.result()
-            batch = Batch(slot.take(sum(item.length for item in items)), items)
+            batch = Batch(slot.read(sum(item.length for item in items if isinstance(item, Ready))), items)
             idle.append(slot)
             batch_bytes += (len(batch.data) - batch_bytes) / 8
             return task, batch
@@ -124,13 +124,13 @@ class Workers:
         for task in tasks:
             slot = idle.pop() if idle else self._new_slot()
             inline = [image for image in task.images if isinstance(image, bytes)]
-            slot.put(inline)
+            slot.write(inline)
             images = [len(image) if isinstance(image, bytes) else image for image in task.images]
-            under_way.append((task, slot, pool.submit(_work, preparation, slot.path, task.lines, images)))
+            running.append((task, slot, pool.submit(_work, preparation, slot.path, task.lines, images)))
             allowed = min(4 * self.count, int(WAITING_BYTES / batch_bytes) if batch_bytes else self.count)
-            while len(under_way) > max(self.count, allowed):
+            while len(running) > max(self.count, allowed):
                 yield first()
-        while under_way:
+        while running:
             yield first()
 
     def _new_slot(self) -> Slot:
@@ -143,11 +143,11 @@ _slots: dict[str, int] = {}
 
 
 def _start() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed tells nobody: its workers would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """Ends a worker whose parent was killed; it would otherwise wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -157,8 +157,8 @@ def _end_with_parent() -> None:
 def _work(
     preparation: Preparation, path: str, lines: list[bytes], images: list[int | str | None]
 ) -> list[Item]:
-    """Runs in a worker. Whole numbers in `images` are lengths of pictures that lie in the slot, in order; the tar
-    members take their place there."""
+    """Runs in a worker. A number in `images` is the length of a picture in the slot, in order; the prepared tar members
+    replace these pictures in the slot."""
     if preparation not in _preparers:
         _preparers[preparation] = Preparer(preparation)
     if path not in _slots:
@@ -183,7 +183,7 @@ def _write_all(fd: int, parts: Sequence[bytes]) -> None:
         total, written = sum(map(len, pieces)), 0
         if total < ONE_WRITE:
             written = os.pwritev(fd, pieces, offset)
-        if written < total:  # a write may take a part only; what is missing goes piece by piece
+        if written < total:  # a write may be partial; write the rest piece by piece
             written = 0
             for piece in pieces:
                 view = memoryview(piece)

@@ -1,14 +1,17 @@
-"""Source layouts: one small file each, with one generator of `Record`s. See README.md here.
+"""Sources: what a source layout yields, and access to the layouts by name. README.md explains how to add one.
 
-A new layout is a module with `read(source, options) -> Iterator[Record]` and a line in `LAYOUTS`.
+Every module in `layouts/` is a layout. Its name is the value of `--layout`; it defines
+`read(source, options) -> Iterator[Record]`. No other file lists the layouts.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from shards.detect.types import Person
+from shards.sources import layouts
 from uniemox_dist.core.errors import UserError
 
 
@@ -19,7 +22,9 @@ class Slice:
     path: str
     """Local path or URL."""
     offset: int
+    """Bytes."""
     length: int
+    """Bytes."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,10 @@ Image = bytes | str | Slice | Cell
 
 @dataclass(frozen=True)
 class Record:
-    """A picture as a source offers it, before anything was read or checked."""
+    """A picture as a source describes it. Nothing has been read or checked yet."""
 
     name: str
-    """Unique within the source; becomes the key where it is a legal one."""
+    """Unique within the source. It becomes the sample's key if it is a legal key."""
     image: Image
     captions: tuple[str, ...] = ()
     label: str | None = None
@@ -51,47 +56,44 @@ class Record:
     """JSON values."""
     split: str | None = None
     persons: tuple[Person, ...] | None = None
-    """Boxes that the source brings; None if it brings none and a detector may look."""
+    """The source's person boxes; None if it has none, so that a detector may run."""
     boxes_size: tuple[float, float] | None = None
-    """Width and height in pixels of the picture that the boxes were drawn in, as the source states them, where that
-    may be the picture as it is stored, before EXIF turns it. None: the boxes are fractions of the upright one."""
+    """Width and height in pixels of the picture in which the boxes were drawn, if that may be the stored picture,
+    before EXIF turns it. None: the boxes are fractions of the upright picture."""
     group: str | None = None
-    """Part of its label from which splits of our own take equal shares, such as UBE's search engines."""
+    """A level below the label, such as UBE's search engines; splits take equal shares of every group."""
     size: int | None = None
-    """Bytes of the encoded picture, where they are known without reading it."""
+    """Bytes of the encoded picture, if known without reading it."""
     refused: tuple[str, str] | None = None
-    """(reason, detail) of a picture that the layout itself cannot offer, such as one without its file: it is
-    counted and listed with all that is refused."""
+    """(reason, detail) if the layout itself cannot provide the picture, for example because its file is missing. The
+    packer counts and lists it with all other refused records."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a layout may need to know besides the path."""
+    """User settings that a layout may need besides the path."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """Renamed columns of a table: our name -> the table's."""
+    """Renamed columns of a table: our name -> the table's name."""
     source_persons: bool = False
-    """Whether the user asked for the source's own person boxes (`--persons source`), however costly to read."""
+    """True if the user asked for the source's own person boxes (`--persons source`), which may be slow to read."""
 
 
 Reader = Callable[[str, SourceOptions], Iterator[Record]]
-LAYOUTS = {
-    "coco": "shards.sources.coco",
-    "emoset": "shards.sources.emoset",
-    "emotic": "shards.sources.emotic",
-    "folder": "shards.sources.folder",
-    "table": "shards.sources.table",
-    "wds": "shards.sources.wds",
-}
+
+
+def layout_names() -> list[str]:
+    """The valid values of `--layout`, sorted. Imports no layout."""
+    return sorted(name for _, name, _ in iter_modules(layouts.__path__) if not name.startswith("_"))
 
 
 def open_source(layout: str, source: str, options: SourceOptions) -> Iterator[Record]:
     """The records of a source, in an order that depends on its content alone.
 
     Raises:
-        UserError: for an unknown layout or a source that is not of this layout.
+        UserError: for an unknown layout or a source that does not have this layout.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"--layout={layout}: not known; valid are {', '.join(sorted(LAYOUTS))}")
-    read: Reader = import_module(LAYOUTS[layout]).read
+    if layout not in layout_names():
+        raise UserError(f"--layout={layout}: not known; valid are {', '.join(layout_names())}")
+    read: Reader = import_module(f"{layouts.__name__}.{layout}").read
     return read(source, options)

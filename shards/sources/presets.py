@@ -1,4 +1,4 @@
-"""Published emotion sets by name (`--preset`), and the splits that we make where a set has none."""
+"""Published emotion sets by name (`--preset`), and how splits are drawn for sets that have none."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from uniemox_dist.core.errors import UserError
 
 @dataclass(frozen=True)
 class Preset:
-    """What is known of a published set; see presets.yaml."""
+    """A published set. presets.yaml documents the fields."""
 
     labels: tuple[str, ...] = ()
     inside: str | None = None
@@ -24,13 +24,13 @@ class Preset:
     by_group: bool = False
 
     def locate(self, source: str) -> str:
-        """The folder that holds the pictures."""
+        """The folder that contains the pictures."""
         if self.inside and (place(source, "SOURCE") / self.inside).is_dir():
             return str(place(source, "SOURCE") / self.inside)
         return source
 
 
-def presets() -> dict[str, Preset]:
+def load_presets() -> dict[str, Preset]:
     """All presets by name."""
     text = (resources.files("shards") / "sources" / "presets.yaml").read_text(encoding="utf-8")
     entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
@@ -38,45 +38,45 @@ def presets() -> dict[str, Preset]:
 
 
 def find_preset(name: str | None) -> Preset:
-    """The preset of a name; one that says nothing for None.
+    """The preset with this name (in any case); an empty preset for None.
 
     Raises:
-        UserError: for a name that is none of them.
+        UserError: for an unknown name.
     """
     if name is None:
         return Preset()
-    known = presets()
+    known = load_presets()
     if name.lower() not in known:
         raise UserError(f"--preset={name}: not known; valid are {', '.join(known)}")
     return known[name.lower()]
 
 
 class Labels:
-    """A declared label set: the spelling of each label, and which are none of them."""
+    """A declared label set: finds the declared spelling of a label."""
 
     def __init__(self, declared: Sequence[str]) -> None:
         self.declared = tuple(declared)
         self._spelling = {label.casefold(): label for label in declared}
 
     def canonical(self, label: str | None) -> str | None:
-        """The declared spelling of a label; the label itself where nothing is declared; None if it is not one."""
+        """The declared spelling of a label; the label itself if nothing is declared; None if it is not in the set."""
         if not self._spelling or label is None:
             return label
         return self._spelling.get(label.strip().casefold())
 
 
 def draw64(seed: int, text: str) -> int:
-    """64 bits that a seed and a name decide, on every machine alike."""
+    """64 pseudo-random bits from a seed and a name, the same on every machine."""
     return int.from_bytes(
         hashlib.blake2b(f"{seed}/{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
     )
 
 
-def cut(strata_N: np.ndarray, draws_N: np.ndarray, shares: dict[str, float]) -> np.ndarray:
-    """Which share (its place in `shares`) each of N records falls into.
+def assign_shares(strata_N: np.ndarray, draws_N: np.ndarray, shares: dict[str, float]) -> np.ndarray:
+    """Assigns each of N records to a share; returns N positions in `shares`.
 
-    Every stratum is put into the order of its draws and cut by the shares, rounded by largest remainder: what
-    remains goes to the share that lacks most, the earlier one where they lack the same.
+    The records of a stratum are sorted by their draws and cut by the shares. Counts are rounded by the largest
+    remainder method; of equal remainders the earlier share comes first.
     """
     chosen_N = np.empty(len(strata_N), np.int64)
     fractions = np.array(list(shares.values()), float) / sum(shares.values())

@@ -14,8 +14,8 @@ from labelled_sets import LAYOUTS, emotic_set, folder_set, labels_set, packed
 from PIL import Image
 from ranks import events, run_ranks
 
-from shards.sources.emotic import CATEGORIES, DIMENSIONS
-from shards.sources.presets import presets
+from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
+from shards.sources.presets import load_presets
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.files import sha256_file
 from uniemox_dist.inference.inputs import Pictures
@@ -91,7 +91,7 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     assert run_ranks(first, world_size=1, recipe=recipe, more=more) == [0]
     for name in RECIPES:
         found = read(tmp_path / "runs" / name / "finetune.json")
-        labels = list(CATEGORIES if name == "emotic" else presets()[name].labels)
+        labels = list(CATEGORIES if name == "emotic" else load_presets()[name].labels)
         assert found["labels"] == rows(found["test"]) == rows(found["val"]) == labels
         for split in ("train", "val", "test"):
             whole = read(tmp_path / name / split / "manifest.json")["samples"] if name != "ube" else None
@@ -113,7 +113,7 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     both = load_classifier_predictor(tmp_path / "runs/heco/best")
     some = Pictures(str(tmp_path / "source/heco/Anger/000.jpg"))
     [answer] = predict(both, some)
-    assert set(answer["probabilities"]) == set(presets()["heco"].labels)
+    assert set(answer["probabilities"]) == set(load_presets()["heco"].labels)
     init = events(tmp_path / "runs/again", "init")[0]
     assert set(init["missing"]) == {"head.weight", "head.bias"}
     assert init["layout"] == "a fine-tuned classifier"

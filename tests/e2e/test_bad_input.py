@@ -28,7 +28,7 @@ def places(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> dict[str, str
             "batch.global_batch=96 is not a multiple of micro_batch x world_size = 40 x 2; try",
         ),
         (["data.path={tmp}/nowhere"], "data.path={tmp}/nowhere: no such folder"),
-        (["data.path={tmp}"], "data.path={tmp}: holds no manifest.json"),
+        (["data.path={tmp}"], "data.path={tmp}: has no manifest.json"),
         (["data.path={data}"], "name one of its splits: test, train"),
         (["model.mask_ratio=1"], "model.mask_ratio=1: input should be less than 1"),
         (
@@ -71,7 +71,7 @@ def test_a_manifest_without_samples(
     (tmp_path / "empty").mkdir()
     Manifest((), {}).write(tmp_path / "empty")
     assert run(["pretrain", "demo", "--nproc", "2", f"data.path={tmp_path}/empty"]) == 2
-    assert "holds no samples" in capfd.readouterr().err
+    assert "has no samples" in capfd.readouterr().err
 
 
 def test_a_missing_and_a_cut_shard_are_named(

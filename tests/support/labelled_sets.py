@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from shards.pack.pipeline import PackSettings, pack
-from shards.sources.emotic import CATEGORIES
-from shards.sources.presets import presets
+from shards.sources.layouts.emotic import CATEGORIES
+from shards.sources.presets import load_presets
 
 SIZE = 40
 LAYOUTS = {
@@ -41,7 +41,7 @@ def picture(path: Path, label: int, of: int, seed: int, size: tuple[int, int] = 
 
 def folder_set(root: Path, name: str, per_label: int = 10) -> Path:
     """One of the sets of label folders, in its own layout."""
-    labels = presets()[name].labels
+    labels = load_presets()[name].labels
     for number, label in enumerate(labels):
         splits = GIVEN.get(name, {"": per_label})
         for split, count in splits.items():

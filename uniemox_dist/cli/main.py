@@ -14,7 +14,7 @@ from uniemox_dist.core.errors import EXIT_FAULT, EXIT_USER, Fault, LostPeer, Use
 
 COMMANDS = {
     "shards": (
-        "uniemox_dist.cli.datasets",
+        "uniemox_dist.cli.shards",
         "Pack pictures into tar shards; check, describe and choose among them.",
     ),
     "teach": (

@@ -1,155 +1,225 @@
-"""`uniemox shards …`: everything about data at rest. Torch-free."""
+"""`uniemox shards …`: index, check, describe and rearrange data sets. Torch-free."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-WORKERS = click.option(
-    "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: none."
-)
+from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, WORKERS, pack_command
 
-LICENCE = click.option(
-    "--licence",
-    "--license",
-    metavar="TEXT",
-    help="What may be done with the pictures; stands in the manifest, and in the cards of models trained on them.",
+WRITABLE = "give a file in a folder that can be written"
+
+
+class FolderType(click.ParamType):
+    """The folder of a data set, local or remote."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from shards.storage import place
+
+        return place(value, "DIR")
+
+
+COPY = click.option("--copy", is_flag=True, help="Write new tars instead of linking the existing ones.")
+JSON = click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the results to this file."
 )
+FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+REMOTE_FOLDER = click.argument("folder", type=FolderType(), metavar="DIR")
 
 
 @click.group()
 def shards() -> None:
-    """Pack pictures into tar shards, check them, describe them, and choose among them."""
+    """Pack pictures into tar shards; check, describe and select them."""
 
 
-@shards.command("pack")
-@click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--layout", help="table, folder, wds, coco, emoset or emotic  [table; folder with --preset]")
-@click.option(
-    "--preset", help="A published set: its labels and splits (emo8, fi, ube, emotion6, caer-s, heco)."
-)
+shards.add_command(pack_command)
+
+
+@shards.command("index")
+@FOLDER
 @WORKERS
-@click.option(
-    "--persons", default="nanodet", show_default=True, help="nanodet, onnx:FILE (YOLO type), source or none."
-)
-@click.option("--captions", help="Compose captions: shipped, or a YAML file of templates.")
-@click.option(
-    "--check",
-    type=click.Choice(["decode", "header"]),
-    default="decode",
-    show_default=True,
-    help="Go through all data of every picture, or trust its header.",
-)
-@click.option("--max-side", type=click.IntRange(1), help="Shrink pictures whose longer side has more pixels.")
-@click.option(
-    "--min-side", type=click.IntRange(1), help="Shrink pictures whose shorter side has more pixels."
-)
-@click.option(
-    "--quality", type=int, default=90, show_default=True, help="JPEG and WebP quality of shrunk ones."
-)
-@click.option("--keep-side", metavar="MIN[:MAX]", help="Refuse pictures by the pixels of their shorter side.")
-@click.option("--keep-aspect", type=float, metavar="MAX", help="Refuse pictures longer than MAX : 1.")
-@click.option("--keep-caption", metavar="MIN[:MAX]", help="Refuse pictures by the length of their caption.")
-@click.option("--keep-label", "keep_labels", multiple=True, help="Refuse pictures with other labels.")
-@click.option(
-    "--shard-size", "shard_mb", type=float, default=256, show_default=True, help="MB of a shard, at most."
-)
-@click.option(
-    "--shard-samples", type=click.IntRange(1), default=10_000, show_default=True, help="Samples, at most."
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Order of samples, and splits that we make."
-)
-@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Renames a table's column.")
-@click.option(
-    "--part",
-    "part_text",
-    metavar="I/N",
-    help="Pack only part I of N, from 1 (0/N is N/N, so that arrays may count from 0); `shards merge` joins them.",
-)
+@CHECK
 @LICENCE
-@click.option("--resume", is_flag=True, help="Go on with an interrupted pack; keep a complete one.")
-def pack_command(
-    source: str,
-    out: Path,
-    workers: int,
-    resume: bool,
-    part_text: str | None,
-    licence: str | None,
-    **options: Any,
-) -> None:
-    """Packs SOURCE into tar shards with captions and person boxes under OUT (OUT/<split> where there are splits).
+def index_command(folder: Path, workers: int, check: str, licence: str | None) -> None:
+    """Make the tars in DIR readable for training without changing them: write an index for each, and a manifest.
 
-    SOURCE is a table (.parquet, .csv, or shipped:fluent_emoji), a folder of pictures or of tars, or the folder of
-    a published set; on disk, or at s3://, gs:// or http(s)://.
+    For tars of other tools, such as img2dataset. DIR/rejected.parquet lists what cannot be used.
     """
-    from tqdm import tqdm
+    from shards.edit.index_tars import index_folder
 
-    from shards.pack.pipeline import pack
-    from shards.pack.settings import parse_part
+    with _bar("indexing", "tars") as bar:
+        manifest, rejected = index_folder(folder, workers=workers, check=check, licence=licence, progress=bar)
+    records = manifest.samples + len(rejected)
+    click.echo(f"{folder}: {len(manifest.shards)} shards, identity {manifest.identity[:12]}")
+    click.echo(f"{records} records = {manifest.samples} indexed + {len(rejected)} refused")
+    for refused in rejected[:5]:
+        click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
 
-    settings = _settings(source, options)
-    part = None if part_text is None else parse_part(part_text)
-    with tqdm(unit=" pictures", desc="packing", disable=None, smoothing=0.05) as bar:
-        result = pack(settings, out, workers=workers, resume=resume, part=part, licence=licence, progress=bar)
-    packed = sum(result.packed.values())
-    if result.reused:
-        click.echo(f"{out} is complete: {result.records} samples, nothing to do")
-        return
-    if result.resumed:
-        click.echo(f"went on behind {result.resumed} records that were done before")
+
+@shards.command("verify")
+@REMOTE_FOLDER
+@WORKERS
+@CHECK
+@click.option(
+    "--quarantine", is_flag=True, help="Move bad shards to DIR/quarantine and rewrite the manifest."
+)
+@JSON
+def verify_command(folder: Path, workers: int, check: str, quarantine: bool, json_file: Path | None) -> int:
+    """Read everything in DIR again and check counts, hashes and every picture. Exit code 2 if anything is wrong."""
+    from shards.inspect import verify
+    from shards.storage import is_local
+    from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+
+    if quarantine and not is_local(folder):
+        raise UserError("--quarantine: DIR is remote, and only local files can be moved; verify a local copy")
+    folders = verify.find_data_sets(folder)
+    with _bar("verifying", "shards") as bar:
+        verdicts = verify.verify(folders, workers=workers, check=check, progress=bar)
+    bad = [verdict for verdict in verdicts if verdict.problems]
+    for verdict in bad:
+        for problem in verdict.problems:
+            click.echo(f"{verdict.folder / verdict.shard}: {problem}")
+    samples = sum(verdict.samples for verdict in verdicts)
+    tars, bad_tars = ([v for v in some if v.shard.endswith(".tar")] for some in (verdicts, bad))
+    click.echo(f"{folder}: {len(tars)} shards, {samples} samples: {len(bad_tars) or 'no'} bad shards")
+    findings = [
+        {"shard": str(v.folder / v.shard), "samples": v.samples, "problems": list(v.problems)}
+        for v in verdicts
+    ]
+    _write_json(
+        json_file, {"shards": len(tars), "samples": samples, "bad": len(bad_tars), "findings": findings}
+    )
+    moved = verify.quarantine(verdicts) if quarantine else {}
+    for found, manifest in moved.items():
+        has_bad_tars = any(verdict.folder == found for verdict in bad_tars)
+        did = f"moved bad shards to {found / verify.QUARANTINE}" if has_bad_tars else "rewrote sizes.json"
+        left = "nothing is left" if manifest is None else f"{manifest.samples} samples are left"
+        click.echo(f"{found}: {did}; {left}")
+    return EXIT_USER if bad else EXIT_DONE
+
+
+@shards.command("stats")
+@REMOTE_FOLDER
+@JSON
+def stats_command(folder: Path, json_file: Path | None) -> None:
+    """Print statistics of DIR (a data set, or several splits): samples, labels, captions, persons."""
+    from shards.inspect.stats import describe, describe_json
+    from shards.inspect.verify import find_data_sets
+
+    find_data_sets(folder)
+    for text in describe(folder):
+        click.echo(text)
+    if json_file is not None:
+        _write_json(json_file, describe_json(folder))
+
+
+@shards.command("report")
+@REMOTE_FOLDER
+@click.option("--out", type=click.Path(path_type=Path), help="The HTML file  [default: DIR/report.html]")
+def report_command(folder: Path, out: Path | None) -> None:
+    """Write one HTML page about DIR: pictures of every label with person boxes, histograms, refused records."""
+    from shards.inspect.page import write_page
+    from shards.inspect.verify import find_data_sets
+    from shards.storage import is_local
+    from uniemox_dist.core.errors import UserError
+
+    find_data_sets(folder)
+    if out is None and not is_local(folder):
+        raise UserError("--out: required, because DIR is remote; give a local file")
+    page = out or folder / "report.html"
+    write_page(folder, page)
+    click.echo(f"wrote {page}")
+
+
+@shards.command("merge")
+@OUT
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
+    """Join the PARTS of `shards pack --part I/N` into one data set OUT without copying tars.
+
+    Pictures that several parts packed are marked in the index and do not count. The tars are hard links, so the parts
+    may be deleted afterwards; on another file system they are symbolic links, and the parts must stay.
+    """
+    from shards.edit.merge import merge
+
+    result = merge(out, list(parts))
     for split, count in sorted(result.packed.items()):
         click.echo(f"{out / split}: {count} samples")
+    packed = sum(result.packed.values())
     click.echo(
-        f"{result.records} records = {packed} packed + {len(result.rejected)} refused; "
-        f"{result.with_person} with a person, {packed - result.with_person} without"
+        f"{result.records} records = {packed} packed + {sum(result.refused.values())} refused, "
+        f"{result.marked} of them because another part packed the same"
     )
-    for refused in result.rejected[:5]:
-        click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
-    if result.rejected:
-        click.echo(f"  all {len(result.rejected)} stand in {out / 'rejected.parquet'}")
+    _report_links(out)
 
 
-def _settings(source: str, options: dict[str, Any]) -> Any:
-    from shards.pack.prepare import Filters
-    from shards.pack.reencode import Shrink
-    from shards.pack.settings import PackSettings
-    from uniemox_dist.core.errors import UserError
+@shards.command("select")
+@FOLDER
+@OUT
+@click.option("--label", "labels", multiple=True, help="Select samples with this label (repeatable).")
+@click.option("--filter", "filter_text", metavar="EXPR", help="Such as 'side >= 256 and persons > 0'.")
+@COPY
+def select_command(
+    folder: Path, out: Path, labels: tuple[str, ...], filter_text: str | None, copy: bool
+) -> None:
+    """Make a data set OUT of selected samples of DIR without copying pictures.
 
-    pairs = [column.split("=", 1) for column in options["columns"]]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"--column {options['columns']}: expected OURS=THEIRS, such as image=jpg")
-    return PackSettings(
-        source=source,
-        layout=options["layout"] or ("folder" if options["preset"] else "table"),
-        persons=options["persons"],
-        shard_mb=options["shard_mb"],
-        shard_samples=options["shard_samples"],
-        seed=options["seed"],
-        columns=dict(pairs),
-        preset=options["preset"],
-        captions=options["captions"],
-        check=options["check"],
-        shrink=Shrink(options["max_side"], options["min_side"], options["quality"]),
-        filters=Filters(
-            _limits("--keep-side", options["keep_side"]),
-            options["keep_aspect"],
-            _limits("--keep-caption", options["keep_caption"]),
-        ),
-        keep_labels=tuple(options["keep_labels"]),
+    The tars are hard links, so DIR may be deleted afterwards; on another file system they are symbolic links, and DIR
+    must stay. EXPR knows width, height, side, aspect, bytes, label, caption, captions, persons, key and image_sha256.
+    """
+    from shards.edit.select import select
+
+    subset = select(folder, out, labels=labels, filter_text=filter_text, copy=copy)
+    click.echo(
+        f"{out}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
+    _report_links(out)
 
 
-def _limits(option: str, text: str | None) -> tuple[int, int | None]:
-    from uniemox_dist.core.errors import UserError
+@shards.command("split")
+@FOLDER
+@OUT
+@click.option(
+    "--shares",
+    default="train=80,val=10,test=10",
+    show_default=True,
+    help="Names of the splits, and their shares.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed that assigns samples to splits.")
+@COPY
+def split_command(folder: Path, out: Path, shares: str, seed: int, copy: bool) -> None:
+    """Divide DIR into splits OUT/<name>, label by label; the tars are linked as by `select`."""
+    from shards.edit.select import parse_shares, split
 
-    if text is None:
-        return 0, None
-    low, _, high = text.partition(":")
-    if not all(part.isdecimal() for part in (low, high) if part) or not (low or high):
-        raise UserError(f"{option}={text}: expected MIN or MIN:MAX in whole numbers, such as 128:4096")
-    limits = int(low or 0), int(high) if high else None
-    if limits[1] is not None and limits[1] < limits[0]:
-        raise UserError(f"{option}={text}: the least is larger than the most; exchange them")
-    return limits
+    for name, subset in split(folder, out, parse_shares(shares), seed=seed, copy=copy).items():
+        click.echo(f"{out / name}: {subset.samples} samples, identity {subset.identity[:12]}")
+    _report_links(out)
+
+
+def _report_links(out: Path) -> None:
+    """Prints the folders that must stay, if tars are symbolic links."""
+    links = [path for path in out.rglob("*.tar") if path.is_symlink()]
+    if links:
+        folders = sorted({str(path.resolve().parent) for path in links})
+        more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+        click.echo(
+            f"{len(links)} tars are symbolic links, because they are on another file system: "
+            f"{', '.join(folders[:3])}{more} must stay where they are"
+        )
+
+
+def _write_json(file: Path | None, value: Any) -> None:
+    from uniemox_dist.core.files import write_json
+    from uniemox_dist.core.os_errors import writing
+
+    if file is not None:
+        with writing(f"--json={file}", WRITABLE):
+            write_json(file, value)
+
+
+def _bar(what: str, unit: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(unit=f" {unit}", desc=what, disable=None)

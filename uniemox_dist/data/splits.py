@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.sources.emotic import CATEGORIES, DIMENSIONS
-from shards.sources.presets import cut, draw64, presets
+from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
+from shards.sources.presets import assign_shares, draw64, load_presets
 from shards.storage import place
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
@@ -144,7 +144,7 @@ def _choose_labels(
     if settings.task == "multi":
         return CATEGORIES if have <= set(CATEGORIES) else tuple(sorted(have))
     preset = reader.manifest.provenance.get("settings", {}).get("preset")
-    own = presets()[preset.lower()].labels if preset and preset.lower() in presets() else ()
+    own = load_presets()[preset.lower()].labels if preset and preset.lower() in load_presets() else ()
     if len(have) == 1:
         raise UserError(
             f"data.path={config.data.path}/train: all pictures are labelled {next(iter(have))!r}: classification "
@@ -196,6 +196,6 @@ def _choose_share(reader: LabelledReader, ratio: float, config: FinetuneRun, pur
     if config.finetune.task == "single":
         strata = reader.targets_nC[list(first.values())].argmax(1)
     draws = np.array([draw64(config.run.seed, f"{purpose}/{key}") for key in keys], np.uint64)
-    chosen = cut(strata, draws, {"chosen": ratio, "rest": 1 - ratio}) == 0
+    chosen = assign_shares(strata, draws, {"chosen": ratio, "rest": 1 - ratio}) == 0
     wanted = {key for key, is_chosen in zip(keys, chosen) if is_chosen}
     return np.array([key in wanted for key in reader.keys])

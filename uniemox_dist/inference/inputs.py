@@ -17,8 +17,8 @@ from shards.detect.types import Person
 from shards.format.manifest import manifest_folders
 from shards.pictures import BadPicture
 from shards.sources import Cell, Record, SourceOptions, open_source
-from shards.sources.cells import CellReader
-from shards.sources.fetch import fetch_all
+from shards.sources.files import fetch_images
+from shards.sources.tables import CellReader
 from shards.storage import place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
@@ -119,7 +119,7 @@ class Pictures:
                 where = record.image
                 if isinstance(where, Cell):
                     where = cells.read(where, where.row_group)
-                image = fetch_all([where])[0]
+                image = fetch_images([where])[0]
             known = record.persons if record.boxes_size is None else None
             name = record.name
             yield name, image.detail if isinstance(image, BadPicture) else image, known or ()

@@ -297,7 +297,7 @@ def test_what_is_wrong_with_a_source_is_named_before_the_run(
         "missing": "shard 000003.tar is missing",
         "cut": "shard 000003.tar has 512 bytes instead of ",
         "folder": "no such folder; build it",
-        "empty": "holds no samples; pack a source",
+        "empty": "has no samples; pack a source",
     }[kind]
     with pytest.raises(UserError) as caught:
         Sources(config(photo_shards, copy))

@@ -7,7 +7,7 @@ import pytest
 from labelled_sets import emotic_set, folder_set, labels_set, packed
 
 from shards.pack.pipeline import PackSettings, pack
-from shards.sources.emotic import CATEGORIES
+from shards.sources.layouts.emotic import CATEGORIES
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError

@@ -104,7 +104,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "there.parquet").touch()
     new = str(tmp_path / "new.parquet")
     for arguments, says in (
-        ([str(tmp_path / "empty"), new, "--release", str(small_release)], "holds no pictures"),
+        ([str(tmp_path / "empty"), new, "--release", str(small_release)], "has no pictures"),
         ([str(tmp_path / "none"), new, "--release", str(small_release)], "no such file or folder"),
         ([str(picture_folder), str(tmp_path / "there.parquet"), "--release", str(small_release)], "exists;"),
         ([str(picture_folder), new, "--release", str(plain), "--space", "fused"], "--space=fused:"),

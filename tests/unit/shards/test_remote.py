@@ -166,7 +166,7 @@ def test_mistakes_with_addresses_are_one_line(
         error = capfd.readouterr().err
         assert says in error
         assert "Traceback" not in error
-    with pytest.raises(UserError, match=f"data.path={bucket}/nowhere: holds no manifest.json"):
+    with pytest.raises(UserError, match=f"data.path={bucket}/nowhere: has no manifest.json"):
         ShardReader.from_folder(f"{bucket}/nowhere", "data.path")
     assert list(tmp_path.iterdir()) == []
 

@@ -249,8 +249,8 @@ def test_none_and_source_find_nobody(spec: str) -> None:
 def test_an_unknown_detector_is_a_user_error_that_lists_the_valid_ones(spec: str) -> None:
     with pytest.raises(UserError) as caught:
         make_detector(spec)
-    valid = "nanodet, onnx:FILE (a YOLO-type export), source (only the boxes that the source brings), none"
-    assert str(caught.value) == f"--persons {spec!r} is no person detector; valid: {valid}"
+    valid = "nanodet, onnx:FILE (a YOLO-type export), source (only the boxes of the source), none"
+    assert str(caught.value) == f"--persons {spec!r}: not a person detector; valid are {valid}"
 
 
 def test_a_missing_onnxruntime_is_a_user_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

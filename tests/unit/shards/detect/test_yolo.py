@@ -279,7 +279,7 @@ def test_a_missing_file_and_one_that_is_no_onnx_are_user_errors(tmp_path: Path) 
     assert "cannot be read (No such file" in refusal(f"onnx:{tmp_path / 'none.onnx'}")
     for content in (b"", b"this is no graph"):
         (tmp_path / "text.onnx").write_bytes(content)
-        assert "is refused by onnxruntime (" in refusal(f"onnx:{tmp_path / 'text.onnx'}")
+        assert "is rejected by onnxruntime (" in refusal(f"onnx:{tmp_path / 'text.onnx'}")
 
 
 def test_the_shipped_nanodet_is_told_by_its_own_name(tmp_path: Path) -> None:
@@ -293,11 +293,11 @@ def test_the_shipped_nanodet_is_told_by_its_own_name(tmp_path: Path) -> None:
 
 def test_names_without_a_person_or_that_cannot_be_read_are_user_errors(tmp_path: Path) -> None:
     no_person = red_rectangle(tmp_path / "red.onnx", "v8", names={0: "car", 1: "cat", 2: "dog"})
-    assert "knows no class 'person' (the names in its metadata: car, cat, dog)" in refusal(no_person)
+    assert "has no class 'person' (the names in its metadata: car, cat, dog)" in refusal(no_person)
     model = onnx.load(tmp_path / "red.onnx")
     helper.set_model_props(model, {"names": "{0: car}"})
     onnx.save(model, tmp_path / "red.onnx")
-    assert "has names='{0: car}' in its metadata, which is no Python literal" in refusal(no_person)
+    assert "has names='{0: car}' in its metadata, which is not a Python literal" in refusal(no_person)
 
 
 @pytest.mark.parametrize(

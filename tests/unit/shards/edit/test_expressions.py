@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.edit.expressions import NUMBERS, TEXTS, apply_filter, columns_of, parse_filter
+from shards.edit.expressions import NUMBERS, TEXTS, apply_filter, filter_columns, parse_filter
 from shards.format.index import SCHEMA, write_index
 from uniemox_dist.core.errors import UserError
 
@@ -87,7 +87,7 @@ def holds(text: str, table: pa.Table = TABLE) -> str:
 )
 def test_a_condition_holds_where_it_should(text: str, keys: str | None) -> None:
     if keys is None:
-        with pytest.raises(UserError, match="'captions' is no condition"):
+        with pytest.raises(UserError, match="'captions' is not a condition"):
             apply_filter(TABLE, text)
     else:
         assert holds(text) == keys
@@ -143,14 +143,14 @@ def test_columns_that_are_null_count_as_nothing() -> None:
     ],
 )
 def test_only_the_needed_columns_are_named_and_are_enough(text: str, columns: set[str]) -> None:
-    assert columns_of(text) == columns
+    assert filter_columns(text) == columns
     if columns:
         assert apply_filter(TABLE.select(sorted(columns)), text) == apply_filter(TABLE, text)
 
 
 def test_every_name_has_a_column_of_the_index() -> None:
     for name in (*TEXTS, *NUMBERS):
-        assert columns_of(f"{name} is not None") <= set(SCHEMA.names)
+        assert filter_columns(f"{name} is not None") <= set(SCHEMA.names)
 
 
 def test_parquet_reads_by_the_expression(tmp_path: Path) -> None:
@@ -167,22 +167,22 @@ VALID = (
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("widht > 3", f"widht: not known; did you mean width? valid are {VALID}"),
-        ("zzz == 1", f"zzz: not known; valid are {VALID}"),
-        ("width == 'x'", "width and 'x': a text and a number"),
-        ("label < 3", "label and 3: a text and a number"),
-        ("label == width", "label and width: a text and a number"),
-        ("1 < 2 < width", "1 and 2: name a column"),
-        ("3 in [3]", "3 is a constant; name a column"),
+        ("widht > 3", f"widht: unknown name; did you mean width? valid are {VALID}"),
+        ("zzz == 1", f"zzz: unknown name; valid are {VALID}"),
+        ("width == 'x'", "width and 'x': cannot compare a text with a number"),
+        ("label < 3", "label and 3: cannot compare a text with a number"),
+        ("label == width", "label and width: cannot compare a text with a number"),
+        ("1 < 2 < width", "1 and 2: one side must be a column"),
+        ("3 in [3]", "3 is a constant; use a column"),
         ("None is None", "'None' is neither a column nor a number nor a text"),
-        ("label == None", "None goes with `is` and `is not` only"),
-        ("label in ['joy', None]", "None stands in no list; add `or … is None`"),
-        ("label is 'joy'", "`is` goes with None only; compare with =="),
-        ("width in [1, 'x']", "width is looked for among numbers only"),
-        ("label in ['joy', key]", "label is looked for among texts only"),
+        ("label == None", "use None with `is` and `is not` only"),
+        ("label in ['joy', None]", "a list must not contain None; add `or … is None`"),
+        ("label is 'joy'", "use `is` with None only, and == otherwise"),
+        ("width in [1, 'x']", "the list for width must contain numbers only"),
+        ("label in ['joy', key]", "the list for label must contain texts only"),
         ("label in 'joy'", "`in` takes a list such as ['joy', 'awe'], not 'joy'"),
-        ("3 in caption", "3 is no text; write it in quotes to look for it"),
-        ("'x' in persons", "persons is a number, and holds no text"),
+        ("3 in caption", "3 is not a text; write it in quotes"),
+        ("'x' in persons", "persons is a number, not a text"),
         ("width == True", "'True' is neither a column nor a number nor a text"),
         ("-width < 3", "'-width' is neither a column nor a number nor a text"),
         ("label == -'x'", "\"-'x'\" is neither a column nor a number nor a text"),
@@ -192,15 +192,15 @@ VALID = (
         ("width > 1j", "'1j' is neither a column nor a number nor a text"),
         (f"width > 1{'0' * 310}", "a number is too large"),
         ("(x := width) > 3", "'(x := width)' is neither a column nor a number nor a text"),
-        ("width", "'width' is no condition"),
-        ("lambda: True", "'lambda: True' is no condition"),
+        ("width", "'width' is not a condition"),
+        ("lambda: True", "'lambda: True' is not a condition"),
         ("side > 3 & 1", "'3 & 1' is neither a column nor a number nor a text"),
         ("side >", "cannot be read (invalid syntax)"),
         ("side = 3", "cannot be read (invalid syntax"),
     ],
 )
 def test_a_mistake_is_named_with_an_example(text: str, problem: str) -> None:
-    for function in (parse_filter, columns_of, lambda text: apply_filter(TABLE, text)):
+    for function in (parse_filter, filter_columns, lambda text: apply_filter(TABLE, text)):
         with pytest.raises(UserError) as caught:
             function(text)
         shown = text if len(text) <= 200 else f"{text[:200]} …"

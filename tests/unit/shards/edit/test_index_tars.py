@@ -26,7 +26,7 @@ def test_a_tar_that_is_not_whole_leaves_no_file_behind(
     shutil.copy(photo_shards / "000000.tar", tmp_path / "a.tar")
     (tmp_path / "b.tar").write_bytes((photo_shards / "000001.tar").read_bytes()[:30_000])
     assert run(["shards", "index", str(tmp_path), "--workers", str(workers)]) == EXIT_USER
-    assert "b.tar: not a whole tar" in capfd.readouterr().err
+    assert "b.tar: not a complete tar" in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
 
 
@@ -76,10 +76,10 @@ def test_a_file_in_the_way_of_the_indexes_is_named_and_nothing_is_written(
 
 def test_names_that_no_manifest_can_hold_and_folders_called_tar(photo_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.tar").mkdir()
-    with pytest.raises(UserError, match=r"holds no \.tar files"):
+    with pytest.raises(UserError, match=r"has no \.tar files"):
         index_folder(tmp_path)
     shutil.copy(photo_shards / "000000.tar", str(tmp_path / "caf\udce9.tar"))
-    with pytest.raises(UserError, match="cannot be written down; rename it") as caught:
+    with pytest.raises(UserError, match="cannot be written into a manifest; rename it") as caught:
         index_folder(tmp_path)
     assert str(caught.value).isprintable()
 

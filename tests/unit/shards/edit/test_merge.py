@@ -118,7 +118,7 @@ def swap_index(part: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lose_manifest, "holds other samples than its part.json counts; pack this part again"),
+        (lose_manifest, "has other samples than its part.json counts; pack this part again"),
         (lose_list, "rejected.parquet is missing; pack this part again"),
         (damage_list, "not a readable list of refused records"),
         (shorten_list, "rejected.parquet lists other records than part.json counts; pack this part again"),
@@ -156,7 +156,7 @@ def test_parts_that_must_stay_are_named(
 
         monkeypatch.setattr("shards.edit.links.os.link", elsewhere)
     assert run(["shards", "merge", str(tmp_path / "out"), *map(str, folders)]) == EXIT_DONE
-    told = "are symbolic links, as they lie on another file system: {}, {} must stay where they are"
+    told = "are symbolic links, because they are on another file system: {}, {} must stay where they are"
     assert (told.format(*folders) in capfd.readouterr().out) != is_same
     assert run(["shards", "select", str(tmp_path / "out"), str(tmp_path / "some")]) == EXIT_DONE
     assert (told.format(*folders) in capfd.readouterr().out) != is_same
@@ -172,5 +172,5 @@ def test_parts_without_any_picture_have_nothing_to_join(
 ) -> None:
     folders = parts_of([{**row, "image": b""} for row in rows], tmp_path, 2)
     assert run(["shards", "merge", str(tmp_path / "out"), *map(str, folders)]) == EXIT_USER
-    assert "nothing was packed in any of the 2 parts; look at their rejected" in capfd.readouterr().err
+    assert "none of the 2 parts has a sample; see their rejected" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

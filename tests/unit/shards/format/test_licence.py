@@ -31,7 +31,7 @@ def test_a_licence_stands_in_the_manifest_and_changes_no_identity(
     capsys.readouterr()
     assert run([*command, "--resume", "--licence", "MIT"]) == EXIT_USER
     assert capsys.readouterr().err.strip().splitlines() == [
-        f"uniemox: error: OUT={out}: was packed with --licence=CC-BY-4.0; give the same, or delete it"
+        f"uniemox: error: OUT={out}: was packed with --licence=CC-BY-4.0; give the same, or delete OUT"
     ]
 
 
@@ -61,7 +61,7 @@ def test_parts_of_two_licences_are_not_joined(
     for number, (folder, licence) in enumerate(zip(parts, ("MIT", "CC0-1.0")), 1):
         pack(settings, folder, part=(number, 2), licence=licence)
     assert run(["shards", "merge", str(tmp_path / "out"), *map(str, parts)]) == EXIT_USER
-    assert "was packed with another licence than" in capsys.readouterr().err
+    assert "was packed with a different licence than" in capsys.readouterr().err
     shutil.rmtree(parts[1])
     pack(settings, parts[1], part=(2, 2), licence="MIT")
     merge(tmp_path / "out", parts)

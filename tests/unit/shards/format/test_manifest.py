@@ -111,7 +111,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", [1, "000000.tar", [], {}, {**asdict(FIRST), "more": 1}])
 def test_an_entry_that_is_no_shard_is_refused(tmp_path: Path, entry: Any) -> None:
     edit(tmp_path, shards=[asdict(FIRST), entry])
-    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest .* is no shard"):
+    with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest .* is not a shard"):
         read_manifest(tmp_path)
 
 
@@ -159,14 +159,14 @@ def test_numbers_that_only_look_finite_are_refused(tmp_path: Path) -> None:
     edit(tmp_path, provenance={"x": "HUGE"})
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace('"HUGE"', "1e999"))
-    with pytest.raises(UserError, match="1e999 is no number"):
+    with pytest.raises(UserError, match="1e999 is not a number"):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("field", ["samples", "bytes"])
 def test_an_edited_sum_is_refused(tmp_path: Path, field: str) -> None:
     edit(tmp_path, **{field: 7})
-    with pytest.raises(UserError, match=f"was edited: {field} 7 does not fit its shards"):
+    with pytest.raises(UserError, match=f"was edited: {field} 7 does not match its shards"):
         read_manifest(tmp_path)
 
 
@@ -190,7 +190,9 @@ def test_a_manifest_and_its_sizes_are_written_both_or_not_at_all(
 @pytest.mark.parametrize("changes", [{"format_version": 2}, {"format": "other"}])
 def test_a_newer_or_foreign_format_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     edit(tmp_path, **changes)
-    with pytest.raises(UserError, match=r"is not one this version reads \(uniemox-shards up to 1\)"):
+    with pytest.raises(
+        UserError, match=r"is not readable by this version \(it reads uniemox-shards up to 1\)"
+    ):
         read_manifest(tmp_path)
 
 
@@ -207,7 +209,7 @@ def test_a_manifest_without_samples_is_refused(tmp_path: Path) -> None:
     Manifest((), {}).write(tmp_path)
     with pytest.raises(UserError) as caught:
         read_manifest(tmp_path, "data.path")
-    assert str(caught.value) == f"data.path={tmp_path}: holds no samples; pack a source with pictures"
+    assert str(caught.value) == f"data.path={tmp_path}: has no samples; pack a source with pictures"
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_the_folder_above_splits_names_them(tmp_path: Path) -> None:
     for split in ("train", "test"):
         MANIFEST.write(tmp_path / split)
-    with pytest.raises(UserError, match=r"holds no manifest\.json; name one of its splits: test, train"):
+    with pytest.raises(UserError, match=r"has no manifest\.json; name one of its splits: test, train"):
         read_manifest(tmp_path)
     assert manifest_folders(tmp_path) == [tmp_path / "test", tmp_path / "train"]
     assert manifest_folders(tmp_path / "test") == [tmp_path / "test"]

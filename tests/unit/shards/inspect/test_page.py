@@ -12,7 +12,7 @@ import pytest
 from shards.edit.select import select
 from shards.inspect.charts import histogram
 from shards.inspect.page import write_page
-from shards.inspect.summary import Tally
+from shards.inspect.stats import Tally
 from shards.inspect.verify import quarantine, verify
 from shards.pack.pipeline import pack
 from shards.pack.settings import PackSettings

@@ -11,8 +11,7 @@ from shards.format.index import index_path, read_all_rows, to_rows, write_index
 from shards.format.manifest import read_manifest
 from shards.inspect.charts import histogram
 from shards.inspect.page import write_page
-from shards.inspect.stats import describe_json
-from shards.inspect.summary import Tally, summarise
+from shards.inspect.stats import Tally, describe_json, summarise
 from shards.inspect.verify import quarantine, verify
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
@@ -55,10 +54,8 @@ def test_a_changed_picture_is_named_by_its_key(copy: Path) -> None:
     flip(copy / "000001.tar", int(row["image_offset"]) + 200)  # type: ignore[call-overload]
     found = problems(copy)
     assert list(found) == ["000001.tar"]
-    assert found["000001.tar"][0] == "its bytes are not those that were packed (SHA-256)"
-    assert found["000001.tar"][1].startswith(
-        f"{row['key']}: the picture's bytes are not where or what the index says"
-    )
+    assert found["000001.tar"][0] == "its bytes have changed since packing (SHA-256)"
+    assert found["000001.tar"][1].startswith(f"{row['key']}: the picture's bytes do not match the index")
 
 
 def test_every_kind_of_damage_is_told(copy: Path) -> None:
@@ -69,18 +66,21 @@ def test_every_kind_of_damage_is_told(copy: Path) -> None:
     (copy / "stray.tar").write_bytes(b"")
     found = problems(copy)
     assert found["000000.tar"][0].startswith("has ")
-    assert "lies beyond the end" in found["000000.tar"][1] or "not where or what" in found["000000.tar"][1]
+    assert (
+        "its picture is beyond the end" in found["000000.tar"][1]
+        or "do not match the index" in found["000000.tar"][1]
+    )
     assert found["000001.tar"] == ["its index is missing"]
     assert found["000002.tar"] == ["the tar is missing"]
-    assert found["stray.tar"] == ["lies there, but the manifest does not name it"]
+    assert found["stray.tar"] == ["is in the folder, but not in the manifest"]
 
 
 def test_an_index_of_another_tar_does_not_fit(copy: Path) -> None:
     shutil.copy(index_path(copy, "000001.tar"), index_path(copy, "000000.tar"))
     found = problems(copy)["000000.tar"]
     assert found[0] == "its index is not the one that was written (SHA-256)"
-    assert found[1] == "its index says other things than the manifest's hash of its rows"
-    assert any("not where or what the index says" in text or "beyond the end" in text for text in found[2:])
+    assert found[1] == "the rows of its index do not match the manifest's hash"
+    assert any("do not match the index" in text or "beyond the end" in text for text in found[2:])
     assert found[-1] == "and 3 more damaged samples"
 
 
@@ -102,7 +102,7 @@ def test_quarantine_leaves_a_data_set_that_can_be_read(copy: Path, capfd: pytest
         run(["shards", "verify", str(copy), "--quarantine", "--json", str(copy / "found.json")]) == EXIT_USER
     )
     out = capfd.readouterr().out
-    assert f"{copy}/000001.tar: its bytes are not those that were packed" in out
+    assert f"{copy}/000001.tar: its bytes have changed since packing" in out
     assert "12 samples are left" in out
     findings = json.loads((copy / "found.json").read_text())
     assert (findings["shards"], findings["bad"]) == (3, 1)
@@ -130,7 +130,7 @@ def test_manifests_that_cannot_be_read_end_with_2(
 ) -> None:
     record = json.loads((copy / "manifest.json").read_text())
     says = {
-        "newer": "format uniemox-shards 2 is not one this version reads",
+        "newer": "format uniemox-shards 2 is not readable by this version",
         "foreign": "not a readable manifest",
     }
     if kind == "newer":
@@ -142,7 +142,7 @@ def test_manifests_that_cannot_be_read_end_with_2(
     for command in ("verify", "stats", "report"):
         assert run(["shards", command, str(copy)]) == EXIT_USER
         error = capfd.readouterr().err
-        assert says.get(kind, "holds no manifest.json") in error
+        assert says.get(kind, "has no manifest.json") in error
         assert "Traceback" not in error
     assert not (copy / "report.html").exists()
 

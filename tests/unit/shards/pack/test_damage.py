@@ -24,7 +24,7 @@ from shards.format.index import (
 )
 from shards.format.manifest import read_manifest
 from shards.inspect.verify import quarantine, verify
-from shards.pool import in_order
+from shards.pool import map_in_order
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, Fault, UserError
 
@@ -174,7 +174,7 @@ def test_a_manifest_that_counts_other_rows_than_its_index_is_not_used(
     write_index(data / INDEX, rows[:-1])
     record["shards"][1]["index_sha256"] = sha256_file(data / INDEX)  # which the identity does not cover
     (data / "manifest.json").write_text(json.dumps(record))
-    fails(MAKING, data, capfd, names=f"{INDEX}: the index has 7 samples, the manifest says 8")
+    fails(MAKING, data, capfd, names=f"{INDEX}: the index has 7 samples, but the manifest states 8")
 
 
 # ---- tars
@@ -192,7 +192,7 @@ def test_copying_looks_at_every_picture(data: Path, capfd: pytest.CaptureFixture
     with open(data / TAR, "r+b") as file:
         file.seek(row["image_offset"] + 100)
         file.write(b"\0\0\0")
-    says = f"DIR={data / TAR}: {row['key']}: the picture's bytes are not those that were packed"
+    says = f"DIR={data / TAR}: {row['key']}: the picture's bytes have changed since packing"
     fails(MAKING[1::2], data, capfd, names=says)
     fails(MAKING[3:], data, capfd, names=says)
 
@@ -221,8 +221,8 @@ def test_a_list_of_refusals_that_is_none_is_named(
     [
         (None, "is missing"),
         ("{", "cannot be read"),
-        ("[]", "has other samples than the manifest"),
-        ('{"000000.tar": 8, "000001.tar": 8, "000002.tar": 5}', "has other samples than the manifest"),
+        ("[]", "differs from the manifest"),
+        ('{"000000.tar": 8, "000001.tar": 8, "000002.tar": 5}', "differs from the manifest"),
     ],
 )
 def test_sizes_that_do_not_fit_are_told_and_mended_without_touching_a_shard(
@@ -238,7 +238,7 @@ def test_sizes_that_do_not_fit_are_told_and_mended_without_touching_a_shard(
     assert f"{data}/sizes.json: {problem}\n" in out
     assert "3 shards, 20 samples: no bad shards" in out
     assert run([*check, "--quarantine"]) == EXIT_USER
-    assert "sizes.json written anew; 20 samples are left" in capfd.readouterr().out
+    assert "rewrote sizes.json; 20 samples are left" in capfd.readouterr().out
     assert read_manifest(data) == before
     assert json.loads((data / "sizes.json").read_text()) == before.sizes
     assert run(check) == EXIT_DONE
@@ -255,6 +255,6 @@ def test_a_second_quarantine_adds_to_the_first(data: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_one_line_and_no_mistake_of_the_user() -> None:
-    assert list(in_order(abs, [1, -2], workers=0)) == [1, 2]
-    with pytest.raises(Fault, match=r"a worker died .* start again, with fewer --workers"):
-        list(in_order(os._exit, [9], workers=1))
+    assert list(map_in_order(abs, [(1,), (-2,)], workers=0)) == [1, 2]
+    with pytest.raises(Fault, match=r"a worker died .* start again with fewer --workers"):
+        list(map_in_order(os._exit, [(9,)], workers=1))

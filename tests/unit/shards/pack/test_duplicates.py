@@ -64,7 +64,7 @@ def test_the_same_picture_with_another_label_is_a_conflict(tmp_path: Path) -> No
     result = packed(tmp_path, [*rows, {"key": "other", "image": picture(2), "label": "joy"}])
     assert sum(result.packed.values()) == 2
     assert list(reasons(result).values()) == ["conflict"]
-    assert "which is labelled" in result.rejected[0].detail
+    assert "whose label is" in result.rejected[0].detail
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -172,7 +172,7 @@ def test_merging_again_gives_the_same_identity_whatever_the_order_of_parts(
 @pytest.mark.parametrize(
     ("take", "says"),
     [
-        (slice(0, 2), "missing are 3/3; give all 3 parts"),
+        (slice(0, 2), "3/3 are missing; give all 3 parts"),
         (slice(0, 0), "none given"),
     ],
 )
@@ -185,14 +185,14 @@ def test_parts_that_are_missing_are_named(take: slice, says: str, parts: list[Pa
 def test_a_part_twice_a_foreign_folder_and_another_source_are_refused(
     parts: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"is part 1/3, as .*part1 is; give each part once"):
+    with pytest.raises(UserError, match=r"is part 1/3, but so is .*part1; give each part once"):
         merge(tmp_path / "out", [*parts, parts[0]])
-    with pytest.raises(UserError, match=r"holds no part\.json"):
+    with pytest.raises(UserError, match=r"has no part\.json"):
         merge(tmp_path / "out", [*parts, tmp_path])
     other = tmp_path / "other"
     other.mkdir()
     packed(other, [{"key": "z", "image": picture(50)}], part=(3, 3))
-    with pytest.raises(UserError, match="was packed with another settings than"):
+    with pytest.raises(UserError, match="was packed with a different settings than"):
         merge(tmp_path / "out", [*parts[:2], other / "out"])
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import shards.pack.walk
+import shards.pack.packer
 from shards.pack.journal import Journal
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.cli.main import run
@@ -16,15 +16,15 @@ from uniemox_dist.core.errors import EXIT_FAULT, UserError
 SHARDS = 3  # whole ones that the interrupted pack left
 
 
-class Stopping(shards.pack.walk.ShardWriter):
+class Stopping(shards.pack.packer.ShardWriter):
     """Ends with an error when `after` shards are whole."""
 
     after = SHARDS
 
-    def append(self, sample: shards.pack.walk.Encoded) -> None:
+    def add_encoded(self, sample: shards.pack.packer.Encoded) -> None:
         if len(self.entries) == self.after:
             raise RuntimeError("stop")
-        super().append(sample)
+        super().add_encoded(sample)
 
 
 def files(root: Path) -> dict[str, str]:
@@ -41,7 +41,7 @@ def stopped(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("stopped")
     pack(of(photo_folder), root / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.pack.walk, "ShardWriter", Stopping)
+        patch.setattr(shards.pack.packer, "ShardWriter", Stopping)
         with pytest.raises(RuntimeError):
             pack(of(photo_folder), root / "out")
     return root
@@ -124,8 +124,8 @@ def test_without_its_plan_an_interrupted_pack_is_refused_in_one_line(
         pack(of(photo_folder), tmp_path / "out", resume=True)
     partial = tmp_path / "out.partial"
     assert str(caught.value) == (
-        f"OUT={partial}: an interrupted pack cannot go on: its .work/plan.json is missing or damaged; delete {partial} "
-        "and pack again"
+        f"OUT={partial}: an interrupted pack cannot resume: its .work/plan.json is missing or damaged; delete "
+        f"{partial} and pack again"
     )
     assert {name: sha for name, sha in files(tmp_path).items() if "records" not in name} == {
         name: sha for name, sha in before.items() if "records" not in name
@@ -142,7 +142,7 @@ def test_what_differs_besides_settings_is_named(tmp_path: Path) -> None:
         ({"part": (1, 2)}, "other settings: part=1/2 was none"),
         ({"settings": {"seed": 1}, "source_sha256": "y"}, "other settings: seed=1 was 0"),
     ):
-        with pytest.raises(UserError, match=f"cannot go on: {says}; use the settings"):
+        with pytest.raises(UserError, match=f"cannot resume: {says}; use its original settings"):
             Journal(tmp_path, {**plan, **change})
     Journal(tmp_path, plan)
 
@@ -164,16 +164,16 @@ def test_a_pack_killed_before_its_first_shard_stands_in_the_way_of_no_other(
 def test_a_worker_that_dies_is_one_line(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shards.pack.walk.Workers, "__init__", _with_deadly_workers)
+    monkeypatch.setattr(shards.pack.packer.Workers, "__init__", _with_deadly_workers)
     command = ["shards", "pack", str(photo_folder), str(tmp_path / "out"), "--layout", "folder"]
     assert run([*command, "--persons", "none", "--workers", "1"]) == EXIT_FAULT
     lines = capfd.readouterr().err.replace("\r", "\n").splitlines()
     assert [line for line in lines if line.strip() and not line.startswith("packing:")] == [
-        "uniemox: error: a packing worker died (killed, or out of memory); go on with --resume, and fewer --workers"
+        "uniemox: error: a packing worker died (killed, or out of memory); continue with --resume and fewer --workers"
     ]
 
 
-def _with_deadly_workers(self: shards.pack.walk.Workers, count: int) -> None:
+def _with_deadly_workers(self: shards.pack.packer.Workers, count: int) -> None:
     import multiprocessing
     import os
     from concurrent.futures import ProcessPoolExecutor

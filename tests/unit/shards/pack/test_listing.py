@@ -11,9 +11,9 @@ import pytest
 
 import shards.pack.listing
 from shards.pack.listing import Listing
-from shards.pack.spool import parse
+from shards.pack.spool import parse_record
 from shards.sources import Cell, Record, SourceOptions, open_source
-from shards.sources.presets import Labels, Preset, cut, find_preset, presets
+from shards.sources.presets import Labels, Preset, assign_shares, find_preset, load_presets
 from uniemox_dist.core.errors import UserError
 
 
@@ -22,11 +22,11 @@ def listed(
 ) -> Listing:
     found = preset if isinstance(preset, Preset) else find_preset(preset)
     settings = {"seed": 0, "keep_labels": (), **options}
-    return Listing.of(iter(records), tmp_path / "work", preset=found, **settings)  # type: ignore[arg-type]
+    return Listing.read(iter(records), tmp_path / "work", preset=found, **settings)  # type: ignore[arg-type]
 
 
 def record(listing: Listing, number: int) -> Record:
-    return parse(listing.spool.line(number))
+    return parse_record(listing.spool.line(number))
 
 
 def of(label: str | None, count: int, **more: object) -> list[Record]:
@@ -44,9 +44,9 @@ def shares(listing: Listing) -> dict[tuple[str, str | None, str | None], int]:
 # ---- presets
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", load_presets())
 def test_a_preset_takes_its_labels_in_any_case_and_refuses_others(name: str, tmp_path: Path) -> None:
-    labels = presets()[name].labels
+    labels = load_presets()[name].labels
     records = [
         Record(f"{i}", "x", label=form(label)) for i, label in enumerate(labels) for form in (str.upper,)
     ]
@@ -79,7 +79,7 @@ def test_an_unknown_preset_lists_the_valid_ones() -> None:
 def test_splits_are_cut_per_label_by_largest_remainder(
     name: str, label: str, count: int, expected: dict[str, int], tmp_path: Path
 ) -> None:
-    other = next(x for x in presets()[name].labels if x != label)
+    other = next(x for x in load_presets()[name].labels if x != label)
     listing = listed(tmp_path, of(label, count) + of(other, 10), name)
     assert listing.made_splits
     found = shares(listing)
@@ -128,7 +128,7 @@ def test_the_seed_decides_who_falls_where(tmp_path: Path) -> None:
 
 def test_cut_gives_everyone_one_share() -> None:
     strata, draws = np.repeat([0, 1], [7, 5]), np.arange(12, dtype=np.uint64)
-    chosen = cut(strata, draws, {"a": 1.0, "b": 1.0})
+    chosen = assign_shares(strata, draws, {"a": 1.0, "b": 1.0})
     assert Counter(chosen[:7].tolist()) == {0: 4, 1: 3}
     assert Counter(chosen[7:].tolist()) == {0: 3, 1: 2}
 
@@ -146,7 +146,7 @@ def test_nothing_declared_takes_every_label() -> None:
 
 
 def test_records_with_and_without_a_split_do_not_mix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="record 1 has no split where others have 'train'"):
+    with pytest.raises(UserError, match="record 1 has no split, but others have 'train'"):
         listed(tmp_path, [Record("a", "x", split="train"), Record("b", "x")])
 
 
@@ -165,12 +165,14 @@ def test_a_refused_record_needs_no_split(tmp_path: Path) -> None:
 def test_a_split_that_is_called_like_a_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         listed(tmp_path, [Record("a", "x", split=name)])
-    assert str(caught.value) == f"SOURCE: split={name!r}: a file of ours has this name; rename the split"
+    assert (
+        str(caught.value) == f"SOURCE: split={name!r}: reserved for a file of the data set; rename the split"
+    )
 
 
 @pytest.mark.parametrize("name", [".work", ".partial", "x" * 201, "a/b", "ä"])
 def test_a_split_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a folder name; use letters, digits"):
+    with pytest.raises(UserError, match="not a folder name; use only letters, digits"):
         listed(tmp_path, [Record("a", "x", split=name)])
 
 
@@ -245,7 +247,7 @@ def test_listing_the_same_gives_the_same_hash_and_another_source_another(tmp_pat
 
 def test_pictures_given_as_bytes_are_kept_on_disk(tmp_path: Path) -> None:
     listing = listed(tmp_path, [Record("a", b"one"), Record("b", b"three"), Record("c", b"")])
-    images = [parse(listing.spool.line(i), tmp_path / "work").image for i in range(3)]
+    images = [parse_record(listing.spool.line(i), tmp_path / "work").image for i in range(3)]
     assert images[2] == b""
     content = (tmp_path / "work/pictures.bin").read_bytes()
     assert [content[i.offset : i.offset + i.length] for i in images[:2]] == [b"one", b"three"]  # type: ignore[union-attr]

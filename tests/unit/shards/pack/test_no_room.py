@@ -61,7 +61,7 @@ def test_a_read_only_file_system(disk: Path, photo_shards: Path, capfd: pytest.C
     remount(disk, "ro")
     data, why = str(disk / "data"), "cannot be written (Read-only file system); "
     commands = {
-        f"DIR={disk}/tars: {why}index the tars where": ["index", str(disk / "tars")],
+        f"DIR={disk}/tars: {why}copy the tars to": ["index", str(disk / "tars")],
         f"--out={data}/report.html: {why}give a file": ["report", data],
         f"DIR={data}: {why}verify a copy": ["verify", data, "--quarantine"],
         f"--json={data}/x.json: {why}give a file": ["stats", data, "--json", f"{data}/x.json"],

@@ -209,14 +209,14 @@ def test_a_folder_of_splits_and_labels_is_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["../x", "a/b", ".hidden", "..", "-x", "a b", "x\n"])
 def test_a_split_that_is_no_folder_name_is_refused(split: str, tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", [{"key": "a", "image": JPEG, "split": split}])
-    with pytest.raises(UserError, match="not a folder name; use letters, digits"):
+    with pytest.raises(UserError, match="not a folder name; use only letters, digits"):
         pack_table(path, tmp_path / "sub/out")
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["t.parquet"]
 
 
 def test_records_with_and_without_a_split_do_not_mix(tmp_path: Path) -> None:
     rows = [{"key": "a", "image": JPEG, "split": "train"}, {"key": "b", "image": JPEG, "split": None}]
-    with pytest.raises(UserError, match="give every record a split, or none"):
+    with pytest.raises(UserError, match="give every record a split, or no record"):
         pack_table(table(tmp_path / "t.parquet", rows), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
 
@@ -240,7 +240,9 @@ def test_a_wrong_setting_leaves_nothing_behind(case: str, tmp_path: Path) -> Non
 
 def test_a_source_where_nothing_can_be_packed_is_a_user_error(tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", [{"key": "a", "image": b"no"}])
-    with pytest.raises(UserError, match="nothing to pack, 1 records refused; the first: a: not a picture"):
+    with pytest.raises(
+        UserError, match="nothing to pack, all 1 records were refused; the first: a: not a picture"
+    ):
         pack_table(path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
 
@@ -295,7 +297,7 @@ def test_the_command_packs_counts_and_refuses_to_touch_what_is_there(
     ]
     assert packed_by_command(emoji_table, out, "--seed", "1", "--resume") == EXIT_USER
     assert error_lines(capsys) == [
-        f"uniemox: error: OUT={out}: was packed with other settings; give another folder or delete it"
+        f"uniemox: error: OUT={out}: was packed with other settings; give another folder, or delete it"
     ]
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert packed_by_command(emoji_table, out, "--resume") == EXIT_DONE
@@ -320,8 +322,8 @@ def test_an_out_that_is_a_file_or_a_foreign_folder_stays_untouched(emoji_table: 
         (["--layout", "zip"], "--layout=zip: not known; valid are coco, emoset, emotic, folder, table, wds"),
         (
             ["--persons", "yolo"],
-            "--persons 'yolo' is no person detector; valid: nanodet, onnx:FILE (a YOLO-type export), source (only "
-            "the boxes that the source brings), none",
+            "--persons 'yolo': not a person detector; valid are nanodet, onnx:FILE (a YOLO-type export), source (only "
+            "the boxes of the source), none",
         ),
         (["--shard-size", "0"], "--shard-size=0.0: give a positive number of MB"),
         (["--column", "image"], "--column ('image',): expected OURS=THEIRS, such as image=jpg"),
@@ -370,9 +372,9 @@ def test_stats_of_no_data_end_with_2_and_one_line(
     if kind == "empty":
         shards.pack.pipeline.Manifest((), {}).write(folder)
     assert run(["shards", "stats", str(folder)]) == EXIT_USER
-    problem = "holds no samples; pack a source with pictures"
+    problem = "has no samples; pack a source with pictures"
     if kind != "empty":
-        problem = "holds no manifest.json; build it with `uniemox shards pack`"
+        problem = "has no manifest.json; build it with `uniemox shards pack`"
     assert error_lines(capsys) == [f"uniemox: error: DIR={folder}: {problem}"]
 
 

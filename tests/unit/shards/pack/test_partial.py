@@ -83,8 +83,8 @@ def test_a_folder_that_is_there_keeps_its_permissions(emoji_table: Path, tmp_pat
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("dangling", "a link that leads nowhere; delete it, or make the folder it names"),
-        ("loop", "a link that leads nowhere; delete it, or make the folder it names"),
+        ("dangling", "a broken link; delete it, or create the folder it points to"),
+        ("loop", "a broken link; delete it, or create the folder it points to"),
         ("x" * 300, "File name too long; give another folder"),
         ("x" * 250, "File name too long; give another folder"),  # with .partial behind it
     ],
@@ -159,10 +159,12 @@ def test_a_full_volume_says_where_the_whole_shards_stay(
     with monkeypatch.context() as patch:
         patch.setattr(shards.pack.pipeline, "write_rejected", full)
         with pytest.raises(
-            UserError, match=r"the whole shards stay in out/\.partial: make room, then the same"
+            UserError, match=r"complete shards are in out/\.partial; free some space, then continue"
         ):
             pack(settings, tmp_path / "out")
-    with pytest.raises(UserError, match=r"an interrupted pack lies in out/\.partial; go on with --resume"):
+    with pytest.raises(
+        UserError, match=r"an interrupted pack is in out/\.partial; continue it with --resume"
+    ):
         pack(settings, tmp_path / "out")
     assert pack(settings, tmp_path / "out", resume=True).resumed == 20
     shutil.rmtree(tmp_path / "out")
@@ -180,7 +182,7 @@ def test_a_part_without_any_sample_is_kept_only_for_its_own_settings(
     assert pack(of(tmp_path / "one.parquet"), out, part=(1, 5), resume=True).reused
     asked = {"part": (1, 5), **other}
     part = asked.pop("part")
-    with pytest.raises(UserError, match="was packed with other settings; give another folder or delete it"):
+    with pytest.raises(UserError, match="was packed with other settings; give another folder, or delete it"):
         pack(of(tmp_path / "one.parquet", **asked), out, part=part, resume=True)
     (out / PART).write_text("{")
     with pytest.raises(UserError, match=r"part\.json cannot be read; delete OUT and pack this part again"):

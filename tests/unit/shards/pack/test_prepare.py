@@ -22,7 +22,7 @@ from shards.format.index import index_path, read_index
 from shards.format.manifest import read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from shards.pack.prepare import Filters
-from shards.pack.reencode import Shrink, shrink
+from shards.pack.shrink import Shrink, shrink
 from shards.pictures import (
     MAX_PIXELS,
     BadPicture,
@@ -426,12 +426,12 @@ def test_filters_refuse_with_reason_and_numbers(tmp_path: Path) -> None:
     filters = Filters(side=(64, 128), aspect=2.0, caption=(3, 80))
     result = packed(tmp_path, rows, filters=filters, keep_labels=("joy",))
     assert {r.source: (r.reason, r.detail) for r in result.rejected} == {
-        "small": ("side", "shorter side of 30 pixels, asked for 64 to 128"),
-        "large": ("side", "shorter side of 200 pixels, asked for 64 to 128"),
-        "long": ("aspect", "192 x 64 pixels are 3.00 : 1, asked for 2 at most"),
-        "short": ("caption", "2 characters, asked for 3 to 80"),
-        "none": ("caption", "0 characters, asked for 3 to 80"),
-        "label": ("label", "label 'fear' is not asked for"),
+        "small": ("side", "shorter side of 30 pixels, wanted 64 to 128"),
+        "large": ("side", "shorter side of 200 pixels, wanted 64 to 128"),
+        "long": ("aspect", "192 x 64 pixels are 3.00 : 1, wanted at most 2 : 1"),
+        "short": ("caption", "2 characters, wanted 3 to 80"),
+        "none": ("caption", "0 characters, wanted 3 to 80"),
+        "label": ("label", "label 'fear' is not selected by --keep-label"),
     }
     assert list(rows_of(tmp_path / "out")) == ["good"]
 
@@ -487,10 +487,10 @@ def test_boxes_that_were_drawn_in_the_stored_picture_are_turned_with_it(
     ("arguments", "says"),
     [
         (["--keep-side", "x"], "--keep-side=x: expected MIN or MIN:MAX"),
-        (["--keep-side", "200:100"], "--keep-side=200:100: the least is larger than the most"),
-        (["--keep-aspect", "0.5"], "--keep-aspect=0.5: longer over shorter side is 1 or more"),
-        (["--keep-aspect", "nan"], "--keep-aspect=nan: longer over shorter side is 1 or more, and finite"),
-        (["--keep-aspect", "inf"], "--keep-aspect=inf: longer over shorter side is 1 or more, and finite"),
+        (["--keep-side", "200:100"], "--keep-side=200:100: the minimum is larger than the maximum"),
+        (["--keep-aspect", "0.5"], "--keep-aspect=0.5: give a finite number of 1 or more"),
+        (["--keep-aspect", "nan"], "--keep-aspect=nan: give a finite number of 1 or more"),
+        (["--keep-aspect", "inf"], "--keep-aspect=inf: give a finite number of 1 or more"),
         (["--shard-size", "nan"], "--shard-size=nan: give a positive number of MB"),
         (["--shard-size", "inf"], "--shard-size=inf: give a positive number of MB"),
         (["--shard-size", "1e308"], "--shard-size=1e+308: give a positive number of MB"),
@@ -523,7 +523,7 @@ def test_wrong_options_are_one_line_and_leave_nothing(
 
 def test_an_empty_source_is_not_this_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["shards", "pack", "", str(tmp_path / "out")]) == EXIT_USER
-    assert 'SOURCE="": is empty; name a table, a folder or tars' in capfd.readouterr().err
+    assert 'SOURCE="": is empty; give a table, a folder or tars' in capfd.readouterr().err
 
 
 def test_settings_that_are_no_unicode_stand_as_escapes() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import shards.pack.walk
+import shards.pack.packer
 from shards.format.manifest import read_manifest
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.cli.main import run
@@ -36,16 +36,16 @@ def settings(table: Path, **more: Any) -> PackSettings:
     return PackSettings(str(table), "table", **{"persons": "none", "shard_samples": 7, **more})
 
 
-class Stopping(shards.pack.walk.ShardWriter):
+class Stopping(shards.pack.packer.ShardWriter):
     """Ends with an error when `after` shards are whole."""
 
     after = 2
     error: BaseException = RuntimeError("stop")
 
-    def append(self, sample: Any) -> None:
+    def add_encoded(self, sample: Any) -> None:
         if len(self.entries) == self.after:
             raise self.error
-        super().append(sample)
+        super().add_encoded(sample)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_resuming_writes_the_bytes_of_an_undisturbed_pack(
 ) -> None:
     whole = pack(settings(dirty_table), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(shards.pack.walk, "ShardWriter", Stopping)
+        patch.setattr(shards.pack.packer, "ShardWriter", Stopping)
         patch.setattr(Stopping, "after", after)
         patch.setattr(Stopping, "error", error)
         with pytest.raises(type(error)):
@@ -88,21 +88,23 @@ def test_an_interrupted_pack_is_not_overwritten_unasked(
     dirty_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shards.pack.walk, "ShardWriter", Stopping)
+        patch.setattr(shards.pack.packer, "ShardWriter", Stopping)
         with pytest.raises(RuntimeError):
             pack(settings(dirty_table), tmp_path / "out")
     before = files(tmp_path / "out.partial")
     with pytest.raises(
-        UserError, match=r"an interrupted pack lies in out\.partial; go on with --resume, or delete"
+        UserError, match=r"an interrupted pack is in out\.partial; continue it with --resume, or delete"
     ):
         pack(settings(dirty_table), tmp_path / "out")
-    with pytest.raises(UserError, match="cannot go on: other settings: seed=1 was 0, part=2/3 was none; use"):
+    with pytest.raises(
+        UserError, match="cannot resume: other settings: seed=1 was 0, part=2/3 was none; use"
+    ):
         pack(settings(dirty_table, seed=1), tmp_path / "out", resume=True, part=(2, 3))
-    with pytest.raises(UserError, match="cannot go on: other settings: part=2/3 was none; use"):
+    with pytest.raises(UserError, match="cannot resume: other settings: part=2/3 was none; use"):
         pack(settings(dirty_table), tmp_path / "out", resume=True, part=(2, 3))
     rows = pq.read_table(dirty_table)
     pq.write_table(rows.slice(0, 100), dirty_table)
-    with pytest.raises(UserError, match="cannot go on: its source has changed"):
+    with pytest.raises(UserError, match="cannot resume: its source has changed"):
         pack(settings(dirty_table), tmp_path / "out", resume=True)
     after = files(tmp_path / "out.partial")
     assert {k: v for k, v in after.items() if not k.endswith("records.jsonl")} == {
@@ -197,8 +199,8 @@ def test_a_full_disk_is_one_line_and_whole_shards_stay_whole(
     assert run(["shards", "pack", str(emoji_table), str(out), *options]) == EXIT_USER
     [line] = [text for text in capfd.readouterr().err.splitlines() if text.startswith("uniemox: error")]
     assert line.endswith(
-        f"OUT={out}: No space left on device; the whole shards stay in out.partial: make room, then the same command "
-        "with --resume goes on"
+        f"OUT={out}: No space left on device; complete shards are in out.partial; free some space, then "
+        "continue with the same command and --resume"
     )
     tars = list((small_disk / "out.partial").rglob("*.tar"))
     assert tars

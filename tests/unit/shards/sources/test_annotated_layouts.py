@@ -14,7 +14,7 @@ from PIL import Image
 from upath import UPath
 
 from shards.sources import Record, SourceOptions, open_source
-from shards.sources.emotic import CATEGORIES
+from shards.sources.layouts.emotic import CATEGORIES
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
 
@@ -203,7 +203,7 @@ def test_coco_years_that_share_pictures_are_not_mixed(tmp_path: Path) -> None:
         ),
         (
             '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}',
-            "lists an image id twice",
+            "lists one image id twice",
         ),
     ],
 )
@@ -229,13 +229,13 @@ def test_a_coco_caption_that_is_null_is_none_and_one_that_is_no_text_is_malforme
     assert [record.captions for record in records("coco", tmp_path)][1] == ()
     content["annotations"][3]["caption"] = {"en": "x"}
     put_json(path, content)
-    assert "an entry is malformed (holds an object where a text is expected)" in error_of("coco", tmp_path)
+    assert "an entry is malformed (holds an object, but a text is expected)" in error_of("coco", tmp_path)
     path.write_text("[" * 100_000)
     assert f"{path}: not a JSON file (its values are nested too deeply)" in error_of("coco", tmp_path)
 
 
 def test_a_folder_or_file_that_is_not_coco_says_what_it_should_hold(tmp_path: Path) -> None:
-    assert "holds no annotations/captions_<split><year>.json" in error_of("coco", tmp_path)
+    assert "has no annotations/captions_<split><year>.json" in error_of("coco", tmp_path)
     assert f"{tmp_path}/x.json is missing" in error_of("coco", tmp_path / "x.json")
 
 
@@ -389,14 +389,14 @@ def test_a_malformed_emoset_row_is_named_with_file_and_number(tmp_path: Path, ro
 def test_an_emoset_folder_that_lacks_a_file_or_labels_says_which(tmp_path: Path) -> None:
     assert f"{tmp_path}/info.json is missing" in error_of("emoset", tmp_path)
     emoset(tmp_path, {})
-    assert "holds none of train.json, val.json, test.json" in error_of("emoset", tmp_path)
+    assert "has none of train.json, val.json, test.json" in error_of("emoset", tmp_path)
     put_json(tmp_path / "train.json", [])
     assert f"{tmp_path}/train.json: not a list of rows, or an empty one" in error_of("emoset", tmp_path)
     (tmp_path / "train.json").write_text("[[")
     assert f"{tmp_path}/train.json: not a JSON file" in error_of("emoset", tmp_path)
     for content in ({"emotion": {"label2idx": {}}}, {"emotion": ["awe"]}, [1]):
         put_json(tmp_path / "info.json", content)
-        assert "holds no labels under emotion.label2idx or label2idx" in error_of("emoset", tmp_path)
+        assert "has no labels under emotion.label2idx or label2idx" in error_of("emoset", tmp_path)
 
 
 # ---- EMOTIC
@@ -499,9 +499,9 @@ def test_an_emotic_csv_may_do_without_optional_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "detail"),
     [
-        (cells(size=[0, 100]), "image size [0.0, 100.0] cannot divide a box"),
-        (cells(size=""), "image size [] cannot divide a box"),
-        (cells(box=[200, 0, 230, 50]), "no annotated person's box lies within the picture"),
+        (cells(size=[0, 100]), "image size [0.0, 100.0] cannot scale a box"),
+        (cells(size=""), "image size [] cannot scale a box"),
+        (cells(box=[200, 0, 230, 50]), "no annotated person's box is inside the picture"),
     ],
 )
 def test_an_emotic_picture_whose_persons_cannot_be_placed_is_refused(
@@ -520,8 +520,8 @@ def test_an_emotic_picture_whose_persons_cannot_be_placed_is_refused(
         (cells(box="[1, 2, nan, 4]"), "line 3: BBox is '[1, 2, nan, 4]'; give [x1, y1, x2, y2]"),
         (cells(box="[1, 2"), "line 3: BBox is '[1, 2'; give a list"),
         (cells(box="__import__('os').abort()"), "line 3: BBox is"),
-        (cells(categories=["Joy"]), "line 3: 'Joy' is no category of EMOTIC; valid are Affection, Anger"),
-        (cells(filename=""), "line 3: names no picture"),
+        (cells(categories=["Joy"]), "line 3: 'Joy' is not a category of EMOTIC; valid are Affection, Anger"),
+        (cells(filename=""), "line 3: has no picture name"),
     ],
 )
 def test_a_broken_emotic_row_is_named_with_file_and_line(
@@ -536,10 +536,10 @@ def test_a_broken_emotic_row_is_named_with_file_and_line(
     [
         (
             '1,mscoco/images,b.jpg,"[200, 100]\n',
-            "not a readable table: line 4: ',' expected after '\"'; mend its quotes",
+            "not a readable table: line 4: ',' expected after '\"'; fix its quotes",
         ),
         ('1,mscoco/images,b.jpg,"[200, "100]"\n', "not a readable table: line 3: ',' expected after '\"'"),
-        ("1,mscoco/images\n", "line 3 has 2 values where the header has 9; mend its commas or quotes"),
+        ("1,mscoco/images\n", "line 3 has 2 values, but the header has 9; fix its commas or quotes"),
     ],
 )
 def test_a_row_of_an_emotic_csv_with_a_quote_out_of_place_swallows_no_others(
@@ -565,7 +565,7 @@ def test_an_emotic_csv_of_other_columns_says_which_are_there(tmp_path: Path) -> 
     (tmp_path / "train.csv").write_text("Folder,Filename,emotion\n")
     assert error_of("emotic", tmp_path) == (
         f"{tmp_path}/train.csv: lacks the columns Image Size, BBox, Categorical_Labels; "
-        "present are Folder, Filename, emotion"
+        "its columns are Folder, Filename, emotion"
     )
     (tmp_path / "train.csv").write_text(",".join(HEADER) + "\n")
     assert "has no rows" in error_of("emotic", tmp_path)
@@ -574,7 +574,7 @@ def test_an_emotic_csv_of_other_columns_says_which_are_there(tmp_path: Path) -> 
 
 
 def test_a_folder_that_is_not_emotic_says_what_it_should_hold(tmp_path: Path) -> None:
-    assert "holds neither Annotations.mat nor train.csv, val.csv or test.csv" in error_of("emotic", tmp_path)
+    assert "has neither Annotations.mat nor train.csv, val.csv or test.csv" in error_of("emotic", tmp_path)
 
 
 # MATLAB arrays of structs and cells, as savemat takes them.
@@ -687,7 +687,7 @@ def test_emotic_mat_structs_become_one_record_per_picture(tmp_path: Path, where:
             },
         },
     ]
-    assert unsized.refused == ("annotation", "image size [0.0, 0.0] cannot divide a box")
+    assert unsized.refused == ("annotation", "image size [0.0, 0.0] cannot scale a box")
     assert swapped.refused is not None
     assert "a person's box is (x1, y1, x2, y2)" in swapped.refused[1]
 
@@ -717,7 +717,7 @@ def test_an_emotic_mat_with_an_unknown_category_names_picture_and_category(tmp_p
     scipy.io.savemat(tmp_path / "Annotations.mat", content)
     text = error_of("emotic", tmp_path)
     assert text.startswith(
-        f"{tmp_path}/Annotations.mat, train(1) mscoco/images/b.jpg: 'Joy' is no category of EMOTIC"
+        f"{tmp_path}/Annotations.mat, train(1) mscoco/images/b.jpg: 'Joy' is not a category of EMOTIC"
     )
 
 
@@ -726,7 +726,7 @@ def test_a_mat_that_is_damaged_or_not_emotic_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     assert f"{path}: not a MATLAB 5 file" in error_of("emotic", tmp_path)
     scipy.io.savemat(path, {"faces": [1.0]})
-    assert f"{path}: holds none of train, val, test but faces" in error_of("emotic", tmp_path)
+    assert f"{path}: has faces instead of train, val or test" in error_of("emotic", tmp_path)
 
 
 def test_a_mat_without_scipy_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -764,4 +764,4 @@ def test_coco_and_emotic_are_read_from_urls(tmp_path: Path) -> None:
     )
     [record] = records("emotic", "memory://annotated/emotic/csv")
     assert record.image == "memory://annotated/emotic/csv/emotic/mscoco/images/a.jpg"
-    assert "holds no annotations/captions_" in error_of("coco", "memory://annotated/nothing")
+    assert "has no annotations/captions_" in error_of("coco", "memory://annotated/nothing")

@@ -6,7 +6,7 @@ import pytest
 from upath import UPath
 
 from shards.sources.files import is_clutter, name_below
-from shards.storage import matching, place
+from shards.storage import match_pattern, place
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_a_pattern_matches_is_called_by_what_the_pattern_left_open(
     monkeypatch.chdir(tmp_path)
     for base in (f"{tmp_path}/", "", "./", f"file://{tmp_path}/", "memory://named/"):
         source = f"{base}*/x.tar"
-        assert [name_below(path, source) for path in matching(source) or ()] == ["a/x.tar", "b/x.tar"]
+        assert [name_below(path, source) for path in match_pattern(source) or ()] == ["a/x.tar", "b/x.tar"]
         below = [
             name_below(path, base or ".") for path in sorted(place(base or ".").glob("*/*.tar"), key=str)
         ]

@@ -1,5 +1,6 @@
 """Source layouts: what folders and tables become, record by record."""
 
+import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import shards.sources
 from shards.detect.types import Person
 from shards.sources import Cell, Record, SourceOptions, open_source
-from shards.sources.cells import CellReader
+from shards.sources.tables import CellReader
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_file
 
@@ -69,7 +71,7 @@ def test_folders_of_splits_beside_others_are_named_in_one_line(tmp_path: Path) -
     with pytest.raises(UserError) as caught:
         records("folder", tmp_path)
     assert str(caught.value) == (
-        f"SOURCE={tmp_path}: holds folders of splits (Train) beside others (awe, joy); take one kind away, or rename "
+        f"SOURCE={tmp_path}: has folders of splits (Train) beside others (awe, joy); remove one kind, or rename "
         "a label that is called like a split"
     )
 
@@ -156,7 +158,7 @@ def test_links_to_folders_elsewhere_are_followed(tmp_path: Path) -> None:
 def test_a_missing_or_empty_folder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"SOURCE=.*no: no such folder"):
         records("folder", tmp_path / "no")
-    with pytest.raises(UserError, match=r"holds no pictures \(bmp, gif, jfif, jpe, jpeg, jpg, png, "):
+    with pytest.raises(UserError, match=r"has no pictures \(bmp, gif, jfif, jpe, jpeg, jpg, png, "):
         records("folder", tmp_path)
 
 
@@ -204,9 +206,7 @@ def test_columns_can_be_renamed(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", [{"jpg": b"x", "text": "c", "label": "l"}])
     [record] = records("table", path, columns={"image": "jpg", "caption": "text"})
     assert (image_of(record), record.captions, record.label, record.attributes) == (b"x", ("c",), "l", {})
-    with pytest.raises(
-        UserError, match=r"--column picture=…: not a column that packing knows; valid are image, path"
-    ):
+    with pytest.raises(UserError, match=r"--column picture=…: unknown column; valid are image, path"):
         records("table", path, columns={"picture": "jpg"})
     with pytest.raises(
         UserError, match=r"--column caption=words: .* has no such column; its columns are jpg, text"
@@ -288,14 +288,14 @@ def test_a_table_without_pictures_lists_its_columns(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         records("table", path)
     assert str(caught.value) == (
-        f"SOURCE={path}: has neither the column 'image' (picture bytes) nor 'path' (picture file); "
+        f"SOURCE={path}: has neither column 'image' (picture bytes) nor 'path' (picture file); "
         "its columns are jpg, text; name one with --column image=NAME"
     )
 
 
 def test_a_picture_column_of_numbers_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", [{"image": 3}])
-    with pytest.raises(UserError, match="the column 'image' holds int64, not pictures or paths"):
+    with pytest.raises(UserError, match="column 'image' holds int64, not pictures or paths"):
         records("table", path)
 
 
@@ -347,10 +347,10 @@ def test_the_shipped_table_holds_what_its_readme_says() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('path,label\na.jpg,"joy\nb.jpg,awe\n', "line 3: unexpected end of data; mend its quotes"),
-        ('path,label\na.jpg,"joy"x,1\n', "line 2: ',' expected after '\"'; mend its quotes"),
-        ("path,label\na.jpg\n", "line 2 has 1 values where the header has 2; mend its commas or quotes"),
-        ("label,text\njoy,x\n", "has neither the column 'image'"),
+        ('path,label\na.jpg,"joy\nb.jpg,awe\n', "line 3: unexpected end of data; fix its quotes"),
+        ('path,label\na.jpg,"joy"x,1\n', "line 2: ',' expected after '\"'; fix its quotes"),
+        ("path,label\na.jpg\n", "line 2 has 1 values, but the header has 2; fix its commas or quotes"),
+        ("label,text\njoy,x\n", "has neither column 'image'"),
         ("path,label,path\na.jpg,x,b.jpg\n", "has 2 columns called 'path'; rename or remove all but one"),
         ("path\ncaf\udce9.jpg\n", "not a CSV in UTF-8 ("),
     ],
@@ -395,7 +395,7 @@ def test_a_table_damaged_in_a_column_is_named_whoever_reads_that_column(tmp_path
 def test_values_that_are_no_texts_refuse_their_row_which_keeps_its_split(tmp_path: Path) -> None:
     rows = [{"image": b"x", "split": "train", "key": "a", "caption": {"en": "c"}}]
     [record] = records("table", parquet(tmp_path / "t.parquet", rows))
-    detail = "the column 'caption': holds an object where a text is expected"
+    detail = "the column 'caption': holds an object, but a text is expected"
     assert (record.name, record.split, record.refused) == ("a", "train", ("annotation", detail))
 
 
@@ -409,3 +409,44 @@ def test_persons_of_a_table_are_the_sources_own(tmp_path: Path) -> None:
     [record] = records("table", tmp_path / "t.csv")
     assert record.refused is not None
     assert record.refused[0] == "annotation"
+
+
+NEW_LAYOUT = """
+from shards.sources import Record
+from shards.storage import place
+
+
+def read(source, options):
+    root = place(source, "SOURCE")
+    for line in (root / "pictures.txt").read_text(encoding="utf-8").splitlines():
+        name, label = line.split()
+        yield Record(name=name, image=str(root / name), label=label)
+"""
+
+
+def test_a_module_dropped_into_layouts_is_a_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shards.sources import layout_names, layouts
+    from uniemox_dist.cli.main import run
+
+    before = layout_names()
+    assert before == ["coco", "emoset", "emotic", "folder", "table", "wds"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/listed_file.py").write_text(NEW_LAYOUT)
+    (tmp_path / "more/_helper.py").write_text("raise AssertionError('not a layout')")
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path / "more")])
+    assert layout_names() == sorted([*before, "listed_file"])
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(buffer.getvalue())
+    (tmp_path / "in/pictures.txt").write_text("a.png joy\n")
+    command = ["shards", "pack", str(tmp_path / "in"), str(tmp_path / "out"), "--persons", "none"]
+    assert run([*command, "--workers", "0", "--layout", "listed_file"]) == 0
+    assert "1 records = 1 packed + 0 refused" in capsys.readouterr().out
+    command[3] = str(tmp_path / "other")
+    assert run([*command, "--layout", "listed"]) == 2
+    assert f"--layout=listed: not known; valid are {', '.join(layout_names())}" in capsys.readouterr().err
+    assert run(["shards", "pack", "--help"]) == 0
+    assert "listed_file" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from skimage import data
 from shards.edit.index_tars import index_folder
 from shards.format.index import index_path, read_index
 from shards.format.manifest import manifest_folders, read_manifest
-from shards.format.tars import groups
+from shards.format.tars import read_groups
 from shards.inspect.verify import verify
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources import Record, Slice, SourceOptions, open_source
@@ -250,8 +250,8 @@ def test_links_inside_of_tars_are_refused_and_never_left_out(tmp_path: Path) -> 
             "a.tar/end": None,
         }
         assert bytes_of(found[-1]) == jpeg(4)
-        assert [group.offset for group in groups(tmp_path / "a.tar")][1:] == [
-            group.end for group in groups(tmp_path / "a.tar")
+        assert [group.offset for group in read_groups(tmp_path / "a.tar")][1:] == [
+            group.end for group in read_groups(tmp_path / "a.tar")
         ][:-1]
 
 
@@ -304,8 +304,8 @@ def test_tars_of_one_name_in_several_folders_pack_whole(tmp_path: Path) -> None:
         ('{"caption": ["one", "", "two"]}', ("one", "two")),
         ('{"caption": NaN}', ()),
         ('{"persons": [{"box": [0, 0, 1, 1], "score": 1, "labels": {"valence": NaN}}]}', ()),
-        ('{"caption": {"en": "x"}}', "holds an object where a text is expected"),
-        ('{"label": [1]}', "holds a list where a text is expected"),
+        ('{"caption": {"en": "x"}}', "holds an object, but a text is expected"),
+        ('{"label": [1]}', "holds a list, but a text is expected"),
         ('{"caption": "hi \\ud83d"}', "captions.0: "),
         ('{"x": "\\ud83d"}', "attributes.x: "),
         ("[" * 100_000, "its values are nested too deeply"),
@@ -318,10 +318,10 @@ def test_tars_of_one_name_in_several_folders_pack_whole(tmp_path: Path) -> None:
             '{"persons": [{"box": [0, 0, 1, 1' + "0" * 400 + '], "score": 1}]}',
             "int too large to convert to float",
         ),
-        ('{"persons": {"box": [0, 0, 1, 1]}}', "holds an object where a list of persons is expected"),
+        ('{"persons": {"box": [0, 0, 1, 1]}}', "holds an object, but a list of persons is expected"),
         (
             '{"persons": [{"box": [0, 0, 1, 1], "labels": [1]}]}',
-            "labels: holds a list where an object is expected",
+            "labels: holds a list, but an object is expected",
         ),
     ],
 )
@@ -343,9 +343,7 @@ def test_numbers_in_the_table_beside_a_tar_are_captions_and_a_damaged_table_is_n
     pq.write_table(pa.table({"key": ["a"], "caption": [5]}), tmp_path / "0.parquet")
     assert [record.captions for record in records(tar)] == [("5",)]
     (tmp_path / "0.parquet").write_bytes(b"junk")
-    with pytest.raises(
-        UserError, match=r"0\.parquet: not a readable table: .*; copy it again or take it away$"
-    ):
+    with pytest.raises(UserError, match=r"0\.parquet: not a readable table: .*; copy it again or remove it$"):
         records(tar)
 
 
@@ -357,11 +355,11 @@ def cut(path: Path, at: int) -> Path:
 def test_a_tar_that_is_not_whole_is_named_wherever_it_was_cut(tmp_path: Path) -> None:
     members = {f"{i}.{e}": jpeg(i) if e == "jpg" else b"c" for i in range(3) for e in ("jpg", "txt")}
     whole = write_tar(tmp_path / "a.tar", members)
-    ends = [(group.offset, group.end) for group in groups(whole)]
+    ends = [(group.offset, group.end) for group in read_groups(whole)]
     assert len(ends) == 3
     for at in (ends[1][0] + 700, ends[1][1], ends[1][1] + 100, ends[2][1], 100):
         path = write_tar(tmp_path / "a.tar", members)
-        with pytest.raises(UserError, match=r"SOURCE=.*a\.tar: not a whole tar"):
+        with pytest.raises(UserError, match=r"SOURCE=.*a\.tar: not a complete tar"):
             records(cut(path, at))
 
 
@@ -378,7 +376,7 @@ def test_a_compressed_tar_says_how_to_decompress_it(kind: str, tool: str, tmp_pa
 def test_folders_without_tars_and_empty_tars(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         records(tmp_path / "no")
-    with pytest.raises(UserError, match="holds no tars"):
+    with pytest.raises(UserError, match="has no tars"):
         records(tmp_path)
     assert records(write_tar(tmp_path / "a.tar", {})) == []
 
@@ -423,10 +421,10 @@ def test_folders_that_cannot_be_indexed_get_no_manifest(
 ) -> None:
     folder = tmp_path / "in"
     says = {
-        "no folder": "holds no .tar files",
-        "no tars": "holds no .tar files",
-        "cut": "a.tar: not a whole tar",
-        "no pictures": "no sample with a picture in 1 tars; the first: a.tar/x: has no picture",
+        "no folder": "has no .tar files",
+        "no tars": "has no .tar files",
+        "cut": "a.tar: not a complete tar",
+        "no pictures": "no usable sample in 1 tars; the first: a.tar/x: has no picture",
     }
     if kind != "no folder":
         folder.mkdir()

@@ -1,9 +1,9 @@
 """Picture folders: label folders, with or without split folders above them.
 
-`SOURCE/<split>/<label>/…/picture` when the top folders are called train, val, test or the like (in any case),
-`SOURCE/<label>/…/picture` when none is; pictures directly in SOURCE have no label. Folders between label and picture
-are the record's group. A text file of the same name beside a picture (`x.txt` for `x.jpg`) is its caption. Hidden
-folders and `__MACOSX` are left out.
+Paths are `SOURCE/<split>/<label>/…/picture` if the top folders are called train, val, test or similar (in any case),
+and `SOURCE/<label>/…/picture` if none is. Pictures directly in SOURCE have no label. Folders between label and
+picture are the record's group. A text file of the same name beside a picture (`x.txt` for `x.jpg`) is its caption.
+Hidden folders and `__MACOSX` are skipped.
 """
 
 import os
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from shards.format.tars import PICTURES
 from shards.sources import Record, SourceOptions
-from shards.sources.files import SPLITS, is_clutter
-from shards.sources.values import content
+from shards.sources.files import SPLITS, is_clutter, read_side_file
 from shards.storage import find_files, is_local, place
 from uniemox_dist.core.errors import UserError
 
@@ -22,32 +21,35 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     """Yields the pictures by name; names are paths relative to the source.
 
     Raises:
-        UserError: no such folder, no pictures in it, or folders of splits beside others.
+        UserError: if the folder does not exist, has no pictures, or has folders of splits beside other folders.
     """
     root = place(source, "SOURCE")
     if not root.is_dir():
-        raise UserError(f"SOURCE={source}: no such folder")
+        raise UserError(f"SOURCE={source}: no such folder; give a folder of pictures")
     paths = _walk(root) if is_local(root) else find_files(root)
     paths = [path for path in paths if not any(map(is_clutter, path.split("/")[:-1]))]
     pictures = sorted(path for path in paths if _extension(path) in PICTURES)
     if not pictures:
-        raise UserError(f"SOURCE={source}: holds no pictures ({', '.join(sorted(PICTURES))})")
+        raise UserError(
+            f"SOURCE={source}: has no pictures ({', '.join(sorted(PICTURES))}); "
+            f"give another folder, or another --layout"
+        )
     texts = {path for path in paths if path.endswith(".txt")}
     del paths
     has_splits = _has_splits(source, {path.split("/")[0] for path in pictures if "/" in path})
     base = str(root).rstrip("/")
     for path in pictures:
-        # File names are bytes; those that are no UTF-8 stand with \xff escapes in what is written down.
-        name = _escaped(path)
+        # File names are bytes; those that are not UTF-8 are written with \xff escapes.
+        name = _escape(path)
         parts = name.split("/")[:-1]
         split = SPLITS[parts.pop(0).lower()] if has_splits and parts else None
         beside = f"{path[: path.rindex('.')]}.txt"
         text, refused = "", None
         if beside in texts:
             try:
-                text = content(root / beside).decode("utf-8-sig").strip()
+                text = read_side_file(root / beside).decode("utf-8-sig").strip()
             except ValueError as error:
-                refused = ("annotation", f"its caption {_escaped(beside.rpartition('/')[2])}: {error}")
+                refused = ("annotation", f"its caption {_escape(beside.rpartition('/')[2])}: {error}")
         yield Record(
             name=name,
             image=f"{base}/{path}",
@@ -65,8 +67,8 @@ def _has_splits(source: str, tops: set[str]) -> bool:
     if others := sorted(tops - splits)[:8]:
         if splits:
             raise UserError(
-                f"SOURCE={source}: holds folders of splits ({', '.join(sorted(splits))}) beside others "
-                f"({_escaped(', '.join(others))}); take one kind away, or rename a label that is called like a split"
+                f"SOURCE={source}: has folders of splits ({', '.join(sorted(splits))}) beside others "
+                f"({_escape(', '.join(others))}); remove one kind, or rename a label that is called like a split"
             )
         return False
     return bool(splits)
@@ -78,7 +80,7 @@ def _extension(path: str) -> str:
 
 
 def _walk(root: Path) -> list[str]:
-    """Every file below a local folder, links followed, except into a folder that contains the link."""
+    """Lists every file below a local folder. Follows links, except into a folder that contains the link."""
     found: list[str] = []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
@@ -92,7 +94,7 @@ def _walk(root: Path) -> list[str]:
                 path = f"{relative}{entry.name}"
                 try:
                     is_folder = entry.is_dir()
-                except OSError:  # a link to itself: offered as a file where it is called a picture
+                except OSError:  # a link to itself; treated as a file
                     is_folder = False
                 if is_folder:
                     pending.append((f"{path}/", above | {identity}))
@@ -101,5 +103,5 @@ def _walk(root: Path) -> list[str]:
     return found
 
 
-def _escaped(path: str) -> str:
+def _escape(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,11 +1,10 @@
-"""One walk over the records in the order of packing: prepared, without copies, into shards, with a journal of them."""
+"""The packer: takes prepared records in the order of packing, drops copies, writes shards and journals them."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import pyarrow.compute as pc
 
@@ -13,30 +12,23 @@ from shards.format.encode import Encoded
 from shards.format.index import index_path, read_index
 from shards.format.manifest import ShardEntry
 from shards.format.writer import ShardWriter
-from shards.pack.duplicates import Seen
+from shards.pack.duplicates import PackedSamples
 from shards.pack.journal import Journal, Step
 from shards.pack.listing import Listing
 from shards.pack.partial import WORK
 from shards.pack.prepare import Batch, Preparation, Ready, Rejected
 from shards.pack.settings import PackSettings
 from shards.pack.workers import Task, Workers
-from shards.sources.cells import CellReader
+from shards.pool import Progress
+from shards.sources.tables import CellReader
 
-CHUNK = 16  # records per task: amortises the hand-over, and fills a detector batch
-
-
-class Progress(Protocol):
-    """What a pack tells while it runs; tqdm's bars are such."""
-
-    total: float | None
-
-    def update(self, n: float = 1) -> Any:
-        """`n` more records are done."""
+CHUNK = 16
+"""Records per task: amortises the transfer to a worker, and fills a detector batch."""
 
 
 @dataclass
 class PackResult:
-    """What a pack did. `records` = sum of `packed` + `rejected`, always."""
+    """The result of a pack. `records` is always the sum of `packed` plus the number of `rejected`."""
 
     folders: list[Path] = field(default_factory=list)
     records: int = 0
@@ -45,11 +37,11 @@ class PackResult:
     rejected: list[Rejected] = field(default_factory=list)
     reused: bool = False
     resumed: int = 0
-    """Records that an interrupted pack had done before."""
+    """Records that were done before an interruption."""
 
 
-class Walk:
-    """One walk over the order of packing, from where the journal ends."""
+class Packer:
+    """Packs the records of a listing, from where the journal ends."""
 
     def __init__(
         self,
@@ -66,30 +58,30 @@ class Walk:
         self.order_M, self.piece_M = listing.order(part)
         self.result = PackResult(records=len(self.order_M))
         self.writers: dict[str, ShardWriter] = {}
-        self.seen = Seen(listing)
+        self.packed = PackedSamples(listing)
         self.position = 0
-        """Records consumed, in the order of packing."""
-        self._refused: list[tuple[int, Rejected]] = []  # since the last step
+        """Number of records consumed, in the order of packing."""
+        self._refused: list[tuple[int, Rejected]] = []  # since the last journal step
 
-    def go(self, preparation: Preparation, workers: Workers) -> None:
-        """Packs what is left."""
+    def run(self, preparation: Preparation, workers: Workers) -> None:
+        """Packs all remaining records."""
         for step in self.journal.steps(self.folder):
             self._replay(step)
-        self._tidy()
+        self._delete_leftovers()
         self.result.resumed = self.position
         if self.progress is not None:
             self.progress.total = len(self.order_M)
             self.progress.update(self.position)
         try:
             for task, batch in workers.prepare(self._tasks(), preparation):
-                self._take(task, batch)
+                self._consume(task, batch)
                 if self.progress is not None:
                     self.progress.update(len(task.numbers))
             for writer in self.writers.values():
                 writer.close()
         finally:
             for writer in self.writers.values():
-                writer.settle()  # after an error, too: a shard that is full becomes whole
+                writer.wait()  # also after an error, so that full shards are completed
 
     def _tasks(self) -> Iterator[Task]:
         cells = CellReader()
@@ -103,13 +95,13 @@ class Walk:
                     images[i] = cells.read(cell, piece)
             yield Task(numbers, lines, images)
 
-    def _take(self, task: Task, batch: Batch) -> None:
+    def _consume(self, task: Task, batch: Batch) -> None:
         data, offset = memoryview(batch.data), 0
         for number, item in zip(task.numbers, batch.items):
             if isinstance(item, Ready):
                 encoded = Encoded(data[offset : offset + item.length], item.image_length, item.fields)
                 offset += item.length
-                refusal = self.seen.refusal(number, item.fields["key"], item.fields["image_sha256"])
+                refusal = self.packed.check(number, item.fields["key"], item.fields["image_sha256"])
                 if refusal is None:
                     self._write(number, encoded)
                 else:
@@ -123,9 +115,9 @@ class Walk:
         name = self.listing.split(number)
         if name not in self.writers:
             for writer in self.writers.values():
-                writer.close()  # records come split after split: one shard at a time is open
+                writer.close()  # splits come one after the other, so only one shard is open
             self.writers[name] = self._writer(name)
-        self.writers[name].append(sample)
+        self.writers[name].add_encoded(sample)
         self.result.packed[name] += 1
         self.result.with_person += bool(sample.fields["persons"])
 
@@ -143,10 +135,10 @@ class Walk:
             closing=closing,
         )
 
-    def _tidy(self) -> None:
-        """Deletes what a killed pack left besides whole shards: temporary files, tars that are not in the journal,
-        folders without anything."""
-        whole = {
+    def _delete_leftovers(self) -> None:
+        """Deletes everything that a killed pack left except complete shards: temporary files, tars that are not in the
+        journal, and empty folders."""
+        complete = {
             str(path)
             for name, writer in self.writers.items()
             for entry in writer.entries
@@ -157,13 +149,13 @@ class Walk:
                 continue
             for path in (os.path.join(found, name) for name in [*names, *folders]):
                 if os.path.islink(path) or not os.path.isdir(path):
-                    if path not in whole:
+                    if path not in complete:
                         os.unlink(path)
                 elif not os.listdir(path):
                     os.rmdir(path)
 
     def _replay(self, step: Step) -> None:
-        """Takes over a shard that an interrupted pack left."""
+        """Restores the state of one journal step: a shard that an interrupted pack completed."""
         if step.split not in self.writers:
             self.writers[step.split] = self._writer(step.split)
         self.writers[step.split].entries.append(step.entry)
@@ -171,9 +163,9 @@ class Walk:
         table = read_index(path, ["key", "image_sha256", "persons"])
         refused = {number for number, _ in step.refused}
         numbers = [n for n in self.order_M[self.position : step.next].tolist() if n not in refused]
-        assert len(numbers) == table.num_rows, f"{path}: the journal does not fit"
+        assert len(numbers) == table.num_rows, f"{path}: the journal does not match"
         for number, key, sha256 in zip(numbers, table["key"].to_pylist(), table["image_sha256"].to_pylist()):
-            self.seen.refusal(number, key, sha256)
+            self.packed.check(number, key, sha256)
         self.result.packed[step.split] += table.num_rows
         self.result.with_person += pc.sum(pc.greater(pc.list_value_length(table["persons"]), 0)).as_py()
         self.result.rejected += [rejected for _, rejected in step.refused]

@@ -1,13 +1,13 @@
 """EmoSet-118K: a list of rows per split, and a JSON of attributes per picture.
 
     SOURCE/info.json                                    {"emotion": {"label2idx": {"amusement": 0, …}}, …}
-    SOURCE/train.json, val.json, test.json              one of them at least
+    SOURCE/train.json, val.json, test.json              at least one of them
     SOURCE/image/amusement/amusement_00000.jpg
     SOURCE/annotation/amusement/amusement_00000.json    {"brightness": 0.4, "scene": "bakery/shop", …}
 
 A row is `[label, image_id, image, annotation]`, or in the older release `[label, image, annotation]`;
-`annotation` may be missing or null. `label2idx` may also stand at the top level of info.json. Labels travel
-by name: the position in a release's list says nothing about another's.
+`annotation` may be missing or null. `label2idx` may also be at the top level of info.json. Labels are stored by name,
+because two releases may list them in different orders.
 """
 
 import json
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.sources import Record, SourceOptions
-from shards.sources.values import content, load_json, plain
+from shards.sources.files import read_side_file
+from shards.sources.values import load_json, to_json_value
 from shards.storage import Place, place
 from uniemox_dist.core.errors import UserError
 
@@ -34,14 +35,14 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     """Yields the pictures by split (train, val, test), then by path.
 
     Raises:
-        UserError: no info.json, no list of a split, or one that is not made as above.
+        UserError: if info.json or the lists of splits are missing, or differ from the form above.
     """
     root = place(source, "SOURCE")
     labels = _labels(root / "info.json")
     lists = [(split, root / f"{split}.json") for split in SPLITS if (root / f"{split}.json").is_file()]
     if not lists:
         raise UserError(
-            f"SOURCE={source}: holds none of train.json, val.json, test.json; give EmoSet-118K's folder"
+            f"SOURCE={source}: has none of train.json, val.json, test.json; give EmoSet-118K's folder"
         )
     for split, path in lists:
         for row in sorted(_rows(path), key=lambda row: row[1]):
@@ -70,30 +71,30 @@ def _record(root: Place, split: str, row: Row, labels: list[str]) -> Record:
 
 
 def _attributes(root: Place, annotation: str) -> tuple[dict[str, Any], str]:
-    """(attributes as the file has them, without empty ones; what is wrong with the file or '')."""
+    """(attributes in the file, without empty ones; a problem of the file, or '')."""
     try:
-        data = content(root / annotation)
+        data = read_side_file(root / annotation)
     except ValueError as error:
         return {}, str(error)
     try:
         found = load_json(data)
         if not isinstance(found, dict):
             return {}, f"holds a {type(found).__name__}, not an object"
-        values = {name: plain(found.get(name)) for name in ATTRIBUTES}
+        values = {name: to_json_value(found.get(name)) for name in ATTRIBUTES}
     except ValueError as error:
         return {}, f"not a JSON file ({error})"
     return {name: value for name, value in values.items() if value not in (None, "", [], {})}, ""
 
 
 def _labels(path: Place) -> list[str]:
-    found = _load(path, "is missing; give EmoSet-118K's folder, which holds it")
+    found = _load(path, "is missing; give EmoSet-118K's folder, which contains it")
     if isinstance(found, dict):
         for holder in (found.get("emotion"), found):
             names = holder.get("label2idx") if isinstance(holder, dict) else None
             if names and isinstance(names, dict):
                 return sorted(names)
     raise UserError(
-        f"{path}: holds no labels under emotion.label2idx or label2idx; give the file as EmoSet publishes it"
+        f"{path}: has no labels under emotion.label2idx or label2idx; give the file as EmoSet publishes it"
     )
 
 

@@ -5,9 +5,9 @@
     SOURCE/train2017/000000000009.jpg              or SOURCE/images/train2017/…
     SOURCE/val2017/000000000139.jpg
 
-SOURCE may also be one captions_*.json; its pictures then lie in a folder as above, or beside it, or in
-`images/` beside it. One record per picture with all its captions. Person boxes are read only on request
-(`--persons source`): the instances file of one split has 450 MB. They are in pixels of the picture as it is stored.
+SOURCE may also be one captions_*.json; its pictures are then in a folder as above, beside it, or in `images/` beside
+it. There is one record per picture, with all of its captions. Person boxes are read only on request (`--persons
+source`), because the instances file of one split has 450 MB. They are in pixels of the stored picture.
 """
 
 import math
@@ -19,20 +19,21 @@ from typing import Any
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
-from shards.sources.values import BAD_VALUE, load_json, text
+from shards.sources.values import BAD_VALUE, load_json, parse_text
 from shards.storage import Place, place
 from uniemox_dist.core.errors import UserError
 
 CAPTIONS = re.compile(r"captions_(?P<part>(?P<split>train|val|test)(?P<year>\d*))\.json")
-_PROBES = 16  # pictures looked for to tell the picture folder
+_PROBES = 16
+"""Pictures that are looked up to find the picture folder."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the pictures by file of captions, then by picture name.
+    """Yields the pictures in the order of their captions files, then by name.
 
     Raises:
-        UserError: no captions, a file that is no COCO JSON, captions of several years, or no instances file
-            where the source's persons are asked for.
+        UserError: if there are no captions, captions of several years, a file that is not COCO's JSON, or no
+            instances file although the source's persons are requested.
     """
     for path in _caption_files(source):
         yield from _read_part(path, options)
@@ -41,20 +42,20 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 def _caption_files(source: str) -> list[Place]:
     root = place(source, "SOURCE")
     if root.name.endswith(".json"):
-        # Absolute, because a bare file name has no parent in which pictures could be looked for.
+        # Absolute, because a bare file name has no parent folder.
         return [root.absolute() if isinstance(root, Path) else root]
     found = {path.name: path for path in (root / "annotations").glob("captions_*.json")}
     known = {name: match for name in sorted(found) if (match := CAPTIONS.fullmatch(name))}
     if not known:
         raise UserError(
-            f"SOURCE={source}: holds no annotations/captions_<split><year>.json (split: train, val, test); "
+            f"SOURCE={source}: has no annotations/captions_<split><year>.json (split: train, val, test); "
             "give the folder that holds annotations/, or one captions JSON"
         )
     years = sorted({match["year"] for match in known.values()})
     if len(years) > 1:
-        # Most pictures of val2014 are in train2017: packed together, they would be in both splits.
+        # Most pictures of val2014 are in train2017, so a common pack would have them in two splits.
         raise UserError(
-            f"SOURCE={source}: annotations/ holds captions of several years ({', '.join(known)}) that share "
+            f"SOURCE={source}: annotations/ has captions of several years ({', '.join(known)}), which share "
             "pictures across splits; keep those of one year, or give one captions JSON"
         )
     return [found[name] for name in known]
@@ -71,13 +72,15 @@ def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
         names = [str(image["file_name"]) for image in images]
         ids = {image["id"] for image in images}
         for entry in content["annotations"]:
-            captions[entry["image_id"]].append((int(entry["id"]), (text(entry["caption"]) or "").strip()))
+            captions[entry["image_id"]].append(
+                (int(entry["id"]), (parse_text(entry["caption"]) or "").strip())
+            )
     except BAD_VALUE as error:
         raise _malformed(path, error) from None
     if not images:
         raise UserError(f"{path}: lists no images; give the captions_*.json as COCO publishes it")
     if len(ids) != len(images):
-        raise UserError(f"{path}: lists an image id twice; give the captions_*.json as COCO publishes it")
+        raise UserError(f"{path}: lists one image id twice; give the captions_*.json as COCO publishes it")
     sizes = _sizes(path, images) if options.source_persons else {}
     persons = _persons(path, sizes) if options.source_persons else None
     folder = _picture_folder(path, part, names[:_PROBES])
@@ -95,7 +98,7 @@ def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
 
 
 def _picture_folder(path: Place, part: str, names: list[str]) -> Place:
-    """The first folder that holds one of these pictures; the published one if none does."""
+    """The first folder that contains one of these pictures; the published one if none does."""
     here = path.parent
     folders: list[Place] = [here, here / "images", here.parent / "images"]
     if part:
@@ -112,19 +115,19 @@ def _sizes(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[float, 
     for number, size in sizes.items():
         if not all(isinstance(side, (int, float)) and 0 < side < math.inf for side in size):
             raise UserError(
-                f"{path}: image {number} has width and height {size[0]} and {size[1]}, by which boxes cannot "
-                "be divided; give positive numbers, or use another --persons"
+                f"{path}: image {number} has width and height {size[0]} and {size[1]}, which cannot scale "
+                "boxes; give positive numbers, or use another --persons"
             )
     return sizes
 
 
 def _persons(path: Place, sizes: dict[Any, tuple[float, float]]) -> dict[Any, tuple[Person, ...]]:
-    """Image id -> its persons, the largest first."""
+    """Image id -> persons, the largest first."""
     where = path.parent / path.name.replace("captions_", "instances_", 1)
     if where == path or not where.is_file():
         raise UserError(
             f"--persons source: {where if where != path else f'instances_* beside {path}'} is missing; "
-            "take it from COCO's annotations zip, or use another --persons"
+            "copy it from COCO's annotations zip, or use another --persons"
         )
     content = _load(where, ("annotations", "categories"))
     found: dict[Any, list[tuple[float, int, Person]]] = defaultdict(list)
@@ -150,7 +153,7 @@ def _area(box: list[float]) -> float:
 
 
 def _person(box: list[float], size: tuple[float, float]) -> Person | None:
-    """None for a box without area within the picture."""
+    """None for a box that has no area inside the picture."""
     x, y, width, height = map(float, box)
     if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
         return None
@@ -160,7 +163,7 @@ def _person(box: list[float], size: tuple[float, float]) -> Person | None:
 
 
 def _load(path: Place, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON object in a file, with lists under `keys`."""
+    """The JSON object in a file that has a list under each of `keys`."""
     try:
         content = load_json(path.read_bytes(), object_hook=_without_outline)
     except FileNotFoundError:
@@ -174,7 +177,7 @@ def _load(path: Place, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    # Outlines are nearly all of an instances file: kept, they would take several GB.
+    # Outlines are most of an instances file; they would need several GB of memory.
     entry.pop("segmentation", None)
     return entry
 

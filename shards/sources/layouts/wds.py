@@ -1,11 +1,11 @@
 """WebDataset tars: img2dataset's output, our own shards, or any other collection.
 
-SOURCE is a tar, a folder of tars (`SOURCE/<split>/*.tar` where there are none at its top), or a pattern with
-`*`. Of a sample, `.txt` is the caption, `.cls` the label, and `.json` may hold `caption` or `captions`,
-`label`, `persons` and `attributes` as our own shards do; all other fields become attributes, as do the
-columns of img2dataset's `.parquet` beside a tar. A key that occurs in several tars counts once per tar. Members are
-one sample while their names are the same up to the first dot; its picture is the first member with a picture's
-extension, or where there is none such as `x.v2.jpg`, which is described by `x.v2.txt` before `x.txt`.
+SOURCE is a tar, a folder of tars (`SOURCE/<split>/*.tar` if none is at its top), or a pattern with `*`. In a sample,
+`.txt` is the caption and `.cls` the label. `.json` may have `caption` or `captions`, `label`, `persons` and
+`attributes`, as our own shards do; all other fields become attributes, and so do the columns of img2dataset's
+`.parquet` beside a tar. A key that occurs in several tars counts once per tar. Neighbouring members belong to one
+sample if their names agree up to the first dot. Its picture is the first member with a picture's extension, or else
+one such as `x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that is missing.
 """
 
 import json
@@ -14,39 +14,46 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from shards.format.tars import Group, groups
-from shards.pack.recordable import recordable
+from shards.format.tars import Group, read_groups
 from shards.sources import Record, Slice, SourceOptions
-from shards.sources.cells import whole_parquet
 from shards.sources.files import SPLITS, is_clutter, name_below
-from shards.sources.values import BAD_VALUE, attributes, captions, load_json, persons, text
-from shards.storage import Place, matching, open_seekable, place
+from shards.sources.tables import parquet_errors
+from shards.sources.validate import validate_record
+from shards.sources.values import (
+    BAD_VALUE,
+    load_json,
+    parse_attributes,
+    parse_captions,
+    parse_persons,
+    parse_text,
+)
+from shards.storage import Place, match_pattern, open_seekable, place
 from uniemox_dist.core.errors import UserError
 
-# Fields of img2dataset about its download, of which nothing is left to say once the picture is here.
+# Fields in which img2dataset describes its download; they do not describe the picture.
 _DOWNLOAD = {"key", "status", "error_message", "sha256", "md5", "width", "height"}
 _OWN = {"caption", "captions", "label", "persons", "attributes", "source", "image_sha256"}
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the samples tar by tar; names are `tar/sample`, or what our own shards call the source.
+    """Yields the samples tar by tar. Names are `tar/sample`; samples of our own shards keep the name in their source.
 
     Raises:
-        UserError: no tars, or one that is not whole.
+        UserError: if there are no tars, or one is incomplete.
     """
     tars = _tars(source)
     own_names = len(tars) == 1 or _are_one_pack([tar for tar, _ in tars])
     for tar, split in tars:
         name, rows = name_below(tar, source), table_rows(tar)
-        for group in groups(tar):
+        for group in read_groups(tar):
             yield from sample_records(tar, group, split, rows, name, own_names)
 
 
 def _tars(source: str) -> list[tuple[Place, str | None]]:
-    """The tars with their splits."""
+    """The tars of a source, with their splits."""
     root = place(source, "SOURCE")
     found: list[tuple[Place, str | None]]
-    if (named := matching(source, "SOURCE")) is not None:
+    if (named := match_pattern(source, "SOURCE")) is not None:
         found = [(tar, None) for tar in named]
     elif root.is_file():
         found = [(root, None)]
@@ -57,21 +64,23 @@ def _tars(source: str) -> list[tuple[Place, str | None]]:
             if not is_clutter(tar.parent.name)
         ]
     else:
-        raise UserError(f"SOURCE={source}: no such file or folder")
+        raise UserError(
+            f"SOURCE={source}: no such file or folder; give a tar, a folder of tars, or a pattern"
+        )
     if not found:
-        raise UserError(f"SOURCE={source}: holds no tars; give a folder of .tar files, or a pattern")
+        raise UserError(f"SOURCE={source}: has no tars; give a folder of .tar files, or a pattern")
     return found
 
 
 def _are_one_pack(tars: list[Place]) -> bool:
-    """Whether tars lie in data sets of ours that were made from one listing: what their samples were called there is
-    unique among them, too."""
+    """Whether all tars belong to data sets of ours that were packed from one listing; the names of their samples are
+    then unique."""
     listings = {_listing(folder) for folder in {str(tar.parent): tar.parent for tar in tars}.values()}
     return len(listings) == 1 and None not in listings
 
 
 def _listing(folder: Place) -> str | None:
-    """The hash of the listing that a data set was made from; None where its manifest states none."""
+    """The hash of the listing that a data set was packed from; None if its manifest has none."""
     try:
         return str(json.loads((folder / "manifest.json").read_bytes())["provenance"]["source_sha256"])
     except (OSError, *BAD_VALUE):
@@ -79,11 +88,11 @@ def _listing(folder: Place) -> str | None:
 
 
 def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
-    """The rows of img2dataset's table beside a tar, by key; none where there is no such table."""
+    """The rows of img2dataset's table beside a tar, by key; empty if there is no table."""
     beside = tar.parent / f"{tar.name.removesuffix('.tar')}.parquet"
     if not beside.is_file():
         return {}
-    with whole_parquet(str(beside)), open_seekable(beside) as file:
+    with parquet_errors(str(beside)), open_seekable(beside) as file:
         rows = pq.read_table(file, use_threads=False).to_pylist()
     return {str(row["key"]): row for row in rows if "key" in row}
 
@@ -96,11 +105,14 @@ def sample_records(
     tar_name: str | None = None,
     own_names: bool = True,
 ) -> Iterator[Record]:
-    """The record of a group of members, and refused ones for whatever cannot be used.
+    """The record of a group of members, and a refused record for everything in it that cannot be used.
 
-    `tar_name` is what names begin with; `own_names` says whether samples of ours keep the name of their source.
+    Args:
+        rows: from `table_rows`.
+        tar_name: the first part of all names; default: the tar's file name.
+        own_names: samples of our own shards keep the name in their source.
     """
-    return map(recordable, _sample_records(tar, group, split, rows, tar_name or tar.name, own_names))
+    return map(validate_record, _sample_records(tar, group, split, rows, tar_name or tar.name, own_names))
 
 
 def _sample_records(
@@ -121,7 +133,7 @@ def _sample_records(
         return
     first, *others = group.pictures
     if group.is_unsafe:
-        yield refused("unsafe_name", "its name leads out of the folder")
+        yield refused("unsafe_name", "its name points outside the folder")
     elif not first.is_file:
         yield refused("no_picture", f"its .{first.extension} is a link to a file, not the file")
     else:
@@ -140,18 +152,20 @@ def _sample_records(
 
 
 def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], txt: str, cls: str) -> Record:
-    """The record of a sample; `fields` are those of its `.json` and of its row in the table beside the tar."""
+    """The record of a sample; `fields` come from its `.json` and its row in the table beside the tar."""
     own = fields.get("attributes")
     more = {key: value for key, value in fields.items() if key not in _OWN | _DOWNLOAD}
-    label = text(fields.get("label"))
+    label = parse_text(fields.get("label"))
     return Record(
         name=name,
         image=image,
-        captions=captions(fields.get("captions")) or captions(txt) or captions(fields.get("caption")),
+        captions=parse_captions(fields.get("captions"))
+        or parse_captions(txt)
+        or parse_captions(fields.get("caption")),
         label=cls or None if label is None else label,
-        attributes=attributes({**own, **more} if isinstance(own, dict) else more),
+        attributes=parse_attributes({**own, **more} if isinstance(own, dict) else more),
         split=split,
-        persons=persons(fields.get("persons")),
+        persons=parse_persons(fields.get("persons")),
         size=image.length,
     )
 
@@ -160,7 +174,7 @@ def _json(tar: Place, group: Group) -> dict[str, Any]:
     found = _text(tar, group, "json")
     fields = load_json(found) if found else {}
     if not isinstance(fields, dict):
-        raise ValueError(f"holds {type(fields).__name__}, not an object")
+        raise ValueError(f"is {type(fields).__name__}, not an object")
     return fields
 
 
@@ -170,19 +184,19 @@ def _text(tar: Place, group: Group, extension: str) -> str:
         return ""
     if not member.is_file:
         raise ValueError(f"its .{member.extension} is a link to a file, not the file")
-    return _content(tar, member.offset, member.length).decode("utf-8-sig").strip()
+    return _read_slice(tar, member.offset, member.length).decode("utf-8-sig").strip()
 
 
-_open: tuple[str, Any] | None = None
+_open_tar: tuple[str, Any] | None = None
 
 
-def _content(tar: Place, offset: int, length: int) -> bytes:
-    """Some bytes of a tar; the last one stays open, since its members are asked for one after the other."""
-    global _open
-    if _open is None or _open[0] != str(tar):
-        if _open is not None:
-            _open[1].close()
-        _open = (str(tar), open_seekable(tar))
-    _open[1].seek(offset)
-    data: bytes = _open[1].read(length)
+def _read_slice(tar: Place, offset: int, length: int) -> bytes:
+    """Bytes of a tar. The last tar stays open, because its members are read one after the other."""
+    global _open_tar
+    if _open_tar is None or _open_tar[0] != str(tar):
+        if _open_tar is not None:
+            _open_tar[1].close()
+        _open_tar = (str(tar), open_seekable(tar))
+    _open_tar[1].seek(offset)
+    data: bytes = _open_tar[1].read(length)
     return data

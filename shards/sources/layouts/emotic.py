@@ -7,10 +7,10 @@
 A CSV has the columns Folder, Filename, Image Size ([width, height]), BBox ([x1, y1, x2, y2]) and
 Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance]), Gender and Age.
 
-One record per picture with all its persons, each with labels of its own: `categories` (of the 26), `valence`,
-`arousal`, `dominance` (1 to 10), `gender`, `age`. Where several annotators looked (val and test), their
-combined labels are taken. Boxes are in pixels of the picture as it is stored, unless the stated size lies the other
-way. They reach over its edge: they are clipped, and dropped where nothing remains.
+There is one record per picture with all of its persons, each with its own labels: `categories` (of the 26),
+`valence`, `arousal`, `dominance` (1 to 10), `gender`, `age`. If there were several annotators (val and test), their
+combined labels are used. Boxes are in pixels of the stored picture, unless the stated size has the other orientation.
+Boxes that reach over the edge are clipped, and dropped if nothing remains.
 """
 
 import ast
@@ -25,7 +25,7 @@ import numpy as np
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
-from shards.sources.csv_rows import csv_rows
+from shards.sources.tables import read_csv
 from shards.storage import Place, place
 from uniemox_dist.core.errors import UserError, missing_extra
 
@@ -38,13 +38,14 @@ CATEGORIES = (
 )
 DIMENSIONS = ("valence", "arousal", "dominance")
 COLUMNS = ("Folder", "Filename", "Image Size", "BBox", "Categorical_Labels")
-"""Without these a CSV is not EMOTIC's."""
+"""Required columns of EMOTIC's CSV."""
 
 _SPELLINGS = {
     **{name.casefold(): name for name in CATEGORIES},
-    **dict.fromkeys(("disquitement", "disquiet"), "Disquietment"),  # both are in published files
+    **dict.fromkeys(("disquitement", "disquiet"), "Disquietment"),  # both occur in published files
 }
-_PROBES = 16  # pictures looked for to tell the picture folder
+_PROBES = 16
+"""Pictures that are looked up to find the picture folder."""
 
 
 @dataclass
@@ -59,7 +60,7 @@ class _Picture:
     def add(self, size: Sequence[float], box: Sequence[float], labels: dict[str, Any]) -> None:
         self.categories.update(labels["categories"])
         if len(size) != 2 or not all(math.isfinite(side) and side > 0 for side in size):
-            self.problems.append(f"image size {list(size)} cannot divide a box")
+            self.problems.append(f"image size {list(size)} cannot scale a box")
             return
         width, height = self.size = (size[0], size[1])
         try:
@@ -68,13 +69,13 @@ class _Picture:
             self.problems.append(str(error))
             return
         x1, y1, x2, y2 = person.box
-        # A box has 5 decimals; beyond 10 an area is float noise, which would order boxes of equal size.
+        # Boxes have 5 decimals, so an area beyond 10 decimals is float noise, which must not order equal boxes.
         self.boxed.append((-round((x2 - x1) * (y2 - y1), 10), person))
 
     def record(self, root: Place, name: str, split: str) -> Record:
         seen = [person for area, person in sorted(self.boxed, key=lambda pair: pair[0]) if area < 0]
         if not seen and not self.problems:
-            self.problems.append("no annotated person's box lies within the picture")
+            self.problems.append("no annotated person's box is inside the picture")
         return Record(
             name=name,
             image=str(root / name),
@@ -90,7 +91,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     """Yields the pictures by split (train, val, test), then by path.
 
     Raises:
-        UserError: neither a .mat nor a CSV, a broken one, or a category that is none of the 26.
+        UserError: if there is neither a .mat nor a CSV, one is damaged, or a category is not one of the 26.
     """
     root = place(source, "SOURCE")
     mats = [
@@ -103,7 +104,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         splits = ((split, _from_csv(path)) for split, path in tables)
     else:
         raise UserError(
-            f"SOURCE={source}: holds neither Annotations.mat nor train.csv, val.csv or test.csv; "
+            f"SOURCE={source}: has neither Annotations.mat nor train.csv, val.csv or test.csv; "
             "give EMOTIC's folder"
         )
     folders = [root / "emotic", root / "images", root]
@@ -118,11 +119,13 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 def _labels(
     where: str, categories: Sequence[Any], dimensions: Sequence[float], **texts: Any
 ) -> dict[str, Any]:
-    """A person's labels as JSON values, without what is unknown."""
+    """A person's labels as JSON values, without unknown ones."""
     found: set[str] = set()
     for name in filter(None, (str(name).strip() for name in categories)):
         if name.casefold() not in _SPELLINGS:
-            raise UserError(f"{where}: {name!r} is no category of EMOTIC; valid are {', '.join(CATEGORIES)}")
+            raise UserError(
+                f"{where}: {name!r} is not a category of EMOTIC; valid are {', '.join(CATEGORIES)}"
+            )
         found.add(_SPELLINGS[name.casefold()])
     labels: dict[str, Any] = {"categories": sorted(found)}
     labels |= {name: value for name, value in zip(DIMENSIONS, dimensions) if math.isfinite(value)}
@@ -136,7 +139,7 @@ def _labels(
 
 def _from_csv(path: Place) -> dict[str, _Picture]:
     pictures: dict[str, _Picture] = {}
-    for _, line, row in csv_rows(path, lambda header: _check_columns(header, path)):
+    for _, line, row in read_csv(path, lambda header: _check_columns(header, path)):
         where = f"{path}, line {line}"
         box = _numbers(row, "BBox", where)
         if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
@@ -151,18 +154,20 @@ def _from_csv(path: Place) -> dict[str, _Picture]:
         name = _name(where, row["Folder"], row["Filename"])
         pictures.setdefault(name, _Picture()).add(_numbers(row, "Image Size", where), box, labels)
     if not pictures:
-        raise UserError(f"{path}: has no rows; take it away or convert Annotations.mat again")
+        raise UserError(f"{path}: has no rows; remove it or convert Annotations.mat again")
     return pictures
 
 
 def _check_columns(present: list[str], path: Place) -> None:
     if missing := [name for name in COLUMNS if name not in present]:
-        raise UserError(f"{path}: lacks the columns {', '.join(missing)}; present are {', '.join(present)}")
+        raise UserError(
+            f"{path}: lacks the columns {', '.join(missing)}; its columns are {', '.join(present)}"
+        )
 
 
 def _cell(row: dict[str, Any], column: str, where: str) -> list[Any]:
-    """The list that a cell spells; empty for an empty cell or a missing column."""
-    # A bare nan is no literal, yet it is what Python prints for a list of floats with NaN.
+    """The list in a cell; empty for an empty cell or a missing column."""
+    # Python prints NaN in a list as a bare nan, which is not a literal.
     text = re.sub(r"\bnan\b", "None", (row.get(column) or "").strip())
     try:
         value = ast.literal_eval(text) if text else []
@@ -174,13 +179,13 @@ def _cell(row: dict[str, Any], column: str, where: str) -> list[Any]:
 
 
 def _numbers(row: dict[str, Any], column: str, where: str) -> list[float]:
-    """The numbers that a cell lists; NaN for what is none."""
+    """The numbers in a cell's list; NaN for an item that is not a number."""
     return [_number(value) for value in _cell(row, column, where)]
 
 
 def _name(where: str, folder: Any, filename: Any) -> str:
     if not isinstance(filename, str) or not filename.strip():
-        raise UserError(f"{where}: names no picture; give a Folder and a Filename")
+        raise UserError(f"{where}: has no picture name; give a Folder and a Filename")
     inner = folder.strip().strip("/") if isinstance(folder, str) else ""
     return f"{inner}/{filename.strip()}" if inner else filename.strip()
 
@@ -200,7 +205,7 @@ def _from_mat(path: Place) -> Iterator[tuple[str, dict[str, _Picture]]]:
     present = [split for split in SPLITS if split in content]
     if not present:
         names = ", ".join(name for name in content if not name.startswith("__")) or "none"
-        raise UserError(f"{path}: holds none of train, val, test but {names}; give EMOTIC's own file")
+        raise UserError(f"{path}: has {names} instead of train, val or test; give EMOTIC's own file")
     for split in present:
         pictures: dict[str, _Picture] = {}
         for number, entry in enumerate(_each(content[split]), start=1):
@@ -230,12 +235,12 @@ def _mat_labels(where: str, person: Any) -> dict[str, Any]:
 
 
 def _get(struct: Any, name: str) -> Any:
-    """A field of a MATLAB struct; an empty array, MATLAB's nothing, where there is none."""
+    """A field of a MATLAB struct; an empty array (MATLAB's null) if it is missing."""
     return getattr(struct, name, np.empty(0))
 
 
 def _each(value: Any) -> list[Any]:
-    """The elements of a MATLAB array: reading squeezes one of a single element to the element."""
+    """The elements of a MATLAB array. Reading squeezes an array of one element to that element."""
     return list(np.atleast_1d(value).ravel())
 
 

@@ -18,8 +18,8 @@ from shards.format.encode import encode
 from shards.format.index import index_path, read_index
 from shards.format.sample import Sample
 from shards.pack.pipeline import PackSettings, pack
-from shards.pack.recordable import MAX_DEPTH, recordable, text
 from shards.sources import Cell, Record, Slice
+from shards.sources.validate import MAX_DEPTH, escape_text, validate_record
 from uniemox_dist.core.files import canonical_json
 
 HALF = "\ud83d"
@@ -38,28 +38,28 @@ def labelled(labels: Any) -> tuple[Person, ...]:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "caption": ({"captions": ("good", f"a{HALF}")}, "captions.1: '\\ud83d' at character 1 is no Unicode"),
-    "caption type": ({"captions": (5,)}, "captions.0: int where a text is expected"),
-    "captions type": ({"captions": "abc"}, "captions: str where a list is expected"),
-    "label": ({"label": HALF}, "label: '\\ud83d' at character 0 is no Unicode"),
-    "label type": ({"label": ["joy"]}, "label: list where a text is expected"),
-    "split type": ({"split": 3}, "split: int where a text is expected"),
-    "group": ({"group": {}}, "group: dict where a text is expected"),
-    "image": ({"image": None}, "image: NoneType where a picture or its place is expected"),
-    "attributes type": ({"attributes": [1]}, "attributes: list where an object is expected"),
+    "caption": ({"captions": ("good", f"a{HALF}")}, "captions.1: '\\ud83d' at character 1 is not Unicode"),
+    "caption type": ({"captions": (5,)}, "captions.0: int, but a text is expected"),
+    "captions type": ({"captions": "abc"}, "captions: str, but a list is expected"),
+    "label": ({"label": HALF}, "label: '\\ud83d' at character 0 is not Unicode"),
+    "label type": ({"label": ["joy"]}, "label: list, but a text is expected"),
+    "split type": ({"split": 3}, "split: int, but a text is expected"),
+    "group": ({"group": {}}, "group: dict, but a text is expected"),
+    "image": ({"image": None}, "image: NoneType, but a picture or its place is expected"),
+    "attributes type": ({"attributes": [1]}, "attributes: list, but an object is expected"),
     "attribute": (
         {"attributes": {"a": {"b": [0, HALF]}}},
         "attributes.a.b.1: '\\ud83d' at character 0 is no",
     ),
     "attribute name": ({"attributes": {HALF: 1}}, "attributes.\\ud83d: '\\ud83d' at character 0"),
-    "attribute key": ({"attributes": {"a": {3: 1}}}, "attributes.a.3: int where a text is expected"),
-    "nan": ({"attributes": {"x": float("nan")}}, "attributes.x: nan is no number that JSON has"),
-    "infinity": ({"attributes": {"x": -1e999}}, "attributes.x: -inf is no number that JSON has"),
+    "attribute key": ({"attributes": {"a": {3: 1}}}, "attributes.a.3: int, but a text is expected"),
+    "nan": ({"attributes": {"x": float("nan")}}, "attributes.x: nan is not a number in JSON"),
+    "infinity": ({"attributes": {"x": -1e999}}, "attributes.x: -inf is not a number in JSON"),
     "digits": ({"attributes": {"x": 10**5000}}, "attributes.x: a whole number of more than 3,000 digits"),
     "depth": ({"attributes": {"x": nested(100_000)}}, f": nested deeper than {MAX_DEPTH} levels"),
-    "bytes": ({"attributes": {"x": b"a"}}, "attributes.x: bytes is no JSON value"),
-    "person": ({"persons": ({"box": [0, 0, 1, 1]},)}, "persons.0: dict where a person is expected"),
-    "person label": ({"persons": labelled({"v": float("nan")})}, "persons.1.labels.v: nan is no number"),
+    "bytes": ({"attributes": {"x": b"a"}}, "attributes.x: bytes is not a JSON value"),
+    "person": ({"persons": ({"box": [0, 0, 1, 1]},)}, "persons.0: dict, but a person is expected"),
+    "person label": ({"persons": labelled({"v": float("nan")})}, "persons.1.labels.v: nan is not a number"),
     "person labels": ({"persons": labelled({"v": HALF})}, "persons.1.labels.v: '\\ud83d' at character 0"),
 }
 
@@ -67,7 +67,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_each_is_refused_with_its_field(case: str) -> None:
     fields, says = BAD[case]
-    record = recordable(Record(**{"name": "n", "image": "x.jpg", **fields}))
+    record = validate_record(Record(**{"name": "n", "image": "x.jpg", **fields}))
     assert record.refused is not None
     assert record.refused[0] == "annotation"
     assert says in record.refused[1]
@@ -77,18 +77,20 @@ def test_each_is_refused_with_its_field(case: str) -> None:
 
 
 def test_a_name_keeps_what_can_be_written() -> None:
-    record = recordable(Record(f"ä/{HALF}", "x.jpg", label="joy", split="train"))
+    record = validate_record(Record(f"ä/{HALF}", "x.jpg", label="joy", split="train"))
     assert record == Record(
         "ä/\\ud83d",
         b"",
         label="joy",
         split="train",
-        refused=("annotation", "name: '\\ud83d' at character 2 is no Unicode"),
+        refused=("annotation", "name: '\\ud83d' at character 2 is not Unicode"),
     )
 
 
 def test_a_record_that_was_refused_keeps_its_reason() -> None:
-    record = recordable(Record(HALF, Cell("t", "c", 0, 1), label=HALF, refused=("label", f"label {HALF}")))
+    record = validate_record(
+        Record(HALF, Cell("t", "c", 0, 1), label=HALF, refused=("label", f"label {HALF}"))
+    )
     assert record == Record("\\ud83d", Cell("t", "c", 0, 1), refused=("label", "label \\ud83d"))
 
 
@@ -102,8 +104,8 @@ def test_what_can_be_written_passes_as_it_is() -> None:
         persons=labelled({"mood": "calm"}),
         refused=None,
     )
-    assert recordable(record) is record
-    assert recordable(Record("a", "\udcff.jpg")).refused is None  # a file's name may be any bytes
+    assert validate_record(record) is record
+    assert validate_record(Record("a", "\udcff.jpg")).refused is None  # a file's name may be any bytes
 
 
 json_values = st.recursive(
@@ -118,7 +120,7 @@ json_values = st.recursive(
     st.dictionaries(st.text(max_size=3), json_values, max_size=3), st.text(), st.lists(st.text(), max_size=2)
 )
 def test_whatever_passes_can_be_encoded(attributes: dict[str, Any], name: str, captions: list[str]) -> None:
-    record = recordable(Record(name, "x", captions=tuple(captions), attributes=attributes, label=name))
+    record = validate_record(Record(name, "x", captions=tuple(captions), attributes=attributes, label=name))
     sample = Sample(
         "key",
         b"",
@@ -136,7 +138,7 @@ def test_whatever_passes_can_be_encoded(attributes: dict[str, Any], name: str, c
 
 
 def test_a_text_keeps_all_that_is_unicode() -> None:
-    assert text("a\udcff/ä😀") == "a\\udcff/ä😀"
+    assert escape_text("a\udcff/ä😀") == "a\\udcff/ä😀"
 
 
 def test_one_bad_record_of_any_kind_never_ends_a_pack(

@@ -1,4 +1,4 @@
-"""Smaller pictures for smaller shards: what `--max-side` and `--min-side` do."""
+"""Shrinks pictures (`--max-side`, `--min-side`)."""
 
 import io
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from shards.pictures import has_alpha, open_picture, read_orientation, swaps_sid
 
 @dataclass(frozen=True)
 class Shrink:
-    """How large a stored picture may be; pictures within the limits pass through byte for byte."""
+    """Limits for the size of stored pictures. Pictures within the limits are stored unchanged, byte for byte."""
 
     max_side: int | None = None
-    """Pixels of the longer side, at most."""
+    """Largest allowed longer side, pixels."""
     min_side: int | None = None
-    """Pixels of the shorter side, at most: what a loader that crops squares needs."""
+    """Largest allowed shorter side, pixels: enough for a loader that crops squares."""
     quality: int = 90
     """Of JPEG and WebP, 1 to 100."""
 
     def scale(self, width: int, height: int) -> float:
-        """By what the sides are multiplied: 1 where the picture is within the limits."""
+        """The factor for both sides; 1 for a picture within the limits."""
         limits = [(self.max_side, max(width, height)), (self.min_side, min(width, height))]
         return min([1.0, *(limit / side for limit, side in limits if limit is not None)])
 
 
 def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
-    """A picture at `scale` (below 1) in its own format, upright, without EXIF; and its pixels, H×W×3 on white.
+    """Shrinks a picture by `scale` (below 1); returns its bytes and its pixels (H×W×3 uint8, on white).
 
-    Transparency stays; CMYK and 16-bit grey become 8-bit RGB. Lanczos, from a JPEG decoded at a half or less where
-    that leaves at least twice the pixels needed.
+    The format stays. The result is upright and has no EXIF. Transparency stays; CMYK and 16-bit grey become 8-bit RGB.
+    The filter is Lanczos; a JPEG is first decoded at a half or less if that leaves at least twice the pixels needed.
 
     Raises:
         BadPicture: if it cannot be decoded.
@@ -53,8 +53,8 @@ def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         options: dict[str, Any] = {}
-        if not _is_of_rgb(icc):
-            picture.info.pop("icc_profile", None)  # from where a PNG would take it
+        if not _is_rgb_profile(icc):
+            picture.info.pop("icc_profile", None)  # otherwise a PNG would keep it
         elif picture.mode == "RGB":
             options["icc_profile"] = icc
         if form != "PNG":
@@ -63,6 +63,6 @@ def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
     return buffer.getvalue(), np.asarray(to_rgb(picture))
 
 
-def _is_of_rgb(icc: bytes | None) -> bool:
-    """Whether a profile says what RGB values mean: that of a CMYK or grey picture describes nothing any more."""
+def _is_rgb_profile(icc: bytes | None) -> bool:
+    """Whether a colour profile is for RGB; the profile of a CMYK or grey picture does not fit the result."""
     return icc is not None and icc[16:20] == b"RGB "  # ICC.1:2022, 7.2.6: the data colour space

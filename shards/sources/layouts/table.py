@@ -2,8 +2,8 @@
 
 SOURCE is a file, a folder of `.parquet` files, or a pattern with `*`. Columns: `image` (bytes, or a struct
 with `bytes`) or `path` (relative to the table), and optionally `key`, `caption` (text or a list), `label`,
-`split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an attribute. In
-a CSV these are texts (`007` stays `007`), and `image` is a path. An empty text is a missing one.
+`split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an attribute. In a CSV
+these named columns are texts (`007` stays `007`), and `image` is a path. An empty text counts as missing.
 """
 
 import re
@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.sources import Cell, Image, Record, SourceOptions
-from shards.sources.cells import whole_parquet
-from shards.sources.csv_rows import check_names, csv_rows
 from shards.sources.files import name_below
-from shards.sources.values import BAD_VALUE, attributes, captions, persons, text
-from shards.storage import Place, matching, open_seekable, place
+from shards.sources.tables import check_column_names, parquet_errors, read_csv
+from shards.sources.values import BAD_VALUE, parse_attributes, parse_captions, parse_persons, parse_text
+from shards.storage import Place, match_pattern, open_seekable, place
 from uniemox_dist.core.errors import UserError
 
 KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
@@ -28,21 +27,23 @@ SHIPPED = {"shipped:fluent_emoji": "fluent_emoji.parquet"}
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the rows, file by file."""
+    """Yields the rows, file by file.
+
+    Raises:
+        UserError: if there is no table, or one without pictures, or an unknown `--column`.
+    """
     for unknown in sorted(set(options.columns) - set(KNOWN)):
-        raise UserError(
-            f"--column {unknown}=…: not a column that packing knows; valid are {', '.join(KNOWN)}"
-        )
+        raise UserError(f"--column {unknown}=…: unknown column; valid are {', '.join(KNOWN)}")
     names = {name: options.columns.get(name, name) for name in KNOWN}
     for path, name in _locate(source):
         yield from (_csv if path.suffix.lower() in (".csv", ".tsv") else _parquet)(path, name, names)
 
 
 def _locate(source: str) -> list[tuple[Place, str]]:
-    """The tables with their names."""
+    """The tables of a source, with their names."""
     if source in SHIPPED:
         return [(Path(str(resources.files("shards") / "demo" / SHIPPED[source])), SHIPPED[source])]
-    found = matching(source, "SOURCE")
+    found = match_pattern(source, "SOURCE")
     if found is None:
         root = place(source, "SOURCE")
         found = [root] if root.is_file() else sorted(root.glob("*.parquet"), key=str) if root.is_dir() else []
@@ -55,10 +56,10 @@ def _locate(source: str) -> list[tuple[Place, str]]:
 
 
 def _parquet(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
-    with whole_parquet(f"SOURCE={path}"), open_seekable(path) as raw, pq.ParquetFile(raw) as file:
+    with parquet_errors(f"SOURCE={path}"), open_seekable(path) as raw, pq.ParquetFile(raw) as file:
         schema = file.schema_arrow
         _check_columns(schema.names, names, path)
-        check_names(schema.names, path)
+        check_column_names(schema.names, path)
         pictures = [n for n in (names["image"], names["path"]) if n in schema.names]
         kinds = {n: _kind(schema.field(n).type, n, path) for n in pictures}
         inline = [n for n in pictures if kinds[n] == "bytes"]
@@ -78,7 +79,7 @@ def _parquet(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
 
 
 def _rows(file: pq.ParquetFile, group: int, count: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """A row group without its pictures: those are fetched later, in the order of packing."""
+    """A row group without its pictures, which are read later, in the order of packing."""
     if not columns:
         yield from ({} for _ in range(count))
         return
@@ -88,7 +89,7 @@ def _rows(file: pq.ParquetFile, group: int, count: int, columns: list[str]) -> I
 
 def _csv(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
     known = set(names.values())
-    for row, _, cells in csv_rows(path, lambda header: _check_columns(header, names, path)):
+    for row, _, cells in read_csv(path, lambda header: _check_columns(header, names, path)):
         values: dict[str, Any] = {
             column: cell if column in known else _number(cell) for column, cell in cells.items()
         }
@@ -98,13 +99,13 @@ def _csv(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
 
 
 def _kind(kind: pa.DataType, name: str, path: Place) -> str:
-    """`bytes` where a column holds pictures (a struct of Hugging Face's may hold paths, too), `path` for texts."""
+    """`bytes` if a column contains pictures (a struct of Hugging Face may also contain paths), `path` for texts."""
     if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return "bytes"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
         return "path"
     raise UserError(
-        f"SOURCE={path}: the column {name!r} holds {kind}, not pictures or paths; name another with "
+        f"SOURCE={path}: column {name!r} holds {kind}, not pictures or paths; name another with "
         f"--column image=NAME"
     )
 
@@ -117,7 +118,7 @@ def _column_bytes(metadata: Any, names: list[str]) -> int:
 def _check_columns(present: list[str], names: dict[str, str], path: Place) -> None:
     if names["image"] not in present and names["path"] not in present:
         raise UserError(
-            f"SOURCE={path}: has neither the column {names['image']!r} (picture bytes) nor {names['path']!r} "
+            f"SOURCE={path}: has neither column {names['image']!r} (picture bytes) nor {names['path']!r} "
             f"(picture file); its columns are {', '.join(present)}; name one with --column image=NAME"
         )
     for ours, theirs in names.items():
@@ -137,7 +138,7 @@ def _record(
             column = f"the column {names[ours]!r}: "
             known[ours] = read(known[ours])
         column = ""
-        more = attributes(values)
+        more = parse_attributes(values)
     except BAD_VALUE as error:
         split, key = (known[ours] if isinstance(known[ours], str) else None for ours in ("split", "key"))
         return Record(key or name, image, split=split, refused=("annotation", f"{column}{error}"))
@@ -153,23 +154,23 @@ def _record(
     )
 
 
-# The split first: a record that is refused keeps it.
+# The split comes first, so that a refused record keeps it.
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "split": text,
-    "key": text,
-    "caption": captions,
-    "label": text,
-    "persons": persons,
+    "split": parse_text,
+    "key": parse_text,
+    "caption": parse_captions,
+    "label": parse_text,
+    "persons": parse_persons,
 }
 
 
 def _beside(path: Place, text: str) -> str:
-    """A path as a table states it: absolute, a URL, or from the table's folder."""
+    """The path in a cell: absolute, a URL, or relative to the table's folder."""
     return text if "://" in text else str(path.parent / text)
 
 
 def _number(text: str) -> Any:
-    """A cell of a CSV as a number where it looks like one and nothing is lost; otherwise the text itself."""
+    """A cell of a CSV as a number if the conversion loses nothing; otherwise the text itself."""
     if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
         return int(text)
     return float(text) if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+([eE][-+]?\d+)?", text) else text

@@ -1,4 +1,4 @@
-"""Whether a record can be written down: what no shard and no list of refusals can hold is refused where it enters."""
+"""Checks that a record can be written into a shard and into the list of refused records."""
 
 import math
 from typing import Any
@@ -7,38 +7,39 @@ from shards.detect.types import Person
 from shards.sources import Cell, Record, Slice
 
 MAX_DEPTH = 64
-"""Levels of lists and objects in attributes and labels: JSON readers give up at some hundreds."""
+"""Levels of lists and objects in attributes and labels; JSON readers fail at some hundreds."""
 MAX_BITS = 10_000
-"""Of a whole number: Python neither writes nor reads more than 4,300 digits."""
-_DETAIL = 300  # characters; names inside of attributes may have any length
+"""Of a whole number; Python neither writes nor reads more than 4,300 digits."""
+_DETAIL_CHARS = 300
+"""Length of a detail; names inside of attributes may have any length."""
 
 
-def recordable(record: Record) -> Record:
-    """The record itself if all of it can be written; otherwise one that is refused, with what of it can.
+def validate_record(record: Record) -> Record:
+    """The record itself if all of it can be written; otherwise a refused record with the parts that can.
 
-    Layouts hand over what files hold, and JSON may hold halves of surrogate pairs, infinity, and any depth.
+    Layouts pass on the content of files, and JSON may contain halves of surrogate pairs, infinity and any depth.
     """
     try:
         _check(record)
         return record
     except _Unwritable as problem:
-        refused = record.refused or ("annotation", str(problem)[:_DETAIL])
+        refused = record.refused or ("annotation", str(problem)[:_DETAIL_CHARS])
     return Record(
-        name=text(str(record.name)),
+        name=escape_text(str(record.name)),
         image=record.image if isinstance(record.image, Slice | Cell) else b"",
         label=record.label if _is_text(record.label) else None,
         split=record.split if _is_text(record.split) else None,
-        refused=(text(refused[0]), text(refused[1])),
+        refused=(escape_text(refused[0]), escape_text(refused[1])),
     )
 
 
-def text(value: str) -> str:
-    """A text with escapes for what is no Unicode, such as bytes of a file name that are not UTF-8."""
+def escape_text(value: str) -> str:
+    """A text with escapes for everything that is not Unicode, such as bytes of a file name that are not UTF-8."""
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
 
 
 class _Unwritable(ValueError):
-    """What cannot be written, and why: the message begins with its place."""
+    """A value that cannot be written; the message begins with its place in the record."""
 
 
 def _check(record: Record) -> None:
@@ -73,12 +74,12 @@ def _check(record: Record) -> None:
 
 
 def _check_value(value: Any, depth: int = MAX_DEPTH) -> None:
-    """Raises _Unwritable for what is not JSON, or not readable as such."""
+    """Raises _Unwritable for a value that is not JSON, or that JSON readers cannot read."""
     if isinstance(value, str):
         _check_text(value)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise _Unwritable(f": {value} is no number that JSON has")
+            raise _Unwritable(f": {value} is not a number in JSON")
     elif isinstance(value, int):
         if value.bit_length() > MAX_BITS:
             raise _Unwritable(": a whole number of more than 3,000 digits")
@@ -94,18 +95,18 @@ def _check_value(value: Any, depth: int = MAX_DEPTH) -> None:
         except _Unwritable as problem:
             raise _Unwritable(f".{place}{problem}") from None
     elif value is not None:
-        raise _Unwritable(f": {type(value).__name__} is no JSON value")
+        raise _Unwritable(f": {type(value).__name__} is not a JSON value")
 
 
 def _check_text(value: Any) -> None:
-    """Raises _Unwritable for what UTF-8 cannot say."""
+    """Raises _Unwritable for a value that is not a text, or has no UTF-8 form."""
     if not isinstance(value, str):
-        raise _Unwritable(f": {type(value).__name__} where a text is expected")
+        raise _Unwritable(f": {type(value).__name__}, but a text is expected")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise _Unwritable(f": {value[error.start]!r} at character {error.start} is no Unicode") from None
+            raise _Unwritable(f": {value[error.start]!r} at character {error.start} is not Unicode") from None
 
 
 def _is_text(value: Any) -> bool:
@@ -118,4 +119,4 @@ def _is_text(value: Any) -> bool:
 
 def _expect(value: Any, kind: Any, named: str) -> None:
     if not isinstance(value, kind):
-        raise _Unwritable(f": {type(value).__name__} where {named} is expected")
+        raise _Unwritable(f": {type(value).__name__}, but {named} is expected")

@@ -1,0 +1,190 @@
+"""`uniemox shards pack`, and the options that it shares with other commands. Torch-free."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class NamesOption(click.Option):
+    """An option whose help ends with its valid names. They are looked up only when the help is printed."""
+
+    def __init__(self, *arguments: Any, names: Callable[[], list[str]], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._text, self._names = self.help, names
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = f"{self._text}: {', '.join(self._names())}."
+        return super().get_help_record(ctx)
+
+
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Number of processes; 0: only this one.",
+)
+LICENCE = click.option(
+    "--licence",
+    "--license",
+    metavar="TEXT",
+    help="Licence of the pictures; goes into the manifest and the cards of models trained on them.",
+)
+CHECK = click.option(
+    "--check",
+    type=click.Choice(["decode", "header"]),
+    default="decode",
+    show_default=True,
+    help="Read all data of every picture, or trust its header.",
+)
+OUT = click.argument("out", type=click.Path(path_type=Path))
+
+
+def _layouts() -> list[str]:
+    from shards.sources import layout_names
+
+    return layout_names()
+
+
+def _presets() -> list[str]:
+    from shards.sources.presets import load_presets
+
+    return list(load_presets())
+
+
+@click.command("pack")
+@click.argument("source")
+@OUT
+@click.option(
+    "--layout",
+    cls=NamesOption,
+    names=_layouts,
+    help="Layout of SOURCE [default: table, or folder with --preset]. One of",
+)
+@click.option(
+    "--preset",
+    cls=NamesOption,
+    names=_presets,
+    help="A published set, which defines labels and splits. One of",
+)
+@WORKERS
+@click.option(
+    "--persons", default="nanodet", show_default=True, help="nanodet, onnx:FILE (YOLO type), source or none."
+)
+@click.option("--captions", help="Compose captions: `shipped`, or a YAML file of templates.")
+@CHECK
+@click.option("--max-side", type=click.IntRange(1), help="Shrink pictures whose longer side has more pixels.")
+@click.option(
+    "--min-side", type=click.IntRange(1), help="Shrink pictures whose shorter side has more pixels."
+)
+@click.option(
+    "--quality", type=int, default=90, show_default=True, help="JPEG and WebP quality of shrunk pictures."
+)
+@click.option(
+    "--keep-side", metavar="MIN[:MAX]", help="Keep only pictures with so many pixels on the shorter side."
+)
+@click.option("--keep-aspect", type=float, metavar="MAX", help="Keep only pictures not longer than MAX : 1.")
+@click.option(
+    "--keep-caption",
+    metavar="MIN[:MAX]",
+    help="Keep only pictures with so many characters in the first caption.",
+)
+@click.option(
+    "--keep-label", "keep_labels", multiple=True, help="Keep only pictures with this label (repeatable)."
+)
+@click.option(
+    "--shard-size", "shard_mb", type=float, default=256, show_default=True, help="Largest shard, in MB."
+)
+@click.option(
+    "--shard-samples",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Most samples in a shard.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed for the order of samples and for drawn splits.",
+)
+@click.option(
+    "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Rename a column of the table."
+)
+@click.option(
+    "--part",
+    "part_text",
+    metavar="I/N",
+    help="Pack only part I of N, counted from 1 (0/N means N/N, for arrays from 0); join with `shards merge`.",
+)
+@LICENCE
+@click.option("--resume", is_flag=True, help="Continue an interrupted pack; keep a complete one.")
+def pack_command(
+    source: str,
+    out: Path,
+    workers: int,
+    resume: bool,
+    part_text: str | None,
+    licence: str | None,
+    **options: Any,
+) -> None:
+    """Pack SOURCE into tar shards with captions and person boxes in OUT (OUT/<split> if there are splits).
+
+    SOURCE is a table (.parquet, .csv, or shipped:fluent_emoji), a folder of pictures or of tars, or the folder of
+    a published set; on disk, or at s3://, gs:// or http(s)://.
+    """
+    from tqdm import tqdm
+
+    from shards.pack.pipeline import pack
+    from shards.pack.settings import parse_part
+
+    settings = _settings(source, options)
+    part = None if part_text is None else parse_part(part_text)
+    with tqdm(unit=" pictures", desc="packing", disable=None, smoothing=0.05) as bar:
+        result = pack(settings, out, workers=workers, resume=resume, part=part, licence=licence, progress=bar)
+    packed = sum(result.packed.values())
+    if result.reused:
+        click.echo(f"{out} is complete: {result.records} samples, nothing to do")
+        return
+    if result.resumed:
+        click.echo(f"resumed after {result.resumed} records that were already done")
+    for split, count in sorted(result.packed.items()):
+        click.echo(f"{out / split}: {count} samples")
+    click.echo(
+        f"{result.records} records = {packed} packed + {len(result.rejected)} refused; "
+        f"{result.with_person} with a person, {packed - result.with_person} without"
+    )
+    for refused in result.rejected[:5]:
+        click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
+    if result.rejected:
+        click.echo(f"  all {len(result.rejected)} are listed in {out / 'rejected.parquet'}")
+
+
+def _settings(source: str, options: dict[str, Any]) -> Any:
+    from shards.pack.prepare import Filters
+    from shards.pack.settings import PackSettings, parse_limits
+    from shards.pack.shrink import Shrink
+    from uniemox_dist.core.errors import UserError
+
+    pairs = [column.split("=", 1) for column in options["columns"]]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"--column {options['columns']}: expected OURS=THEIRS, such as image=jpg")
+    return PackSettings(
+        source=source,
+        layout=options["layout"] or ("folder" if options["preset"] else "table"),
+        shrink=Shrink(options["max_side"], options["min_side"], options["quality"]),
+        filters=Filters(
+            parse_limits("--keep-side", options["keep_side"]),
+            options["keep_aspect"],
+            parse_limits("--keep-caption", options["keep_caption"]),
+        ),
+        columns=dict(pairs),
+        keep_labels=tuple(options["keep_labels"]),
+        **{
+            name: options[name]
+            for name in ("persons", "shard_mb", "shard_samples", "seed", "preset", "captions", "check")
+        },
+    )
