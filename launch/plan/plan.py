@@ -1,4 +1,4 @@
-"""The whole plan of a run: what was asked, and everything that follows from it."""
+"""The whole plan of a run: its inputs, and everything that follows from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ Remark = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanInputs:
     """The operator's hardware and options."""
 
     nodes: int
@@ -91,7 +91,7 @@ class Plan:
     """Everything that a plan reports."""
 
     config: Config
-    asked: Asked
+    inputs: PlanInputs
     nodes: int
     per_node: int
     """Ranks that run on each node; fewer than there are GPUs where more would be illegal."""
@@ -144,19 +144,19 @@ class Plan:
         )
 
 
-def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
+def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
     """Puts everything together.
 
     Raises:
         UserError: if no number of ranks can run, or there are more GPUs than streams.
     """
-    here = asked.nodes * asked.per_node
+    here = inputs.nodes * inputs.per_node
     if here > config.batch.streams:
         raise UserError(
-            f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {why_illegal(config, here)}"
+            f"--nodes={inputs.nodes} --gpus-per-node={inputs.per_node}: {why_illegal(config, here)}"
         )
-    nodes, per_node = largest_legal(config, asked.nodes, asked.per_node)
-    ranks, device = nodes * per_node, asked.device
+    nodes, per_node = largest_legal(config, inputs.nodes, inputs.per_node)
+    ranks, device = nodes * per_node, inputs.device
     tower = read_tower(config)
     parameters = trained_parameters(config, tower, data.labels)
     precision = precision_of(config, device, config.zero.stage)
@@ -186,21 +186,21 @@ def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
         device,
         precision,
         ranks,
-        mfu=asked.mfu,
-        samples_per_s=asked.samples_per_s,
-        earlier=asked.earlier,
+        mfu=inputs.mfu,
+        samples_per_s=inputs.samples_per_s,
+        earlier=inputs.earlier,
     )
     steps = run_steps(config, data.epoch_samples)
     step_s = config.batch.global_batch / pace.samples_per_s if pace else None
     found = balance(config, data, ranks) if data.manifests else None
-    load = loading(pace.samples_per_s / nodes, per_node, asked.ms_per_sample) if pace else None
+    load = loading(pace.samples_per_s / nodes, per_node, inputs.ms_per_sample) if pace else None
     exchanges = tuple(
-        _exchange(config, asked, parameters, tower, stage, (nodes, per_node), step_s)
+        _exchange(config, inputs, parameters, tower, stage, (nodes, per_node), step_s)
         for stage in stages_of(config)
     )
     return Plan(
         config=config,
-        asked=asked,
+        inputs=inputs,
         nodes=nodes,
         per_node=per_node,
         legal=tuple(legal_ranks(config)),
@@ -219,27 +219,27 @@ def make_plan(config: Config, asked: Asked, data: Data) -> Plan:
         data=data,
         balance=found,
         source_epochs=tuple(epochs_of_sources(config, data, steps, found.streams)) if found else (),
-        saving=_saving(config, asked, parameters, ranks, nodes, steps, step_s),
+        saving=_saving(config, inputs, parameters, ranks, nodes, steps, step_s),
         remarks={
-            "ranks": _rank_remarks(config, asked, (nodes, per_node)),
+            "ranks": _rank_remarks(config, inputs, (nodes, per_node)),
             "memory": _memory_remarks(config),
             "network": _network_remarks(config, exchanges),
-            "loading": loading_remarks(load, config, per_node, asked.cpus_per_node) if load else [],
+            "loading": loading_remarks(load, config, per_node, inputs.cpus_per_node) if load else [],
             "balance": balance_remarks(config, data, found, config.batch.streams * per_node // ranks),
         },
     )
 
 
-def _rank_remarks(config: Config, asked: Asked, used: tuple[int, int]) -> list[Remark]:
+def _rank_remarks(config: Config, inputs: PlanInputs, used: tuple[int, int]) -> list[Remark]:
     """A remark about idle GPUs, with the reason."""
-    here = asked.nodes * asked.per_node
+    here = inputs.nodes * inputs.per_node
     idle = here - used[0] * used[1]
     if not idle:
         return []
     parts = []
-    if nodes := asked.nodes - used[0]:
+    if nodes := inputs.nodes - used[0]:
         parts.append(counted(nodes, "node"))
-    if gpus := asked.per_node - used[1]:
+    if gpus := inputs.per_node - used[1]:
         parts.append(
             f"{counted(gpus, 'GPU')} on each of the other nodes"
             if nodes
@@ -267,7 +267,7 @@ def _network_remarks(config: Config, exchanges: Sequence[Exchange]) -> list[Rema
 
 def _exchange(
     config: Config,
-    asked: Asked,
+    inputs: PlanInputs,
     parameters: tuple[Parameter, ...],
     tower: Tower,
     stage: int,
@@ -275,7 +275,7 @@ def _exchange(
     step_s: float | None,
 ) -> Exchange:
     nodes, per_node = used
-    precision = precision_of(config, asked.device, stage)
+    precision = precision_of(config, inputs.device, stage)
     found = traffic(
         config,
         parameters,
@@ -285,9 +285,9 @@ def _exchange(
         micro_batches=config.batch.global_batch // (config.batch.micro_batch * nodes * per_node),
     )
     sent = sum(t.sent(nodes * per_node) for t in found)
-    link = asked.device.link_gb_s if asked.device.is_gpu else CPU_LINK_GB_S
+    link = inputs.device.link_gb_s if inputs.device.is_gpu else CPU_LINK_GB_S
     time = network_time(
-        sent, nodes=nodes, per_node=per_node, link_gb_s=link, network_gbit_s=asked.network_gbit_s
+        sent, nodes=nodes, per_node=per_node, link_gb_s=link, network_gbit_s=inputs.network_gbit_s
     )
     share = None if time.seconds is None or step_s is None else time.seconds / step_s
     return Exchange(stage, precision, tuple(found), sent, time, share)
@@ -295,7 +295,7 @@ def _exchange(
 
 def _saving(
     config: Config,
-    asked: Asked,
+    inputs: PlanInputs,
     parameters: tuple[Parameter, ...],
     ranks: int,
     nodes: int,
@@ -303,11 +303,11 @@ def _saving(
     step_s: float | None,
 ) -> Saving:
     size = checkpoint_size(config, parameters, ranks, steps)
-    save = estimated_save(size, asked.disk_gb_s)
-    if asked.earlier is not None and asked.earlier.save_s is not None and asked.disk_gb_s is None:
-        waits = asked.earlier.waits_s if asked.earlier.waits_s is not None else save.waits_s
-        save = SaveTime(waits, asked.earlier.save_s, "as --from-run measured")
-    mtbf = NODE_MTBF_HOURS if asked.node_mtbf_h is None else asked.node_mtbf_h
+    save = estimated_save(size, inputs.disk_gb_s)
+    if inputs.earlier is not None and inputs.earlier.save_s is not None and inputs.disk_gb_s is None:
+        waits = inputs.earlier.waits_s if inputs.earlier.waits_s is not None else save.waits_s
+        save = SaveTime(waits, inputs.earlier.save_s, "as --from-run measured")
+    mtbf = NODE_MTBF_HOURS if inputs.node_mtbf_h is None else inputs.node_mtbf_h
     interval = None
     if step_s is not None:
         interval = interval_advice(
@@ -318,5 +318,5 @@ def _saving(
             save_every=config.run.save_every,
             max_steps=steps,
         )
-    lead = signal_lead(config, asked.earlier_run, ranks=ranks, disk_gb_s=asked.disk_gb_s, step_s=step_s)
-    return Saving(size, save, mtbf, asked.node_mtbf_h is None, interval, lead)
+    lead = signal_lead(config, inputs.earlier_run, ranks=ranks, disk_gb_s=inputs.disk_gb_s, step_s=step_s)
+    return Saving(size, save, mtbf, inputs.node_mtbf_h is None, interval, lead)

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from launch.plan.data import Data
-    from launch.plan.plan import Asked, Plan
+    from launch.plan.plan import Plan, PlanInputs
     from uniemox_dist.config.schema import Config
 
 
@@ -106,7 +106,7 @@ def plan(
     KEY=VALUE pairs override the recipe. The plan marks values that were assumed, neither stated nor measured.
     """
     from launch.plan.pace import read_run
-    from launch.plan.plan import Asked, make_plan
+    from launch.plan.plan import PlanInputs, make_plan
     from uniemox_dist.cli.plan_page import page
     from uniemox_dist.config.load import load_config
     from uniemox_dist.core.devices import find_device
@@ -117,7 +117,7 @@ def plan(
     earlier = read_run(from_run) if from_run is not None else None
     config = load_config(recipe, overrides)
     own = RunFolder(Path(config.run.dir) / config.run.name)
-    asked = Asked(
+    inputs = PlanInputs(
         nodes=nodes,
         per_node=gpus_per_node,
         device=device,
@@ -131,7 +131,7 @@ def plan(
         ms_per_sample=cost_per_core,
         cpus_per_node=cpus_per_node,
     )
-    found = make_plan(config, asked, _data(config, samples, asked))
+    found = make_plan(config, inputs, _data(config, samples, inputs))
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -150,7 +150,7 @@ def _one_pace(**given: object) -> None:
         raise UserError(f"{' and '.join(names)}: each states the pace; give one of them")
 
 
-def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
+def _data(config: "Config", samples: int | None, inputs: "PlanInputs") -> "Data":
     """The run's data, or data of --samples samples.
 
     Raises:
@@ -160,10 +160,10 @@ def _data(config: "Config", samples: int | None, asked: "Asked") -> "Data":
     from launch.plan.ranks import legal_ranks, why_illegal
     from uniemox_dist.core.errors import UserError
 
-    here = asked.nodes * asked.per_node
+    here = inputs.nodes * inputs.per_node
     if here > config.batch.streams or not legal_ranks(config):  # first, since it needs no data
         reason = why_illegal(config, here)
-        raise UserError(f"--nodes={asked.nodes} --gpus-per-node={asked.per_node}: {reason}")
+        raise UserError(f"--nodes={inputs.nodes} --gpus-per-node={inputs.per_node}: {reason}")
     if samples is not None:
         return stated_data(config, samples)
     try:
@@ -176,20 +176,20 @@ def _as_json(plan: "Plan") -> dict[str, Any]:
     """The plan as a JSON object. Sizes are in bytes, times in seconds unless the name says hours."""
     from launch.plan.model import PARTS, count_numbers
 
-    config, asked = plan.config, plan.asked
+    config, inputs = plan.config, plan.inputs
     recommended = plan.recommended
     parts = {name: count_numbers(plan.parameters, name) for name in PARTS}
     return {
         "format": "uniemox-plan",
         "format_version": 1,
         "run": config.run.name,
-        "device": asdict(asked.device),
-        "nodes": asked.nodes,
-        "gpus_per_node": asked.per_node,
+        "device": asdict(inputs.device),
+        "nodes": inputs.nodes,
+        "gpus_per_node": inputs.per_node,
         "nodes_used": plan.nodes,
         "ranks_per_node": plan.per_node,
         "ranks": plan.ranks,
-        "idle": asked.nodes * asked.per_node - plan.ranks,
+        "idle": inputs.nodes * inputs.per_node - plan.ranks,
         "legal_ranks": list(plan.legal),
         "precision": plan.precision,
         "parameters": {
@@ -199,7 +199,7 @@ def _as_json(plan: "Plan") -> dict[str, Any]:
         },
         "teacher": asdict(plan.tower),
         "memory": [
-            {**asdict(m), "checkpoint_blocks": again, "total": m.total, "fits": m.fits(asked.device)}
+            {**asdict(m), "checkpoint_blocks": again, "total": m.total, "fits": m.fits(inputs.device)}
             for again, memories in ((False, plan.memory), (True, plan.again))
             for m in memories
         ],

@@ -69,21 +69,21 @@ def _head(plan: Plan) -> list[str]:
     if plan.tower.remark:
         lines.append(warning(plan.tower.remark))
     lines += _remarks(plan.remarks["ranks"])
-    legal = [n for n in plan.legal if n <= 4 * plan.asked.nodes * plan.asked.per_node]
+    legal = [n for n in plan.legal if n <= 4 * plan.inputs.nodes * plan.inputs.per_node]
     text = ", ".join(f"{n:,}" for n in legal[-12:])
     lines.append(fact("legal ranks", f"{'… ' if len(legal) > 12 else ''}{text}"))
     return lines
 
 
 def _place(plan: Plan) -> str:
-    name = plan.asked.device.name
+    name = plan.inputs.device.name
     unit = "GPUs" if name in ("GPU", "unknown") else "ranks on CPUs" if name == "cpu" else name
     nodes = counted(plan.nodes, "node")
     return f"{nodes} x {plan.per_node} {unit}"
 
 
 def _memory(plan: Plan) -> list[str]:
-    device, config = plan.asked.device, plan.config
+    device, config = plan.inputs.device, plan.config
     stages = sorted({m.stage for m in plan.memory})
     of = "" if device.memory_bytes is None else f" (of {device.memory_bytes / 1e9:.1f})"
     head = (
@@ -132,7 +132,7 @@ def _parts(m: Memory, plan: Plan) -> list[str]:
         m.views,
         m.context,
     ]
-    fits = {True: "fits", False: click.style("too large", fg="red"), None: ""}[m.fits(plan.asked.device)]
+    fits = {True: "fits", False: click.style("too large", fg="red"), None: ""}[m.fits(plan.inputs.device)]
     return [
         f"{'* ' if mine else ''}{m.stage}",
         m.precision,
@@ -154,7 +154,7 @@ def _grid(plan: Plan) -> list[str]:
 
 
 def _cell(m: Memory, plan: Plan) -> str:
-    fits = m.fits(plan.asked.device)
+    fits = m.fits(plan.inputs.device)
     if fits is None:
         return gigabytes(m.total)
     text = gigabytes(m.total)
@@ -162,7 +162,7 @@ def _cell(m: Memory, plan: Plan) -> str:
 
 
 def _recommendation(plan: Plan) -> list[str]:
-    found, device = plan.recommended, plan.asked.device
+    found, device = plan.recommended, plan.inputs.device
     assert device.usable_bytes is not None
     room = f"{device.usable_bytes / 1e9:.1f} GB, which leaves a tenth free"
     if found is None:
@@ -192,9 +192,9 @@ def _network(plan: Plan) -> list[str]:
                 "–" if e.share is None else f"{100 * e.share:.3g} %",
             ]
         )
-    asked = plan.asked
-    link = f"{asked.device.link_gb_s:g} GB/s in a node" if asked.device.link_gb_s else ""
-    net = f"{asked.network_gbit_s:g} Gbit/s between" if asked.network_gbit_s and plan.nodes > 1 else ""
+    inputs = plan.inputs
+    link = f"{inputs.device.link_gb_s:g} GB/s in a node" if inputs.device.link_gb_s else ""
+    net = f"{inputs.network_gbit_s:g} Gbit/s between" if inputs.network_gbit_s and plan.nodes > 1 else ""
     speeds = ", ".join(text for text in (link, net) if text)
     if plan.ranks == 1:
         return [title("Exchanges in a step"), "one rank sends nothing"]
@@ -203,7 +203,7 @@ def _network(plan: Plan) -> list[str]:
         f"by rings, if nothing overlapped{': ' if speeds else ''}{speeds}",
         *columns(head, rows),
     ]
-    if plan.nodes > 1 and asked.network_gbit_s is None:
+    if plan.nodes > 1 and inputs.network_gbit_s is None:
         lines.append("give --network GBIT_PER_S of a node, to see the time between nodes")
     return [*lines, *_remarks(plan.remarks["network"])]
 
@@ -234,8 +234,8 @@ def _hours(plan: Plan) -> list[str]:
         if pace.assumed
         else f"by {pace.source}"
     )
-    gpu_hours = plan.hours * plan.asked.nodes * plan.asked.per_node
-    unit = "GPU" if plan.asked.device.is_gpu else "rank"
+    gpu_hours = plan.hours * plan.inputs.nodes * plan.inputs.per_node
+    unit = "GPU" if plan.inputs.device.is_gpu else "rank"
     pace_line = f"{rate(pace.samples_per_s)} samples/s{share}, {plan.step_s:.3g} s a step"
     lines.append(fact("pace", f"{pace_line} ({source})"))
     hours = f"{duration(plan.hours * 3600)} = {rate(plan.hours)} hours, {rate(gpu_hours)} {unit} hours"
@@ -248,7 +248,7 @@ def _loading(plan: Plan) -> list[str]:
     need = plan.loading
     if need is None:
         return [title("Loader"), "cores follow from the pace"]
-    ms = plan.asked.ms_per_sample
+    ms = plan.inputs.ms_per_sample
     measured = f"{MS_PER_SAMPLE:g} ms a sample, measured at 500 pixels' width"
     if isinstance(plan.config, FinetuneRun):
         measured += " without RandAugment"

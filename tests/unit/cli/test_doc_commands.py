@@ -16,10 +16,17 @@ DOCUMENTS = [
 ]
 
 
+def parts(words: list[str]) -> list[list[str]]:
+    """What follows `--` of `launch` is a command line of its own."""
+    at = words.index("--") if words[0] == "launch" and "--" in words else len(words)
+    return [part for part in (words[:at], words[at + 1 :]) if part]
+
+
 LINES = [
     pytest.param(words, id=f"{path.relative_to(ROOT)}: {' '.join(words)[:60]}")
     for path in DOCUMENTS
-    for words in command_lines(path.read_text(encoding="utf-8"))
+    for line in command_lines(path.read_text(encoding="utf-8"))
+    for words in parts(line)
 ]
 
 
