@@ -1,4 +1,4 @@
-"""`uniemox checkpoint …`: what a run saved, whether it is sound, and making room. Torch-free."""
+"""`uniemox checkpoint`: list, verify and prune the checkpoints of a run. Torch-free."""
 
 import json
 import os
@@ -16,27 +16,27 @@ RUN = click.argument("run", type=RunPath())
 KEEP_LAST = click.option(
     "--keep-last",
     type=click.IntRange(1),
-    help="Complete checkpoints kept; default from the run's config.yaml.",
+    help="Complete checkpoints to keep; default from the run's config.yaml.",
 )
 KEEP_EVERY = click.option(
     "--keep-every",
     type=click.IntRange(0),
-    help="Steps that this divides are kept for ever; 0: none. Default from the run's config.yaml.",
+    help="Also keep steps that are multiples of this; 0: none. Default from the run's config.yaml.",
 )
 
 
 @click.group()
 def checkpoint() -> None:
-    """List a run's checkpoints, read every byte of them again, delete old ones."""
+    """List, verify and prune a run's checkpoints."""
 
 
 @checkpoint.command("list")
 @RUN
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(run: Path, as_json: bool) -> None:
-    """Lists the complete checkpoints of RUN (a run's folder), and what was set aside or is unfinished.
+    """Lists the checkpoints of RUN (a run's folder): complete, set aside and unfinished.
 
-    The last column says whether retention keeps a checkpoint: the run deletes what it does not keep at its next save.
+    The last column shows whether retention keeps a checkpoint; the run deletes the others at its next save.
     """
     from datetime import datetime
 
@@ -107,7 +107,7 @@ def list_command(run: Path, as_json: bool) -> None:
 @click.option("--step", type=click.IntRange(0), help="Only the checkpoint of this step.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core, at most 8.")
 def verify_command(run: Path, step: int | None, workers: int | None) -> int:
-    """Compares size and SHA-256 of every file of RUN's checkpoints (or of one checkpoint's folder) with what was saved.
+    """Compares size and SHA-256 of every file of RUN's checkpoints, or of one checkpoint's folder, with those saved.
 
     RUN may also be a checkpoint that was set aside. Exit code 1 if any is damaged, or all are incomplete.
     """

@@ -19,29 +19,29 @@ COMMANDS = {
     ),
     "teach": (
         "uniemox_dist.cli.teach",
-        "Cache what a teacher says of captions and pictures beside the shards.",
+        "Cache the embeddings of a teacher beside the shards.",
     ),
     "plan": (
         "uniemox_dist.cli.plan",
-        "Say what a run needs and costs: memory, network, hours, cores, saves.",
+        "Estimate a run's memory, network, hours, cores and saves.",
     ),
     "doctor": ("uniemox_dist.cli.doctor", "Check a node or an allocation before a run."),
-    "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student by a recipe."),
-    "finetune": ("uniemox_dist.cli.finetune", "Fine-tune an encoder on labelled shards by a recipe."),
+    "pretrain": ("uniemox_dist.cli.pretrain", "Pretrain a student from a recipe."),
+    "finetune": ("uniemox_dist.cli.finetune", "Fine-tune an encoder on labelled shards from a recipe."),
     "launch": ("uniemox_dist.cli.launch", "Start runs on clusters."),
-    "status": ("uniemox_dist.cli.status", "Say where runs stand: state, step, pace, last save, faults."),
+    "status": ("uniemox_dist.cli.status", "Show the state of runs: step, pace, last save, faults."),
     "checkpoint": (
         "uniemox_dist.cli.checkpoint",
         "List, verify and prune a run's checkpoints.",
     ),
     "release": ("uniemox_dist.cli.release", "Write consolidated, documented weights of a run."),
     "evaluate": ("uniemox_dist.cli.evaluate", "Measure a release on held-out shards."),
-    "embed": ("uniemox_dist.cli.inference", "Embed pictures by a release, into a table."),
-    "predict": ("uniemox_dist.cli.inference", "Say which emotions pictures evoke, with probabilities."),
-    "reconstruct": ("uniemox_dist.cli.inference", "Show how a release fills masked pictures in."),
+    "embed": ("uniemox_dist.cli.inference", "Embed pictures with a release, into a table."),
+    "predict": ("uniemox_dist.cli.inference", "Predict the emotions that pictures evoke."),
+    "reconstruct": ("uniemox_dist.cli.inference", "Show how a release reconstructs masked pictures."),
     "report": ("uniemox_dist.cli.report", "Write one HTML page about a run."),
 }
-# Import name -> the extra that brings it, for one clear line instead of a traceback.
+# Import name -> the extra that installs it.
 EXTRAS = {
     "torch": "models",
     "torchvision": "models",
@@ -57,11 +57,11 @@ EXTRAS = {
 
 
 QUIET_S = 0.5
-"""Seconds that a rank waits whose end another rank explains: as soon as one ends, srun kills the others."""
+"""Seconds that a rank waits if another rank reports the cause: srun kills all ranks as soon as one ends."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is asked for."""
+    """A group that imports the module of a command only when that command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -84,10 +84,10 @@ def uniemox() -> None:
 
 
 def main() -> None:
-    """Runs a command. Exit codes: 0 done, 2 the user's mistake, 75 pre-empted after a save, 1 a fault."""
+    """Runs a command. Exit codes: 0 done, 1 fault, 2 user error, 75 saved and should be requeued."""
     code = run(sys.argv[1:])
-    # The kernel frees what is left. Looking for garbage in an interpreter full of torch would take seconds, in which
-    # Slurm may kill the job before its batch script has said what comes next.
+    # The kernel frees the memory. Collecting garbage with torch loaded takes seconds, in which Slurm may kill the job
+    # before its batch script has decided what comes next.
     gc.freeze()
     sys.exit(code)
 
@@ -114,7 +114,7 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            # One extra that is enough, rather than one after the other.
+            # One extra that suffices, instead of one after the other.
             extra = "train" if arguments[:1] in (["pretrain"], ["finetune"], ["teach"]) else EXTRAS[package]
             return _say(str(missing_extra(package, extra)), EXIT_USER)
         traceback.print_exc()
@@ -126,7 +126,7 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         return _say(f"{error.filename or 'input/output'}: {error.strerror or error}", EXIT_FAULT)
     except Exception as error:
-        # botocore's errors are no OSErrors, and importing it for an except clause takes its time.
+        # botocore's errors are not OSErrors, and importing it for an except clause is slow.
         if type(error).__module__ == "botocore.exceptions" and "Credentials" in type(error).__name__:
             fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             return _say(f"s3://: {error}; {fix}", EXIT_USER)
@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _say(text: str, code: int, *, main: bool = True) -> int:
-    """Says what went wrong; a rank of a Slurm job with a file of its own says it in the job's main log as well."""
+    """Prints an error; a rank of a Slurm job that writes to its own file also prints it to the job's main log."""
     if not text or not main:
         time.sleep(QUIET_S)
     rank_output = sys.modules.get("uniemox_dist.runs.rank_output")

@@ -1,4 +1,4 @@
-"""What commands about one run's folder share."""
+"""Helpers of the commands that take one run's folder."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RunPath(click.Path):
-    """The folder that a command is about; an empty text, as of a variable that is not set, is not the current one."""
+    """A run's folder as an argument. An empty text, as from an unset variable, is an error, not the current folder."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -40,7 +40,7 @@ def checkpoints_of(run: Path) -> Path:
     """A run's checkpoints/.
 
     Raises:
-        UserError: if RUN is no run's folder.
+        UserError: if RUN is not a run's folder.
     """
     from uniemox_dist.checkpoints.folders import COMPLETE
     from uniemox_dist.core.errors import UserError
@@ -57,10 +57,10 @@ def checkpoints_of(run: Path) -> Path:
 
 @contextmanager
 def alone(run: Path, *, only_look: bool) -> Iterator[None]:
-    """Keeps the run from starting meanwhile.
+    """Holds the run's lock, so that it cannot start meanwhile.
 
     Raises:
-        UserError: if it trains.
+        UserError: if the run trains.
     """
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.runs.folder import RunFolder
@@ -83,10 +83,10 @@ def alone(run: Path, *, only_look: bool) -> Iterator[None]:
 
 
 def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
-    """What `verify` looks at: a run's checkpoints and what has their names, or one folder, which may be set aside.
+    """The folders that `verify` checks: those of a run's checkpoints, or one folder, which may be set aside.
 
     Raises:
-        UserError: if there is nothing.
+        UserError: if there are none.
     """
     from uniemox_dist.checkpoints import folders
     from uniemox_dist.checkpoints.verify import Unread, examine
@@ -121,8 +121,11 @@ def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
 
 
 def remove(path: Path, *, seen: bool) -> None:
-    """Deletes a folder; of a link, only the link. Readers must not see a checkpoint in part; what is unfinished nobody
-    reads."""
+    """Deletes a folder, or a link without its target.
+
+    Args:
+        seen: whether readers may have it open: it is then renamed first, so that they never see a part of it.
+    """
     from uniemox_dist.core.files import remove_dir
 
     if path.is_symlink() or not path.is_dir():
@@ -132,7 +135,7 @@ def remove(path: Path, *, seen: bool) -> None:
 
 
 def bytes_of(path: Path) -> int:
-    """What deleting it would free: nothing for a link, whose target stays."""
+    """Bytes that deleting a path frees: 0 for a link."""
     from uniemox_dist.checkpoints.folders import bytes_below
 
     if path.is_symlink():

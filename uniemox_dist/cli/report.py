@@ -16,7 +16,7 @@ from uniemox_dist.cli.one_run import RunPath
 def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     """Writes one self-contained HTML page about RUN (a run's folder): curves, pictures, evaluation, events.
 
-    The run may still be going on; write the page again for its newest state.
+    The run may still train; write the page again for its newest state.
     """
     from uniemox_dist.core.formatting import size
     from uniemox_dist.core.outputs import check_output
@@ -25,7 +25,7 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     from uniemox_dist.scheduler.commands import JobQueries
 
     check_output(out, "--out")
-    # Without an answer the page tells the state that the folder tells.
+    # Without an answer of squeue the state is that of the folder alone.
     answers = JobQueries().ask([job.id for job in jobs_of(run)])
     path = write_report(run, evaluation, out, answers)
     click.echo(f"{path}: {size(path.stat().st_size)}, open it in a browser")

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from uniemox_dist.scheduler.commands import JobQueries
 
 WATCH_S = 5.0
-"""Seconds between looks with a bare --watch."""
+"""Seconds between updates of a --watch without a number."""
 METRICS_BYTES = 1 << 18
-"""End of metrics.jsonl that is read: some hundred lines, whatever the length of the run."""
+"""Bytes read from the end of metrics.jsonl: some hundred lines, for a run of any length."""
 ALL_DEPTH = 6
-"""Folders in folders that --all looks into."""
+"""Levels of folders that --all searches."""
 
 
 class _OptionalSeconds(click.Command):
-    """A command whose --watch may stand before RUN without its number."""
+    """A command whose --watch takes an optional number."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = [
@@ -39,23 +39,23 @@ class _OptionalSeconds(click.Command):
 
 @click.command(cls=_OptionalSeconds)
 @click.argument("runs", nargs=-1, metavar="RUN...")
-@click.option("--all", "below", metavar="DIR", help="Every run below DIR, however deep; instead of RUN.")
+@click.option("--all", "below", metavar="DIR", help="Show every run below DIR, instead of RUN.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--watch",
     type=click.FloatRange(0.1),
     metavar="[SECONDS]",
-    help=f"Look again every SECONDS (default {WATCH_S:g}) until Ctrl-C.",
+    help=f"Update every SECONDS (default {WATCH_S:g}) until Ctrl-C.",
 )
 @click.pass_context
 def status(
     ctx: click.Context, runs: tuple[str, ...], below: str | None, as_json: bool, watch: float | None
 ) -> None:
-    """Says where each RUN stands: a run's folder, a folder that holds some, or a pattern such as 'runs/vit*'.
+    """Shows the state of each RUN: a run's folder, a folder of runs, or a pattern such as 'runs/vit*'.
 
-    One run is shown with its last events. States: queued (its job waits in Slurm); running; stalled (its process
+    A single run is shown with its last events. States: queued (its job waits in Slurm); running; stalled (its process
     lives, but wrote nothing for long); restarting; stopped (by a signal, resumable); failed; killed (no exit message);
-    complete. Slurm is asked about the jobs that run folders name, where there is one.
+    complete. On a machine with Slurm, squeue is called once for the jobs of all runs.
     """
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.scheduler.commands import JobQueries
@@ -73,7 +73,7 @@ def status(
     try:
         while True:
             page = _page(runs, below, queue)
-            # Home, the lines with what is right of them cleared, then all below: no flicker, nothing left over.
+            # Overwrite line by line and clear the rest, which does not flicker.
             lines = "\033[H" + "".join(f"{line}\033[K\n" for line in page.splitlines()) + "\033[J"
             click.echo(lines if sys.stdout.isatty() else page)
             time.sleep(watch)
@@ -107,10 +107,10 @@ def _page(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
 
 
 def _find(patterns: Sequence[str], below: str | None) -> list["RunFolder"]:
-    """The runs that are meant, each once.
+    """The runs that the patterns name, each once.
 
     Raises:
-        UserError: if one means none.
+        UserError: if a pattern names no run.
     """
     from uniemox_dist.cli.one_run import refuse_empty
     from uniemox_dist.runs.folder import RunFolder
@@ -164,7 +164,7 @@ def _below(place: str) -> list["RunFolder"]:
 def _looks(
     runs: Sequence["RunFolder"], queue: "JobQueries"
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Facts and events of each run; Slurm is asked once for all of them."""
+    """Facts and events of each run; squeue is called once for all of them."""
     from uniemox_dist.runs.jobs import job_of, jobs_of
 
     jobs = [jobs_of(run.path) for run in runs]
@@ -181,13 +181,13 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
     from uniemox_dist.runs.history import History, sections
     from uniemox_dist.runs.status import Saved, saved_time, summarize
 
-    lock = run.look_at_lock()  # first: a run that ends while we read must not look killed
+    lock = run.look_at_lock()  # first: a run that ends while its files are read must not look killed
     try:
         config = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     except (OSError, ValueError, UserError):
-        config = None  # its settings only sharpen what the lines say
+        config = None  # the state can be told without the settings
     events, metrics = read_lines(run.events), read_lines(run.metrics, METRICS_BYTES)
-    if not lock.held:  # and one that began while we read is not free
+    if not lock.held:  # a run may have begun while its files were read
         lock = run.look_at_lock()
     newest = newest_complete(run.checkpoints)
     saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None

@@ -1,4 +1,4 @@
-"""Settings of a run, of what it reads, and of how its batches are divided."""
+"""The sections run, data and batch."""
 
 import re
 from typing import Literal
@@ -9,7 +9,7 @@ from uniemox_dist.config.sections import Amount, Seconds, Section, Share
 
 
 class RunConfig(Section):
-    """Where a run lives and how long it goes."""
+    """Name, folder, length, saves, time-outs and restarts of a run."""
 
     name: str = "run"
     """Name of the run; its folder is dir/name."""
@@ -28,7 +28,7 @@ class RunConfig(Section):
     keep_last: PositiveInt = 3
     """Complete checkpoints kept; older ones are deleted."""
     keep_every: PositiveInt | None = None
-    """Checkpoints of steps that this divides are kept for ever."""
+    """Steps whose checkpoints are never deleted: the multiples of this."""
     trace: bool = False
     """Write every sample's key and checksums of its views and masks to trace/rank<r>.jsonl."""
     pictures_every: PositiveInt | None = 500
@@ -36,13 +36,13 @@ class RunConfig(Section):
     timeout_s: Seconds = 1800
     """Seconds that a collective operation waits for the other ranks."""
     step_timeout_s: Seconds = 900
-    """Seconds that a step may take, saves and pictures apart; then the rank writes all its stacks and ends with 1."""
+    """Seconds that a step may take, without saves and pictures; then the rank writes its stacks and exits with 1."""
     start_timeout_s: Seconds = 3600
-    """The same, for the first step (without compute.compile) and for each part of what comes before it."""
+    """Seconds that the first step without compute.compile, and each phase of the start before it, may take."""
     compile_timeout_s: Seconds = 3600
-    """The same, for the first step with compute.compile, which waits for the compiler."""
+    """Seconds that the first step with compute.compile may take; it waits for the compiler."""
     max_restarts: int = Field(default=2, ge=0)
-    """Restarts after a fault without a new checkpoint in between, after which the launcher gives up."""
+    """Restarts in a row after faults without a new checkpoint, after which the launcher gives up."""
     preflight: bool = True
     """Check this node and the ranks for a few seconds before training (the short form of `uniemox doctor`)."""
     spike_factor: float = Field(default=3.0, gt=1.0)
@@ -72,7 +72,7 @@ class SourceConfig(Section):
     path: str
     """Folder with manifest.json."""
     weight: Amount | None = None
-    """Share of the slots, relative to the other sources; 1 where neither this nor repeat is given."""
+    """Share of the slots, relative to the other sources; 1 if neither this nor repeat is given."""
     repeat: Amount | None = None
     """How often each sample is seen in an epoch of the mix (or give weight); for all sources or for none."""
 
@@ -84,7 +84,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    """What is read, and how a picture becomes two views."""
+    """The data that is read, and how a picture becomes two views."""
 
     path: str | None = None
     """Folder with manifest.json (or give sources)."""
@@ -107,7 +107,7 @@ class DataConfig(Section):
     cache_dir: str | None = None
     """Folder on the node's own disk for whole shards, shared by all ranks of a node; for remote or slow sources."""
     cache_gb: PositiveFloat = 100.0
-    """Largest size of cache_dir, in units of 10^9 bytes; what was not used for longest makes room."""
+    """Largest size of cache_dir in GB (10^9 bytes); the least recently used shards are deleted."""
     verify_hash: bool = True
     """Check each picture's SHA-256 as it is read."""
     max_bad_share: Share = 0.01
@@ -124,7 +124,7 @@ class DataConfig(Section):
     person_margin: float = Field(default=0.15, ge=0.0, le=2.0)
     """How far the person's box grows on each side, as a share of its longer side."""
     background: Literal["white", "random"] = "white"
-    """What stands behind transparent pixels; random is one colour per slot."""
+    """Colour behind transparent pixels; random is one colour per slot."""
     colour_jitter: Share = 0.0
     """Brightness, contrast and saturation of each view are multiplied by 1 - this … 1 + this."""
 
@@ -158,14 +158,14 @@ class DataConfig(Section):
 
 
 class BatchConfig(Section):
-    """How many samples a step takes, and how they may be divided among ranks."""
+    """Samples of a step, and how they may be divided among ranks."""
 
     global_batch: PositiveInt = 768
-    """Samples of one optimizer step, over all ranks."""
+    """Samples of one optimizer step over all ranks."""
     micro_batch: PositiveInt = 32
     """Samples of one forward pass of one rank."""
     streams: PositiveInt = 96
-    """Streams that the data is dealt into, fixed for the run; every number of ranks must divide it."""
+    """Number of streams that the data is divided into, fixed for the run; a multiple of every number of ranks."""
 
     @model_validator(mode="after")
     def _streams_divide(self) -> "BatchConfig":

@@ -46,7 +46,7 @@ class OptimConfig(Section):
     min_lr: Weight = 0.0
     """Learning rate at the end of the half-cycle cosine."""
     layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Learning rate of an encoder layer over that of the next one; all that is not encoder has the full rate."""
+    """Learning rate of an encoder layer relative to that of the next layer; other parameters have the full rate."""
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Decay, per step, of an exponential moving average of the encoder's weights; 0 keeps none."""
     clip_grad: Weight = 0.0
@@ -70,7 +70,7 @@ class ComputeConfig(Section):
     compile: bool = False
     """Compile the student's blocks with torch.compile."""
     checkpoint_blocks: bool = False
-    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more time."""
+    """Keep only the inputs of blocks for the backward pass and recompute the rest: less memory, more time."""
     peak_tflops: PositiveFloat | None = None
     """The device's stated peak, 10^12 floating-point operations per second in the run's number format; known for
     common GPUs. Model FLOP utilisation is measured against it."""

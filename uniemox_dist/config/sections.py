@@ -1,4 +1,4 @@
-"""What all sections of the configuration share."""
+"""The base class and the types of all sections of the configuration."""
 
 from typing import Annotated
 

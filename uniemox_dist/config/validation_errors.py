@@ -1,4 +1,4 @@
-"""What is wrong with the values of a section, in lines for the user."""
+"""Validation errors of a section as lines for the user."""
 
 import difflib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """One line for every mistake: dotted path, value, and what it should be; a misspelt key with its nearest known."""
+    """Yields a line per error: dotted path, value and what it should be; for an unknown key, the nearest known one."""
     for issue in error.errors():
         path = ".".join(str(part) for part in issue["loc"])
         if issue["type"] == "extra_forbidden":

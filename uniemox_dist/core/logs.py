@@ -1,4 +1,4 @@
-"""What a rank says, in its log and on the terminal. A log that cannot be written never ends a run."""
+"""The log of a rank, in its file and on the terminal. A log that cannot be written never ends a run."""
 
 import logging
 import socket
@@ -10,7 +10,7 @@ _reported: set[Path] = set()
 
 
 def report_once(path: Path, error: BaseException | None) -> None:
-    """Says on standard error, once for a file, that training goes on without it."""
+    """Prints once per file on standard error that training goes on without it."""
     if path not in _reported:
         _reported.add(path)
         reason = getattr(error, "strerror", None) or error
@@ -18,7 +18,7 @@ def report_once(path: Path, error: BaseException | None) -> None:
 
 
 class _File(logging.FileHandler):
-    """A log on a disk that is full costs its lines, and neither the run nor a traceback for each."""
+    """A log file: a full disk costs its lines, without a traceback for each."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -31,14 +31,14 @@ class _File(logging.FileHandler):
 
 
 class _Screen(logging.StreamHandler[TextIO]):
-    """A terminal that is gone, or a pipe that nobody reads, costs lines as well."""
+    """A log on the terminal: a closed terminal or pipe costs its lines."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         report_once(Path("standard output"), sys.exc_info()[1])
 
 
 class Step(logging.Filter):
-    """Gives each line of a log the step at which it was written."""
+    """Adds the present step to each line of a log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +50,11 @@ class Step(logging.Filter):
 
 
 def start_logging(folder: Path, rank: int, main: TextIO | None = None) -> Step:
-    """Our logger: everything to <folder>/rank<rank>.log with time, rank and step, and what rank 0 says also to the
-    terminal; errors of others to `main`, the main log of their job, if they have one. Returns what is told the step."""
+    """Sets up the logger `uniemox` and returns the filter whose `now` is the present step.
+
+    All lines go to <folder>/rank<rank>.log with time, rank and step; those of rank 0 also to the terminal, and errors
+    of other ranks to `main`, the main log of their job, if they have one.
+    """
     log = logging.getLogger("uniemox")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -82,7 +85,7 @@ def start_logging(folder: Path, rank: int, main: TextIO | None = None) -> Step:
 
 
 def stop_logging(folder: Path) -> None:
-    """Closes the log of this process in a folder; the terminal goes on to be told."""
+    """Closes this process's log in a folder; lines still go to the terminal."""
     log = logging.getLogger("uniemox")
     for handler in [h for h in log.handlers if isinstance(h, _File)]:
         if Path(handler.baseFilename).parent == folder.absolute():

@@ -1,8 +1,8 @@
 """Signals that ask a run to end: they only set a flag, which the loop reads at a step's boundary.
 
-Slurm signals every process of a job step, and so also compilers and other helpers that a rank has started. A handler is
-lost with exec, and so those would die of it; a signal that is blocked or ignored stays so in every child. So a rank
-blocks and ignores these signals, and looks which of them wait for it when it wants to know.
+Slurm signals every process of a job step, which includes compilers and other helpers that a rank started. Handlers are
+lost by exec, so a signal would kill the helpers; blocked and ignored signals stay so in every child. A rank therefore
+blocks and ignores these signals, and polls for pending ones.
 """
 
 import ctypes
@@ -14,24 +14,26 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 LAUNCHER_PID = "UNIEMOX_LAUNCHER_PID"
-"""The variable in which the launcher of one machine tells its ranks which process it is."""
+"""The variable that holds the process id of the local launcher, for its ranks."""
 LIMIT, LEAD_S = "UNIEMOX_ENDS", "UNIEMOX_LEAD_S"
-"""Variables of a batch script: when its time limit comes, in seconds since 1970, and how many earlier Slurm signals."""
+"""Variables of a batch script: the time limit in seconds since 1970, and how many seconds earlier Slurm signals."""
 EARLY_S = 60.0
-"""Slurm looks now and then only, and so signals up to a minute too early."""
+"""Slurm checks once a minute, and so signals up to a minute too early."""
 _PR_SET_PDEATHSIG = 1
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask this process to stop. Under nohup a terminal that closes is no reason to."""
+    """The signals that ask this process to stop; under nohup without SIGHUP."""
     hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOP_SIGNALS if not (number == signal.SIGHUP and hangup_ignored)]
 
 
 def stop_with_launcher() -> None:
-    """Ties a rank to the launcher that started it, if one did: SIGTERM comes when the launcher is gone, however it
-    ended, or at once if it is gone already. Otherwise the rank would train on unseen, and hold the run's lock."""
-    # Taken out, as what this rank starts is not the launcher's.
+    """Makes the kernel send SIGTERM to this rank when the launcher that started it ends, or at once if it has ended.
+
+    Otherwise the rank would train on unseen, and hold the run's lock.
+    """
+    # Removed, because children of this rank do not belong to the launcher.
     launcher = os.environ.pop(LAUNCHER_PID, "")
     if not launcher:
         return
@@ -41,12 +43,12 @@ def stop_with_launcher() -> None:
 
 
 def unblock() -> None:
-    """Lets this process get the stop signals, which whoever started it may have blocked."""
+    """Unblocks the stop signals, which the parent process may have blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 class StopFlag:
-    """Remembers the first stop signal. A second SIGINT interrupts at once: someone is waiting at a terminal."""
+    """Remembers the first stop signal. A second SIGINT interrupts at once, for a user at a terminal."""
 
     def __init__(self) -> None:
         self._received: str | None = None
@@ -54,22 +56,26 @@ class StopFlag:
         self._deadline: float | None = None
 
     def install(self) -> "StopFlag":
-        """Takes the signals over; only possible in the main thread, and meant to come before other threads and
-        processes start. SIGINT alone is not kept from helpers: it comes from a terminal, or to this process alone."""
+        """Installs the handlers; call it in the main thread, before other threads and processes start.
+
+        Only SIGINT still reaches helpers: it comes from a terminal, or to this process alone.
+        """
         for number in stop_signals():
             signal.signal(number, self._on_signal)
         self._blocked = [number for number in stop_signals() if number != signal.SIGINT]
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         if len(os.listdir("/proc/self/task")) == 1:
-            # Shells take up what was blocked, but never what was ignored. What is blocked waits here, even if ignored;
+            # Shells unblock signals, but keep ignored ones. A blocked signal stays pending here even if it is ignored;
             # with other threads, which do not block it, it could be lost.
             for number in self._blocked:
                 signal.signal(number, signal.SIG_IGN)
         return self
 
     def mind_limit(self, env: Mapping[str, str] = os.environ) -> None:
-        """Slurm signals once, before the time limit, and who starts later, after a fault, would never hear of it: where
-        that may be so, the clock stands in for the signal."""
+        """Sets the flag by the clock if Slurm has already sent its one signal before the time limit.
+
+        A rank that starts after that signal, because of a fault, would otherwise never receive it.
+        """
         try:
             signalled = float(env.get(LIMIT, "")) - float(env.get(LEAD_S, ""))
         except ValueError:  # there is no limit, or this is no Slurm job
@@ -87,8 +93,8 @@ class StopFlag:
         return self._received
 
     def ignore_from_now_on(self) -> None:
-        """The loop is over and only the way out is left. srun --kill-on-bad-exit sends SIGTERM to the ranks that
-        leave a little later than the first, which would turn their 75 into 143."""
+        """Ignores the signals while the process exits: srun --kill-on-bad-exit sends SIGTERM to the ranks that exit
+        after the first, which would turn their exit code 75 into 143."""
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -1,7 +1,7 @@
-"""A process that hangs ends itself, and leaves the stacks of all its threads behind.
+"""A watchdog that ends a hanging process and writes the stacks of all its threads.
 
-Ranks that wait for one that hangs, crashed silently or sits on a dead file system would otherwise hold their GPUs until
-somebody looks.
+Otherwise ranks would hold their GPUs for as long as they wait for a rank that hangs, has crashed or waits for a dead
+file system.
 """
 
 import faulthandler
@@ -14,35 +14,35 @@ from uniemox_dist.core.errors import EXIT_FAULT
 
 TICK_S = 0.5
 GRACE_S = 2.0
-"""Between stacks and end: ranks that wait for the same one get the time to write theirs before connections break."""
+"""Seconds between writing the stacks and the end, in which other waiting ranks write theirs."""
 
 
 class Watchdog:
-    """Ends the process with exit code 1 if what was announced last takes longer than it may.
+    """Ends the process with exit code 1 if the present phase takes longer than its limit.
 
-    Time is counted in ticks, so that a job that was suspended as a whole and goes on is not ended for it. A rank that
-    hangs while it holds Python's lock cannot end itself: the others do, and whoever started them then kills it.
+    It counts ticks, so that a job that Slurm suspended and resumed is not ended. A rank that hangs while it holds
+    Python's GIL cannot end itself: the others end, and the launcher then kills it.
     """
 
     def __init__(self, stacks: Path, say: Callable[[str], None]) -> None:
-        """`stacks` is written only when it comes to that; `say` is told in one line what took too long."""
+        """`stacks` is written only if a limit is exceeded; `say` is called with one line about the phase."""
         self._stacks, self._say = stacks, say
         self._doing, self._limit_s, self._waited_s = "", float("inf"), 0.0
         self._changed, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> "Watchdog":
-        """Begins to watch."""
+        """Starts the thread."""
         self._thread.start()
         return self
 
     def expect(self, doing: str, limit_s: float) -> None:
-        """From now on `doing` is under way, and may take `limit_s` seconds until the next call."""
+        """Starts a phase, named `doing`, that may last `limit_s` seconds until the next call."""
         with self._changed:
             self._doing, self._limit_s, self._waited_s = doing, limit_s, 0.0
 
     def close(self) -> None:
-        """Watches no longer."""
+        """Stops the thread."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -57,7 +57,7 @@ class Watchdog:
 
     def _end(self, reason: str) -> None:
         try:
-            where = f"what every thread did then stands in {self._stacks}"
+            where = f"the stacks of all threads are in {self._stacks}"
             try:
                 write_stacks(self._stacks, reason)
             except OSError as error:
@@ -65,7 +65,7 @@ class Watchdog:
             self._say(f"{reason}; {where}")
         finally:
             self._closed.wait(GRACE_S)
-            os._exit(EXIT_FAULT)  # the main thread hangs: it can neither be asked nor waited for
+            os._exit(EXIT_FAULT)  # the main thread hangs, so that a normal exit is impossible
 
 
 def write_stacks(path: Path, reason: str) -> None:

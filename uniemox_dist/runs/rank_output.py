@@ -1,6 +1,6 @@
-"""Where the ranks of a Slurm job write: rank 0 into the job's main log, the others into logs/rank<r>.out of the run.
+"""The output of ranks in a Slurm job: rank 0 writes to the job's main log, the others to logs/rank<r>.out of the run.
 
-What a rank says of its own end goes into the main log as well, with its rank and host.
+Each rank also writes its last error to the main log, with its rank and host.
 """
 
 import os
@@ -24,14 +24,14 @@ class MainLog:
         self._who = ""
 
     def leave(self, folder: RunFolder, world: World, env: Mapping[str, str] = os.environ) -> None:
-        """From now on the standard output and error of a rank other than 0 go into its own file; also what libraries
-        and helper processes write. Does nothing outside of a Slurm job step, or while there is no folder for it."""
+        """Redirects standard output and error of a rank other than 0 to its own file, those of libraries and helper
+        processes included. Does nothing outside a Slurm job step, or if the folder does not exist yet."""
         if world.is_main or self.stream is not None or "SLURM_STEP_ID" not in env:
             return
         try:
             path = folder.logs / f"rank{world.rank}.out"
             own = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError:  # then it goes on writing where it does
+        except OSError:  # keep the present output
             return
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -45,7 +45,7 @@ class MainLog:
         sys.excepthook = self._uncaught
 
     def tell(self, text: str) -> None:
-        """Writes lines into the main log, each with rank and host; nothing where this rank still writes there."""
+        """Writes lines to the main log, each with rank and host; does nothing if this rank's output goes there."""
         if self.stream is None:
             return
         with suppress(OSError, ValueError):

@@ -197,7 +197,7 @@ def find_state_without_job(
         )
     if silent_s <= limit_s:
         return State("running", "good", "starting" if starts else "")
-    perhaps = "" if lock.held else " or killed: the lock cannot be tested here"
+    perhaps = "" if lock.held else "; perhaps killed: the lock cannot be tested here"
     return State("stalled", "bad", f"no line for {duration(silent_s)}{perhaps}")
 
 

@@ -86,7 +86,7 @@ def test_where_the_lock_cannot_be_told_lines_decide() -> None:
     found = look(lock=UNKNOWN, now=1200.0)
     assert (found["state"], found["remark"]) == (
         "stalled",
-        "no line for 1 min 40 s or killed: the lock cannot be tested here",
+        "no line for 1 min 40 s; perhaps killed: the lock cannot be tested here",
     )
 
 

@@ -54,10 +54,10 @@ def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
 def test_the_page_says_what_the_drawing_shows_and_names_slow_hosts(told: RunFolder) -> None:
     text = section(told)
     assert (
-        "Below stands what happened: saves (17), skipped (2), spikes (1), slow ranks (3), pictures replaced (1), "
+        "Events below: saves (17), skipped (2), spikes (1), slow ranks (3), pictures replaced (1), "
         "faults (2), killed (1), restarts (1), stops (1)."
     ) in text
-    assert "the red part of its line had to be done again" in text
+    assert "steps drawn in red were lost" in text
     assert (
         "Slow ranks by host: node02 2 times, at most 2.1 × the median; node01 1 time, at most 1.6 × the median."
         in text
