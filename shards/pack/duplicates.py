@@ -36,5 +36,5 @@ def describe_duplicate(
     if split != first_split:
         return "leak", f"the same picture as {first} of split {first_split}"
     if label != first_label and label is not None and first_label is not None:
-        return "conflict", f"the same picture as {first}, whose label is {first_label!r}, not {label!r}"
+        return "conflict", f"the same picture as {first}, which is labelled {first_label!r}, not {label!r}"
     return "duplicate", f"the same picture as {first}"

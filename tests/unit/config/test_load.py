@@ -349,7 +349,7 @@ def test_pretraining_without_data_ends_with_2_and_one_line(
     )
     says = {
         "missing": "no such folder; build it with `uniemox shards pack`",
-        "empty": "holds no samples; pack a source with pictures",
+        "empty": "has no samples; pack a source with pictures",
     }[kind]
     lines = [line for line in capsys.readouterr().err.splitlines() if "Warning" not in line]
     assert lines == [f"uniemox: error: data.path={folder}: {says}"]

@@ -64,7 +64,7 @@ def test_the_same_picture_with_another_label_is_a_conflict(tmp_path: Path) -> No
     result = packed(tmp_path, [*rows, {"key": "other", "image": picture(2), "label": "joy"}])
     assert sum(result.packed.values()) == 2
     assert list(reasons(result).values()) == ["conflict"]
-    assert "whose label is" in result.rejected[0].detail
+    assert "which is labelled" in result.rejected[0].detail
 
 
 @pytest.mark.parametrize("seed", range(4))
