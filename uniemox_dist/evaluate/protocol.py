@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.evaluation_batches import EvaluationBatch
 from uniemox_dist.evaluate.embedding_pass import Split, embed_splits, open_splits
@@ -29,6 +30,7 @@ from uniemox_dist.evaluate.subject import (
     Rows,
 )
 from uniemox_dist.evaluate.tasks import COMMON, embed_texts
+from uniemox_dist.release.format import read_release
 from uniemox_dist.teacher.model import Teacher
 
 STUDENT = "student"
@@ -98,6 +100,10 @@ def run(
     Raises:
         UserError: for a release without a teacher, another teacher than it was trained with, or missing data.
     """
+    if read_release(release)["teacher"] is None:
+        raise UserError(
+            f"RELEASE={release}: was trained without a teacher, which the protocol compares with; use knn or probe"
+        )
     readers = open_splits(data, splits, ("train", "test"))
     subject = ReleaseSubject(release, BASELINES, teacher_name=teacher_name, device=device)
 
