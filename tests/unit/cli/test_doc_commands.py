@@ -1,5 +1,6 @@
 """Every command line of README and docs names a command and options that exist."""
 
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -44,7 +45,7 @@ def test_a_line_of_the_docs_names_what_exists(words: list[str]) -> None:
         "--help",
         "--version",
     }
-    for word in rest:
+    for word in takewhile(lambda word: word != "--", rest):  # behind it stands another command
         name = word.strip("[]").split("=")[0].split("|")[0]
         if name.startswith("--") and name != "--":
             assert name in options, f"uniemox {' '.join(words)}: no option {name}"
