@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import make_parser, save_results
 
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed import collectives
@@ -43,7 +43,7 @@ from uniemox_dist.train.step import RankStatus, update_weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = make_parser(__doc__.partition("\n\n")[0])
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument(
@@ -60,7 +60,6 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
     )
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.ranks > 1 and "RANK" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -81,8 +80,7 @@ def main() -> None:
             shutil.rmtree(folder if options.dir else top, ignore_errors=True)
     if world.is_main:
         show(found)
-        if options.json:
-            write_json(options.json, {"command": sys.argv, **found})
+        save_results(options, {"command": sys.argv, **found})
     collectives.close()
 
 

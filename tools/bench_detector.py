@@ -5,14 +5,13 @@ Each way of running it sees the same 64 crops of photographs, in turns; a way's 
 for `--persons onnx:FILE` give `--persons`. Pin it to one core (`taskset -c 0`) where others are at work.
 """
 
-import argparse
-import json
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from benchmark import make_parser, save_results, time_in_turn
 from PIL import Image
 from skimage import data
 
@@ -21,7 +20,6 @@ from shards.detect.nanodet import BGR_MEAN, BGR_STD, SIDE_PX, NanoDet
 from shards.detect.onnx_session import open_session
 from shards.detect.registry import make_detector
 from shards.detect.types import Person
-from uniemox_dist.core.files import atomic_path
 
 PHOTOS = ("astronaut", "coffee", "rocket", "chelsea", "hubble_deep_field", "retina")
 PICTURES = 64
@@ -73,8 +71,7 @@ def batched(batch: int) -> Way:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures there, too")
+    parser = make_parser(__doc__)
     parser.add_argument("--original", type=Path, metavar="ONNX", help="the file `plain` runs")
     parser.add_argument("--persons", metavar="SPEC", help="a further detector, as `--persons` names it")
     parser.add_argument("--rounds", type=int, default=3)
@@ -84,13 +81,13 @@ def main() -> None:
     if options.persons:
         ways[options.persons] = make_detector(options.persons, threads=1).detect
     pictures = crops()
-    best_s = dict.fromkeys(ways, float("inf"))
-    persons = {}
-    for _ in range(options.rounds):
-        for name, detect in ways.items():
-            start = time.perf_counter()
-            persons[name] = sum(map(len, detect(pictures)))
-            best_s[name] = min(best_s[name], time.perf_counter() - start)
+    persons: dict[str, int] = {}
+
+    def count_persons(name: str) -> None:
+        persons[name] = sum(map(len, ways[name](pictures)))
+
+    calls = {name: partial(count_persons, name) for name in ways}
+    best_s = {name: min(seconds) for name, seconds in time_in_turn(calls, options.rounds).items()}
 
     print(f"{PICTURES} pictures, onnxruntime {onnxruntime.__version__}, 1 thread, best of {options.rounds}")
     print(f"{'way':<12} {'pictures/s':>10} {'ms/picture':>10} {'persons':>8}")
@@ -100,11 +97,7 @@ def main() -> None:
     ]
     for row, s in zip(rows, best_s.values()):
         print(f"{row['way']:<12} {row['pictures_per_s']:>10} {s / PICTURES * 1e3:>10.1f} {row['persons']:>8}")
-    if options.json:
-        with atomic_path(options.json) as temporary:
-            temporary.write_text(
-                json.dumps({"pictures": PICTURES, "threads": 1, "ways": rows}, indent=1) + "\n"
-            )
+    save_results(options, {"pictures": PICTURES, "threads": 1, "ways": rows})
 
 
 if __name__ == "__main__":

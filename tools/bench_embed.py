@@ -4,10 +4,8 @@ run, in turn. Prints a table.
     python tools/bench_embed.py [--model vit_base] [--pictures 128] [--rounds 3] [--json FILE]
 """
 
-import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ import onnxruntime
 import timm
 import torch
 from bench_release import make_run
+from benchmark import make_parser, print_markdown, save_results, time_call, time_in_turn
 from PIL import Image
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.inference.embed import embed
 from uniemox_dist.inference.inputs import Pictures, batches
@@ -81,30 +79,21 @@ def ways(out: Path, folder: Path, batch: int, workers: int, scratch: Path) -> di
 
 def main() -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="vit_base")
     parser.add_argument("--pictures", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         release(make_run(scratch / "runs", given.model), scratch / "out", onnx=True)
         folder = make_pictures(scratch / "pictures", given.pictures)
         done = ways(scratch / "out", folder, given.batch, given.workers, scratch)
-        began = time.perf_counter()
-        load_uniemox(scratch / "out", verify=True)
-        load_s = time.perf_counter() - began
-        rates: dict[str, list[float]] = {name: [] for name in done}
-        for _ in range(given.rounds):
-            for name, work in done.items():
-                began = time.perf_counter()
-                count = work()
-                rates[name].append(count / (time.perf_counter() - began))
+        load_s = time_call(lambda: load_uniemox(scratch / "out", verify=True))
+        seconds = time_in_turn(done, given.rounds)
+        rates = {name: [given.pictures / s for s in values] for name, values in seconds.items()}
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ours = next(name for name in medians if name.startswith("uniemox"))
     per_run = given.pictures / medians[ours]
@@ -113,13 +102,11 @@ def main() -> None:
     print(
         f"{given.model}, {given.pictures} JPEGs of {SIDE} px, batches of {given.batch}, {given.rounds} rounds\n"
     )
-    print("| | pictures/s | of the bare model |\n|---|---|---|")
-    for name, rate in medians.items():
-        print(f"| {name} | {rate:.2f} | {rate / first:.2f} |")
-    if given.json:
-        write_json(
-            given.json, {"torch": torch.__version__, "settings": vars(given) | {"json": None}, "rates": rates}
-        )
+    rows = [(name, f"{rate:.2f}", f"{rate / first:.2f}") for name, rate in medians.items()]
+    print_markdown(("", "pictures/s", "of the bare model"), rows)
+    save_results(
+        given, {"torch": torch.__version__, "settings": vars(given) | {"json": None}, "rates": rates}
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ whole picture: the costliest case. A last table says where the time of (a) goes.
 Photos: `--photos DIR`, or those of npm's tabler-ui (fetched by `npm pack`, never kept), or else scikit-image's own.
 """
 
-import argparse
 import io
-import json
 import math
 import shutil
 import subprocess
@@ -28,6 +26,7 @@ import numpy as np
 import simplejpeg
 import torch
 import webdataset
+from benchmark import make_parser, save_results
 from PIL import Image
 from torchvision import transforms
 
@@ -190,7 +189,7 @@ def profile(shards: Path, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = make_parser(__doc__.partition("\n\n")[0])
     parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,024 pixels wide")
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 500, 1024])
     parser.add_argument("--count", type=int, default=400, help="pictures of each width")
@@ -198,7 +197,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of each row, each time")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--gpu", type=float, default=1000, help="samples per second that a GPU takes")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -234,8 +232,7 @@ def main() -> None:
     rest = [1e3 / row["a"] - sum(row["ms"].values()) for row in rows]
     print(f"{'collate and hand over':27s}" + "".join(f"{ms:8.3f}" for ms in rest))
     print(f"{'all':27s}" + "".join(f"{1e3 / row['a']:8.3f}" for row in rows))
-    if options.json:
-        options.json.write_text(json.dumps({"command": sys.argv, "photos": what, "rows": rows}, indent=1))
+    save_results(options, {"command": sys.argv, "photos": what, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -6,18 +6,16 @@ with bytes of its own. Every way runs `--repeat` times in turn; the best time of
 disk (except that the packer calls fsync for each shard, which the others do not).
 """
 
-import argparse
 import io
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from benchmark import make_parser, save_results, time_call, time_in_turn
 from PIL import Image
 
 DISTINCT = 1000
@@ -82,27 +80,23 @@ def tar(photos: Path, out: Path) -> None:
 
 def measure(ways: dict[str, Callable[[Path], None]], work: Path, repeat: int) -> dict[str, float]:
     """Best seconds of each way."""
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(repeat):
-        for name, way in ways.items():
-            out = work / "out"
-            start = time.perf_counter()
-            way(out)
-            best[name] = min(best[name], time.perf_counter() - start)
-            shutil.rmtree(out)
-    return best
+    out = work / "out"
+
+    def measure_way(way: Callable[[Path], None]) -> float:
+        seconds = time_call(lambda: way(out))
+        shutil.rmtree(out)
+        return seconds
+
+    return {name: min(seconds) for name, seconds in time_in_turn(ways, repeat, measure_way).items()}
 
 
 def main() -> int:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--photos", type=int, default=20_000)
     parser.add_argument("--width", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_pack_") as name:
         work = Path(name)
@@ -134,9 +128,8 @@ def main() -> int:
     ratios = {"decoded_to_plain_loop": loop / decoded, "hashed_to_tar": plain / hashed}
     print(f"\ndecoded: {ratios['decoded_to_plain_loop']:.2f} times the plain loop's speed (aim: 3)")
     print(f"hashed:  {ratios['hashed_to_tar']:.2f} times tar's speed (aim: 0.5)")
-    if arguments.json is not None:
-        facts = {"photos": arguments.photos, "width": arguments.width, "bytes": size, "rows": rows, **ratios}
-        arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
+    facts = {"photos": arguments.photos, "width": arguments.width, "bytes": size, "rows": rows, **ratios}
+    save_results(arguments, facts)
     return 0
 
 

@@ -4,9 +4,7 @@ Packs folders (and, with `--layout table`, a Parquet file that holds the picture
 equal, and looks at the processes twenty times a second. Prints a table; `--json FILE` writes it.
 """
 
-import argparse
 import io
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmark import make_parser, save_results
 from PIL import Image
 
 MB = 1 << 20
@@ -73,14 +72,11 @@ def watch(command: list[str]) -> tuple[float, float, float]:
 
 def main() -> int:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--layout", choices=["folder", "table"], default="folder")
     parser.add_argument("--persons", default="none")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
     print(f"{'pictures':>9} {'seconds':>8} {'pictures/s':>11} {'parent, MB':>11} {'a worker, MB':>13}")
@@ -93,8 +89,7 @@ def main() -> int:
             seconds, parent, worker = watch([*command, *options])
         rows.append({"pictures": count, "seconds": seconds, "parent_mb": parent, "worker_mb": worker})
         print(f"{count:9} {seconds:8.1f} {count / seconds:11.0f} {parent:11.0f} {worker:13.0f}", flush=True)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"layout": arguments.layout, "rows": rows}, indent=2) + "\n")
+    save_results(arguments, {"layout": arguments.layout, "rows": rows})
     return 0
 
 

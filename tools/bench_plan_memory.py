@@ -11,10 +11,10 @@ import json
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import make_parser, run_json, save_results
 from engine_memory import Measuring, planned
 
 from launch.plan.memory import Memory, memory_of, precision_of
@@ -31,7 +31,7 @@ AIM = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = make_parser(__doc__.partition("\n\n")[0])
     parser.add_argument("recipe", nargs="?", default="uniemox_vit_b16")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument(
@@ -40,7 +40,6 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[32])
     parser.add_argument("--checkpoint-blocks", action="store_true", help="measure with and without it")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -74,18 +73,16 @@ def main() -> None:
                 rows += in_own_process(options.recipe, pairs)
     for row in rows:
         print(line(row))
-    if options.json:
-        options.json.write_text(json.dumps({"device": name, "command": sys.argv, "rows": rows}, indent=1))
+    save_results(options, {"device": name, "command": sys.argv, "rows": rows})
 
 
 def in_own_process(recipe: str, pairs: list[str]) -> list[dict[str, Any]]:
     """Measured apart from what other choices have left behind."""
-    command = [sys.executable, __file__, "--one", json.dumps([recipe, pairs])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        return [{"what": " ".join(pairs[-5:]), "failed": done.returncode}]
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    try:
+        rows: list[dict[str, Any]] = run_json([__file__, "--one", json.dumps([recipe, pairs])])
+    except subprocess.CalledProcessError as error:
+        return [{"what": " ".join(pairs[-5:]), "failed": error.returncode}]
+    return rows
 
 
 def measured(one: list[Any]) -> list[dict[str, Any]]:

@@ -4,16 +4,13 @@ checkpoint that is made for it (or on one of yours). Prints a table.
     python tools/bench_release.py [--model vit_base] [--run RUN] [--json FILE]
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import make_parser, print_markdown, run_json, save_results
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
 from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, fragment_key, write_part
@@ -74,35 +71,32 @@ def make_run(folder: Path, model: str) -> Path:
 
 def measure(run: Path, out: Path, dtype: str) -> dict[str, Any]:
     """A release in a process of its own: bytes of the model in fp32, peak memory above what imports take, seconds."""
-    command = [sys.executable, "-c", CHILD, str(run), str(out), dtype]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {"dtype": dtype, **json.loads(done.stdout.splitlines()[-1])}
+    return {"dtype": dtype, **run_json(["-c", CHILD, str(run), str(out), dtype])}
 
 
 def main() -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="vit_base", help="encoder of the checkpoint that is made")
     parser.add_argument("--run", type=Path, help="a run of yours instead")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = given.run or make_run(Path(folder) / "runs", given.model)
         rows = [measure(run, Path(folder) / dtype, dtype) for dtype in ("fp32", "bf16")]
-    print(
-        "| written as | model in fp32 | peak memory above imports | of the model | seconds |\n|---|---|---|---|---|"
-    )
-    for row in rows:
-        share = row["above"] / row["model"]
-        print(
-            f"| {row['dtype']} | {row['model'] / 1e6:.0f} MB | {row['above'] / 1e6:.0f} MB | {share:.2f} | "
-            f"{row['seconds']:.1f} |"
+    header = ("written as", "model in fp32", "peak memory above imports", "of the model", "seconds")
+    cells = [
+        (
+            row["dtype"],
+            f"{row['model'] / 1e6:.0f} MB",
+            f"{row['above'] / 1e6:.0f} MB",
+            f"{row['above'] / row['model']:.2f}",
+            f"{row['seconds']:.1f}",
         )
-    if given.json:
-        about = {"torch": torch.__version__, "time": round(time.time()), "model": given.model}
-        write_json(given.json, {**about, "rows": rows})
+        for row in rows
+    ]
+    print_markdown(header, cells)
+    about = {"torch": torch.__version__, "time": round(time.time()), "model": given.model}
+    save_results(given, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

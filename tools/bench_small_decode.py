@@ -6,9 +6,7 @@ the loader keeps): the mean absolute difference of the two views in grey levels,
 place of the half decode, which tells the decoder's share from that of filtering twice. Photos as in bench_loader.py.
 """
 
-import argparse
 import io
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_loader import originals
+from benchmark import make_parser, save_results
 from PIL import Image
 
 from uniemox_dist.data.crops import DENSITY
@@ -38,10 +37,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = make_parser(__doc__.partition("\n\n")[0])
     parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,500 pixels wide")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     found: dict[float, list[tuple[float, float]]] = {density: [] for density in DENSITIES}
@@ -90,8 +88,7 @@ def main() -> None:
                 f"{density:15.2f} {row['photos']:7d} {row['mean']:6.2f} {row['p90']:11.2f} {row['worst']:6.2f} "
                 f"{row['box_mean']:15.2f}"
             )
-    if options.json:
-        options.json.write_text(json.dumps({"command": sys.argv, "photos": what, "rows": rows}, indent=1))
+    save_results(options, {"command": sys.argv, "photos": what, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ the rate of bf16 matrix products is measured too, and useful FLOPs (uniemox_dist
 
 import argparse
 import gc
-import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -26,6 +24,7 @@ from typing import Any
 
 import psutil
 import torch
+from benchmark import make_parser, run_json, save_results, time_in_turn
 from step_rows import ROWS, Setting, add_options, countable, device, setting
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,11 +36,10 @@ LARGEST = 1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = make_parser(__doc__.partition("\n\n")[0])
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--steps", type=int, default=1, help="steps of a row in a round")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--memory", action="store_true", help="only the largest micro-batch of (a) that fits")
     parser.add_argument("--no-peaks", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak-of", choices=list(ROWS), help=argparse.SUPPRESS)  # in a process of its own
@@ -64,9 +62,7 @@ def main() -> None:
         stated = peak_tflops(machine["device"], "bf16")
         print(f"bf16 matrix products: {matrix:.0f} TFLOP/s measured, {stated or 'not'} stated")
     rows = [row for mask in options.mask for row in measure(options, mask, matrix)]
-    if options.json:
-        found = {"command": sys.argv, "machine": machine, "matrix_tflops": matrix, "rows": rows}
-        options.json.write_text(json.dumps(found, indent=1))
+    save_results(options, {"command": sys.argv, "machine": machine, "matrix_tflops": matrix, "rows": rows})
 
 
 def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> list[dict[str, Any]]:
@@ -80,10 +76,7 @@ def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> l
     flops = {
         row: counted(step) / options.micro_batch for row, step in steps.items()
     }  # a step of warm-up, too
-    seconds: dict[str, list[float]] = {row: [] for row in ROWS}
-    for _ in range(options.rounds):
-        for row, step in steps.items():
-            seconds[row].append(timed(step, options.steps))
+    seconds = time_in_turn(steps, options.rounds, lambda step: timed(step, options.steps))
     rates = {row: [options.micro_batch / s for s in seconds[row]] for row in ROWS}
     print(
         f"\nmask {mask:g}\n{'':33}samples/s  of (b)  peak GB  GFLOPs a sample  TFLOP/s  useful"
@@ -152,9 +145,8 @@ def _wait() -> None:
 
 def peak_in_own_process(row: str, mask: float) -> int:
     """`peak_bytes` of a row: in this process the other rows' weights and what allocators keep would count too."""
-    command = [sys.executable, *sys.argv, "--mask", str(mask), "--peak-of", row]  # the last --mask counts
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(found.stdout.split()[-1])
+    command = [*sys.argv, "--mask", str(mask), "--peak-of", row]  # the last --mask counts
+    return int(run_json(command))
 
 
 def peak_bytes(options: argparse.Namespace) -> int:

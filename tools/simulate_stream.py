@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark import make_parser, run_json, save_results
 
 from shards.format.manifest import Manifest, ShardEntry, read_manifest
 from uniemox_dist.data.plan import Plan
@@ -114,16 +114,13 @@ def fresh(function: str, **arguments: Any) -> dict[str, Any]:
     A new process's ru_maxrss begins with what the one that started it holds, so that this one must stay small.
     """
     began = time.perf_counter()
-    command = [sys.executable, __file__, "--call", json.dumps([function, arguments])]
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {**json.loads(result), "process_s": time.perf_counter() - began}
+    result = run_json([__file__, "--call", json.dumps([function, arguments])])
+    return {**result, "process_s": time.perf_counter() - began}
 
 
 def main() -> int:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--samples", type=float, default=1e9)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--ranks", type=int, default=4096)
@@ -133,7 +130,6 @@ def main() -> int:
     parser.add_argument(
         "--repeat", type=int, default=3, help="starts per step; the least seconds, the most MB"
     )
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--call", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.call:
@@ -168,10 +164,8 @@ def main() -> int:
     print(f"{'a rank, in one epoch':>24} {'least':>18} {'mean':>18} {'most':>18} {'most/mean':>10}")
     for name, (least, mean, most) in spread.items():
         print(f"{name:>24} {least:18,.0f} {mean:18,.1f} {most:18,.0f} {most / mean:10.4f}")
-    if given.json is not None:
-        facts = {**vars(given), **data, "starts": rows, "balance": spread}
-        facts = {name: fact for name, fact in facts.items() if name not in ("json", "call")}
-        given.json.write_text(json.dumps(facts, indent=2) + "\n")
+    facts = {**vars(given), **data, "starts": rows, "balance": spread}
+    save_results(given, {name: fact for name, fact in facts.items() if name not in ("json", "call")})
     return 0
 
 
