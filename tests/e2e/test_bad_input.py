@@ -118,13 +118,13 @@ def test_a_teacher_of_another_size_in_its_folder(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--image-size", "64"], "--image-size: says how views are drawn; add --views K"),
-        (["--no-flip"], "--flip: says how views are drawn; add --views K"),
+        (["--image-size", "64"], "--image-size: applies to views only; add --views K"),
+        (["--no-flip"], "--flip: applies to views only; add --views K"),
         (["--views", "0"], "'--views': 0 is not in the range x>=1"),
         (["--views", "2", "--scene-scale", "0.5,0.2"], "--scene-scale=0.5,0.2: needs 0 < LOW <= HIGH <= 1"),
         (
             ["--views", "2", "--scene-scale", "half"],
-            "--scene-scale=half: give 2 numbers with commas between them",
+            "--scene-scale=half: give 2 numbers separated by commas",
         ),
         (["--views", "2", "--colour-jitter", "2"], "'--colour-jitter': 2.0 is not in the range 0<=x<=1"),
         (["--views", "2", "--part", "3/2"], "--part=3/2: expected I/N with I from 1 to N"),

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from uniemox_dist.teacher.model import Teacher
 
 RETRY_S = 60.0
-"""For which a read that fails is tried again."""
-SHOWN = 10
-"""Pictures without views that are named; all are marked in the cache."""
+"""How long a failing read is retried."""
+MAX_NAMED = 10
+"""Unreadable pictures that are named; the cache marks all of them."""
 
 
 @click.command()
@@ -20,7 +20,9 @@ SHOWN = 10
 @click.option("--teacher", required=True, help="local-dir:PATH, shipped:demo, or an open_clip model name.")
 @click.option("--weights", help="File of weights, with an open_clip model name.")
 @click.option("--mean", metavar="R,G,B", help="Pixel mean of the teacher's input, with --weights.")
-@click.option("--std", metavar="R,G,B", help="Pixel standard deviation of it, with --weights.")
+@click.option(
+    "--std", metavar="R,G,B", help="Pixel standard deviation of the teacher's input, with --weights."
+)
 @click.option(
     "--views", type=click.IntRange(1), metavar="K", help="Also embed K scene views of every picture."
 )
@@ -29,14 +31,14 @@ SHOWN = 10
     type=click.IntRange(8, 4096),
     default=224,
     show_default=True,
-    help="Side of a view, pixels: the runs' model.image_size.",
+    help="Side of a view in pixels: model.image_size of the runs.",
 )
 @click.option(
     "--scene-scale",
     metavar="LOW,HIGH",
     default="0.2,1.0",
     show_default=True,
-    help="Area of a view's crop as a share of the picture: the runs' data.scene_scale.",
+    help="Area of a view's crop as a share of the picture: data.scene_scale of the runs.",
 )
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the views.")
 @click.option(
@@ -44,59 +46,74 @@ SHOWN = 10
     type=click.Choice(["white", "random"]),
     default="white",
     show_default=True,
-    help="What stands behind transparent pixels.",
+    help="Colour behind transparent pixels.",
 )
 @click.option(
     "--colour-jitter",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Brightness, contrast and saturation are multiplied by 1 - this to 1 + this.",
+    help="Largest relative change of brightness, contrast and saturation.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of crops and colours."
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of crops and colours.",
 )
-@click.option("--part", metavar="I/N", help="Take only shards I, I+N, I+2N, …, for arrays of jobs.")
+@click.option("--part", metavar="I/N", help="Process only shards I, I+N, I+2N, …, for job arrays.")
 @click.option(
-    "--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that draw views."
+    "--workers",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Loader processes that draw views.",
 )
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Embedded at once.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Captions or views per forward pass.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
-    help="Of the picture tower; auto is bf16 on a GPU and fp32 elsewhere.",
+    help="Precision of the image tower; auto is bf16 on a GPU and fp32 elsewhere.",
 )
 @click.pass_context
 def teach(context: click.Context, **options: Any) -> None:
-    """Caches what a teacher says of all data below DIR beside its shards, for pretraining to use.
+    """Caches a teacher's embeddings of all data below DIR beside its shards, for pretraining.
 
-    Embeddings of captions are always made. With --views K, K random scene views of every picture are drawn and
-    embedded too: runs with teacher.source=cache and the same view settings replay them, and need no teacher.
+    Caption embeddings are always computed. With --views K, the command also draws and embeds K random scene views of
+    every picture. Runs with teacher.source=cache and the same view settings use them and need no teacher.
 
-    The same command again goes on where it was stopped. Under srun or torchrun each rank takes its share of the shards.
+    Run the same command again to continue an interrupted one. Under srun or torchrun each rank takes its part of the
+    shards.
     """
-    work = Work.of(context, options)
+    job = TeachJob.parse(context, options)
     from uniemox_dist.teacher.model import Teacher
 
-    teacher = Teacher(work.teacher, work.device())
-    for folder in work.folders:
-        work.texts(folder, teacher)
-    if work.views:
+    teacher = Teacher(job.teacher, job.choose_device())
+    for reader in job.readers:
+        job.embed_captions(reader, teacher)
+    if job.views:
         teacher.drop_text_tower()
-        for folder in work.folders:
-            work.pictures(folder, teacher)
+        for reader in job.readers:
+            job.embed_views(reader, teacher)
 
 
 @dataclass(frozen=True)
-class Work:
+class TeachJob:
     """A checked command line."""
 
-    folders: list["ShardReader"]
+    readers: list["ShardReader"]
     teacher: Any
     views: dict[str, Any]
-    """Settings of `ViewSpec`; empty where only captions are embedded."""
+    """Arguments of `ViewSpec`; empty if only captions are embedded."""
     part: tuple[int, int]
     rank: int
     ranks: int
@@ -105,11 +122,11 @@ class Work:
     batch: int
 
     @classmethod
-    def of(cls, context: click.Context, options: dict[str, Any]) -> "Work":
-        """Opens the data sets.
+    def parse(cls, context: click.Context, options: dict[str, Any]) -> "TeachJob":
+        """Checks the options and opens the data sets.
 
         Raises:
-            UserError: naming the option that is wrong.
+            UserError: naming the wrong option.
         """
         from shards.format.manifest import manifest_folders
         from shards.pack.settings import parse_part
@@ -124,11 +141,13 @@ class Work:
             for option in ("image_size", "scene_scale", "flip", "background", "colour_jitter", "seed"):
                 given = context.get_parameter_source(option)
                 if given is not None and given.name != "DEFAULT":
-                    raise UserError(f"--{option.replace('_', '-')}: says how views are drawn; add --views K")
-        numbers = {key: _numbers(f"--{key}", options[key], 3) for key in ("mean", "std") if options[key]}
+                    raise UserError(f"--{option.replace('_', '-')}: applies to views only; add --views K")
+        numbers = {
+            key: _parse_numbers(f"--{key}", options[key], 3) for key in ("mean", "std") if options[key]
+        }
         if ":" not in name:
             missing = [k for k in ("weights", "mean", "std") if options[k] is None]
-            # Texts are not touched by pixel statistics: any will do for them.
+            # Pixel statistics do not affect captions, so any values do without --views.
             if "weights" in missing or (count and missing):
                 value = {"weights": "FILE", "mean": "R,G,B", "std": "R,G,B"}
                 needs = ", ".join(f"--{key} {value[key]}" for key in (missing if count else ["weights"]))
@@ -136,30 +155,32 @@ class Work:
             numbers = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **numbers}
         elif options["weights"] or numbers:
             raise UserError(
-                f"--teacher={name}: states its weights, mean and std itself; leave those options out"
+                f"--teacher={name}: its folder states weights, mean and std; leave these options out"
             )
-        low, high = _numbers("--scene-scale", options["scene_scale"], 2)
+        low, high = _parse_numbers("--scene-scale", options["scene_scale"], 2)
         if not 0 < low <= high <= 1:
             raise UserError(f"--scene-scale={options['scene_scale']}: needs 0 < LOW <= HIGH <= 1")
         part = parse_part(options["part"]) if options["part"] else (1, 1)
         folder = place(location, "DIR")
         if not is_local(folder):
             raise UserError(
-                f"DIR={location}: is remote; pretraining caches captions of such data in the run's folder itself, and "
-                f"views are taught on a local copy"
+                f"DIR={location}: is remote; run this command on a local copy (pretraining caches captions of remote "
+                f"data in the run's folder)"
             )
         folders = manifest_folders(folder)
         if not folders:
-            raise UserError(f"DIR={folder}: holds no manifest.json; build it with `uniemox shards pack`")
+            raise UserError(f"DIR={folder}: contains no manifest.json; build it with `uniemox shards pack`")
         world = World.from_env(meets=False)
-        readers = [ShardReader.from_folder(found, "DIR") for found in folders]
+        readers = [ShardReader.from_folder(path, "DIR") for path in folders]
         for reader in readers:
             reader.origin.retry_s = RETRY_S
-        drawn = {key: options[key] for key in ("image_size", "flip", "background", "colour_jitter", "seed")}
+        settings = {
+            key: options[key] for key in ("image_size", "flip", "background", "colour_jitter", "seed")
+        }
         return cls(
             readers,
             TeacherConfig(name=name, weights=options["weights"], precision=options["precision"], **numbers),
-            {**drawn, "scene_scale": (low, high), "count": count} if count else {},
+            {**settings, "scene_scale": (low, high), "count": count} if count else {},
             part,
             world.rank,
             world.size,
@@ -168,58 +189,58 @@ class Work:
             options["batch"],
         )
 
-    def device(self) -> str:
-        """Where the teacher runs: this rank's GPU, or the CPU."""
+    def choose_device(self) -> str:
+        """Returns this rank's GPU, or the CPU."""
         import torch
 
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
 
-    def texts(self, reader: "ShardReader", teacher: "Teacher") -> None:
-        """Embeds the captions of this rank's shards, and says what was done."""
+    def embed_captions(self, reader: "ShardReader", teacher: "Teacher") -> None:
+        """Embeds the captions of this rank's shards and prints a summary."""
         from uniemox_dist.core.os_errors import writing
         from uniemox_dist.teacher import text_cache
 
         cache = text_cache.folder_beside_shards(reader, teacher.id)
-        shards = self._shards(reader)
-        with self._bar(reader, shards, "captions") as bar, writing(*_place(reader)):
+        shards = self._list_shards(reader)
+        with self._bar(reader, shards, "captions") as bar, writing(*_describe_cache(reader)):
             embedded = text_cache.build(
                 reader, teacher, cache, batch=self.batch, shards=shards, progress=bar.update
             )
         click.echo(f"{reader.url}: {embedded} captions embedded into {cache}")
 
-    def pictures(self, reader: "ShardReader", teacher: "Teacher") -> None:
-        """Draws and embeds the views of this rank's shards, and says what was done."""
+    def embed_views(self, reader: "ShardReader", teacher: "Teacher") -> None:
+        """Draws and embeds the views of this rank's shards and prints a summary."""
         import time
 
         from uniemox_dist.core.os_errors import writing
         from uniemox_dist.teacher.view_builder import build
         from uniemox_dist.teacher.view_cache import ViewSpec
 
-        made = ViewSpec(teacher.facts, precision=teacher.precision, **self.views)
-        shards, began = self._shards(reader), time.perf_counter()
-        with self._bar(reader, shards, "views") as bar, writing(*_place(reader)):
-            built = build(
+        spec = ViewSpec(teacher.facts, precision=teacher.precision, **self.views)
+        shards, started = self._list_shards(reader), time.perf_counter()
+        with self._bar(reader, shards, "views") as bar, writing(*_describe_cache(reader)):
+            result = build(
                 reader,
                 teacher,
-                made,
+                spec,
                 batch=self.batch,
                 workers=self.workers,
                 shards=shards,
                 progress=bar.update,
             )
-        seconds = time.perf_counter() - began
-        kept = (built.pictures * made.count) - built.embedded
+        seconds = time.perf_counter() - started
+        kept = (result.pictures * spec.count) - result.embedded
         click.echo(
-            f"{reader.url}: {built.embedded} views of {built.pictures} pictures embedded in {seconds:.1f} s "
-            f"({built.embedded / seconds:.1f} a second), {kept} kept; {built.bytes / 1e6:.1f} MB in "
-            f"{len(shards)} of {len(reader.manifest.shards)} shards of {made.folder(reader)}"
+            f"{reader.url}: {result.embedded} views of {result.pictures} pictures embedded in {seconds:.1f} s "
+            f"({result.embedded / seconds:.1f} a second), {kept} kept; {result.bytes / 1e6:.1f} MB in "
+            f"{len(shards)} of {len(reader.manifest.shards)} shards of {spec.folder(reader)}"
         )
-        if built.unreadable:
-            click.echo(f"{len(built.unreadable)} pictures could not be read and are marked:", err=True)
-        for line in built.unreadable[:SHOWN]:
+        if result.unreadable:
+            click.echo(f"{len(result.unreadable)} pictures are unreadable and marked in the cache:", err=True)
+        for line in result.unreadable[:MAX_NAMED]:
             click.echo(f"  {line}", err=True)
 
-    def _shards(self, reader: "ShardReader") -> range:
+    def _list_shards(self, reader: "ShardReader") -> range:
         first, parts = self.part
         return range(first - 1, len(reader.manifest.shards), parts)[self.rank :: self.ranks]
 
@@ -231,24 +252,22 @@ class Work:
         return tqdm(total=samples, desc=f"{reader.url}: {what}", unit=" samples", disable=quiet)
 
 
-def _place(reader: "ShardReader") -> tuple[str, str]:
-    """What error lines call the place of a cache, and what helps where it cannot be written."""
-    fix = "teach a copy that can be written, or let pretraining keep captions in the run's folder"
+def _describe_cache(reader: "ShardReader") -> tuple[str, str]:
+    """Returns name and fix for errors about a cache that cannot be written."""
+    fix = "run it on a writable copy, or let pretraining keep captions in the run's folder"
     return f"DIR={reader.url}: its cache", fix
 
 
-def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
+def _parse_numbers(option: str, text: str, count: int) -> tuple[float, ...]:
     from uniemox_dist.core.errors import UserError
 
     try:
-        found = tuple(float(part) for part in text.split(","))
-        if len(found) == count and all(abs(x) < 1e6 for x in found):
-            return found
+        numbers = tuple(float(part) for part in text.split(","))
+        if len(numbers) == count and all(abs(x) < 1e6 for x in numbers):
+            return numbers
     except ValueError:
         pass
-    raise UserError(
-        f"{option}={text}: give {count} numbers with commas between them, such as {EXAMPLES[count]}"
-    )
+    raise UserError(f"{option}={text}: give {count} numbers separated by commas, such as {EXAMPLES[count]}")
 
 
 EXAMPLES = {2: "0.2,1.0", 3: "0.481,0.458,0.408"}

@@ -247,7 +247,7 @@ def test_a_picture_that_cannot_be_read_is_marked_and_named(
     assert run(["teach", str(folder), *teach_options(tiny_teacher, views=2)]) == 0
     says = capfd.readouterr()
     assert "120 views of 60 pictures embedded" in says.out
-    assert "1 pictures could not be read and are marked:" in says.err
+    assert "1 pictures are unreadable and marked in the cache:" in says.err
     assert f"000001.tar: {key}: bytes differ from the index" in says.err
     made = views(teacher, background="white", colour_jitter=0.0, seed=0)
     reader = ShardReader.from_folder(folder, "DIR")
