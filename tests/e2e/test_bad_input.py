@@ -128,7 +128,7 @@ def test_a_teacher_of_another_size_in_its_folder(
         ),
         (["--views", "2", "--colour-jitter", "2"], "'--colour-jitter': 2.0 is not in the range 0<=x<=1"),
         (["--views", "2", "--part", "3/2"], "--part=3/2: expected I/N with I from 1 to N"),
-        (["--views", "2", "--mean", "0.5,0.5,0.5"], "states its weights, mean and std itself"),
+        (["--views", "2", "--mean", "0.5,0.5,0.5"], "its folder states weights, mean and std"),
         (
             ["--views", "2", "--teacher", "ViT-B-16", "--weights", "{tmp}/w"],
             "--teacher=ViT-B-16: an open_clip model name needs --mean R,G,B, --std R,G,B",
