@@ -1,13 +1,12 @@
-"""The loader beside plain webdataset, on the same shards of real photos, in one run: prints a table, `--json FILE`
-writes it.
+"""Compares the loader with plain webdataset on the same shards of real photos; prints a table.
 
-Rows, each in samples per second of one core, from tar on disk to collated batch, through one loader process:
-(a) this loader with both views; (b) webdataset with Pillow and torchvision's transforms, two normalised float views,
-which is what the released code's loader computes; (c) decoding alone, in a loop, which is the limit. They run in turn,
-`--repeat` times, and the best time of each counts. Nobody is annotated in the photos, so that the person view is the
-whole picture: the costliest case. A last table says where the time of (a) goes.
+Rows are samples per second of one core, from tar on disk to collated batch, through one loader process: (a) this loader
+with both views; (b) webdataset with Pillow and torchvision's transforms and two normalised float views, as in the
+released code's loader; (c) decoding alone in a loop, which is the limit. They run in turn, `--repeat` times, and the
+best time of each counts. The photos have no annotated persons, so the person view is the whole picture, the most
+expensive case. A second table shows how (a) spends its time.
 
-Photos: `--photos DIR`, or those of npm's tabler-ui (fetched by `npm pack`, never kept), or else scikit-image's own.
+Photos come from `--photos DIR`, or from npm's tabler-ui (fetched by `npm pack`, not kept), or from scikit-image.
 """
 
 import io
@@ -44,15 +43,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PACKAGE = "tabler-ui@0.0.34"
 
 
-def originals(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image]]:
-    """Photos of at least 1,024 pixels, and what to call them."""
+def load_photos(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image]]:
+    """Returns photos of at least 1,024 pixels, and a description of them."""
     if folder is None and shutil.which("npm"):
         fetched = subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, capture_output=True, check=False)
         if fetched.returncode == 0:
             with tarfile.open(next(scratch.glob("*.tgz"))) as tar:
-                # The package holds each photo twice, in folders of its own.
-                found = {m.name.rpartition("/")[2]: m for m in tar if m.name.endswith("-1500.jpg")}
-                members = [found[name] for name in sorted(found)]
+                # The package contains each photo twice, in different folders.
+                by_name = {m.name.rpartition("/")[2]: m for m in tar if m.name.endswith("-1500.jpg")}
+                members = [by_name[name] for name in sorted(by_name)]
                 files = [io.BytesIO(tar.extractfile(m).read()) for m in members]  # type: ignore[union-attr]
             return f"{len(files)} photos of {PACKAGE}", [Image.open(file).convert("RGB") for file in files]
     if folder is not None:
@@ -65,7 +64,7 @@ def originals(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image
 
 
 def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int, quality: int) -> int:
-    """Writes `count` JPEGs `width` pixels wide, each a crop of its own; returns their bytes."""
+    """Writes `count` JPEGs `width` pixels wide, each a different crop; returns their total bytes."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     size = 0
@@ -80,7 +79,7 @@ def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int
     return size
 
 
-def config_of(shards: Path) -> Config:
+def make_config(shards: Path) -> Config:
     return Config.model_validate(
         {
             "run": {"max_steps": 1},
@@ -91,14 +90,14 @@ def config_of(shards: Path) -> Config:
     )
 
 
-def dataset_of(config: Config) -> PlannedDataset:
+def make_dataset(config: Config) -> PlannedDataset:
     sources = Sources(config)
     return PlannedDataset(sources.plan(config), sources.readers, None, view_settings(config), config.run.seed)
 
 
 def ours(shards: Path) -> Iterator[int]:
-    config = config_of(shards)
-    with StepBatches(dataset_of(config), config, first_step=0, rank=0, world_size=1, pin=False) as batches:
+    config = make_config(shards)
+    with StepBatches(make_dataset(config), config, first_step=0, rank=0, world_size=1, pin=False) as batches:
         while True:
             yield sum(len(batch.scene_B3HW) for batch in batches.next_step())
 
@@ -134,23 +133,23 @@ def plain(shards: Path) -> Iterator[int]:
 
 
 def decoding(shards: Path) -> Iterator[int]:
-    files = list(pictures(shards))
+    files = list(read_pictures(shards))
     while True:
         for file in files:
             simplejpeg.decode_jpeg(file)
             yield 1
 
 
-def pictures(shards: Path) -> Iterator[bytes]:
-    config = config_of(shards)
+def read_pictures(shards: Path) -> Iterator[bytes]:
+    config = make_config(shards)
     [reader] = Sources(config).readers
     for shard, entry in enumerate(reader.manifest.shards):
         for row in range(entry.samples):
             yield reader.read(shard, row).image
 
 
-def rate(make: Callable[[Path], Iterator[int]], shards: Path, seconds: float) -> float:
-    """Samples per second of one way, after its start and what it had prepared by then."""
+def measure_rate(make: Callable[[Path], Iterator[int]], shards: Path, seconds: float) -> float:
+    """Measures samples per second of one way, after start-up and prefetched batches."""
     batches = make(shards)
     warm = 0
     while warm < 6 * MICRO_BATCH:
@@ -163,9 +162,9 @@ def rate(make: Callable[[Path], Iterator[int]], shards: Path, seconds: float) ->
 
 
 def profile(shards: Path, seconds: float) -> dict[str, float]:
-    """Milliseconds a sample of the parts of (a), in this process."""
-    config = config_of(shards)
-    data = dataset_of(config)
+    """Measures milliseconds per sample of the parts of (a), in this process."""
+    config = make_config(shards)
+    data = make_dataset(config)
     settings, [reader] = data.settings, data.readers
     spent = dict.fromkeys(("plan, index, read, hash", "crops", "decode", "resize, two views"), 0.0)
     done, began = 0, time.perf_counter()
@@ -202,7 +201,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        what, photos = originals(options.photos, scratch)
+        what, photos = load_photos(options.photos, scratch)
         print(
             f"{what}; {options.count} crops a width, JPEG quality {options.quality}; samples per second of one core\n"
         )
@@ -216,7 +215,7 @@ def main() -> None:
             best = dict.fromkeys("abc", 0.0)
             for _ in range(options.repeat):
                 for letter, make in zip("abc", (ours, plain, decoding)):
-                    best[letter] = max(best[letter], rate(make, shards, options.seconds))
+                    best[letter] = max(best[letter], measure_rate(make, shards, options.seconds))
             a, b, c = best.values()
             parts = profile(shards, options.seconds)
             cores = math.ceil(options.gpu / a)

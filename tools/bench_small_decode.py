@@ -1,9 +1,10 @@
-"""What a smaller decode costs in fidelity: prints a table, `--json FILE` writes it.
+"""Measures how a reduced JPEG decode changes views; prints a table.
 
-Square crops of photos become views of 224 pixels twice: from the whole decode, and from a JPEG decoded at a half.
-Rows, by how many pixels of the half decode a crop has for each pixel of the view (`crops.DENSITY` is the bound that
-the loader keeps): the mean absolute difference of the two views in grey levels, and that from a 2×2 box filter in
-place of the half decode, which tells the decoder's share from that of filtering twice. Photos as in bench_loader.py.
+Square crops of photos are rendered as views of 224 pixels twice: from the full decode, and from a JPEG decoded at half
+size. For each number of decoded pixels per pixel of the view (the loader keeps at least `crops.DENSITY`), the table has
+the mean absolute difference of the two views in grey levels, and the same for a 2×2 box filter instead of the reduced
+decode, which separates the decoder's effect from that of filtering twice. Photos come from the same sources as in
+bench_loader.py.
 """
 
 import io
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_loader import originals
+from bench_loader import load_photos
 from benchmark import make_parser, save_results
 from PIL import Image
 
@@ -26,7 +27,7 @@ DENSITIES = (1.0, 1.25, 1.35, 1.5, 1.75, 2.0)
 
 
 def view(array_HW3: np.ndarray, left: int, top: int, side: int) -> torch.Tensor:
-    """A crop as a view, with signed numbers."""
+    """Renders a crop as a view, in signed numbers."""
     return crop_and_resize(
         torch.from_numpy(array_HW3).permute(2, 0, 1), (left, top, side, side), SIZE
     ).short()
@@ -44,7 +45,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     found: dict[float, list[tuple[float, float]]] = {density: [] for density in DENSITIES}
     with tempfile.TemporaryDirectory() as name:
-        what, photos = originals(options.photos, Path(name))
+        what, photos = load_photos(options.photos, Path(name))
     for photo in photos:
         buffer = io.BytesIO()
         photo.save(buffer, "JPEG", quality=options.quality)

@@ -1,14 +1,14 @@
-"""Our step beside the released code's schedule, in one process and in turn: prints a table, `--json FILE` writes it.
+"""Compares our training step with the released code's schedule, in one process and in turn; prints a table.
 
-Rows: (a) ours with a live teacher, (a') ours with cached embeddings, (b) the released schedule, (c) plain MAE; what
-each of them does stands in step_rows.py. Same weights, batch, precision and losses. After a step of warm-up each, the
-rows take turns for `--rounds` rounds, and the median counts. Without a loader: the batch is on the device.
+Rows: (a) ours with a live teacher, (a') ours with cached embeddings, (b) the released schedule, (c) plain MAE;
+step_rows.py describes them. All have the same weights, batch, precision and losses. After one warm-up step each, rows
+take turns for `--rounds` rounds, and the median counts. There is no loader: the batch is on the device.
 
-FLOPs of a sample are those that torch's counter sees in a step of the row. Peak memory is that of a process of its own
-for each row: on a GPU max_memory_allocated; on a CPU how far the peak of resident memory over two steps lies above
-what is resident with weights and batch before the first, so that activations, gradients and moments are in it. On a GPU
-the rate of bf16 matrix products is measured too, and useful FLOPs (uniemox_dist/models/flops.py) are given as a share.
-`--memory` instead tells the largest micro-batch of (a) that fits on the GPU, up to 1,024.
+FLOPs per sample are counted by torch in a step of the row. Peak memory is measured in a separate process for each row:
+on a GPU max_memory_allocated; on a CPU the peak resident memory over two steps minus that before the first step, when
+weights and batch are loaded, so it covers activations, gradients and moments. On a GPU the rate of bf16 matrix products
+is measured too, and useful FLOPs (uniemox_dist/models/flops.py) are shown as a share of it. `--memory` prints only the
+largest micro-batch of (a) that fits on the GPU, up to 1,024.
 """
 
 import argparse
@@ -66,10 +66,10 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> list[dict[str, Any]]:
-    """All rows at one mask ratio, printed and returned."""
+    """Measures all rows at one mask ratio; prints and returns them."""
     gc.collect()
     if device().type == "cuda":
-        torch.cuda.empty_cache()  # what the last mask's rows held; other processes need it now
+        torch.cuda.empty_cache()  # frees memory of the previous mask's rows for other processes
     peaks = {} if options.no_peaks else {row: peak_in_own_process(row, mask) for row in ROWS}
     at = setting(options, mask)
     steps = {row: at.of(row) for row in ROWS}
@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> l
 
 
 def useful_flops(at: Setting, row: str) -> int:
-    """Useful FLOPs of a sample: those of a step that does nothing in vain. (b) is given credit for (a)'s."""
+    """Returns the useful FLOPs of a sample, without redundant work; for (b) those of (a)."""
     config, tower = at.config, count_teacher_flops(at.teacher)
     if row == "c":
         loss = config.loss.model_copy(update={"relation": 0.0, "similarity": 0.0})
@@ -122,14 +122,14 @@ def useful_flops(at: Setting, row: str) -> int:
 
 
 def counted(step: Callable[[], Any]) -> int:
-    """FLOPs of a step, as torch counts them."""
+    """Counts the FLOPs of a step with torch."""
     with FlopCounterMode(display=False) as counter, countable():
         step()
     return int(counter.get_total_flops())
 
 
 def timed(step: Callable[[], Any], steps: int) -> float:
-    """Mean seconds of a step. A step ends by reading its losses: the device has done all of it but the update."""
+    """Returns the mean seconds of a step. A step ends with reading its losses, before the update is complete."""
     _wait()
     began = time.perf_counter()
     for _ in range(steps):
@@ -144,13 +144,13 @@ def _wait() -> None:
 
 
 def peak_in_own_process(row: str, mask: float) -> int:
-    """`peak_bytes` of a row: in this process the other rows' weights and what allocators keep would count too."""
+    """Measures `peak_bytes` of a row in a new process, without the memory of other rows and of allocators."""
     command = [*sys.argv, "--mask", str(mask), "--peak-of", row]  # the last --mask counts
     return int(run_json(command))
 
 
 def peak_bytes(options: argparse.Namespace) -> int:
-    """Of one row, in this process: see the top of this file."""
+    """Measures the peak memory of one row in this process, as described at the top of this file."""
     at = setting(options, options.mask[0])
     if options.peak_of != "b":
         at.clip = None
@@ -163,7 +163,7 @@ def peak_bytes(options: argparse.Namespace) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten: loading weights had one of its own
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which loading the weights has raised
     before = psutil.Process().memory_info().rss
     step()
     step()
@@ -172,9 +172,9 @@ def peak_bytes(options: argparse.Namespace) -> int:
 
 
 def largest_micro_batch(options: argparse.Namespace) -> int:
-    """The largest power of two, up to 1,024, at which two steps of (a) fit on the GPU; 0 where none does."""
+    """Returns the largest power of two, up to 1,024, at which two steps of (a) fit on the GPU; 0 if none fits."""
     if device().type != "cuda":
-        sys.exit("--memory: needs a GPU; a CPU's memory ends in swapping, not in an error")
+        sys.exit("--memory: needs a GPU; a CPU would swap instead of failing")
     fits, options.micro_batch = 0, 8
     while options.micro_batch <= LARGEST:
         try:
@@ -193,7 +193,7 @@ def largest_micro_batch(options: argparse.Namespace) -> int:
 
 
 def matrix_tflops(size: int = 8192, repeats: int = 20) -> float:
-    """The rate of bf16 products of large matrices: the median of some."""
+    """Measures the rate of bf16 products of large matrices (median)."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device()) for _ in range(2))
     a @ b
     return 2 * size**3 / statistics.median(timed(lambda: a @ b, 5) for _ in range(repeats)) / 1e12

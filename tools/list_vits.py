@@ -1,5 +1,6 @@
-"""Writes the shapes of timm's vision transformers to uniemox_dist/config/vits.json, where no torch is needed to know
-them. Run it when a new timm brings new names:  python tools/list_vits.py
+"""Writes the shapes of timm's vision transformers to uniemox_dist/config/vits.json, which is read without torch.
+
+Run it when a new timm adds names:  python tools/list_vits.py
 """
 
 import json

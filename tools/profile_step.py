@@ -1,5 +1,8 @@
-"""Where the time of a step goes: a trace of torch's profiler (chrome's JSON, for chrome://tracing or Perfetto) of some
-steps of a row, and the ten operations with the largest own time. Rows and options are those of bench_step.py."""
+"""Profiles a training step: writes a trace of torch's profiler and prints the ten most expensive operations.
+
+The trace is Chrome's JSON for chrome://tracing or Perfetto. Operations are ranked by their own time. Rows and options
+are those of bench_step.py.
+"""
 
 import argparse
 import warnings
@@ -22,20 +25,20 @@ def main() -> None:
     step = setting(options, options.mask[0]).of(options.row)
     step()
     cuda = device().type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         for _ in range(options.steps):
             step()
-    found.export_chrome_trace(str(options.trace))
-    of = "self_device_time_total" if cuda else "self_cpu_time_total"
-    operations = sorted(found.key_averages(), key=lambda event: getattr(event, of), reverse=True)
-    whole = sum(getattr(event, of) for event in operations)
+    profiler.export_chrome_trace(str(options.trace))
+    time_field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    operations = sorted(profiler.key_averages(), key=lambda event: getattr(event, time_field), reverse=True)
+    whole = sum(getattr(event, time_field) for event in operations)
     print(
         f"({options.row}) {ROWS[options.row]}, mask {options.mask[0]:g}, {options.steps} steps of micro-batch "
         f"{options.micro_batch}: {whole / 1e3 / options.steps:.1f} ms of operations a step\n"
     )
     print(f"{'operation':58} {'ms a step':>9} {'share':>6} {'calls a step':>12}")
     for event in operations[:OPERATIONS]:
-        own = getattr(event, of)
+        own = getattr(event, time_field)
         print(
             f"{event.key[:58]:58} {own / 1e3 / options.steps:9.2f} {own / whole:6.1%} "
             f"{event.count / options.steps:12.0f}"

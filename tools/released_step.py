@@ -1,10 +1,10 @@
-"""A step by the released code's schedule, from the method's description, in plain torch.
+"""A training step with the schedule of the authors' released code, written from its description in plain torch.
 
-An encoder pass for each view with its own masks, a decoder pass for each view (the person's for nothing), all patches
-embedded and all predicted, the teacher with autograd on (its weights are frozen), its text tower in every step on
-strings, relations within the micro-batch. Where the released code errs it does the right thing, at no more cost: L3
-compares the masked patches, the teacher gets its own pixels, and P is given (no detector). Pixels come normalised, as
-its loader would deliver them.
+It has an encoder pass and a decoder pass for each view (the person's decoder output is unused), embeds and predicts all
+patches, runs the teacher with autograd (its weights are frozen) and its text tower in every step, and computes
+relations within the micro-batch. Errors of the released code are corrected at no extra cost: L3 compares the
+masked patches, the teacher gets its own normalisation, and P is given (no detector). Pixels are normalised in advance,
+as by its loader.
 Shape legend: B samples, N patches, V visible ones, F decoder width, E embedding width, P values of a patch.
 """
 
@@ -26,16 +26,18 @@ def device() -> torch.device:
 
 
 class Released:
-    """The step, on a `step_rows.Setting`. The student's attention is a plain softmax on a GPU, as in the released code,
-    and the fused kernel on a CPU."""
+    """The step on a `step_rows.Setting`.
+
+    The student's attention is a plain softmax on a GPU, as in the released code, and the fused kernel on a CPU.
+    """
 
     def __init__(self, setting: Any) -> None:
         self.student, self.clip = copy.deepcopy(setting.student).to(device()), setting.clip
         self.model, self.loss = setting.config.model, setting.config.loss
-        assert self.student.encoder.reg_token is None, "the released code knows no registers"
+        assert self.student.encoder.reg_token is None, "the released code has no register tokens"
         self.bf16 = setting.precision == "bf16"
         optim = setting.config.optim
-        # On a CPU its optimizer is ours; on a GPU torch's default, as in the released code.
+        # Our optimizer on a CPU; torch's default on a GPU, as in the released code.
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.student, optim.weight_decay),
             lr=0.0,
@@ -68,7 +70,7 @@ class Released:
         return StepResult(loss, named, 0.0, True, stop=False, damaged=0, samples=B)
 
     def losses(self, scene_order_BN: Tensor, person_order_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses, and (relation, similarity, reconstruction)."""
+        """Returns the sum of the losses, and (relation, similarity, reconstruction)."""
         tokens = self.tokenize(self.captions).to(device())
         texts_BE = F.normalize(self.clip.encode_text(tokens).float(), dim=1)
         with torch.autocast(device().type, torch.bfloat16, enabled=self.bf16):
@@ -89,7 +91,7 @@ class Released:
         return sum(parts), torch.stack(parts).detach()
 
     def autoencode(self, pixels_B3HW: Tensor, order_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """MAE's forward pass of one view: predictions of all patches B×N×P, and the class token at width F."""
+        """Runs MAE on one view: returns predictions of all patches B×N×P, and the class token at width F."""
         encoder, decoder, V = self.student.encoder, self.student.decoder, self.model.visible
         proj = encoder.patch_embed.proj
         x = F.conv2d(pixels_B3HW, proj.weight, proj.bias, stride=proj.stride).flatten(2).transpose(1, 2)

@@ -1,8 +1,8 @@
-"""What a start costs at scale, without the data: prints a table, `--json FILE` writes it.
+"""Measures the cost of starting a rank at scale, without data; prints a table.
 
-Writes the manifest of a data set with uneven shards, then starts as one rank does, each time in a fresh process that
-imports only what planning needs: reads the manifest, builds the plan, places the rank's slots of one step, at step 0
-and at `--step`. The balance comes from the plan's ranges: samples, bytes and shards of each rank over one epoch.
+Writes the manifest of a data set with uneven shards. Then, in fresh processes that import only what planning needs, it
+reads the manifest, builds the plan and locates one rank's slots of a step, at step 0 and at `--step`. A second table
+has the balance of ranks over one epoch in samples, bytes and shards, from the plan's ranges.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WINDOW = 512
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process; ru_maxrss counts KiB."""
+    """Returns the peak resident memory of this process; ru_maxrss is in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
 
 
@@ -59,7 +59,7 @@ def write(folder: str, samples: int, shards: int) -> dict[str, Any]:
 
 
 def start(folder: str, streams: int, global_batch: int, ranks: int, step: int) -> dict[str, float]:
-    """Starts as a rank in the middle does."""
+    """Starts like a rank in the middle: reads the manifest, builds the plan, locates the slots of a step."""
     bare = peak_mb()
     times = [time.perf_counter()]
     manifest = read_manifest(folder)
@@ -84,8 +84,9 @@ def start(folder: str, streams: int, global_batch: int, ranks: int, step: int) -
 
 
 def balance(folder: str, streams: int, global_batch: int, ranks: int, epoch: int) -> dict[str, list[float]]:
-    """Least, mean and most over the ranks in one epoch. Within a shard all samples count as equally large; a shard
-    counts once for each stream that reads of it.
+    """Returns minimum, mean and maximum over the ranks in one epoch.
+
+    All samples of a shard count as equally large. A shard counts once for each stream that reads from it.
 
     Shapes: M shards, S streams, W ranks.
     """
@@ -108,10 +109,10 @@ def balance(folder: str, streams: int, global_batch: int, ranks: int, epoch: int
 FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {"write": write, "start": start, "balance": balance}
 
 
-def fresh(function: str, **arguments: Any) -> dict[str, Any]:
-    """Calls a function of this file in a new process, whose seconds with Python's own start are `process_s`.
+def call_in_new_process(function: str, **arguments: Any) -> dict[str, Any]:
+    """Calls a function of this file in a new process; adds the process's seconds, start included, as `process_s`.
 
-    A new process's ru_maxrss begins with what the one that started it holds, so that this one must stay small.
+    A new process inherits ru_maxrss from the one that started it, so this process must stay small.
     """
     began = time.perf_counter()
     result = run_json([__file__, "--call", json.dumps([function, arguments])])
@@ -138,13 +139,15 @@ def main() -> int:
         return 0
     rows = []
     with tempfile.TemporaryDirectory(prefix="simulate_stream_") as folder:
-        data = fresh("write", folder=folder, samples=int(given.samples), shards=given.shards)
+        data = call_in_new_process("write", folder=folder, samples=int(given.samples), shards=given.shards)
         run = {name: getattr(given, name) for name in ("streams", "global_batch", "ranks")}
         for step in (0, given.step):
-            starts = [fresh("start", folder=folder, **run, step=step) for _ in range(given.repeat)]
+            starts = [
+                call_in_new_process("start", folder=folder, **run, step=step) for _ in range(given.repeat)
+            ]
             best = min(starts, key=lambda row: row["seconds"])
             rows.append({**best, "peak_mb": max(row["peak_mb"] for row in starts)})
-        spread = fresh("balance", folder=folder, **run, epoch=0)
+        spread = call_in_new_process("balance", folder=folder, **run, epoch=0)
     del data["process_s"], spread["process_s"]
     print(
         f"{data['samples']:,} samples in {given.shards:,} shards of {data['smallest_shard']:,} to "

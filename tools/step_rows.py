@@ -1,10 +1,10 @@
-"""The steps that bench_step.py and profile_step.py run, on one set of weights.
+"""The training steps that bench_step.py and profile_step.py run, all with the same weights.
 
-(a) ours, live; (a') ours, with the teacher's embeddings from a cache: no picture tower; (b) the released code's
-schedule: an encoder pass for each view with its own masks, a decoder pass for each view, the teacher with autograd on,
-its text tower in every step, relations within the micro-batch, no detector; (c) plain MAE: the scene, L3 alone.
-(a), (a') and (c) are the step of training itself; (b) is in released_step.py.
-Learning rates are 0: all work is done, and every step of every row sees the same weights.
+(a) ours with a live teacher; (a') ours with cached teacher embeddings, without its image tower; (b) the released code's
+schedule: an encoder pass and a decoder pass for each view, the teacher with autograd, its text tower in every step,
+relations within the micro-batch, no detector; (c) plain MAE: the scene and L3 only.
+(a), (a') and (c) are the training step itself; (b) is in released_step.py.
+Learning rates are 0, so all work is done but every step uses the same weights.
 """
 
 import argparse
@@ -49,7 +49,7 @@ CAPTION = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What decides the work of a step; the same for both tools."""
+    """Adds the options that determine the work of a step; both tools have them."""
     parser.add_argument(
         "--model", default="vit_base_patch16_224", help="the student's encoder, a name of timm's"
     )
@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class PlainEngine:
-    """What training needs of an engine, in plain torch: mixed precision with fp32 masters, as ZeRO has them."""
+    """The part of an engine that training uses, in plain torch, with fp32 master weights like ZeRO."""
 
     def __init__(self, module: nn.Module, weight_decay: float, betas: tuple[float, float]) -> None:
         self.module, self.device = module, device()
@@ -116,23 +116,23 @@ class PlainEngine:
 
 @dataclass
 class Setting:
-    """Weights, a batch, and what belongs to them."""
+    """Weights, a batch and their settings."""
 
     config: Config
     student: Student
     """fp32."""
     teacher: Teacher
     clip: Any
-    """The teacher's model with both towers, in fp32: the released code's."""
+    """The teacher's model with both towers in fp32, for the released schedule."""
     batch: MicroBatch
-    """With the teacher's embeddings."""
+    """Contains the teacher's embeddings."""
     captions: list[str]
     engine: str
     precision: str
     _ours: Any = None
 
     def of(self, row: str) -> Callable[[], Any]:
-        """The step of a row; call it as often as you like."""
+        """Returns the step of a row, which can be called repeatedly."""
         if row == "b":
             return Released(self).step
         if row == "c":
@@ -168,7 +168,7 @@ class Setting:
 
 
 def setting(options: argparse.Namespace, mask: float) -> Setting:
-    """Random weights and a random batch, the same for the same options."""
+    """Creates random weights and a random batch, deterministic for given options."""
     B = options.micro_batch
     values: dict[str, Any] = {
         "run": {"max_steps": 1},
@@ -215,7 +215,7 @@ def setting(options: argparse.Namespace, mask: float) -> Setting:
 
 
 def write_teacher(name: str, folder: Path) -> None:
-    """An open_clip model with random weights as a local-dir: for the time it takes, what it knows does not matter."""
+    """Writes an open_clip model with random weights as a local-dir; its time does not depend on the weights."""
     from safetensors.torch import save_file
 
     with torch.random.fork_rng():
@@ -232,8 +232,10 @@ def write_teacher(name: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def countable() -> Iterator[None]:
-    """Within it, torch's counter of FLOPs knows every product: it has no name for a CPU's fused attention, nor for
-    nn.MultiheadAttention's own."""
+    """Makes torch's FLOP counter see every product inside the block.
+
+    The counter knows neither the CPU's fused attention nor the fast path of nn.MultiheadAttention.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -246,6 +248,6 @@ def countable() -> Iterator[None]:
 
 
 def orders_of(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Our masks of the batch, for comparing (b) with (a)."""
+    """Returns our masks of the batch, to compare (b) with (a)."""
     views = make_views(setting.batch, setting.config.model, setting.config.run.seed)
     return views.scene_order_BN, views.person_order_BN

@@ -1,9 +1,8 @@
-"""Trains the demo's teacher: a small CLIP on the train split of the shipped table, from random weights.
+"""Trains the demo's teacher, a small CLIP, on the train split of the shipped table, from random weights.
 
-Pictures get random backgrounds behind their alpha, an affine crop, hue, saturation, grey and erasing; captions lose
-and reorder tags. Soft targets come from the tags that captions share, and the subgroup is an auxiliary target.
-Only pictures of the train split are seen. The result is open_clip's local-dir layout in fp16, and a table of
-held-out retrieval beside trivial rows.
+Augmentation of pictures: random backgrounds, affine crops, hue, saturation, grey and erasing; of captions: dropped and
+reordered tags. Soft targets come from shared tags, and the subgroup is an auxiliary target. The output is a folder in
+open_clip's local-dir layout in fp16, and a table of retrieval on the test split beside trivial baselines.
 
     python tools/train_demo_teacher.py --out uniemox_dist/teacher/demo_teacher
 """
@@ -47,7 +46,7 @@ MODEL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {
         "image_size": SIZE,
-        "timm_model_name": "test_byobnet",  # a small convolutional net; of all that trained in minutes, the best
+        "timm_model_name": "test_byobnet",  # the best of the small networks that train in minutes
         "timm_model_pretrained": False,
         "timm_pool": "avg",
         "timm_proj": "linear",
@@ -61,13 +60,13 @@ YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.5
 
 
 def read_table(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train and test rows."""
+    """Reads train and test rows."""
     rows = pq.read_table(path).to_pylist()
     return [r for r in rows if r["split"] == "train"], [r for r in rows if r["split"] == "test"]
 
 
 def premultiplied(data: bytes, size: int) -> Tensor:
-    """An RGBA picture as 4×size×size in 0…1, colours times alpha (so that resizing leaves no dark rims)."""
+    """Decodes an RGBA picture to 4×size×size in 0…1, colours times alpha, so that resizing leaves no dark rims."""
     rgba = (
         torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).copy()).permute(2, 0, 1)
         / 255
@@ -77,12 +76,12 @@ def premultiplied(data: bytes, size: int) -> Tensor:
 
 
 def uniform(n: int, low: float, high: float) -> Tensor:
-    """n numbers between two bounds."""
+    """Returns n random numbers between two bounds."""
     return torch.rand(n) * (high - low) + low
 
 
 def augment(x_B4HW: Tensor) -> Tensor:
-    """Premultiplied pictures to normalised ones: affine, colour, background, erasing."""
+    """Augments premultiplied pictures (affine, colour, background, erasing) and normalises them."""
     B = len(x_B4HW)
     zoom, aspect = torch.exp(uniform(B, -0.29, 0.3)), torch.exp(uniform(B, -0.2, 0.2))
     angle, mirror = 0.2 * torch.randn(B), torch.where(torch.rand(B) < 0.5, -1.0, 1.0)
@@ -105,7 +104,7 @@ def augment(x_B4HW: Tensor) -> Tensor:
 
 
 def background(B: int) -> Tensor:
-    """White, one colour, a gradient, soft blobs, or noise."""
+    """Returns random backgrounds: white, one colour, a gradient, soft blobs, or noise."""
     kind = torch.rand(B)[:, None, None, None]
     plain = torch.rand(B, 3, 1, 1).expand(B, 3, SIZE, SIZE)
     gradient = F.interpolate(torch.rand(B, 3, 2, 2), size=(SIZE, SIZE), mode="bilinear", align_corners=True)
@@ -118,7 +117,7 @@ def background(B: int) -> Tensor:
 
 
 def erase(x_B3HW: Tensor) -> Tensor:
-    """A square of one colour over a third of the pictures."""
+    """Covers a square of a third of the pictures with one colour."""
     B, axis = len(x_B3HW), torch.linspace(0, 1, SIZE)
     half = torch.where(torch.rand(B) < 0.3, uniform(B, 0.08, 0.2), torch.zeros(B))[:, None]
     y, x = (((axis - torch.rand(B, 1)).abs() < half) for _ in range(2))
@@ -126,7 +125,7 @@ def erase(x_B3HW: Tensor) -> Tensor:
 
 
 def shorten(caption: str, rng: random.Random) -> str:
-    """Some of the tags in some order, or the caption as it is."""
+    """Keeps some of the tags in random order, or the caption as it is."""
     name, _, tags = caption.rpartition(": ")
     if not name or rng.random() < 0.2:
         return caption
@@ -137,7 +136,7 @@ def shorten(caption: str, rng: random.Random) -> str:
 
 
 def shared_words(captions: list[str]) -> Tensor:
-    """Cosine of captions as bags of rare-weighted words, n×n."""
+    """Returns cosines of captions as bags of words weighted by rarity, n×n."""
     bags = [set(re.findall(r"[\w'’-]+", caption.lower())) for caption in captions]
     counts = Counter(word for bag in bags for word in bag)
     words = {word: i for i, word in enumerate(sorted(w for w in counts if counts[w] > 1))}
@@ -150,7 +149,7 @@ def shared_words(captions: list[str]) -> Tensor:
 
 
 def targets(similarity_BB: Tensor) -> Tensor:
-    """0.7 on the pair, 0.1 spread evenly, 0.2 by shared words."""
+    """Returns soft targets: 0.7 for the pair, 0.1 spread evenly, 0.2 by shared words."""
     B = len(similarity_BB)
     soft = torch.softmax(similarity_BB / 0.15 - 1e9 * torch.eye(B), 1)
     return 0.7 * torch.eye(B) + 0.1 / B + 0.2 * soft
@@ -211,7 +210,7 @@ def train(rows: list[dict[str, Any]], steps: int, batch: int, peak_lr: float, se
         blend = 1 - min(0.99, (1 + step) / (10 + step))
         for kept, new in zip(average.state_dict().values(), model.state_dict().values()):
             kept.lerp_(new, blend) if kept.is_floating_point() else kept.copy_(new)
-    # Words that no caption had keep their random vectors otherwise: noise, in held-out captions.
+    # Words of no caption would keep random vectors, which are noise in held-out captions.
     unseen = torch.ones(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool)
     unseen[tokenize(captions + [", ".join(reversed(c.split(", "))) for c in captions]).unique()] = False
     average.token_embedding.weight.data[unseen] = 0
@@ -219,7 +218,7 @@ def train(rows: list[dict[str, Any]], steps: int, batch: int, peak_lr: float, se
 
 
 def save(model: Any, out: Path) -> None:
-    """Writes the local-dir folder's two files; what else lies in `out` (its README) stays."""
+    """Writes the two files of the local-dir folder; other files in `out` (its README) stay."""
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -237,10 +236,10 @@ def save(model: Any, out: Path) -> None:
 def measure(
     folder: Path, train_rows: list[dict[str, Any]], test_rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Held-out retrieval of the saved teacher and of the trivial rows, with intervals over pictures and families."""
+    """Measures held-out retrieval of the saved teacher and of baselines, with intervals over pictures and families."""
     teacher = Teacher(TeacherConfig(name=f"local-dir:{folder}"))
 
-    def look(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    def embed_rows(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         whites = [np.asarray(to_rgb(Image.open(io.BytesIO(r["image"])))) for r in rows]
         scenes = torch.stack([resize_whole(decode_tensor(r["image"]), SIZE) for r in rows])
         return {
@@ -250,15 +249,15 @@ def measure(
             "24x24 pixels": np.stack([small_pixels(w) for w in whites]),
         }
 
-    known, held = look(train_rows), look(test_rows)
+    known, held = embed_rows(train_rows), embed_rows(test_rows)
     families, captions = [r["family"] for r in train_rows], [r["caption"] for r in test_rows]
-    found = {"teacher": held["teacher"]}
+    vectors_of = {"teacher": held["teacher"]}
     for row in ("colour histogram", "24x24 pixels"):
-        found[row] = unit(ridge(known[row], known["texts"], families, held[row]))
+        vectors_of[row] = unit(ridge(known[row], known["texts"], families, held[row]))
     texts, own, _ = distinct_captions([[caption] for caption in captions])
     texts_TE = teacher.embed_texts(texts).numpy()
     table = []
-    for row, vectors in found.items():
+    for row, vectors in vectors_of.items():
         line: dict[str, Any] = {"row": row}
         for k in (1, 10):
             hits = (retrieval_ranks(vectors, texts_TE, own) < k).astype(np.float64)
