@@ -1,1 +1,1 @@
-"""From shards to batches: a pure plan of samples, a reader by index, two views, and the loader."""
+"""From shards to micro-batches: the plan of samples, readers, views and the loader."""

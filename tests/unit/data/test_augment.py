@@ -1,4 +1,4 @@
-"""What fine-tuning does to views: by slots alone, and pairs that stay together."""
+"""Augmentation depends on slots only, and mixed pairs stay in one micro-batch."""
 
 import random
 
@@ -74,7 +74,7 @@ def test_a_view_is_varied_by_its_slot_alone_and_leaves_the_generators_as_they_we
     assert not torch.equal(person[0], a[0])
 
 
-def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
+def test_views_are_unchanged_without_augmentation() -> None:
     off = Augment(
         config("finetune.rand_augment=null", "finetune.erasing=0", "finetune.mixup=0", "finetune.cutmix=0")
     )
@@ -86,7 +86,7 @@ def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("off", "cuts"), [("cutmix", False), ("mixup", True)])
-def test_pairs_are_mixed_alike_in_micro_batches_of_any_even_size(off: str, cuts: bool) -> None:
+def test_pairs_are_mixed_identically_in_micro_batches_of_any_even_size(off: str, cuts: bool) -> None:
     augment = Augment(config(f"finetune.{off}=0"))
     slots = list(range(12))
     whole = augment.mix_pairs(batch(slots))
@@ -113,7 +113,7 @@ def test_pairs_are_mixed_alike_in_micro_batches_of_any_even_size(off: str, cuts:
     assert len(shares) == 6
 
 
-def test_what_cannot_be_mixed_or_is_no_description_is_told() -> None:
+def test_invalid_augmentation_settings_are_user_errors() -> None:
     with pytest.raises(UserError, match=r"batch\.micro_batch=3 and batch\.streams=96 must be even"):
         config("batch.micro_batch=3")
     with pytest.raises(UserError, match=r"finetune\.rand_augment=rand-z5: timm does not accept it"):

@@ -1,4 +1,4 @@
-"""A node's cache of shards: real processes, real kills, a real full disk."""
+"""The shard cache of a node, tested with real processes, kills and a full disk."""
 
 import fcntl
 import hashlib
@@ -236,7 +236,7 @@ def test_a_shard_larger_than_the_bound_is_left_at_its_origin(tmp_path: Path, cac
     assert files(cache) == tars(origin, 1)
 
 
-def test_nothing_is_evicted_for_a_shard_that_parts_in_flight_leave_no_room(
+def test_no_shard_is_evicted_if_parts_in_flight_leave_no_space_for_another(
     tmp_path: Path, caches: Any, clock: Clock
 ) -> None:
     origin = Origin(tmp_path, [1500, 1000, 2000])
@@ -354,7 +354,7 @@ def test_a_part_deleted_by_hand_never_becomes_another_writers_shard(tmp_path: Pa
     assert first.take_problems() + second.take_problems() == []
 
 
-def test_close_deletes_the_unfinished_part_and_forgets_what_waits(tmp_path: Path, caches: Any) -> None:
+def test_close_deletes_the_unfinished_part_and_drops_requests(tmp_path: Path, caches: Any) -> None:
     origin, cache = Origin(tmp_path, [2500, 1000]), caches(tmp_path / "cache")
     gate = Gate(origin.fetch(0), at=0)
     cache.request(origin.entries[0], gate)
@@ -533,7 +533,7 @@ def test_a_shard_of_a_killed_process_is_taken_over(tmp_path: Path, caches: Any, 
     assert files(cache) == tars(origin, 0, 1)
 
 
-def test_what_a_killed_process_left_takes_no_room_from_other_shards(tmp_path: Path, caches: Any) -> None:
+def test_files_of_a_killed_process_take_no_space_from_other_shards(tmp_path: Path, caches: Any) -> None:
     origin, cache = Origin(tmp_path, [2500, 2000]), caches(tmp_path / "cache", 3000)
     hears, says = FORK.Pipe(duplex=False)
     victim = FORK.Process(target=hold_half, args=(cache, origin, 0, says))

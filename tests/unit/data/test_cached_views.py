@@ -1,4 +1,4 @@
-"""Stored scenes: drawn by a picture's content alone, replayed pixel by pixel, beside a person drawn as always."""
+"""Cached scenes depend on the picture's content only and are rendered identically beside a new person view."""
 
 import io
 from collections import Counter

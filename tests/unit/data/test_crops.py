@@ -1,4 +1,4 @@
-"""Smaller decodes and colour: pictures that come at a half or less show the same, factors are drawn by slot."""
+"""Reduced decodes show the same views as full ones, and colour factors depend on the slot."""
 
 import io
 

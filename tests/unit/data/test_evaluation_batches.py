@@ -1,4 +1,4 @@
-"""Evaluation sees every sample once, over any number of ranks."""
+"""Evaluation reads every sample once, over any number of ranks."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Micro-batches: the same for any workers and ranks, damaged samples replaced by rule, processes that end."""
+"""Micro-batches do not depend on workers and ranks, damaged samples are replaced by rule, processes end."""
 
 import io
 import os
@@ -95,7 +95,7 @@ def test_beginning_at_a_later_step_continues_the_same_order(emoji_shards: Path) 
         assert_equal(a, b)
 
 
-def test_a_micro_batch_holds_what_the_plan_says(emoji_shards: Path) -> None:
+def test_a_micro_batch_holds_the_samples_of_the_plan(emoji_shards: Path) -> None:
     of = config(emoji_shards / "train")
     data = dataset(of)
     [batch] = [data[[7, 100, 3]]]
@@ -124,7 +124,7 @@ def test_a_caption_is_drawn_by_slot_from_all_of_them(tmp_path: Path) -> None:
     assert set(drawn) == {0, 1, 2}
 
 
-def test_what_no_loss_needs_is_not_made(emoji_shards: Path) -> None:
+def test_views_and_texts_that_no_loss_needs_are_not_made(emoji_shards: Path) -> None:
     batch = dataset(config(emoji_shards / "train"), vectors=False, with_person=False)[[0, 1]]
     assert batch.person_B3HW is None
     assert batch.texts_BE is None
@@ -282,9 +282,7 @@ def test_a_lost_index_ends_the_run_instead_of_replacing_samples(copy: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["missing", "cut", "folder", "empty"])
-def test_what_is_wrong_with_a_source_is_named_before_the_run(
-    kind: str, copy: Path, photo_shards: Path
-) -> None:
+def test_errors_of_a_source_are_named_before_the_run(kind: str, copy: Path, photo_shards: Path) -> None:
     if kind == "missing":
         (copy / "000003.tar").unlink()
     elif kind == "cut":

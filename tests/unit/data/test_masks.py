@@ -1,4 +1,4 @@
-"""Masks: frozen values, independence of the batch, and uniform rates."""
+"""Masks: frozen values, independence of the batch, and rates of visible patches."""
 
 import math
 
@@ -113,7 +113,7 @@ def test_an_order_by_blocks_holds_every_patch_once(side: int) -> None:
     assert (order.sort(dim=1).values == torch.arange(side**2)).all()
 
 
-def test_blocks_are_coherent_and_mask_all_patches_at_similar_rates() -> None:
+def test_block_masks_are_coherent_and_mask_all_patches_at_similar_rates() -> None:
     slots = torch.arange(4000)
     block = masks(block_order(slots, SCENE_VIEW, 1, 14), 49).view(-1, 14, 14)
     random = masks(patch_order(slots, SCENE_VIEW, 1, 196), 49).view(-1, 14, 14)

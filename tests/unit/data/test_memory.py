@@ -1,4 +1,4 @@
-"""What loader processes hold stays what it was, however long they run."""
+"""The memory of loader processes stays constant over time."""
 
 from pathlib import Path
 

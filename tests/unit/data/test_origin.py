@@ -1,4 +1,4 @@
-"""Reads that fail: tried again for as long as stated, then one line; what is gone is said at once; caches only help."""
+"""Failing reads are retried for the stated time and then reported in one line; caches never make a read fail."""
 
 import errno
 import os
@@ -71,7 +71,7 @@ def test_a_source_that_stays_away_ends_the_run_in_one_line_after_the_stated_time
         assert 10 < sum(no_waiting) <= 30
 
 
-def test_what_is_gone_for_good_is_said_at_once(copy: Path, no_waiting: list[float]) -> None:
+def test_a_missing_file_is_reported_without_retries(copy: Path, no_waiting: list[float]) -> None:
     reader = ShardReader.from_folder(copy, "data.path")
     reader.origin.retry_s = 1000
     (copy / "000002.tar").unlink()

@@ -1,4 +1,4 @@
-"""The order of samples: what makes a run the same on any number of ranks, and after any restart."""
+"""The order of samples is the same on any number of ranks and after any restart."""
 
 import tracemalloc
 from collections import Counter, defaultdict

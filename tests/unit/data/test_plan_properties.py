@@ -1,4 +1,4 @@
-"""The promises of the order of samples, over shard sizes, mixes, ranks, micro-batches, resume points and workers."""
+"""Properties of the order of samples over shard sizes, mixes, ranks, micro-batches, resume points and workers."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -132,7 +132,7 @@ def test_each_epoch_of_a_source_draws_every_sample_once_and_nothing_else(run: Ru
 
 @properties
 @given(runs(), st.integers(0, 40), st.integers(1, 4), st.data())
-def test_resuming_on_other_ranks_gives_what_going_on_would_have_given(
+def test_resuming_on_other_ranks_gives_the_samples_of_an_uninterrupted_run(
     run: Run, step: int, further: int, data: st.DataObject
 ) -> None:
     world_size = data.draw(st.sampled_from(divisors(run.streams, 16)))
@@ -151,7 +151,7 @@ def test_resuming_on_other_ranks_gives_what_going_on_would_have_given(
 
 @properties
 @given(runs(), st.integers(0, 20), st.data())
-def test_a_sampler_that_begins_later_goes_on_in_the_middle_of_one_that_began_at_0(
+def test_a_sampler_with_a_later_first_step_continues_one_that_started_at_0(
     run: Run, step: int, data: st.DataObject
 ) -> None:
     rank = data.draw(st.integers(0, run.world_size - 1))

@@ -1,4 +1,4 @@
-"""Samples by place, and what other readers of our tars see."""
+"""Random access to samples, and compatibility of our tars with other readers."""
 
 import hashlib
 import io
@@ -65,7 +65,7 @@ def keys(reader: ShardReader, shard: int) -> list[str]:
     return [reader.read(shard, row).key for row in range(reader.manifest.shards[shard].samples)]
 
 
-def test_a_record_also_holds_what_the_index_leaves_out(emoji_table: Path, emoji_shards: Path) -> None:
+def test_a_record_holds_fields_that_the_index_lacks(emoji_table: Path, emoji_shards: Path) -> None:
     source = {row["key"]: row for row in pq.read_table(emoji_table).to_pylist()}
     reader = open_reader(emoji_shards / "test")
     for row in (0, 7, 15):

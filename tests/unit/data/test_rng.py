@@ -1,4 +1,4 @@
-"""The integer hash behind every random decision. Its values are frozen: they are the order of samples."""
+"""The integer hash behind every random decision. Its values are frozen, because they define the order of samples."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Splits of a labelled set: whose they are, which labels they have, and what is refused."""
+"""Splits of a labelled set: how they are chosen, their labels, and errors."""
 
 from pathlib import Path
 

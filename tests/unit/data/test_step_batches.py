@@ -1,4 +1,4 @@
-"""Loader processes that die, hang or meet data that cannot be read: the step ends with one line that says what."""
+"""Loader processes that die, hang or cannot read data end the step with one line that names the cause."""
 
 import os
 import re
@@ -101,9 +101,7 @@ def test_a_loader_process_that_is_stuck_is_named_with_its_sample_within_the_time
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_with_a_message_of_its_own_arrives_as_that_one_line(
-    workers: int, emoji_shards: Path
-) -> None:
+def test_an_error_of_a_loader_process_arrives_as_one_line(workers: int, emoji_shards: Path) -> None:
     of = config(emoji_shards / "train", workers=workers)
     for kind in (UserError, Fault):
         data = dataset(of)
@@ -124,7 +122,7 @@ def _damaged_index(data: PlannedDataset) -> Any:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_reading_cost_travels_with_the_micro_batches(workers: int, emoji_shards: Path) -> None:
+def test_read_counts_travel_with_the_micro_batches(workers: int, emoji_shards: Path) -> None:
     of = config(emoji_shards / "train", workers=workers)
     data = dataset(of)
     with open_batches(data, of) as batches:
@@ -173,7 +171,7 @@ def test_loader_processes_die_with_a_training_process_that_is_killed(
     assert wait_until_gone(loaders)
 
 
-def test_memory_of_views_is_used_again_only_when_nobody_looks_at_it_any_more(emoji_shards: Path) -> None:
+def test_a_view_buffer_is_reused_only_when_no_tensor_refers_to_it(emoji_shards: Path) -> None:
     of = config(emoji_shards / "train", workers=1)
     plain = config(emoji_shards / "train")
     steps = 12

@@ -1,4 +1,4 @@
-"""From encoded pictures to views: every kind of file upright and in its colours, crops where they belong."""
+"""Encoded pictures become upright views in the right colours, with crops at the right positions."""
 
 import io
 from collections import Counter
@@ -194,7 +194,7 @@ def test_a_mirrored_view_is_the_exact_mirror() -> None:
         )
 
 
-def test_the_whole_picture_is_squeezed_and_nothing_is_cut_off() -> None:
+def test_the_whole_picture_is_resized_without_cropping() -> None:
     file = with_rectangle(90, 30, 0, 0, 30, 30)
     rgb = pixels(resize_whole(decode_tensor(file), 30))
     assert (rgb[:, :7] == RED).all()

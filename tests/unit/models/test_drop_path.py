@@ -1,4 +1,4 @@
-"""Drop path whose draws follow from slots."""
+"""Drop path depends on slots only."""
 
 import pytest
 import timm
@@ -51,7 +51,7 @@ def test_draws_follow_from_slot_view_place_and_seed_and_are_uniform() -> None:
     assert not torch.equal(draw_drop_paths(slots, 4, 6), draws)
 
 
-def test_each_place_gets_a_column_of_its_own() -> None:
+def test_each_drop_path_layer_gets_its_own_column() -> None:
     encoder = MaskedEncoder(
         ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, drop_path=0.2)
     )

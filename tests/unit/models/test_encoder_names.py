@@ -1,4 +1,4 @@
-"""Encoders by timm's names: the function is timm's own, whatever the kind of architecture."""
+"""Encoders by timm's names compute timm's own function for every kind of architecture."""
 
 import sys
 import warnings

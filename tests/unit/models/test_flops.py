@@ -78,7 +78,7 @@ def test_counts_of_a_student_are_torchs_within_two_percent(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["prior", "both views reconstructed", "gated MLPs"])
-def test_what_checkpointed_blocks_compute_again_is_stated_apart(case: str) -> None:
+def test_recomputation_of_checkpointed_blocks_is_counted_separately(case: str) -> None:
     model, loss = ModelConfig(**CASES[case][0]), LossConfig(**CASES[case][1])
     found = expected(model, loss)
     assert found.executed == pytest.approx(counted(model, loss, again=True)[1], rel=WITHIN)

@@ -1,4 +1,4 @@
-"""Initial weights from files of others, releases and runs: what is taken gives the function that it had there."""
+"""Initial weights from other models, releases and runs compute the same function in the student."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def weights_of(made: Student) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def test_weights_in_maes_layout_compute_what_maes_model_computes(tmp_path: Path) -> None:
+def test_weights_in_maes_layout_give_the_outputs_of_maes_model(tmp_path: Path) -> None:
     shape = mae.Shape()
     state = mae.save(tmp_path / "mae.pth", shape)
     made = student()
@@ -70,7 +70,7 @@ def test_weights_in_maes_layout_compute_what_maes_model_computes(tmp_path: Path)
     assert loaded.layout == "MAE's names"
 
 
-def test_what_was_loaded_is_stated(tmp_path: Path) -> None:
+def test_the_report_lists_loaded_and_missing_parameters(tmp_path: Path) -> None:
     mae.save(tmp_path / "mae.pth", mae.Shape(), decoder=False)
     loaded = load_initial_weights(student(), tmp_path / "mae.pth")
     assert loaded.describe().splitlines() == [
@@ -231,7 +231,7 @@ def test_a_class_tokens_position_moves_into_the_token_where_there_is_no_row_for_
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_that_the_student_lacks_are_told_from_those_of_patches(tmp_path: Path) -> None:
+def test_position_rows_that_the_student_lacks_are_separated_from_those_of_patches(tmp_path: Path) -> None:
     # Registers without rows beside a class token with one, as in the original DINOv2 files; and DeiT's second token.
     for token, extra in (("reg_token", torch.ones(1, 4, 32)), ("dist_token", torch.ones(1, 1, 32))):
         state = dict(vit().state_dict())

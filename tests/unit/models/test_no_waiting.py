@@ -1,4 +1,4 @@
-"""Inside forward and backward the host must not wait for the device: nothing is read back, nothing is copied over."""
+"""Forward and backward never make the host wait for the device: no reads back, no copies to the device."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_masks_forward_and_backward_read_nothing_back(mask: str, fusion: str) ->
     assert watch.found == []
 
 
-def test_the_watch_sees_what_it_looks_for() -> None:
+def test_the_watch_detects_host_synchronisation() -> None:
     x = torch.arange(4)
     for careless in (
         lambda: x.sum().item(),

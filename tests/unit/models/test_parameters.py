@@ -1,4 +1,4 @@
-"""A student's parameters from its settings are those of the real modules: names, shapes, order and what is trained."""
+"""The parameters computed from the settings equal those of the real modules in name, shape, order and training."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""The student as the method describes it: what may and what must not influence what."""
+"""The student follows the method: which inputs influence which outputs."""
 
 from dataclasses import replace
 
@@ -128,7 +128,7 @@ def test_the_person_view_matters_with_fusion_and_is_not_built_without() -> None:
     assert torch.isfinite(alone(without, targets())[0])
 
 
-def test_the_persons_patches_are_reconstructed_on_request_and_both_views_count_alike() -> None:
+def test_person_patches_are_reconstructed_on_request_with_equal_weight() -> None:
     v = views()
     both = student(relation=0, similarity=0, person_reconstruction=True)
     assert both.has_person_branch

@@ -1,4 +1,4 @@
-"""The teacher's picture tower computed faster says the same."""
+"""The faster image tower gives open_clip's embeddings up to rounding."""
 
 import open_clip
 import pytest

@@ -1,4 +1,4 @@
-"""The teacher sees pixels with its own statistics and size, is frozen, and refuses what does not fit."""
+"""The teacher uses its own pixel statistics and size, is frozen, and rejects unsuitable files."""
 
 import json
 import pickle
@@ -109,7 +109,7 @@ def test_without_its_text_tower_pictures_are_the_same(tiny_teacher: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["local-dir:/nowhere", "shipped:other"])
-def test_a_folder_that_is_none_is_named(name: str) -> None:
+def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"teacher.name={name}"):
         Teacher(TeacherConfig(name=name))
 

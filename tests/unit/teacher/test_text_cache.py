@@ -1,4 +1,4 @@
-"""Caption embeddings beside the shards: row by row, and only for the teacher and captions they were made from."""
+"""Caption embeddings beside the shards are row-aligned and used only for their own teacher and captions."""
 
 import shutil
 import subprocess
@@ -183,7 +183,7 @@ def test_a_cache_of_remote_shards_lies_in_the_runs_folder(
     assert check_rows(reader, folder, teacher) == 40
 
 
-def test_the_command_says_what_it_embedded(
+def test_the_command_prints_how_much_it_embedded(
     captioned: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["teach", str(captioned), "--teacher", f"local-dir:{tiny_teacher}"]) == EXIT_DONE

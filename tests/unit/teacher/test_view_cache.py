@@ -1,4 +1,4 @@
-"""Cached views: what the teacher says of exactly these pixels, for these pictures and settings and no others."""
+"""Cached views hold the teacher's embeddings of exactly their pixels, for their own pictures and settings only."""
 
 import json
 import shutil
@@ -285,7 +285,7 @@ def test_parts_and_ranks_share_the_shards_and_give_the_same_files(
     assert_equal(files(folder), whole)
 
 
-def test_a_teach_that_is_killed_leaves_whole_files_and_goes_on(
+def test_a_killed_teach_leaves_complete_files_and_continues(
     folder: Path, tiny_teacher: Path, taught_data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = ["teach", str(folder), *teach_options(tiny_teacher), "--batch", "3"]

@@ -1,4 +1,4 @@
-"""Runs from cached views: the same slots, the stored scenes with their embeddings, and refusals that say what to do."""
+"""Runs from cached views use the same slots with the cached scenes; errors name what is missing and the fix."""
 
 import json
 import shutil
@@ -227,7 +227,7 @@ def test_views_of_other_settings_are_refused_with_the_command_that_makes_the_rig
     assert replay.specs[0].count == 3
 
 
-def test_another_teacher_is_told_apart_by_its_weights_or_else_its_name(
+def test_another_teacher_is_recognised_by_its_weights_or_its_name(
     taught_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     def refused(teacher: str, **more: Any) -> str:
@@ -256,7 +256,7 @@ def test_another_teacher_is_told_apart_by_its_weights_or_else_its_name(
     )
 
 
-def test_of_several_that_fit_a_run_takes_the_most_views_and_goes_on_with_what_it_began(
+def test_a_run_takes_the_matching_cache_with_most_views_and_keeps_it_on_resume(
     taught_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "data"
@@ -270,7 +270,7 @@ def test_of_several_that_fit_a_run_takes_the_most_views_and_goes_on_with_what_it
     assert str(first) == f"3 cached views of each picture ({first.ids[0]})"
 
 
-def test_what_is_not_finished_is_named_with_the_command_that_goes_on(
+def test_unfinished_shards_are_named_with_the_command_that_completes_them(
     taught_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "data"
@@ -308,7 +308,7 @@ def test_views_of_other_pictures_under_the_same_names_are_refused(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "uniemox-views", "format_version": 9}'])
-def test_a_description_that_is_none_is_one_line(
+def test_an_invalid_description_is_a_one_line_error(
     content: str, taught_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(taught_data, tmp_path / "data")
