@@ -37,6 +37,9 @@ def time_in_turn(
 
     Taking turns spreads slow phases of a shared machine over all ways.
 
+    Args:
+        measure: returns the seconds of one way; by default a way is a function without arguments.
+
     Returns:
         The seconds of every way, one number per round.
     """
