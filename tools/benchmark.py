@@ -29,9 +29,9 @@ def time_call(call: Callable[[], Any]) -> float:
 
 
 def time_in_turn(
-    ways: Mapping[str, Callable[[], Any]],
+    ways: Mapping[str, Any],
     rounds: int,
-    measure: Callable[[Callable[[], Any]], float] = time_call,
+    measure: Callable[[Any], float] = time_call,
 ) -> dict[str, list[float]]:
     """Measures several ways of doing the same work, one after the other in each round.
 
