@@ -237,7 +237,7 @@ def test_another_folder_is_one_line(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     assert uniemox(["checkpoint", command, str(tmp_path)]) == EXIT_USER
-    assert capsys.readouterr().err.endswith(f"so it is no run folder; did you mean {run.path}?\n")
+    assert capsys.readouterr().err.endswith(f"so it is not a run folder; did you mean {run.path}?\n")
     assert uniemox(["checkpoint", command, str(run.checkpoints)]) == EXIT_USER
     assert capsys.readouterr().err.endswith(f"give the run's folder, {run.path}\n")
     if command != "verify":
