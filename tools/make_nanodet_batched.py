@@ -1,7 +1,7 @@
 """Gives the shipped NanoDet-g a free batch axis: `python tools/make_nanodet_batched.py SOURCE [TARGET]`.
 
-SOURCE is the converted file with its batch axis fixed at 1; TARGET is by default the file that ships. A
-SOURCE that has been through here comes out the same, byte for byte.
+SOURCE is the converted file with its batch axis fixed at 1. TARGET defaults to the packaged file. Converting a file
+twice gives the same bytes.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     drop_unused(graph)
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del graph.value_info[:]  # they say batch 1; the runtime infers them anew
+    del graph.value_info[:]  # they state batch 1; the runtime infers them again
     onnx.checker.check_model(freed, full_check=True)
     return freed
 
@@ -74,7 +74,7 @@ def run(weights: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def largest_difference(original: bytes, freed: bytes, x: np.ndarray, batch: int) -> float:
-    """Between `freed` on the first `batch` pictures at once and `original` on each alone."""
+    """Largest difference between `freed` on the first `batch` pictures together and `original` on each alone."""
     together = run(freed, x[:batch])
     alone = [run(original, x[i : i + 1]) for i in range(batch)]
     return max(

@@ -1,4 +1,4 @@
-"""Captions composed from label and attributes, by templates that users can edit: see captions.yaml."""
+"""Composes captions from label and attributes with templates that users can edit; captions.yaml documents them."""
 
 import difflib
 import math
@@ -23,10 +23,10 @@ _ARTICLE = re.compile(r"\b([Aa])\(n\)(?=\W*(\w*))")
 _AN = re.compile(
     r"(?!eu|one\b|once|uku|us[eu]|ut[ei]|uni(?![dmn]))[aeiou]|hour|hono|honest|heir", re.IGNORECASE
 )
-"""Words that take "an". Exceptions go by sound: a unicorn, an hour."""
+"""Words that take "an"; the choice follows the sound: a unicorn, an hour."""
 
 
-def _sound(template: str) -> str:
+def _check_template(template: str) -> str:
     parts = _parse(template)
     if not any(_fields(tokens) for _, tokens in parts):
         raise ValueError(
@@ -37,7 +37,7 @@ def _sound(template: str) -> str:
     return template
 
 
-def _rising(words: list[tuple[float, str]]) -> list[tuple[float, str]]:
+def _check_rising(words: list[tuple[float, str]]) -> list[tuple[float, str]]:
     limits = [limit for limit, _ in words]
     if any(low >= high for low, high in pairwise(limits)):
         raise ValueError("the limits do not rise; the first one not below a number counts, so sort them")
@@ -45,12 +45,12 @@ def _rising(words: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 class _Field(BaseModel):
-    """How the values of one field are said."""
+    """How the values of one field become words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lower: bool = False
     names: dict[str, str] = {}
-    words: Annotated[list[tuple[FiniteFloat, str]], AfterValidator(_rising)] | None = None
+    words: Annotated[list[tuple[FiniteFloat, str]], AfterValidator(_check_rising)] | None = None
     lead: list[str] = []
     most: int | None = Field(default=None, ge=1, strict=True)
     article: bool = False
@@ -63,7 +63,7 @@ class _Templates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     given: Literal["keep", "add"] = "keep"
-    templates: list[Annotated[str, AfterValidator(_sound)]] = Field(min_length=1)
+    templates: list[Annotated[str, AfterValidator(_check_template)]] = Field(min_length=1)
     fields: dict[str, _Field] = {}
 
 
@@ -77,7 +77,7 @@ _Part = tuple[bool, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Captioner:
-    """Composes captions by one file of templates. Hashable and cheap to pickle."""
+    """Composes captions with one file of templates. Hashable and cheap to pickle."""
 
     content: bytes
     """The file's content as canonical JSON."""
@@ -90,7 +90,8 @@ class Captioner:
     def captions(
         self, given: tuple[str, ...], label: str | None, attributes: Mapping[str, Any]
     ) -> tuple[str, ...]:
-        """The captions of a picture: given ones first, none of them twice, in the order of the templates."""
+        """The captions of a picture without repeats: given ones first, then composed ones in the order of the
+        templates."""
         settings = _load(self.content)
         if given and settings.given == "keep":
             return given
@@ -100,10 +101,10 @@ class Captioner:
 
 
 def load_captioner(spec: str | None) -> Captioner | None:
-    """The captioner of `--captions`: None or "none" for none, "shipped", or a YAML file.
+    """Loads the captioner of `--captions`: "shipped", a YAML file, or None (no captioner) for None and "none".
 
     Raises:
-        UserError: naming the file and each mistake in it.
+        UserError: if the file is unreadable or wrong; one line per mistake.
     """
     if spec is None or spec == "none":
         return None
@@ -121,7 +122,7 @@ def load_captioner(spec: str | None) -> Captioner | None:
     try:
         settings = _Templates.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {line}" for line in _mistakes(error))) from None
+        raise UserError("\n".join(f"{where}: {line}" for line in _describe_mistakes(error))) from None
     try:
         return Captioner(canonical_json(settings.model_dump(mode="json")))
     except UnicodeEncodeError as error:
@@ -129,7 +130,7 @@ def load_captioner(spec: str | None) -> Captioner | None:
         raise UserError(f"{where}: holds {half!r}, half of a character; write the character itself") from None
 
 
-def _mistakes(error: ValidationError) -> Iterator[str]:
+def _describe_mistakes(error: ValidationError) -> Iterator[str]:
     for issue in error.errors():
         path = ".".join(str(part) for part in issue["loc"])
         problem = issue["msg"].removeprefix("Value error, ")
@@ -157,7 +158,7 @@ def _parse(template: str) -> tuple[_Part, ...]:
     """The parts of a template, in order.
 
     Raises:
-        ValueError: for brackets or braces that do not fit.
+        ValueError: for unmatched brackets or braces.
     """
     parts: list[_Part] = []
     tokens: list[str] = []
@@ -186,52 +187,52 @@ def _fields(tokens: tuple[str, ...]) -> list[str]:
 
 
 def _compose(parts: tuple[_Part, ...], values: Mapping[str, Any], fields: Mapping[str, _Field]) -> str:
-    """The caption of one template; "" where no field is known, or one outside of optional parts is not."""
-    said: list[str] = []
+    """The caption of one template; "" if no field is known, or a field outside of optional parts is unknown."""
+    pieces: list[str] = []
     known = 0
     for optional, tokens in parts:
         words = [
-            _say(values.get(token), fields.get(token, _PLAIN)) if isinstance(token, _Name) else token
+            _words_of(values.get(token), fields.get(token, _PLAIN)) if isinstance(token, _Name) else token
             for token in tokens
         ]
         if all(words):
-            said += words
+            pieces += words
             known += len(_fields(tokens))
         elif not optional:
             return ""
     if not known:
         return ""
-    text = _ARTICLE.sub(lambda found: found[1] + ("n" if _AN.match(found[2]) else ""), "".join(said))
+    text = _ARTICLE.sub(lambda found: found[1] + ("n" if _AN.match(found[2]) else ""), "".join(pieces))
     text = re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s+", " ", text)).strip(" ,;:")
     return text[:1].upper() + text[1:]
 
 
-def _say(value: Any, field: _Field) -> str:
-    """A value in words; "" where there is none."""
+def _words_of(value: Any, field: _Field) -> str:
+    """The words for a value; "" for an unknown one."""
     items = value if isinstance(value, list | tuple) else [value]
-    said = list(dict.fromkeys(word for word in (_say_one(item, field) for item in items) if word))
-    said = said[: field.most]
+    phrases = list(dict.fromkeys(word for word in (_word_of_item(item, field) for item in items) if word))
+    phrases = phrases[: field.most]
     if field.article:
-        said = [_with_article(word, field.bare) for word in said]
+        phrases = [_with_article(word, field.bare) for word in phrases]
     if field.join is not None:
-        return field.join.join(said)
-    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+        return field.join.join(phrases)
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
 
 
-def _say_one(value: Any, field: _Field) -> str:
+def _word_of_item(value: Any, field: _Field) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return ""
     text = str(value)
     whole, slash, last = text.rpartition("/")
-    said = re.sub(r"[\s_/]+", " ", f"{last} {whole}" if slash and last in field.lead else text).strip()
-    said = said.lower() if field.lower else said
-    for name in (text, said):
+    phrase = re.sub(r"[\s_/]+", " ", f"{last} {whole}" if slash and last in field.lead else text).strip()
+    phrase = phrase.lower() if field.lower else phrase
+    for name in (text, phrase):
         if name in field.names:
             return field.names[name]
     if field.words is None:
-        return said
+        return phrase
     try:
         return next((word for limit, word in field.words if float(value) <= limit), "")
     except (ValueError, OverflowError):
