@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed.deepspeed_internals import import_deepspeed
 from uniemox_dist.distributed.world import World
 
 T = TypeVar("T")
@@ -23,12 +24,12 @@ HOLDERS = ("torch.distributed.nn",)
 end a thread that needs the interpreter aborts the process: "terminate called without an active exception"."""
 
 
-def init(world: World, timeout_s: int, *, preload: Sequence[str] = ()) -> torch.device:
+def init(world: World, timeout_s: int, *, with_deepspeed: bool = False) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device.
 
     Args:
         timeout_s: seconds after which a collective operation fails.
-        preload: modules to import before the group exists, besides `HOLDERS`, for the reason given there.
+        with_deepspeed: whether DeepSpeed will be used; it holds the group as well, unless it is imported first.
 
     Raises:
         UserError: if this rank has no GPU of its own where there are GPUs.
@@ -47,8 +48,10 @@ def init(world: World, timeout_s: int, *, preload: Sequence[str] = ()) -> torch.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if dist.is_initialized():
         return device
-    for name in (*HOLDERS, *preload):
+    for name in HOLDERS:
         import_module(name)
+    if with_deepspeed:
+        import_deepspeed()
     # DeepSpeed wants a group even for one rank; a file of its own keeps that from needing a port.
     method = f"tcp://{world.master_addr}:{world.master_port}" if world.size > 1 else None
     store = None if method else dist.HashStore()
