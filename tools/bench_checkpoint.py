@@ -86,7 +86,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str, Any]:
     """Both ways in turn; the same numbers on every rank but for its own clock."""
-    device = collectives.init(world, 600, with_deepspeed=True)
+    device = collectives.init(world, 600)
     per_rank = options.micro_batch
     values: dict[str, Any] = {
         "run": {"max_steps": 1},

@@ -89,7 +89,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     """One choice: rows of what, planned and measured bytes."""
     config = load_config(one[0], one[1])
     world = World()
-    there = collectives.init(world, 60, with_deepspeed=True)
+    there = collectives.init(world, 60)
     device = Device("here", is_gpu=there.type == "cuda")
     tower = read_tower(config)
     precision = precision_of(config, device, config.zero.stage)

@@ -161,7 +161,7 @@ class Setting:
             from uniemox_dist.train.engine import make_engine
 
             if not torch.distributed.is_initialized():
-                collectives.init(World(), 600, with_deepspeed=True)
+                collectives.init(World(), 600)
             return make_engine(student, config, World(), self.precision, device())
         student = student.bfloat16() if self.precision == "bf16" else student
         return PlainEngine(student, config.optim.weight_decay, config.optim.betas)

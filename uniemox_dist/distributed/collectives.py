@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.distributed.deepspeed_internals import import_deepspeed
 from uniemox_dist.distributed.world import World
 
 T = TypeVar("T")
@@ -24,12 +23,11 @@ HOLDERS = ("torch.distributed.nn",)
 end a thread that needs the interpreter aborts the process: "terminate called without an active exception"."""
 
 
-def init(world: World, timeout_s: int, *, with_deepspeed: bool = False) -> torch.device:
+def init(world: World, timeout_s: int) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this rank's device.
 
     Args:
         timeout_s: seconds after which a collective operation fails.
-        with_deepspeed: whether DeepSpeed will be used; it holds the group as well, unless it is imported first.
 
     Raises:
         UserError: if this rank has no GPU of its own where there are GPUs.
@@ -50,8 +48,6 @@ def init(world: World, timeout_s: int, *, with_deepspeed: bool = False) -> torch
         return device
     for name in HOLDERS:
         import_module(name)
-    if with_deepspeed:
-        import_deepspeed()
     # DeepSpeed wants a group even for one rank; a file of its own keeps that from needing a port.
     method = f"tcp://{world.master_addr}:{world.master_port}" if world.size > 1 else None
     store = None if method else dist.HashStore()

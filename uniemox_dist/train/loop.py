@@ -60,7 +60,7 @@ def train(
     stop = stop or StopFlag().install()
     timer = timer or StartupTimer()
     grad_accum(config, world.size)  # raises the user's mistakes before anything is opened
-    device = collectives.init(world, config.run.timeout_s, with_deepspeed=True)
+    device = collectives.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     collectives.on_main(world, lambda: _open_folder(folder))
     main_log.leave(folder, world)
