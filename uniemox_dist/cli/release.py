@@ -18,7 +18,7 @@ FOLDER = click.Path(path_type=Path)
     "steps before it (best); or a step.",
 )
 @click.option(
-    "--ema", is_flag=True, help="The encoder's moving average (optim.ema_decay) instead of its weights."
+    "--ema", is_flag=True, help="Release the moving average of the encoder's weights (optim.ema_decay)."
 )
 @click.option(
     "--dtype",
@@ -27,18 +27,18 @@ FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="Number format of the weights.",
 )
-@click.option("--onnx", is_flag=True, help="Also the encoder as ONNX, compared with torch.")
+@click.option("--onnx", is_flag=True, help="Also write the encoder as ONNX, and compare it with torch.")
 @click.option(
     "--evaluation",
     type=FOLDER,
-    help="What `uniemox evaluate protocol --json` wrote, for the model card; without it RUN/evaluation.json, "
-    "if it is of that step.",
+    help="Result of `uniemox evaluate protocol --json` for the model card. [default: RUN/evaluation.json, if it is "
+    "of that step]",
 )
 @click.option(
-    "--licence", "--license", metavar="ID", help="Of the weights, for the model card: apache-2.0, …"
+    "--licence", "--license", metavar="ID", help="Licence of the weights for the model card: apache-2.0, …"
 )
-@click.option("--inspect", is_flag=True, help="Only say what the release in RUN is.")
-@click.option("--verify", is_flag=True, help="Only recheck the release in RUN: hashes, weights, settings.")
+@click.option("--inspect", is_flag=True, help="Only describe the release in RUN.")
+@click.option("--verify", is_flag=True, help="Only check the release in RUN: hashes, weights, settings.")
 def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options: object) -> None:
     """Writes consolidated, documented weights of RUN (a run's folder, or one of its checkpoints) to OUT.
 

@@ -1,4 +1,4 @@
-"""A release that pictures are given to.
+"""A release that takes pictures.
 
 Shape legend: B pictures, D encoder width, E width of the teacher's space.
 """
@@ -35,19 +35,19 @@ class UniEmoX:
     ) -> None:
         self.student = student.to(device).eval()
         self.facts = facts
-        """What uniemox.json says."""
+        """The contents of uniemox.json."""
         self.device = device
         self._to_pixels = to_pixels
         self._margin = Config.model_validate(facts["config"]).data.person_margin
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures that the encoder sees."""
+        """Side of the encoder's input in pixels."""
         return self.student.model.image_size
 
     @property
     def has_space(self) -> bool:
-        """Whether it maps pictures into a teacher's space (`embed`)."""
+        """True if the release maps pictures into a teacher's space (`embed`)."""
         return self.student.fusion is not None
 
     @torch.no_grad()
@@ -61,16 +61,16 @@ class UniEmoX:
 
     @torch.no_grad()
     def embed(self, scene: Pictures, persons: Sequence[PersonBox | None] | None = None) -> Tensor:
-        """The fused vectors γ, B×E float32 with rows of length 1: their products with the teacher's unit text
-        embeddings are the similarities that the teacher's own picture embeddings would have.
+        """The fused vectors γ, B×E float32 with rows of length 1. Their products with the teacher's unit text
+        embeddings stand for the similarities of the teacher's own picture embeddings.
 
         Args:
             scene: a picture, pictures, or uint8 B×3×H×W.
-            persons: for each picture the box of the person that is looked at, or None; grown by the margin of
-                training (`data.person_margin`). Without a person the whole picture is the person view, as in training.
+            persons: for each picture the box of a person, or None. Boxes grow by the margin of training
+                (`data.person_margin`). Without a person the whole picture is the person view, as in training.
 
         Raises:
-            UserError: if the release has no fusion, there is no picture, or boxes do not fit.
+            UserError: if the release has no fusion, there are no pictures, or boxes are invalid.
         """
         return self.embed_views(*self.views(scene, persons))
 

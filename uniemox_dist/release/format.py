@@ -19,14 +19,14 @@ PROMISED = (
     *("run", "step", "slots", "parameters", "weights", "feature", "embedding_width", "teacher"),
     *("data_identity", "losses", "config"),
 )
-"""Fields of uniemox.json that every release of this format has."""
+"""Fields of uniemox.json in every release of this format."""
 LOADED = ("*.safetensors", "*.json", "*.onnx")
-"""What programs read of a release: never without a hash."""
+"""Files of a release that programs read; SHA256SUMS must list each."""
 SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._+-]+)")
 
 
 def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEASE") -> dict[str, Any]:
-    """What uniemox.json says, after a look whether this is a release that this version reads.
+    """Checks that a folder is a release that this version reads. Returns the contents of uniemox.json.
 
     Raises:
         UserError: if the folder is no release, or (with verify) a file was altered.
@@ -66,8 +66,8 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
 
 
 def altered(folder: Path) -> Iterator[tuple[str, str]]:
-    """The files of a release that are not as SHA256SUMS says, and what is wrong with each; SHA256SUMS itself where it
-    is damaged, or silent about a file that programs read."""
+    """Yields the files of a release that differ from SHA256SUMS, with the problem of each; and SHA256SUMS itself if it
+    is damaged, or does not list a file that programs read."""
     # Every byte counts: whatever else breaks a line for Python (\v, \x1c, …) is damage here.
     lines = (folder / SUMS).read_bytes().decode("utf-8", "backslashreplace").split("\n")
     named = set()

@@ -1,4 +1,4 @@
-"""`uniemox release --verify` and `--inspect`: whether a release is sound, and what it contains."""
+"""`uniemox release --verify` and `--inspect`: checks a release, and describes it."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from uniemox_dist.release.weights import ENCODER, REST
 
 
 def check(path: Path) -> int:
-    """Rechecks a release: hashes, that every weight is finite, and that all fit its settings, timm's and ours. Returns
-    how many tensors there are.
+    """Checks a release: hashes, finite weights, and that weights fit the settings of timm and of this project. Returns
+    the number of tensors.
 
     Raises:
-        UserError: naming the first thing that is wrong.
+        UserError: naming the first problem.
     """
     read_release(path, verify=True)
     load_encoder(path)
@@ -32,7 +32,7 @@ def check(path: Path) -> int:
 
 
 def describe(path: Path) -> list[str]:
-    """A release in lines for a terminal."""
+    """The description of a release, in lines for a terminal."""
     facts = read_release(path)
     config, data, teacher = facts["config"], facts.get("data"), facts.get("teacher")
     model = config["model"]

@@ -1,5 +1,5 @@
-"""The weights of a release: read from a checkpoint's fragments and written tensor by tensor, whatever ZeRO stage and
-number of ranks left them. No two tensors need to be in memory at once.
+"""The weights of a release: read from a checkpoint's fragments and written tensor by tensor, for any ZeRO stage and
+number of ranks. One tensor is in memory at a time.
 """
 
 import math
@@ -27,8 +27,8 @@ from uniemox_dist.models.student import Student
 ENCODER, REST = "model.safetensors", "uniemox.safetensors"
 PREFIX = "encoder."
 READ_SHARE, READ_BYTES = 16, 64 << 20
-"""Files are mapped into memory, and what was read of them counts until they are opened anew: after a sixteenth of the
-model, or as many bytes."""
+"""Files are mapped into memory, and pages that were read count as memory until a file is reopened: after a sixteenth of
+the model, or this many bytes, whichever is more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """All weights of a checkpoint's student, by name: what was trained, and what was not (fixed positions)."""
+    """All weights of a checkpoint's student by name, trained and fixed (positions)."""
 
     checkpoint: Checkpoint
     shapes: dict[str, tuple[int, ...]]
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Numbers in the encoder, and in all else."""
+        """Parameters of the encoder, and of all other modules, by file."""
         counts = {ENCODER: 0, REST: 0}
         for name, shape in self.shapes.items():
             counts[file_of(name)] += torch.Size(shape).numel()
@@ -58,7 +58,7 @@ def file_of(name: str) -> str:
 
 
 def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
-    """The weights of a checkpoint; `ema`: the encoder's moving average in their place.
+    """The weights of a checkpoint; with `ema` the moving average of the encoder's.
 
     Raises:
         UserError: if there is no moving average.
@@ -85,7 +85,7 @@ def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
 
 
 class Renewed(Generic[T]):
-    """An opened file, or several, that are opened anew from time to time."""
+    """Open files that are reopened from time to time, which frees their pages."""
 
     def __init__(self, open_: Callable[[], T], shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._open, self._opened, self._bytes = open_, open_(), 0
@@ -93,7 +93,7 @@ class Renewed(Generic[T]):
         self._most = max(READ_BYTES, sum(self._of.values()) // READ_SHARE)
 
     def use(self, name: str) -> T:
-        """What is open, to read a tensor from."""
+        """The open files, to read one tensor from."""
         self._bytes += self._of[name]
         if self._bytes > self._most:
             del self._opened  # closed before it is opened again
@@ -140,10 +140,10 @@ def compare(out: Path, source: Source, dtype: torch.dtype) -> None:
 
 
 def check_names(encoder: Mapping[str, Tensor], source: Source) -> None:
-    """Whether timm's own model has exactly the tensors that are released for it.
+    """Checks that timm's own model has exactly the tensors that are released for it.
 
     Raises:
-        Fault: naming one that does not fit.
+        Fault: naming a tensor that differs.
     """
     here = {name: tuple(tensor.shape) for name, tensor in encoder.items()}
     there = {released_name(name): shape for name, shape in source.shapes.items() if file_of(name) == ENCODER}
