@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("model.name=null", "model.image_size=32", "model.patch_size=8", "model.width=32", "model.depth=2")
 SMALL += ("model.heads=2", "model.decoder_width=32", "model.decoder_depth=1", "model.decoder_heads=2")
 
 
+@pytest.mark.slow
 def test_both_ways_of_saving_are_measured_in_one_run(tmp_path: Path) -> None:
     command = [
         sys.executable,

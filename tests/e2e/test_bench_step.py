@@ -95,6 +95,7 @@ def test_our_rows_do_their_useful_work_and_nothing_else(at: step_rows.Setting) -
     assert counted(at.of("b")) / 2 > 1.1 * useful_flops(at, "b")
 
 
+@pytest.mark.slow
 def test_all_rows_are_printed_and_written(tmp_path: Path, tiny_teacher: Path) -> None:
     out = tmp_path / "step.json"
     command = [sys.executable, str(ROOT / "tools/bench_step.py"), *(f"--set={pair}" for pair in SMALL)]
@@ -109,6 +110,7 @@ def test_all_rows_are_printed_and_written(tmp_path: Path, tiny_teacher: Path) ->
     assert next(row["ratio"] for row in rows if row["row"] == "b") == 1
 
 
+@pytest.mark.slow
 def test_a_profile_names_the_ten_dearest_operations_and_writes_a_trace(
     tmp_path: Path, tiny_teacher: Path
 ) -> None:

@@ -4,6 +4,7 @@ Signals are passed on to the ranks, which save together; when one rank fails, th
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from uniemox_dist.core.signals import LAUNCHER_PID, stop_signals, unblock
 
 GRACE_S = 10
 """Seconds that the other ranks get after one failed, before they are killed."""
+PORTS = range(10_000, 32_768)
 LOOK_S = 0.05
 """Seconds between two polls of the ranks and of the received signals."""
 
@@ -64,10 +66,19 @@ def say(text: str) -> None:
 
 
 def free_port() -> int:
-    """A free port for the ranks to meet at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a random free port at which the ranks can meet.
+
+    It lies below the range from which the system numbers outgoing connections (32768 and above on Linux), so that no
+    connection takes it before rank 0 listens there.
+
+    Raises:
+        OSError: if none of many ports is free.
+    """
+    for port in random.SystemRandom().sample(PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"none of 200 ports from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:

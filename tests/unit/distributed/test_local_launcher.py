@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from uniemox_dist.distributed.local_launcher import run_ranks
+from uniemox_dist.distributed.local_launcher import free_port, run_ranks
 
 
 def ranks(code: str, count: int) -> int:
@@ -80,3 +81,10 @@ def test_a_rank_that_was_killed_is_named_by_the_launcher(capfd: pytest.CaptureFi
     error = capfd.readouterr().err
     assert "uniemox: error: rank 1 (pid " in error
     assert "died of SIGKILL (killed, perhaps for its memory)" in error
+
+
+def test_ranks_meet_at_a_free_port_below_those_of_outgoing_connections() -> None:
+    port = free_port()
+    assert port in range(10_000, 32_768)
+    with socket.create_server(("127.0.0.1", port)) as taken:
+        assert free_port() != taken.getsockname()[1]
