@@ -41,6 +41,7 @@ ELSEWHERE = {
     "uniemox shards pack emotic": "tests/distributed/test_finetune.py packs it",
     "uniemox shards pack s3://": "tests/unit/shards/test_remote.py packs from a bucket",
     "uniemox shards pack p": "parts: tests/unit/shards/test_merge.py",
+    "uniemox evaluate protocol OUT demo/shards": "docs/evaluate.md has it with DATA, which holds the same",
     "uniemox pretrain": "tests/e2e/test_chain.py trains; these are of GPUs' size",
     "uniemox launch": "tests/cluster submits to a real Slurm",
     "uniemox doctor uniemox_vit": "tests/distributed/test_doctor.py runs it on ranks",
@@ -60,8 +61,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, photo_fo
     table = pq.read_table(DEMO)
     some = table.take([*range(0, 1251, 18), *range(1251, 1599, 12)])
     pq.write_table(some, world / "some.parquet")
-    for name in ("DATA", "demo/shards", "data/emoset"):
-        pack(PackSettings(str(world / "some.parquet"), persons="none", shard_samples=32), world / name)
+    pack(PackSettings(str(world / "some.parquet"), persons="none", shard_samples=32), world / "DATA")
+    for name in ("demo/shards", "data/emoset"):
+        shutil.copytree(world / "DATA", world / name)
     pack(PackSettings(str(photo_folder), "folder", persons="none"), world / "data/photos/train")
     shutil.copytree(photo_folder, world / "photos")
     shutil.copy(photo_folder / "people/astronaut-0.jpg", world / "photo.jpg")

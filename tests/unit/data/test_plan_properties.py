@@ -243,7 +243,9 @@ def rank_steps(of: Config, first_step: int, count: int, rank: int, world_size: i
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @settings(properties, max_examples=4)
 @given(st.integers(0, 50), st.sampled_from([(1, 24), (1, 8), (2, 4), (3, 8)]), st.data())
-@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "workers", [1, 3, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2, 4))]
+)
 def test_loader_processes_change_neither_slots_nor_keys_nor_pixels(
     packed: list[Path], workers: int, step: int, dealt: tuple[int, int], data: st.DataObject
 ) -> None:

@@ -126,7 +126,8 @@ def kept_for_backward(config: Config, dtype: torch.dtype) -> int:
     ("case", "dtype"),
     [
         *[(case, torch.float32) for case in MODELS if case not in SLOW],
-        *[(case, torch.bfloat16) for case in ("plain", "norm before")],
+        ("plain", torch.bfloat16),
+        pytest.param("norm before", torch.bfloat16, marks=pytest.mark.slow),
         *[pytest.param(case, torch.float32, marks=pytest.mark.slow) for case in SLOW],
     ],
 )
