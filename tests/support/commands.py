@@ -1,14 +1,20 @@
-"""Commands in a process of their own, for tests that kill them."""
+"""Commands in processes of their own that are forks, which spares a fresh interpreter's imports."""
 
 import multiprocessing
+import sys
 from collections.abc import Sequence
 from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+from ranks import PRELOAD, TIMEOUT_S
+
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def start_command(arguments: Sequence[str]) -> ForkProcess:
-    """Starts `uniemox ARGUMENTS` in a fork of this process, which spares a fresh interpreter's imports.
+    """Starts `uniemox ARGUMENTS` in a fork of this process, to be killed by a test.
 
-    The exit code is the command's. Parallel code of the parent cannot be used after a fork, so it has one thread.
+    Its exit code is the command's. Parallel code of the parent cannot be used after a fork, so it has one thread.
     """
     process = multiprocessing.get_context("fork").Process(target=_run, args=(list(arguments),))
     process.start()
@@ -22,3 +28,29 @@ def _run(arguments: list[str]) -> None:
 
     torch.set_num_threads(1)
     raise SystemExit(run(arguments))
+
+
+def run_with_ranks(arguments: Sequence[str], log: Path) -> int:
+    """Runs `uniemox ARGUMENTS --nproc N` to its end and returns its exit code; what it prints goes to `log`.
+
+    The launcher and its ranks are forks of a server that has imported torch and DeepSpeed once. One thread a rank.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=_run_with_ranks, args=(list(arguments), log))
+    process.start()
+    process.join(TIMEOUT_S)
+    code = process.exitcode
+    process.kill()
+    assert code is not None, f"it did not end in {TIMEOUT_S} s"
+    return code
+
+
+def _run_with_ranks(arguments: list[str], log: Path) -> None:
+    import torch
+
+    sys.path.insert(0, str(TOOLS))
+    from chaos_faults.processes import start  # type: ignore[import-not-found]
+
+    torch.set_num_threads(1)
+    raise SystemExit(start(arguments, log).wait())
