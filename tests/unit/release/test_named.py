@@ -21,8 +21,7 @@ E = 12
     ("name", "image_size", "patch_size"),
     [
         ("vit_tiny", 48, 16),
-        # A norm before the blocks, no bias in the projection.
-        pytest.param("vit_xsmall_patch16_clip_224", 40, 8, marks=pytest.mark.slow),
+        ("vit_xsmall_patch16_clip_224", 40, 8),  # a norm before the blocks, no bias in the projection
         (
             "vit_wee_patch16_reg1_gap_256",
             48,
