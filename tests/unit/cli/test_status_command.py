@@ -174,7 +174,7 @@ def test_watching_shows_each_change_until_ctrl_c_and_ends_with_0(tmp_path: Path,
         write_event(folder, "end", step=12000)
         assert any("complete" in process.stdout.readline() for _ in range(500))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (EXIT_DONE, "")
 
 

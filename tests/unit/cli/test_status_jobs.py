@@ -194,7 +194,7 @@ def in_terminal(characters: int, *arguments: str) -> list[str]:
             break
         said += piece
     os.close(main)
-    assert process.wait(timeout=60) == EXIT_DONE
+    assert process.wait(timeout=120) == EXIT_DONE
     return said.decode().splitlines()
 
 

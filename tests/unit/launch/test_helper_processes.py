@@ -54,7 +54,7 @@ def test_a_signal_to_all_processes_of_a_rank_stops_it_and_kills_no_helper(
     for _ in range(3):
         os.killpg(rank.pid, number)
     (tmp_path / "go").touch()
-    said, _ = rank.communicate(timeout=60)
+    said, _ = rank.communicate(timeout=120)
     assert said.split() == [number.name, "lived", "7"]
 
 

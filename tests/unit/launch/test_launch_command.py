@@ -345,7 +345,7 @@ def test_of_two_submissions_at_the_same_moment_one_is_refused(
     )
     assert launch() == 0
     assert "uniemox: sbatch: charged to lab7" in capsys.readouterr().err
-    for _ in range(600):
+    for _ in range(2400):
         if "error" in (place / "second").read_text():
             break
         time.sleep(0.05)

@@ -32,7 +32,7 @@ def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bo
     # Pauses grow: 1 s, 2 s, and 4 s after the third attempt.
     until(process, lambda: "in 4 s" in process.stderr.readline())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
+    assert process.wait(120) == code
     attempts = begun(run)
     assert attempts == 3
     says = process.stderr.read().splitlines()[-1]
@@ -56,7 +56,7 @@ def test_a_stop_while_ranks_are_starting_does_not_start_them_again(
     )
     until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
+    assert process.wait(120) == code
     assert begun(run) == 1
     assert restarts(run) == []
     step = 3 if saved else None
@@ -95,7 +95,7 @@ def test_a_signal_reaches_the_ranks_of_a_later_attempt(run: RunFolder) -> None:
     process = in_background(run, code, longest_pause_s=0.05)
     until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(60) == 75
+    assert process.wait(120) == 75
     assert begun(run) == 2
 
 
@@ -107,5 +107,5 @@ def test_a_fault_while_stopping_is_a_fault_and_not_tried_again(run: RunFolder) -
     process = in_background(run, code, longest_pause_s=0.05)
     until(process, lambda: all((run.path / f"up{rank}").exists() for rank in range(2)))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     assert begun(run) == 1

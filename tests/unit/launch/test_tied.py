@@ -37,7 +37,7 @@ def test_ranks_whose_launcher_is_killed_are_asked_to_stop(run: RunFolder) -> Non
     process = in_background(run, MINDS, longest_pause_s=0.05)
     until(process, lambda: all_there(run, "up"))
     process.kill()
-    process.wait(60)
+    process.wait(120)
     with subprocess.Popen(["sleep", "60"]) as patience:
         until(patience, lambda: all_there(run, "by"))
         patience.kill()
@@ -79,7 +79,7 @@ def test_a_terminal_that_closes_stops_all_ranks(run: RunFolder, monkeypatch: pyt
     process.stderr.close()  # nobody reads any more: what the launcher still says is lost, and nothing else
     until(process, lambda: all_there(run, "up"))
     process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 75
+    assert process.wait(120) == 75
     assert [(run.path / f"by{rank}").read_text() for rank in range(2)] == ["SIGHUP", "SIGHUP"]
 
 
@@ -93,7 +93,7 @@ def test_under_nohup_a_terminal_that_closes_stops_nothing(run: RunFolder) -> Non
     until(process, lambda: all_there(run, "up"))
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(60) == 75
+    assert process.wait(120) == 75
     assert [(run.path / f"by{rank}").read_text() for rank in range(2)] == ["SIGUSR2", "SIGUSR2"]
 
 

@@ -143,6 +143,9 @@ def test_a_pack_killed_at_any_moment_goes_on_without_loss_or_duplicate(
                 break
             time.sleep(0.002)
         if process.wait() == 0:
+            if kills == 0:  # it was too fast for this process: once more from the beginning
+                shutil.rmtree(tmp_path / "out")
+                continue
             break
         assert _ends_soon(os.getpgid(process.pid) if process.poll() is None else process.pid)
     assert kills >= 1
