@@ -2,7 +2,7 @@
 
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -11,23 +11,21 @@ from ranks import PRELOAD, TIMEOUT_S
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-def start_command(arguments: Sequence[str]) -> ForkProcess:
-    """Starts `uniemox ARGUMENTS` in a fork of this process, to be killed by a test.
+def start_fork(work: Callable[..., object], *arguments: object) -> ForkProcess:
+    """Starts a function in a fork of this process, to be killed by a test.
 
-    Its exit code is the command's. Parallel code of the parent cannot be used after a fork, so it has one thread.
+    Parallel code of the parent cannot be used after a fork, so it has one thread.
     """
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(list(arguments),))
+    process = multiprocessing.get_context("fork").Process(target=_with_one_thread, args=(work, *arguments))
     process.start()
     return process
 
 
-def _run(arguments: list[str]) -> None:
+def _with_one_thread(work: Callable[..., object], *arguments: object) -> None:
     import torch
 
-    from uniemox_dist.cli.main import run
-
     torch.set_num_threads(1)
-    raise SystemExit(run(arguments))
+    work(*arguments)
 
 
 def run_with_ranks(arguments: Sequence[str], log: Path) -> int:

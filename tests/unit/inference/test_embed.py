@@ -1,23 +1,22 @@
 """Tables of vectors: what is in them, from which inputs, and that a kill changes nothing."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import start_fork
 from PIL import Image
 from small import make_release
 
 from uniemox_dist import load_uniemox
 from uniemox_dist.cli.main import run
+from uniemox_dist.inference import embed as embed_module
 from uniemox_dist.inference.embed import embed
 from uniemox_dist.inference.inputs import Pictures
 
@@ -62,28 +61,28 @@ def test_shards_and_their_table_give_the_same_vectors(
         np.testing.assert_allclose(rows["shards"][key], vector, rtol=1e-4, atol=1e-5)
 
 
+def embed_slowly(source: Path, out: Path, release: Path) -> None:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.4)
+        return vectors(*arguments)
+
+    vectors, embed_module.vectors = embed_module.vectors, slow
+    embed(str(source), out, release, batch=4, part_s=0)
+
+
 def test_a_killed_command_goes_on_and_ends_with_the_same_table(
     small_release: Path, picture_folder: Path, tmp_path: Path
 ) -> None:
     whole = tmp_path / "whole.parquet"
     embed(str(picture_folder), whole, small_release, batch=4, part_s=0)
     out = tmp_path / "killed.parquet"
-    slowly = (
-        "import sys, time, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from uniemox_dist.inference import embed as e\n"
-        "vectors = e.vectors\n"
-        "def slow(*a):\n    time.sleep(0.4)\n    return vectors(*a)\n"
-        "e.vectors = slow\n"
-        "e.embed(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), batch=4, part_s=0)\n"
-    )
-    command = [sys.executable, "-c", slowly, str(picture_folder), str(out), str(small_release)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    process = start_fork(embed_slowly, picture_folder, out, small_release)
     parts = tmp_path / ".killed.parquet.parts"
     deadline = time.monotonic() + 120
     while len(list(parts.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not out.exists()
     done = max(int(path.stem) for path in parts.glob("0*.parquet"))
     assert 8 <= done < 23

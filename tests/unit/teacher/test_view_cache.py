@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import start_command
+from commands import start_fork
 from inputs import make_teacher, teach_options
 from safetensors.torch import load_file, save_file
 
@@ -290,7 +290,7 @@ def test_a_killed_teach_leaves_complete_files_and_continues(
 ) -> None:
     options = ["teach", str(folder), *teach_options(tiny_teacher), "--batch", "3"]
     options[options.index("--workers") + 1] = "1"
-    process = start_command(options)
+    process = start_fork(run, options)
     deadline = time.monotonic() + 120
     while not times(folder) and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
