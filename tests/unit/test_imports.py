@@ -1,12 +1,11 @@
 """The import order of the house, read from the source, and what a light install must not need."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 TOP = ("uniemox_dist", "shards", "launch")
@@ -94,38 +93,45 @@ def test_no_module_imports_itself_through_others() -> None:
     assert not cycles
 
 
-def loaded_after(statement: str) -> set[str]:
-    code = f"import sys\n{statement}\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+def loaded_after_each(groups: dict[str, list[str]]) -> dict[str, set[str]]:
+    """Imports groups of modules one after the other in one fresh process; the top-level packages that each adds."""
+    code = (
+        "import importlib, json, sys\n"
+        "before, added = set(), {}\n"
+        "for group, names in json.loads(sys.argv[1]).items():\n"
+        "    for name in names: importlib.import_module(name)\n"
+        "    now = {name.partition('.')[0] for name in sys.modules}\n"
+        "    added[group], before = sorted(now - before), now\n"
+        "print(json.dumps(added))"
     )
-    return set(result.stdout.split())
+    result = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(groups)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return {group: set(added) for group, added in json.loads(result.stdout).items()}
 
 
-@pytest.mark.parametrize("package", TORCH_FREE)
-def test_a_light_package_imports_without_torch(package: str) -> None:
-    names = [name for name in MODULES if _package(name) == package and not name.endswith("__main__")]
-    assert not loaded_after(f"import {', '.join(names)}") & HEAVY
+def _modules_of(*packages: str) -> dict[str, list[str]]:
+    return {
+        package: [name for name in MODULES if _package(name) == package and not name.endswith("__main__")]
+        for package in packages
+    }
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("uniemox_dist",),
-        tuple(name for name in MODULES if _package(name) == "cli" and not name.endswith("__main__")),
-        ("uniemox_dist.data.splits", "uniemox_dist.data.plan", "uniemox_dist.data.sources"),
-        ("uniemox_dist.doctor.all_checks", "uniemox_dist.doctor.preflight"),
-        ("uniemox_dist.distributed.world", "uniemox_dist.distributed.local_launcher"),
-        ("uniemox_dist.checkpoints.retention", "uniemox_dist.checkpoints.verify"),
-    ],
-)
-def test_the_base_install_needs_no_torch(names: tuple[str, ...]) -> None:
-    assert not loaded_after(f"import {', '.join(names)}") & HEAVY
+def test_light_packages_and_the_base_install_import_without_torch() -> None:
+    groups = {
+        **_modules_of(*TORCH_FREE, "cli"),
+        "the package": ["uniemox_dist"],
+        "plan of samples": [f"uniemox_dist.data.{name}" for name in ("splits", "plan", "sources")],
+        "preflight": ["uniemox_dist.doctor.all_checks", "uniemox_dist.doctor.preflight"],
+        "launcher": ["uniemox_dist.distributed.world", "uniemox_dist.distributed.local_launcher"],
+        "checkpoints": ["uniemox_dist.checkpoints.retention", "uniemox_dist.checkpoints.verify"],
+    }
+    heavy = {group: added & HEAVY for group, added in loaded_after_each(groups).items()}
+    assert heavy == {group: set() for group in groups}
 
 
-@pytest.mark.parametrize("package", ["release", "evaluate", "inference"])
-def test_release_evaluation_and_inference_load_without_deepspeed_and_webdataset(package: str) -> None:
-    names = [name for name in MODULES if _package(name) == package]
-    loaded = loaded_after(f"import {', '.join(names)}")
-    assert "torch" in loaded
-    assert not loaded & {"deepspeed", "webdataset"}
+def test_release_evaluation_and_inference_load_without_deepspeed_and_webdataset() -> None:
+    loaded = loaded_after_each(_modules_of("release", "evaluate", "inference"))
+    assert "torch" in set().union(*loaded.values())
+    unwanted = {package: added & {"deepspeed", "webdataset"} for package, added in loaded.items()}
+    assert unwanted == {"release": set(), "evaluate": set(), "inference": set()}
