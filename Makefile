@@ -10,6 +10,7 @@ JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # Unit tests of the packages that import without torch.
 LIGHT := $(addprefix tests/unit/,test_imports.py core config scheduler runs launch shards/format shards/edit shards/inspect shards/pack shards/sources slurm)
+WITH_TORCH := tests/unit/launch/test_plan_memory_parts.py
 
 .PHONY: help install demo demo-clean lint types check test test-all test-latest test-cluster clean
 
@@ -47,7 +48,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 check: lint types
-	$(PYTEST) -m "not slow and not cluster" $(LIGHT)
+	$(PYTEST) -m "not slow and not cluster" $(LIGHT) $(addprefix --ignore=,$(WITH_TORCH))
 
 test: lint types
 	$(PYTEST) -m "not slow and not cluster"
