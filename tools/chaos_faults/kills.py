@@ -14,7 +14,7 @@ from chaos_faults.verdict import Outcome, compare, finished, recovery
 
 STEP = 6
 """The step after which runs are disturbed: two steps after a save, two before the next."""
-HANG_S = 5
+HANG_S = 8
 """run.step_timeout_s of the run that hangs: no step on a busy machine takes as long."""
 
 
