@@ -65,7 +65,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> pytest.MonkeyPatch:  #
         (1, 2, 1, False, True, "layer decay"),
         (2, 2, 2, False, True, "equal rates"),
         (3, 2, 2, False, True, "layer decay"),
-        pytest.param(0, 1, 1, True, False, "equal rates", marks=pytest.mark.slow),  # half a minute to compile
         pytest.param(3, 2, 1, True, False, "equal rates", marks=pytest.mark.slow),
         pytest.param(2, 2, 1, True, True, "layer decay", marks=pytest.mark.slow),
         pytest.param(3, 2, 2, True, True, "layer decay", marks=pytest.mark.slow),
