@@ -111,7 +111,7 @@ def test_a_table_on_the_web_and_the_pictures_it_names(
     assert pictures["k3"] == (root / names[3]).read_bytes()
 
 
-def test_files_of_one_name_in_several_folders_elsewhere_are_told_apart(bucket: str, tmp_path: Path) -> None:
+def test_remote_files_of_one_name_in_several_folders_get_unique_names(bucket: str, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / f"{folder}.csv").write_text(f"path,label\n{folder}.jpg,x\n")
         upload(tmp_path / f"{folder}.csv", f"{bucket}/two/{folder}/list.csv")

@@ -206,7 +206,7 @@ def test_without_names_the_person_is_class_0_as_in_coco(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("names", [{0: "person"}, None])
-def test_v5_with_one_class_is_told_from_end_to_end_by_its_anchors(
+def test_v5_with_one_class_is_distinguished_from_end_to_end_by_its_anchors(
     names: dict[int, str] | None, tmp_path: Path
 ) -> None:
     pictures = [picture(64, 64, (8, 8, 40, 60))]
@@ -312,7 +312,7 @@ def test_names_without_a_person_or_that_cannot_be_read_are_user_errors(tmp_path:
         ((1, 85, 64), NAMES | {i: str(i) for i in range(3, 81)}),  # boxes of a single stride
     ],
 )
-def test_another_output_is_a_user_error_that_says_which(
+def test_another_output_is_a_user_error_that_names_it(
     shape: tuple[int, ...], names: dict[int, str] | None, tmp_path: Path
 ) -> None:
     message = refusal(constant_output(tmp_path / "other.onnx", shape, names))

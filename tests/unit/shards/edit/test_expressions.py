@@ -208,7 +208,7 @@ def test_a_mistake_is_named_with_an_example(text: str, problem: str) -> None:
         assert str(caught.value).endswith("; such as: side >= 256 and label in ['joy', 'awe']")
 
 
-def test_many_values_stand_in_a_list() -> None:
+def test_many_values_are_written_as_a_list() -> None:
     assert holds(f"key in {['b'] * 20_000}") == "b"
     assert holds(" or ".join(["key == 'b'"] * 499)) == "b"
     assert holds("0 < width" + " <= width" * 499) == "abcd"

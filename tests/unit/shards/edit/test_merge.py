@@ -76,7 +76,7 @@ def test_refusals_of_a_merge_name_records_as_a_pack_does(rows: list[dict[str, An
     ["[1]", "5", '"x"', "{", "{}", '{"part": [1, 2]}', "[" * 5000, b"\xff", "part", "packed", "rejected"],
     ids=lambda value: str(value)[:12],
 )
-def test_a_part_that_does_not_say_what_it_is_is_refused(
+def test_a_part_with_an_unreadable_part_json_is_refused(
     text: str | bytes, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     folders = parts_of(rows, tmp_path, 2)

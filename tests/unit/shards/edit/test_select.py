@@ -91,7 +91,7 @@ def test_conditions_hold_where_they_should(text: str, keys: str) -> None:
         ("", "cannot be read"),
     ],
 )
-def test_wrong_conditions_say_what_is_wrong(text: str, says: str) -> None:
+def test_wrong_conditions_are_named_in_the_error(text: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         apply_filter(TABLE, text)
     assert says in str(caught.value)
@@ -180,7 +180,7 @@ def test_mistakes_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_commands_say_what_they_made(
+def test_the_commands_print_their_results(
     photo_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["shards", "select", str(photo_shards), str(tmp_path / "a"), "--label", "people"]) == EXIT_DONE

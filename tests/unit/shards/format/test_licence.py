@@ -15,7 +15,7 @@ from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
 from uniemox_dist.release.model_card import data_facts
 
 
-def test_a_licence_stands_in_the_manifest_and_changes_no_identity(
+def test_a_licence_is_in_the_manifest_and_changes_no_identity(
     photo_folder: Path, photo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

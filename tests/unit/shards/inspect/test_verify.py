@@ -58,7 +58,7 @@ def test_a_changed_picture_is_named_by_its_key(copy: Path) -> None:
     assert found["000001.tar"][1].startswith(f"{row['key']}: the picture's bytes do not match the index")
 
 
-def test_every_kind_of_damage_is_told(copy: Path) -> None:
+def test_every_kind_of_damage_is_reported(copy: Path) -> None:
     tar = copy / "000000.tar"
     tar.write_bytes(tar.read_bytes()[:-20_000])
     index_path(copy, "000001.tar").unlink()
@@ -84,7 +84,7 @@ def test_an_index_of_another_tar_does_not_fit(copy: Path) -> None:
     assert found[-1] == "and 3 more damaged samples"
 
 
-def test_an_index_with_a_row_less_or_other_sides_is_told(copy: Path) -> None:
+def test_an_index_with_a_row_less_or_other_sides_is_reported(copy: Path) -> None:
     rows = to_rows(read_all_rows(index_path(copy, "000000.tar")))
     rows[1]["width"] += 1
     write_index(index_path(copy, "000000.tar"), rows[:-1])

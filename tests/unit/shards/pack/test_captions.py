@@ -94,7 +94,7 @@ EVERYTHING = {
         ),
     ],
 )
-def test_the_shipped_templates_say_what_is_known(
+def test_the_shipped_templates_use_all_known_fields(
     label: str | None, attributes: dict[str, Any], captions: list[str]
 ) -> None:
     assert list(shipped().captions((), label, attributes)) == captions
@@ -139,7 +139,7 @@ fields:
 
 
 @pytest.mark.parametrize("value", [None, True, False, {}, {"a": 1}, [], [None], "", " _/", float("inf")])
-def test_what_says_nothing_counts_as_unknown(tmp_path: Path, value: Any) -> None:
+def test_empty_values_count_as_unknown(tmp_path: Path, value: Any) -> None:
     captioner = made(
         tmp_path, 'templates: ["{x} b", "[{x} c]", "a[ {x}]{label}", "{label}[ with {x}, it seems]."]'
     )

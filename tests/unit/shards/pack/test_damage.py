@@ -225,7 +225,7 @@ def test_a_list_of_refusals_that_is_none_is_named(
         ('{"000000.tar": 8, "000001.tar": 8, "000002.tar": 5}', "differs from the manifest"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told_and_mended_without_touching_a_shard(
+def test_wrong_sizes_are_reported_and_repaired_without_touching_a_shard(
     text: str | None, problem: str, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = read_manifest(data)

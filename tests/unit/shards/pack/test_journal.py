@@ -147,7 +147,7 @@ def test_what_differs_besides_settings_is_named(tmp_path: Path) -> None:
     Journal(tmp_path, plan)
 
 
-def test_a_pack_killed_before_its_first_shard_stands_in_the_way_of_no_other(
+def test_a_pack_killed_before_its_first_shard_does_not_block_another(
     photo_folder: Path, tmp_path: Path
 ) -> None:
     """A real kill leaves what no cleaning up follows: the working folder with an empty journal and a plan."""

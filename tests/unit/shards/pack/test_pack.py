@@ -351,7 +351,7 @@ def test_a_table_without_pictures_ends_with_2_and_its_columns(
     assert [row["captions"] for row in rows_of(tmp_path / "out")] == [["c"]]
 
 
-def test_stats_say_what_is_in_each_split(emoji_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_describe_each_split(emoji_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["shards", "stats", str(emoji_shards)]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{emoji_shards}/test: 24 samples in 2 shards, ")

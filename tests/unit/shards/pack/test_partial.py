@@ -147,7 +147,7 @@ def test_a_killed_move_leaves_nothing_that_looks_complete_and_resume_finishes_it
     assert sum(result.packed.values()) == 20
 
 
-def test_a_full_volume_says_where_the_whole_shards_stay(
+def test_a_full_volume_is_an_error_that_names_the_kept_shards(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()

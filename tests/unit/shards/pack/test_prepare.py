@@ -267,9 +267,7 @@ BROKEN_EXIF = {
 
 
 @pytest.mark.parametrize("check", ["decode", "header"])
-def test_exif_that_cannot_be_read_says_nothing(
-    check: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_exif_is_ignored(check: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [{"key": key.replace(" ", ""), "image": image} for key, image in BROKEN_EXIF.items()]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -353,7 +351,7 @@ def test_shrunk_pictures_keep_format_transparency_and_look() -> None:
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_a_shrunk_picture_is_upright_and_says_nothing_of_turning(orientation: int) -> None:
+def test_a_shrunk_picture_is_upright_and_has_no_orientation(orientation: int) -> None:
     data_, rgb = shrink(turned(orientation), 0.5, 90)
     again = Image.open(io.BytesIO(data_))
     assert again.size == ((48, 32) if orientation == 3 else (32, 48)) == (rgb.shape[1], rgb.shape[0])
@@ -447,7 +445,7 @@ def test_composed_captions_are_stored_and_their_templates_recorded(tmp_path: Pat
     assert any("{label}" in template for template in templates)
 
 
-def test_persons_of_the_source_are_kept_and_sorted_and_others_looked_for(tmp_path: Path) -> None:
+def test_persons_of_the_source_are_kept_and_sorted_and_others_are_detected(tmp_path: Path) -> None:
     people = [{"box": [0.0, 0.0, 0.5, 0.5], "score": 0.3}, {"box": [0.2, 0.2, 1.0, 1.0], "score": 0.8}]
     photo = encoded(PHOTO, "JPEG", quality=95)
     rows = [
@@ -526,7 +524,7 @@ def test_an_empty_source_is_not_this_folder(tmp_path: Path, capfd: pytest.Captur
     assert 'SOURCE="": is empty; give a table, a folder or tars' in capfd.readouterr().err
 
 
-def test_settings_that_are_no_unicode_stand_as_escapes() -> None:
+def test_settings_that_are_not_unicode_are_escaped() -> None:
     made = PackSettings("a\udcff", columns={"image": "\udcfe"}, keep_labels=("\udcfd",)).to_json()
     assert (made["source"], made["columns"], made["keep_labels"]) == (
         "a\\udcff",

@@ -113,7 +113,7 @@ def test_an_interrupted_pack_is_not_overwritten_unasked(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_pack_killed_at_any_moment_goes_on_without_loss_or_duplicate(
+def test_a_pack_killed_at_any_moment_resumes_without_loss_or_duplicate(
     workers: int, dirty_table: Path, tmp_path: Path
 ) -> None:
     """kill -9 of the real command, again and again, until one attempt reaches the end."""

@@ -234,7 +234,7 @@ def test_a_coco_caption_that_is_null_is_none_and_one_that_is_no_text_is_malforme
     assert f"{path}: not a JSON file (its values are nested too deeply)" in error_of("coco", tmp_path)
 
 
-def test_a_folder_or_file_that_is_not_coco_says_what_it_should_hold(tmp_path: Path) -> None:
+def test_a_folder_or_file_that_is_not_coco_is_an_error_with_the_expected_content(tmp_path: Path) -> None:
     assert "has no annotations/captions_<split><year>.json" in error_of("coco", tmp_path)
     assert f"{tmp_path}/x.json is missing" in error_of("coco", tmp_path / "x.json")
 
@@ -386,7 +386,7 @@ def test_a_malformed_emoset_row_is_named_with_file_and_number(tmp_path: Path, ro
     assert text.startswith(f"{tmp_path}/val.json: row 2 is {json.dumps(row)}; give [label, ")
 
 
-def test_an_emoset_folder_that_lacks_a_file_or_labels_says_which(tmp_path: Path) -> None:
+def test_an_emoset_folder_that_lacks_a_file_or_labels_is_an_error_that_names_them(tmp_path: Path) -> None:
     assert f"{tmp_path}/info.json is missing" in error_of("emoset", tmp_path)
     emoset(tmp_path, {})
     assert "has none of train.json, val.json, test.json" in error_of("emoset", tmp_path)
@@ -561,7 +561,7 @@ def test_emotic_boxes_come_with_the_size_of_the_picture_that_they_were_drawn_in(
     assert record.boxes_size == (200, 100)
 
 
-def test_an_emotic_csv_of_other_columns_says_which_are_there(tmp_path: Path) -> None:
+def test_an_emotic_csv_of_other_columns_is_an_error_with_its_columns(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Folder,Filename,emotion\n")
     assert error_of("emotic", tmp_path) == (
         f"{tmp_path}/train.csv: lacks the columns Image Size, BBox, Categorical_Labels; "
@@ -573,7 +573,7 @@ def test_an_emotic_csv_of_other_columns_says_which_are_there(tmp_path: Path) -> 
     assert "not a CSV in UTF-8" in error_of("emotic", tmp_path)
 
 
-def test_a_folder_that_is_not_emotic_says_what_it_should_hold(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_emotic_is_an_error_with_the_expected_content(tmp_path: Path) -> None:
     assert "has neither Annotations.mat nor train.csv, val.csv or test.csv" in error_of("emotic", tmp_path)
 
 

@@ -129,7 +129,7 @@ def test_our_own_shards_come_back_as_they_were(tiny_data: Path, tmp_path: Path) 
     assert before == {record["source"]: record for record in (two.record(0, row) for row in range(20))}
 
 
-def test_splits_are_folders_of_tars_and_labels_stand_in_cls(tmp_path: Path) -> None:
+def test_splits_are_folders_of_tars_and_labels_come_from_cls(tmp_path: Path) -> None:
     write_tar(tmp_path / "train/a.tar", {"x.jpg": jpeg(1), "x.cls": b"3"})
     write_tar(tmp_path / "Validation/b.tar", {"deep/y.jpg": jpeg(2), "deep/y.txt": b"\xef\xbb\xbf two \n"})
     write_tar(tmp_path / "__MACOSX/._b.tar", {})
