@@ -1,11 +1,13 @@
-"""What each part of the objective is worth, on the shipped pictures: trains, releases and measures each row of a table.
+"""Measures what each part of the objective contributes, on the shipped pictures: trains, releases and evaluates each
+row of a table.
 
     python tools/ablate.py [--out demo/ablation]
 
-Five objectives times three seeds are trained by the real commands, two at a time with one thread each, by the demo
-recipe in 12 epochs; the untrained student, the teacher and the trivial rows stand beside them. Written are table.md,
-table.json and table.png. What is complete is kept, so that the same command goes on where it was stopped.
-With --minutes no run is started that would not end in time (30 by default; 0 takes the bound away).
+Five objectives with three seeds each are trained by the real commands with the demo recipe, 12 epochs each, two runs
+at a time with one thread each. The table also lists the untrained student, the teacher and trivial baselines. The tool
+writes table.md, table.json and table.png. Complete runs are kept, so the same command continues an interrupted
+ablation. `--minutes` limits the total time (30 by default; 0: no limit): a run that would not end in time is not
+started.
 """
 
 import argparse
@@ -38,12 +40,12 @@ WARMUP = 1 / 8
 """Share of the epochs that warm the learning rate up, as in the demo recipe."""
 TAKEN = ("retrieval_r10", "teacher_cosine", "masked_mse", "linear_probe")
 MARGIN = 1.2
-"""A run is started if this many times the longest one so far fits into what is left of the time."""
+"""A run starts only if the remaining time is at least this multiple of the longest run so far."""
 
 
 @dataclass
 class Bench:
-    """Where everything lies, what all runs share, and how long they take."""
+    """Folders, shared settings and durations of all runs."""
 
     out: Path
     shards: Path
@@ -53,7 +55,7 @@ class Bench:
     longest_s: float = 0.0
 
     def command(self, log: Path, *arguments: str) -> None:
-        """Runs `uniemox …` with one thread; its words go to a log, which is named where it fails."""
+        """Runs `uniemox …` with one thread and appends its output to a log. If it fails, the error names the log."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ class Bench:
             raise SystemExit(f"`uniemox {' '.join(arguments[:2])} …` ended with {code}; see the end of {log}")
 
     def scores(self, row: str, seed: int) -> Path:
-        """The file that says that a run is complete."""
+        """The file with a run's scores; it exists once the run is complete."""
         return self.out / "scores" / f"{name_of(row)}_{seed}.json"
 
     def fits(self) -> bool:
@@ -123,7 +125,7 @@ def name_of(row: str) -> str:
 
 
 def prepare(options: argparse.Namespace) -> Bench:
-    """The folder, with shards in it; refuses one that was begun with other settings."""
+    """Creates the output folder and its shards; exits if the folder was made with other settings."""
     settings = {"epochs": options.epochs, "cache": options.cache, "set": options.set}
     stated = options.out / "settings.json"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +156,7 @@ def prepare(options: argparse.Namespace) -> Bench:
 
 
 def complete_seeds(bench: Bench, rows: Sequence[str], seeds: Sequence[int]) -> list[int]:
-    """The seeds of which every row is there."""
+    """The seeds for which every row is complete."""
     found = [seed for seed in seeds if all(bench.scores(row, seed).is_file() for row in rows)]
     for seed in set(seeds) - set(found):
         print(f"seed {seed} is not complete: the same command goes on (--minutes 0: without a bound)")
@@ -162,7 +164,7 @@ def complete_seeds(bench: Bench, rows: Sequence[str], seeds: Sequence[int]) -> l
 
 
 def main() -> int:
-    """Runs what is missing, and writes the table of what is there."""
+    """Runs the missing rows, and writes the table of the complete ones."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("demo/ablation"), help="folder of runs and table")
     parser.add_argument(
@@ -185,12 +187,12 @@ def main() -> int:
     )
     options = parser.parse_args()
     bench = prepare(options)
-    # Seed after seed, so that a table of fewer seeds is there when time runs out.
+    # One seed after the other, so that a table of fewer seeds is possible if time runs out.
     jobs = [(row, seed) for seed in options.seeds for row in options.rows]
     pool = ThreadPoolExecutor(options.jobs)
     try:
         list(pool.map(bench.run, jobs))
-    finally:  # where one failed, no other is started
+    finally:  # if one failed, no other is started
         pool.shutdown(cancel_futures=True)
     seeds = complete_seeds(bench, options.rows, options.seeds)
     if not seeds:
@@ -203,7 +205,7 @@ def main() -> int:
     about = {
         **bench.settings,
         "seeds": seeds,
-        "last_call": {  # what was kept of earlier ones took its time then
+        "last_call": {  # without the runs that earlier calls completed
             "minutes": round((time.monotonic() - bench.began) / 60, 1),
             "core_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 1),
         },

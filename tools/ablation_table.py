@@ -1,4 +1,4 @@
-"""From the scores of all runs of an ablation to a table, a reading of it, and a chart."""
+"""Makes a table, a summary in words and a chart from the scores of all runs of an ablation."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from uniemox_dist.evaluate.protocol import STUDENT
 from uniemox_dist.evaluate.subject import TEACHER, UNTRAINED
 
 Scores = dict[str, list[list[dict[str, Any]]]]
-"""Of each trained row, for each seed, the metrics of `uniemox evaluate protocol --scores`."""
+"""For each trained row and each seed, the metrics of `uniemox evaluate protocol --scores`."""
 RESAMPLES = 2000
 KINDS = {"trained": "#3346b8", "beside": "#55657f", "trivial": "#b85c08"}
 
@@ -69,12 +69,12 @@ def _stacked(of_row: Sequence[Any], row: str) -> np.ndarray:
 
 
 def reading(metric: dict[str, Any]) -> list[str]:
-    """What the column says of the first row, by the intervals of paired differences."""
+    """Describes how the first row compares with the others, by the intervals of paired differences."""
     first, *others = metric["rows"]
     sign = 1 if metric["better"] == "higher" else -1
     groups: dict[tuple[str, str], list[str]] = {}
     for row in others:
-        # Seen from the first row: how much better it is than the other.
+        # How much better the first row is than the other.
         gain = sorted(-sign * row["minus_first"][bound] for bound in ("low", "high"))
         word = "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "open"
         groups.setdefault((row["kind"], word), []).append(row["row"])
@@ -98,7 +98,7 @@ def reading(metric: dict[str, Any]) -> list[str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table, the differences from the first row, and the reading."""
+    """The table, the differences from the first row, and the summary in words."""
     metrics = result["metrics"]
     titles = [f"{m['title']} {'↑' if m['better'] == 'higher' else '↓'}" for m in metrics]
     seeds = len(result["seeds"])
@@ -142,9 +142,9 @@ def _difference(row: dict[str, Any] | None, digits: int) -> str:
 
 
 def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Means as dots on their intervals, seeds as small circles; one panel a metric.
+    """Draws one panel per metric: means as dots on their intervals, seeds as small circles.
 
-    An axis spans the trained rows and the best others; what lies far off is an arrow with its mean.
+    An axis spans the trained rows and the best others. A row far outside of it is drawn as an arrow with its mean.
     """
     names = list(dict.fromkeys(row["row"] for metric in metrics for row in metric["rows"]))
     figure = Figure(figsize=(13, 0.34 * len(names) + 1.2), layout="constrained")
@@ -179,7 +179,7 @@ def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _span(metric: dict[str, Any]) -> tuple[float, float]:
-    """What an axis must hold: the trained rows, the teacher, and the best trivial row."""
+    """The rows that an axis must span: the trained rows, the teacher, and the best trivial row."""
     sign = 1 if metric["better"] == "higher" else -1
     held = [row for row in metric["rows"] if row["kind"] == "trained" or row["row"] == TEACHER]
     held += sorted(

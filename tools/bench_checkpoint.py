@@ -1,13 +1,14 @@
-"""Saving beside training, and saving while training waits, in one run: prints a table, `--json FILE` writes it.
+"""Compares asynchronous and synchronous saves in one run: prints a table, and writes it with `--json FILE`.
 
-Real DeepSpeed ranks train a student (reconstruction alone, on random pixels) and save it `--saves` times in each way,
-in turn. Synchronous: copy, write, hash, fsync, publish, while the loop waits for all of it. Asynchronous: what a run
-does; blocked is the copy, the exchanges among ranks and the publishing. The first save of each way is a warm-up (memory
-and folders are made) and does not count; of the others the median does. Steps beside a save are those that began and
-ended while it was written. The disk's bandwidth is that of a plain file of as many bytes, written with fsync and not
-hashed.
+Real DeepSpeed ranks train a student (reconstruction only, on random pixels) and save it `--saves` times in each way,
+in turn. In a synchronous save the loop waits for all of it: copy, write, hash, fsync and rename. An asynchronous save
+is what a run does: the loop waits only for the copy, the exchanges among ranks and the rename. The first save of each
+way is a warm-up (it allocates memory and creates folders) and does not count; the table has the median of the others.
+Steps beside a save are those that began and ended while it was written. The disk's bandwidth is measured with a plain
+file of the same size, written with fsync and without hashing.
 
-The writers need cores: by default one rank computes on one thread. Threads of all ranks should leave a core free.
+The writers need cores, so the threads of all ranks together should leave one core free. By default one rank computes
+on one thread.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str, Any]:
-    """Both ways in turn; the same numbers on every rank but for its own clock."""
+    """Measures both ways in turn. All ranks return the same numbers, except for times by their own clocks."""
     device = collectives.init(world, 600)
     per_rank = options.micro_batch
     values: dict[str, Any] = {
@@ -195,7 +196,7 @@ def random_batch(config: Config, device: torch.device) -> MicroBatch:
 
 
 def plain_write(path: Path, size: int, world: World) -> float:
-    """Seconds in which all ranks have written so many bytes each, flushed to the disk; the median of three."""
+    """Seconds until all ranks have written so many bytes each and flushed them to the disk; the median of three."""
     piece = os.urandom(16 << 20)
     seconds = []
     for _ in range(3):

@@ -1,8 +1,9 @@
-"""Speed of the person detector on one thread: `python tools/bench_detector.py [--json FILE]`.
+"""Measures the speed of the person detector on one thread: `python tools/bench_detector.py [--json FILE]`.
 
-Each way of running it sees the same 64 crops of photographs, in turns; a way's figure is its best round.
-`plain` is one picture at a time with the textbook preprocessing, on the file given by `--original` if any;
-for `--persons onnx:FILE` give `--persons`. Pin it to one core (`taskset -c 0`) where others are at work.
+Each way of running the detector processes the same 64 crops of photographs; the ways take turns, and each reports its
+best round. `plain` processes one picture at a time with the textbook preprocessing, on the file of `--original` if
+given. Use `--persons` to measure `--persons onnx:FILE`. On a busy machine pin the process to one core (`taskset -c
+0`).
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ Way = Callable[[list[np.ndarray]], list[list[Person]]]
 
 
 def crops() -> list[np.ndarray]:
-    """Crops of at most 500 px a side, at places drawn with a fixed seed."""
+    """Crops of at most 500 px per side, at positions drawn with a fixed seed."""
     photos = [getattr(data, name)() for name in PHOTOS]
     random = np.random.default_rng(0)
     pictures = []
@@ -42,7 +43,7 @@ def crops() -> list[np.ndarray]:
 
 
 def plain(original: Path | None) -> Way:
-    """One by one, each array made anew."""
+    """Processes pictures one by one, with new arrays for each."""
     detector = NanoDet()
     if original is not None:
         detector._session = open_session(original.read_bytes(), threads=1, persons="nanodet")

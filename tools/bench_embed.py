@@ -1,5 +1,5 @@
-"""Speed of `uniemox embed` beside the bare timm model on batches that are decoded already, and ONNX beside both; in one
-run, in turn. Prints a table.
+"""Compares the speed of `uniemox embed` with that of the bare timm model, and of its ONNX export, on decoded batches.
+The ways take turns in one run. Prints a table.
 
     python tools/bench_embed.py [--model vit_base] [--pictures 128] [--rounds 3] [--json FILE]
 """
@@ -30,7 +30,7 @@ SIDE = 500
 
 
 def make_pictures(folder: Path, count: int) -> Path:
-    """JPEGs of noise over gradients, 500 pixels wide, quality 85: about as dear to decode as photos."""
+    """JPEGs of noise over gradients, 500 pixels wide, quality 85: decoding them costs about as much as photos."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -42,7 +42,7 @@ def make_pictures(folder: Path, count: int) -> Path:
 
 
 def ways(out: Path, folder: Path, batch: int, workers: int, scratch: Path) -> dict[str, Callable[[], int]]:
-    """What is measured; each returns how many pictures it did."""
+    """The measured functions; each returns the number of pictures that it processed."""
     model: Any = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=0).eval()
     released = load_uniemox(out)
     settings = view_settings(Config.model_validate(released.facts["config"]))

@@ -1,9 +1,10 @@
-"""Packing beside simpler ways, on the same photos, in one run: prints a table, `--json FILE` writes it.
+"""Compares packing with simpler ways, on the same photos, in one run: prints a table, and writes it with `--json
+FILE`.
 
-Rows: this packer with 2 workers (going through every picture's data, and only hashing), a plain loop of Pillow's
-`.load()` and `webdataset.ShardWriter`, and `tar cf`. Photos: crops of scikit-image's own, 500 pixels wide, each
-with bytes of its own. Every way runs `--repeat` times in turn; the best time of each counts, and none waits for the
-disk (except that the packer calls fsync for each shard, which the others do not).
+Rows: this packer with 2 workers (once reading all data of every picture, once only hashing it), a plain loop of
+Pillow's `.load()` and `webdataset.ShardWriter`, and `tar cf`. The photos are crops of scikit-image's photos, 500
+pixels wide; no two files are equal. The ways take turns, `--repeat` times, and the best time of each counts. None
+waits for the disk, except that the packer calls fsync for each shard.
 """
 
 import io
@@ -19,7 +20,7 @@ from benchmark import make_parser, save_results, time_call, time_in_turn
 from PIL import Image
 
 DISTINCT = 1000
-"""Pictures with pixels of their own."""
+"""Pictures with different pixels; further ones repeat them."""
 
 
 def make_photos(folder: Path, count: int, width: int) -> int:
@@ -42,7 +43,7 @@ def make_photos(folder: Path, count: int, width: int) -> int:
                 buffer, "JPEG", quality=90
             )
             encoded.append(buffer.getvalue())
-        # The same pixels again get a comment of their own, so that no two files have the same bytes.
+        # Repeated pixels get different comments, so that no two files have the same bytes.
         comment = b"\xff\xfe\x00\x0a" + b"%08d" % i
         content = encoded[i % DISTINCT][:2] + comment + encoded[i % DISTINCT][2:]
         path = folder / ("joy", "awe")[i % 2] / f"{i:06d}.jpg"
@@ -53,7 +54,7 @@ def make_photos(folder: Path, count: int, width: int) -> int:
 
 
 def packer(photos: Path, out: Path, workers: int, check: str) -> None:
-    """This project's packer, as its command line runs it but for Python's own start."""
+    """This project's packer, run like its command line, without the start of Python."""
     from shards.pack.pipeline import pack
     from shards.pack.settings import PackSettings
 
@@ -61,7 +62,7 @@ def packer(photos: Path, out: Path, workers: int, check: str) -> None:
 
 
 def plain_loop(photos: Path, out: Path) -> None:
-    """What one writes in ten lines: every picture decoded, then written with its label."""
+    """A plain loop of ten lines: decodes every picture and writes it with its label."""
     import webdataset
 
     out.mkdir()
@@ -73,7 +74,7 @@ def plain_loop(photos: Path, out: Path) -> None:
 
 
 def tar(photos: Path, out: Path) -> None:
-    """GNU tar, into one file."""
+    """GNU tar, which writes one file."""
     out.mkdir()
     subprocess.run(["tar", "cf", out / "all.tar", "-C", photos, "."], check=True)
 

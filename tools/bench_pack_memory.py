@@ -1,7 +1,8 @@
-"""Memory of a pack by number of pictures: peak resident memory of the parent and of its largest worker.
+"""Measures the memory of a pack by number of pictures: the peak resident memory of the parent and of its largest
+worker.
 
-Packs folders (and, with `--layout table`, a Parquet file that holds the pictures) of small JPEGs of which no two are
-equal, and looks at the processes twenty times a second. Prints a table; `--json FILE` writes it.
+Packs folders of small JPEGs (with `--layout table` a Parquet file that contains them), no two of them equal, and
+samples the memory of the processes twenty times a second. Prints a table, and writes it with `--json FILE`.
 """
 
 import io
@@ -22,7 +23,7 @@ MB = 1 << 20
 
 
 def pictures(count: int) -> list[bytes]:
-    """Small JPEGs; pixels repeat after 500, a comment in each keeps their bytes different."""
+    """Small JPEGs. Pixels repeat after 500 pictures; a comment in each makes the bytes differ."""
     rng = np.random.default_rng(0)
     encoded = []
     for _ in range(min(count, 500)):
@@ -53,7 +54,7 @@ def make_source(folder: Path, layout: str, count: int) -> Path:
 
 
 def watch(command: list[str]) -> tuple[float, float, float]:
-    """Runs a command; seconds, peak MB of it, and of its largest child."""
+    """Runs a command; returns seconds, its peak memory in MB, and that of its largest child."""
     start = time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     parent = child = 0

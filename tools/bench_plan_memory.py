@@ -1,9 +1,10 @@
-"""What `uniemox plan` says of one rank's memory, beside what is measured: prints a table, `--json FILE` writes it.
+"""Compares the memory of one rank that `uniemox plan` estimates with measurements: prints a table, and writes it with
+`--json FILE`.
 
-On a GPU, max_memory_allocated over some steps of a real engine, with the teacher's picture tower (random weights) in
-each: a process of its own for each ZeRO stage and micro-batch. On a CPU the bytes of the engine's own tensors, since
-what is allocated there is not counted; it says so. One rank, so that what ZeRO shares among ranks is seen as a whole;
-the tests in tests/distributed look at several.
+Each ZeRO stage and micro-batch runs in a separate process. On a GPU the measurement is max_memory_allocated over some
+steps of a real engine, including the teacher's picture tower (random weights). On a CPU it is the bytes of the
+engine's own tensors, because torch does not count CPU allocations; the output states this. There is one rank, so the
+parts that ZeRO would divide among ranks are whole; the tests in tests/distributed use several ranks.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[32])
     parser.add_argument("--checkpoint-blocks", action="store_true", help="measure with and without it")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # used in a separate process
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     if options.one:
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def in_own_process(recipe: str, pairs: list[str]) -> list[dict[str, Any]]:
-    """Measured apart from what other choices have left behind."""
+    """Measures one choice in a new process, without the memory that earlier choices left."""
     try:
         rows: list[dict[str, Any]] = run_json([__file__, "--one", json.dumps([recipe, pairs])])
     except subprocess.CalledProcessError as error:
@@ -86,7 +87,7 @@ def in_own_process(recipe: str, pairs: list[str]) -> list[dict[str, Any]]:
 
 
 def measured(one: list[Any]) -> list[dict[str, Any]]:
-    """One choice: rows of what, planned and measured bytes."""
+    """Measures one choice; returns rows with `what`, `planned` and `measured` (bytes)."""
     config = load_config(one[0], one[1])
     world = World()
     there = collectives.init(world, 60)
@@ -94,7 +95,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     tower = read_tower(config)
     precision = precision_of(config, device, config.zero.stage)
     visual = teacher(config, there) if device.is_gpu else None
-    width = tower.embedding_width or 1  # of fine-tuning, which has no teacher, nothing depends on it
+    width = tower.embedding_width or 1  # in fine-tuning, which has no teacher, nothing depends on it
     measuring = Measuring(config, world, there, embedding_width=width, precision=precision)
     if device.is_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -121,7 +122,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
 
 
 def allocated(config: Config, tower: Tower, device: Device) -> Memory:
-    """The plan of one rank."""
+    """The memory of one rank as `uniemox plan` estimates it."""
     parameters = trained_parameters(config, tower)
     return memory_of(
         config,

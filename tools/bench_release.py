@@ -1,5 +1,5 @@
-"""How much memory a release takes, beside the size of its model: `uniemox release` in a process of its own, on a
-checkpoint that is made for it (or on one of yours). Prints a table.
+"""Compares the peak memory of `uniemox release` with the size of its model. The command runs in a separate process, on
+a checkpoint that this script writes or on that of `--run`. Prints a table.
 
     python tools/bench_release.py [--model vit_base] [--run RUN] [--json FILE]
 """
@@ -19,7 +19,7 @@ from uniemox_dist.core.files import write_json
 from uniemox_dist.models.student import Student
 
 WIDTH = 512
-"""Of the teacher's space."""
+"""Width of the teacher's space."""
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
@@ -34,7 +34,7 @@ print(json.dumps({"model": model, "above": peak - before, "seconds": time.perf_c
 
 
 def make_run(folder: Path, model: str) -> Path:
-    """A run with one checkpoint of an untrained student, as two ranks write it."""
+    """Makes a run with one checkpoint of an untrained student, as two ranks would write it."""
     config = load_config("uniemox_vit_b16", [f"model.name={model}", "data.path=nowhere", f"run.dir={folder}"])
     student = Student(config.model, config.loss, WIDTH)
     checkpoint = folder / config.run.name / "checkpoints" / step_folder(1)
@@ -70,7 +70,8 @@ def make_run(folder: Path, model: str) -> Path:
 
 
 def measure(run: Path, out: Path, dtype: str) -> dict[str, Any]:
-    """A release in a process of its own: bytes of the model in fp32, peak memory above what imports take, seconds."""
+    """Writes a release in a separate process; returns the bytes of the model in fp32, the peak memory above that of
+    the imports, and seconds."""
     return {"dtype": dtype, **run_json(["-c", CHILD, str(run), str(out), dtype])}
 
 

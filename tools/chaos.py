@@ -1,10 +1,10 @@
-"""Causes faults in real runs (`uniemox pretrain demo … --nproc 2`, tiny, on the CPU) and prints what each has cost:
-when it was noticed, from which step the run went on, and how many steps and samples were lost or seen twice.
+"""Causes faults in real runs (`uniemox pretrain demo … --nproc 2`, tiny, on the CPU) and prints the cost of each: when
+it was noticed, from which step the run continued, and how many steps and samples were lost or repeated.
 
-A run is compared with one that was left alone: the same samples with the same views and masks in every slot, the same
-losses, and the same weights at the end, bit for bit. Exit code 1 if any fault was not survived.
+Each run is compared with an undisturbed one: the samples of every slot with their views and masks, the losses, and the
+final weights must be equal, bit for bit. Exit code 1 if a run did not survive its fault.
 
-    python tools/chaos.py                      all of them, about a quarter of an hour on two cores
+    python tools/chaos.py                      all faults, about 15 minutes on two cores
     python tools/chaos.py --only 1a 2 --kills 10
     python tools/chaos.py --list
 """
@@ -67,12 +67,12 @@ def main() -> int:
 
 
 def chosen(only: Sequence[str] | None) -> list[str]:
-    """The names that are asked for, in the order of the table."""
+    """The names of the requested faults, in the order of the table."""
     return [n for n in FAULTS if only is None or any(n == o or n.startswith(f"{o}-") for o in only)]
 
 
 def cause(name: str, lab: Lab) -> Outcome:
-    """Causes a fault; whatever goes wrong is the row's result, so that the others are still tried."""
+    """Causes a fault. Any exception becomes the row's result, so that the other faults still run."""
     began = time.monotonic()
     try:
         outcome = FAULTS[name](lab)

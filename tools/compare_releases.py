@@ -1,10 +1,10 @@
-"""Several releases, and encoders of timm's, on several data sets by several methods: one table, Markdown and PNG.
+"""Compares releases and encoders of timm on several data sets by several methods; writes one table.
 
     python tools/compare_releases.py OUT_A OUT_B timm:vit_small_patch16_224=small.safetensors \\
         --data emoset=data/emoset --data fi=data/fi --methods knn,probe,zeroshot,retrieval --out comparison
 
-Writes comparison.md, comparison.png and comparison.json. A cell is empty where a method does not apply (an
-encoder of timm's has no space with texts).
+Writes comparison.md, comparison.png and comparison.json. A cell is empty if a method does not apply: an encoder of
+timm has no text embeddings.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SPLITS: dict[str, str | None] = {"train": None, "val": None, "test": None}
 
 
 def cell(result: dict[str, Any]) -> dict[str, float]:
-    """The figure of a task, with its interval: accuracy, or R@10 from pictures to captions."""
+    """The value of a task with its interval: accuracy, or R@10 from pictures to captions."""
     row = result["rows"][RELEASE]
     if "accuracy" in row:
         return {"value": row["accuracy"], "low": row["low"], "high": row["high"]}
@@ -33,14 +33,14 @@ def cell(result: dict[str, Any]) -> dict[str, float]:
 
 
 def name_of(release: str) -> str:
-    """A short name of a column."""
+    """A short title for a column."""
     return (
         release.removeprefix("timm:").partition("=")[0] if release.startswith("timm:") else Path(release).name
     )
 
 
 def markdown(names: list[str], rows: list[tuple[str, list[dict[str, float] | None]]]) -> str:
-    """The table; the best of a row is bold."""
+    """The table as Markdown; the best value of a row is bold."""
     lines = ["| data, method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for title, cells in rows:
         best = max((c["value"] for c in cells if c), default=None)
@@ -53,7 +53,7 @@ def markdown(names: list[str], rows: list[tuple[str, list[dict[str, float] | Non
 
 
 def draw(names: list[str], rows: list[tuple[str, list[dict[str, float] | None]]], path: Path) -> None:
-    """Points with intervals, a group for each data set and method."""
+    """Draws values with their intervals, one group per data set and method."""
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(rows) * (len(names) + 1)), dpi=130, layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(names):
@@ -77,7 +77,7 @@ def draw(names: list[str], rows: list[tuple[str, list[dict[str, float] | None]]]
 
 
 def main() -> int:
-    """Measures all, and writes the table."""
+    """Measures all releases, and writes the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

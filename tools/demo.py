@@ -1,6 +1,7 @@
-"""The whole chain on the shipped pictures: pack, pretrain, release, evaluate, report. What is complete is reused.
+"""Runs the whole chain on the shipped pictures: pack, pretrain, release, evaluate, report. Complete results are
+reused.
 
-Each step says what it does and prints the command that does the same by hand; it is run as a user would run it.
+Each step prints what it does and the command that a user would run, and runs that command.
 """
 
 import os
@@ -19,22 +20,22 @@ RUN, RELEASE, SHARDS = DEMO / "runs" / "demo", DEMO / "release", DEMO / "shards"
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it says, what it runs, and when its result is complete."""
+    """One step: its printed title, its command, and a function that checks whether its result is complete."""
 
     title: str
     command: list[str]
     is_complete: Callable[[], bool] = lambda: False
     outdated: Path | None = None
-    """Deleted before the step runs: it was made from something older."""
+    """An outdated result, which is deleted before the step runs."""
 
 
 def newer(target: Path, source: Path) -> bool:
-    """Whether a file is there and was made after another."""
+    """Whether a file exists and is not older than another."""
     return target.exists() and source.exists() and target.stat().st_mtime >= source.stat().st_mtime
 
 
 def newest_checkpoint() -> Path:
-    """The marker of the run's newest complete checkpoint."""
+    """The complete.json of the run's newest complete checkpoint."""
     return max(RUN.glob("checkpoints/step_*/complete.json"), default=RUN / "none")
 
 
@@ -93,7 +94,7 @@ STEPS = [
 
 
 def main() -> int:
-    """Runs what is not complete; the exit code is that of the first step that failed."""
+    """Runs the steps that are not complete; returns the exit code of the first one that fails."""
     uniemox = Path(sys.executable).with_name("uniemox")
     began = time.monotonic()
     for step in STEPS:

@@ -1,5 +1,5 @@
-"""What one rank's engine keeps, counted from its own tensors, beside what a plan says of it: for bench_plan_memory.py
-and the tests that hold the plan against the engine."""
+"""Measures the memory of one rank's engine from its own tensors, beside the plan's estimate: for bench_plan_memory.py
+and the tests that compare the plan with the engine."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ PARTS = ("weights", "resting", "gradients", "optimiser", "ema")
 
 
 class Measuring:
-    """An engine on random pictures, and the most that each part of it holds."""
+    """Runs an engine on random pictures and records the peak bytes of each of its parts."""
 
     def __init__(
         self, config: Config, world: World, device: torch.device, *, embedding_width: int, precision: str
@@ -41,12 +41,12 @@ class Measuring:
             block.register_forward_pre_hook(lambda *_: self._see("weights"))
         for name, p in trained(
             self.engine
-        ):  # in stages 0 and 1 all are there when the backward pass is at its end
+        ):  # in stages 0 and 1 all gradients exist at the end of the backward pass
             if config.zero.stage < 2 and name.startswith(("encoder.cls_token", "encoder.patch_embed")):
                 p.register_post_accumulate_grad_hook(lambda _: self._see("gradients"))
 
     def step(self, teacher: nn.Module | None = None, size: int = 0) -> None:
-        """One optimizer step; a picture tower, if given, looks at the pictures of each micro-batch."""
+        """Makes one optimizer step. A picture tower, if given, embeds the pictures of each micro-batch."""
         for _ in range(self.micro_batches):
             total, _ = self.engine(*self._batch(teacher, size))
             self.engine.backward(total)
@@ -99,7 +99,7 @@ def _module(config: Config, embedding_width: int) -> Student | Classifier:
 
 @torch.no_grad()
 def _embed(teacher: nn.Module, pixels_B3HW: Tensor, size: int) -> Tensor:
-    """As teacher/model.py does it."""
+    """Embeds pictures like teacher/model.py."""
     dtype = next(teacher.parameters()).dtype
     pixels = (pixels_B3HW.float() / 255).to(dtype)
     if pixels.shape[-1] != size:
@@ -108,7 +108,7 @@ def _embed(teacher: nn.Module, pixels_B3HW: Tensor, size: int) -> Tensor:
 
 
 def planned(config: Config, ranks: int, device: Device, *, embedding_width: int) -> dict[str, int]:
-    """The same parts as a plan has them."""
+    """The plan's estimate of the same parts."""
     found = engine_memory(
         config,
         trained_parameters(config, Tower(embedding_width)),
@@ -121,7 +121,7 @@ def planned(config: Config, ranks: int, device: Device, *, embedding_width: int)
 
 
 def engine_bytes(engine: Any, ema: Ema | None = None) -> dict[str, int]:
-    """Bytes of this rank, now; a storage counts once, for the first of the parts that it belongs to."""
+    """The present bytes of this rank by part. A storage counts once, for the first of the parts that it belongs to."""
     seen: set[int] = set()
     parts = {
         "weights": _weights(engine),
@@ -136,7 +136,7 @@ def engine_bytes(engine: Any, ema: Ema | None = None) -> dict[str, int]:
 def _weights(engine: Any) -> Iterator[Tensor]:
     for p in engine.module.parameters():
         yield p.data
-        if hasattr(p, "ds_tensor"):  # ZeRO-3: p.data is there while it is gathered only
+        if hasattr(p, "ds_tensor"):  # ZeRO-3: p.data exists only while it is gathered
             yield p.ds_tensor
     if engine.zero_optimization():
         yield from getattr(engine.optimizer, "bit16_groups_flat", ())

@@ -18,9 +18,9 @@ OUT = Path(__file__).parent.parent / "uniemox_dist/config/vits.json"
 
 
 def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Shapes of the installed timm's plain vision transformers by name: of all, or of the given `names`.
+    """Returns the shapes of the installed timm's plain vision transformers by name: of all, or of the given `names`.
 
-    A property that few architectures have is stated for those alone.
+    A property that only few architectures have is included for those only.
     """
     found = {}
     if names is None:
@@ -34,7 +34,7 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
                 vit = timm.create_model(
                     name, num_classes=0, class_token=True, global_pool="token", weight_init="skip"
                 )
-            except TypeError:  # of a family with other arguments
+            except TypeError:  # a family with other arguments
                 continue
         block = vit.blocks[0]
         if type(vit) is not VisionTransformer or not hasattr(block, "attn"):
@@ -53,7 +53,7 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
             found[name]["gated_mlp"] = True
         if not isinstance(
             getattr(block, "ls2", None), torch.nn.Identity
-        ):  # or a norm behind the MLP, alike in cost
+        ):  # or a norm behind the MLP, which costs as much
             found[name]["layer_scale"] = True
         if not hasattr(block, "ls2"):
             found[name]["post_norm"] = True
@@ -68,7 +68,7 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         if isinstance(vit.norm, torch.nn.Identity):
             found[name]["no_final_norm"] = True
         rows = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
-        if rows != 1:  # in the table of positions, beside those of the patches
+        if rows != 1:  # rows of the position table besides those of the patches
             found[name]["prefix_positions"] = rows
     return found
 

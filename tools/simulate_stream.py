@@ -120,7 +120,7 @@ def call_in_new_process(function: str, **arguments: Any) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Runs the measurements and prints the tables."""
     parser = make_parser(__doc__)
     parser.add_argument("--samples", type=float, default=1e9)
     parser.add_argument("--shards", type=int, default=100_000)

@@ -184,7 +184,7 @@ def train(rows: list[dict[str, Any]], steps: int, batch: int, peak_lr: float, se
             queue = rng.sample(range(len(rows)), len(rows))
         chosen, queue = torch.tensor(queue[:batch]), queue[batch:]
         x = augment(pictures[chosen])
-        # Mixup: pictures and their targets alike.
+        # Mixup blends pictures and their targets.
         share = torch.where(torch.rand(batch) < 0.5, uniform(batch, 0.5, 1.0), torch.ones(batch))[:, None]
         other = torch.randperm(batch)
         x = share[:, :, None, None] * x + (1 - share[:, :, None, None]) * x[other]
@@ -210,7 +210,7 @@ def train(rows: list[dict[str, Any]], steps: int, batch: int, peak_lr: float, se
         blend = 1 - min(0.99, (1 + step) / (10 + step))
         for kept, new in zip(average.state_dict().values(), model.state_dict().values()):
             kept.lerp_(new, blend) if kept.is_floating_point() else kept.copy_(new)
-    # Words of no caption would keep random vectors, which are noise in held-out captions.
+    # Words that occur in no caption would keep random vectors, which are noise in held-out captions.
     unseen = torch.ones(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool)
     unseen[tokenize(captions + [", ".join(reversed(c.split(", "))) for c in captions]).unique()] = False
     average.token_embedding.weight.data[unseen] = 0

@@ -1,1 +1,1 @@
-"""Faults that are really caused in real runs, for `tools/chaos.py` and tests. CPU only: two ranks of one machine."""
+"""Real faults in real runs, for `tools/chaos.py` and tests. CPU only: two ranks on one machine."""

@@ -11,7 +11,7 @@ from shards.format.index import index_path, read_index
 from shards.format.manifest import read_manifest
 
 LATER = 3
-"""Steps that a shard must be away from the moment of the fault, so that nobody has opened it."""
+"""Steps between the fault and the first use of a shard, enough that no process has opened it yet."""
 
 
 def unread_shard(lab: Lab, data: Path) -> tuple[str, int, dict[str, int]]:
@@ -37,7 +37,7 @@ def gone(lab: Lab) -> Outcome:
     """A shard disappears in mid-run; it is put back after the run ended."""
     data = _own_shards(lab, "8a")
     shard, first, _ = unread_shard(lab, data)
-    # The learnt words of the captions lie beside the shards: they are there when the run begins.
+    # The text embeddings are cached beside the shards and exist before the run begins.
     outcome, run = Outcome("8a"), lab.run("8a", "run.max_restarts=1", data=data).start()
     run.wait_for_step(STEP)
     when = time.time()

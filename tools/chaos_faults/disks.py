@@ -1,4 +1,4 @@
-"""Disks: full or read-only during a save, a bit that flips, metrics and TensorBoard that cannot be written."""
+"""Faults of disks: full or read-only during a save, a flipped bit, metrics and TensorBoard that cannot be written."""
 
 import subprocess
 import time
@@ -11,16 +11,16 @@ from chaos_faults.lab import SAVE_EVERY, STEPS, Lab, Run
 from chaos_faults.verdict import Outcome, compare, finished, recovery, same_weights
 
 ROOM_MB = 400
-"""Room for some checkpoints of the large model."""
+"""Size of the small disk; some checkpoints of the large model fit."""
 
 
 class NotPermitted(Exception):
-    """This user may not mount file systems here."""
+    """Raised if this user may not mount file systems here."""
 
 
 @contextmanager
 def small_disk(lab: Lab, name: str, megabytes: float) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """Mounts a separate file system in memory."""
     folder = lab.root / f"disk-{name}"
     folder.mkdir(exist_ok=True)
     if not lab.mount:
@@ -41,7 +41,7 @@ def small_disk(lab: Lab, name: str, megabytes: float) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all room that is left; returns the file that holds it."""
+    """Fills the remaining space; returns the file that occupies it."""
     filler = folder / "filler"
     with open(filler, "wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
@@ -52,20 +52,20 @@ def fill(folder: Path) -> Path:
 
 
 def remount(folder: Path, how: str) -> bool:
-    """Makes a file system read-only (`ro`) or writable (`rw`); not while a file is open for writing."""
+    """Makes a file system read-only (`ro`) or writable (`rw`); fails while a file is open for writing."""
     command = ["mount", "-o", f"remount,{how}", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _on_disk(run: Run, disk: Path) -> None:
-    """Puts the checkpoints of a run that has not begun on a small disk."""
+    """Links the checkpoints folder of a run that has not begun to a small disk."""
     run.path.mkdir(parents=True)
     (disk / "checkpoints").mkdir()
     run.folder.checkpoints.symlink_to(disk / "checkpoints")
 
 
 def _goes_on(outcome: Outcome, lab: Lab, run: Run, when: float, *, unremovable: bool = False) -> None:
-    """A failed save is said; training goes on without an interruption, and later saves succeed."""
+    """Checks that a failed save is reported, training continues without interruption, and later saves succeed."""
     code = run.finish()
     finished(outcome, run, code)
     recovery(outcome, run, when)
@@ -74,7 +74,7 @@ def _goes_on(outcome: Outcome, lab: Lab, run: Run, when: float, *, unremovable: 
     outcome.expect(len(run.events("start")) == 1, "training was interrupted")
     failed = sorted({event["step"] for event in told})
     left = [path.name for path in run.folder.checkpoints.glob(".step_*")]
-    # Nothing can be cleared away while all is read-only: that is for the next start.
+    # Nothing can be deleted while the disk is read-only; the next start does it.
     outcome.expect(not left or unremovable, f"left behind: {left}")
     saved = [event["step"] for event in run.events("save")]
     outcome.notes.append(f"failed saves: {failed}, saved: {saved}")

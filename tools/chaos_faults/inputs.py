@@ -1,4 +1,4 @@
-"""What the disturbed runs read, made from the shipped table: 600 pictures in 50 small shards, and a tiny teacher."""
+"""The inputs of the disturbed runs: 600 pictures of the shipped table in 50 small shards, and a tiny teacher."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ TABLE = Path(__file__).parents[2] / "shards/demo/fluent_emoji.parquet"
 
 
 def make_shards(folder: Path) -> Path:
-    """Packs the first pictures of the shipped table, without looking for persons; returns the folder of train/."""
+    """Packs the first pictures of the shipped table without a person detector; returns the folder of train/."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -26,7 +26,7 @@ def make_shards(folder: Path) -> Path:
 
 
 def make_teacher(folder: Path) -> Path:
-    """A CLIP of 32-pixel pictures with random weights, in open_clip's local-dir layout."""
+    """Writes a CLIP for 32-pixel pictures with random weights, in open_clip's local-dir layout."""
     import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file

@@ -1,4 +1,5 @@
-"""kill -9: of one rank, of all, of a loader process, during saves; a rank that hangs; a rank that always dies."""
+"""Faults of processes: kill -9 of one rank, of all ranks, of a loader process and during saves; a rank that hangs; a
+rank that always dies."""
 
 import os
 import signal
@@ -27,7 +28,7 @@ def into_a_step(lab: Lab, name: str, run: Run) -> None:
 
 
 def kill(processes: list[psutil.Process]) -> float:
-    """kill -9; returns when."""
+    """Sends SIGKILL to processes; returns the time."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -35,7 +36,7 @@ def kill(processes: list[psutil.Process]) -> float:
 
 
 def restarted(outcome: Outcome, lab: Lab, run: Run, when: float, *, model: str = "tiny") -> None:
-    """The launcher starts the ranks again, and the run ends as if nothing had happened."""
+    """Checks that the launcher restarted the ranks and that the run's results equal those of the reference."""
     finished(outcome, run, run.finish())
     recovery(outcome, run, when)
     outcome.expect(run.events("restart", since=when), "no event says that the launcher started it again")
@@ -76,13 +77,13 @@ def during_saves(lab: Lab) -> Outcome:
     """All ranks are killed at random moments of saves."""
     outcome, dice = Outcome("2"), lab.dice("2")
     save_s = max(event["seconds"] for event in lab.reference("large").events("save"))
-    # One more than kills, as the first may hit before anything was saved.
+    # One more than the kills, because the first may come before anything was saved.
     every = min(SAVE_EVERY, max(1, STEPS // (lab.kills + 1)))
     settings = (f"run.save_every={every}", f"run.max_restarts={lab.kills + 1}")
     run = lab.run("2", *settings, model="large").start()
     beyond, noticed, left, when = 0, [], 0, 0.0
     for attempts in range(1, lab.kills + 1):
-        # Once it has started it has cleared away what the save before has left.
+        # Once an attempt has started, it has deleted the remains of the interrupted save.
         run.wait_until(lambda n=attempts: len(run.events("start")) == n, f"the start of attempt {attempts}")
         step = run.wait_for_save(beyond)
         time.sleep(dice.uniform(0.0, save_s))
@@ -94,7 +95,7 @@ def during_saves(lab: Lab) -> Outcome:
         for checkpoint in run.checkpoints():
             problem = checkpoint.problem(hashes=True)
             outcome.expect(problem is None, f"after a kill: {problem}")
-        beyond = step  # the next kill hits a later save, as far as there are any
+        beyond = step  # the next kill hits a later save, if there is one
     restarted(outcome, lab, run, when, model="large")
     outcome.noticed_s = max(noticed)
     outcome.notes.append(f"{lab.kills} kills, {left} of them in the middle of a save")

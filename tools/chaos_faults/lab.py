@@ -1,4 +1,4 @@
-"""Where runs are disturbed: their settings, the undisturbed references, and one run with all that can be seen of it."""
+"""Settings of the disturbed runs, the undisturbed reference runs, and functions that start and observe one run."""
 
 import os
 import signal
@@ -45,28 +45,28 @@ SETTINGS = (
 )
 MODELS = {
     "tiny": ("model.width=32", "model.depth=2", "model.heads=2"),
-    # A save of it takes long enough to be hit.
+    # Its saves take long enough to be interrupted.
     "large": ("model.width=256", "model.depth=4", "model.heads=4"),
 }
 
 
 class Missed(Exception):
-    """What should have happened did not, or not in time."""
+    """An expected event did not happen, or not in time."""
 
 
 @dataclass
 class Lab:
-    """The inputs, the references and the dice of one call of the tool."""
+    """The inputs, reference runs and random numbers of one call of the tool."""
 
     root: Path
     seed: int = 0
     kills: int = 3
     mount: bool = True
-    """Whether small file systems may be mounted, where the rights suffice."""
+    """Whether to mount small file systems, if this user's rights allow it."""
     _references: dict[str, "Run"] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Makes shards and teacher, in processes of their own."""
+        """Makes shards and teacher, each in a separate process."""
         for make in (
             lambda: inputs.make_shards(self.root / "data"),
             lambda: inputs.make_teacher(self.root / "clip"),
@@ -75,11 +75,11 @@ class Lab:
                 raise Missed("the inputs could not be made")
 
     def dice(self, name: str) -> Random:
-        """Random moments of a fault: the same whatever other faults are caused."""
+        """Random numbers for the moments of a fault; they do not depend on the other faults."""
         return Random(f"{self.seed} {name}")
 
     def run(self, name: str, *overrides: str, model: str = "tiny", data: Path | None = None) -> "Run":
-        """A run that has not begun; its reference has ended."""
+        """Returns a run that has not begun. Runs its reference first, if necessary."""
         self.reference(model)
         return self._run(name, *overrides, model=model, data=data)
 
@@ -93,7 +93,7 @@ class Lab:
         return Run(self.root / "runs" / f"fault-{name}", [*SETTINGS, *MODELS[model], *where, *overrides])
 
     def reference(self, model: str = "tiny") -> "Run":
-        """The undisturbed run with the same model; made when it is first asked for."""
+        """The undisturbed run with this model; it runs at the first call."""
         if model not in self._references:
             run = self._run(f"reference-{model}", "run.keep_last=100", model=model)
             code = run.start().finish()
@@ -104,7 +104,7 @@ class Lab:
 
 
 class Run:
-    """A run by the command line, in one or several starts."""
+    """A run that is started by the command line, once or several times."""
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:
         self.path, self.overrides = path, list(overrides)
@@ -112,7 +112,7 @@ class Run:
         self.log = path.with_name(f"{path.name}.log")
         self.process: Forked | None = None
         self.heard: list[tuple[float, str]] = []
-        """What launcher and ranks said, with the time at which it was read."""
+        """Lines that the launcher and the ranks printed, with the time at which each was read."""
         self._read = 0
 
     def start(self, *overrides: str, patch: Patch | None = None) -> "Run":
@@ -123,7 +123,7 @@ class Run:
         return self
 
     def look(self) -> None:
-        """Reads what was said since the last look."""
+        """Reads the lines printed since the last call."""
         if not self.log.is_file():
             return
         with open(self.log, "rb") as file:
@@ -134,7 +134,7 @@ class Run:
             self.heard += [(time.time(), line) for line in whole.decode(errors="replace").splitlines()]
 
     def wait_until(self, reached: Callable[[], Any], what: str) -> Any:
-        """Waits for something to happen while the run goes on; returns what `reached` returned."""
+        """Waits until `reached` returns a true value while the run continues; returns that value."""
         assert self.process is not None
         end = time.monotonic() + TIMEOUT_S
         while not (found := reached()):
@@ -148,12 +148,12 @@ class Run:
         return found
 
     def wait_for_step(self, step: int) -> None:
-        """Waits until rank 0 has done a step in the present attempt or an earlier one."""
+        """Waits until rank 0 has completed a step, in this attempt or an earlier one."""
         path = self.path / "trace" / "rank0.jsonl"
         self.wait_until(lambda: path.is_file() and f'{{"step": {step},' in path.read_text(), f"step {step}")
 
     def wait_for_save(self, beyond: int) -> int:
-        """Waits until a save of a step above `beyond` is under way; returns its step."""
+        """Waits until a save of a step above `beyond` has begun; returns its step."""
 
         def looks() -> int | None:
             found = [int(path.name[6:14]) for path in self.folder.checkpoints.glob(".step_*.tmp")]
@@ -162,7 +162,7 @@ class Run:
         return int(self.wait_until(looks, f"a save after step {beyond}"))
 
     def finish(self) -> int:
-        """Waits for the end of the command; returns its exit code."""
+        """Waits until the command ends; returns its exit code."""
         process = self.process
         assert process is not None
         end = time.monotonic() + TIMEOUT_S
@@ -177,7 +177,7 @@ class Run:
         return process.returncode
 
     def ranks(self) -> list[psutil.Process]:
-        """The ranks that run now, in their order."""
+        """The processes of the ranks that run now, in rank order."""
         assert self.process is not None
         try:
             children = psutil.Process(self.process.pid).children()
@@ -186,7 +186,7 @@ class Run:
         return sorted(children, key=lambda child: (child.create_time(), child.pid))
 
     def kill(self) -> None:
-        """Kills everything that runs here, for good."""
+        """Kills the launcher and all ranks."""
         assert self.process is not None
         for process in (*self.ranks(), self.process):
             try:
@@ -196,41 +196,41 @@ class Run:
         self.process.wait()
 
     def events(self, *kinds: str, since: float = 0.0) -> list[dict[str, Any]]:
-        """Events of these kinds (all without any) from a time on."""
+        """Events of these kinds (of all kinds by default) since a time."""
         found = read_lines(self.folder.events)
         return [e for e in found if (not kinds or e["event"] in kinds) and e["time"] >= since]
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All complete ones, oldest first."""
+        """All complete checkpoints, oldest first."""
         return complete_checkpoints(self.folder.checkpoints)
 
     def noticed(self, since: float) -> float | None:
-        """Seconds from a time until the run, or its launcher, first said something of a fault."""
+        """Seconds from a time until the run or its launcher first reported a fault."""
         times = [e["time"] for e in self.events("fault", "skip", "signal", "restart", since=since - 0.001)]
         times += [when for when, line in self.heard if when >= since and line.startswith("uniemox: ")]
         return round(max(0.0, min(times) - since), 2) if times else None
 
     def says(self, text: str) -> bool:
-        """Whether launcher or ranks said this, in one of their lines."""
+        """Whether a printed line of the launcher or a rank contains a text."""
         return any(text in line for _, line in self.heard)
 
     def mark(self) -> None:
-        """Notes down that a rank causes its fault now; the first time counts."""
+        """Records that a rank causes its fault now; only the first call counts."""
         if not self.moment_file.exists():
             self.moment_file.write_text(repr(time.time()))
 
     @property
     def moment_file(self) -> Path:
-        """Where `mark` writes the time."""
+        """The file in which `mark` stores the time."""
         return self.path.with_name(f"{self.path.name}.moment")
 
     def moment(self) -> float:
-        """When a rank first caused its fault."""
+        """The time at which a rank first caused its fault."""
         if not self.moment_file.exists():
             raise Missed("no rank came so far as to cause the fault")
         return float(self.moment_file.read_text())
 
     def last_words(self) -> str:
-        """The last line that was said."""
+        """The last line that was printed."""
         self.look()
         return self.heard[-1][1] if self.heard else "(it said nothing)"

@@ -1,4 +1,4 @@
-"""Losses that are not finite: once on one rank, and again and again."""
+"""Faults of numbers: a loss that is not finite, once on one rank or repeatedly."""
 
 from itertools import count
 
@@ -11,7 +11,7 @@ IN_A_ROW = 2
 
 
 def poisoned(calls: range, on_rank: int, run: Run) -> Patch:
-    """The student's loss is NaN on one rank, in its first call of the range and all others of it."""
+    """Makes the student's loss NaN on one rank, in a range of calls."""
 
     def patch(rank: int) -> None:
         from uniemox_dist.models.student import Student
@@ -39,7 +39,7 @@ def one_step(lab: Lab) -> Outcome:
     skips = [(event["step"], event["in_a_row"]) for event in run.events("skip")]
     outcome.expect(skips == [(STEP, 1)], f"skips (step, in a row): {skips}")
     outcome.expect(len(run.events("start")) == 1, "training was interrupted")
-    # If a rank had taken the step alone, it would depend on which rank it was.
+    # If a single rank had applied the step, the result would depend on which rank it was.
     finished(outcome, other, other.start(patch=poisoned(steps, on_rank=0, run=other)).finish())
     if not outcome.problems:
         compare(outcome, run, lab.reference(), losses=False)

@@ -1,7 +1,7 @@
-"""The command `uniemox …` and its ranks in processes that are forked from this one, which has imported torch and
-DeepSpeed once: so a start costs some seconds instead of twenty. All else is as from a shell: sessions, signals, codes.
+"""Runs the command `uniemox …` and its ranks in processes forked from this one, which has imported torch and DeepSpeed
+once. A start then takes some seconds instead of twenty. Sessions, signals and exit codes are as from a shell.
 
-This process must have no threads of Python when it forks; so nothing here starts one.
+This process must have no Python threads when it forks, so no function here starts one.
 """
 
 import importlib
@@ -19,8 +19,8 @@ from pathlib import Path
 
 PRELOADED = (
     "torch",
-    "torch._dynamo",  # the loop's pictures want it, and it takes seconds
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # its engine imports it, and with it torch's compiler
+    "torch._dynamo",  # the loop imports it to draw samples, which takes seconds
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed's engine imports it, and with it torch's compiler
     "open_clip",
     "timm",
     "torch.utils.tensorboard",
@@ -30,13 +30,14 @@ PRELOADED = (
     "launch.restarts",
 )
 Patch = Callable[[int], None]
-"""What is changed in a rank before it runs; it is given the rank."""
+"""A function that changes a rank's process before it runs; its argument is the rank."""
 
 
 def preload() -> None:
-    """Imports what a run needs. One thread a rank and no GPU, so that results are the same bit for bit."""
+    """Imports the modules that a run needs. Sets one thread per rank and no GPU, so that results are equal bit for
+    bit."""
     os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # none that would be started by an import
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # otherwise an import starts compiler processes
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in PRELOADED:
         importlib.import_module(name)
@@ -44,7 +45,7 @@ def preload() -> None:
 
 
 class Forked:
-    """A forked process with the part of subprocess.Popen that the launcher uses."""
+    """A forked process with the part of subprocess.Popen's interface that the launcher uses."""
 
     def __init__(self, work: Callable[[], int], env: Mapping[str, str] | None = None) -> None:
         self.returncode: int | None = None
@@ -55,7 +56,7 @@ class Forked:
             os._exit(_as_started_anew(work, env))
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """Returns the exit code, negative for a signal; None while the process runs."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -63,14 +64,14 @@ class Forked:
         return self.returncode
 
     def wait(self) -> int:
-        """Waits for its end."""
+        """Waits until the process ends."""
         while self.poll() is None:
             time.sleep(0.005)
         assert self.returncode is not None
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal, unless it has ended."""
+        """Sends a signal, unless the process has ended."""
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -96,7 +97,7 @@ def _as_started_anew(work: Callable[[], int], env: Mapping[str, str] | None) -> 
 
 
 def start(arguments: Sequence[str], log: Path, patch: Patch | None = None) -> Forked:
-    """Runs `uniemox ARGUMENTS`; what it and its ranks say goes to `log`."""
+    """Runs `uniemox ARGUMENTS`; appends the output of the command and its ranks to `log`."""
 
     def command() -> int:
         import uniemox_dist.distributed.local_launcher
@@ -113,7 +114,8 @@ def start(arguments: Sequence[str], log: Path, patch: Patch | None = None) -> Fo
 
 
 def _rank(patch: Patch | None) -> Callable[..., Forked]:
-    """What starts a rank in the launcher: by its command line, [python, -m, uniemox_dist.cli, …]."""
+    """Returns the launcher's replacement for Popen, which forks a rank for the command line [python, -m,
+    uniemox_dist.cli, …]."""
 
     def popen(command: Sequence[str], *, env: Mapping[str, str], start_new_session: bool) -> Forked:
         assert start_new_session

@@ -25,9 +25,9 @@ FAULTS: dict[str, Callable[[Lab], Outcome]] = {
     "10": kills.always_dies,
 }
 ESSENTIAL = ("1a", "2", "4", "5-usr2-step", "6", "7a")
-"""Those that every change must survive; all others take longer, or need rights."""
+"""Faults that every change must survive; the others take longer or need the right to mount."""
 
 
 def described(name: str) -> str:
-    """A fault in one sentence."""
+    """Describes a fault in one sentence."""
     return (FAULTS[name].__doc__ or "").strip().rstrip(".").splitlines()[0]

@@ -15,7 +15,7 @@ TWICE_S = 0.05
 
 
 def _wait_for(moment: str, lab: Lab, name: str, run: Run) -> None:
-    if moment == "startup":  # the run's folder is taken by a rank that minds signals
+    if moment == "startup":  # the rank that locks the run's folder handles signals already
         run.wait_until((run.path / "lock").exists, "the start of the ranks")
     elif moment == "step":
         into_a_step(lab, name, run)
@@ -24,7 +24,7 @@ def _wait_for(moment: str, lab: Lab, name: str, run: Run) -> None:
 
 
 def stop(word: str, times: int, moment: str) -> Callable[[Lab], Outcome]:
-    """The fault: a signal, once or twice, at a moment; then the same command again."""
+    """Returns a fault: sends a signal once or twice at a moment, then runs the same command again."""
     name = f"5-{word}-{moment}" if times == 1 else f"5-{word}-twice-{moment}"
 
     def cause(lab: Lab) -> Outcome:

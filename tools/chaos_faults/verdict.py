@@ -1,4 +1,4 @@
-"""What a fault has cost: a disturbed run beside the undisturbed one, step by step and bit by bit."""
+"""Computes the cost of a fault: compares a disturbed run with the undisturbed one, step by step and bit by bit."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,11 +18,11 @@ class Outcome:
 
     fault: str
     noticed_s: float | None = None
-    """From the fault until the run, or its launcher, said so."""
+    """Seconds from the fault until the run or its launcher reported it."""
     recovered_from: int | None = None
-    """Step of the checkpoint that the run went on from; None where it never stopped."""
+    """Step of the checkpoint from which the run continued; None if it never stopped."""
     steps_lost: int = 0
-    """Steps that were done again."""
+    """Steps that were repeated."""
     samples_lost: int = 0
     samples_doubled: int = 0
     notes: list[str] = field(default_factory=list)
@@ -37,17 +37,17 @@ class Outcome:
         return "skipped" if self.skipped else "FAILED" if self.problems else "ok"
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The row as `--json` writes it."""
         return {**asdict(self), "result": self.result}
 
     def expect(self, condition: object, problem: str) -> None:
-        """Notes down a problem unless the condition holds."""
+        """Records a problem unless the condition holds."""
         if not condition:
             self.problems.append(problem)
 
 
 def traced(run: Path) -> list[list[tuple[int, dict[int, tuple[Any, ...]]]]]:
-    """Of each rank all steps that it ever did, in order: step, and slot -> key and checksums."""
+    """For each rank all its steps in order, repeated ones included: step, and slot -> key and checksums."""
     ranks = []
     for rank in range(RANKS):
         lines = []
@@ -55,7 +55,7 @@ def traced(run: Path) -> list[list[tuple[int, dict[int, tuple[Any, ...]]]]]:
             try:
                 line = json.loads(text)
             except ValueError:
-                continue  # cut by a kill
+                continue  # a kill cut the line
             slots = zip(line["slots"], line["keys"], line["sums"])
             lines.append((line["step"], {slot: (key, *sums) for slot, key, sums in slots}))
         ranks.append(lines)
@@ -63,7 +63,7 @@ def traced(run: Path) -> list[list[tuple[int, dict[int, tuple[Any, ...]]]]]:
 
 
 def recovery(outcome: Outcome, run: Run, since: float) -> None:
-    """Fills in when a fault was noticed, and how many steps were done again from which checkpoint on."""
+    """Sets when a fault was noticed, the checkpoint from which the run continued, and how many steps were repeated."""
     outcome.noticed_s = run.noticed(since)
     resumed = run.events("resume", since=since)
     started = run.events("start", since=since)
@@ -75,16 +75,16 @@ def recovery(outcome: Outcome, run: Run, since: float) -> None:
 def compare(
     outcome: Outcome, run: Run, reference: Run, *, losses: bool = True, replaced: frozenset[str] = frozenset()
 ) -> None:
-    """Counts the samples that a run lost or saw twice, and demands that all else is that of the reference bit for bit:
-    every sample's views and masks, every loss, and the weights and moments of the last checkpoint.
+    """Counts the samples that a run lost or repeated, and checks that all else equals the reference bit for bit: the
+    views and masks of every sample, every loss, and the weights and moments of the last checkpoint.
 
     Args:
-        losses: whether losses and weights must agree, too.
-        replaced: keys whose samples were damaged, so that others stand in their slots.
+        losses: whether losses and weights must be equal too.
+        replaced: keys of damaged samples, whose slots have other samples.
     """
     differing = 0
     for ours, theirs in zip(traced(run.path), traced(reference.path)):
-        expected, last = dict(theirs), dict(ours)  # of a step that was done again the last time counts
+        expected, last = dict(theirs), dict(ours)  # of a repeated step the last time counts
         outcome.samples_lost += sum(len(expected[s].keys() - last.get(s, {}).keys()) for s in expected)
         outcome.samples_doubled += sum(len(found.keys() - expected[s].keys()) for s, found in last.items())
         for step, found in ours:
@@ -109,7 +109,7 @@ def compare(
 
 
 def same_weights(outcome: Outcome, run: Run, reference: Run) -> None:
-    """Demands that the newest checkpoint is whole, and that of the reference's same step bit for bit."""
+    """Checks that the newest checkpoint is intact and equals the reference's checkpoint of that step bit for bit."""
     found = run.checkpoints()
     if not found:
         outcome.problems.append("there is no checkpoint")
@@ -125,7 +125,7 @@ def same_weights(outcome: Outcome, run: Run, reference: Run) -> None:
 
 
 def finished(outcome: Outcome, run: Run, code: int) -> None:
-    """Demands that a run has come to its end."""
+    """Checks that a run has completed."""
     outcome.expect(code == 0, f"exit code {code} instead of 0: {run.last_words()}")
     newest = max((c.step for c in run.checkpoints()), default=0)
     outcome.expect(newest == STEPS, f"the newest checkpoint is of step {newest} instead of {STEPS}")
