@@ -6,13 +6,14 @@ signal handlers are ours: the ranks save and end with 75, and only then rank 0 c
 job back into the queue.
 """
 
+import atexit
 import os
-import runpy
 import shlex
 import signal
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from launch.conflicts import require_commands
 from launch.dispatch import PARALLEL, Frozen, Request, Submitted
 from launch.plan.ranks import largest_legal
 from launch.submission import record
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_REQUEUE, Fault, UserError, missing_extra
+from uniemox_dist.core.errors import (
+    EXIT_DONE,
+    EXIT_REQUEUE,
+    Fault,
+    UserError,
+    exit_without_teardown,
+    missing_extra,
+)
 from uniemox_dist.core.files import write_text
 from uniemox_dist.scheduler import commands
 
@@ -63,13 +71,13 @@ class Task:
         return code
 
     def _run(self) -> int:
-        """Runs `python -m uniemox_dist.cli` in this process and returns its exit code."""
+        """Runs the command line in this process and returns its exit code."""
         sys.argv[1:] = self.words
-        try:
-            runpy.run_module("uniemox_dist.cli", run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else EXIT_DONE
-        return EXIT_DONE
+        # By name: `launch` does not import the command line, which imports it.
+        code: int = import_module("uniemox_dist.cli.main").run(list(self.words))
+        if code == EXIT_DONE:
+            atexit.register(exit_without_teardown, [code])
+        return code
 
     def checkpoint(self) -> Any:
         """What submitit runs next time: the same. A run finds its newest complete checkpoint by itself."""

@@ -1,18 +1,24 @@
 """`uniemox`: the commands, found lazily, and the one place where errors become exit codes."""
 
 import atexit
-import logging
 import os
 import sys
 import time
 import traceback
-from contextlib import suppress
 from importlib import import_module
 
 import click
 
 from uniemox_dist import __version__
-from uniemox_dist.core.errors import EXIT_FAULT, EXIT_USER, Fault, LostPeer, UserError, missing_extra
+from uniemox_dist.core.errors import (
+    EXIT_FAULT,
+    EXIT_USER,
+    Fault,
+    LostPeer,
+    UserError,
+    exit_without_teardown,
+    missing_extra,
+)
 
 COMMANDS = {
     "shards": (
@@ -88,23 +94,9 @@ def uniemox() -> None:
 def main() -> None:
     """Runs the command of `sys.argv`. Exit codes: 0 done, 1 fault, 2 user error, 75 saved and to be requeued."""
     code = [EXIT_FAULT]  # that of an exception which `run` does not handle
-    atexit.register(_end_process, code)
+    atexit.register(exit_without_teardown, code)  # registered first, and so called last
     code[0] = run(sys.argv[1:])
     sys.exit(code[0])
-
-
-def _end_process(code: list[int]) -> None:
-    """Ends this process before Python tears its modules down; registered first, it is called last.
-
-    The teardown takes seconds with torch loaded, in which Slurm may kill the job before its batch script has decided
-    what comes next. And it can fail: something may still hold a process group (DeepSpeed's engine does), and a thread
-    of that group that needs the interpreter during the teardown aborts the process.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
-            stream.flush()
-    os._exit(code[0])
 
 
 def run(arguments: list[str]) -> int:

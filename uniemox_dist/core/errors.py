@@ -1,5 +1,10 @@
 """Exit codes, and the one exception that means "the user can fix this". Standard library only."""
 
+import logging
+import os
+import sys
+from contextlib import suppress
+
 EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER = 2
@@ -31,3 +36,17 @@ def missing_extra(package: str, extra: str) -> UserError:
 
 LOST_CONTACT = "lost contact with another rank; see that rank's log or the launcher's"
 """The error of a rank whose collective failed because another rank ended."""
+
+
+def exit_without_teardown(code: list[int]) -> None:
+    """Ends this process with `code[0]` before Python tears its modules down; a handler for atexit.
+
+    With torch loaded the teardown takes seconds, in which Slurm may kill the job before its batch script has decided
+    what comes next. And it can fail: something may still hold a process group (DeepSpeed's engine does), and a thread
+    of that group that needs the interpreter during the teardown aborts the process.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
+            stream.flush()
+    os._exit(code[0])

@@ -7,7 +7,7 @@ import pytest
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, Told, judged
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings
 from uniemox_dist.runs.folder import RunFolder, read_bad_nodes
 from uniemox_dist.train import startup
 
@@ -36,9 +36,9 @@ def test_a_problem_of_some_hosts_is_told_with_their_names(
 
 def failing(*hosts: str) -> list[Finding]:
     """Findings about ranks of four nodes, of which some have too little."""
-    told = [Told(rank, f"n{rank}", f"n{rank}" in hosts) for rank in range(4)]
+    told = [RankFacts(rank, f"n{rank}", f"n{rank}" in hosts) for rank in range(4)]
     problem = Problem("fail", "too small", "enlarge it")
-    return judged("/dev/shm", told, lambda one, bad: problem if bad else None, lambda facts: "fine")
+    return make_findings("/dev/shm", told, lambda one, bad: problem if bad else None, lambda facts: "fine")
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,5 @@ def test_a_missing_onnxruntime_is_a_user_error_that_names_the_extra(
 ) -> None:
     spec = red_rectangle(tmp_path / "red.onnx", "v8")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(
-        UserError, match=r'needs onnxruntime; install it with: pip install "uniemox-dist\[persons\]"'
-    ):
+    with pytest.raises(UserError, match=r'needs onnxruntime; run pip install -e "\.\[persons\]"'):
         make_detector(spec)
