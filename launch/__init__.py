@@ -24,7 +24,7 @@ def submit(
             limits that the job may reach.
 
     Raises:
-        UserError: with a line for each thing that would make the job fail; then nothing was submitted.
+        UserError: with one line for each reason why the job would fail; then nothing was submitted.
     """
     from launch import dispatch
     from launch.backends.submitit import Submitit

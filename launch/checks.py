@@ -1,4 +1,4 @@
-"""Checks on the login node: what would fail in a job is reported before anything is queued. Torch-free."""
+"""Checks on the login node, which report a mistake before a job is queued. Torch-free."""
 
 import os
 from collections.abc import Sequence
@@ -30,11 +30,12 @@ LOCAL_PATHS = (
     "/mnt/local",
     "/run",
 )
-"""Folders that most sites have on each node's own disk."""
+"""Folders that are on each node's own disk at most sites."""
 
 
 def resolve(recipe: str | Config, overrides: Sequence[str], cluster: Cluster) -> Config:
-    """The configuration of a run on a cluster, whose time-outs come between the recipe and the KEY=VALUE pairs.
+    """Loads the configuration of a run on a cluster. The cluster's time-outs override the recipe; KEY=VALUE pairs
+    override both.
 
     Raises:
         UserError: with one line for every mistake.
@@ -60,8 +61,8 @@ def check_run(config: Config, cluster: Cluster, *, nodes: bool = True, data: boo
     """Checks a run on a cluster and returns remarks.
 
     Args:
-        nodes: whether it becomes a Slurm job; otherwise it runs on this machine, as one node.
-        data: whether this machine sees the shards and the teacher.
+        nodes: whether the run becomes a Slurm job; otherwise it runs on this machine, as one node.
+        data: whether this machine can read the shards and the teacher.
 
     Raises:
         UserError: with a line for each thing that would make the job fail.
@@ -142,8 +143,8 @@ def _check_inputs(config: Config) -> list[str]:
 
 
 def _check_initial_weights(config: Config, *, data: bool) -> list[str]:
-    """A missing `model.init_from`; a run that has a checkpoint no longer needs it. Fine-tuning takes its architecture
-    from there when it is submitted, so that this machine must see it."""
+    """Reports a missing `model.init_from`, which a run with a checkpoint no longer needs. Fine-tuning reads its
+    architecture from there when it is submitted, so this machine must be able to read it."""
     start, finetunes = config.model.init_from, isinstance(config, FinetuneRun)
     if start is None or Path(start).exists() or newest_step(RunFolder(run_path(config))) is not None:
         return []
@@ -157,7 +158,7 @@ def _check_times(config: Config, cluster: Cluster) -> Findings:
     folder = RunFolder(run_path(config))
     try:
         lead = signal_lead(config, folder, ranks=cluster.max_nodes * cluster.ranks)
-    except UserError:  # a teacher that this machine does not see; the check of the inputs reports it
+    except UserError:  # this machine cannot read the teacher; the check of the inputs reports it
         return [], []
     lead_s, limit_s, needed = cluster.signal_lead_s, cluster.time_s, lead.seconds
     if limit_s <= max(lead_s, needed):
@@ -172,13 +173,13 @@ def _check_times(config: Config, cluster: Cluster) -> Findings:
             f"--signal-lead-s {int(needed) + 1} or more"
         )
         seen = measured(folder) if folder.path.is_dir() else None
-        # An estimate knows neither the site's disk nor its processors.
+        # The estimate uses neither the site's disk nor its processors.
         return ([], [text]) if seen is not None and seen.save_s is not None else ([text], [])
     return [], []
 
 
 def check_place(folder: Path, setting: str) -> list[str]:
-    """A remark if other nodes will not see a folder; `setting` names what chose it."""
+    """Returns a remark if other nodes cannot read a folder; `setting` names the setting that chose it."""
     local = next((f for f in _local_folders() if Path(os.path.realpath(folder)).is_relative_to(f)), None)
     kind = _file_system(folder)
     if kind in MEMORY_FILE_SYSTEMS or local is not None:
@@ -196,7 +197,7 @@ def _local_folders() -> list[str]:
 
 
 def _file_system(path: Path) -> str | None:
-    """The kind of file system that a path lies on, or will; None where that is not known."""
+    """The type of the file system of a path, which need not exist yet; None if unknown."""
     real = Path(os.path.realpath(path))
     best: tuple[int, str | None] = (0, None)
     try:

@@ -1,5 +1,5 @@
-"""Conflicts between a submission and what is there already: other settings in the run's folder, jobs of the run in
-the queue, a machine without Slurm."""
+"""Checks for conflicts before a submission: other settings in the run's folder, jobs of the run in the queue, a
+machine without Slurm."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler import commands
 
 SITE_SETTINGS = frozenset({"run.start_timeout_s", "run.step_timeout_s", "run.compile_timeout_s"})
-"""Settings that come with a cluster; they may differ between submissions of a run."""
+"""Settings that the cluster determines; they may differ between submissions of a run."""
 
 
 def check_same_settings(run: Path, config: Config, *, resume: bool, force_new: bool) -> None:
@@ -102,7 +102,7 @@ def read_settings(run: Path) -> tuple[Path, dict[str, Any]] | None:
                 raise UserError(
                     f"{path}: not a configuration; restore it, or give --force-new or another run.name"
                 )
-            with suppress(UserError):  # settings that an older version did not have get their defaults
+            with suppress(UserError):  # settings that an older version lacked get their defaults
                 values = validated(values, str(path)).model_dump(mode="json")
             return path, flatten(values)
     return None

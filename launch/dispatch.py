@@ -30,7 +30,8 @@ from uniemox_dist.runs.folder import RunFolder, nodes_to_exclude
 TRAINING = ("pretrain", "finetune")
 """Commands that train a run in a folder of its own, by a recipe."""
 PARALLEL = ("teach",)
-"""Other commands whose ranks share the work, and which continue where they were stopped; the rest is one process."""
+"""Other commands whose ranks share the work and which continue after an interruption. All remaining commands are one
+process."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,19 @@ class Request:
     """A command to submit."""
 
     recipe: str | Config | None
-    """Of a training command: a recipe's path or name, or a configuration. None for other commands."""
+    """For a training command a recipe's path or name, or a configuration. None for other commands."""
     cluster: Cluster
     site: str
-    """The name that the cluster was given by."""
+    """The path or name by which the user named the cluster."""
     overrides: tuple[str, ...] = ()
     """KEY=VALUE pairs on top of the recipe."""
     command: tuple[str, ...] = ()
-    """`pretrain` or `finetune`, or nothing, which leaves the choice to the recipe; otherwise a whole command line after
-    `uniemox`."""
+    """`pretrain` or `finetune`; or empty, then the recipe decides; or the whole command line after `uniemox` of any
+    other command."""
     name: str = ""
     """The job's name, for commands that do not train."""
     jobs: Path = Path("jobs")
-    """Where commands that do not train keep their submissions."""
+    """Folder for the submissions of commands that do not train."""
     axes: tuple[str, ...] = ()
     """KEY=V1,V2,… of a sweep."""
     resume: bool = False
@@ -58,21 +59,22 @@ class Request:
     force_new: bool = False
     """Set the folder of an earlier run aside and start anew."""
     after: int | None = None
-    """The job that must have ended before."""
+    """The job that must have ended before this one starts."""
     singleton: bool = False
     """Wait for all jobs of the same name and user."""
     chain: int = 1
     """Jobs in a row, each waiting for the one before."""
     exclude: tuple[str, ...] = ()
-    """Nodes to leave out, besides those on which the run's preflight failed."""
+    """Nodes to exclude, besides those on which the run's preflight failed."""
     data: bool = True
-    """Whether this machine sees the shards, so that they can be checked here."""
+    """Whether this machine can read the shards and checks them."""
     origin: tuple[str, ...] = field(default_factory=lambda: ("uniemox", *sys.argv[1:]))
     """The command line that submits, for the record."""
 
     @property
     def waits_for(self) -> dict[str, Any]:
-        """The jobs that the new one waits for; a folder in use is never set aside."""
+        """The jobs for which the new one may wait. With force_new there are none, because a folder in use is never set
+        aside."""
         return {} if self.force_new else {"after": self.after, "singleton": self.singleton}
 
 
@@ -82,11 +84,11 @@ class Prepared:
 
     request: Request
     command: tuple[str, ...]
-    """After `uniemox`; of training commands only the first word."""
+    """The command line after `uniemox`; for training commands only its first word."""
     name: str
     """The job's name."""
     configs: tuple[Config, ...] = ()
-    """Of each run; none where the command does not train."""
+    """The configuration of each run; empty if the command does not train."""
     points: tuple[tuple[str, ...], ...] = ()
     """KEY=VALUE pairs of each run of a sweep."""
     remarks: list[str] = field(default_factory=list)
@@ -98,7 +100,7 @@ class Prepared:
 
     @property
     def place(self) -> tuple[Path, str]:
-        """The folder in which the submission makes its own, and what that one's name begins with."""
+        """The folder in which the submission makes its own folder, and the beginning of that folder's name."""
         if self.points:
             return self.runs[0].parent / "sweeps", f"{self.name}-"
         if self.configs:
@@ -111,13 +113,13 @@ class Prepared:
         return point_table(self.configs, self.points) if self.points else []
 
     def code_folder(self, folder: Path) -> Path:
-        """Where the code of a submission with this folder lies."""
+        """The folder with the code of a submission in the given folder."""
         if self.points:
             return folder / "code"
         return self.runs[0] / "code" if self.configs else folder.parent / "code"
 
     def code_parts(self) -> dict[str, bool]:
-        """The large optional parts of the package that the command reads."""
+        """The large optional files of the package that the command needs."""
         if not self.configs:
             return {"shipped_teacher": True, "detectors": self.command[0] == "shards"}
         return {"shipped_teacher": any(c.teacher.name.startswith("shipped:") for c in self.configs)}
@@ -125,14 +127,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A submission whose code and settings are frozen, or would be."""
+    """A submission with its frozen code and settings, or with the paths that they would get."""
 
     prepared: Prepared
     folder: Path
-    """The submission's own: script and record."""
+    """The submission's folder, with script and record."""
     code: Path
     run_folders: tuple[Path, ...] = ()
-    """Each run's own part of a sweep, RUN/jobs/0001; of one run the submission's folder."""
+    """For a sweep the folder RUN/jobs/0001 of each run; for one run the submission's folder."""
     set_aside: tuple[Path, ...] = ()
     """Folders that --force-new renamed."""
 
@@ -144,7 +146,7 @@ class Frozen:
         return (*self.prepared.command, *config)
 
     def facts(self, cluster: Cluster | None = None) -> dict[str, object]:
-        """What submission.json records besides the jobs' numbers."""
+        """The content of submission.json, except the jobs' numbers."""
         request = self.prepared.request
         cluster = cluster or request.cluster
         return {
@@ -156,7 +158,7 @@ class Frozen:
         }
 
     def excluded_nodes(self) -> tuple[list[str], list[str]]:
-        """The nodes to leave out, and a remark about those on which the preflight of the run failed."""
+        """The nodes to exclude, and a remark about those on which the run's preflight failed."""
         now, request = time.time(), self.prepared.request
         runs = [*self.set_aside, *self.prepared.runs]
         failed = list(dict.fromkeys(node for run in runs for node in nodes_to_exclude(RunFolder(run), now)))
@@ -182,7 +184,7 @@ class Submitted:
     """Runs the command on this machine and returns its exit code."""
 
     def describe(self) -> list[str]:
-        """Lines for the terminal: where it is, and how to watch and end it."""
+        """Lines for the terminal: the submission's folder, and how to watch and end the job."""
         prepared, ids = self.frozen.prepared, " ".join(map(str, self.job_ids))
         word = "job" if len(self.job_ids) == 1 else "jobs, one after the other:"
         one_run = len(prepared.configs) == 1 and not prepared.points
@@ -200,13 +202,13 @@ class Backend(Protocol):
     """A way to run a command."""
 
     queued: bool
-    """Whether it goes into Slurm's queue, and other nodes run it."""
+    """Whether the command is queued in Slurm and runs on other nodes."""
 
     def adapt(self, request: Request) -> Request:
-        """The request as this backend can run it; raises UserError if it cannot."""
+        """Returns the request adapted to this backend; raises UserError if it cannot run."""
 
     def script(self, frozen: Frozen) -> str:
-        """What would be submitted."""
+        """The text that would be submitted."""
 
     def start(self, frozen: Frozen) -> Submitted:
         """Submits and records; raises UserError if nothing was submitted."""
@@ -216,7 +218,7 @@ def prepare(request: Request, *, queued: bool = True) -> Prepared:
     """Checks a request.
 
     Raises:
-        UserError: with a line for each thing that would make it fail, or for a run of that name with other settings.
+        UserError: with one line for each reason why it would fail, or for a run of that name with other settings.
     """
     if request.recipe is None:
         return _prepare_command(request, queued=queued)
@@ -244,7 +246,7 @@ def prepare(request: Request, *, queued: bool = True) -> Prepared:
 
 
 def preview(request: Request, backend: Backend) -> tuple[str, Prepared]:
-    """What would be submitted; nothing is written.
+    """Returns the text that would be submitted; writes nothing.
 
     Raises:
         UserError: as `submit`.
@@ -260,7 +262,7 @@ def submit(request: Request, backend: Backend) -> Submitted:
     """Checks, freezes, submits and records a command.
 
     Raises:
-        UserError: for a mistake of the user's; then nothing was submitted, and nothing is left behind.
+        UserError: for a mistake of the user; then nothing was submitted, and all new files are removed.
         Fault: if only some jobs of a chain were submitted.
     """
     prepared = prepare(backend.adapt(request), queued=backend.queued)

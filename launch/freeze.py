@@ -1,4 +1,4 @@
-"""Copies of the code that a submission uses: later edits and updates change no job that is queued.
+"""Copies the code that a submission uses, so that later edits and updates do not change queued jobs.
 
 A copy is named by the hash of its content, published as a whole, and reused by later submissions of the same code.
 """
@@ -37,7 +37,7 @@ def freeze_code(into: Path, *, shipped_teacher: bool, detectors: bool = False) -
         detectors: include the person detectors' weights.
 
     Raises:
-        UserError: if the existing copy was edited, or none can be made.
+        UserError: if the existing copy was edited, or a copy cannot be made.
     """
     files, hashes = _installed(shipped_teacher, detectors)
     final = into / _name(hashes)
@@ -57,12 +57,12 @@ def freeze_code(into: Path, *, shipped_teacher: bool, detectors: bool = False) -
         for name, path in files.items():
             _copy(path, temporary / name)
         copied = {name: sha256_file(temporary / name) for name in hashes}
-        if copied != hashes:  # edited at this very moment
+        if copied != hashes:  # a file changed during the copy
             changed = next(name for name in files if copied[name] != hashes[name])
             raise UserError(f"{files[changed]} changed while it was copied; submit again")
         publish_dir(temporary, final)
     except OSError as error:
-        if not final.exists():  # otherwise another submission of the same code was quicker
+        if not final.exists():  # otherwise another submission has just published the same code
             raise UserError(
                 f"{final} cannot be made ({error.strerror or error}); free space, or give another run.dir"
             ) from None
@@ -72,12 +72,12 @@ def freeze_code(into: Path, *, shipped_teacher: bool, detectors: bool = False) -
 
 
 def code_name(*, shipped_teacher: bool, detectors: bool = False) -> str:
-    """The name that a copy of the installed packages would get."""
+    """The name of a copy of the installed packages."""
     return _name(_installed(shipped_teacher, detectors)[1])
 
 
 def content_hash(folder: Path) -> str:
-    """The name that belongs to a copy's content; files that Python compiles there do not count."""
+    """The name for a copy's content, without the files that Python compiles there."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return _name({name: sha256_file(folder / name) for name in names if _counts(name)})
 
@@ -90,7 +90,7 @@ def _check(copy: Path) -> None:
 
 
 def _installed(shipped_teacher: bool, detectors: bool) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files to copy, by their names in the copy, and the hashes of the copy."""
+    """The files to copy by their names in the copy, and their hashes."""
     parts = {SHIPPED_TEACHER: shipped_teacher, DETECTORS: detectors}
     files = dict(_files((*LEFT_OUT, *(part for part, needed in parts.items() if not needed))))
     return files, {
@@ -100,7 +100,7 @@ def _installed(shipped_teacher: bool, detectors: bool) -> tuple[dict[str, Path],
 
 
 def _files(left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Names in the copy and paths of the installed files, sorted by name."""
+    """Pairs of name in the copy and path of the installed file, sorted by name."""
     found = []
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)

@@ -20,7 +20,7 @@ class Job:
     """What the script of one submission refers to; all paths are absolute."""
 
     name: str
-    """The job's name."""
+    """The name of the job."""
     run: str
     """The run's folder, or the submission's."""
     site: str
@@ -41,7 +41,7 @@ class Job:
     words: tuple[str, ...] = ()
     """The command line after `uniemox`, of commands that do not train."""
     parallel: bool = False
-    """Whether the ranks of such a command share its work."""
+    """Whether several ranks share the work of such a command."""
 
 
 def render(script: str, cluster: Cluster, job: Job | None = None, mounts: tuple[str, ...] = ()) -> str:

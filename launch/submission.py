@@ -41,7 +41,7 @@ def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
             above.mkdir(parents=True, exist_ok=True)
             while True:
                 path = next_folder(above, prefix)
-                with suppress(FileExistsError):  # another submission at the same moment
+                with suppress(FileExistsError):  # another submission took this number
                     path.mkdir()
                     break
         except OSError as error:
@@ -55,10 +55,10 @@ def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(above: Path) -> Iterator[None]:
-    """Waits for other submissions of runs in that folder, so that of two at the same moment the second sees the jobs of
-    the first. On file systems without locks only RUN/job.json protects the run."""
+    """Waits for other submissions of runs in that folder, so that the second of two simultaneous submissions sees the
+    jobs of the first. On file systems without locks only RUN/job.json protects the run."""
     made = [folder for folder in (above, *above.parents) if not folder.exists()]
-    with suppress(OSError):  # reported by what follows
+    with suppress(OSError):  # a later step reports it
         above.mkdir(parents=True, exist_ok=True)
     path = above / ".submitting"
     lock = _hold(path)
@@ -83,7 +83,7 @@ def _hold(path: Path) -> int | None:
         except OSError:
             os.close(lock)
             return None
-        with suppress(FileNotFoundError):  # the submission before has just removed it
+        with suppress(FileNotFoundError):  # the previous submission has just removed it
             if os.fstat(lock).st_ino == os.stat(path).st_ino:
                 return lock
         os.close(lock)
@@ -148,7 +148,7 @@ def record(folder: Path, job_ids: Sequence[int], **facts: Any) -> None:
 
 
 def job_ids(run: Path) -> list[int]:
-    """All jobs that were ever submitted for a run, and the one that has locked it, in rising order."""
+    """All jobs ever submitted for a run, and the one that has locked it, in ascending order."""
     found: set[int] = set()
     for path in (run / "job.json", *run.glob(f"jobs/[0-9]*/{SUBMISSION}")):
         try:

@@ -54,7 +54,7 @@ def grid(axes: Sequence[str]) -> list[list[str]]:
 
 
 def point_names(points: Sequence[Sequence[str]]) -> list[str]:
-    """The end of each point's run.name: short keys and values, or numbers if these would be equal or long."""
+    """The suffix of each point's run.name: short keys and values, or numbers if those would be equal or long."""
     names = ["-".join(_short(pair) for pair in point) for point in points]
     if len(set(names)) < len(names) or max(map(len, names)) > 80:
         return [f"{n:04d}" for n in range(len(points))]

@@ -21,11 +21,11 @@ class Local:
         self._signals = signals  # those that this process receives from before the freezing on
 
     def adapt(self, request: Request) -> Request:
-        """The request as it is."""
+        """Returns the request unchanged."""
         return request
 
     def ranks(self, frozen: Frozen) -> int:
-        """Processes that are started."""
+        """Number of processes to start."""
         prepared = frozen.prepared
         cluster = prepared.request.cluster
         if prepared.configs:
@@ -43,7 +43,7 @@ class Local:
 
     def start(self, frozen: Frozen) -> Submitted:
         """Records the submission; `Submitted.wait` runs it."""
-        if frozen.prepared.configs:  # is another process training there?
+        if frozen.prepared.configs:  # fails if another process trains there
             folder = RunFolder(frozen.prepared.runs[0])
             folder.lock()
             folder.unlock()
@@ -51,7 +51,7 @@ class Local:
         return Submitted(frozen, frozen.prepared.remarks, wait=lambda: self._run(frozen))
 
     def _run(self, frozen: Frozen) -> int:
-        # A folder as a program: its content comes before the working directory and all that is installed.
+        # Python runs the folder as a program, so its modules precede the working directory and installed packages.
         command = [sys.executable, str(frozen.code), *frozen.words]
         prepared, ranks = frozen.prepared, self.ranks(frozen)
         gpus = prepared.request.cluster.gpus_per_node > 0

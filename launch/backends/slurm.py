@@ -30,7 +30,7 @@ class Slurm:
         self._preview = preview
 
     def adapt(self, request: Request) -> Request:
-        """Checks that there is a Slurm here, unless the script is only shown."""
+        """Checks that this machine has Slurm's commands, unless the script is only printed."""
         if not self._preview:
             require_commands("sbatch")
         return request
@@ -42,7 +42,7 @@ class Slurm:
         return render.render(prepared.command[0], prepared.request.cluster, self._job(frozen), mounts)
 
     def start(self, frozen: Frozen) -> Submitted:
-        """Submits the script as often as the chain is long."""
+        """Submits the script once per job of the chain."""
         prepared, request = frozen.prepared, frozen.prepared.request
         script = frozen.folder / "job.sbatch"
         write_text(script, self.script(frozen))
@@ -96,7 +96,8 @@ def own_command() -> str:
 
 
 def _write_points(frozen: Frozen, script: Path) -> None:
-    """The table of a sweep for people, and for its script; each run gets a link to the script."""
+    """Writes the table of a sweep, once for people and once for the script; links the script into each run's
+    folder."""
     write_text(frozen.folder / "points.txt", "\n".join(frozen.prepared.table) + "\n")
     pairs = zip(frozen.run_folders, frozen.prepared.runs)
     write_text(
@@ -109,9 +110,9 @@ def _write_points(frozen: Frozen, script: Path) -> None:
 def _send(
     request: Request, script: Path, options: Sequence[str], received: Sequence[int], remarks: list[str]
 ) -> tuple[list[int], Exception | None]:
-    """Submits a script as often as the chain is long, each job after the one before, until a signal is received. A
-    refusal of the first job is raised; one of a later job is returned, since earlier ones are queued. What sbatch
-    prints beside the job's number goes into `remarks`."""
+    """Submits a script once per job of a chain, each job dependent on the one before, until a signal is received. If
+    sbatch refuses the first job, the error is raised; if it refuses a later one, the error is returned, because
+    earlier jobs are queued. Other output of sbatch is appended to `remarks`."""
     ids: list[int] = []
     for _ in range(request.chain):
         if received:
@@ -135,7 +136,8 @@ def _dependency(request: Request, before: Sequence[int]) -> list[str]:
 
 
 def _mounts(config: Config) -> tuple[str, ...]:
-    """Folders that the container of a run must see: of the run, and of local shards, weights and teachers."""
+    """Folders that must be mounted in a run's container: the run's, and those of local shards, weights and
+    teachers."""
     paths = [config.run.dir, *(origin.path for origin in config.data.origins()), config.data.eval_path]
     kind, _, teacher = config.teacher.name.partition(":")
     paths += [teacher] if kind == "local-dir" else []
@@ -151,7 +153,7 @@ def _mounts_of_words(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _local(paths: Sequence[str]) -> tuple[str, ...]:
-    """Absolute paths outside the working directory, which is mounted anyway; for a link also its target."""
+    """The absolute paths outside the working directory (which is always mounted), and the targets of links."""
     found = [os.path.abspath(path) for path in paths]
     found += [os.path.realpath(path) for path in found]
     inside = f"{os.getcwd()}{os.sep}"

@@ -1,9 +1,9 @@
 """`uniemox launch submitit` and `launch.submit(…)`: a command as a submitit job; submitit counts its time-outs and
 preemptions.
 
-submitit's own signal handler would save in one rank, inside the handler, where all ranks must save together. So the
-signal handlers are ours: the ranks save and end with 75, and only then rank 0 calls submitit's handler, which puts the
-job back into the queue.
+submitit's own signal handler would save on one rank only, inside the handler, but all ranks must save together. This
+project therefore installs its own handlers: all ranks save and end with 75, and then rank 0 calls submitit's handler,
+which requeues the job.
 """
 
 import atexit
@@ -34,9 +34,9 @@ from uniemox_dist.core.files import write_text
 from uniemox_dist.scheduler import commands
 
 MAX_TIMEOUTS = 20
-"""Time limits that a job may reach before submitit gives it up."""
+"""How often a job may reach its time limit before submitit stops requeueing it."""
 EXIT_WAIT_S = 600
-"""Seconds that the other ranks wait until rank 0 ends the job."""
+"""Seconds that the other ranks wait for rank 0 to end the job."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Task:
     words: tuple[str, ...]
     """The command line after `uniemox`."""
     folder: str
-    """Where its relative paths start."""
+    """The folder to which its relative paths refer."""
     requeue: bool = True
 
     def __call__(self) -> int:
-        """Runs the command; returns 0, or 75 where jobs may not queue themselves again."""
+        """Runs the command; returns 0, or 75 if jobs may not requeue themselves."""
         from submitit.core.job_environment import JobEnvironment
 
         requeue: Any = signal.getsignal(
@@ -60,7 +60,7 @@ class Task:
         code = self._run()
         if code == EXIT_REQUEUE and self.requeue:
             _check_still_running(JobEnvironment())
-            # On rank 0 it counts, writes the next attempt's pickle, queues the job again and ends this process.
+            # On rank 0 the handler counts, writes the next attempt's pickle, requeues the job and ends this process.
             requeue(JobEnvironment._usr_sig())
             time.sleep(EXIT_WAIT_S)
             raise RuntimeError(f"rank 0 did not queue the job again within {EXIT_WAIT_S} s")
@@ -80,7 +80,8 @@ class Task:
         return code
 
     def checkpoint(self) -> Any:
-        """What submitit runs next time: the same. A run finds its newest complete checkpoint by itself."""
+        """Returns the call that submitit runs next time, which is the same one: a run resumes its newest complete
+        checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -99,7 +100,7 @@ class Submitit:
         """The request with a fixed number of nodes, as submitit needs it.
 
         Raises:
-            UserError: for what submitit cannot do.
+            UserError: for an option that submitit does not support.
         """
         if not self._preview:
             require_commands("sbatch", "srun", "sacct", user="submitit")
@@ -134,7 +135,7 @@ class Submitit:
         executor.update_parameters(**_parameters(frozen, cluster))
         try:
             job = executor.submit(Task(frozen.words, os.getcwd(), cluster.requeue))
-        except Exception as error:  # submitit.core.utils.FailedJobError, with all that sbatch printed
+        except Exception as error:  # submitit.core.utils.FailedJobError, with the output of sbatch
             raise UserError(f"submitit: {' '.join(str(error).split())}") from None
         number = int(job.job_id)
         write_text(folder / "job.sbatch", Path(job.paths.submission_file).read_text(encoding="utf-8"))
@@ -144,10 +145,11 @@ class Submitit:
 
 
 def _check_still_running(environment: Any) -> None:
-    """A cancelled job gets the same signals as a preempted one; only Slurm knows the difference.
+    """Checks that this job was not cancelled: it gets the same signals as a preempted one, and only Slurm knows the
+    difference.
 
     Raises:
-        RuntimeError: on rank 0 of a job that is ending, which must not be queued again.
+        RuntimeError: on rank 0 of a job that is ending, which must not be requeued.
     """
     if environment.global_rank:
         return
@@ -161,7 +163,7 @@ def _check_still_running(environment: Any) -> None:
 
 
 def _legal_cluster(frozen: Frozen) -> Cluster:
-    """The cluster with a number of ranks that may run: submitit's number of tasks is fixed."""
+    """Returns the cluster with a legal number of ranks, because submitit's number of tasks is fixed."""
     prepared, cluster = frozen.prepared, frozen.prepared.request.cluster
     if prepared.configs:
         nodes, each = largest_legal(prepared.configs[0], cluster.max_nodes, cluster.ranks)
@@ -175,7 +177,7 @@ def _parameters(frozen: Frozen, c: Cluster) -> dict[str, Any]:
     more: dict[str, Any] = {option.removeprefix("--").partition("=")[0]: True for option in c.sbatch}
     more |= {k: v for k, _, v in (option.removeprefix("--").partition("=") for option in c.sbatch) if v}
     more |= {"exclude": ",".join(nodes)} if nodes else {}
-    # Python puts a module's working directory before everything else: there must be no packages in it.
+    # `python -m` puts the working directory first in sys.path, so it must not contain packages.
     more |= {"chdir": str(frozen.folder), "requeue" if c.requeue else "no-requeue": True}
     named = {"partition": c.partition, "reservation": c.reservation}
     waits = [f"afterany:{request.after}"] if request.after is not None else []
@@ -216,7 +218,7 @@ def _setup(c: Cluster, code: Path) -> list[str]:
         f"export TORCHINDUCTOR_CACHE_DIR={scratch}/uniemox-$(id -u)/inductor",
         f"export TRITON_CACHE_DIR={scratch}/uniemox-$(id -u)/triton",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
-        "export SLURM_EXPORT_ENV=ALL",  # after sbatch --export=NONE srun would keep all of this from its tasks
+        "export SLURM_EXPORT_ENV=ALL",  # otherwise srun passes no variables after sbatch --export=NONE
     ]
 
 

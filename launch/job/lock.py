@@ -1,4 +1,4 @@
-"""RUN/job.json: the Slurm job that a run belongs to. The lock of a job that Slurm no longer knows is taken over.
+"""RUN/job.json: the lock of a run by a Slurm job. A new job takes over the lock of a job that Slurm no longer knows.
 
 The file is created by a link, which is atomic on every shared file system, unlike file locks.
 """
@@ -72,7 +72,7 @@ def acquire(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
     """Locks the run for this job; returns a remark if the lock was taken over from another job.
 
     Raises:
-        UserError: if another job has it that is queued, running or ending.
+        UserError: if another job that is queued, running or ending has the lock.
     """
     path = folder.job
     for _ in range(TRIES):

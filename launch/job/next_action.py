@@ -22,12 +22,12 @@ class JobState:
 
     word: str = "RUNNING"
     queued_again: bool = False
-    """Slurm has requeued it: because of a node, for another job, or on request."""
+    """Slurm has requeued the job: because of a node, for another job, or on request."""
 
     @classmethod
     def parse(cls, text: str | None, restarts: int) -> "JobState":
         """Parses `STATE [RESTARTS]`, where RESTARTS counts the requeues until now; `restarts` counts those before this
-        attempt. An empty text, from a Slurm that does not answer, means RUNNING."""
+        attempt. An empty text means that Slurm did not answer, and counts as RUNNING."""
         words = (text or "").split()
         now = int(words[1]) if len(words) > 1 and words[1].isdigit() else restarts
         word = words[0].upper() if words else "RUNNING"
@@ -35,7 +35,7 @@ class JobState:
 
     @property
     def ours(self) -> bool:
-        """Whether the job still has its allocation, and so may decide what comes next."""
+        """Whether the job still has its allocation and may choose the next action."""
         return self.word == "RUNNING" and not self.queued_again
 
 
@@ -84,7 +84,7 @@ def _decide(
     if attempts.has(End):
         return NextAction(f"end {EXIT_DONE}", f"the run is complete; a rank exited with {code} afterwards")
     if saved and attempts.has(Signal, step=step, saved=True):
-        code = EXIT_REQUEUE  # everything is saved, whatever happened to a rank on exit
+        code = EXIT_REQUEUE  # everything is saved, even if a rank failed on exit
     if code == EXIT_REQUEUE and saved:
         if state.queued_again:
             folder.write(Requeue(step=step, job_id=held.job_id, by="slurm"))
@@ -128,7 +128,7 @@ def _after_fault(
         folder.write(FaultEvent(error=f"given up {tried}: {reason}", ends=True, restart=False))
         return NextAction(end, f"gives up {tried} (run.max_restarts={most}); the last fault: {reason}")
     if not attempts.last:
-        # Slurm finds a lost node by itself: if it ends this job meanwhile, the attempt does not count.
+        # Slurm detects a lost node itself: if it ends this job meanwhile, the attempt does not count.
         wait = f"no rank wrote an event, so a node may be lost: waits {NO_RANK_S:.0f} s for Slurm to notice"
         print(f"uniemox: {reason}; {wait}", file=sys.stderr, flush=True)
         time.sleep(NO_RANK_S)
@@ -152,7 +152,7 @@ def _after_fault(
 
 
 def _bad_nodes(folder: RunFolder, held: lock.JobLock) -> dict[str, str]:
-    """Nodes of this job on which the preflight of this attempt failed, and what it attempts."""
+    """Nodes of this job on which the preflight of this attempt failed, each with the finding."""
     return {
         line["node"]: str(line.get("finding"))
         for line in read_bad_nodes(folder)

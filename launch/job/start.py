@@ -40,7 +40,7 @@ def start_attempt(
     """Locks the run's folder for this job and chooses the number of ranks.
 
     Raises:
-        UserError: for a mistake in the settings, or if another job has the run.
+        UserError: for a mistake in the settings, or if another job has locked the run.
         Fault: if run.max_restarts attempts in a row made no progress.
     """
     config = load_config(recipe, overrides)
@@ -127,10 +127,10 @@ def check_times(
 
 
 def _check_attempts_left(config: Config, folder: RunFolder, allocation: Allocation) -> None:
-    """Slurm requeues a job forever when its nodes fail; attempts without progress end here.
+    """Ends a job after too many attempts without progress: Slurm would requeue it forever if its nodes fail.
 
     Raises:
-        Fault: after run.max_restarts of them.
+        Fault: after run.max_restarts such attempts.
     """
     found = job_attempts(read_lines(folder.events))
     if (allocation.restarts or allocation.after is not None) and found.in_vain >= config.run.max_restarts > 0:

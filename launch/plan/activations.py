@@ -1,8 +1,9 @@
-"""Activation memory of a micro-batch in bytes: what passes keep for the backward pass, and what they need briefly.
+"""Activation memory of a micro-batch in bytes: tensors kept for the backward pass, and temporary ones.
 
-Counted by the operations of the modules: each linear layer keeps its input, a norm its input and two numbers a row,
-GELU its input, attention its queries, keys, values and output with one number a row and head (fused kernels keep no
-matrix of scores). Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s bytes of a number.
+The count follows the operations of the modules. Each linear layer keeps its input; a norm its input and two numbers
+per row; GELU its input; attention its queries, keys, values and output, and one number per row and head (fused kernels
+keep no matrix of scores).
+Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s bytes of a number.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ class Stack:
     kept: int
     """Bytes that one block keeps."""
     again: int
-    """The same with compute.checkpoint_blocks: its input alone."""
+    """Bytes that one block keeps with compute.checkpoint_blocks: only its input."""
     moment: int
-    """Further bytes during one block's backward pass: gradients of what it kept."""
+    """Further bytes during one block's backward pass: the gradients of the tensors that it kept."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Activations:
     last: int
     """The decoder's last norm, the prediction, pixels in fp32, and the fusion."""
     end: int
-    """Needed briefly, while the loss is computed and the backward pass begins."""
+    """Temporary, while the loss is computed and the backward pass begins."""
     teacher: int
-    """Needed by the teacher's pass, which precedes the student's and its activations."""
+    """Temporary in the teacher's pass, which ends before the student's pass allocates its activations."""
 
     def kept(self, *, again: bool) -> int:
-        """Kept at the end of the forward pass; `again` means with checkpointed blocks."""
+        """Bytes kept at the end of the forward pass; `again` means with checkpointed blocks."""
         return self.first + self.between + self.last + self._blocks(again)
 
     def peak(self, *, again: bool) -> int:
@@ -71,7 +72,7 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
     T, values = 1 + kind.get("registers", 0) + model.visible, 3 * model.patch_size**2
     encoder = _encoder_stack(model, views * T, s)
     first = views * model.visible * values * s + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
-    # The last norm keeps its input; the projection keeps its output, without registers in a tensor of its own.
+    # The last norm keeps its input. The projection's input is the norm's output without registers, a separate tensor.
     between = views * T * D * s * (1 if kind.get("no_final_norm") else 2) + views * T * 8
     decoder, last, end = Stack(0, 0, 0, 0), 0, 0
     if loss.needs_decoder:
@@ -81,7 +82,7 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
         decoder = _stack(model.decoder_depth, tokens, F, int(F * model.mlp_ratio), model.decoder_heads, s)
         pixels = shown * masked * values
         last = tokens * F * s + shown * masked * (F * s + 8) + pixels * 8
-        # All patches, and the prediction in the number format of the passes (in fp32 it is the one that is kept).
+        # All patches, and the prediction in the number format of the passes (in fp32 the kept tensor is the same).
         end = views * model.patches * values * s + (pixels * s if s == 2 else 0)
     if loss.needs_teacher and tower.embedding_width is not None:
         last += B * (4 * F * s + 6 * tower.embedding_width * 4)
@@ -92,21 +93,22 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
 
 
 def _classifier_activations(config: FinetuneRun, B: int, s: int) -> Activations:
-    """The encoder sees all patches. Mixing happens in the loader; drop path keeps one number a sample and block."""
+    """Counts a classifier's activations. The encoder reads all patches, mixing happens in the loader, and drop path
+    keeps one number per sample and block."""
     model, kind = config.model, peculiar(config.model.name)
     views, D = B * count_views(config), model.width
     T = 1 + kind.get("registers", 0) + model.patches
     pixels = views * 3 * model.image_size**2 * s
     first = pixels + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
-    # The last norm keeps its input, the linear layer its own: pooled features, or all tokens of which it takes one.
+    # The last norm and the linear layer keep their inputs: the pooled features, or all tokens, of which one is used.
     rows = views if config.finetune.pooling == "mean" else views * T
     between = rows * D * s * (1 if kind.get("no_final_norm") else 2) + rows * 8
-    end = views * 3 * model.image_size**2 * 4  # pixels in fp32 on their way to the passes' number format
+    end = views * 3 * model.image_size**2 * 4  # pixels in fp32 before the conversion to the passes' number format
     return Activations(_encoder_stack(model, views * T, s), Stack(0, 0, 0, 0), first, between, 0, end, 0)
 
 
 def count_views(config: Config) -> int:
-    """Views of a sample that the encoder sees."""
+    """Number of views of a sample that the encoder reads."""
     if isinstance(config, FinetuneRun):
         return 2 if config.finetune.persons else 1
     fuses = config.loss.needs_teacher and config.model.fusion != "none"
@@ -138,9 +140,9 @@ def _stack(
     scaled: bool = False,
     differential: bool = False,
 ) -> Stack:
-    """Pre-norm blocks for so many tokens in all: 8 widths (both norms' inputs and outputs, queries, keys, values, the
-    attention's output), twice the hidden width, and with LayerScale what it scales. A gated MLP keeps as much: its
-    first layer, the gate's activation and the product are two hidden widths as well."""
+    """Counts pre-norm blocks for a total of `tokens` tokens. A block keeps 8 widths per token (inputs and outputs of
+    both norms, queries, keys, values, the attention's output), twice the hidden width, and the inputs of LayerScale. A
+    gated MLP keeps as much: its first layer, the gate's activation and the product are also two hidden widths."""
     widths = 8 + (2 if scaled else 0) + (4 if differential else 0)
     rows = 4 * (2 * 2 + heads * (2 if differential else 1))
     kept = tokens * (s * (widths * width + 2 * hidden) + rows)
@@ -154,7 +156,8 @@ def teacher_bytes(config: Config, *, gpu: bool) -> int:
 
 
 def _teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
-    """A tower without autograd keeps nothing: pixels in fp32 and its own format, and the widest place of a block."""
+    """The temporary bytes of the teacher's tower, which keeps nothing without autograd: pixels in fp32 and in its own
+    format, and the widest part of a block."""
     if not tower.parameters:
         return 0
     s = teacher_bytes(config, gpu=gpu)
@@ -163,7 +166,7 @@ def _teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
 
 
 def views_bytes(config: Config, micro_batch: int) -> int:
-    """Pixels (uint8), and of pretraining the orders of patches (int64), of a micro-batch on the device; while one is
-    computed, the next is copied."""
+    """Bytes on the device for the pixels (uint8) and, in pretraining, the orders of patches (int64) of two
+    micro-batches: the next one is copied while one is computed."""
     order = 0 if isinstance(config, FinetuneRun) else 8 * config.model.patches
     return 2 * micro_batch * count_views(config) * (3 * config.model.image_size**2 + order)

@@ -1,4 +1,4 @@
-"""The data of a run: how evenly an epoch is dealt to streams and ranks, and the cores that loading needs.
+"""The data of a run: how evenly an epoch is divided among streams and ranks, and the cores that loading needs.
 
 Shapes: M shards, S streams, W ranks.
 """
@@ -18,7 +18,7 @@ from uniemox_dist.data.splits import open_splits
 
 @dataclass(frozen=True)
 class Spread:
-    """Least, mean and most over ranks or streams, in one epoch."""
+    """Minimum, mean and maximum over ranks or streams in one epoch."""
 
     least: float
     mean: float
@@ -26,7 +26,7 @@ class Spread:
 
     @property
     def ratio(self) -> float:
-        """Most over mean."""
+        """Maximum over mean."""
         return self.most / self.mean if self.mean else 1.0
 
 
@@ -37,18 +37,18 @@ class Balance:
     samples_per_stream: Spread
     samples_per_rank: Spread
     bytes_per_rank: Spread
-    """All samples of a shard count as equally large."""
+    """Bytes per rank; all samples of a shard count as equally large."""
     shards_per_rank: Spread
     """Shards that a rank reads from; a shard counts for each such rank."""
     shards_at_a_time: int
-    """Most shards in one stream's window, which may span several small shards."""
+    """Largest number of shards in one stream's window, which may span several small shards."""
     streams: tuple[int, ...]
     """Streams of each source."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run, as far as a plan needs them."""
+    """Facts about a run's data that a plan needs."""
 
     samples: int
     epoch_samples: int
@@ -72,7 +72,7 @@ def open_data(config: Config) -> Data:
     origins = config.data.origins()
     fields = ["data.path"] if config.data.path else [f"data.sources.{i}.path" for i in range(len(origins))]
     manifests = tuple(read_manifest(origin.path, field) for origin, field in zip(origins, fields))
-    # As uniemox_dist/data/sources.py weighs them.
+    # Weights as in uniemox_dist/data/sources.py.
     weights = tuple(
         origin.repeat * manifest.samples if origin.repeat is not None else origin.weight or 1.0
         for origin, manifest in zip(origins, manifests)
@@ -93,8 +93,8 @@ def open_data(config: Config) -> Data:
 
 
 def _open_labelled(config: FinetuneRun) -> Data:
-    """The training split without the samples that validate or that finetune.split_ratio leaves out; a shard's bytes
-    count in proportion."""
+    """The training split without the samples for validation and those that finetune.split_ratio leaves out; the bytes
+    of a shard are reduced in proportion."""
     splits = open_splits(config)
     train = splits.train
     shards = tuple(
@@ -107,7 +107,7 @@ def _open_labelled(config: FinetuneRun) -> Data:
 
 
 def stated_data(config: Config, samples: int) -> Data:
-    """Data that are not packed yet, of which only the number of samples is known."""
+    """Data that are not packed yet; only the number of samples is known."""
     return Data(samples, config.data.epoch_samples or samples, None, None, (), (), ())
 
 
@@ -153,15 +153,15 @@ def _at_a_time(config: Config, data: Data) -> int:
 
 
 def bytes_in_use(config: Config, data: Data, streams: int) -> int:
-    """Most bytes of the shards that so many streams read at a time, as in uniemox_dist/data/sources.py. A smaller cache
-    would fetch them repeatedly."""
+    """Largest total bytes of the shards that so many streams read at a time, as in uniemox_dist/data/sources.py. A
+    smaller cache would fetch shards repeatedly."""
     assert data.bytes is not None
     largest = max(shard.bytes for manifest in data.manifests for shard in manifest.shards)
     return min(data.bytes, streams * _at_a_time(config, data) * largest)
 
 
 def _spread(values_S: np.ndarray, ranks: int | None = None) -> Spread:
-    """The spread over streams, or over ranks of neighbouring streams."""
+    """The spread over streams, or over ranks, each of which has neighbouring streams."""
     values = values_S if ranks is None else values_S.reshape(ranks, -1).sum(1)
     return Spread(float(values.min()), float(values.mean()), float(values.max()))
 
@@ -221,7 +221,7 @@ class Loading:
     workers: int
     """Loader processes that one rank needs: data.workers."""
     cores: int
-    """Cores for these and for the ranks themselves."""
+    """Cores for the loader processes and for the ranks themselves."""
 
 
 def loading(samples_per_s: float, per_node: int, ms_per_sample: float | None = None) -> Loading:

@@ -1,7 +1,8 @@
 """Memory of DeepSpeed's engine on one rank: weights, gradients, optimizer states and buffers of a model.
 
-The rules are those of DeepSpeed 0.19, with what train/engine.py and train/compute.py set; tests/distributed holds them
-against an engine's own tensors. Symbols: P trained numbers, W ranks, s bytes of a number (2 in bf16, 4 in fp32).
+The rules are those of DeepSpeed 0.19 with the settings of train/engine.py; tests/distributed compares them with the
+tensors of real engines.
+Symbols: P trained numbers, W ranks, s bytes of a number (2 in bf16, 4 in fp32).
 """
 
 from collections.abc import Mapping
@@ -14,13 +15,13 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.models.parameters import ENCODER, Parameter, optimizer_group
 
 BUCKET = 25_000_000
-"""Numbers in a bucket of gradients, as train/compute.py sets it."""
+"""Numbers in a bucket of gradients, as train/engine.py sets it."""
 STAGE_0_BUCKET = 500_000_000
 PERSISTENT = 100_000
 """ZeRO-3 does not shard parameters up to this size."""
 REUSE, LIVE, PREFETCH = 1_000_000_000, 1_000_000_000, 50_000_000
-"""Numbers of parameters: ZeRO-3 keeps a gathered one that is needed again within REUSE, holds at most LIVE, and gathers
-PREFETCH ahead."""
+"""In numbers of parameters. ZeRO-3 keeps a gathered parameter that is needed again within REUSE, holds at most LIVE,
+and gathers PREFETCH ahead."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class EngineMemory:
     """Bytes on the rank that has the most."""
 
     weights: int
-    """During a pass, with what ZeRO-3 has gathered."""
+    """Weights during a pass, including those that ZeRO-3 has gathered."""
     resting: int
     """Weights between steps."""
     gradients: int
-    """At their peak."""
+    """Gradients at their peak."""
     optimiser: int
     """Both moments, and the fp32 master weights that ZeRO keeps in every number format."""
     ema: int
@@ -72,7 +73,8 @@ def engine_memory(
         gradients=kept,
         optimiser=12 * sum(partitions.values()),
         ema=averages * 4 * _encoder_in_partition(groups, partitions, ranks),
-        # Two buckets in turn where reductions overlap the backward pass, and a flat copy of one as it is reduced.
+        # Two alternating buckets if reductions overlap the backward pass, and a flat copy of the one that is being
+        # reduced.
         buffers=bucket * (3 if overlap else 2 if ranks > 1 else 1),
         step_copy=4 * max(partitions.values()),
     )
@@ -86,7 +88,8 @@ def _stage_3(
     bucket: int,
     averages: bool,
 ) -> EngineMemory:
-    """Every parameter is cut into W pieces; small ones stay whole too, and others are gathered for their use."""
+    """Counts ZeRO-3: every parameter is cut into W pieces. Small ones also stay whole; the others are gathered for
+    use."""
 
     def setting(name: str, default: int) -> int:
         return int(zero.get(f"stage3_{name}", zero.get(name, default)))
@@ -98,7 +101,7 @@ def _stage_3(
     small = sum(
         p.numbers for p in parameters if p.numbers <= setting("param_persistence_threshold", PERSISTENT)
     )
-    # A weight of the forward pass comes again in the backward pass, after twice the weights that follow it.
+    # A weight is used again in the backward pass; in between, the weights that follow it are used twice.
     ahead = min(setting("max_reuse_distance", REUSE) // 2, setting("max_live_parameters", LIVE))
     gathered = min(whole, small + ahead + setting("prefetch_bucket_size", PREFETCH))
     alone = ranks == 1  # then a piece is the whole
@@ -115,7 +118,7 @@ def _stage_3(
 
 
 def _groups(config: Config, parameters: tuple[Parameter, ...]) -> dict[tuple[float, bool], list[Parameter]]:
-    """The optimizer's groups, each flattened and divided for itself."""
+    """The optimizer's groups. DeepSpeed flattens and divides each group separately."""
     found: dict[tuple[float, bool], list[Parameter]] = {}
     for p in parameters:
         if p.trained:
@@ -129,8 +132,8 @@ def _whole_in_partition(
     partitions: Mapping[tuple[float, bool], int],
     ranks: int,
 ) -> int:
-    """Numbers of the parameters that lie in a rank's partitions, in part or as a whole, on the rank that has most:
-    ZeRO-2 keeps their gradients undivided until the update."""
+    """Total size of the parameters that are at least partly in a rank's partitions, on the rank that has most. ZeRO-2
+    keeps their whole gradients until the update."""
     total_W = np.zeros(ranks, np.int64)
     for key, group in groups.items():
         ends = np.cumsum([p.numbers for p in group])
@@ -148,7 +151,7 @@ def _encoder_in_partition(
     partitions: Mapping[tuple[float, bool], int],
     ranks: int,
 ) -> int:
-    """Numbers of the encoder in the partitions of the rank that has most; it stands first in each group."""
+    """Numbers of the encoder in the partitions of the rank that has most. The encoder is first in each group."""
     total_W = np.zeros(ranks, np.int64)
     for key, group in groups.items():
         encoder = sum(p.numbers for p in group if p.name.startswith(ENCODER))

@@ -1,4 +1,4 @@
-"""Memory of one GPU, by part, for ZeRO stages and micro-batches; and what to choose."""
+"""Memory of one GPU by part, for ZeRO stages and micro-batches, and the recommended choice."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from uniemox_dist.core.devices import Device
 from uniemox_dist.models.parameters import Parameter
 
 SMALLER, LARGER = 2, 3
-"""Micro-batches shown on either side of the recipe's."""
+"""Number of smaller and of larger micro-batches listed besides the recipe's."""
 CONTEXT_BYTES = 1.0e9
 """Assumed outside torch's allocator on a GPU: CUDA context, kernels, cuBLAS's workspace, NCCL's buffers."""
 
@@ -38,7 +38,8 @@ class Memory:
     context: int
     """Outside torch's allocator; 0 on a CPU."""
     allocated: int
-    """Peak of everything but the context. Less than the sum of the parts, since gradients appear as activations go."""
+    """Peak of everything except the context. It is less than the sum of the parts, because activations are freed while
+    gradients are allocated."""
 
     @property
     def total(self) -> int:
@@ -51,8 +52,8 @@ class Memory:
 
 
 def precision_of(config: Config, device: Device, stage: int) -> str:
-    """The number format of a run on a device: `auto` is bf16 on a GPU that has it, and fp32 elsewhere and in stage 0.
-    On a CPU a run measures which is faster; a plan assumes fp32."""
+    """The number format of a run on a device. `auto` is bf16 on a GPU that supports it, and fp32 elsewhere and in
+    stage 0. On a CPU a run measures which is faster; a plan assumes fp32."""
     if config.optim.precision != "auto":
         return config.optim.precision
     return "bf16" if device.has_bf16 and stage else "fp32"
@@ -105,7 +106,7 @@ def memory_of(
 
 
 def shown_micro_batches(config: Config, ranks: int) -> list[int]:
-    """Legal micro-batches around the recipe's, rising."""
+    """Legal micro-batches around the recipe's, ascending."""
     legal = micro_batches(config, ranks)
     here = legal.index(config.batch.micro_batch)
     return legal[max(0, here - SMALLER) : here + LARGER + 1]
@@ -117,8 +118,9 @@ def stages_of(config: Config) -> list[int]:
 
 
 def recommend(choices: Iterable[Memory], device: Device, micro_batch: int) -> Memory | None:
-    """The smallest ZeRO stage (stage 0 is for debugging) that holds the recipe's micro-batch, or else any; and in it
-    the largest micro-batch that fits. None if nothing fits, or the device's memory is not known."""
+    """The smallest ZeRO stage (except 0, which is for debugging) in which the recipe's micro-batch fits, or else any
+    micro-batch; and the largest micro-batch that fits in that stage. None if nothing fits, or the device's memory is
+    unknown."""
     fitting = [c for c in choices if c.stage and c.fits(device)]
     if not fitting:
         return None

@@ -1,4 +1,4 @@
-"""What a run trains, and the teacher beside it: parameters and FLOPs, from the settings alone. No torch."""
+"""Parameters and FLOPs of a run's model and its teacher, computed from the settings without torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from uniemox_dist.teacher.flops import read_stated_tower
 from uniemox_dist.teacher.identity import read_model_config
 
 EMBEDDING_WIDTH = 512
-"""Assumed for a teacher without a description: that of CLIP ViT-B."""
+"""Embedding width assumed for a teacher without a configuration file: that of CLIP ViT-B."""
 ASSUMED_LABELS = 8
 """Assumed for a classifier without data; a label costs one number per feature."""
 PARTS = ("encoder", "to_decoder", "fusion", "decoder", "head")
-"""Parts of a student or classifier: the first words of their parameters' names."""
+"""Parts of a student or classifier: the first components of their parameters' names."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tower:
     width: int = 0
     hidden: int = 0
     remark: str = ""
-    """Assumptions that were made."""
+    """Assumptions made, in words."""
 
 
 def trained_parameters(config: Config, tower: Tower, labels: int | None = None) -> tuple[Parameter, ...]:
@@ -54,7 +54,7 @@ def run_flops(config: Config, tower: Tower, labels: int | None = None) -> Flops:
 
 
 def count_outputs(config: FinetuneRun, labels: int | None = None) -> int:
-    """Outputs of a classifier: its labels, as stated or assumed, and with EMOTIC's task the dimensions."""
+    """Number of outputs of a classifier: its labels, as stated or assumed, and with task=multi the dimensions."""
     settings = config.finetune
     multi = settings.task == "multi"
     count = labels or len(settings.labels) or (len(CATEGORIES) if multi else ASSUMED_LABELS)
@@ -62,12 +62,12 @@ def count_outputs(config: FinetuneRun, labels: int | None = None) -> int:
 
 
 def count_numbers(parameters: Sequence[Parameter], part: str) -> int:
-    """Trained numbers of one part."""
+    """Number of trained values of one part."""
     return sum(p.numbers for p in parameters if p.trained and p.name.startswith(f"{part}."))
 
 
 def read_tower(config: Config) -> Tower:
-    """The teacher of a run: its embedding width always, the rest if the tower runs in each step."""
+    """Reads the teacher of a run: always its embedding width, the rest only if the tower runs in each step."""
     if not config.loss.needs_teacher:
         return Tower(None)
     stated = read_stated_tower(config.teacher)

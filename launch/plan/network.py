@@ -1,10 +1,12 @@
-"""Bytes that ranks send each other in a step, and the time that this takes.
+"""Bytes that ranks exchange in a step, and the time of these exchanges.
 
-By rings: of N bytes, an all-reduce makes each of W ranks send 2 N (W - 1) / W, an all-gather or a reduce-scatter half
-of it (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009). A ring over nodes leaves each node once, so that a
-node's network carries what one rank sends. Bandwidth alone counts, no latency: with very many ranks NCCL takes trees.
-What ZeRO sends: Rajbhandari et al., SC 2020, section 7, except that DeepSpeed's stages 1 and 2 reduce whole buckets on
-all ranks (`use_multi_rank_bucket_allreduce`), which is twice a reduce-scatter. Symbols: P trained numbers, s bytes.
+The model is a ring. In an all-reduce of N bytes each of W ranks sends 2 N (W - 1) / W bytes, in an all-gather or a
+reduce-scatter half of that (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009). A ring over nodes leaves each
+node once, so a node's network carries as much as one rank sends. Only bandwidth counts, not latency, because NCCL uses
+trees with very many ranks. The traffic of ZeRO follows Rajbhandari et al., SC 2020, section 7, except that DeepSpeed's
+stages 1 and 2 reduce whole buckets on all ranks (`use_multi_rank_bucket_allreduce`), which costs twice a
+reduce-scatter.
+Symbols: P trained numbers, s bytes of a number.
 """
 
 from dataclasses import dataclass
@@ -20,12 +22,12 @@ CPU_LINK_GB_S = 2.0
 
 @dataclass(frozen=True)
 class Traffic:
-    """One kind of exchange, in a whole step."""
+    """All exchanges of one kind in a step."""
 
     what: str
     operation: Literal["all-reduce", "all-gather", "reduce-scatter"]
     bytes: int
-    """N, over all its calls in a step."""
+    """N, summed over all calls in a step."""
 
     def sent(self, ranks: int) -> float:
         """Bytes that a rank sends."""
@@ -41,7 +43,7 @@ def traffic(
     precision: str,
     micro_batches: int,
 ) -> list[Traffic]:
-    """All exchanges of a step of so many micro-batches; those of a few numbers are left out."""
+    """Lists the exchanges of a step with so many micro-batches, except those of a few numbers."""
     s = 2 if precision == "bf16" else 4
     trained = sum(p.numbers for p in parameters if p.trained)
     found = []
@@ -54,7 +56,7 @@ def traffic(
     if stage == 3:
         whole = sum(p.numbers for p in parameters)
         small = sum(p.numbers for p in parameters if p.numbers <= PERSISTENT)
-        # Weights that are far from their second use are given back and gathered again for the backward pass.
+        # Weights whose second use is far away are freed and gathered again for the backward pass.
         twice = max(0, whole - small - REUSE // 2)
         found += [
             Traffic("weights for each pass", "all-gather", s * (whole - small + twice) * micro_batches),
@@ -74,7 +76,7 @@ class NetworkTime:
     """Seconds of a step's exchanges if nothing overlaps."""
 
     seconds: float | None
-    """None where a speed that is needed is not known."""
+    """None if a required bandwidth is unknown."""
     within_s: float | None
     """Between the GPUs of a node."""
     between_s: float | None
@@ -84,11 +86,11 @@ class NetworkTime:
 def network_time(
     sent_bytes: float, *, nodes: int, per_node: int, link_gb_s: float | None, network_gbit_s: float | None
 ) -> NetworkTime:
-    """What a ring takes: its slowest link decides.
+    """Computes the time of the exchanges; the slowest link of a ring decides.
 
     Args:
-        link_gb_s: of a GPU to others of its node, 10^9 bytes per second in one direction.
-        network_gbit_s: of a node to others, 10^9 bits per second in one direction.
+        link_gb_s: bandwidth from a GPU to the others of its node, 10^9 bytes per second in one direction.
+        network_gbit_s: bandwidth from a node to the others, 10^9 bits per second in one direction.
     """
     within = 0.0 if per_node == 1 else sent_bytes / (link_gb_s * 1e9) if link_gb_s else None
     between = 0.0 if nodes == 1 else sent_bytes * 8 / (network_gbit_s * 1e9) if network_gbit_s else None

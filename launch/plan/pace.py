@@ -1,5 +1,4 @@
-"""How long a run takes: steps, samples and FLOPs over a stated, measured or assumed pace; and what an earlier run
-measured."""
+"""The duration of a run, from a stated, measured or assumed pace; and the measurements of an earlier run."""
 
 import math
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from uniemox_dist.runs.folder import RunFolder, is_run, read_lines
 ASSUMED_MFU = 0.3
 """Model FLOP utilisation if none was stated or measured: a guess, well below what GPUs can reach."""
 RECENT = 50
-"""A pace is the median of so many last lines of metrics.jsonl."""
+"""A pace is the median of this many last lines of metrics.jsonl."""
 METRICS_BYTES = 1 << 18
 SAVES = 10
-"""Last saves that count."""
+"""Number of last saves that are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Pace:
     mfu: float | None
     """The corresponding model FLOP utilisation; None if the device's peak is unknown."""
     source: str
-    """How it was obtained."""
+    """How the pace was obtained."""
     assumed: bool = False
-    """True if it was neither stated nor measured."""
+    """True if the pace was neither stated nor measured."""
 
 
 def run_steps(config: Config, epoch_samples: int) -> int:
@@ -49,16 +48,16 @@ class Measured:
     """Measurements of one run; None for what its files do not contain."""
 
     samples_per_s: float | None = None
-    """Of all its ranks."""
+    """Samples per second of all its ranks together."""
     step_s: float | None = None
     mfu: float | None = None
     tflops_per_s: float | None = None
     """Useful FLOPs of one rank, 10^12 per second."""
     ranks: int | None = None
     save_s: float | None = None
-    """The longest of its last saves, from the copy to the name."""
+    """The longest of its last saves, from the copy to the final rename."""
     waits_s: float | None = None
-    """The median time that steps waited for one."""
+    """The median time that steps waited for a save."""
 
 
 def pace_of(

@@ -1,4 +1,4 @@
-"""The whole plan of a run: its inputs, and everything that follows from it."""
+"""The whole plan of a run: its inputs and all results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class PlanInputs:
     per_node: int
     device: Device
     network_gbit_s: float | None = None
-    """Of a node."""
+    """Cores of a node."""
     mfu: float | None = None
     samples_per_s: float | None = None
     earlier: Measured | None = None
@@ -82,7 +82,7 @@ class Saving:
     node_mtbf_h: float
     mtbf_assumed: bool
     interval: Interval | None
-    """None where the pace is not known."""
+    """None if the pace is unknown."""
     lead: Lead
 
 
@@ -94,7 +94,7 @@ class Plan:
     inputs: PlanInputs
     nodes: int
     per_node: int
-    """Ranks that run on each node; fewer than there are GPUs where more would be illegal."""
+    """Ranks that run on each node; fewer than its GPUs if more would be illegal."""
     legal: tuple[int, ...]
     parameters: tuple[Parameter, ...]
     tower: Tower
@@ -104,7 +104,7 @@ class Plan:
     """The same with compute.checkpoint_blocks."""
     recommended: Memory | None
     recommended_again: bool
-    """Whether that needs compute.checkpoint_blocks."""
+    """Whether the recommended choice needs compute.checkpoint_blocks."""
     exchanges: tuple[Exchange, ...]
     flops: Flops
     pace: Pace | None
@@ -128,16 +128,16 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run, without starts, saves and failures."""
+        """Hours of the whole run, without starts, saves and failures."""
         return self.steps * self.step_s / 3600 if self.step_s else None
 
     @property
     def own_memory(self) -> Memory:
-        """Of the recipe as it is."""
+        """Memory of the recipe's own ZeRO stage and micro-batch."""
         return self.chosen(self.again if self.config.compute.checkpoint_blocks else self.memory)
 
     def chosen(self, memories: Sequence[Memory], stage: int | None = None) -> Memory:
-        """The recipe's micro-batch in a stage, by default the recipe's."""
+        """Memory of the recipe's micro-batch in a stage, by default the recipe's."""
         stage = self.config.zero.stage if stage is None else stage
         return next(
             m for m in memories if m.stage == stage and m.micro_batch == self.config.batch.micro_batch
@@ -145,7 +145,7 @@ class Plan:
 
 
 def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
-    """Puts everything together.
+    """Computes the plan.
 
     Raises:
         UserError: if no number of ranks can run, or there are more GPUs than streams.
@@ -257,7 +257,7 @@ def _memory_remarks(config: Config) -> list[Remark]:
 
 
 def _network_remarks(config: Config, exchanges: Sequence[Exchange]) -> list[Remark]:
-    """A remark if the recipe's stage sends for longer than it computes."""
+    """A remark if the exchanges of the recipe's stage take longer than its computing."""
     share = next(e.share for e in exchanges if e.stage == config.zero.stage)
     if share is None or share <= 1:
         return []

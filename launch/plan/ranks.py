@@ -1,4 +1,4 @@
-"""How many ranks may run a configuration, and which of a number of nodes and GPUs stay idle.
+"""The numbers of ranks that a configuration allows, and how many of the given nodes and GPUs they use.
 
 S streams, G samples of the global batch, W ranks, B the micro-batch: W must divide S, and B must divide G/W
 (S divides G in every configuration). Fine-tuning that mixes pictures in pairs also needs an even S/W.
@@ -12,7 +12,7 @@ from uniemox_dist.core.errors import UserError
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, rising."""
+    """All divisors, ascending."""
     small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
@@ -25,12 +25,12 @@ def is_legal(config: Config, ranks: int) -> bool:
 
 
 def legal_ranks(config: Config) -> list[int]:
-    """All numbers of ranks that may run, rising; empty if the micro-batch does not divide the global batch."""
+    """All legal numbers of ranks, ascending; empty if the micro-batch does not divide the global batch."""
     return [ranks for ranks in divisors(config.batch.streams) if is_legal(config, ranks)]
 
 
 def micro_batches(config: Config, ranks: int) -> list[int]:
-    """All legal micro-batches of so many ranks, rising: the divisors of what a rank has in a step."""
+    """All legal micro-batches for so many ranks, ascending: the divisors of a rank's samples per step."""
     found = divisors(config.batch.global_batch // ranks)
     return [micro for micro in found if micro % 2 == 0] if _mixes_pairs(config) else found
 
@@ -40,11 +40,11 @@ def _mixes_pairs(config: Config) -> bool:
 
 
 def largest_legal(config: Config, nodes: int, ranks_per_node: int) -> tuple[int, int]:
-    """Nodes and ranks on each of them, of those that are there, with which most ranks run; of several such pairs the
-    one with the fewest nodes, so that they are full and whole nodes stay idle.
+    """Chooses nodes and ranks per node such that most ranks run. Of several such pairs it takes the one with the
+    fewest nodes, so that whole nodes stay idle.
 
     Raises:
-        UserError: if there is nothing to run on, or no number of ranks may run.
+        UserError: if there are no nodes or GPUs, or no number of ranks may run.
     """
     if nodes < 1 or ranks_per_node < 1:
         raise UserError(f"{nodes} nodes with {ranks_per_node} ranks each: needs at least one of both")
@@ -69,7 +69,7 @@ def nearest_legal(config: Config, ranks: int) -> tuple[int | None, int | None]:
 
 
 def why_illegal(config: Config, ranks: int) -> str | None:
-    """Why so many ranks may not run, with the numbers and a fix; None if they may."""
+    """Explains why so many ranks may not run, with the numbers and a fix; None if they may."""
     batch = config.batch
     if is_legal(config, ranks):
         return None
@@ -100,7 +100,7 @@ def why_illegal(config: Config, ranks: int) -> str | None:
 
 
 def _fix(config: Config, ranks: int) -> str:
-    """Streams and global batch with which so many ranks may run with this micro-batch, near to what is set."""
+    """Streams and global batch near the settings that allow so many ranks with this micro-batch."""
     batch, unit = config.batch, ranks * (2 if _mixes_pairs(config) else 1)
     streams = max(1, round(batch.streams / unit)) * unit
     unit = math.lcm(streams, ranks * batch.micro_batch)

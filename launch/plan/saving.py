@@ -20,10 +20,11 @@ HEADER_BYTES = 110
 DISK_GB_S = 1.0
 """Assumed write speed of a shared file system for all ranks together, 10^9 bytes per second."""
 HASH_GB_S = 1.2
-"""A rank's writer hashes between its writes: docs/benchmarks/checkpoint.md, where 1.34 GB took 4.16 s on a disk of
-0.44 GB/s."""
+"""Speed at which a rank's writer hashes, which it does between its writes: in docs/benchmarks/checkpoint.md, 1.34 GB
+took 4.16 s on a disk of 0.44 GB/s."""
 COPY_GB_S = 2.1
-"""From the state to host memory, by one thread: the same page. From a GPU to pinned memory it is faster."""
+"""Speed of the copy from the state to host memory by one thread (same page). From a GPU to pinned memory it is
+faster."""
 EXCHANGES_S = 0.05
 """Assumed time that steps wait besides the copy: two small collectives, and a rename."""
 NODE_MTBF_HOURS = 6300.0
@@ -36,11 +37,12 @@ class CheckpointSize:
     """Bytes of one checkpoint."""
 
     total: int
-    """All files together, headers estimated."""
+    """All files together, with estimated headers."""
     per_rank: int
-    """The mean part of a rank."""
+    """The mean share of a rank."""
     kept: int
-    """Most bytes that the run keeps: run.keep_last, one more while it is written, and those of run.keep_every."""
+    """Largest total of the run's checkpoints: run.keep_last, one more while it is written, and those of
+    run.keep_every."""
 
 
 def checkpoint_size(
@@ -48,7 +50,8 @@ def checkpoint_size(
 ) -> CheckpointSize:
     """The size of a run's checkpoints; `max_steps` decides how many run.keep_every keeps."""
     trained = [p for p in parameters if p.trained]
-    # In stages 0 and 3 each parameter is cut by all ranks; in the others a cut divides one of each group at most.
+    # In stages 0 and 3 each parameter is cut among all ranks; in stages 1 and 2 each cut divides at most one per
+    # group.
     cut = config.zero.stage in (0, 3)
     numbers = 0
     pieces = 0 if cut else KINDS * 2 * (ranks - 1)
@@ -73,11 +76,12 @@ class SaveTime:
     seconds: float
     """Seconds until it is complete, while training continues."""
     source: str
-    """Where these come from."""
+    """Where these numbers come from."""
 
 
 def estimated_save(size: CheckpointSize, disk_gb_s: float | None = None) -> SaveTime:
-    """A save at a speed of the disk for all ranks together; each rank hashes and writes in turn."""
+    """Estimates a save, given the disk's write speed for all ranks together. Each rank alternates between hashing and
+    writing."""
     disk = disk_gb_s or DISK_GB_S
     copy = size.per_rank / (COPY_GB_S * 1e9) + EXCHANGES_S
     write = size.total / (disk * 1e9) + size.per_rank / (HASH_GB_S * 1e9)
@@ -91,10 +95,10 @@ class Interval:
 
     job_mtbf_s: float
     seconds: float
-    """Between saves, by Daly's formula, and not shorter than a save takes."""
+    """Seconds between saves by Daly's formula, and at least the duration of a save."""
     steps: int
     lost_share: float
-    """Share of the time lost with that interval: to saves, and after a failure to half an interval and a save."""
+    """Share of the time lost with that interval: to saves, and per failure to half an interval and a save."""
     lost_share_now: float
     """The same with run.save_every."""
 
@@ -102,9 +106,10 @@ class Interval:
 def interval_advice(
     save: SaveTime, *, step_s: float, nodes: int, node_mtbf_h: float, save_every: int, max_steps: int
 ) -> Interval:
-    """The interval that loses least time: sqrt(2 d M) - d for what a save holds up, d, and a job's mean time between
-    failures, M = a node's / nodes (Young, CACM 17:9, 1974; Daly, Future Generation Computer Systems 22:3, 2006). No
-    longer than the run, and no shorter than a save, of which one is under way at a time."""
+    """The interval with the least loss of time: sqrt(2 d M) - d, where d is the time that a save blocks training and M
+    is a job's mean time between failures, that of a node divided by the number of nodes (Young, CACM 17:9, 1974; Daly,
+    Future Generation Computer Systems 22:3, 2006). It is no longer than the run, and no shorter than a save, because
+    only one save is written at a time."""
     mtbf = node_mtbf_h * 3600 / nodes
     held = max(save.waits_s, 1e-3)
     best = mtbf if held >= mtbf / 2 else math.sqrt(2 * held * mtbf) - held
@@ -128,7 +133,7 @@ class Lead:
 
     seconds: float
     source: str
-    """How the number was obtained."""
+    """How the seconds were obtained."""
 
     def __float__(self) -> float:
         return self.seconds
@@ -148,7 +153,7 @@ def signal_lead(
         run: the run's folder, if it has run before.
         ranks: ranks that save, for an estimate.
         disk_gb_s: write speed of the disk for all ranks together, 10^9 bytes per second, for an estimate.
-        step_s: estimate of a step that was not measured.
+        step_s: assumed seconds of a step if it was not measured.
     """
     seen = measured(run) if run is not None and run.path.is_dir() else None
     if seen is not None and seen.save_s is not None:

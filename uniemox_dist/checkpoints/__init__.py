@@ -1,1 +1,1 @@
-"""Sharded checkpoints at rest: which are complete, and reading them without the cluster that wrote them."""
+"""Sharded checkpoints: lists complete ones, and reads them on any number of ranks."""

@@ -108,7 +108,7 @@ class AsyncWriter:
             for kind, tensor in f.tensors.items()
         }
         if self._world.is_main:  # before the ranks meet, and so before any begins to write
-            clear_unfinished(self._folder)  # what could not be deleted on a disk that was read-only
+            clear_unfinished(self._folder)  # remains of saves on a disk that was read-only
         fixed = self._fixed.values() if self._world.is_main else ()
         own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES
         if (short := self._retention.check_space(own)) is not None:
@@ -208,7 +208,7 @@ class AsyncWriter:
                     "files": files,
                 }
                 write_json(temporary / COMPLETE, {**info, "sha256": digest(info)})
-                if final.exists():  # no checkpoint, or it would have been gone on from: not ours to delete
+                if final.exists():  # not a checkpoint, which the run would have resumed: this run must not delete it
                     set_aside(final)
                 publish_dir(temporary, final)
         except OSError as error:

@@ -1,7 +1,8 @@
-"""Reads weights of other projects and of earlier runs, and renames them to the student's names.
+"""Reads weights of other projects and of earlier runs, and renames them to the student's parameter names.
 
-Read are: a file of a state dict in timm's names or in those of MAE's official checkpoints (He et al. 2022); a folder in
-timm's local-dir layout; a release of ours; a run, or one of its checkpoints. No code in a file is run.
+Supported sources are a file with a state dict in timm's names or in those of MAE's official checkpoints (He et al.
+2022), a folder in timm's local-dir layout, a release of this project, and a run or one of its checkpoints. Code inside
+a file is never run.
 """
 
 import argparse
@@ -27,10 +28,10 @@ from uniemox_dist.core.files import read_json
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 """Keys under which training scripts keep the state dict."""
 CLASSIFIER = "uniemox-classifier"
-"""Format of a fine-tuned classifier: a timm folder with a file of ours."""
+"""Format of a fine-tuned classifier: a timm folder with an additional uniemox.json."""
 HEADS = ("head.", "head_dist.", "pre_logits.")
 ANCHOR = "patch_embed.proj.weight"
-"""Every vision transformer in timm's names has it; it shows the prefix of all names."""
+"""A name that every vision transformer of timm has; it reveals the prefix of all names."""
 PARTS = ("to_decoder.", "fusion.", "decoder.")
 """The student's modules besides its encoder."""
 MAE_NAMES = {
@@ -45,20 +46,20 @@ MAE_NAMES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by the student's names, and what their source states about them."""
+    """Tensors by the student's names, and the facts that their source states."""
 
     tensors: dict[str, Tensor]
     layout: str
     """The kind of source, for messages."""
     stated: dict[str, Any] = field(default_factory=dict)
-    """Of the encoder, as far as the source states it: name, heads."""
+    """The encoder's settings that the source states, such as name and heads."""
 
 
 def read_weights(path: Path, key: str) -> Weights:
     """Reads all weights of a source; `key` is the setting that names it.
 
     Raises:
-        UserError: if it is not there, cannot be read without running code, or holds no vision transformer.
+        UserError: if it is missing, cannot be read without running code, or contains no vision transformer.
     """
     where = f"{key}={path}"
     if path.is_file():
@@ -121,7 +122,7 @@ def named_as_ours(tensors: Mapping[str, Tensor], where: str) -> Weights:
 
 
 def _from_mae(name: str) -> str | None:
-    """Our name of a part of MAE's decoder."""
+    """The student's name for a part of MAE's decoder."""
     for theirs, ours in MAE_NAMES.items():
         if name == theirs or (theirs.endswith(".") and name.startswith(theirs)):
             return ours + name.removeprefix(theirs)
@@ -129,7 +130,7 @@ def _from_mae(name: str) -> str | None:
 
 
 def _channels_first(tensor: Tensor, name: str) -> Tensor:
-    """MAE predicts a patch's values in the order row, column, channel; ours is channel, row, column."""
+    """Reorders the values of a patch: MAE predicts row, column, channel; the student predicts channel, row, column."""
     side = round((tensor.shape[0] / 3) ** 0.5) if tensor.ndim else 0
     if not name.startswith("decoder_pred.") or 3 * side**2 != tensor.shape[0]:
         return tensor
@@ -164,7 +165,7 @@ def _read_file(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    # MAE's files hold their command line, a Namespace; it has no code of its own.
+    # MAE's files contain their command line as a Namespace, a class without code.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
@@ -177,7 +178,7 @@ def _json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and heads that a timm local-dir configuration states."""
+    """The name and number of heads that a timm local-dir configuration states."""
     name, given = config.get("architecture"), config.get("model_args") or {}
     shape = shapes().get(name) if isinstance(name, str) else None
     heads = given.get("num_heads") or (shape or {}).get("heads")

@@ -28,7 +28,7 @@ KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 EMA = "ema"
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 PIECE_BYTES = 16 << 20
-"""Bytes written and hashed at once, both without the GIL; few enough to be in the CPU's cache when they are hashed."""
+"""Bytes written and hashed at once, both without the GIL; they still are in the CPU's cache when they are hashed."""
 
 
 def fragment_key(name: str, start: int, kind: str) -> str:
@@ -119,7 +119,7 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """Writes tensors on the CPU as a safetensors file, flushed to the disk; returns its bytes and its SHA-256.
 
     Raises:
-        OSError: if it cannot be written (a full disk); the file is then left as far as it came.
+        OSError: if it cannot be written (a full disk); the file then stays incomplete.
     """
     about = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     return write_tensors(path, about, tensors.__getitem__)
@@ -132,7 +132,7 @@ def write_tensors(
     them needs to be in memory.
 
     Raises:
-        OSError: if it cannot be written (a full disk); the file is then left as far as it came.
+        OSError: if it cannot be written (a full disk); the file then stays incomplete.
     """
     digest, written = hashlib.sha256(), 0
     with open(path, "wb", buffering=0) as file:

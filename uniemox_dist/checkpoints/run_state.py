@@ -13,7 +13,7 @@ from uniemox_dist.distributed.deepspeed_internals import shapes
 
 @dataclass(frozen=True)
 class RunState:
-    """What a resumed run must have in common with its checkpoint, besides the weights."""
+    """The state that a resumed run must share with its checkpoint, besides the weights."""
 
     step: int
     config: Config
@@ -105,14 +105,14 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
 
 
 def _scenes(teacher: dict[str, Any]) -> str:
-    """Where the scene views, and the teacher's embeddings of them, come from."""
+    """The source of the scene views and of their teacher embeddings."""
     if teacher.get("source", "live") == "live":
         return "drawn for a live teacher (teacher.source=live)"
     return f"replayed from {', '.join(teacher.get('views', []))} (teacher.source=cache)"
 
 
 def _shares(data: dict[str, Any]) -> list[str]:
-    """How a mix is dealt: the weight of each source, or its repeats."""
+    """How a mix is composed: the weight of each source, or its repeats."""
     return [
         f"repeat {source['repeat']:g}" if source.get("repeat") else f"weight {source.get('weight') or 1.0:g}"
         for source in data["sources"]

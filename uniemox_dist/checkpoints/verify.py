@@ -40,13 +40,14 @@ class Verdict:
 
     checkpoint: Checkpoint
     problems: tuple[str, ...]
-    """One for complete.json, if it was altered, and one for each file whose size or SHA-256 differs."""
+    """One problem for complete.json if it was altered, and one for each file whose size or SHA-256 differs."""
     gone: bool = False
     """True if it was deleted meanwhile, by the retention of a run in progress."""
 
 
 def examine(folder: Path) -> Checkpoint | Unread:
-    """Reads a folder by its complete.json, whatever the folder's name: it may have been renamed or copied."""
+    """Reads a folder by its complete.json. The folder may have any name, because it may have been renamed or
+    copied."""
     found = read_checkpoint(folder)
     if found is not None:
         return found
@@ -82,7 +83,7 @@ def _own_problem(folder: Path, info: dict[str, Any]) -> str | None:
     aside = SET_ASIDE.fullmatch(folder.name)
     if aside and int(aside[1]) != step:
         return f"is that of step {step}"
-    # With that name it would have been read above.
+    # A folder of that name was read above.
     return "lacks what belongs to a checkpoint, or is another step's" if NAME.fullmatch(folder.name) else None
 
 
@@ -97,12 +98,12 @@ def _is_file(facts: object) -> bool:
 def superseded(
     place: Path, complete: Sequence[Checkpoint], keep_last: int, keep_every: int | None, aside: Sequence[Path]
 ) -> tuple[list[Path], list[tuple[Checkpoint, str]]]:
-    """The checkpoints to delete, where only intact ones count among the last to keep; and the damaged ones found, each
-    with the reason. Reads every byte of the last ones, if there is anything to delete: an old checkpoint, or a folder
-    in `aside`. `complete` has the oldest first.
+    """Returns the checkpoints to delete, and the damaged ones found, each with the reason. Only intact checkpoints
+    count among the last ones to keep. Reads every byte of the last ones if there is anything to delete: an old
+    checkpoint, or a folder in `aside`. `complete` has the oldest first.
 
     Raises:
-        Fault: if the newest one, being damaged or missing, could not replace what would be deleted.
+        Fault: if the newest checkpoint is damaged or missing and so cannot replace those that would be deleted.
     """
     steps = [checkpoint.step for checkpoint in complete]
     plain = superfluous(steps, keep_last, keep_every)

@@ -1,8 +1,8 @@
 """This rank's fragments of every parameter in DeepSpeed's ZeRO partitions.
 
-DeepSpeed keeps flat fp32 partitions; where a parameter's numbers lie in them is internal to it, so `check` looks
-for what is needed when an engine is made and fails clearly instead of saving nonsense. In stage 0 every rank has all
-numbers; a fragment is then this rank's share of an even cut, so that all ranks write.
+DeepSpeed keeps flat fp32 partitions. The position of a parameter in them is internal to DeepSpeed, so `check` tests
+for the required attributes when an engine is made and raises an error instead of saving wrong data. In stage 0 every
+rank has all numbers; a fragment is then this rank's share of an even cut, so that all ranks write.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from uniemox_dist.distributed.deepspeed_internals import (
 
 @dataclass(frozen=True)
 class Fragment:
-    """A stretch of one flattened parameter that this rank owns; the tensors are views of DeepSpeed's."""
+    """A range of one flattened parameter that this rank owns; the tensors are views of DeepSpeed's."""
 
     name: str
     start: int
@@ -106,6 +106,6 @@ def _whole(engine: Any) -> Iterator[Fragment]:
 
 
 def _kinds(weights: Tensor, states: Any) -> dict[str, Tensor]:
-    """Views of fp32 weights and their moments, flat."""
+    """Flat views of fp32 weights and their moments."""
     found = {"fp32": weights, **{kind: states[weights][kind] for kind in KINDS[1:]}}
     return {kind: tensor.detach().view(-1) for kind, tensor in found.items()}

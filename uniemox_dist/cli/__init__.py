@@ -1,1 +1,1 @@
-"""The command line: one module per command group; heavy imports happen inside the commands."""
+"""The command line: one module per command group. Slow imports happen inside the commands."""

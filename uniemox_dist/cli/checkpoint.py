@@ -144,7 +144,7 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
     if damaged:
         count = len(seen) - len(incomplete)
         click.echo(f"{damaged} of {counted(count, 'checkpoint')} damaged: a resumed run passes over them")
-    # What a save never finished is nothing lost, as long as something else was looked at.
+    # An unfinished save is not an error if at least one complete checkpoint was checked.
     return EXIT_FAULT if damaged or not chosen else EXIT_DONE
 
 
@@ -174,7 +174,7 @@ def prune_command(
         aside: list[Path] = []
         if damaged:
             unread = [one for one in map(examine, folders.incomplete(place)) if isinstance(one, Unread)]
-            # What a newer version wrote, or a disk does not give just now, may be sound.
+            # Folders of a newer version, or on a disk that does not answer, may be intact.
             lost = [one.folder for one in unread if one.kind in ("incomplete", "damaged")]
             aside = folders.damaged_folders(place) + lost
         kept = policy(run / "config.yaml", keep_last, keep_every)
@@ -199,7 +199,7 @@ def prune_command(
 
 
 def _bytes_of_files(folder: Path) -> int:
-    """Size of what its complete.json would list: as of complete checkpoints, without that file itself."""
+    """Size of a checkpoint's files, without complete.json, as for complete checkpoints."""
     from uniemox_dist.checkpoints.folders import COMPLETE
 
     own = folder / COMPLETE

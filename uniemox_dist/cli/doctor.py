@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uniemox_dist.doctor.subject import Subject
 
 MEETING_S = 120
-"""Seconds that a rank waits for the others to come, and for each collective operation."""
+"""Seconds that a rank waits for the others to connect, and for each collective operation."""
 DEFAULT_FOLDER = "runs"
 
 
@@ -75,7 +75,7 @@ def doctor(
 
 
 def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) -> "Subject":
-    """What to look at.
+    """Returns what the doctor checks.
 
     Raises:
         UserError: for every mistake of a recipe, or pairs without one.
@@ -96,7 +96,8 @@ def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) ->
 
 
 def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: bool) -> list["Finding"]:
-    """All findings, each said as it comes: by rank 0 what all ranks found together, by a rank what it found alone."""
+    """Runs the checks and prints each finding at once. Rank 0 prints the findings of all ranks; any rank prints those
+    of its own."""
     from uniemox_dist.doctor.all_checks import alone, examine, meeting_failed
     from uniemox_dist.doctor.findings import Finding
     from uniemox_dist.doctor.preflight import preflight
@@ -112,7 +113,7 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
     if with_torch:
         from uniemox_dist.distributed import collectives
 
-        # Before ranks meet: one without a device cannot, and the others would wait for it.
+        # Before the ranks connect: one without a device cannot, and the others would wait for it.
         if problems := alone(world):
             return say(problems, together=False)
         try:
@@ -129,13 +130,13 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
         for findings in examine(subject, world, device):
             found += say(findings, together=with_torch)
     except RuntimeError as error:
-        # A collective operation that failed; what measures alone does not raise.
+        # A collective operation failed. Measurements on one rank do not raise.
         found += say([meeting_failed(error, world)], together=False)
     return found
 
 
 def _end(found: Sequence["Finding"], world: "World", json_file: str | None) -> int:
-    """Says how many there are of each kind, writes the file, and gives the exit code."""
+    """Prints the number of findings of each kind, writes the file, and returns the exit code."""
     from uniemox_dist.core.files import write_json
     from uniemox_dist.doctor.findings import worst
 

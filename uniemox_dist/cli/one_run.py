@@ -1,4 +1,4 @@
-"""Helpers of the commands that take one run's folder."""
+"""Helpers for the commands whose argument is one run's folder."""
 
 import os
 import shutil

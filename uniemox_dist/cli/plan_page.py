@@ -25,7 +25,7 @@ from uniemox_dist.core.formatting import (
 
 
 def page(plan: Plan) -> str:
-    """All sections."""
+    """Returns the lines of all sections."""
     sections = [
         _head(plan),
         _memory(plan),

@@ -181,11 +181,11 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
     from uniemox_dist.runs.history import History, sections
     from uniemox_dist.runs.status import Saved, saved_time, summarize
 
-    lock = run.look_at_lock()  # first: a run that ends while its files are read must not look killed
+    lock = run.look_at_lock()  # first, because a run that ends while its files are read must not appear killed
     try:
         config = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     except (OSError, ValueError, UserError):
-        config = None  # the state can be told without the settings
+        config = None  # the state can be determined without the settings
     events, metrics = read_lines(run.events), read_lines(run.metrics, METRICS_BYTES)
     if not lock.held:  # a run may have begun while its files were read
         lock = run.look_at_lock()

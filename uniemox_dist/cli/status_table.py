@@ -1,4 +1,5 @@
-"""What `uniemox status` shows: a row for each run, and more about one. Torch-free, nothing is read here."""
+"""Formats the output of `uniemox status`: a row for each run, and details of a single run. Torch-free; reads no
+files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,17 +49,19 @@ DROP = (
     "loss",
     "left",
 )
-"""What a narrow terminal does without, the first first."""
+"""Columns to leave out on a narrow terminal, in this order."""
 SHRINK = {"last event": 24, "nodes (reason)": 18, "run": 16}
-"""What may be cut there, to how many characters."""
+"""Columns that may be cut on a narrow terminal, each with its smallest width in characters."""
 
 Facts = dict[str, Any]
 Events = list[dict[str, Any]]
 
 
 def page(looks: Sequence[tuple[Facts, Events]], width: int, remark: str = "") -> str:
-    """The table, and of one run its details and last events. `width` is the terminal's, or 0 for any; `remark` is about
-    the look itself."""
+    """Returns the table; for a single run also its details and last events.
+
+    `width` is the terminal's, or 0 for no limit. `remark` is a last line about the query itself.
+    """
     one = looks[0] if len(looks) == 1 else None
     rows = [[*_row(facts), "" if one else _last_event(facts, width)] for facts, _ in looks]
     lines = columns(
@@ -71,7 +74,7 @@ def page(looks: Sequence[tuple[Facts, Events]], width: int, remark: str = "") ->
     )
     below = ["", *_details(one[0]), *_told(one[1])] if one else []
     below += ["", remark] if remark else []
-    if width:  # a line that the terminal wraps would push the first ones out of sight
+    if width:  # a wrapped line would scroll the first lines off the screen
         below = [line if len(line) <= width else f"{line[: width - 1]}…" for line in below]
     return "\n".join([*lines, *below])
 
@@ -110,7 +113,7 @@ def _row(facts: Facts) -> list[str]:
 
 
 def _job(job: Facts | None) -> tuple[str, str]:
-    """Number and state, and nodes or else the reason why it has none, as squeue shows them."""
+    """Number and state of a job; and its nodes, or the reason why it has none, as squeue prints it."""
     if job is None:
         return "–", "–"
     state = {None: "", "": "over"}.get(job["state"], job["state"])
@@ -124,7 +127,7 @@ def _last_event(facts: Facts, width: int) -> str:
     if last is None:
         return "none"
     age = "" if last["age_s"] is None else f"{duration(last['age_s'])} ago: "
-    # A terminal has its own end; a pipe gets lines of limited length.
+    # On a terminal `columns` cuts lines to its width; in a pipe the text has a fixed limit.
     return age + (cut(last["text"]) if width else cut(last["text"], max(8, EVENT_CHARACTERS - len(age) - 2)))
 
 
@@ -154,7 +157,7 @@ def _details(facts: Facts) -> list[str]:
 
 
 def _job_details(job: Facts | None) -> str:
-    """A line about a job that runs or waits; of one that is over, the state says so."""
+    """A line about a job that runs or waits; empty for one that has ended, because the state column shows that."""
     if job is None or not job["state"] or phase(job["state"]) is Phase.ENDED:
         return ""
     said = f"job {job['id']}: {job['state']}"

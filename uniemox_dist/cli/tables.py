@@ -9,9 +9,9 @@ import click
 GAP = 2
 """Spaces between two columns."""
 UNIT = re.compile(r"(?<=\d) (?=(?:%|[smhdG]|ms|min|kB|[MGT]B)\b|%)")
-"""The space between a number and its unit, where a line is not broken."""
+"""A no-break space, between a number and its unit."""
 WIDTH, LABEL = 112, 12
-"""Characters of a line, and of its label."""
+"""Characters of a line and of its label."""
 
 
 def columns(
@@ -62,7 +62,7 @@ def _line(
         cell = row[i]
         if len(click.unstyle(cell)) > room:
             cell = click.unstyle(cell)
-            # The end of a path matters most.
+            # Paths are cut at the beginning, because their end matters most.
             cell = f"…{cell[1 - room :]}" if head[i] == "run" else f"{cell[: room - 1]}…"
         blank = " " * (room - len(click.unstyle(cell)))
         cells.append(cell + blank if head[i] in left else blank + cell)
@@ -96,6 +96,6 @@ def good(text: str) -> str:
 
 
 def verdict(word: str, text: str) -> str:
-    """A text with a word in front."""
+    """A text with a word before it."""
     line = fact("", text)[LABEL:]
     return word + " " * (LABEL - len(click.unstyle(word))) + line

@@ -1,5 +1,5 @@
-"""What `uniemox pretrain` and `uniemox finetune` share: a process is one rank of a run, or starts the ranks of this
-machine."""
+"""Shared code of `uniemox pretrain` and `uniemox finetune`: the process is either one rank of a run, or starts the
+ranks of this machine."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def run(
     command: Command, recipe: str, overrides: Sequence[str], nproc: int | None, resume: str, *, dry_run: bool
 ) -> int:
     """Runs a command; returns the exit code."""
-    if dry_run:  # also in a batch script, whose variables describe ranks that do not meet there
+    if dry_run:  # also in a batch script, whose variables describe ranks that do not exist there
         from uniemox_dist.config.load import dump_yaml
 
         click.echo(dump_yaml(command.load(recipe, overrides)), nl=False)

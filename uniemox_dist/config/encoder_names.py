@@ -1,4 +1,5 @@
-"""Shapes of encoders by name, without torch: timm's vision transformers, from a table that tools/list_vits.py wrote."""
+"""Shapes of timm's vision transformers by name, without torch: read from vits.json, which tools/list_vits.py
+writes."""
 
 import difflib
 import json
@@ -14,7 +15,7 @@ SIZES = {
     "vit_huge": "vit_huge_patch14_224",
 }
 FREE = ("image_size", "patch_size")
-"""What a named encoder leaves to be chosen."""
+"""Settings that may differ from those of the named encoder."""
 PECULIAR = (
     "registers",
     "gated_mlp",
@@ -27,14 +28,14 @@ PECULIAR = (
     "no_final_norm",
     "prefix_positions",
 )
-"""What is no setting of ours, but belongs to some names: extra tokens, the kind of MLP and attention, scales and norms
-behind a block's parts, biases and norms that others have or have not, and rows of the table of positions before the
-patches' (otherwise one, the class token's)."""
+"""Properties of some named encoders for which there is no setting: extra tokens, the kind of MLP and attention, scales
+and norms behind a block's parts, missing biases, additional or missing norms, and the number of rows in the position
+table before those of the patches (if it is not 1, for the class token)."""
 
 
 @cache
 def shapes() -> dict[str, dict[str, Any]]:
-    """Shapes by name: image_size, patch_size, width, depth, heads, mlp_ratio; for some also what is PECULIAR."""
+    """Shapes by name: image_size, patch_size, width, depth, heads and mlp_ratio; for some also keys of PECULIAR."""
     table: dict[str, dict[str, Any]] = json.loads(
         resources.files("uniemox_dist").joinpath("config/vits.json").read_text(encoding="utf-8")
     )
@@ -42,17 +43,17 @@ def shapes() -> dict[str, dict[str, Any]]:
 
 
 def timm_name(name: str) -> str:
-    """timm's own name of an encoder."""
+    """timm's name of an encoder."""
     return SIZES.get(name, name)
 
 
 def peculiar(name: str | None) -> dict[str, Any]:
-    """What a named encoder has beside the settings, of PECULIAR."""
+    """The properties of a named encoder that are listed in PECULIAR."""
     return {key: value for key, value in shapes().get(name or "", {}).items() if key in PECULIAR}
 
 
 def fill_in(values: dict[str, Any]) -> dict[str, Any]:
-    """A model section with what its name says.
+    """Adds the settings that follow from `model.name` to a section `model`.
 
     Raises:
         ValueError: for an unknown name, or a value that contradicts the name.

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning run: all of pretraining's that are not about its losses, and those of the classifier."""
+"""Settings of a fine-tuning run: those of pretraining except its losses, and those of the classifier."""
 
 from typing import Any, Literal
 
@@ -11,42 +11,45 @@ from uniemox_dist.config.sections import Section, Share, Weight
 
 
 class FinetuneConfig(Section):
-    """What is learned of a labelled data set, how its pictures are varied, and when it is enough."""
+    """The task, augmentation, validation and early end of a fine-tuning run."""
 
     task: Literal["single", "multi"] = "single"
-    """One label a picture; or EMOTIC's: any of its categories, with valence, arousal and dominance."""
+    """single: one label per picture. multi: EMOTIC's task, any number of categories, with valence, arousal and
+    dominance."""
     labels: tuple[str, ...] = ()
-    """Names of the classes in the order of the outputs; empty: those of the training split, in the set's own order
-    where it has one, and otherwise sorted."""
+    """Names of the classes in the order of the outputs. Empty: those of the training split, in the data set's own
+    order if it has one, otherwise sorted."""
     persons: bool = False
-    """Look at the person's crop beside the scene: one encoder sees both, and their features are joined one behind the
-    other. With task=multi each annotated person is a sample of its own; without persons a picture is."""
+    """Use the person's crop beside the scene: one encoder reads both, and their features are concatenated. With
+    task=multi each annotated person is one sample; without persons the sample is the picture."""
     pooling: Literal["mean", "token"] = "mean"
-    """Feature of a view: the mean of its patches with a norm of its own that is new, or the class token."""
+    """Feature of a view: the mean of its patch tokens followed by a new norm, or the class token."""
     split_ratio: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of the training pictures of each class that is trained on."""
+    """Share of the training pictures of each class that are used for training."""
     val_ratio: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """Share of the training pictures of each class that validates, where the data have no split val."""
+    """Share of the training pictures of each class that are used for validation if the data have no split val."""
     mixup: Weight = 0.8
-    """Alpha of mixup, Zhang et al. 2018; 0 is none."""
+    """Alpha of mixup (Zhang et al. 2018); 0 switches it off."""
     cutmix: Weight = 1.0
-    """Alpha of CutMix, Yun et al. 2019; 0 is none. With both, each pair of pictures has the one or the other."""
+    """Alpha of CutMix (Yun et al. 2019); 0 switches it off. If mixup is on too, each pair of pictures gets one of the
+    two."""
     mix_share: Share = 1.0
-    """Share of the pairs that are mixed at all."""
+    """Share of the pairs that are mixed."""
     smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Label smoothing: share of a target that all classes get alike; with task=single."""
+    """Label smoothing with task=single: share of a target that is spread evenly over all classes."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's description of RandAugment; null is none."""
+    """timm's configuration string of RandAugment; null switches it off."""
     erasing: Share = 0.25
     """Probability that a rectangle of a view is replaced by noise."""
     category_weights: Literal["inverse_log", "none"] = "inverse_log"
-    """With task=multi: weigh a category by 1 / ln(1.2 + its share of the samples), as EMOTIC's authors do, or not."""
+    """With task=multi: weigh each category by 1 / ln(1.2 + its share of the samples), as EMOTIC's authors do."""
     dimension_weight: Weight = 1.0
-    """With task=multi: weight of valence, arousal and dominance beside the categories; 0 learns none of them."""
+    """With task=multi: weight of the loss of valence, arousal and dominance, relative to that of the categories; 0
+    switches it off."""
     validate_epochs: PositiveFloat = 1.0
-    """Epochs between two looks at the validation split."""
+    """Epochs between two validations."""
     patience: PositiveInt | None = None
-    """Looks in a row without a better result after which the run ends; null: never before its last step."""
+    """Validations in a row without a better result after which the run ends; null: never before its last step."""
     eval_batch: PositiveInt = 64
     """Samples of one forward pass of one rank in validation and test."""
 
@@ -63,7 +66,7 @@ class FinetuneConfig(Section):
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed in pairs."""
+        """Whether mixup or CutMix mixes pairs of pictures."""
         return bool(self.mix_share and (self.mixup or self.cutmix))
 
 
@@ -77,7 +80,8 @@ class FinetuneRun(Config):
     finetune: FinetuneConfig = FinetuneConfig()
 
     def of_training(self) -> "FinetuneRun":
-        """The same with the training split alone as its data, for what looks at shards and knows of no splits."""
+        """Returns this run with the training split as its data, for code that reads shards and does not know
+        splits."""
         path = str(self.data.path).rstrip("/") + "/train"
         return self.model_copy(update={"data": self.data.model_copy(update={"path": path})})
 

@@ -1,5 +1,5 @@
-"""The encoder's architecture of a fine-tuning run, from what it starts from: a release and a run say theirs, so that
-nobody has to say it again."""
+"""Reads the encoder's architecture of a fine-tuning run from `model.init_from`: a release or a run states it, so the
+user need not repeat it."""
 
 import json
 from collections.abc import Mapping
@@ -9,28 +9,30 @@ from typing import Any
 import yaml
 
 SHAPE = ("name", "patch_size", "width", "depth", "heads", "mlp_ratio")
-"""Who sets one of these means another architecture."""
+"""A user who sets one of these chooses another architecture."""
 INPUT = ("image_size", "mean", "std")
 FOLDERS = ("uniemox.json", "complete.json", "config.yaml")
-"""Of a release, a checkpoint and a run: each holds the whole configuration."""
+"""Files of a release, a checkpoint and a run; each contains the whole configuration."""
 
 
 def adopted(values: Mapping[str, Any], set_by_user: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a section `model` that come from `model.init_from`, for between recipe and key=value pairs.
+    """Returns the values of the section `model` that `model.init_from` states. They override the recipe; key=value
+    pairs override them.
 
     Args:
         values: the configuration so far, recipe and pairs.
-        set_by_user: the section `model` of the pairs alone. An architecture that is stated there stands.
+        set_by_user: the section `model` of the pairs only. An architecture that is set there takes precedence.
 
     Returns:
-        Nothing where `init_from` is no folder that says its architecture; reading weights tells what is wrong with it.
+        An empty mapping if `init_from` is not a folder that states its architecture. Reading the weights later reports
+        the error.
     """
     model, run = _section(values, "model"), _section(values, "run")
     start = model.get("init_from")
     if not isinstance(start, str):
         return {}
     found = _model_of(Path(start))
-    if not found and not Path(start).exists():  # a run that goes on does not need it any more
+    if not found and not Path(start).exists():  # a resumed run no longer needs it
         earlier = _model_of(Path(str(run.get("dir", "runs")), str(run.get("name", "run"))))
         found = earlier if earlier.get("init_from") == start else {}
     wanted = INPUT if set(SHAPE) & set(set_by_user) else (*SHAPE, *INPUT)

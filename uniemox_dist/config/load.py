@@ -1,4 +1,4 @@
-"""From a recipe (a path or a shipped name) and key=value pairs to a checked `Config`.
+"""Loads a recipe (a path or a shipped name) and key=value pairs into a checked `Config`.
 
 A recipe is YAML. `extends: NAME` takes another recipe (shipped, or beside the file) as its base. All
 mistakes are reported at once, each with its dotted path and, for a misspelt key, the nearest known one.
@@ -23,15 +23,16 @@ from uniemox_dist.core.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers as people write them (`1e-4` is a number, `on` is a word, and `12:00:00` is no sum of sixties)
-    and no repeated keys."""
+    """Reads YAML with numbers as people write them: `1e-4` is a number, `on` is a word, and `12:00:00` is not a number
+    in base 60. Rejects repeated keys."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what both `_Loader` and plain PyYAML read back: a text that either would mistake is quoted."""
+    """Writes YAML that both `_Loader` and plain PyYAML read back unchanged: quotes a text that either would read as
+    another type."""
 
 
-# Own tables: SafeLoader's are shared by every user of PyYAML in the process.
+# Separate tables, because all users of PyYAML in the process share those of SafeLoader.
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
@@ -98,9 +99,9 @@ def shipped_recipes() -> list[str]:
 def read_recipe(
     recipe: str, beside: Path | None = None, above: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], str]:
-    """The merged mapping of a recipe and its bases, and the name by which errors call it.
+    """Returns the merged mapping of a recipe and its bases, and the recipe's name in error messages.
 
-    `beside` is the folder of the recipe that extends this one, `above` the names of all that do.
+    `beside` is the folder of the recipe that extends this one; `above` has the names of all recipes that extend it.
     """
     path = Path(recipe)
     if beside is not None:
@@ -155,8 +156,8 @@ def parse_override(pair: str) -> dict[str, Any]:
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolves a recipe and key=value pairs. The encoder of a fine-tuning run is that of the release, or of the run,
-    from which it starts (`model.init_from`), unless a pair or a resolved configuration states another.
+    """Resolves a recipe and key=value pairs. A fine-tuning run gets the encoder of the release or run that it starts
+    from (`model.init_from`), unless a pair or a resolved configuration states another one.
 
     Raises:
         UserError: with one line for every mistake.
@@ -182,8 +183,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def validated(values: dict[str, Any], where: str) -> Config:
-    """The configuration of these values, which a section `finetune` makes one of fine-tuning; `where` is what errors
-    call them.
+    """Makes a configuration from values; with a section `finetune` it is one of fine-tuning. `where` names the values
+    in errors.
 
     Raises:
         UserError: with one line for every mistake.
@@ -196,7 +197,7 @@ def validated(values: dict[str, Any], where: str) -> Config:
 
 
 def pretraining(config: Config) -> Config:
-    """The configuration, if it is one of pretraining.
+    """Returns the configuration if it is one of pretraining.
 
     Raises:
         UserError: if it is one of fine-tuning.
@@ -209,7 +210,7 @@ def pretraining(config: Config) -> Config:
 
 
 def finetuning(config: Config) -> FinetuneRun:
-    """The configuration, if it is one of fine-tuning.
+    """Returns the configuration if it is one of fine-tuning.
 
     Raises:
         UserError: if it is one of pretraining.

@@ -16,14 +16,14 @@ class LossTerm:
     """One term of the weighted sum that pretraining minimises."""
 
     name: str
-    """Of its weight in the section `loss`, and of its value in metrics.jsonl."""
+    """Name of its weight in the section `loss`, and of its value in metrics.jsonl."""
     symbol: str
     unit: str
-    """Of its value."""
+    """Unit of its value."""
     question: str
-    """The question that it answers, for the report page."""
+    """The question that its curve answers, for the report page."""
     colours: tuple[str, str]
-    """Of its curve, on a light and on a dark page."""
+    """Colour of its curve on a light and on a dark page."""
     teacher: bool = False
     """Compares the fused embedding γ with the teacher's embedding of the picture."""
     texts: bool = False
@@ -81,7 +81,7 @@ class LossConfig(Section):
     relation_form: Literal["cosine", "kl"] = "cosine"
     """The paper's cosine between rows of similarities, or a KL between their softmaxes."""
     relation_over: Literal["global", "local"] = "global"
-    """Texts that L1 compares with: those of the step's global batch, or of the rank's own micro-batch alone."""
+    """Texts that L1 compares with: those of the step's global batch, or only those of the rank's own micro-batch."""
     person_reconstruction: bool = False
     """Reconstruct the person view too; L3 is then the mean over both views."""
     schedule: dict[str, tuple[tuple[Share, Weight], ...]] = Field(default_factory=dict)

@@ -12,8 +12,8 @@ class ModelConfig(Section):
     """The student: encoder, decoder, fusion and the masks that it sees."""
 
     name: str | None = None
-    """A timm vision transformer, or vit_tiny, vit_small, vit_base, vit_large, vit_huge: states width, depth, heads and
-    mlp_ratio, and patch_size and image_size too unless they are given."""
+    """Name of a timm vision transformer, or vit_tiny, vit_small, vit_base, vit_large or vit_huge. It sets width,
+    depth, heads and mlp_ratio, and patch_size and image_size unless they are given."""
     init_from: str | None = None
     """Weights to start from: a file in MAE's or timm's layout, a release, or a run's checkpoint. Not read on resume."""
     positions: Literal["fixed", "learned"] = "fixed"
@@ -43,7 +43,7 @@ class ModelConfig(Section):
     mask: Literal["random", "block", "person"] = "random"
     """Which patches are removed: any, rectangles, or (in the scene) a share of them on the person."""
     mask_person_share: Share = 0.5
-    """With mask=person: share of the removed patches that lie on the person, as far as there are so many."""
+    """With mask=person: share of the removed patches that are on the person, if the person has enough patches."""
     fusion: Literal["prior", "multi_head", "attention", "gated_mlp", "none"] = "prior"
     """How scene and person are joined: the psychological prior, one of the released code's other ways, or the scene
     alone (no person branch)."""
@@ -122,6 +122,7 @@ class TeacherConfig(Section):
     text_batch: PositiveInt = 256
     """Captions embedded at once when the text cache is built."""
     source: Literal["live", "cache"] = "live"
-    """Run the picture tower in every step, or replay views and embeddings that `uniemox teach --views` stored."""
+    """live: run the picture tower in every step. cache: replay views and embeddings that `uniemox teach --views`
+    stored."""
     compile: bool = False
     """Compile the picture tower with torch.compile."""

@@ -77,7 +77,7 @@ class ComputeConfig(Section):
 
 
 class Config(Section):
-    """A whole pretraining run."""
+    """All settings of a pretraining run."""
 
     run: RunConfig
     data: DataConfig

@@ -1,4 +1,5 @@
-"""What GPUs can do by their data sheets: dense matrix products, memory, and links to the other GPUs of a node."""
+"""Capabilities of GPUs by their data sheets: rates of dense matrix products, memory, and links to the other GPUs of a
+node."""
 
 import difflib
 import re
@@ -13,7 +14,7 @@ FREE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Device:
-    """What one rank computes on. A missing value is unknown."""
+    """The device of one rank. A missing value is unknown."""
 
     name: str
     bf16_tflops: float | None = None
@@ -22,10 +23,10 @@ class Device:
     fp32_tflops: float | None = None
     """Without TF32, which training switches off."""
     memory_bytes: float | None = None
-    """Unknown also for a CPU, whose memory the ranks of a node share."""
+    """Also unknown for a CPU, because the ranks of a node share its memory."""
     link_gb_s: float | None = None
-    """To other GPUs of its node in one direction, 10^9 bytes per second: NVLink or Infinity Fabric of boards with
-    eight, otherwise PCIe x16."""
+    """Bandwidth to the other GPUs of its node in one direction, 10^9 bytes per second: NVLink or Infinity Fabric on
+    boards with eight GPUs, otherwise PCIe x16."""
     is_gpu: bool = True
 
     @property
@@ -35,7 +36,7 @@ class Device:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether a run's precision `auto` means bf16; assumed of a GPU that is not in the table."""
+        """Whether `auto` precision means bf16 on this device; True for a GPU that is not in the table."""
         return self.is_gpu and (self.bf16_tflops is not None or self.fp32_tflops is None)
 
     def peak(self, number_format: str) -> float | None:
@@ -51,7 +52,7 @@ def _gpu(
 
 
 DEVICES: tuple[Device, ...] = (
-    # Columns: bf16, tf32 and fp32 peaks, memory in GiB as the data sheets name it, link in GB/s.
+    # Columns: bf16, tf32 and fp32 peaks, memory in GiB as in the data sheets, link in GB/s.
     # NVIDIA B200 (HGX B200 data sheet, a GPU's share of eight, without sparsity)
     _gpu("B200", 2250.0, 1125.0, 75.0, 180, 900),
     # NVIDIA H100 data sheet (SXM, PCIe, NVL; without sparsity), H200 data sheet: the same chip as H100 SXM
@@ -87,16 +88,16 @@ DEVICES: tuple[Device, ...] = (
     _gpu("MI300X", 1307.4, 653.7, 163.4, 192, 448),
     _gpu("MI325X", 1307.4, 653.7, 163.4, 256, 448),
 )
-"""A name of torch.cuda's fits a row if it has all of the row's words; the first row that fits counts. Operators write
+"""A name from torch.cuda matches a row if it has all words of the row; the first matching row counts. Users write
 names with spaces, hyphens or neither."""
 OTHERS = re.compile(r"MIG|\d+[ABCQ]|LAPTOP|MAX|D|TI|SUPER")
-"""Words of devices that only share a name with one of the table: slices of a GPU (MIG, or a virtual one's profile as in
-A40-48Q), mobile, cut and enlarged versions."""
+"""Words that mark a device as another one than its name in the table suggests: slices of a GPU (MIG, or the profile of
+a virtual GPU, as in A40-48Q), and mobile, reduced and enlarged versions."""
 
 
 def peak_tflops(device: str, number_format: str) -> float | None:
-    """The stated peak of a device by torch.cuda's name for it, in `bf16`, `tf32` or `fp32`; None if not known, and then
-    compute.peak_tflops can state it."""
+    """The stated peak of a device by its name in torch.cuda, in `bf16`, `tf32` or `fp32`. None if unknown; the user
+    can then set compute.peak_tflops."""
     words = set(re.split(r"[^A-Z0-9]+", device.upper()))
     if any(OTHERS.fullmatch(word) for word in words):
         return None
@@ -107,7 +108,7 @@ def peak_tflops(device: str, number_format: str) -> float | None:
 
 
 def find_device(name: str | None, memory_gb: float | None) -> Device:
-    """A device by the name that operators use, or one of which only the memory is known; `cpu` is no GPU.
+    """Returns the device for a name as users write it, or a device with only its memory; `cpu` is not a GPU.
 
     Raises:
         UserError: for an unknown name, with the nearest ones.

@@ -21,11 +21,12 @@ class Fault(RuntimeError):
 
 
 class LostPeer(Fault):
-    """A rank ends because another rank does, which reports the cause; this one stays out of the job's main log."""
+    """A rank ends because another rank ended, which reports the cause. This error is not written to the job's main
+    log."""
 
 
 def install_command(extra: str) -> str:
-    """How to install what an optional extra needs; the package is on no index."""
+    """The command that installs an optional extra; this package is not on an index."""
     return f'pip install -e ".[{extra}]" in your clone of uniemox-dist'
 
 

@@ -66,8 +66,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def share(path: str | os.PathLike[str]) -> None:
-    """Makes a file as readable as any other of the user's: mkstemp and safetensors write private ones."""
-    mask = os.umask(0o022)  # there is no way to read it without setting it
+    """Gives a file the permissions of the user's other new files: mkstemp and safetensors create private files."""
+    mask = os.umask(0o022)  # the mask cannot be read without setting it
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)
 
@@ -102,9 +102,9 @@ def publish_dir(temporary: str | os.PathLike[str], final: str | os.PathLike[str]
 
 
 def remove_dir(path: str | os.PathLike[str]) -> None:
-    """Deletes a folder so that a reader sees it whole or not at all: renamed first, then removed."""
+    """Deletes a folder. Renames it first, so that a reader finds either the whole folder or none."""
     doomed = Path(path).with_name(f".{Path(path).name}.deleted")
-    if Path(path).is_symlink():  # whoever put it there knows what else the folder is good for
+    if Path(path).is_symlink():  # the folder behind a link belongs to the user
         os.unlink(path)
         return
     shutil.rmtree(doomed, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How numbers, sizes, durations and times read, in the terminal, the report page, plans and logs alike.
+"""Formats numbers, sizes, durations and times for the terminal, the report page, plans and logs.
 
 This is the only place that formats them. Standard library only.
 """
@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, TypeGuard
 
 MAX_CHARACTERS = 240
-"""Longest text of an event that is printed; events.jsonl has all of it."""
+"""Longest printed text of an event; events.jsonl has the whole text."""
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -44,7 +44,7 @@ def moment(seconds: Any, form: str = "%Y-%m-%d %H:%M:%S") -> str:
         return "–"
     try:
         return datetime.fromtimestamp(seconds).strftime(form)
-    except (ValueError, OverflowError, OSError):  # beyond the years of the calendar
+    except (ValueError, OverflowError, OSError):  # outside the years that datetime supports
         return "–"
 
 
@@ -68,8 +68,7 @@ def size(count: float) -> str:
 
 
 def gigabytes(count: float) -> str:
-    """Bytes in GB without the unit, for columns: three digits behind the point below 0.1 GB, none from 100 GB on; a
-    dash for 0."""
+    """Bytes in GB without the unit, for columns: three decimals below 0.1 GB, none from 100 GB on; a dash for 0."""
     if not count:
         return "–"
     return f"{count / 1e9:.{3 if count < 99.5e6 else 2 if count < 99.5e9 else 0}f}"
@@ -87,7 +86,7 @@ def power_of_ten(number: float) -> str:
 
 
 def rate(number: float) -> str:
-    """A number per second or hour: three digits below 100, whole from there on, such as `8.25` or `1,234`."""
+    """A number per second or hour: three digits below 100, otherwise a whole number, such as `8.25` or `1,234`."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

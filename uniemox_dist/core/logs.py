@@ -10,7 +10,7 @@ _reported: set[Path] = set()
 
 
 def report_once(path: Path, error: BaseException | None) -> None:
-    """Prints once per file on standard error that training goes on without it."""
+    """Prints once per file, on standard error, that training continues without it."""
     if path not in _reported:
         _reported.add(path)
         reason = getattr(error, "strerror", None) or error
@@ -23,7 +23,7 @@ class _File(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # it was closed, and cannot be opened again
+        except OSError:  # the file was closed and cannot be opened again
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:

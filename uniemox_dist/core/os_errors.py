@@ -1,4 +1,5 @@
-"""What the system refuses (no room, no permission, a folder in the way) as one line that names the file and the fix."""
+"""Converts operating system errors (no space, no permission, a folder instead of a file) to one line that names the
+file and the fix."""
 
 import errno
 import os
@@ -12,10 +13,11 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 @contextmanager
 def writing(target: str, fix: str = "give another place") -> Iterator[None]:
-    """Around whatever writes; `target` is the option or argument with its value, `fix` helps unless room is missing.
+    """Context manager for code that writes files. `target` is the option or argument with its value; `fix` is the
+    advice for all errors except a full disk.
 
     Raises:
-        UserError: for any OSError inside. What is only read there has to go through `reading`.
+        UserError: for any OSError inside. Reads of other files inside must use `reading`.
     """
     try:
         yield
@@ -26,7 +28,7 @@ def writing(target: str, fix: str = "give another place") -> Iterator[None]:
 
 @contextmanager
 def reading(target: str, fix: str = "copy it again") -> Iterator[None]:
-    """Around whatever reads local files.
+    """Context manager for code that reads local files.
 
     Raises:
         UserError: for any OSError inside.
@@ -38,5 +40,5 @@ def reading(target: str, fix: str = "copy it again") -> Iterator[None]:
 
 
 def said(error: OSError) -> str:
-    """What the system says, in its own few words: libraries wrap them in theirs."""
+    """The operating system's text for an error, without the text that libraries add."""
     return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether a file can be written, asked before the work whose result it is to hold."""
+"""Checks that an output file can be written, before the work that produces its content."""
 
 import tempfile
 from pathlib import Path
@@ -7,12 +7,12 @@ from uniemox_dist.core.errors import UserError
 
 
 def check_output(path: Path | None, option: str, suffix: str = "") -> None:
-    """Makes sure that a file can be written; nothing is left behind.
+    """Checks that a file can be written, without creating it.
 
     Args:
-        path: the file; None where none was asked for.
-        option: what the user calls it, such as `--json`.
-        suffix: how its name has to end.
+        path: the file; None if the user requested none.
+        option: the option that names it, such as `--json`.
+        suffix: the required ending of its name.
 
     Raises:
         UserError: if it cannot be written, is a folder, or has another ending.

@@ -33,7 +33,7 @@ def stop_with_launcher() -> None:
 
     Otherwise the rank would train on unseen, and hold the run's lock.
     """
-    # Removed, because children of this rank do not belong to the launcher.
+    # The variable is removed, because children of this rank do not belong to the launcher.
     launcher = os.environ.pop(LAUNCHER_PID, "")
     if not launcher:
         return

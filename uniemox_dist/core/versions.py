@@ -1,4 +1,4 @@
-"""Versions of the packages that decide a run's numbers, and facts about this host."""
+"""Versions of the packages that affect a run's results, and facts about this host."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """What is installed of the packages that decide a run's numbers."""
+    """Installed versions of the packages that affect a run's results."""
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
