@@ -208,7 +208,9 @@ class AsyncWriter:
                     "files": files,
                 }
                 write_json(temporary / COMPLETE, {**info, "sha256": digest(info)})
-                if final.exists():  # not a checkpoint, which the run would have resumed: this run must not delete it
+                if (
+                    final.exists()
+                ):  # not a checkpoint, which the run would have resumed: this run must not delete it
                     set_aside(final)
                 publish_dir(temporary, final)
         except OSError as error:
