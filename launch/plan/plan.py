@@ -49,7 +49,7 @@ class PlanInputs:
     per_node: int
     device: Device
     network_gbit_s: float | None = None
-    """Cores of a node."""
+    """Bandwidth from one node to the others, all cards together."""
     mfu: float | None = None
     samples_per_s: float | None = None
     earlier: Measured | None = None

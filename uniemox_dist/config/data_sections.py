@@ -14,7 +14,7 @@ class RunConfig(Section):
     name: str = "run"
     """Name of the run; its folder is dir/name."""
     dir: str = "runs"
-    """Folder that holds run folders."""
+    """Folder that contains run folders."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the order of samples, crops, masks and initial weights."""
     max_steps: PositiveInt | None = None
@@ -48,7 +48,7 @@ class RunConfig(Section):
     spike_factor: float = Field(default=3.0, gt=1.0)
     """A loss above this multiple of the median of the last 100 steps is an event."""
     straggler_factor: float = Field(default=1.5, gt=1.0)
-    """A rank whose own part of the steps takes longer than this multiple of the ranks' median is named."""
+    """A rank whose own computing per step exceeds this multiple of the ranks' median is reported."""
 
     @field_validator("name")
     @classmethod
@@ -74,7 +74,7 @@ class SourceConfig(Section):
     weight: Amount | None = None
     """Share of the slots, relative to the other sources; 1 if neither this nor repeat is given."""
     repeat: Amount | None = None
-    """How often each sample is seen in an epoch of the mix (or give weight); for all sources or for none."""
+    """How often each sample occurs in an epoch of the mix (or give weight); for all sources or for none."""
 
     @model_validator(mode="after")
     def _one_share(self) -> "SourceConfig":
@@ -84,7 +84,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    """The data that is read, and how a picture becomes two views."""
+    """The data of a run, and how a picture becomes two views."""
 
     path: str | None = None
     """Folder with manifest.json (or give sources)."""
@@ -149,11 +149,11 @@ class DataConfig(Section):
 
     @property
     def by_repeats(self) -> bool:
-        """Whether the mix states how often each sample is seen in an epoch, rather than shares."""
+        """Whether the sources of the mix have repeats, not weights."""
         return any(source.repeat is not None for source in self.sources)
 
     def origins(self) -> tuple[SourceConfig, ...]:
-        """The mix as a list, also when it is one folder."""
+        """The sources as a list, with one entry for data.path."""
         return self.sources or (SourceConfig(path=str(self.path)),)
 
 

@@ -18,9 +18,10 @@ T = TypeVar("T")
 
 
 HOLDERS = ("torch.distributed.nn",)
-"""Modules whose functions have the default group as a default argument. One that is first imported while a group exists
-(open_clip imports this one) holds the group for ever, `close` cannot end the group's threads, and at the interpreter's
-end a thread that needs the interpreter aborts the process: "terminate called without an active exception"."""
+"""Modules whose functions have the default group as a default argument. If such a module is first imported while a
+group exists (open_clip imports this one), it holds the group forever, and `close` cannot end the group's threads. A
+thread that needs the interpreter while it exits then aborts the process: "terminate called without an active
+exception"."""
 
 
 def init(world: World, timeout_s: int) -> torch.device:
@@ -48,7 +49,7 @@ def init(world: World, timeout_s: int) -> torch.device:
         return device
     for name in HOLDERS:
         import_module(name)
-    # DeepSpeed wants a group even for one rank; a file of its own keeps that from needing a port.
+    # DeepSpeed requires a group even for one rank. A store in this process's memory needs no port.
     method = f"tcp://{world.master_addr}:{world.master_port}" if world.size > 1 else None
     store = None if method else dist.HashStore()
     dist.init_process_group(
@@ -65,7 +66,7 @@ def init(world: World, timeout_s: int) -> torch.device:
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """True if a collective failed because another rank ended; only that rank knows why."""
+    """True if a collective failed because another rank ended; only that rank knows the cause."""
     text = str(error)
     return any(
         part in text for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -86,7 +87,7 @@ def is_joined() -> bool:
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Runs `work` on rank 0 and returns its result on all ranks; a UserError is raised on all ranks.
 
-    The result travels pickled, between ranks of one job only.
+    The result is sent pickled, between ranks of one job only.
     """
     outcome: list[Any] = [None]
     if world.is_main:
@@ -117,7 +118,7 @@ def on_all(world: World, work: Callable[[], T]) -> T:
 
 
 def _with_hosts(everyone: list[tuple[str, str | None]]) -> str:
-    """The first problem, and the hosts that have one."""
+    """The first problem, and the hosts that have a problem."""
     hosts = list(dict.fromkeys(host for host, _ in everyone))
     bad = list(dict.fromkeys(host for host, problem in everyone if problem is not None))
     problem = next(problem for _, problem in everyone if problem is not None)

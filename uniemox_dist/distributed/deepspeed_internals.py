@@ -1,8 +1,8 @@
-"""All that this project uses of DeepSpeed beyond its public interface: where ZeRO keeps its fp32 partitions, Adam's
-states and the reduced gradients.
+"""Access to DeepSpeed's internals: ZeRO's fp32 partitions, Adam's states and the reduced gradients. No other module
+uses anything beyond DeepSpeed's public interface.
 
-setup.py bounds the version of DeepSpeed because of this file. A version that keeps them elsewhere is refused with an
-error, by `checkpoints.zero_state.check` and by `reduced_gradients`.
+setup.py limits the version of DeepSpeed because of this file. With a version that keeps them elsewhere,
+`checkpoints.zero_state.check` and `reduced_gradients` raise an error.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def import_deepspeed() -> Any:
-    """Imports DeepSpeed without two things that cost seconds of every start: the kernels of an optimizer that no run
-    uses, with torch's compiler; and a C++ operator of its inference, compiled at the first start on a CPU."""
+    """Imports DeepSpeed without two parts that would add seconds to every start: the kernels of an optimizer that no
+    run uses, which import torch's compiler; and a C++ operator for inference, which is compiled at the first start on
+    a CPU."""
     import deepspeed
     from deepspeed.runtime import compiler
 
@@ -37,17 +38,17 @@ def trained(engine: Any) -> list[tuple[str, Any]]:
 
 
 def shapes(engine: Any) -> dict[str, list[int]]:
-    """Full shapes of all trained parameters, also where ZeRO-3 keeps a part only."""
+    """Full shapes of all trained parameters, also if ZeRO-3 keeps only a part of them on this rank."""
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained(engine)}
 
 
 def count_parameters(module: torch.nn.Module) -> int:
-    """Parameters of a module, also where ZeRO-3 keeps a part only."""
+    """Number of parameters of a module, also if ZeRO-3 keeps only a part of them on this rank."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
 
 
 def is_partitioned(p: Any) -> bool:
-    """True for a parameter of which ZeRO-3 keeps a part only."""
+    """True for a parameter of which ZeRO-3 keeps only a part on this rank."""
     return hasattr(p, "ds_id")
 
 
@@ -70,7 +71,7 @@ def adam_states(engine: Any) -> Any:
         for kind in MOMENTS:
             if kind not in state:
                 state[kind] = torch.zeros_like(tensor)
-        # A fused Adam counts on the device.
+        # A fused Adam keeps its step counter on the device.
         state.setdefault("step", torch.zeros((), device=tensor.device if adam.defaults["fused"] else "cpu"))
     return adam.state
 
@@ -100,8 +101,8 @@ def locate_share(engine: Any, p: Any) -> tuple[int, int, int, int] | None:
 def write_low_precision(
     engine: Any, read: Callable[[str, int, int], Tensor], read_whole: Callable[[str], Tensor]
 ) -> None:
-    """Fills the parameters themselves, which are copies of the fp32 partitions, from `read(name, start, length)`, or
-    from `read_whole(name)` where this rank holds a parameter whole."""
+    """Fills the module's parameters, which are copies of the fp32 partitions: from `read_whole(name)` if this rank has
+    the whole parameter, otherwise from `read(name, start, length)`."""
     rank = torch.distributed.get_rank()
     with torch.no_grad():
         for name, p in trained(engine):
@@ -116,8 +117,8 @@ def write_low_precision(
 
 
 def reduced_gradients(engine: Any) -> dict[str, Tensor]:
-    """This rank's share of the step's gradients by their parameters' names, after the last micro-batch's backward pass;
-    in stage 0 all of them. What pads a partition has no name and is left out.
+    """Returns this rank's share of the step's gradients by parameter name, after the backward pass of the last
+    micro-batch; in stage 0 all gradients. The padding of partitions is left out.
 
     Raises:
         RuntimeError: if this version of DeepSpeed keeps them elsewhere.

@@ -1,6 +1,6 @@
-"""Starts the ranks of one machine. torchrun turns a child's exit code 75 into 1; this launcher keeps it.
+"""Starts the ranks of one machine. This launcher keeps a rank's exit code 75, which torchrun would turn into 1.
 
-Signals are passed on to the ranks, which save together; when one rank fails, the others are ended.
+It forwards signals to the ranks, which save together. If one rank fails, it ends the others.
 """
 
 import os
@@ -90,8 +90,8 @@ def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:
 def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool) -> Ended:
     """Starts the ranks, forwards signals to them, and waits until all have ended.
 
-    The whole ends with 75 only if every rank ended with 75; with 2 if a rank found a user's mistake and no other did
-    better; with 1 for anything else that is not 0.
+    The exit code is 0, 2 or 75 if all ranks ended with it. It is also 2 if some ranks ended with 2 and all others with
+    1 or by SIGKILL. Otherwise it is 1.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     shared = {
@@ -112,7 +112,7 @@ def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool)
         return _wait(children, signals)
     finally:
         for child in children:
-            if child.returncode != EXIT_DONE:  # with the processes it started, such as loader workers
+            if child.returncode != EXIT_DONE:  # also the processes that it started, such as loader workers
                 _kill(child)
 
 
@@ -145,8 +145,8 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals) -> En
     unprepared = any(-code in signals.received for code in codes)
     if len(codes) == 1 and codes <= {EXIT_DONE, EXIT_USER, EXIT_REQUEUE}:
         return Ended(codes.pop(), reason)
-    # The ranks that a user's mistake did not reach are killed while they wait for the one that found it, or fail
-    # because it is gone.
+    # Ranks that did not report the user's mistake are killed while they wait for the rank that did, or fail because it
+    # has ended.
     if EXIT_USER in codes and codes <= {EXIT_USER, EXIT_FAULT, -signal.SIGKILL}:
         return Ended(EXIT_USER, reason)
     return Ended(EXIT_FAULT, reason, unprepared)
@@ -157,7 +157,7 @@ def _explain(
     failed: Sequence["subprocess.Popen[bytes]"],
     expected: Sequence[int],
 ) -> str:
-    """Reports how the ranks failed that failed first; a rank killed by a signal could not report it itself."""
+    """Reports how the first failing ranks ended; a rank that was killed by a signal cannot report it itself."""
     says = []
     for child in failed:
         rank, code = children.index(child), child.returncode

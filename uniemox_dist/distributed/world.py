@@ -8,7 +8,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler.hostlist import expand_hostlist
 
 FIRST_PORT, PORTS = 20_000, 20_000
-"""The ranks of a Slurm job meet at one of these ports."""
+"""Ports at which the ranks of a Slurm job may meet."""
 STEP_PORTS = 7919
 """Distance between the ports of a job's steps, so that a step started after a fault uses another port."""
 
@@ -32,7 +32,7 @@ class World:
     def from_env(cls, env: Mapping[str, str] = os.environ, *, meets: bool = True) -> "World":
         """Reads torchrun's variables, or else Slurm's; a process without either is the only rank.
 
-        `meets` is false where ranks share work but never talk to each other, and so need no address.
+        `meets` is False if ranks share work but never communicate, and so need no address.
         """
         if "RANK" in env and "WORLD_SIZE" in env:
             rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
@@ -44,7 +44,7 @@ class World:
         else:
             return cls()
         if not meets and "RANK" not in env and "SLURM_STEP_ID" not in env:
-            return cls()  # a batch script sees these variables but is no rank: it does all the work
+            return cls()  # a batch script has these variables but is not a rank; it does all the work
         if not meets:
             return cls(rank, size, local)
         address, port = _meeting_place(env)

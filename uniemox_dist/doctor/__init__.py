@@ -1,1 +1,2 @@
-"""Preflight: what of a node, or of an allocation, would stop or slow a run. Measuring is apart from judging."""
+"""Checks of a node or an allocation for problems that would stop or slow a run. Measuring and judging are separate
+functions."""

@@ -10,16 +10,16 @@ UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class Limits:
-    """None where there is no limit."""
+    """Limits of a process, and its use of them; None without a limit."""
 
     memory_bytes: int | None = None
     memory_used: int = 0
-    """Bytes in use in that group, without inactive file pages, which the kernel can drop."""
+    """Bytes used in that group, without inactive file pages, which the kernel can drop."""
     pids: int | None = None
     """Processes and threads."""
     pids_used: int = 0
     cores: float | None = None
-    """By the CPU quota."""
+    """Cores by the CPU quota."""
 
 
 def read_limits(root: Path = Path("/")) -> Limits:
@@ -60,7 +60,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         top = root / "sys/fs/cgroup" / (names and controller)
         group = top / path.lstrip("/")
         while True:
-            # Inside a container the path may be the host's, which does not exist here; the top is then the own group.
+            # In a container the path may be the host's, which does not exist here; the root is then this process's
+            # group.
             if group.is_dir():
                 yield group
             if group == top:

@@ -1,7 +1,7 @@
 """Collective operations among ranks: correct results, and their speed.
 
-Every rank contributes small whole numbers, so that their sum is exact in fp32 in whatever order it is formed, and
-checks every number that it gets.
+Every rank contributes small whole numbers, whose sum is exact in fp32 in any order, and checks every number that it
+receives.
 """
 
 import statistics
@@ -21,10 +21,10 @@ SIZES = {"cuda": (1 << 20, 1 << 24, 1 << 28), "cpu": (1 << 16, 1 << 20, 1 << 24)
 """Bytes of the vectors, in ascending order."""
 SHORT_SIZE = 1 << 16
 SECONDS = 0.5
-"""Spent on each size, approximately."""
+"""Approximate time for each size."""
 MOST_REPEATS = 20
 PLACES, RANKS = 97, 89
-"""Moduli of the contributed numbers: a sum stays below 2^24 for 90,000 ranks."""
+"""Moduli of the contributed numbers; sums stay below 2^24 for 90,000 ranks."""
 SLOW_GPU_BYTES_PER_S = 1e9
 LINK_SHARE = 0.5
 """A link slower than this share of the median of its kind gives a warning."""
@@ -44,7 +44,8 @@ class CollectiveFacts:
     """Seconds of one all_reduce on this rank, by bytes of the vector."""
     link_bytes: int = 0
     link_s: float = 0.0
-    """To receive `link_bytes` from the rank before while sending as many to the next one, on all ranks at once."""
+    """Seconds to receive `link_bytes` from the previous rank while sending as many to the next one, on all ranks at
+    once."""
     gpu: bool = False
 
     def bus_bytes_per_s(self, size: int, ranks: int) -> float:
@@ -81,7 +82,7 @@ def wanted_sum(ranks: int, count: int, device: Any) -> Any:
 
 
 def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, repeat: bool) -> float:
-    """Times one all_reduce; counts wrong numbers in a first one and in one after the timed ones."""
+    """Times an all_reduce; counts wrong numbers in one before and in one after the timed ones."""
     import torch
     import torch.distributed as dist
 
@@ -99,7 +100,7 @@ def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, 
         return 0.0
     zeros = torch.zeros(count, device=device)  # sums of zeros stay zero
     once = torch.tensor([_timed(lambda: dist.all_reduce(zeros), device)], device=device)
-    dist.all_reduce(once, op=dist.ReduceOp.MAX)  # all ranks must repeat equally often
+    dist.all_reduce(once, op=dist.ReduceOp.MAX)  # all ranks must repeat the same number of times
     repeats = max(2, min(MOST_REPEATS, int(SECONDS / max(float(once), 1e-6))))
     total = _timed(lambda: [dist.all_reduce(zeros) for _ in range(repeats)], device)
     checked()
@@ -118,8 +119,8 @@ def _all_gather(world: World, device: Any) -> int:
 
 
 def _ring(world: World, device: Any, size: int) -> float:
-    """Times passing a vector to the next rank while receiving one: unlike a sum over all, this ends on each rank when
-    its own links are done."""
+    """Times sending a vector to the next rank while receiving one. Unlike a sum over all ranks, this ends on each rank
+    as soon as its own links are done."""
     import torch
     import torch.distributed as dist
 
@@ -131,7 +132,7 @@ def _ring(world: World, device: Any, size: int) -> float:
         for request in dist.batch_isend_irecv(operations):
             request.wait()
 
-    _timed(pass_on, device)  # connects
+    _timed(pass_on, device)  # opens the connections
     times = []
     for _ in range(3):
         barrier()

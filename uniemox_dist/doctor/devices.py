@@ -21,9 +21,9 @@ class DeviceFacts:
     visible: tuple[str, ...]
     """Names of the GPUs that this process sees."""
     own: int | None
-    """The number of this rank's GPU among them; None on a CPU."""
+    """Index of this rank's GPU among them; None on a CPU."""
     uuid: str | None
-    """Of this rank's GPU."""
+    """UUID of this rank's GPU."""
     cores: tuple[int, ...]
     """CPU cores that this process may run on."""
     quota: float | None
@@ -40,7 +40,7 @@ class DeviceFacts:
 
 
 def measure(world: World) -> DeviceFacts:
-    """Asks torch, if it is imported, and the kernel."""
+    """Queries torch, if it is imported, and the kernel."""
     visible: list[str] = []
     threads: int | None = None
     uuid = None
@@ -99,7 +99,7 @@ def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
 
 
 def cores_of_a_rank(gathered: Sequence[RankFacts[DeviceFacts]]) -> dict[int, float]:
-    """Cores available to each rank: cores that several ranks of a host may use are divided among them."""
+    """Cores available to each rank. Cores that several ranks of a host may use are divided among them."""
     share: dict[int, float] = {}
     for ranks in by_host(gathered).values():
         users = Counter(core for _, facts in with_facts(ranks) for core in facts.cores)

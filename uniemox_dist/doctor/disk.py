@@ -25,7 +25,7 @@ LEAST_BYTES, LITTLE_BYTES = 100 << 20, 10 << 30
 """Free bytes below which a disk fails, or gives a warning, if the size of checkpoints is unknown."""
 REMEDY = "set run.dir to a folder that every rank may write, with room and quota left"
 INODES = 1000
-"""Files that the disk must have space for."""
+"""Number of files that it must be possible to create."""
 SLOW_S = 300.0
 """A checkpoint that takes longer to write gives a warning."""
 SLOW_BYTES_PER_S = 20e6
@@ -59,14 +59,14 @@ def measure(run_folder: Path, size: int = PROBE_BYTES) -> DiskFacts:
     """Writes a file of `size` random bytes, or as much as takes a few seconds, and removes it.
 
     Raises:
-        Fault: if that cannot be done.
+        Fault: if the file cannot be written.
     """
     folder = run_folder.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
         written, seconds, room = _write(folder, size)
-    except OSError as error:  # without the name of the probe, which differs between ranks
+    except OSError as error:  # without the probe's name, which differs between ranks
         raise Fault(f"{folder} cannot be written ({error.strerror}); {REMEDY}") from None
     saved = len(list((run_folder / "checkpoints").glob("step_*")))
     inodes = room.f_favail if room.f_files else None
@@ -81,7 +81,7 @@ def _write(folder: Path, size: int) -> tuple[int, float, os.statvfs_result]:
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.", suffix=".tmp", buffering=0) as file:
         began = time.perf_counter()
         while written < size and time.perf_counter() - began < LONGEST_S:
-            # Every piece contains a number: a file system that deduplicates would store equal pieces once.
+            # Every piece contains a number, because a file system with deduplication would store equal pieces once.
             written += file.write(written.to_bytes(8, "little")) + file.write(piece)
         os.fsync(file.fileno())
         return written, time.perf_counter() - began, os.statvfs(folder)
@@ -97,8 +97,8 @@ def judge(
 ) -> list[Finding]:
     """Fails if nothing can be written, or not two checkpoints; warns if not all checkpoints to keep fit.
 
-    `keep` is run.keep_last; `speed` is false where the probe was too small to say anything about it. With `lenient`,
-    too little room is a warning: a run trains on without saving, and the room may come back.
+    `keep` is run.keep_last. `speed` is False if the probe was too small to measure it. With `lenient`, too little
+    space is only a warning: a run continues without saving, and space may become free.
     """
     rate = sum(facts.bytes_per_s for _, facts in with_facts(gathered))
 
@@ -112,7 +112,8 @@ def judge(
                 return Problem("fail" if facts.free < LEAST_BYTES else "warn", free, room)
         else:
             one = sizes.checkpoint_bytes
-            # While the newest is written there is one more than are kept; a run needs space for two at least.
+            # While the newest checkpoint is written there is one more than are kept; a run needs space for at least
+            # two.
             need = max(1, keep + 1 - facts.saved) * one
             if facts.free < need:
                 value = f"{free}; a checkpoint takes {format_size(one)}, run.keep_last={keep}"

@@ -16,9 +16,9 @@ class Finding:
 
     status: Status
     what: str
-    """Which check, such as `clock`."""
+    """Name of the check, such as `clock`."""
     value: str
-    """What was measured, with units."""
+    """The measurement, with units."""
     remedy: str = ""
     """The fix; empty if the status is ok."""
     rank: int | None = None
@@ -40,7 +40,7 @@ class Finding:
         return f"{self.status:<4}  {self.what:<11}  {where}{self.value}{remedy}"
 
     def facts(self) -> dict[str, Any]:
-        """As an object of JSON."""
+        """The finding as a JSON object."""
         facts = asdict(self)
         del facts["hosts"]  # for this program; the value counts the ranks
         return facts
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a rank could not measure."""
+    """The reason why a rank could not measure."""
 
     text: str
     remedy: str = ""
@@ -56,7 +56,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class RankFacts(Generic[T]):
-    """What one rank measured."""
+    """The measurements of one rank."""
 
     rank: int
     host: str
@@ -83,7 +83,7 @@ def make_findings(
     judge: Callable[[RankFacts[T], T], Problem | None],
     all_well: Callable[[list[T]], str],
 ) -> list[Finding]:
-    """One finding for each different problem, or else one `ok` for all ranks.
+    """Returns one finding per distinct problem, or one `ok` for all ranks.
 
     `judge` returns the problem of one rank, `all_well` the text of the `ok` from the facts of all ranks.
     """

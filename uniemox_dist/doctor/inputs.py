@@ -25,10 +25,10 @@ COPY = "copy it again"
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of files without loading them."""
+    """Facts about files that are known without loading them."""
 
     text: str
-    """For the finding."""
+    """The description that the finding prints."""
 
 
 def measure_teacher(config: TeacherConfig) -> FileFacts:
@@ -58,7 +58,7 @@ def measure_cache(config: Config, world: World) -> FileFacts:
     """Opens the cached views that replace a live teacher; each rank opens its part of the shards.
 
     Raises:
-        UserError: if there are none, or they are of other settings.
+        UserError: if there are none, or they were made with other settings.
     """
     from uniemox_dist.teacher.view_selection import check_rank_shards, select_views
 
@@ -68,8 +68,8 @@ def measure_cache(config: Config, world: World) -> FileFacts:
 
 
 def measure_initial(path: Path) -> FileFacts:
-    """Reads the header of what `model.init_from` names: a file, a release, a run or its checkpoint, or timm's
-    local-dir.
+    """Reads the header of the weights that `model.init_from` names: a file, a release, a run or its checkpoint, or a
+    folder in timm's local-dir layout.
 
     Raises:
         UserError: naming what is missing or damaged.
@@ -100,8 +100,8 @@ def _weights(path: Path, where: str) -> str:
         with open(path, "rb") as file:
             if not file.read(1):
                 raise UserError(f"{where}: {path.name} is empty; {COPY}")
-        # A zip archive ends with its list of contents: a truncated one has none. torch's older format, a plain pickle,
-        # cannot be checked without loading it.
+        # A zip archive ends with its table of contents, which a truncated one lacks. torch's older format, a plain
+        # pickle, cannot be checked without loading it.
         kind = "an archive that has its end" if zipfile.is_zipfile(path) else "readable, not looked through"
         return f"{size}, {kind}"
     try:

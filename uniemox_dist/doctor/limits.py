@@ -20,7 +20,7 @@ SHM_NCCL = 1 << 30
 FILES_BASE = 256
 """Open files of one rank: libraries, logs, pipes and sockets."""
 FILES_PER_PEER = 2
-"""Most sockets to another rank."""
+"""Largest number of sockets to another rank."""
 THREADS = 64
 """Threads of one process with torch, NCCL and OpenMP."""
 
@@ -42,7 +42,7 @@ class LimitFacts:
 
 
 def measure(*, gpu: bool, shm: Path = Path("/dev/shm")) -> LimitFacts:
-    """Asks the kernel."""
+    """Queries the kernel."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         room = os.statvfs(shm)

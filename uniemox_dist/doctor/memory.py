@@ -16,7 +16,7 @@ from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 
 HOST, GPU = "memory", "gpu memory"
 SPARE = 0.8
-"""A need below this share of the free memory is fine."""
+"""A run that needs at most this share of the free memory is ok."""
 LEAST_BYTES = 1 << 30
 """Free memory required per rank without a recipe."""
 FREE_SHARE = 0.9
@@ -25,7 +25,7 @@ FREE_SHARE = 0.9
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """Bytes."""
+    """Memory of one rank's host and GPU, in bytes."""
 
     available: int
     """Available on the host, without swapping."""
@@ -34,13 +34,13 @@ class MemoryFacts:
     left: int
     """Available to this process: the smaller of both."""
     own: int
-    """Resident now in this process, with its libraries."""
+    """Resident memory of this process, including its libraries."""
     gpu_free: int | None = None
     gpu_total: int | None = None
 
 
 def measure(world: World) -> MemoryFacts:
-    """Asks the kernel, and the driver for this rank's GPU."""
+    """Queries the kernel, and the driver of this rank's GPU."""
     available = int(psutil.virtual_memory().available)
     limits = read_limits()
     left = available

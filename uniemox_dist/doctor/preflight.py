@@ -1,4 +1,4 @@
-"""The short form of the doctor, which training runs first: checks that take a second or two, by all ranks together."""
+"""The short form of the doctor, which training runs first: checks by all ranks together that take a second or two."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def preflight(
     """Checks versions, results of collective operations, clocks, the run folder, /dev/shm and limits.
 
     Collective; every rank returns the same findings. `device` is this rank's torch device, or None without torch.
-    Needs a process group where there are several ranks. `training` compares what training needs, too.
+    Several ranks need a process group. With `training`, the packages that only training needs are compared too.
     """
     gpu = device is not None and device.type == "cuda"
     own = (

@@ -27,7 +27,7 @@ def is_joined() -> bool:
 
 
 def try_measure(measure: Callable[[], T]) -> T | Trouble:
-    """The result of `measure`, or its error: a rank that fails must not leave the others waiting.
+    """Returns the result of `measure`, or its error, because a rank that fails must not leave the others waiting.
 
     `measure` must not communicate with other ranks.
     """
@@ -71,8 +71,8 @@ def barrier() -> None:
 
 @contextmanager
 def within(seconds: float, what: str, world: World) -> Iterator[None]:
-    """Ends this process, printing a finding and all stacks, if the block takes longer than `seconds`: a collective
-    operation that hangs cannot be ended in another way."""
+    """Ends this process, after printing a finding and all stacks, if the block takes longer than `seconds`. There is
+    no other way to end a collective operation that hangs."""
 
     def end() -> None:
         value = f"still running after {seconds:g} s"

@@ -1,4 +1,4 @@
-"""How fast a rank's device multiplies matrices in bf16, compared with its data sheet."""
+"""The rate at which a rank's device multiplies matrices in bf16, compared with its data sheet."""
 
 import statistics
 import time
@@ -12,11 +12,11 @@ from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findi
 
 WHAT = "bf16 rate"
 WARN_SHARE, FAIL_SHARE = 0.5, 0.2
-"""Of the stated peak."""
+"""Shares of the stated peak below which the check warns or fails."""
 LAGGING = 0.7
-"""A rank below this share of the ranks' median gives a warning: all others wait for it."""
+"""A rank below this share of the ranks' median gives a warning, because all others wait for it."""
 SIDE = {"cuda": 8192, "cpu": 512}
-"""Of the square matrices."""
+"""Side of the square matrices."""
 WARM_UP_S, SECONDS = 0.3, 0.7
 GPU_REMEDY = (
     "see nvidia-smi -q -d PERFORMANCE,CLOCK,TEMPERATURE there for throttling, a power cap or another process; take the "
@@ -27,7 +27,7 @@ CPU_REMEDY = "see what else runs there, and that each task has its own cores (sr
 
 @dataclass(frozen=True)
 class RateFacts:
-    """What one rank measured."""
+    """The measurement of one rank."""
 
     device: str
     gpu: bool
@@ -59,7 +59,7 @@ def measure(device: Any, stated_peak: float | None = None) -> RateFacts:
             done += at_once
         return (time.perf_counter() - began) / done
 
-    run_for(WARM_UP_S)  # clocks rise, libraries load
+    run_for(WARM_UP_S)  # raises clock rates and loads libraries
     tflops = 2 * side**3 / run_for(SECONDS) / 1e12
     if device.type != "cuda":
         return RateFacts("CPU", False, tflops, stated_peak)
@@ -93,7 +93,7 @@ def judge(gathered: Sequence[RankFacts[RateFacts]]) -> list[Finding]:
 
 
 def _rates(tflops: Sequence[float]) -> str:
-    """In TFLOP/s, or in GFLOP/s where there are few of those."""
+    """Formats a rate in TFLOP/s, or in GFLOP/s if it is small."""
     if max(tflops) >= 1:
         return format_range(tflops, "TFLOP/s")
     return format_range((1e3 * rate for rate in tflops), "GFLOP/s")

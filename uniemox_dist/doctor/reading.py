@@ -19,27 +19,27 @@ from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findi
 WHAT = "shards"
 PIECE = 4 << 20
 MOST_BYTES = 64 << 20
-"""Samples read sequentially from one shard."""
+"""Largest number of bytes read sequentially from one shard."""
 SAMPLES = 64
-"""Samples read one by one, from random positions in the data set, as training reads."""
+"""Number of samples read one by one from random positions in the data set, as training reads."""
 LONGEST_S = 2.0
-"""Longest time of each of the two."""
+"""Time limit for sequential and for random reads, each."""
 SLOW_SHARE = 0.25
 """A rank that reads slower than this share of the ranks' median gives a warning."""
 SLOW_BYTES_PER_S = 2e6
 MOST_NAMED = 3
-"""Missing or truncated shards that a rank names."""
+"""Number of missing or truncated shards that a rank names."""
 
 
 @dataclass(frozen=True)
 class ReadFacts:
-    """What one rank read of one data set."""
+    """The results of one rank that read from one data set."""
 
     path: str
     shards: int
     samples: int
     bytes: int
-    """Of the whole data set."""
+    """Size of the whole data set."""
     in_a_row: int
     """Bytes read sequentially from one shard."""
     in_a_row_s: float
@@ -47,16 +47,16 @@ class ReadFacts:
     """Samples read from random positions, with their hashes checked."""
     one_by_one_s: float
     dropped: bool
-    """True if the kernel was asked to drop these shards from its cache before."""
+    """True if the kernel was asked to drop these shards from its cache before reading."""
 
     @property
     def bytes_per_s(self) -> float:
-        """Sequentially."""
+        """Rate of sequential reads."""
         return self.in_a_row / max(self.in_a_row_s, 1e-9)
 
     @property
     def samples_per_s(self) -> float:
-        """One by one, in one process."""
+        """Rate of random reads, one by one in one process."""
         return self.one_by_one / max(self.one_by_one_s, 1e-9)
 
 
@@ -99,9 +99,9 @@ def _first(bad: Sequence[str]) -> str:
 
 
 def _read(reader: ShardReader, world: World) -> tuple[ReadFacts, list[str]]:
-    """Reads samples; returns what was read, and a damaged sample of each shard that has one."""
+    """Reads samples; returns the results, and one damaged sample of each shard that has any."""
     shards = reader.manifest.shards
-    number = world.rank * len(shards) // world.size  # ranks start at shards that are far apart
+    number = world.rank * len(shards) // world.size  # ranks start at distant shards
     entry = shards[number]
     dropped = _forget(reader, number)
     began = time.perf_counter()
@@ -133,8 +133,8 @@ def _read(reader: ShardReader, world: World) -> tuple[ReadFacts, list[str]]:
 
 
 def _forget(reader: ShardReader, shard: int) -> bool:
-    """Asks the kernel to drop a tar from its cache: reading memory would not measure the disk. It stays if another
-    process has the file mapped."""
+    """Asks the kernel to drop a tar from its cache, because reading from memory would not measure the disk. The kernel
+    keeps the file if another process has it mapped."""
     if not is_local(reader.folder):
         return False
     handle = os.open(reader.folder / reader.manifest.shards[shard].name, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What the doctor checks: the run folder, the data and the sizes that a recipe or options name."""
+"""The inputs of the doctor: the run folder, the data and the sizes that a recipe or options state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Subject:
 
     run_folder: Path
     data: tuple[tuple[str, str], ...] = ()
-    """Each a setting or option, and the folder or URL that it names."""
+    """Pairs of a setting or option and the folder or URL that it names."""
     config: Config | None = None
     """The recipe; None without one."""
 
@@ -49,7 +49,7 @@ class Sizes:
     trained: int
     """Trained parameters of the student."""
     checkpoint_bytes: int
-    """Of one complete checkpoint, over all ranks."""
+    """Size of one complete checkpoint, over all ranks."""
 
     @property
     def gradient_bytes(self) -> int:
@@ -90,7 +90,7 @@ def _embedding_width(config: Config) -> int | None:
 
 
 def known_sizes(config: Config | None) -> Sizes | None:
-    """As `sizes_of`; None without a recipe, or without torch and timm."""
+    """Like `sizes_of`; None without a recipe, or without torch and timm."""
     if config is None:
         return None
     try:
@@ -107,14 +107,14 @@ class LoaderNeeds:
     shared_bytes: int
     """Bytes of views that the rank and its loader processes share: anonymous memory, not /dev/shm."""
     index_bytes: int
-    """Most bytes of index rows in each loader process."""
+    """Largest number of bytes of index rows in each loader process."""
     handover_bytes: int
     """Bytes of views that pass through /dev/shm if no shared buffer is free: one micro-batch per loader process."""
     data_sets: int
 
     @classmethod
     def of(cls, config: Config, ranks: int) -> "LoaderNeeds":
-        """By a run's settings."""
+        """Computes the memory from a run's settings."""
         shared, index = estimate_loader_bytes(config, ranks)
         views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2
         return cls(

@@ -1,4 +1,4 @@
-"""Versions of packages: within this package's bounds, and the same on all ranks."""
+"""Checks that package versions are within this package's bounds and equal on all ranks."""
 
 import platform
 import re
@@ -17,7 +17,7 @@ from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findi
 WHAT = "versions"
 PACKAGE = "uniemox-dist"
 SHOWN = ("python", PACKAGE, "torch", "deepspeed", "cuda", "nccl")
-"""Packages that the line names; all others are compared too."""
+"""Packages that the finding names; the others are compared too."""
 REMEDY = "use one environment on all nodes: the same container, or a virtual environment on a shared disk"
 
 
@@ -27,7 +27,7 @@ class Bound:
 
     name: str
     specifier: str
-    """As in `>=2.11`."""
+    """The version bound, such as `>=2.11`."""
     extra: str
     """The extra that requires it; empty for the base install."""
 
@@ -37,9 +37,10 @@ class VersionFacts:
     """The packages that a rank has installed."""
 
     versions: dict[str, str | None]
-    """By package; None if it is missing. Also python, and the cuda and nccl that torch was built with."""
+    """Version by package; None if it is missing. Includes python, and the cuda and nccl versions that torch was built
+    with."""
     bounds: tuple[Bound, ...]
-    """Empty if this package runs without being installed, since its metadata state the bounds."""
+    """Bounds of packages. Empty if this package is not installed, because its metadata state them."""
 
 
 def bounds_of(requirements: Iterable[str], python: str | None, extras: Sequence[str]) -> tuple[Bound, ...]:
@@ -57,9 +58,9 @@ def bounds_of(requirements: Iterable[str], python: str | None, extras: Sequence[
 
 
 def measure(*, training: bool) -> VersionFacts:
-    """Reads the metadata of installed packages; imports none of them, but asks torch if it is imported already.
+    """Reads the metadata of installed packages without importing them; queries torch if it is imported already.
 
-    `training` also asks for what only training needs.
+    With `training`, the packages that only training needs are included.
     """
     try:
         own = metadata.metadata(PACKAGE)

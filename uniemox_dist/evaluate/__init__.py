@@ -1,1 +1,1 @@
-"""Measuring a release on held-out pictures, always beside trivial baselines. Loads without deepspeed."""
+"""Evaluation of a release on held-out pictures, always beside trivial baselines. Needs no deepspeed."""

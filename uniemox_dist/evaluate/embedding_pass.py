@@ -30,7 +30,7 @@ class Split:
     labels: list[str | None]
     captions: list[list[str]]
     groups: list[str]
-    """Samples of one group are look-alikes: they are resampled together, and lie in one fold."""
+    """The group of look-alikes of each sample. Samples of one group are resampled together and are in one fold."""
     attributes: list[dict[str, Any]]
     rows: Rows
 
@@ -85,8 +85,8 @@ def embed_splits(
     """Embeds each split, with a progress bar over all of them.
 
     Args:
-        embed: gives the rows of one batch of a role.
-        group_by: attribute that names a sample's group; samples without it, or without `group_by`, are a group each.
+        embed: returns the rows of one batch of a role.
+        group_by: attribute that names a sample's group. Each sample without it is its own group.
         workers: processes that decode pictures.
     """
     found: dict[str, Split] = {}

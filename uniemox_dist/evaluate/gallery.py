@@ -1,4 +1,4 @@
-"""`uniemox evaluate gallery`: held-out pictures for a run's report, as a release sees them.
+"""`uniemox evaluate gallery`: shows in a run's report what a release computes for held-out pictures.
 
 One JSON holds the pictures, a map of their features, nearest neighbours, right and wrong zero-shot answers, and the
 attention of the class token.
@@ -28,9 +28,9 @@ from uniemox_dist.release.format import read_release
 FORMAT, FORMAT_VERSION = "uniemox-gallery", 1
 MOST_PICTURES = 400
 QUERIES, NEIGHBOURS = 10, 6
-"""Pictures whose neighbours are listed, and neighbours of each."""
+"""Number of pictures whose neighbours are listed, and of neighbours of each."""
 ANSWERS = 8
-"""Right and wrong answers that are listed, each."""
+"""Number of right and of wrong answers that are listed, each."""
 ATTENTION_PICTURES = 6
 THUMBNAIL_PX, ATTENTION_PX = 64, 128
 BATCH = 64
@@ -42,7 +42,7 @@ def gallery(
     """Describes up to 400 pictures of a data set, spread evenly over it.
 
     Raises:
-        UserError: as `ReleaseSubject`, or if the data are missing.
+        UserError: like `ReleaseSubject`, or if the data are missing.
     """
     reader = ShardReader.from_folder(data, "DATA")
     with_teacher = read_release(release)["teacher"] is not None
@@ -100,7 +100,7 @@ def gallery(
 
 
 def projected(features_nD: np.ndarray) -> np.ndarray:
-    """The first two principal components of unit rows, each brought to 0…1: n×2."""
+    """The first two principal components of unit rows, each scaled to 0…1: n×2."""
     rows = unit(features_nD)
     centred = rows - rows.mean(0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)

@@ -31,7 +31,7 @@ class Row:
 
 
 class Bootstrap:
-    """Intervals over a fixed set of samples. All intervals of one instance see the same draws.
+    """Intervals over a fixed set of samples. All intervals of one instance use the same draws.
 
     Only the counts of one resample are in memory at a time, so that test splits may be large.
     """

@@ -20,7 +20,7 @@ from uniemox_dist.teacher.model import Teacher
 LEARNING = ("knn", "probe")
 """Tasks that learn from a training split."""
 MOST_NUMBERS = 20
-"""Classes up to which the cells of a confusion matrix hold their counts."""
+"""Largest number of classes for which the cells of a confusion matrix show their counts."""
 
 
 def parse_baselines(text: str) -> tuple[str, ...]:
@@ -50,14 +50,16 @@ def measure(
     device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Runs one task on a release, or (k-NN and probe) on an encoder `timm:NAME=FILE`. Returns what `--json` writes.
+    """Runs one task on a release, or (k-NN and probe) on an encoder `timm:NAME=FILE`. Returns the result that `--json`
+    writes.
 
     Args:
-        splits: folder of each role (train, val, test); None for the role's own name, of val for none.
-        labels: classes of zero-shot; those of the test split without it.
+        splits: folder of each role (train, val, test). None means the folder of that name; for val it means no
+        validation split.
+        labels: classes of zero-shot; by default those of the test split.
 
     Raises:
-        UserError: if release, splits, baselines or labels do not fit.
+        UserError: if the release, splits, baselines or labels do not suit the task.
     """
     learns = task in LEARNING
     readers = open_splits(data, splits, ("train", "val", "test") if learns else ("test",))

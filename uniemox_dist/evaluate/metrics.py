@@ -110,10 +110,10 @@ def single_label(
 def multi_label(
     answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequence[str], dimensions: Sequence[str]
 ) -> dict[str, Any]:
-    """Average precision of each category and their mean (mAP, over categories that occur); mean absolute error and
-    Pearson's correlation of each dimension, over samples where it is known (not NaN).
+    """Returns the average precision of each category and their mean (mAP, over categories that occur), and the mean
+    absolute error and Pearson's correlation of each dimension, over samples where it is known (not NaN).
 
-    Columns of both arrays are the categories and then the dimensions, these on the scale of the data.
+    The columns of both arrays are the categories followed by the dimensions, on the scale of the data.
     """
     first = len(labels)
     rows: list[dict[str, Any]] = [
@@ -170,7 +170,8 @@ def _mean_of_known(values: Sequence[float | None]) -> float | None:
 def distinct_captions(
     captions: Sequence[Sequence[str]],
 ) -> tuple[list[str], list[list[int]], list[list[int]]]:
-    """All different captions, sorted; the numbers of those that belong to each picture; and the pictures of each."""
+    """Returns all distinct captions, sorted; the indices of each picture's captions; and the pictures of each
+    caption."""
     texts = sorted({text for own in captions for text in own})
     number = {text: i for i, text in enumerate(texts)}
     of_pictures = [[number[text] for text in own] for own in captions]
@@ -184,12 +185,13 @@ def distinct_captions(
 def retrieval_ranks(
     queries_QE: np.ndarray, answers_AE: np.ndarray, own: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """The rank, from 0, of each query's best own answer among the answers that are not its own.
+    """Returns, for each query, the rank (from 0) of its best right answer among the wrong answers.
 
-    Of other answers with equal similarity half count before it, so that a constant vector does not win by order.
+    Half of the wrong answers with equal similarity count as before it, so that a constant vector does not win by
+    order.
 
     Args:
-        own: for each query the numbers of the answers that are right.
+        own: for each query the indices of the right answers.
     """
     ranks = np.empty(len(queries_QE))
     for start in range(0, len(queries_QE), CHUNK):

@@ -1,6 +1,6 @@
-"""What is learned on frozen features: k nearest neighbours, logistic regression and ridge regression.
+"""Models that learn from frozen features: k nearest neighbours, logistic regression and ridge regression.
 
-Hyperparameters are chosen by cross-validation on training data alone; look-alikes stay in one fold.
+Hyperparameters are chosen by cross-validation on training data only; look-alikes stay in one fold.
 
 Shape legend: n training samples, m new samples, D width of features, C classes, E width of a target.
 """
@@ -19,17 +19,18 @@ from uniemox_dist.evaluate.metrics import unit
 FOLDS = 5
 KS = (1, 3, 5, 10, 20, 50, 100, 200)
 PENALTIES = tuple(10.0**power for power in range(1, -7, -1))
-"""Strongest first: of penalties that score equally the strongest is chosen."""
+"""Strongest first: of penalties with equal scores the strongest is chosen."""
 ALPHAS = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 """Strengths of ridge regression, per hundred samples."""
 TEMPERATURE = 0.07
-"""Of the neighbours' weights, as in Wu et al. 2018 and DINO (Caron et al. 2021)."""
+"""Temperature of the neighbours' weights, as in Wu et al. 2018 and DINO (Caron et al. 2021)."""
 CHUNK = 1024
 MAX_ITERATIONS, GRADIENT_TOLERANCE = 200, 1e-5
-"""Where logistic regression stops; scikit-learn's defaults are 100 and 1e-4."""
+"""Stopping criteria of logistic regression; scikit-learn's defaults are 100 and 1e-4."""
 
 Classifier = Callable[[np.ndarray, np.ndarray, int, np.ndarray, Sequence[float]], dict[float, np.ndarray]]
-"""From training features n×D, classes n, their number C, new features m×D and hyperparameters to m answers for each."""
+"""A function of training features n×D, classes n, the number of classes C, new features m×D and hyperparameters.
+Returns m answers for each hyperparameter."""
 
 
 def folds(groups: Sequence[str], count: int = FOLDS) -> np.ndarray:
@@ -48,11 +49,12 @@ def cross_validate(
     classify: Classifier,
     values: Sequence[float],
 ) -> dict[float, float]:
-    """The accuracy of each hyperparameter over all samples, each answered by a classifier that did not learn from its
-    fold. Hyperparameters that do not suit every fold (k beyond its samples) are left out.
+    """Returns the accuracy of each hyperparameter over all samples. Each sample is answered by a classifier that did
+    not learn from its fold. Hyperparameters that do not suit every fold (k larger than its number of samples) are left
+    out.
 
     Raises:
-        UserError: if all samples are of one group, so that nothing can be held out.
+        UserError: if all samples are in one group, so that none can be held out.
     """
     fold_n = folds(groups)
     if len(np.unique(fold_n)) < 2:
@@ -128,7 +130,7 @@ def _minimise(
     weight_KC: np.ndarray,
     bias_C: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and biases of the smallest loss, from given ones. L-BFGS sees weights in units of `unit_K`."""
+    """Minimises the loss from given weights and biases. L-BFGS works on weights in units of `unit_K`."""
     n, shape = len(z_nK), weight_KC.shape
     truth_nC = np.eye(len(bias_C))[target_n]
 

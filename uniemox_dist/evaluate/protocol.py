@@ -1,4 +1,4 @@
-"""`uniemox evaluate protocol`: a student beside its untrained self, its teacher and trivial baselines.
+"""`uniemox evaluate protocol`: compares a student with an untrained one, its teacher and trivial baselines.
 
 Primary metrics are the masked error, caption retrieval in the teacher's text space, and the cosine to the teacher. A
 linear probe on labels is secondary. Valence is an illustration.
@@ -38,7 +38,7 @@ TITLES = {RELEASE: STUDENT, HISTOGRAM: "colour histogram", PIXELS: "24x24 pixels
 """Names of rows in the protocol's table where they differ from the tasks'."""
 TOP = 10
 MIN_VALENCE = 10
-"""Samples with a valence, on both splits, below which there is no such metric."""
+"""Smallest number of samples with a valence, in each split, for the valence metric."""
 
 
 @dataclass
@@ -48,13 +48,13 @@ class Metric:
     name: str
     title: str
     better: str
-    """higher or lower."""
+    """Which values are better: higher or lower."""
     primary: bool
     note: str
     scores: dict[str, np.ndarray]
     clusters: list[str]
     statistic: Callable[[np.ndarray, np.ndarray], float] | None = None
-    """Of scores and sample numbers, where the value is not the mean."""
+    """A function of scores and sample numbers, if the value is not the mean of the scores."""
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further entries of a row."""
 
@@ -69,7 +69,8 @@ class Metric:
         return bootstrap.statistic(lambda drawn: value(scores, drawn))
 
     def gain(self, bootstrap: Bootstrap, scores: np.ndarray) -> tuple[float, float]:
-        """The 95 % interval of how much better the student is than a row, paired by sample."""
+        """The 95 % interval of the difference between the student and a row, positive if the student is better; paired
+        by sample."""
         sign = 1 if self.better == "higher" else -1
         student = self.scores[STUDENT]
         if (value := self.statistic) is None:
@@ -89,7 +90,7 @@ def run(
     device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Measures a release; returns what evaluation.json holds.
+    """Measures a release; returns the content of evaluation.json.
 
     Args:
         splits: folders of `train`, which baselines and probes learn from, and `test` below DATA.
@@ -98,7 +99,7 @@ def run(
         workers: processes that decode pictures.
 
     Raises:
-        UserError: for a release without a teacher, another teacher than it was trained with, or missing data.
+        UserError: for a release without a teacher, a teacher other than that of its training, or missing data.
     """
     if read_release(release)["teacher"] is None:
         raise UserError(
@@ -129,7 +130,8 @@ def run(
 
 
 def measure(train: Split, test: Split, teacher: Teacher, valence: str, mask_ratio: float) -> list[Metric]:
-    """The metrics that this student and these splits allow. `valence` names the attribute that holds one."""
+    """Returns the metrics that this student and these splits allow. `valence` names the attribute with a sample's
+    valence."""
     metrics = [
         _masked_mse(test, mask_ratio),
         _retrieval(train, test, teacher),
@@ -141,12 +143,12 @@ def measure(train: Split, test: Split, teacher: Teacher, valence: str, mask_rati
 
 
 def summarise(metrics: list[Metric]) -> dict[str, Any]:
-    """The table and the verdict, as they go into evaluation.json."""
+    """The table and the verdict as the content of evaluation.json."""
     return {"metrics": [_table(metric) for metric in metrics], "verdict": _verdict(metrics)}
 
 
 def scores_of(metrics: list[Metric]) -> list[dict[str, Any]]:
-    """The scores behind the table, of every metric that is a mean of them."""
+    """The scores behind the table, for every metric that is a mean of scores."""
     return [
         {
             "name": metric.name,
@@ -194,8 +196,8 @@ def _masked_mse(test: Split, mask_ratio: float) -> Metric:
 
 
 def _retrieval(train: Split, test: Split, teacher: Teacher) -> Metric:
-    """Of pictures with captions: whether any own caption is among the 10 nearest. Trivial rows are mapped to the
-    training split's first captions."""
+    """Scores, for each picture with captions, whether one of its captions is among the 10 nearest. Trivial rows are
+    mapped to the first captions of the training split."""
     known = [i for i, own in enumerate(train.captions) if own]
     held = [i for i, own in enumerate(test.captions) if own]
     texts, of_pictures, _ = distinct_captions([test.captions[i] for i in held])
@@ -228,8 +230,8 @@ def _teacher_cosine(train: Split, test: Split) -> Metric:
 
 
 def _linear_probe(train: Split, test: Split) -> Metric:
-    """The probe of `uniemox evaluate probe`, over the labelled samples of both splits; a label that the training split
-    lacks is never answered."""
+    """Runs the probe of `uniemox evaluate probe` on the labelled samples of both splits. A label that the training
+    split lacks is never answered."""
     known = [i for i, label in enumerate(train.labels) if label is not None]
     held = [i for i, label in enumerate(test.labels) if label is not None]
     labels, groups = [str(train.labels[i]) for i in known], [train.groups[i] for i in known]
@@ -297,7 +299,7 @@ def _table(metric: Metric) -> dict[str, Any]:
 
 
 def _verdict(metrics: list[Metric]) -> list[str]:
-    """One sentence per metric, by the 95 % interval of the paired differences, and one over all of them."""
+    """Returns one sentence per metric, by the 95 % intervals of the paired differences, and one that sums them up."""
     sentences, not_won = [], []
     for metric in metrics:
         if STUDENT not in metric.scores:

@@ -23,7 +23,7 @@ def masked_errors(
 ) -> dict[str, np.ndarray]:
     """Mean squared error over the masked pixels of each picture, B per row; pixels and predictions in 0…1.
 
-    Masks depend on the number of the sample alone: all rows see the same ones, whatever the size of batches.
+    Masks depend only on the number of the sample, so they are the same for all rows and any batch size.
     """
     device = next(next(iter(students.values())).parameters()).device
     scene_B3HW = batch.scene_B3HW.to(device)
@@ -60,7 +60,8 @@ def _trivial_errors(scene_3HW: Tensor, student: Student, order_N: Tensor) -> tup
 def interpolate(patches_NP: np.ndarray, visible_V: np.ndarray, side: int, patch: int) -> np.ndarray:
     """The picture interpolated linearly from the mean colours of its visible patches, H×W×3 in 0…1.
 
-    The means lie at patch centres. Pixels inside their Delaunay triangulation are interpolated; pixels outside of it
+    The mean colours are placed at patch centres. Pixels inside their Delaunay triangulation are interpolated; pixels
+    outside of it
     take the mean of the nearest visible patch.
 
     Args:

@@ -1,4 +1,5 @@
-"""What is evaluated: a release beside its baselines, or any encoder of timm's. Both turn batches of pictures into rows.
+"""The models to evaluate: a release with its baselines, or any encoder of timm. Both turn batches of pictures into
+rows.
 
 Shape legend: B pictures, D width of features, E width of the teacher's space.
 """
@@ -37,10 +38,10 @@ Measured = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of some samples, by row: of a batch, or of a whole split."""
+    """The values of some samples (a batch or a whole split), by row of the table."""
 
     features: Measured = field(default_factory=dict)
-    """n×D: class tokens of students, and what the other baselines have in their place."""
+    """n×D: class tokens of students, and the corresponding features of the other baselines."""
     in_space: Measured = field(default_factory=dict)
     """n×E unit rows in the teacher's space."""
     masked_errors: Measured = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Rows:
 
 
 def join(parts: Iterable[Rows]) -> Rows:
-    """The rows of consecutive batches as those of one split."""
+    """Joins the rows of consecutive batches."""
     every = list(parts)
 
     def joined(kind: Callable[[Rows], Measured]) -> Measured:
@@ -62,7 +63,7 @@ def join(parts: Iterable[Rows]) -> Rows:
 
 
 class ReleaseSubject:
-    """A release and the baselines that are asked for."""
+    """A release and the requested baselines."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class ReleaseSubject:
         """Opens a release, and its teacher if it is a baseline or `with_teacher` is set.
 
         Raises:
-            UserError: if the folder is no release, a file was altered, or the teacher is missing or another one.
+            UserError: if the folder is not a release, a file was altered, or the teacher is missing or not the
+            release's.
         """
         self.release, self.device, self.baselines = release, torch.device(device), baselines
         self.facts = read_release(release, verify=True)
@@ -113,12 +115,12 @@ class ReleaseSubject:
     def embed(
         self, batch: EvaluationBatch, *, features: bool = True, in_space: bool = False, masked: bool = False
     ) -> Rows:
-        """The wanted rows of one batch; every model sees it once.
+        """Computes the requested rows of one batch. Every model reads the batch once.
 
         Args:
-            features: of all rows.
-            in_space: of students and teacher.
-            masked: errors of reconstruction, of students with a decoder and of trivial fillings.
+            features: features of all rows.
+            in_space: vectors of students and teacher in the teacher's space.
+            masked: errors of reconstruction by students with a decoder and by trivial fillings.
         """
         in_features: dict[str, np.ndarray] = {}
         fused: dict[str, np.ndarray] = {}
@@ -153,13 +155,13 @@ class ReleaseSubject:
 
     def _untrained(self) -> Student:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.run.seed)  # the weights that a run without init_from starts with
+            torch.manual_seed(self.config.run.seed)  # the initial weights of a run without init_from
             fresh = Student(self.config.model, self.config.loss, self.facts["embedding_width"])
         return fresh.eval().to(self.device)
 
 
 class TimmSubject:
-    """`timm:NAME=FILE`: an architecture of timm's with the weights of a safetensors file. It has features only."""
+    """`timm:NAME=FILE`: an architecture of timm with the weights of a safetensors file. It has only features."""
 
     def __init__(self, text: str, baselines: tuple[str, ...] = (), *, device: str = "cpu") -> None:
         """Builds the model.
@@ -190,7 +192,7 @@ class TimmSubject:
 
     @torch.no_grad()
     def embed(self, batch: EvaluationBatch) -> Rows:
-        """Features of one batch: what timm's model gives before its head."""
+        """Features of one batch: the output of timm's model before its head."""
         pixels = normalise(batch.scene_B3HW.to(self.device), self.mean, self.std, torch.float32)
         features = self.model(pixels).float().cpu().numpy()
         return Rows({RELEASE: features, **pixel_rows(batch, self.baselines)})
@@ -207,7 +209,7 @@ def embed_views(
 
 
 def pixel_rows(batch: EvaluationBatch, baselines: Iterable[str]) -> dict[str, np.ndarray]:
-    """The features of baselines that read pixels only."""
+    """Features of the baselines that use only pixels."""
     functions = {HISTOGRAM: colour_histogram, PIXELS: small_pixels}
     pictures_BHW3 = batch.scene_B3HW.permute(0, 2, 3, 1).numpy()
     return {

@@ -1,7 +1,7 @@
 """The four tasks on embedded splits: k-NN, linear probe, zero-shot, retrieval. Each has rows with intervals.
 
 k and the penalty are chosen by cross-validation on the training split, or on a validation split that the caller names.
-The test split serves only to measure.
+The test split is only used for the measurement.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def probe(train: Split, val: Split | None, test: Split) -> dict[str, Any]:
 def zeroshot(
     test: Split, teacher: Teacher, names: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> dict[str, Any]:
-    """Pictures against texts made of the labels; nothing is learned from the data.
+    """Classifies pictures by texts made of the labels; nothing is learned from the data.
 
     Raises:
         UserError: for samples without a label, labels that `names` lacks, or names and templates that do not fit.
@@ -96,7 +96,7 @@ def label_vectors(
 
 
 def nearest_texts(vectors_nE: np.ndarray, texts_CE: np.ndarray) -> np.ndarray:
-    """The number of the text that is nearest to each vector by cosine, n."""
+    """The index of the text nearest to each vector by cosine, n."""
     found: np.ndarray = (unit(vectors_nE) @ unit(texts_CE).T).argmax(1)
     return found
 
@@ -126,7 +126,7 @@ def retrieval(test: Split, teacher: Teacher) -> dict[str, Any]:
         raise UserError(f"DATA={test.path}: all captions are the same text; there is nothing to retrieve")
     texts_TE = embed_texts(teacher, texts)
     bootstrap = Bootstrap(test.groups)
-    # A text is resampled with the look-alikes of its first picture.
+    # A text is resampled together with the look-alikes of its first picture.
     text_bootstrap = Bootstrap([test.groups[pictures[0]] for pictures in of_texts])
     rows = {
         row: {
