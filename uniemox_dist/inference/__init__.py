@@ -1,1 +1,1 @@
-"""Using a release: embed, predict and reconstruct pictures. Needs neither DeepSpeed nor webdataset."""
+"""Inference with a release: embeds, classifies and reconstructs pictures. Needs neither DeepSpeed nor webdataset."""

@@ -41,7 +41,7 @@ from uniemox_dist.release.load import load_uniemox
 SPACES = ("encoder", "fused")
 SETTINGS = "settings.json"
 PART_S = 60.0
-"""Seconds between parts: the work that a kill can lose."""
+"""Seconds between parts, which is the most work that a kill can lose."""
 GROUP_ROWS = 4096
 METADATA = b"uniemox"
 
@@ -132,7 +132,7 @@ def vectors(model: UniEmoX, some: Batch, space: str) -> np.ndarray:
     if space == "encoder":
         found = model.encode(scene)
     else:
-        alone = torch.equal(some.person_B3HW, some.scene_B3HW)  # no person in the batch: one pass is enough
+        alone = torch.equal(some.person_B3HW, some.scene_B3HW)  # without persons one pass is enough
         found = model.embed_views(scene, scene if alone else some.person_B3HW.to(model.device))
     rows: np.ndarray = found.float().cpu().numpy()
     return rows

@@ -41,11 +41,11 @@ class Batch:
     person_B3HW: Tensor
     """The person's crop; the whole picture if no person is known."""
     errors: tuple[str | None, ...]
-    """Why a picture could not be read."""
+    """The reason for each picture that could not be read."""
 
 
 class Pictures:
-    """The pictures of an input by number; cheap to send to worker processes."""
+    """The pictures of an input by number. Cheap to pickle for worker processes."""
 
     def __init__(self, source: str, layout: str | None = None) -> None:
         """Lists an input.
@@ -160,7 +160,7 @@ def batches(
     dataset = PictureBatches(pictures, settings, batch, range(first, len(pictures)))
     context = "fork" if workers else None
     with warnings.catch_warnings():
-        # Torch warns of more processes than cores; workers that wait for storage may be more.
+        # Torch warns if there are more processes than cores, but workers that wait for storage may be more.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
             dataset,

@@ -34,7 +34,7 @@ TEXTS_FORMAT = "uniemox-texts"
 
 @dataclass(frozen=True)
 class LabelTexts:
-    """Labels with their vectors in a teacher's space: with them, zero-shot prediction needs no teacher."""
+    """Labels with their vectors in a teacher's space, with which zero-shot prediction needs no teacher."""
 
     labels: tuple[str, ...]
     vectors_CE: np.ndarray
@@ -44,17 +44,17 @@ class LabelTexts:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to a batch of pictures."""
+    """The predictions for a batch of pictures."""
 
     probabilities_BL: np.ndarray
-    """Of each label."""
+    """Probability of each label."""
     dimensions_BV: np.ndarray | None = None
     """Valence, arousal and dominance, on 1 to 10, of a classifier that estimates them."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that turns batches of views into answers."""
+    """A model that makes predictions for batches of views."""
 
     labels: tuple[str, ...]
     settings: ViewSettings
@@ -159,7 +159,8 @@ def as_json(line: dict[str, Any], top: int | None) -> str:
 
 
 def as_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
-    """One line of CSV: picture, label, a column for each label and dimension, error. Without a line, the header."""
+    """Formats a line of CSV: picture, label, a column for each label and dimension, error. Without a line, returns the
+    header."""
     labels, dimensions = predictor.labels, predictor.dimensions
     out = io.StringIO()
     if line is None:
@@ -202,7 +203,7 @@ def save_texts(texts: LabelTexts, path: Path) -> None:
 
 
 def load_texts(path: Path) -> LabelTexts:
-    """Reads what `save_texts` wrote.
+    """Reads a file that `save_texts` wrote.
 
     Raises:
         UserError: if the file is missing or holds something else.

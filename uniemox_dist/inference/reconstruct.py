@@ -46,7 +46,7 @@ def reconstruct(
     """Writes a PNG with a row of three tiles per picture. Returns their number, and the errors of other pictures.
 
     Args:
-        mask_ratio: share of masked patches; by default that of training.
+        mask_ratio: share of masked patches; the default is that of the training.
 
     Raises:
         UserError: if the release has no decoder, or none of the pictures can be read.

@@ -22,7 +22,7 @@ from uniemox_dist.models.patches import normalise, sincos_positions
 LOWEST, HIGHEST = 1.0, 10.0
 """Range of EMOTIC's valence, arousal and dominance; the network estimates them in the range -1 to 1."""
 TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
-"""timm's names by width for models without model.name. All that matters is stated as arguments."""
+"""timm's names by width for models without model.name. All relevant settings are passed as arguments."""
 
 
 @dataclass(frozen=True)

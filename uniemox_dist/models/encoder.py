@@ -20,7 +20,7 @@ from uniemox_dist.models.patches import select_patches, sincos_positions
 
 
 def encoder_arguments(model: ModelConfig) -> dict[str, Any]:
-    """Returns timm's arguments for an encoder. All that matter are stated, because timm has other defaults.
+    """Returns timm's arguments for an encoder. It states all relevant ones, because timm has other defaults.
 
     With model.name, the rest of the architecture comes from that name; without it, the encoder is a plain ViT.
     """

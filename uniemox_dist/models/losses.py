@@ -28,11 +28,11 @@ class LossInputs:
     texts_GE: Tensor | None = None
     """Λ, the teacher's embeddings of the captions of the step; unit rows."""
     logit_scale: float = 100.0
-    """The teacher's."""
+    """The teacher's logit scale."""
     predicted_BMP: Tensor | None = None
     """The decoder's pixels of the masked patches."""
     target_BMP: Tensor | None = None
-    """The true ones, as `reconstruction_targets` returns them."""
+    """The true pixels of the masked patches, as `reconstruction_targets` returns them."""
 
 
 def relation_loss(

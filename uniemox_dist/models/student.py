@@ -24,9 +24,9 @@ class Views:
     """The student's input for a micro-batch."""
 
     scene_B3HW: Tensor
-    """uint8."""
+    """uint8 scene views."""
     person_B3HW: Tensor | None
-    """uint8; None without a person branch."""
+    """uint8 person views; None without a person branch."""
     scene_order_BN: Tensor
     """Order of the scene's patches: the first V are visible, the others masked."""
     person_order_BN: Tensor | None
@@ -41,7 +41,7 @@ class Targets:
     texts_GE: Tensor | None = None
     """Λ, embeddings of all captions of the step, unit rows."""
     logit_scale: float = 100.0
-    """The teacher's."""
+    """The teacher's logit scale."""
     loss_weights: Mapping[str, float] | None = None
     """Weight of every loss by name in this step; None uses the configuration's. Python numbers, because a tensor would
     have to be copied to the device first."""

@@ -48,7 +48,7 @@ WEIGHTS, HEAD, FACTS = "model.safetensors", "uniemox.safetensors", "uniemox.json
 def write_classifier(
     out: Path, checkpoint: Checkpoint, config: FinetuneRun, outputs: Outputs, metrics: dict[str, Any]
 ) -> None:
-    """Writes the weights of a checkpoint to `out`. A folder that is there already is replaced as a whole."""
+    """Writes the weights of a checkpoint to `out`. Replaces an existing folder as a whole."""
     classifier = Classifier(config.model, outputs)
     reader = FragmentReader(checkpoint)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def read_classifier(folder: str | Path) -> tuple[FinetuneRun, Outputs, dict[str,
     """The settings, outputs and further facts of a fine-tuned classifier.
 
     Raises:
-        UserError: if the folder holds no classifier, or one of a newer format.
+        UserError: if the folder contains no classifier, or one of a newer format.
     """
     path = Path(folder) / FACTS
     if not path.is_file() or (facts := read_json(path)).get("format") != CLASSIFIER:
@@ -143,11 +143,11 @@ def read_classifier(folder: str | Path) -> tuple[FinetuneRun, Outputs, dict[str,
 
 
 def load_classifier(folder: str | Path) -> Classifier:
-    """A fine-tuned classifier with its person branch, in eval mode on the CPU. It takes uint8 views and returns logits
-    of `outputs.labels`, then valence, arousal and dominance on 1 to 10.
+    """Loads a fine-tuned classifier with its person branch, in eval mode on the CPU. It takes uint8 views and returns
+    logits of `outputs.labels`, followed by valence, arousal and dominance on 1 to 10.
 
     Raises:
-        UserError: as `read_classifier`.
+        UserError: like `read_classifier`.
     """
     config, outputs, _ = read_classifier(folder)
     classifier = Classifier(config.model, outputs)

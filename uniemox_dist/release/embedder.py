@@ -1,4 +1,4 @@
-"""A release that takes pictures.
+"""A release whose methods take pictures.
 
 Shape legend: B pictures, D encoder width, E width of the teacher's space.
 """
@@ -62,7 +62,7 @@ class UniEmoX:
     @torch.no_grad()
     def embed(self, scene: Pictures, persons: Sequence[PersonBox | None] | None = None) -> Tensor:
         """The fused vectors γ, B×E float32 with rows of length 1. Their products with the teacher's unit text
-        embeddings stand for the similarities of the teacher's own picture embeddings.
+        embeddings approximate the similarities of the teacher's own picture embeddings.
 
         Args:
             scene: a picture, pictures, or uint8 B×3×H×W.
@@ -76,8 +76,8 @@ class UniEmoX:
 
     @torch.no_grad()
     def embed_views(self, scenes_B3HW: Tensor, persons_B3HW: Tensor) -> Tensor:
-        """`embed` of views that are cut and resized already (uint8, on the device); where both are the same tensor the
-        encoder looks at it once."""
+        """Like `embed`, for views that are already cropped and resized (uint8, on the device). If both are the same
+        tensor, the encoder reads it once."""
         if not self.has_space:
             raise UserError(
                 f"RELEASE: {self.facts['run']} was trained without a teacher: there is no fused space; use encode()"

@@ -1,7 +1,7 @@
 """`uniemox release`: writes a run's sharded checkpoint as a folder that timm loads directly.
 
     OUT/model.safetensors    the encoder, in timm's names      OUT/config.json     timm's local-dir configuration
-    OUT/uniemox.safetensors  projection, fusion and decoder    OUT/uniemox.json    what it is and where it comes from
+    OUT/uniemox.safetensors  projection, fusion and decoder    OUT/uniemox.json    description and origin
     OUT/README.md            the model card                    OUT/SHA256SUMS      of all other files
     OUT/training_curves.png  of runs with metrics              OUT/encoder.onnx    on request
 

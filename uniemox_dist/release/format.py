@@ -68,7 +68,8 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
 def altered(folder: Path) -> Iterator[tuple[str, str]]:
     """Yields the files of a release that differ from SHA256SUMS, with the problem of each; and SHA256SUMS itself if it
     is damaged, or does not list a file that programs read."""
-    # Every byte counts: whatever else breaks a line for Python (\v, \x1c, …) is damage here.
+    # Only
+    # ends a line; other line breaks of Python's splitlines (\v, \x1c, …) count as damage.
     lines = (folder / SUMS).read_bytes().decode("utf-8", "backslashreplace").split("\n")
     named = set()
     for line in lines[:-1] if not lines[-1] else lines:

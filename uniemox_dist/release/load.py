@@ -28,15 +28,15 @@ DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erf
 
 
 class Undrawn(TorchFunctionMode):
-    """Modules built inside skip the random initialisation of weights, which takes most of the time and is overwritten
-    by the loaded weights."""
+    """Context manager: modules built inside skip the random initialisation of weights, which takes most of the time
+    and is overwritten by the loaded weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in DRAWS else func(*args, **(kwargs or {}))
 
 
 def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, Preprocess]:
-    """The released encoder and its preprocessing.
+    """Loads the released encoder and its preprocessing.
 
     The encoder is a timm VisionTransformer in eval mode: B×3×size×size normalised pixels to B×D class tokens.
     The preprocessing takes a PIL picture (turned as its EXIF says, transparency on white) to 3×size×size.
@@ -71,8 +71,8 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
 
 
 def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.device = "cpu") -> UniEmoX:
-    """A release that takes pictures: `.encode` returns the encoder's features, `.embed` vectors in the space of the
-    teacher's pictures and texts.
+    """Loads a release whose methods take pictures: `.encode` returns the encoder's features, `.embed` vectors in the
+    space of the teacher's pictures and texts.
 
     Args:
         path: folder of a release.
@@ -80,7 +80,7 @@ def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.
         device: name of the torch device.
 
     Raises:
-        UserError: as `load_encoder`, and for a device that is not there.
+        UserError: like `load_encoder`, and for a device that does not exist.
     """
     where = check_device(str(device), "device")
     facts = read_release(path, verify=verify)
@@ -88,7 +88,7 @@ def load_uniemox(path: str | Path, *, verify: bool = False, device: str | torch.
 
 
 def check_device(name: str, field: str = "--device") -> str:
-    """The name of a torch device that can be used; `auto` is the first GPU if there is one, else the CPU.
+    """Returns the name of an available torch device; `auto` is the first GPU if there is one, otherwise the CPU.
 
     Raises:
         UserError: if the device does not exist on this machine.
@@ -104,11 +104,11 @@ def check_device(name: str, field: str = "--device") -> str:
 
 
 def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
-    """The whole student of a release: encoder, projection, fusion and decoder, in eval mode.
+    """Loads the whole student of a release: encoder, projection, fusion and decoder, in eval mode.
 
     Raises:
-        UserError: as `load_encoder`.
-    """
+        UserError: like `load_encoder`.
+        """
     facts = read_release(path, verify=verify)
     config = Config.model_validate(facts["config"])
     with Undrawn():

@@ -26,7 +26,7 @@ from uniemox_dist.runs.history import History, Line, number
 
 SPLITS = ("train", "val", "test")
 MOST_INDEXES = 2000
-"""Index files that are searched for labels at most; larger data sets are not searched."""
+"""Largest number of index files that are searched for labels; larger data sets are not searched."""
 
 
 def facts_of(
@@ -60,12 +60,12 @@ def facts_of(
 
 
 def valid_metrics(run: RunFolder) -> list[Line]:
-    """The lines of a run's metrics that count: those of steps that were not repeated later."""
+    """The valid lines of a run's metrics: those of steps that were not repeated later."""
     return History(read_lines(run.metrics), read_lines(run.events)).lines
 
 
 def data_facts(config: Config, identity: str) -> dict[str, Any] | None:
-    """Counts, sources and labels of the training data; None if they are no longer at the paths of the run."""
+    """Counts, sources and labels of the training data; None if the data is no longer at the run's paths."""
     urls = [origin.path for origin in config.data.origins()]
     try:
         manifests = [read_manifest(url, "data.path") for url in urls]
@@ -121,7 +121,7 @@ def evaluation_of(run: RunFolder, given: Path | None, step: int) -> dict[str, An
     """The evaluation of the released step: the given file, or evaluation.json of the run.
 
     Raises:
-        UserError: if the given file is no evaluation, or that of another step.
+        UserError: if the given file is not an evaluation, or is one of another step.
     """
     path = given or run.path / "evaluation.json"
     try:

@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a released encoder, as uniemox.json and timm's config.json state it."""
+"""The preprocessing of pictures for a released encoder, in the forms of uniemox.json and timm's config.json."""
 
 from typing import Any
 
@@ -17,19 +17,19 @@ def preprocessing_facts(model: ModelConfig) -> dict[str, Any]:
 
 
 def timm_preprocessing(model: ModelConfig, num_classes: int) -> dict[str, Any]:
-    """The entries of timm's `pretrained_cfg` that we set. timm rejects keys that it does not know."""
+    """The entries of timm's `pretrained_cfg` that a release sets. timm rejects unknown keys."""
     return {
         "input_size": [3, model.image_size, model.image_size],
         "mean": list(model.mean),
         "std": list(model.std),
         "interpolation": "bicubic",
-        # The whole picture, resized to a square, as in our own evaluation.
+        # The whole picture is resized to a square, as in this project's evaluation.
         "crop_pct": 1.0,
         "crop_mode": "squash",
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "num_classes": num_classes,
-        # Not those of timm's own weights, whose configuration this one starts from.
+        # These override the values for timm's own weights, which are the defaults.
         "tag": "",
         "license": None,
     }

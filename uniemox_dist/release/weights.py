@@ -27,8 +27,8 @@ from uniemox_dist.models.student import Student
 ENCODER, REST = "model.safetensors", "uniemox.safetensors"
 PREFIX = "encoder."
 READ_SHARE, READ_BYTES = 16, 64 << 20
-"""Files are mapped into memory, and pages that were read count as memory until a file is reopened: after a sixteenth of
-the model, or this many bytes, whichever is more."""
+"""Files are mapped into memory, and pages that were read count as used memory until the file is reopened. A file is
+reopened after a sixteenth of the model or this many bytes, whichever is more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
         raise UserError(
             f"--ema: {checkpoint.folder} holds no moving average; train with optim.ema_decay=0.999, or leave --ema out"
         )
-    if not fixed:  # of an earlier version, which made them anew; or there are none
+    if not fixed:  # the checkpoint is of an early version, which recomputed them, or there are none
         config = Config.model_validate(checkpoint.info["config"])
         fixed = fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
     shapes = {name: tuple(shape) for name, shape in reader.shapes.items()}
@@ -93,7 +93,7 @@ class Renewed(Generic[T]):
         self._most = max(READ_BYTES, sum(self._of.values()) // READ_SHARE)
 
     def use(self, name: str) -> T:
-        """The open files, to read one tensor from."""
+        """Returns the open files, for reading one tensor."""
         self._bytes += self._of[name]
         if self._bytes > self._most:
             del self._opened  # closed before it is opened again

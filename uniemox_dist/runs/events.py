@@ -65,7 +65,7 @@ class Event:
     """Its name in events.jsonl."""
     lane: ClassVar[Lane | None] = None
     tone: ClassVar[str] = ""
-    """How the page colours it: good, wait, bad or not at all."""
+    """Its colour on the page: good, wait, bad or none."""
     final: ClassVar[bool] = False
     """Whether an attempt writes nothing after it."""
     between: ClassVar[bool] = False
@@ -318,7 +318,7 @@ class Straggler(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class BadSample(Event):
-    """A damaged sample was replaced; its kind is that of a fault, which it once was."""
+    """A damaged sample was replaced. Its kind is `fault`, because early versions reported it as one."""
 
     kind = "fault"
     tone = "bad"
@@ -513,7 +513,7 @@ class End(Event):
     final = True
     step: int
     reason: str | None = None
-    """Why it ended before its last step."""
+    """The reason if it ended before its last step."""
 
     @staticmethod
     def describe(facts: Facts) -> str:

@@ -1,6 +1,6 @@
 """The folder of a run: its paths, its lock, and the files that grow by lines.
 
-A full disk costs lines of events and metrics, never the run: it is reported once, and training goes on.
+On a full disk, lines of events and metrics are lost, but the run continues; the loss is reported once.
 """
 
 import errno
@@ -121,7 +121,7 @@ class RunFolder:
             file.flush()
 
     def unlock(self) -> None:
-        """Releases the run, for a process that goes on."""
+        """Releases the run, for a process that continues."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -161,7 +161,7 @@ def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]
     except FileNotFoundError:
         return []
     lines = []
-    for text in data.decode("utf-8", errors="replace").split("\n"):  # strings may contain other line ends
+    for text in data.decode("utf-8", errors="replace").split("\n"):  # strings may have other line breaks
         try:
             line = json.loads(text)
         except ValueError:
@@ -172,7 +172,7 @@ def read_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends a line to a .jsonl file; a full disk costs the line and nothing else."""
+    """Appends a line to a .jsonl file. On a full disk only this line is lost."""
     try:
         with open(path, "a+b") as file:
             text = json.dumps(line, ensure_ascii=False).encode() + b"\n"

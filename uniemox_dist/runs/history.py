@@ -18,7 +18,7 @@ from uniemox_dist.runs import events as kinds
 from uniemox_dist.runs.events import Event, Line, between_attempts, ends_attempt, of_kind
 
 KILLED = "killed (no exit message)"
-"""The end of an attempt without any event about it."""
+"""The text for the end of an attempt without an event about it."""
 LOST_CONTACT = (
     "lost contact with another rank",
     "another rank is gone",  # of versions before 0.7
@@ -60,7 +60,7 @@ def find_fault(events: Sequence[Line], death: str = "") -> str | None:
     """
     faults = [event for event in events if event.get("event") == "fault" and "error" in event]
     ending = [fault for fault in faults if ends_attempt(fault)] or faults[-1:]
-    # Of several, a fault that would only happen again is the one to report.
+    # Of several faults, one that another attempt would repeat is the one to report.
     ending.sort(key=lambda fault: fault.get("restart") is not False)
     errors = [" ".join(str(fault["error"]).split()) for fault in ending]
     seen = [" ".join(str(e["reason"]).split()) for e in of_kind(events, kinds.Restart) if e.get("reason")]
@@ -81,9 +81,9 @@ class Attempt:
     ended: float = 0.0
     last_step: int = 0
     last_kind: str = ""
-    """The kind of the event that ended it; empty if it goes on, or was killed."""
+    """The kind of the event that ended it; empty if it continues or was killed."""
     lost_steps: int = 0
-    """Steps that the next attempt repeats; at least, because only steps with a line are counted."""
+    """Steps that the next attempt repeats. This is a lower bound, because only steps with a line are counted."""
     reason: str = ""
     """The cause of its end, if it failed and one is known."""
     events: list[Line] = field(default_factory=list, repr=False, compare=False)
@@ -94,9 +94,9 @@ class Length:
     """How many steps a run has."""
 
     steps: int | None = None
-    """None if neither the configuration nor the metrics tell."""
+    """None if neither the configuration nor the metrics state it."""
     exact: bool = True
-    """False if it follows from rounded epochs."""
+    """False if it is computed from rounded epochs."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class History:
 
     @cached_property
     def last_fault(self) -> str | None:
-        """The cause of the last attempt's end; None if no event tells one."""
+        """The cause of the last attempt's end; None if no event states one."""
         events: list[Line] = []
         for event in reversed(self.events):
             # A restart belongs to the attempt before it, unless a later attempt failed before it began to train.
@@ -260,7 +260,7 @@ class History:
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were done again after a resume."""
+        """Number of steps that were repeated after a resume."""
         return sum(attempt.lost_steps for attempt in self.attempts)
 
     @property
@@ -331,7 +331,7 @@ class JobAttempts:
         return next((fault for fault in faults if fault.get("restart") is False), None)
 
     def has(self, kind: type[Event], **values: Any) -> bool:
-        """Whether the last attempt has an event of this kind with these values."""
+        """Whether the last attempt has an event of this kind with the given values."""
         return any(
             all(event.get(key) == value for key, value in values.items())
             for event in of_kind(self.last, kind)

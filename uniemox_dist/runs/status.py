@@ -1,6 +1,6 @@
-"""The state of a run, and the facts that `uniemox status` prints about it.
+"""Determines the state of a run, and the facts that `uniemox status` prints about it.
 
-Nothing is read here: events, metrics, lock, checkpoint, job and the present time are arguments.
+This module reads no files: events, metrics, lock, checkpoint, job and the present time are arguments.
 """
 
 import math
@@ -31,7 +31,7 @@ from uniemox_dist.runs.jobs import Job
 STALLED_INTERVALS, STALLED_S = 5, 60.0
 """A run is stalled after this many of its usual intervals without a line, and at least after this many seconds."""
 RECENT_LINES = 50
-"""Metrics of the last attempt that its pace is taken from."""
+"""Number of last metrics from which the pace of an attempt is computed."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def find_state_without_job(
         return State("killed", "bad", f"the launcher's restart did not begin to train; {next_step}")
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())
     if lock.held is False and not (elsewhere and silent_s <= limit_s):
-        # This host may not see the lock of another host: then new lines count more.
+        # This host may not see the lock of another host, so recent lines take precedence.
         return State(
             "killed", "bad", f"no exit message; its last line is {duration(silent_s)} old; {next_step}"
         )
@@ -207,7 +207,8 @@ def _turns(events: Sequence[Line]) -> list[Line]:
 
 
 def is_starting(events: Sequence[Line], lock: Lock) -> bool:
-    """Whether an attempt holds the lock and has not begun to train: the last lines are of the attempt before it."""
+    """Whether an attempt holds the lock and has not begun to train, so that the last lines are of the previous
+    attempt."""
     turns = _turns(events)
     return bool(lock.held and (not turns or (lock.since or 0.0) > number(turns[-1].get("time"))))
 
@@ -241,8 +242,8 @@ def stalled_after_s(config: Mapping[str, Any], lines: Sequence[Line], *, startin
 
 
 def seconds_left(history: History, length: Length) -> float | None:
-    """Seconds of work left after the newest line, at the median pace of the last attempt: an interval that was long,
-    because of a disk or a network, does not count."""
+    """Seconds of remaining work after the newest line, at the median pace of the last attempt. The median ignores
+    single long intervals, caused by a disk or a network."""
     if not length.steps:
         return None
     recent = lines_of_last_attempt(history)
@@ -259,7 +260,7 @@ def summarize(
     now: float,
     job: Job | None = None,
 ) -> dict[str, Any]:
-    """The facts that `uniemox status` prints about a run, as its JSON has them; None is unknown."""
+    """The facts that `uniemox status` prints about a run, as in its JSON; unknown ones are None."""
     length, events = history.length(config), history.events
     state = find_state(history, config, lock, saved=saved, now=now, job=job)
     line: Line = history.lines[-1] if history.lines else {}

@@ -94,7 +94,7 @@ class JobQueries:
 
     def __init__(self) -> None:
         self.remark = ""
-        """Why squeue did not answer, in one line; empty if it did, or if there was nothing to ask."""
+        """The reason why squeue did not answer, in one line; empty if it answered or there was no query."""
         self._retry_at = 0.0
 
     def ask(self, ids: Sequence[int]) -> Mapping[int, JobState] | None:
@@ -208,7 +208,7 @@ def _job_state(fields: Sequence[str]) -> JobState:
 
 
 def _progress(state: JobState) -> int:
-    """How far on a task of a job array is, for comparing tasks."""
+    """The progress of a task of a job array, for comparing tasks."""
     if state.state == "CONFIGURING":
         return 2
     return {Phase.RUNNING: 3, Phase.WAITING: 1, Phase.ENDED: 0}[phase(state.state)]

@@ -38,9 +38,9 @@ class CacheFiles(Generic[T]):
     ) -> None:
         """
         Args:
-            load: returns what to keep of an open safetensors file.
+            load: returns the object to keep for an open safetensors file.
             what: name of the cache, for error messages.
-            fix: what the user can do about a damaged file.
+            fix: advice to the user for a damaged file.
         """
         self.paths = [cache_file(reader, folder, shard) for shard in range(len(reader.manifest.shards))]
         self._load, self._what, self._fix = load, what, fix

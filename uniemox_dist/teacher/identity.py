@@ -1,4 +1,4 @@
-"""A teacher's identity and files, read without torch: where its weights lie and what its configuration states."""
+"""A teacher's identity and files, read without torch: the path of its weights and the facts in its configuration."""
 
 import difflib
 import json
@@ -76,7 +76,7 @@ def find_local_folder(config: TeacherConfig) -> Path | None:
 
 
 def read_stated_facts(config: TeacherConfig) -> dict[str, Any]:
-    """Collects what is known about a teacher without loading it, under the keys of its identity.
+    """Collects the facts about a teacher that are known without loading it, under the keys of its identity.
 
     Contains the SHA-256 of the weights where the file exists, otherwise the name; and pixel mean and standard
     deviation where they are stated.

@@ -86,7 +86,7 @@ def _has_all(reader: ShardReader, folder: Path) -> bool:
 
 def _can_write(folder: Path) -> bool:
     try:
-        # os.access is no test: root may write everything except a read-only mount.
+        # os.access is not a sufficient test: for root it fails only on a read-only mount.
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

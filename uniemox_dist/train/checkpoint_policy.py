@@ -1,5 +1,5 @@
-"""When a run saves, and how it reports its saves: between the loop, which knows steps, and the writer, which knows
-bytes."""
+"""Decides when a run saves, and reports its saves. It connects the loop, which counts steps, and the writer, which
+writes bytes."""
 
 import logging
 import time
@@ -40,8 +40,8 @@ class CheckpointPolicy:
         return self._writer.written
 
     def start(self, step: int) -> None:
-        """Starts to save a step. Waits for the save under way, if the disk is slower than the steps: which checkpoints
-        exist after a fault must not depend on the disk's speed."""
+        """Starts to save a step. Waits for a save that is still being written, because the checkpoints that exist
+        after a fault must not depend on the disk's speed."""
         if self._writer.under_way is not None:
             before, began = self._writer.under_way, time.perf_counter()
             self._commit()

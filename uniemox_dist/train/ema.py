@@ -13,14 +13,15 @@ ENCODER = "encoder."
 
 
 def warmed_up_decay(updates: float, decay: float) -> float:
-    """The decay of the n-th update, min(decay, (1 + n) / (10 + n)): a young average soon forgets the first weights."""
+    """The decay of the n-th update, min(decay, (1 + n) / (10 + n)), so that an early average soon forgets the first
+    weights."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
 class Ema:
     """Average ← d·average + (1 − d)·weights after each update, over this rank's own fragments of the fp32 weights.
 
-    Over all ranks it costs the encoder once. It starts from the weights that the engine has when it is created.
+    All ranks together hold one copy of the encoder. The average starts from the engine's weights at its creation.
     """
 
     def __init__(self, engine: Any, decay: float) -> None:
@@ -32,15 +33,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Averages in the weights of an applied update, without waiting for the device."""
+        """Adds the weights of an applied update to the average, without waiting for the device."""
         self.updates += 1
-        if self._averages:  # a rank of many can be without a share
+        if self._averages:  # with many ranks, one may have no share
             weight = 1 - warmed_up_decay(self.updates, self.decay)
             torch._foreach_lerp_(self._averages, self._weights, weight)
 
     def load(self, checkpoint: Checkpoint) -> bool:
-        """Loads the average of a checkpoint whose weights the engine has loaded, and returns True. If it has none,
-        starts again from the weights and returns False."""
+        """Loads the average of a checkpoint whose weights the engine has loaded, and returns True. If the checkpoint
+        has none, restarts from the weights and returns False."""
         reader = FragmentReader(checkpoint)
         for own, average in zip(self._own, self._averages):
             if reader.has_ema:

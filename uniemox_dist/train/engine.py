@@ -1,4 +1,4 @@
-"""The DeepSpeed engine, its optimizer, and how passes are computed: all built from the configuration."""
+"""Builds the DeepSpeed engine and its optimizer from the configuration, and sets how passes are computed."""
 
 import logging
 import math
@@ -23,12 +23,13 @@ from uniemox_dist.models.parameters import optimizer_group
 from uniemox_dist.models.student import Student
 
 MEASURED = 8
-"""Matrix products in each number format, by which a CPU's precision is chosen."""
+"""Number of matrix products that are timed in each number format to choose a CPU's precision."""
 CLEARLY = 0.7
-"""bf16 must take less than this share of fp32's time: a smaller gain is not worth its rounding."""
+"""bf16 is chosen if it takes less than this share of fp32's time; a smaller gain is not worth its rounding."""
 BUCKET = 25_000_000
-"""Elements of gradients that are reduced together: few enough that the first reduction starts early in the backward
-pass and that the buckets (two, with overlap) take little memory. DeepSpeed's 5·10^8 is more than most students have."""
+"""Elements of gradients that are reduced together. With this size the first reduction starts early in the backward
+pass, and the buckets (two, with overlap) take little memory. DeepSpeed's default of 5·10^8 is larger than most
+students."""
 
 
 class Engine(Protocol):
@@ -80,7 +81,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     seconds = {"fp32": math.inf, "bf16": math.inf}
-    for _ in range(MEASURED):  # alternating, and the best of each: other work on the machine must not decide
+    for _ in range(MEASURED):  # alternates, so that other work affects both
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             a = torch.ones(256, 256, dtype=dtype)
             start = time.perf_counter()
@@ -133,11 +134,11 @@ def zero_settings(stage: int, device: torch.device, world_size: int) -> dict[str
         return {"stage": 0}
     return {
         "stage": stage,
-        # Reduces gradients on a stream of its own while the backward pass goes on; stage 1 does so in the last
-        # micro-batch of a step. On CPUs there are no streams, and with one rank there is nothing to reduce: what
-        # is left of it then is that the host waits for the device after each backward pass.
+        # Reduces gradients on a separate stream during the backward pass; stage 1 does so in the last micro-batch of a
+        # step. CPUs have no streams, and one rank has nothing to reduce; the only effect would be that the host waits
+        # for the device after each backward pass.
         "overlap_comm": device.type == "cuda" and world_size > 1,
-        # Gradients are copied into the bucket as they come and freed; without it they are flattened once more.
+        # Copies each gradient into the bucket and frees it; otherwise gradients are flattened in another copy.
         "contiguous_gradients": True,
         "reduce_bucket_size": BUCKET,
     }
@@ -158,7 +159,7 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
         },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        # It would synchronise host and device around each micro-batch.
+        # These timers would synchronise host and device around each micro-batch.
         "timers": {"throughput": {"enabled": False}},
     }
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
@@ -209,8 +210,8 @@ def parameter_groups(
 def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> torch.optim.AdamW:
     """Makes AdamW for a module that is on its device.
 
-    Torch's fused kernel makes one pass over memory where the plain one makes a dozen; it exists for CPUs as for GPUs
-    (ViT-B on one core: 0.13 s a step instead of 0.7 s). DeepSpeed's own would compile a C++ extension at first use.
+    Torch's fused kernel makes one pass over memory instead of a dozen, on CPUs and GPUs (ViT-B on one core: 0.13 s per
+    step instead of 0.7 s). DeepSpeed's own optimizer would compile a C++ extension at first use.
     """
     groups = parameter_groups(module, optim.weight_decay, optim.layer_decay)
     settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps, "fused": True}
@@ -222,8 +223,8 @@ def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> to
 class CheckedAdamW(torch.optim.AdamW):
     """AdamW for ZeRO stage 0, where DeepSpeed would apply gradients that are not finite.
 
-    It does what DeepSpeed's ZeRO optimizers do and has the attributes that the engine reads from them. Gradients were
-    averaged over ranks before, so all ranks decide alike.
+    Like DeepSpeed's ZeRO optimizers it skips such updates, and it has the attributes that the engine reads from them.
+    Gradients are already averaged over ranks, so all ranks decide alike.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, clip_grad: float, **settings: Any) -> None:
@@ -234,7 +235,7 @@ class CheckedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Makes one update, or none and sets `overflow` if a gradient is not finite."""
+        """Makes one update. If a gradient is not finite, makes none and sets `overflow`."""
         gradients: list[Tensor] = [
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         ]

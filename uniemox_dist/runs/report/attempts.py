@@ -28,7 +28,7 @@ from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
 MOST_POINTS = 200
 """Points of the line of an attempt."""
 MOST_MARKS = 300
-"""Marks of a row: the saves of a long run would otherwise be most of the page."""
+"""Largest number of marks in a row; otherwise the saves of a long run would be most of the page."""
 KILLED_LANE = Lane("killed", "X", "ink")
 UNITS = (("days", 86400.0, 3.0), ("hours", 3600.0, 3.0), ("minutes", 60.0, 3.0), ("seconds", 1.0, 0.0))
 """(unit, its seconds, the smallest length of a run in that unit)."""

@@ -85,7 +85,7 @@ def chart_of(panel: Panel, steps: np.ndarray, values: np.ndarray, history: Histo
 
 
 def show(value: float) -> str:
-    """A number in four digits at most, as people write it."""
+    """A number with at most four digits, such as `0.1234` or `1.20·10⁻⁵`."""
     if not math.isfinite(value):
         return "–"
     if value and not 1e-3 <= abs(value) < 1e5:
@@ -95,8 +95,9 @@ def show(value: float) -> str:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, ...]:
-    """(steps, means, lowest, highest) of at most `most` groups of neighbours; NaN where none is finite. All but the
-    last have the same size: a curve that is raw here and smoothed there would look as if the run had changed."""
+    """Returns (steps, means, lowest, highest) of at most `most` groups of neighbours; NaN if no value of a group is
+    finite. All groups except the last have the same size, because a curve with varying smoothing would look as if the
+    run had changed."""
     size = max(1, math.ceil(len(steps) / most))
     groups = [np.arange(first, min(first + size, len(steps))) for first in range(0, len(steps), size)]
     rows = []
@@ -122,7 +123,7 @@ def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) 
 
 
 def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
-    """Axes with units, few ticks, a quiet grid."""
+    """Styles axes: units, few ticks, a light grid."""
     finite = values[np.isfinite(values)]
     unit = panel.unit
     first, last = int(steps.min()), int(steps.max())
@@ -141,7 +142,7 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
     else:
         top, bottom = float(finite.max()), 0.0 if panel.from_zero else float(finite.min())
         room = (top - bottom) * 0.07 or abs(top) * 0.1 or 1.0
-        # A quantity that cannot be negative gets no axis that reaches below zero.
+        # The axis of a quantity that cannot be negative does not extend below zero.
         axes.set_ylim(
             0.0 if bottom >= 0 > bottom - room else bottom - room * (not panel.from_zero), top + room
         )
@@ -156,8 +157,8 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
 
 
 def _mark(axes: Axes, history: History) -> None:
-    """Where the run went on as lines of a kind each; skipped steps as crosses and spikes as triangles along the top.
-    Each mark carries its kind and step as the id of its group, for tests and for whoever reads the page's source."""
+    """Draws resumes as vertical lines, dashed by reason, and skipped steps as crosses and spikes as triangles along
+    the top. The group of each mark has the kind and step as its id, for tests and for readers of the page's source."""
     left, right = axes.get_xlim()
     for kind, (_, dashes) in RESUMES.items():
         for step in history.resumed(kind):

@@ -1,4 +1,4 @@
-"""The evaluation as a table for a page: rows by name, a column per metric, and where each interval lies."""
+"""The evaluation as a table for a page: a row per name, a column per metric, and the position of each interval."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """An evaluation as `uniemox evaluate protocol --json` writes it.
 
     Raises:
-        UserError: if the file is missing or something else.
+        UserError: if the file is missing or not an evaluation.
     """
     try:
         found = read_json(path)
@@ -48,7 +48,8 @@ def table(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _column(metric: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Row name -> cell: texts, whether it is the best, and the places of low, value and high on 0…100."""
+    """Row name -> cell: texts, whether it is the best, and the positions of low, value and high on a scale of
+    0…100."""
     rows = {row["row"]: row for row in metric["rows"] if is_number(row.get("value"))}
     spans = {
         name: [float(row[k]) if is_number(row.get(k)) else None for k in ("low", "high")]

@@ -1,4 +1,4 @@
-"""What a fine-tuning run found, for the page: the looks at validation, and the best weights on validation and test."""
+"""The results of a fine-tuning run for the page: the validations, and the scores of the best weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +17,15 @@ CLASSES = {"recall": "recall", "precision": "precision", "average_precision": "a
 
 @dataclass(frozen=True)
 class Result:
-    """Of finetune.json what the page shows."""
+    """The parts of finetune.json that the page shows."""
 
     best_step: int
     counts: list[tuple[str, int]]
     """Samples of each split."""
     figures: list[tuple[str, str, str]]
-    """Name of a figure, its value, and its interval or nothing."""
+    """Name of a figure, its value, and its interval (empty without one)."""
     classes_of: str
-    """The split that the table is about."""
+    """The split that the table of classes describes."""
     columns: list[str]
     classes: list[tuple[str, int, list[str]]]
     """Label, samples, and a cell for each column."""
@@ -36,7 +36,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A fine-tuning run: `result` is there once it has ended."""
+    """A fine-tuning run; `result` is None until it has ended."""
 
     labels: int | None
     validation: Chart | None
@@ -44,7 +44,7 @@ class Finetuned:
 
 
 def finetuned(folder: RunFolder, config: Line, history: History) -> Finetuned | None:
-    """What is to be shown of a run's folder; None if it is one of pretraining."""
+    """Reads the results of a run's folder; None for a pretraining run."""
     if not isinstance(config.get("finetune"), dict):
         return None
     try:
@@ -60,7 +60,7 @@ def finetuned(folder: RunFolder, config: Line, history: History) -> Finetuned | 
 
 
 def _validation(folder: RunFolder, history: History) -> Chart | None:
-    # A step that comes again, after a resume, counts as its last line says.
+    # For a step that was repeated after a resume, the last line counts.
     lines = {x["step"]: x for x in read_lines(folder.path / "validation.jsonl") if type(x.get("step")) is int}
     if not lines:
         return None

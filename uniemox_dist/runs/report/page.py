@@ -30,7 +30,7 @@ from uniemox_dist.runs.status import is_starting
 from uniemox_dist.scheduler.commands import JobState
 
 EVENTS_SHOWN = 150
-"""Most events in the table; of more, the middle ones are left out."""
+"""Largest number of events in the table; if there are more, the middle ones are left out."""
 
 
 def write_report(
@@ -42,7 +42,7 @@ def write_report(
     """Writes the page and returns its path. `answers` are states of the run's jobs by number, if Slurm was asked.
 
     Raises:
-        UserError: if RUN is no run folder, or the evaluation is not one.
+        UserError: if RUN is not a run folder, or the evaluation file is not an evaluation.
     """
     folder = open_run(run)
     path = out or folder.report

@@ -11,9 +11,9 @@ from PIL import Image
 from uniemox_dist.core.files import read_json
 
 EARLIER_SHOWN = 8
-"""Earlier pictures that are seen without unfolding, spread evenly over the run."""
+"""Number of earlier pictures that are visible without unfolding, spread evenly over the run."""
 SMALL_PIXELS, SMALL_BYTES = 800, 200_000
-"""Earlier pictures of more bytes are embedded in this width: the page must still open on a phone."""
+"""Earlier pictures of more bytes than this are embedded at this width, so that the page still opens on a phone."""
 TEXTS_SHOWN = 3
 STUDENT, TEACHER = "student", "teacher"
 GALLERY_NAME = "gallery.json"
@@ -22,11 +22,11 @@ PALETTE = (
     *("#3346b8", "#0c8069", "#b85c08", "#b02475", "#55657f", "#7c4ddb", "#0b7891", "#c0271c"),
     *("#8a7a00", "#4f7d1c", "#a0522d", "#5b5b5b"),
 )
-"""Colours of labels; more labels share them again."""
+"""Colours of labels; if there are more labels, colours repeat."""
 
 
 def pictures(samples: Path) -> dict[str, Any]:
-    """The newest reconstruction as it is, the earlier ones small: some to see, the others to unfold."""
+    """Returns the newest reconstruction unchanged and the earlier ones small: some visible, the others to unfold."""
     newest: dict[str, Any] | None = None
     earlier, broken = [], []
     for path in sorted(samples.glob("*.png"), reverse=True):
@@ -35,7 +35,7 @@ def pictures(samples: Path) -> dict[str, Any]:
                 picture.load()
                 uri = _embed(path, picture, whole=newest is None)
                 found = {"uri": uri, "title": _title(path), "width": picture.width, "height": picture.height}
-        except (OSError, SyntaxError):  # Pillow's words for a file that is being written just now
+        except (OSError, SyntaxError):  # Pillow raises these for a file that is being written
             broken.append(path.name)
             continue
         if newest is None:
@@ -66,15 +66,15 @@ def _title(path: Path) -> str:
 
 
 def nearest_texts(samples: Path) -> dict[str, Any] | None:
-    """First and newest look, picture by picture; None where none was written.
+    """Returns the first and the newest file of nearest texts, picture by picture; None if there is none.
 
-    A file that is cut or something else is passed over: the page is written while runs go on.
+    Skips incomplete and other files, because the page may be written while the run continues.
     """
     looks = [look for path in sorted(samples.glob("step_*.json")) if (look := _read_samples(path))]
     if not looks:
         return None
     newest = looks[-1]
-    # Of a run that went on with other held-out data, only what was seen of the same pictures compares.
+    # If the run continued with other held-out data, only files about the same pictures can be compared.
     first = next(
         look for look in looks if look["keys"] == newest["keys"] and look["texts"] == newest["texts"]
     )
@@ -145,13 +145,13 @@ def _mean_place(cells: list[dict[str, Any]]) -> float | None:
 
 
 def _shared(cells: list[dict[str, Any]], names: list[set[str]]) -> float:
-    """How many of the teacher's nearest texts the student names too, on average."""
+    """The mean number of the teacher's nearest texts that are also the student's."""
     counts = [sum(line["text"] in known for line in cell["nearest"]) for cell, known in zip(cells, names)]
     return sum(counts) / len(counts)
 
 
 def gallery(path: Path) -> dict[str, Any] | None:
-    """The gallery of a run's folder; None where there is none, or something else stands there."""
+    """Reads the gallery of a run's folder; None if the file is missing or not a gallery."""
     try:
         found = read_json(path / GALLERY_NAME)
         if (found["format"], found["format_version"]) != ("uniemox-gallery", 1):

@@ -1,4 +1,4 @@
-"""What the page says first about a run: its model and state, its objective, and the environment it started in."""
+"""The first section of the page about a run: its model and state, its objective, and its environment at the start."""
 
 import math
 import shlex
@@ -39,7 +39,7 @@ def summarize(
     now: float,
     answers: Mapping[int, JobState] | None = None,
 ) -> dict[str, Any]:
-    """The facts of the first sentence and the figures below it; None is unknown.
+    """The facts of the first sentence and the figures below it; unknown ones are None.
 
     Args:
         answers: states of the run's jobs by number, if Slurm was asked and answered.

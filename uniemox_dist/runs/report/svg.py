@@ -1,7 +1,7 @@
-"""Charts of matplotlib as elements of our page.
+"""Converts matplotlib's charts to elements of the report page.
 
-They carry no colours of their own: each colour is a CSS variable of the page, so that one drawing serves light, dark
-and print. They carry no text of the user's either, only our labels and numbers.
+Each colour in a chart is a CSS variable of the page, so that one drawing works in light, dark and print. Charts
+contain no text of the user, only this package's labels and numbers.
 """
 
 import io
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from uniemox_dist.config.losses import LOSS_NAMES
 
-# What matplotlib is told -> the page's variable. The values mean nothing, they are only found again.
+# CSS variable of the page -> placeholder colour for matplotlib, which `_inline` replaces by the variable.
 COLOURS = {
     name: f"#00fe{number:02x}"
     for number, name in enumerate(
@@ -43,9 +43,9 @@ FONT_SIZE = 10.5
 
 @contextmanager
 def figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
-    """An empty figure of these inches to draw on; when the block ends, its SVG is the only item of the list."""
+    """Yields an empty figure of this size in inches, and a list that contains its SVG when the block ends."""
     svg: list[str] = []
-    # Text stays text: it takes the page's font, can be selected, and is a tenth of the bytes of outlines.
+    # Text is not converted to outlines: it uses the page's font, can be selected, and has a tenth of the bytes.
     with rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": False, "font.size": FONT_SIZE}
     ):
@@ -59,7 +59,7 @@ def figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, lis
 
 
 def dress(axes: Axes) -> None:
-    """A quiet grid, no ticks, one line below."""
+    """Styles axes: a light grid, no ticks, only the bottom spine."""
     axes.grid(axis="y", color=COLOURS["rule"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=FONT_SIZE, labelcolor=COLOURS["ink"], pad=5)
@@ -68,7 +68,8 @@ def dress(axes: Axes) -> None:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of our page: no prologue, no size, no names that another chart has too."""
+    """Converts an SVG file to an element of the page: without prologue and size, and with ids that no other chart
+    has."""
     svg = re.sub(
         r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>",
         "",
@@ -89,7 +90,8 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _named(group: str, chart: str, used: set[str]) -> str:
-    """The attribute that keeps a group's name: an id where it is referred to, a class where it says what is drawn."""
+    """The attribute for a group's name: an id if something refers to it, a class if it names a drawn part, otherwise
+    none."""
     if group in used:
         return f' id="{chart}-{group}"'
     return f' class="{group}"' if group.startswith(("curve", "mark-", "marks-")) else ""
