@@ -29,7 +29,7 @@ def timm_preprocessing(model: ModelConfig, num_classes: int) -> dict[str, Any]:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "num_classes": num_classes,
-        # These override the values for timm's own weights, which are the defaults.
+        # Clears the values of timm's own weights, with which this configuration starts.
         "tag": "",
         "license": None,
     }

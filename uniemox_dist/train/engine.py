@@ -223,8 +223,8 @@ def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> to
 class CheckedAdamW(torch.optim.AdamW):
     """AdamW for ZeRO stage 0, where DeepSpeed would apply gradients that are not finite.
 
-    Like DeepSpeed's ZeRO optimizers it skips such updates, and it has the attributes that the engine reads from them.
-    Gradients are already averaged over ranks, so all ranks decide alike.
+    Like DeepSpeed's ZeRO optimizers it skips such updates and clips gradients, and it has the attributes that the
+    engine reads from them. Gradients are already averaged over ranks, so all ranks decide alike.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, clip_grad: float, **settings: Any) -> None:

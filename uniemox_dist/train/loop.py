@@ -1,9 +1,9 @@
 """The training loop of pretraining and of fine-tuning: read this file first.
 
 A run starts in this order: process group, run folder, log, watchdog, preflight, the parts of the run (`build`),
-checkpoint, data loader. Every step takes the global batch that the plan gives it. At its end all ranks agree, in one
-reduction, on whether to apply it, whether to stop, and whether the checkpoint under way is written. A run that is
-stopped saves its step and exits with code 75.
+checkpoint, data loader. Every step uses the global batch that the plan assigns to it. At the end of a step all ranks
+agree, in one reduction, on whether to apply it, whether to stop, and whether all parts of the current checkpoint are
+written. A run that is stopped saves its step and exits with code 75.
 """
 
 import logging
@@ -37,7 +37,8 @@ from uniemox_dist.train.trainer import Startup, Trainer
 log = logging.getLogger("uniemox")
 C = TypeVar("C", bound=Config)
 LAST_SAVE_PAUSES_S = (1, 10, 60, 300)
-"""Pauses after which the last checkpoint is tried again: without it all steps since the one before are lost."""
+"""Pauses before saving the last checkpoint is retried. Without it, all steps since the previous checkpoint would be
+lost."""
 
 
 def train(
@@ -52,14 +53,14 @@ def train(
     """Trains to the end of a configuration, or until a stop signal; returns the exit code.
 
     Args:
-        build: makes the parts of the run.
+        build: creates the parts of the run.
         resume: auto, never, or the folder of a checkpoint or run.
         stop: the signal handler, if the caller has installed one.
-        timer: of the startup, if the caller has started one.
+        timer: the startup timer, if the caller has started one.
     """
     stop = stop or StopFlag().install()
     timer = timer or StartupTimer()
-    grad_accum(config, world.size)  # raises the user's mistakes before anything is opened
+    grad_accum(config, world.size)  # reports a user's mistake before any file is opened
     device = collectives.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     collectives.on_main(world, lambda: _open_folder(folder))
@@ -92,8 +93,8 @@ def train(
     except UserError as error:
         if world.is_main:
             folder.discard_unused()
-        if folder.events.exists() and str(error):  # only one rank has the text
-            # The exit code of srun may be that of a rank that it killed.
+        if folder.events.exists() and str(error):  # only one rank's error has a text
+            # srun's exit code may be that of a rank that it killed, so the event records this one.
             folder.write(
                 FaultEvent(rank=world.rank, error=str(error), ends=True, restart=False, code=EXIT_USER)
             )
@@ -164,7 +165,7 @@ def _run_steps(
             )
         if result.stop and not last:
             return _end_with_stop(folder, world, result.signal, step, saves.finish(step))
-        # While steps are skipped nothing is saved: the last good checkpoint must not be pushed out.
+        # Saves nothing while steps are skipped, so that retention does not delete the last good checkpoint.
         if step % config.run.save_every == 0 and not last and not health.skipped_in_a_row:
             saves.start(step)
         if config.run.pictures_every and (step % config.run.pictures_every == 0 or last):
@@ -246,7 +247,7 @@ def _end_with_stop(folder: RunFolder, world: World, signal: str | None, step: in
 
 
 def _end_with_fault(folder: RunFolder, world: World, reason: str) -> int:
-    """Reports a fault after which the launcher does not restart the run, since the same would happen again."""
+    """Reports a fault after which the launcher does not restart the run, because it would happen again."""
     if world.is_main:
         folder.write(FaultEvent(error=reason, ends=True, restart=False))
         log.error("ended: %s", reason)
@@ -260,7 +261,7 @@ def _report_end(trainer: Trainer, step: int, reason: str | None, metrics: Metric
         return
     if metrics is None and reason is None:
         log.info("%s is complete: %d of %d steps", folder.path, step, trainer.schedule.max_steps)
-        # The attempt before may have been killed after its last save.
+        # The previous attempt may have been killed after its last save.
         if not any(event.get("event") == "end" for event in read_lines(folder.events)):
             folder.write(End(step=step))
         return

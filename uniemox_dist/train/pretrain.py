@@ -73,12 +73,12 @@ class PretrainTrainer(Trainer):
     teacher: Teacher | None
     """The live teacher; None where cached views are replayed, or no loss needs a teacher."""
     facts: TeacherFacts | None
-    """Of the teacher, live or cached; None where no loss needs one."""
+    """Facts about the teacher, live or cached; None if no loss needs one."""
     replay: SelectedViews | None
     """The cached views; None with a live teacher, or without one."""
     average: Ema | None
     shown: Shown | None
-    """Held-out samples shown during training; None on ranks that need not take part."""
+    """Held-out samples shown during training; None on ranks that do not need them."""
 
     @property
     def ema(self) -> Ema | None:
@@ -138,7 +138,7 @@ class PretrainTrainer(Trainer):
         if shown is None or (shown.texts is None and self.student.decoder is None):
             return
         self.student.eval()
-        with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own
+        with torch.compiler.set_stance("force_eager"):  # these shapes are rare, not worth a compilation
             seen = look(self.student, shown, self.config.run.seed, self.device)
         self.student.train()
         if not self.world.is_main:
@@ -166,9 +166,9 @@ def prepare_loss(
     """Gathers the texts of a step and returns the function that computes the loss of each micro-batch. Collective.
 
     Args:
-        teacher: the live one; None where no loss needs it, or the batches hold its embeddings.
-        loss_weights: by name, in this step; None: those of the configuration.
-        logit_scale: the teacher's, for `loss.relation_form=kl`.
+        teacher: the live teacher; None if no loss needs it, or if the batches contain its embeddings.
+        loss_weights: weights of this step by name; by default those of the configuration.
+        logit_scale: the teacher's logit scale, for `loss.relation_form=kl`.
     """
     texts_GE = None
     if config.loss.needs_texts and config.loss.relation_over == "global":
@@ -191,13 +191,13 @@ def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, devi
     """Λ: the text embeddings of all samples of the step in slot order, G×E. Collective."""
     texts_KE = torch.cat([b.texts_BE for b in batches if b.texts_BE is not None]).to(device)
     rows = gather_rows(texts_KE, world.size)
-    # Rank r holds, turn after turn, the slots of its own neighbouring streams; slot order is turn-major.
+    # For each turn of the streams, rank r has the slots of its own neighbouring streams; slot order is turn-major.
     turns = texts_KE.shape[0] * world.size // streams
     return rows.view(world.size, turns, streams // world.size, -1).transpose(0, 1).reshape(rows.shape)
 
 
 def make_views(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
-    """The two views with their masks, which depend on seed, slot and persons alone."""
+    """The two views with their masks, which depend only on seed, slot and persons."""
     person = batch.person_B3HW
     return Views(
         scene_B3HW=batch.scene_B3HW,
@@ -210,10 +210,12 @@ def make_views(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
 
 
 def build(config: Config, startup: Startup) -> PretrainTrainer:
-    """Makes the parts of a run in this order: data, checkpoint, teacher, student, samples to show, engine. Collective.
+    """Creates the parts of a run in this order: data, checkpoint, teacher, student, samples to show, engine.
+    Collective.
 
-    Whatever can only fail because of the user's settings or files comes first. Weights come from the checkpoint, else
-    from `model.init_from`, else from the seed; the engine's are loaded later, by `Trainer.load_checkpoint`.
+    Parts that fail because of the user's settings or files come first. Weights come from the checkpoint; in a new run
+    from `model.init_from` if it is set, otherwise from the seed. `Trainer.load_checkpoint` later loads the engine's
+    state.
     """
     world, device, expect = startup.world, startup.device, startup.expect
     expect("opening the data")
@@ -310,7 +312,7 @@ def _run_state(
 
 
 def _open_held_out(config: Config, world: World) -> ShardReader | None:
-    """The data set whose pictures are shown during training, where the settings name one."""
+    """The data set whose pictures are shown during training, if the settings name one."""
     path = config.data.eval_path
     return (
         collectives.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
@@ -320,7 +322,7 @@ def _open_held_out(config: Config, world: World) -> ShardReader | None:
 def _choose_shown(
     config: Config, world: World, reader: ShardReader, teacher: Teacher | None, teacher_id: str | None
 ) -> Shown | None:
-    """The samples to show: chosen by rank 0, known to others where weights are gathered for each pass (ZeRO-3)."""
+    """The samples to show. Rank 0 chooses them; other ranks get them only if each pass gathers weights (ZeRO-3)."""
     if config.run.pictures_every is None:
         return None
     shown: Shown | None = collectives.on_main(

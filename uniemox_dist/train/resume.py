@@ -52,7 +52,7 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
     Raises:
         UserError: if there are checkpoints and all are damaged, or a newer version wrote one; or if the checkpoint that
             `resume` names cannot be resumed.
-        Fault: if a disk does not answer: its files may be intact.
+        Fault: if a disk does not answer, because its files may be intact.
     """
     found: list[Checkpoint]
     damaged: list[tuple[Path, str]]
@@ -78,8 +78,8 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
 
 
 def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
-    """On rank 0: the checkpoints that could be resumed, newest first, and folders that have the
-    name of a checkpoint and hold none."""
+    """On rank 0: the checkpoints that could be resumed, newest first, and folders with the name of a checkpoint that
+    do not contain one."""
     if resume == "never":
         if any(folder.checkpoints.glob("step_*")):
             raise UserError(
@@ -138,9 +138,10 @@ def initialise_weights(
     device: torch.device,
     checkpoint: Checkpoint | None,
 ) -> InitReport | None:
-    """Loads the weights that do not come from the seed into a module on the CPU: of a checkpoint the parameters that
-    are not trained (the engine loads the rest), or else those of `model.init_from`, returning what was loaded.
-    Collective.
+    """Loads the weights that do not come from the seed into a module on the CPU. Collective.
+
+    From a checkpoint it loads only the parameters that are not trained, because the engine loads the others. In a new
+    run it loads the weights of `model.init_from` and returns the report about them.
     """
     path = config.model.init_from
     if checkpoint is not None:

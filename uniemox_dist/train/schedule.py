@@ -59,7 +59,7 @@ class Schedule:
 
 
 def _interpolate(points: Sequence[tuple[float, float]] | None, share: float) -> float:
-    """The value at `share` of the line through some points, level before the first and after the last."""
+    """The value at `share` of the line through some points, constant before the first and after the last."""
     if points is None:
         return 1.0
     shares, factors = zip(*points)

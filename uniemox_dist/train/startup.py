@@ -1,4 +1,4 @@
-"""The start of a run: how long each part of it takes, the preflight, and what the run logs about itself."""
+"""The start of a run: the duration of each part, the preflight, and the log lines and events about the run."""
 
 import logging
 import os
@@ -41,16 +41,17 @@ PARTS = {
 
 
 class StartupTimer:
-    """Adds up the seconds of a start by part, in the order in which the parts first came."""
+    """Adds up the seconds of a start by part, in the order in which the parts first occurred."""
 
     def __init__(self, env: Mapping[str, str] = os.environ) -> None:
-        """The time until now counts as imports, and as that of the batch script where one states when it began."""
+        """The time since the process began counts as `imports`; the time from the beginning of the batch script, if
+        known, to the beginning of the process as `batch script`."""
         self.seconds: dict[str, float] = {}
         now, began = time.time(), process_began()
         try:
             batch = float(
                 env.get(BATCH_BEGAN, "").replace(",", ".")
-            )  # bash writes the language's decimal sign
+            )  # bash writes the decimal sign of the locale
         except ValueError:
             batch = began
         if batch < began:
@@ -65,7 +66,7 @@ class StartupTimer:
             self.start(part)
 
     def start(self, part: str) -> None:
-        """Ends the part under way and starts another."""
+        """Ends the current part and starts another."""
         now = time.monotonic()
         self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
         self._part, self._since = part, now
@@ -100,7 +101,7 @@ def describe(seconds: Mapping[str, float]) -> str:
 
 
 def process_began() -> float:
-    """When this process began, in seconds since 1970, as the kernel knows it: before the interpreter was loaded."""
+    """When this process began by the kernel's record, in seconds since 1970: before the interpreter was loaded."""
     try:
         with open("/proc/self/stat", encoding="ascii") as file:
             ticks = float(file.read().rpartition(")")[2].split()[19])
@@ -112,10 +113,10 @@ def process_began() -> float:
 
 
 def run_preflight(config: Config, world: World, device: torch.device, folder: RunFolder) -> None:
-    """Runs the short form of `uniemox doctor`, and logs what is not in order. Collective.
+    """Runs the short form of `uniemox doctor`, and logs warnings and failures. Collective.
 
     Raises:
-        Fault: if these ranks cannot train; on all of them.
+        Fault: on all ranks, if these ranks cannot train.
     """
     hosts = collectives.hosts(world)
     nodes = collectives.gather_objects(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), world)
@@ -127,15 +128,16 @@ def run_preflight(config: Config, world: World, device: torch.device, folder: Ru
     if failed := [finding for finding in found if finding.status == "fail"]:
         if world.is_main:
             _report_bad_nodes(folder, failed, dict(zip(hosts, nodes, strict=True)))
-        collectives.barrier()  # until it is written: the launcher kills the other ranks when one ends
+        collectives.barrier()  # wait until it is written, because the launcher kills the other ranks when one ends
         raise (Fault if world.is_main else LostPeer)(
             f"the preflight failed ({failed[0].line()}); `uniemox doctor` says more"
         )
 
 
 def _report_bad_nodes(folder: RunFolder, failed: list[Finding], names: Mapping[str, str]) -> None:
-    """Reports the nodes of a Slurm job that a later job should leave out. A fault of every node alike is not reported:
-    other nodes would have it too. `names` are Slurm's, by host: a host may call itself by another, with a domain."""
+    """Records the nodes of a Slurm job that a later job should exclude. A fault of all nodes is not recorded, because
+    other nodes would have it too. `names` maps hosts to Slurm's node names, because a host's own name may differ, for
+    example by a domain."""
     job = os.environ.get("SLURM_JOB_ID", "")
     nodes = {
         names.get(host, host): finding.line()

@@ -26,7 +26,7 @@ from uniemox_dist.train.monitor.stragglers import ComputeTimer
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank reports to the others with a step."""
+    """The status that a rank reports to the others in a step."""
 
     stop_signal: str | None = None
     """The signal that asked this rank to stop."""
@@ -42,7 +42,7 @@ class StepResult:
     parts: dict[str, float]
     """The terms of the loss by name, without their weights."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradients before clipping."""
     applied: bool
     """False: the loss or a gradient was not finite, and no weight changed."""
     stop: bool
@@ -52,11 +52,11 @@ class StepResult:
     samples: int
     """Samples of this step, over all ranks."""
     ranks_written: int = 0
-    """Ranks that have written their part of the checkpoint under way."""
+    """Number of ranks that have written their part of the current checkpoint."""
     evidence: dict[str, Any] | None = None
-    """Of a step that was not applied: what this rank computed."""
+    """For a step that was not applied: statistics of this rank's tensors."""
     signal: str | None = None
-    """The signal that asked a rank to stop; of several signals, the one that most ranks got."""
+    """The signal that asked a rank to stop; of several signals the one that most ranks received."""
 
 
 ComputeLoss = Callable[[MicroBatch], tuple[Tensor, Tensor]]
@@ -79,10 +79,10 @@ def update_weights(
 
     Args:
         batches: this rank's micro-batches.
-        lr: the learning rate; a parameter group multiplies it by its `lr_scale`.
-        term_names: of the terms that `compute_loss` returns.
-        step: the number of this step, for the evidence of one that is not applied.
-        timer: adds up the time in which this rank waits for no other.
+        lr: the learning rate; each parameter group multiplies it by its `lr_scale`.
+        term_names: names of the terms that `compute_loss` returns.
+        step: the number of this step, for the evidence if it is not applied.
+        timer: adds up the time in which this rank does not wait for other ranks.
     """
     device = engine.device
     timer = timer or ComputeTimer(device)
@@ -111,7 +111,7 @@ def update_weights(
     sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-    # The host waits for the device here, to learn whether the step may be applied.
+    # The host waits for the device here, because it must know whether the step may be applied.
     values = sums.tolist()
     loss = values[0]
     stops, writers, damaged, samples, bad, *signals = values[first:]
@@ -121,7 +121,7 @@ def update_weights(
         evidence = nonfinite.evidence(engine, gradients, batches, loss, step)
         nonfinite.poison(list(gradients.values()))
     engine.step()
-    # The engine has its own check: the norm of finite gradients can be too large for a number.
+    # The engine also checks: the norm of finite gradients can overflow.
     applied = not engine.optimizer.overflow
     assert finite or not applied, "the engine applied a step whose gradients are not finite"
     norm = engine.get_global_grad_norm()

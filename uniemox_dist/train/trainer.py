@@ -1,5 +1,5 @@
-"""What the loop needs of a run, whatever it learns: `PretrainTrainer` (pretrain.py) and `FinetuneTrainer`
-(finetune/trainer.py) are its two kinds.
+"""The interface between the loop and a run. `PretrainTrainer` (pretrain.py) and `FinetuneTrainer`
+(finetune/trainer.py) implement it.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ Expect = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Startup:
-    """What a run has before its parts are made."""
+    """The state of a run before its parts are created."""
 
     world: World
     device: torch.device
@@ -59,26 +59,26 @@ class Trainer(ABC):
     checkpoint: Checkpoint | None
     """The checkpoint that the run resumes; None in a new run."""
     loaded: InitReport | None
-    """What was loaded from `model.init_from`; None in a resumed run, and without init_from."""
+    """The report about the weights of `model.init_from`; None in a resumed run, and without init_from."""
     fixed: dict[str, torch.Tensor]
     """The parameters that are not trained, in fp32: the engine may round or partition its own."""
     engine: Engine
     precision: str
     """fp32 or bf16."""
     flops: Flops
-    """Of one sample."""
+    """FLOPs of one sample."""
     peak_tflops: float | None
-    """The device's peak, 10^12 operations per second; None where it is not known."""
+    """The device's peak, 10^12 operations per second; None if unknown."""
 
     @abstractmethod
     def run_state(self, step: int) -> RunState:
-        """What a checkpoint of `step` states about the run."""
+        """The content that a checkpoint of `step` records about the run."""
 
     @abstractmethod
     def train_step(
         self, batches: Sequence[MicroBatch], step: int, lr: float, status: RankStatus, timer: ComputeTimer
     ) -> StepResult:
-        """One update of the weights from the micro-batches of this rank; `step` steps were made before."""
+        """Makes one update of the weights from the micro-batches of this rank, after `step` earlier steps."""
 
     @abstractmethod
     def describe_teacher(self) -> str:
@@ -91,22 +91,23 @@ class Trainer(ABC):
 
     @property
     def ema(self) -> Ema | None:
-        """The moving average of the weights, where the run keeps one."""
+        """The moving average of the weights, if the run keeps one."""
         return None
 
     def load_checkpoint(self) -> int:
-        """Loads the engine's state from the checkpoint that the run resumes; returns the steps made so far."""
+        """Loads the engine's state from the checkpoint that the run resumes; returns the number of steps made so
+        far."""
         return load(self.engine, self.checkpoint) if self.checkpoint is not None else 0
 
     def validate(self, step: int, saves: CheckpointPolicy, expect: Expect) -> str | None:
-        """Validates after `step` steps if that is due; returns why training ends here, if it does. Called again by an
-        attempt that resumes at this step."""
+        """Validates after `step` steps if a validation is due; returns the reason to end training, or None. An attempt
+        that resumes at this step calls it again."""
         return None
 
     @abstractmethod
     def finish(self, step: int, expect: Expect) -> None:
-        """Runs once the last step is saved, and again in an attempt that finds it saved."""
+        """Runs after the last step is saved, and again in an attempt that resumes there."""
 
     @abstractmethod
     def show_samples(self, step: int, metrics: Metrics) -> None:
-        """Writes what the model makes of a few held-out samples."""
+        """Writes the model's results for a few held-out samples."""

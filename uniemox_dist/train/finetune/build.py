@@ -43,10 +43,10 @@ def finetune(
 
 
 def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
-    """Makes the parts of a run in this order: data, checkpoint, classifier, engine. Collective.
+    """Creates the parts of a run in this order: data, checkpoint, classifier, engine. Collective.
 
-    Weights come from the checkpoint; else the encoder's from `model.init_from` and the last layer's from the seed; else
-    all from the seed. The engine's are loaded later, by `Trainer.load_checkpoint`.
+    Weights come from the checkpoint. In a new run the encoder's come from `model.init_from`, if it is set, and all
+    others from the seed. `Trainer.load_checkpoint` later loads the engine's state.
     """
     world, device, expect = startup.world, startup.device, startup.expect
     expect("opening the data")

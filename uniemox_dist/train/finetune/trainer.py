@@ -70,8 +70,8 @@ class FinetuneTrainer(Trainer):
         )
 
     def validate(self, step: int, saves: CheckpointPolicy, expect: Expect) -> str | None:
-        """Validates if that is due and not done, and keeps the weights if they are the best so far. Returns why
-        training ends here, if its patience is exhausted."""
+        """Validates if a validation is due and not done, and stores the weights if they are the best so far. Returns
+        the reason to end training if the patience is exhausted."""
         if step and self._due(step) and not self.validations.has(step):
             expect(f"the validation of step {step}")
             self._validate(step, saves)
@@ -151,7 +151,7 @@ class FinetuneTrainer(Trainer):
         name = "accuracy" if self.outputs.task == "single" else "mean_average_precision"
         epoch = round(step * self.config.batch.global_batch / self.schedule.epoch_samples, 4)
         line = {"step": step, "epoch": epoch, "metric": name, "value": measured[name], **_numbers(measured)}
-        # Rank 0's values count: the choice of the best must not depend on a processor's last digit.
+        # All ranks use rank 0's values, because the choice of the best must not depend on rounding differences.
         line = collectives.on_main(self.world, lambda: line)
         before, now = self.validations.best, self.validations.with_line(line)
         is_best = now.best is line or before is None

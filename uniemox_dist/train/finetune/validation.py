@@ -1,5 +1,5 @@
-"""Validation during fine-tuning: a classifier's answers to a whole split, and RUN/validation.jsonl, from which a
-resumed run knows its best weights and its patience.
+"""Validation during fine-tuning: a classifier's outputs for a whole split, and RUN/validation.jsonl, from which a
+resumed run restores its best weights and its patience.
 """
 
 import math
@@ -29,7 +29,8 @@ class Validations:
 
     @classmethod
     def read(cls, folder: Path, step: int) -> "Validations":
-        """Reads those up to `step`: later ones belong to an attempt that came further. A step's last line counts."""
+        """Reads the validations up to `step`; later ones belong to an earlier attempt that came further. If a step has
+        several lines, the last one counts."""
         found = {
             line["step"]: line for line in read_lines(folder / FILE) if line.get("step", step + 1) <= step
         }
@@ -37,7 +38,7 @@ class Validations:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The first line with the best value; None is worse than any value."""
+        """The first line with the best value; a value of None is worse than any other."""
         return max(self.lines, key=_rank, default=None)
 
     @property
@@ -51,7 +52,7 @@ class Validations:
         return any(line["step"] == step for line in self.lines)
 
     def with_line(self, line: dict[str, Any]) -> "Validations":
-        """A copy with one more line."""
+        """Returns a copy with one more line."""
         return Validations((*self.lines, line))
 
 
@@ -69,7 +70,7 @@ def _rank(line: dict[str, Any]) -> float:
 def predict_split(
     classifier: Any, reader: LabelledReader, config: FinetuneRun, world: World, device: torch.device
 ) -> np.ndarray:
-    """The classifier's answers to every sample, n×C in the order of the split, on every rank. Collective.
+    """Returns the classifier's outputs for every sample, n×C in the order of the split, on every rank. Collective.
 
     Raises:
         UserError: naming the first sample that cannot be read, on all ranks.
@@ -98,7 +99,7 @@ def predict_split(
             found.append(classifier(*views)[0].cpu().numpy())
             passes = number
         if config.zero.stage == 3:
-            # Every pass gathers weights from all ranks: a rank that is done earlier takes part in the passes left.
+            # Every pass gathers weights from all ranks, so a rank that finishes early joins the remaining passes.
             most = math.ceil(math.ceil(reader.samples / world.size) / batch)
             size = config.model.image_size
             empty = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
@@ -106,7 +107,7 @@ def predict_split(
                 classifier(*(views or (empty, empty if persons else None)))
         return found
 
-    with torch.compiler.set_stance("force_eager"):  # other shapes, rarely: not worth graphs of their own
+    with torch.compiler.set_stance("force_eager"):  # these shapes are rare, not worth a compilation
         rows = collectives.on_all(world, own)
     empty = np.zeros((0, reader.targets_nC.shape[1]), np.float32)
     everyone = collectives.gather_objects(np.concatenate(rows) if rows else empty, world)

@@ -1,1 +1,1 @@
-"""What is measured while training: metrics, TensorBoard, stragglers, loss spikes, non-finite steps and traces."""
+"""Monitoring during training: metrics, TensorBoard, stragglers, loss spikes, non-finite steps and traces."""

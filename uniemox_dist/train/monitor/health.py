@@ -1,4 +1,4 @@
-"""Reports what goes wrong in a step (damaged samples, skipped steps, loss spikes), and when a run cannot go on."""
+"""Reports problems of a step (damaged samples, skipped steps, loss spikes), and decides when a run must end."""
 
 import logging
 import math
@@ -18,26 +18,26 @@ from uniemox_dist.train.step import StepResult
 
 log = logging.getLogger("uniemox")
 WINDOW = 100
-"""Steps whose median loss a loss is compared with."""
+"""Number of previous steps whose median loss each loss is compared with."""
 MIN_STEPS = 20
 """Steps before the median is used."""
 MAX_NAMED = 20
 """Damaged samples that a run's last log line names; events.jsonl has all of them."""
 MIN_DAMAGED = 8
-"""Damaged samples that any run may have, however few samples it has read."""
+"""Number of damaged samples that any run may have, even if it has read few samples."""
 
 
 class Health:
     """Watches the steps of a run; every rank checks every step."""
 
     def __init__(self, folder: RunFolder, world: World, config: Config, metrics: Metrics) -> None:
-        """`metrics` counts damaged and all samples, and is given each step before."""
+        """`metrics` counts damaged and all samples; it must be updated with each step before `check`."""
         self.folder, self.world, self.config, self.metrics = folder, world, config, metrics
         self.skipped_in_a_row = 0
         self._spikes = LossSpikes(config.run.spike_factor)
 
     def check(self, step: int, result: StepResult, batches: Sequence[MicroBatch]) -> str | None:
-        """Reports the events of a step; returns why training cannot go on, if so. All ranks return the same.
+        """Reports the events of a step; returns the reason to end training, or None. All ranks return the same.
 
         Each rank reports the samples that it replaced, and writes its own evidence of the first and of the last of
         several skipped steps in a row.
@@ -75,7 +75,7 @@ class Health:
             )
         damaged, samples = self.metrics.damaged, self.metrics.samples
         if damaged > max(MIN_DAMAGED, self.config.data.max_bad_share * samples):
-            collectives.barrier()  # until every rank has reported its own
+            collectives.barrier()  # wait until every rank has reported its samples
             share = f"more than data.max_bad_share={self.config.data.max_bad_share:g}"
             found = f"{damaged} of {samples} pictures are damaged, {share}"
             return f"{found}: {name_damaged(self.folder)}"
@@ -83,8 +83,8 @@ class Health:
 
 
 class LossSpikes:
-    """Compares each loss with the running median of those before it: a spike may mean bad data, a learning rate that is
-    too high, or a failing device."""
+    """Compares each loss with the running median of the previous ones. A spike may indicate bad data, a learning rate
+    that is too high, or a failing device."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -102,7 +102,7 @@ class LossSpikes:
 def name_damaged(folder: RunFolder) -> str:
     """The damaged samples that the ranks have reported so far, each once."""
     lines = [event["damaged"] for event in read_lines(folder.events) if "damaged" in event]
-    # A sample comes again in each epoch, in other slots: the text after the slot is its name.
+    # A sample occurs once per epoch, in different slots; the text after the slot identifies it.
     names = list(dict.fromkeys(line.partition(": ")[2] for line in lines))
     rest = f"; and {len(names) - MAX_NAMED} more in {folder.events}" if len(names) > MAX_NAMED else ""
     return "; ".join(names[:MAX_NAMED]) + rest

@@ -1,5 +1,5 @@
 """The records of a run: metrics.jsonl, TensorBoard and one log line per interval; and the trace of its samples, which
-proves that two runs saw the same, whatever their ranks."""
+shows whether two runs used the same samples, independent of their ranks."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger("uniemox")
 
 
 class Metrics:
-    """Times, losses and data reading of a run; every rank adds its steps, rank 0 writes."""
+    """Times, losses and data reading of a run. Every rank adds its steps; rank 0 writes."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Metrics:
     def add(
         self, result: StepResult, batches: Sequence[MicroBatch], waited_s: float, own_s: float = 0.0
     ) -> None:
-        """Adds a step: the seconds that this rank waited for its micro-batches, and those in which it computed."""
+        """Adds a step: the seconds that this rank waited for its micro-batches, and the seconds of its computing."""
         self._steps += 1
         self._own_s += waited_s + own_s
         self._waited_s += waited_s
@@ -73,7 +73,8 @@ class Metrics:
         self.samples += result.samples
 
     def write(self, step: int, result: StepResult, lr: float) -> dict[str, Any]:
-        """Ends an interval and writes its line: rates are of the interval, losses of its last step. Collective."""
+        """Ends an interval and writes its line, with the rates of the interval and the losses of its last step.
+        Collective."""
         seconds = time.perf_counter() - self._since
         slots = step * self.global_batch
         samples_per_s = self._steps * self.global_batch / seconds
@@ -127,7 +128,7 @@ class Metrics:
         return found
 
     def _data_rates(self, step: int, seconds: float) -> dict[str, Any]:
-        """How all ranks read and computed in this interval; all others wait for the slowest rank."""
+        """Data reading and computing times of all ranks in this interval; the slowest rank makes all others wait."""
         counts = self._read
         own = [
             self._waited_s / seconds,
@@ -181,7 +182,7 @@ def _duration(seconds: float) -> str:
 
 class Trace:
     """Appends one line for each step of a rank to trace/rank<r>.jsonl: slots, keys, and checksums (CRC-32) of scene,
-    person, caption vector and both masks of each sample. A step that was done again after a restart has two lines."""
+    person, caption vector and both masks of each sample. A step that was repeated after a restart has two lines."""
 
     def __init__(self, folder: RunFolder, rank: int, config: Config) -> None:
         self.model, self.seed = config.model, config.run.seed

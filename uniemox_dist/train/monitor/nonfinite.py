@@ -26,18 +26,18 @@ SHOWN = 50
 @torch.no_grad()
 def count(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
     """Counts the tensors with a value, or a norm, that is not finite; does not wait for the device."""
-    if not gradients:  # a rank of many can own none
+    if not gradients:  # with many ranks, one may own none
         return torch.zeros((), dtype=torch.float64, device=device)
-    # The Euclidean norm, which a CPU has nine times as fast as the largest value. One that is too large for a number
-    # counts as well: the engine would not apply it either.
+    # The Euclidean norm, which a CPU computes nine times as fast as the largest value. A norm that overflows counts
+    # too, because the engine would not apply that gradient either.
     norms = torch.stack(torch._foreach_norm(list(gradients)))
     return (~norms.isfinite()).sum().double()
 
 
 @torch.no_grad()
 def poison(gradients: Sequence[Tensor]) -> None:
-    """Makes the engine skip its step and clear its buffers on every rank, as it does for gradients that are not finite:
-    now they all are."""
+    """Fills all gradients with NaN. The engine then skips its step and clears its buffers on every rank, as it does
+    for gradients that are not finite."""
     for gradient in gradients:
         gradient.fill_(math.nan)
 
@@ -45,9 +45,9 @@ def poison(gradients: Sequence[Tensor]) -> None:
 def evidence(
     engine: Any, gradients: dict[str, Tensor], batches: Sequence[MicroBatch], loss: float, step: int
 ) -> dict[str, Any]:
-    """Evidence of a step that is about to be skipped, as this rank sees it."""
+    """Collects this rank's evidence of a step that is about to be skipped."""
     batch_tensors = ("scene_B3HW", "person_B3HW", "texts_BE", "pictures_BE")
-    weights = {name: p for name, p in trained(engine) if not is_partitioned(p)}  # ZeRO-3 keeps a part only
+    weights = {name: p for name, p in trained(engine) if not is_partitioned(p)}  # ZeRO-3 keeps only a part
     return {
         "step": step,
         "loss": str(loss),

@@ -1,8 +1,9 @@
-"""How long a rank computes without waiting for another, which tells a slow rank from those that wait for it.
+"""Measures how long a rank computes without waiting for others, which distinguishes a slow rank from those that wait
+for it.
 
-All ranks' steps take the same time, since each waits for the slowest in the exchange of gradients. What comes before it
-is a rank's own: its wait for data, the teacher, and the student's forward pass (in ZeRO-3 that one exchanges weights,
-so that there a slow rank shows only in part).
+The steps of all ranks take the same time, because each waits for the slowest in the exchange of gradients. The parts
+before the exchange depend on one rank only: its wait for data, the teacher, and the student's forward pass. In ZeRO-3
+the forward pass exchanges weights, so a slow rank shows only partly.
 """
 
 import statistics
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 WINDOW = 10
-"""Steps after which ranks are compared, or the first interval of the log that has as many."""
+"""Ranks are compared at the first log interval after at least this many steps."""
 NOTICED = 0.1
 """Share of the steps' time by which a slow rank must exceed the median."""
 
@@ -52,14 +53,14 @@ class ComputeTimer:
 
 @dataclass(frozen=True)
 class Straggler:
-    """A slow rank, which all others wait for."""
+    """A slow rank, for which all others wait."""
 
     rank: int
     host: str
     seconds: float
-    """Computing per step."""
+    """Seconds of its computing per step."""
     median_s: float
-    """The median rank's."""
+    """Seconds of the median rank."""
 
     def facts(self) -> dict[str, Any]:
         """The fields of its event."""
@@ -74,7 +75,7 @@ class Straggler:
 
 
 class Stragglers:
-    """Reports a rank when it becomes slow, compared over windows of several steps: one slow step does not count."""
+    """Reports a rank when it becomes slow. It compares windows of several steps, so one slow step does not count."""
 
     def __init__(self, hosts: Sequence[str], factor: float) -> None:
         self.hosts, self.factor = hosts, factor
@@ -86,12 +87,13 @@ class Stragglers:
         self._own_s, self._steps, self._seconds = [0.0] * len(self.hosts), 0, 0.0
 
     def add(self, own_s: Sequence[float], steps: int, seconds: float) -> list[Straggler]:
-        """Adds an interval: each rank's computing time, and the time that all took. Returns the ranks that became slow.
+        """Adds an interval: the computing time of each rank, and the duration of the steps. Returns the ranks that
+        became slow.
 
-        Of an even number of ranks the lower median is used, so that of two the slower is compared with the other. A
-        difference that is small beside the steps is ignored.
+        With an even number of ranks the lower median is used, so that of two ranks the slower is compared with the
+        other. A difference that is small relative to the duration of the steps is ignored.
         """
-        if not self._warm:  # the first interval has the first step, with whatever is made and compiled then
+        if not self._warm:  # the first interval includes the first step, with compilation and allocations
             self._warm = True
             return []
         self._own_s = [a + b for a, b in zip(self._own_s, own_s, strict=True)]

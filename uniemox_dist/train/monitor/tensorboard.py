@@ -34,7 +34,7 @@ class TensorBoard:
     """Scalars, pictures and texts for TensorBoard. If the folder cannot be written, training continues without."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """`first_step` is the step that was resumed: readers hide the later steps of earlier attempts."""
+        """`first_step` is the resumed step; readers hide the later steps of earlier attempts."""
         self.folder = folder
         self._writer: Any = None
         try:
@@ -71,7 +71,7 @@ class TensorBoard:
         self._guard(lambda writer: writer.close())
 
     def _guard(self, write: Callable[[Any], object]) -> None:
-        if self._writer is None:  # a full disk may have ended it
+        if self._writer is None:  # a full disk may have closed it
             return
         try:
             write(self._writer)
@@ -85,8 +85,8 @@ class TensorBoard:
 
 
 def keep_order(folder: Path, now: int) -> None:
-    """Renames earlier files whose names would not sort before a file of this second: the clock of the host that wrote
-    them was ahead, or they are of this second."""
+    """Renames earlier files whose names would not sort before a file of this second, because the clock of the host
+    that wrote them was ahead or because they were created in this second."""
     latest, moves = now - 1, []
     for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
         found = NAME.fullmatch(path.name)
@@ -95,7 +95,7 @@ def keep_order(folder: Path, now: int) -> None:
         second = min(int(found[1]), latest)
         moves.append((path, path.with_name(f"events.out.tfevents.{second:010d}.{found[2]}")))
         latest = second - 1
-    for path, earlier in reversed(moves):  # the earliest first, so that none is written over
+    for path, earlier in reversed(moves):  # the earliest first, so that none is overwritten
         if earlier != path:
             path.rename(earlier)
 
@@ -105,7 +105,7 @@ def _add_scalar(writer: Any, *, tag: str, number: float, step: int) -> None:
 
 
 def _add_png(writer: Any, *, tag: str, size: tuple[int, int], png: bytes, step: int) -> None:
-    """As `SummaryWriter.add_image`, which would encode the picture once more."""
+    """Like `SummaryWriter.add_image`, which would encode the picture again."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=png)
@@ -113,6 +113,6 @@ def _add_png(writer: Any, *, tag: str, size: tuple[int, int], png: bytes, step: 
 
 
 def _silence_writer_thread(error: threading.ExceptHookArgs) -> None:
-    """Silences an OSError of TensorBoard's writer thread: the next call raises it again."""
+    """Ignores an OSError of TensorBoard's writer thread; the next call raises it again."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)

@@ -30,18 +30,18 @@ class Nearest:
     """The texts nearest to a picture's embedding; empty if the embedding is not finite."""
 
     texts: tuple[tuple[str, float], ...]
-    """With their cosines, the nearest first."""
+    """The texts with their cosines, the nearest first."""
     own: tuple[float, int] | None
     """Cosine of the picture's own caption, and its rank among all texts; None without a caption."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the student makes of the samples at one step."""
+    """The student's results for the samples at one step."""
 
     lines: tuple[Tensor, ...]
     """Views side by side, B×C×3×H×W in 0…1: for each reconstructed view the picture, the masked one and the
-    reconstruction (visible patches kept); without a decoder the views that the student sees."""
+    reconstruction (visible patches kept); without a decoder the views that the student reads."""
     errors: tuple[float | None, ...]
     """Mean squared error of the scene's masked pixels, 0…1; None without a decoder."""
     student: tuple[Nearest, ...] | None
@@ -50,7 +50,7 @@ class Look:
 
 @torch.no_grad()
 def look(student: Student, shown: Shown, seed: int, device: torch.device) -> Look:
-    """Runs the student on all samples. Under ZeRO-3 all ranks must take part, since weights are gathered."""
+    """Runs the student on all samples. Under ZeRO-3 all ranks must call it, because weights are gathered."""
     scene, person = shown.scene_B3HW.to(device), shown.person_B3HW.to(device)
     nearest_student = nearest_teacher = None
     if shown.texts is not None:
@@ -176,7 +176,7 @@ def save(folder: Path, step: int, png: bytes, record: dict[str, Any]) -> None:
     """Writes step_….png, and step_….json if there are texts; each atomically.
 
     Raises:
-        OSError: if there is no room.
+        OSError: if there is no space.
     """
     write_bytes(folder / f"step_{step:08d}.png", png)
     if record["texts"]:

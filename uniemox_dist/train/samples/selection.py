@@ -24,9 +24,11 @@ from uniemox_dist.teacher.model import Teacher
 log = logging.getLogger("uniemox")
 PICTURES = 8
 TEXTS = 300
-"""Distinct captions that pictures are compared with: the first ones of the data set, which packing has shuffled."""
+"""Number of distinct captions that pictures are compared with: the first ones of the data set, which packing has
+shuffled."""
 SCANNED = 20_000
-"""Most rows searched for them: captions made of labels alone may repeat through a billion samples."""
+"""Largest number of rows searched for them, because captions that consist of labels only may repeat over a billion
+samples."""
 
 Place = tuple[int, int]
 """Shard and row."""
@@ -37,7 +39,7 @@ class Texts:
     """Captions of the held-out set, embedded by the teacher."""
 
     texts: tuple[str, ...]
-    """Each once."""
+    """The distinct captions."""
     vectors_TE: Tensor
     """fp32 unit rows."""
     pictures_BE: Tensor | None
@@ -75,7 +77,7 @@ def choose(
 
     Args:
         teacher: embeds the captions, before its text tower is dropped.
-        teacher_id: without a teacher, its name in the caches beside the shards, where they may be embedded already.
+        teacher_id: without a teacher, its name in the caches beside the shards, which may contain the embeddings.
     """
     settings = view_settings(config)
     found = list(islice(_sound(reader, settings), PICTURES))
@@ -111,7 +113,7 @@ def _sound(reader: ShardReader, settings: ViewSettings) -> Iterator[tuple[RawSam
             yield raw, evaluation_views(raw.image, raw.persons, settings)
         except UserError:
             raise
-        except ValueError:  # damaged: training reports it, and the next picture is taken
+        except ValueError:  # damaged: training reports it, and the next picture is used
             continue
 
 
