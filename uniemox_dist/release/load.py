@@ -108,7 +108,7 @@ def load_pretrained(path: str | Path, *, verify: bool = False) -> Student:
 
     Raises:
         UserError: like `load_encoder`.
-        """
+    """
     facts = read_release(path, verify=verify)
     config = Config.model_validate(facts["config"])
     with Undrawn():
