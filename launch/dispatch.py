@@ -28,7 +28,7 @@ from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.runs.folder import RunFolder, nodes_to_exclude
 
 TRAINING = ("pretrain", "finetune")
-"""Commands that train a run in a folder of its own, by a recipe."""
+"""Commands that train a run, in its own folder, by a recipe."""
 PARALLEL = ("teach",)
 """Other commands whose ranks share the work and which continue after an interruption. All remaining commands are one
 process."""
@@ -57,7 +57,7 @@ class Request:
     resume: bool = False
     """Continue a run that was started with other settings."""
     force_new: bool = False
-    """Set the folder of an earlier run aside and start anew."""
+    """Set the folder of an earlier run aside and start a new run."""
     after: int | None = None
     """The job that must have ended before this one starts."""
     singleton: bool = False
@@ -177,7 +177,7 @@ class Submitted:
     log: str = ""
     """The main log of the first job."""
     failure: Exception | None = None
-    """Why not all jobs of a chain were submitted."""
+    """The reason why not all jobs of a chain were submitted."""
     job: Any = None
     """submitit's job."""
     wait: Callable[[], int] | None = None

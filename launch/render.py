@@ -17,7 +17,7 @@ _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Job:
-    """What the script of one submission refers to; all paths are absolute."""
+    """The values that the script of one submission contains; all paths are absolute."""
 
     name: str
     """The name of the job."""

@@ -1,4 +1,4 @@
-"""Restarts of a run's ranks on one machine after faults, as long as the run makes progress."""
+"""Restarts a run's ranks on one machine after faults, while the run makes progress."""
 
 import signal
 import time

@@ -45,18 +45,18 @@ class Picture:
     """Pixels, of the upright picture."""
     height: int
     rgb_HW3: np.ndarray | None = None
-    """uint8, upright, on white where it was transparent; smaller than the picture where the caller allowed it.
-    None unless the caller asked for pixels."""
+    """uint8, upright, with white behind transparent pixels; smaller than the picture if the caller allowed it. None
+    unless the caller requested pixels."""
 
 
 class _Turn(NamedTuple):
-    """How a stored picture becomes upright: swap x and y first, then mirror."""
+    """The operations that turn a stored picture upright: first swap x and y, then mirror."""
 
     swaps_sides: bool
     mirrors_x: bool
     mirrors_y: bool
     transpose: Image.Transpose
-    """The same for Pillow."""
+    """The same operation for Pillow."""
 
 
 # By EXIF orientation (EXIF 2.3, tag 0x0112); 1 is upright already.
@@ -78,7 +78,7 @@ def check_picture(data: bytes, *, check: str = "decode", pixels_side: int | None
     """Checks an encoded picture, and decodes it if the caller needs pixels.
 
     Args:
-        check: "decode" reads all compressed data, since a header check alone accepts half a file. Without
+        check: "decode" reads all compressed data, because a check of the header accepts half a file. Without
             `pixels_side` a JPEG is then decoded at an eighth of its size: this reads its entropy-coded data to the
             end, which is where damage shows, and skips most of the arithmetic. "header" trusts the header.
         pixels_side: return pixels; a JPEG may come at a half, a quarter or an eighth, with no side below this.
@@ -259,7 +259,7 @@ class JpegHeader(NamedTuple):
     """Pixels as stored."""
     height: int
     orientation: int
-    """EXIF's, 1 to 8."""
+    """The EXIF orientation, 1 to 8."""
 
 
 def is_jpeg(data: bytes) -> bool:

@@ -153,8 +153,8 @@ def _link(path: Path, own: JobLock) -> bool:
 
 
 def _replace(path: Path, seen: JobLock | None, own: JobLock) -> bool:
-    """Replaces a lock by this job's, if it is still the one that was seen. Of several jobs that try, the one that
-    creates the claim file succeeds."""
+    """Replaces a lock by this job's, if the lock has not changed since it was read. Of several jobs that try, the one
+    that creates the claim file succeeds."""
     claim = path.with_name(f".{path.name}.taken_over")
     try:
         os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

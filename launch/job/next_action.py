@@ -41,7 +41,7 @@ class JobState:
 
 @dataclass(frozen=True)
 class NextAction:
-    """What the batch script does next, with a remark for the log."""
+    """The next action of the batch script, with a remark for the log."""
 
     line: str
     """`end CODE`, `again`, `requeue` or `resubmit NODELIST`."""

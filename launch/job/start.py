@@ -21,7 +21,7 @@ from uniemox_dist.scheduler.commands import LiveJobs
 
 @dataclass(frozen=True)
 class StartedAttempt:
-    """What the batch script needs to start the ranks."""
+    """The facts that the batch script needs to start the ranks."""
 
     run: Path
     nodes: int

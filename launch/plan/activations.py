@@ -35,7 +35,7 @@ class Activations:
     encoder: Stack
     decoder: Stack
     first: int
-    """Before the encoder's blocks: visible patches, and a norm in some architectures."""
+    """Kept before the encoder's blocks: visible patches, and a norm in some architectures."""
     between: int
     """The encoder's last norm and the projection."""
     last: int

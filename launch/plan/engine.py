@@ -40,7 +40,8 @@ class EngineMemory:
     buffers: int
     """Buckets in which gradients are reduced."""
     step_copy: int
-    """Only during the update, when there are no activations: a copy of the gradients, in fp32 or flattened."""
+    """A copy of the gradients, in fp32 or flattened. It exists only during the update, when there are no
+    activations."""
 
 
 def engine_memory(
@@ -104,7 +105,7 @@ def _stage_3(
     # A weight is used again in the backward pass; in between, the weights that follow it are used twice.
     ahead = min(setting("max_reuse_distance", REUSE) // 2, setting("max_live_parameters", LIVE))
     gathered = min(whole, small + ahead + setting("prefetch_bucket_size", PREFETCH))
-    alone = ranks == 1  # then a piece is the whole
+    alone = ranks == 1  # a piece is then the whole parameter
     resting = s * (shards + fixed + (0 if alone else small))
     return EngineMemory(
         weights=s * (shards + fixed + (0 if alone else gathered)),

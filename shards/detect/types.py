@@ -41,7 +41,7 @@ class Person:
         object.__setattr__(self, "score", round(float(self.score), SCORE_DECIMALS))
 
     def to_json(self) -> dict[str, Any]:
-        """The person as JSON values; `labels` only where there are any."""
+        """The person as JSON values; `labels` only if there are any."""
         entry: dict[str, Any] = {"box": list(self.box), "score": self.score}
         if self.labels:
             entry["labels"] = dict(self.labels)

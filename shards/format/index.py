@@ -189,7 +189,7 @@ def read_all_shard_rows(folder: Place, entry: ShardEntry) -> pa.Table:
 
 
 def check_tar(folder: Place, entry: ShardEntry, field: str) -> None:
-    """Checks that a tar exists and has the size in the manifest; `field` is what error lines call the folder.
+    """Checks that a tar exists and has the size in the manifest; `field` is the folder's name in error messages.
 
     Raises:
         UserError: if it does not.

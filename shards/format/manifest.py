@@ -28,11 +28,11 @@ class ShardEntry:
     samples: int
     bytes: int
     sha256: str
-    """Of the tar file."""
+    """SHA-256 of the tar file."""
     index_sha256: str
-    """Of the index file."""
+    """SHA-256 of the index file."""
     rows_sha256: str
-    """Of the index's logical rows; independent of the Parquet library that wrote it."""
+    """Hash of the index's rows; independent of the Parquet library that wrote it."""
 
 
 @dataclass(frozen=True)

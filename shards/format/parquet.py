@@ -31,7 +31,7 @@ def open_parquet(
 ) -> Iterator[pq.ParquetFile]:
     """Opens a file that has the columns of a schema (or `columns` of it), and converts errors while it is read.
 
-    `what` is what error lines call the file, `fix` says how to repair it. With `sha256` the file must have that hash.
+    `what` is the file's name in error messages, `fix` the advice. With `sha256` the file must have that hash.
 
     Raises:
         UserError: if it is missing, damaged or another file, or lacks a column or has one of another type.

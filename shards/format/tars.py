@@ -20,9 +20,9 @@ class Member:
     """One member of a tar that is not a folder."""
 
     extension: str
-    """After the first dot of the base name, in lower case."""
+    """The part of the base name after the first dot, in lower case."""
     offset: int
-    """Of its content, bytes."""
+    """Position of its content, bytes."""
     length: int
     is_file: bool = True
     """False for links, sparse files and devices, whose content cannot be read by position."""
@@ -34,7 +34,7 @@ class Group:
 
     name: str
     offset: int
-    """Of the first member's first header, extended headers included."""
+    """Position of the first member's first header, extended headers included."""
     members: list[Member] = field(default_factory=list)
     end: int = 0
     """Byte at which the next group may begin."""

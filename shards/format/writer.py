@@ -1,4 +1,5 @@
-"""Writes samples into tar shards. Equal samples give equal bytes; a shard gets its name only when it is complete."""
+"""Writes samples into tar shards. Equal samples produce equal bytes; a shard gets its name only when it is
+complete."""
 
 import hashlib
 import os

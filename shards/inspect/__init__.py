@@ -1,1 +1,1 @@
-"""Looking at data sets: verification, statistics and the HTML report."""
+"""Inspection of data sets: verification, statistics and the HTML report."""

@@ -113,8 +113,8 @@ def write_page(folder: Place, out: Path) -> None:
 
 
 def _account(folder: Place, summaries: list[Summary]) -> Account:
-    """How these samples relate to the pack that they came from. The manifest of a split or a selection states the
-    numbers of the whole pack, so these apply to the samples only if they add up."""
+    """Relates these samples to the pack that they came from. The manifest of a split or a selection states the numbers
+    of the whole pack, so these describe the samples only if they add up."""
     provenances = [summary.manifest.provenance for summary in summaries]
     first = provenances[0]
     of_one_pack = all(

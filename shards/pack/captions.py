@@ -45,7 +45,7 @@ def _check_rising(words: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 class _Field(BaseModel):
-    """How the values of one field become words."""
+    """The rules by which the values of one field become words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lower: bool = False

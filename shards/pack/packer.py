@@ -60,7 +60,7 @@ class Packer:
         self.writers: dict[str, ShardWriter] = {}
         self.packed = PackedSamples(listing)
         self.position = 0
-        """Number of records consumed, in the order of packing."""
+        """Number of records processed so far, in the order of packing."""
         self._refused: list[tuple[int, Rejected]] = []  # since the last journal step
 
     def run(self, preparation: Preparation, workers: Workers) -> None:

@@ -28,7 +28,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def is_taken(out: Path) -> bool:
-    """Whether OUT contains anything that is not an interrupted pack of ours.
+    """Whether OUT contains anything other than an interrupted pack of this command.
 
     Raises:
         UserError: for an illegal folder name and a broken link.

@@ -1,7 +1,7 @@
 """The pipeline of `uniemox shards pack`: list, prepare (check, detect persons, encode), write.
 
-Any number of processes gives the same bytes. A killed pack continues behind its last complete shard: `partial.py` keeps
-the shards, `journal.py` records them.
+The bytes do not depend on the number of processes. A killed pack continues after its last complete shard: `partial.py`
+keeps the shards, `journal.py` records them.
 """
 
 import shutil

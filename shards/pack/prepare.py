@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # pydantic is slow to import, and most packs compose no capti
     from shards.pack.captions import Captioner
 
 DETECTOR_SIDE = 640
-"""Least pixels of a JPEG's sides for a detector. Larger JPEGs are decoded smaller, which is faster; detectors take 320
-to 640 pixels."""
+"""Smallest side of a JPEG that is decoded for a detector, in pixels. Larger JPEGs are decoded at a reduced size, which
+is faster; detectors take 320 to 640 pixels."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Filters:
     """Limits for the pictures that are kept; None: no limit."""
 
     side: tuple[int, int | None] = (0, None)
-    """Least and most pixels of the shorter side."""
+    """Smallest and largest shorter side, pixels."""
     aspect: float | None = None
     """Largest ratio of longer to shorter side."""
     caption: tuple[int, int | None] = (0, None)
-    """Least and most characters of the first caption."""
+    """Smallest and largest number of characters of the first caption."""
 
     def check(self, width: int, height: int, captions: Sequence[str]) -> tuple[str, str] | None:
         """(reason, detail) if a picture is not kept, else None."""

@@ -91,7 +91,7 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 def parse_limits(option: str, text: str | None) -> tuple[int, int | None]:
-    """Parses `MIN`, `MIN:MAX` or `:MAX` to (least, most); None for no upper limit.
+    """Parses `MIN`, `MIN:MAX` or `:MAX` to (minimum, maximum); None for no upper limit.
 
     Raises:
         UserError: for anything else.

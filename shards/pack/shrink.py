@@ -20,7 +20,7 @@ class Shrink:
     min_side: int | None = None
     """Largest allowed shorter side, pixels: enough for a loader that crops squares."""
     quality: int = 90
-    """Of JPEG and WebP, 1 to 100."""
+    """Quality of JPEG and WebP, 1 to 100."""
 
     def scale(self, width: int, height: int) -> float:
         """The factor for both sides; 1 for a picture within the limits."""

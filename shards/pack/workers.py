@@ -58,7 +58,7 @@ class Slot:
         return memoryview(self._map)[:length]
 
     def close(self) -> None:
-        """Frees the memory once no view of it is left."""
+        """Frees the memory once no view of it exists."""
         self._map = None
         os.close(self._fd)
 

@@ -36,7 +36,7 @@ class Cell:
     column: str
     row_group: int
     row: int
-    """Within the row group."""
+    """Row within the row group."""
 
 
 Image = bytes | str | Slice | Cell
@@ -88,7 +88,7 @@ def layout_names() -> list[str]:
 
 
 def open_source(layout: str, source: str, options: SourceOptions) -> Iterator[Record]:
-    """The records of a source, in an order that depends on its content alone.
+    """The records of a source, in an order that depends only on its content.
 
     Raises:
         UserError: for an unknown layout or a source that does not have this layout.

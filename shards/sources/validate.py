@@ -9,7 +9,7 @@ from shards.sources import Cell, Record, Slice
 MAX_DEPTH = 64
 """Levels of lists and objects in attributes and labels; JSON readers fail at some hundreds."""
 MAX_BITS = 10_000
-"""Of a whole number; Python neither writes nor reads more than 4,300 digits."""
+"""Largest number of bits of a whole number; Python neither writes nor reads numbers of more than 4,300 digits."""
 _DETAIL_CHARS = 300
 """Length of a detail; names inside of attributes may have any length."""
 

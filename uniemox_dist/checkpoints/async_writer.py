@@ -1,7 +1,7 @@
 """Saves checkpoints while training continues: each rank copies its share of the state to host memory, and a thread
 writes the copy. When all ranks have written, rank 0 completes the checkpoint and gives it its name.
 
-One save is under way at a time. Only the copy, two small exchanges among ranks and the last rename block the loop.
+There is at most one save at a time. Only the copy, two small exchanges among ranks and the last rename block the loop.
 """
 
 import logging
@@ -50,14 +50,14 @@ class HasFragments(Protocol):
 
 @dataclass
 class _Save:
-    """One save under way."""
+    """A save that has begun and is not complete."""
 
     state: RunState
     updates: float
     began: float
     blocked_s: float = 0.0
     outcome: dict[str, Any] = field(default_factory=dict)
-    """Of this rank's writer: files with bytes and hashes, or `error`."""
+    """The result of this rank's writer: files with bytes and hashes, or `error`."""
 
 
 class AsyncWriter:
@@ -85,7 +85,7 @@ class AsyncWriter:
 
     @property
     def under_way(self) -> int | None:
-        """The step whose save is under way; None without one."""
+        """The step that is being saved; None if there is no current save."""
         return self._save.state.step if self._save else None
 
     @property
@@ -99,7 +99,8 @@ class AsyncWriter:
         return sum(tensor.nbytes for tensor in self._host.values())
 
     def start(self, state: RunState) -> dict[str, Any] | None:
-        """Copies the state and starts the writers. Collective. Returns None, or `error`: why it is not saved."""
+        """Copies the state and starts the writers. Collective. Returns None, or `error` with the reason why it is not
+        saved."""
         assert self._save is None, "one save at a time"
         began = time.perf_counter()
         tensors = {
@@ -123,9 +124,9 @@ class AsyncWriter:
         return None
 
     def commit(self) -> dict[str, Any]:
-        """Waits for all writers and completes the save under way; collective. Returns facts for the event: step, bytes,
-        seconds from begin to end, write_s of the slowest rank, blocked_s and removed checkpoints; or `error`, and then
-        nothing of it is left on the disk."""
+        """Waits for all writers and completes the current save. Collective. Returns facts for the event: step, bytes,
+        seconds from begin to end, write_s of the slowest rank, blocked_s and removed checkpoints. If the save failed,
+        returns `error` and deletes its files."""
         assert self._save is not None
         assert self._writer is not None
         began, save = time.perf_counter(), self._save
@@ -142,7 +143,7 @@ class AsyncWriter:
         }
 
     def close(self) -> None:
-        """Waits for a deletion under way."""
+        """Waits until a running deletion ends."""
         self._retention.close()
 
     def _temporary(self, step: int) -> Path:
@@ -150,12 +151,14 @@ class AsyncWriter:
 
     @torch.no_grad()
     def _copy(self, tensors: dict[str, Tensor]) -> None:
-        """Copies into one block of host memory, kept from save to save: allocating it costs more than filling it."""
+        """Copies into one block of host memory, which is kept for later saves because allocating it takes longer than
+        filling it."""
         cuda = any(tensor.is_cuda for tensor in tensors.values())
         if self._host.keys() != tensors.keys():
             whole = torch.empty(sum(tensor.numel() for tensor in tensors.values()))
             if cuda and whole.numel():
-                # Pinned as it is, for copies at the bus's full rate: torch's own pinned memory comes in powers of two.
+                # Pins the existing block, for copies at the bus's full rate; torch would round pinned memory up to a
+                # power of two.
                 torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0)
             lengths = [tensor.numel() for tensor in tensors.values()]
             self._host = dict(zip(tensors, whole.split(lengths), strict=True))
@@ -234,8 +237,8 @@ class Retention:
         self._pruner: threading.Thread | None = None
 
     def check_space(self, own: int) -> str | None:
-        """Returns an error message if there is no space for `own` bytes of each rank, even after the checkpoints that
-        are due next are deleted. Collective."""
+        """Returns an error message if there is no space for `own` bytes of each rank, even after the next due
+        checkpoints are deleted. Collective."""
         self.close()
         needed, free, rank = self._measure_space(own)
         if free < needed and free + collectives.on_main(self._world, self._prunable) >= needed:
@@ -263,18 +266,18 @@ class Retention:
         return [step_folder(step) for step in doomed]
 
     def close(self) -> None:
-        """Waits for deletions that are under way."""
+        """Waits until all running deletions end."""
         if self._pruner is not None:
             self._pruner.join()
 
     def _prunable(self) -> int:
-        """Bytes of the checkpoints to delete if one fewer is kept."""
+        """Total size of the checkpoints that would be deleted if one fewer were kept."""
         sizes = {checkpoint.step: checkpoint.bytes for checkpoint in complete_checkpoints(self._folder)}
         return sum(sizes[step] for step in superfluous(sizes, self._keep_last - 1, self._keep_every))
 
     def _measure_space(self, own: int) -> tuple[float, float, int]:
-        """Bytes that all ranks' parts need together, the fewest that any rank sees free, and that rank: all ranks share
-        the folder and its free space."""
+        """Returns the bytes that the parts of all ranks need together, the smallest free space that any rank reports,
+        and that rank. All ranks share the folder and its free space."""
         rows = collectives.gather_numbers([_free(self._folder), own], self._world)
         free, rank = min((row[0], rank) for rank, row in enumerate(rows))
         return sum(row[1] for row in rows), free, rank

@@ -143,7 +143,7 @@ def unreadable(folder: Path) -> list[tuple[Path, str]]:
     folder without that file was never complete and is not listed.
 
     Raises:
-        OSError: if one cannot be read, which says nothing about what is in it.
+        OSError: if one cannot be read; its content may be intact.
     """
     found = []
     for path in sorted(folder.glob("step_*")):
@@ -175,7 +175,7 @@ def damaged_folders(folder: Path) -> list[Path]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Temporary folders of saves and deletions that were killed, or that are under way."""
+    """Temporary folders of saves and deletions that were killed or are still running."""
     return sorted(
         p for p in folder.glob(".step_*") if NAME.match(p.name[1:]) and p.suffix in (".tmp", ".deleted")
     )

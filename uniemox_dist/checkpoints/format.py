@@ -128,8 +128,8 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 def write_tensors(
     path: Path, about: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], read: Callable[[str], Tensor]
 ) -> tuple[int, str]:
-    """As `write_part`, for tensors that are stated by number format and shape and read one after the other: only one of
-    them needs to be in memory.
+    """Like `write_part`, for tensors that are described by number format and shape and read one after the other, so
+    that only one of them is in memory.
 
     Raises:
         OSError: if it cannot be written (a full disk); the file then stays incomplete.

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how to delete the others. Torch-free."""
+"""Decides which checkpoints are kept, and deletes the others. Torch-free."""
 
 import shutil
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = N
 def policy(
     config: Path, keep_last: int | None = None, keep_every: int | None = None
 ) -> tuple[int, int | None]:
-    """How many of the last checkpoints to keep, and which steps always: as given, else from the run's config.yaml,
-    whose other settings may be of any version.
+    """Returns how many of the last checkpoints to keep, and the multiple of steps that are always kept: the arguments,
+    or by default the values in the run's config.yaml, whose other settings may be of any version.
 
     Raises:
         UserError: if the file has no such numbers.
@@ -57,8 +57,8 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[s
 
 
 def clear_unfinished(folder: Path) -> list[str]:
-    """Deletes temporary folders of killed saves and deletions below checkpoints/. Call it only while no save is under
-    way."""
+    """Deletes temporary folders of killed saves and deletions below checkpoints/. Call it only while no save is
+    running."""
     left = unfinished(folder)
     for path in left:
         if path.is_dir() and not path.is_symlink():

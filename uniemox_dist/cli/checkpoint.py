@@ -157,11 +157,11 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
 def prune_command(
     run: Path, keep_last: int | None, keep_every: int | None, damaged: bool, dry_run: bool
 ) -> None:
-    """Deletes the checkpoints of RUN (a run's folder) that retention does not keep, and what killed saves left.
+    """Deletes the checkpoints of RUN (a run's folder) that retention does not keep, and the remains of killed saves.
 
-    The newest complete checkpoint always stays, and nothing is deleted unless every byte of it is sound. Damaged ones
-    do not count among the last that are kept: those are read first. A run that trains does this by itself: then the
-    command refuses.
+    The newest complete checkpoint always stays, and nothing is deleted unless all its files are intact. The last
+    checkpoints are verified first, and damaged ones do not count among those to keep. The command refuses a run that
+    is training, because that run prunes its own checkpoints.
     """
     from uniemox_dist.checkpoints import folders
     from uniemox_dist.checkpoints.retention import policy

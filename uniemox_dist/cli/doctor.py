@@ -36,11 +36,11 @@ def doctor(
     short: bool,
     json_file: str | None,
 ) -> int:
-    """Checks this node, or all ranks of an allocation, for what would stop or slow a run.
+    """Checks this node, or all ranks of an allocation, for problems that would stop or slow a run.
 
-    With RECIPE and KEY=VALUE pairs as for pretrain it looks at that run's folder, shards, teacher and initial weights.
-    Inside srun or torchrun this is one rank of many; with --nproc it starts the ranks of this machine. Each line says
-    ok, warn or fail, what was measured, and what to do about it. Exit code 1 if a line says fail.
+    With RECIPE and KEY=VALUE pairs as for pretrain it also checks that run's folder, shards, teacher and initial
+    weights. Inside srun or torchrun this is one rank of many; with --nproc it starts the ranks of this machine. Each
+    line has ok, warn or fail, the measurement, and the fix. Exit code 1 if any check fails.
     """
     from uniemox_dist.distributed.world import World
 

@@ -101,7 +101,7 @@ def gallery_command(release: Path, data: str, out: Path, device: str, **given: A
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments and options that the four tasks have in common."""
+    """Adds the arguments and options that the four tasks share."""
     options = [
         click.argument("release"),
         click.argument("data"),
@@ -124,14 +124,14 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def classifying(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of tasks that name classes."""
+    """Adds the options of tasks with named classes."""
     return click.option("--confusion", type=FILE, help="Write the confusion matrix to this PNG file.")(
         command
     )
 
 
 def learning(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of tasks that learn from a training split."""
+    """Adds the options of tasks that learn from a training split."""
     command = click.option(
         "--val",
         metavar="NAME",

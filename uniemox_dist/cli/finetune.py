@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def finetune(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
     """Fine-tunes an encoder on labelled shards by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
 
-    data.path=DATA holds the splits train, val and test; model.init_from=RELEASE gives the encoder. The best weights by
-    validation are written to RUN/best, for timm, and the metrics to RUN/finetune.json. Inside srun this is one rank;
+    data.path=DATA has the splits train, val and test; model.init_from=RELEASE is the encoder to start from. The best
+    weights by validation are written to RUN/best, for timm, and the metrics to RUN/finetune.json. Inside srun this is
+    one rank;
     with --nproc it starts the ranks of this machine. The same command again resumes the newest complete checkpoint.
     """
     return run(COMMAND, recipe, overrides, nproc, resume, dry_run=dry_run)

@@ -149,7 +149,7 @@ def predict(
 def reconstruct(
     release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
 ) -> None:
-    """Masks pictures (files or folders), reconstructs them by RELEASE, and writes all to OUT, a PNG grid."""
+    """Masks pictures (files or folders), reconstructs them with RELEASE, and writes a grid to OUT, a PNG."""
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.inference.reconstruct import reconstruct as write
 

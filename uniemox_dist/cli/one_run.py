@@ -124,7 +124,7 @@ def remove(path: Path, *, seen: bool) -> None:
     """Deletes a folder, or a link without its target.
 
     Args:
-        seen: whether readers may have it open: it is then renamed first, so that they never see a part of it.
+        seen: whether readers may have it open. It is then renamed first, so that they never read a part of it.
     """
     from uniemox_dist.core.files import remove_dir
 

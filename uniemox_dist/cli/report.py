@@ -25,7 +25,7 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     from uniemox_dist.scheduler.commands import JobQueries
 
     check_output(out, "--out")
-    # Without an answer of squeue the state is that of the folder alone.
+    # If squeue does not answer, the state is determined from the folder only.
     answers = JobQueries().ask([job.id for job in jobs_of(run)])
     path = write_report(run, evaluation, out, answers)
     click.echo(f"{path}: {size(path.stat().st_size)}, open it in a browser")

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from uniemox_dist.teacher.model import Teacher
 
 RETRY_S = 60.0
-"""How long a failing read is retried."""
+"""Seconds for which a failing read is retried."""
 MAX_NAMED = 10
-"""Unreadable pictures that are named; the cache marks all of them."""
+"""Largest number of unreadable pictures to print; the cache marks all of them."""
 
 
 @click.command()

@@ -85,7 +85,7 @@ def _launch(
     folder = RunFolder(Path(config.run.dir) / config.run.name)
 
     def rank() -> list[str]:
-        # --resume applies to the first attempt: once the run has a checkpoint of its own, it resumes that.
+        # --resume applies to the first attempt only: once the run has its own checkpoint, it resumes that.
         began = newest_step(folder) != before
         how = "auto" if began else resume
         return [sys.executable, "-m", "uniemox_dist.cli", command.name, recipe, *overrides, "--resume", how]

@@ -74,9 +74,9 @@ class FinetuneRun(Config):
     """A whole fine-tuning run."""
 
     teacher: TeacherConfig = Field(default=TeacherConfig(), exclude=True)
-    """Of pretraining: not used."""
+    """Not used in fine-tuning."""
     loss: LossConfig = Field(default=LossConfig(relation=0.0, similarity=0.0), exclude=True)
-    """Of pretraining: not used."""
+    """Not used in fine-tuning."""
     finetune: FinetuneConfig = FinetuneConfig()
 
     def of_training(self) -> "FinetuneRun":

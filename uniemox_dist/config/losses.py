@@ -85,7 +85,8 @@ class LossConfig(Section):
     person_reconstruction: bool = False
     """Reconstruct the person view too; L3 is then the mean over both views."""
     schedule: dict[str, tuple[tuple[Share, Weight], ...]] = Field(default_factory=dict)
-    """For a loss, points (share of the run, factor): its weight is multiplied by a line through them."""
+    """For each loss, points (share of the run, factor). Its weight is multiplied by the piecewise linear function
+    through them."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> "LossConfig":

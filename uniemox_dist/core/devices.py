@@ -21,7 +21,7 @@ class Device:
     """Dense products with fp32 accumulation, 10^12 operations per second."""
     tf32_tflops: float | None = None
     fp32_tflops: float | None = None
-    """Without TF32, which training switches off."""
+    """Peak in fp32 without TF32, which training switches off."""
     memory_bytes: float | None = None
     """Also unknown for a CPU, because the ranks of a node share its memory."""
     link_gb_s: float | None = None

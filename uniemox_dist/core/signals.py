@@ -78,7 +78,7 @@ class StopFlag:
         """
         try:
             signalled = float(env.get(LIMIT, "")) - float(env.get(LEAD_S, ""))
-        except ValueError:  # there is no limit, or this is no Slurm job
+        except ValueError:  # without a limit, or outside of a Slurm job
             return
         if time.time() >= signalled - EARLY_S:
             self._deadline = signalled

@@ -1,1 +1,1 @@
-"""From shards to micro-batches: the plan of samples, readers, views and the loader."""
+"""Turns shards into micro-batches: the plan of samples, readers, views and the loader."""

@@ -99,7 +99,7 @@ class Augment:
             view_3HW.copy_(changed_3HW)
 
     def choose_mix(self, slot: int) -> Mix | None:
-        """Chooses how the pair that begins with this slot is mixed; None leaves it as it is.
+        """Chooses how the pair that begins with this slot is mixed; None leaves it unchanged.
 
         The share is Beta(alpha, alpha) (mixup, Zhang et al. 2018). An exchanged rectangle has 1 - share of the area
         before it is clipped at the picture's edge, and the share is corrected for the clipping (CutMix, Yun et al.

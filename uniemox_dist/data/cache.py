@@ -82,7 +82,7 @@ class ShardCache:
         """
         try:
             handle = os.open(self._tar(entry), os.O_RDONLY)
-        except OSError:  # the origin can be read whatever the error
+        except OSError:  # after any error the origin can still be read
             return None
         if os.fstat(handle).st_size == entry.bytes:
             with suppress(OSError):  # a file of another user, or a disk that became read-only

@@ -14,7 +14,7 @@ from uniemox_dist.data.rng import Purpose, choice, mix64, uniform
 Box = tuple[int, int, int, int]
 """Left, top, width, height in pixels of the upright picture."""
 DENSITY = 2.0
-"""Fewest decoded pixels per pixel of the view, along each side, when a picture is decoded at reduced size.
+"""Smallest number of decoded pixels per pixel of the view, along each side, if a picture is decoded at reduced size.
 
 At this bound a view differs from one of the full decode by half a grey level on average over sharp photos. Below 2 some
 photos exceed one grey level (docs/benchmarks/stream.md)."""
@@ -166,7 +166,8 @@ def choose_scene_box(width: int, height: int, settings: ViewSettings, seed: int,
 
 
 def choose_person(persons: tuple[Person, ...], how: str, seed: int, slot: int) -> Person | None:
-    """Chooses the person of the view; None if there is none. Of equals, the more confident, then the first wins."""
+    """Chooses the person of the view; None if there is none. Among equals it prefers the more confident, then the
+    first."""
     if not persons:
         return None
     if how == "random":

@@ -48,7 +48,7 @@ class CachedView:
     """A scene view that was drawn and embedded before the run."""
 
     plan: ViewPlan
-    """Without a person."""
+    """The plan of the scene view; it has no person view."""
     picture_E: Tensor
     """The teacher's embedding Ω, an fp16 unit row."""
 

@@ -56,7 +56,7 @@ def patch_order(slots_B: Tensor, view: int, seed: int, patches: int) -> Tensor:
 
 
 def person_order(order_BN: Tensor, on_person_BN: Tensor, visible: int, share: float) -> Tensor:
-    """Returns an order whose masked patches lie on the person to the given share.
+    """Returns an order in which the given share of the masked patches is on the person.
 
     If the person, or the rest of the view, has too few patches, the other one provides the difference. Within both
     groups the given random order decides which patches are masked.

@@ -47,7 +47,7 @@ class ShardOrigin:
     def __init__(self, url: str, field: str) -> None:
         self.url, self.field = url, field
         self.retry_s = 0.0
-        """How long a failing read is retried."""
+        """Seconds for which a failing read is retried."""
         self.cache: ShardCache | None = None
         self.counts = ReadCounts()
         self._handles: OrderedDict[str, int] = OrderedDict()

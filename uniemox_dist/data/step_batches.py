@@ -30,7 +30,7 @@ from uniemox_dist.data.worker_transport import (
 )
 
 POLL_S = 5
-"""How often a rank that waits for a micro-batch checks whether its loader processes are alive."""
+"""Seconds between checks of a waiting rank that its loader processes are alive."""
 JOIN_S = 5.0
 """Longest wait for a killed process. A process that hangs in a read of a dead file system cannot be killed."""
 

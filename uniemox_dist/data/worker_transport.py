@@ -84,7 +84,7 @@ class SharedMicroBatch:
     """Number of the buffer; NO_BUFFER if `views` holds the views."""
     views: Tensor | None
     batch: MicroBatch
-    """Without tensors."""
+    """The micro-batch without its tensors."""
     rows: dict[str, np.ndarray]
     """Its other tensors by name."""
 

@@ -31,7 +31,7 @@ def init(world: World, timeout_s: int) -> torch.device:
         timeout_s: seconds after which a collective operation fails.
 
     Raises:
-        UserError: if this rank has no GPU of its own where there are GPUs.
+        UserError: if the node has GPUs and this rank has none of its own.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
@@ -105,7 +105,7 @@ def on_main(world: World, work: Callable[[], T]) -> T:
 
 def on_all(world: World, work: Callable[[], T]) -> T:
     """Runs `work` on every rank and returns this rank's own result. A UserError of any rank is raised on all ranks,
-    naming the hosts where there are several: a file may be missing on one node only."""
+    naming the hosts if there are several, because a file may be missing on one node only."""
     error: str | None = None
     try:
         result = work()

@@ -49,7 +49,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one attempt ended."""
+    """The end of one attempt."""
 
     code: int
     """The exit code of the attempt."""
@@ -68,7 +68,7 @@ def say(text: str) -> None:
 def free_port() -> int:
     """Returns a random free port at which the ranks can meet.
 
-    It lies below the range from which the system numbers outgoing connections (32768 and above on Linux), so that no
+    It is below the range from which the system numbers outgoing connections (32768 and above on Linux), so that no
     connection takes it before rank 0 listens there.
 
     Raises:
@@ -107,7 +107,7 @@ def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool)
     try:
         for r in range(ranks):
             env = {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}
-            # A session of its own: Ctrl-C reaches this launcher alone, which forwards it once.
+            # A new session, so that Ctrl-C reaches only this launcher, which forwards it once.
             children.append(subprocess.Popen(command, env=env, start_new_session=True))
         return _wait(children, signals)
     finally:

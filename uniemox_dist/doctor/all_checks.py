@@ -30,8 +30,8 @@ Check = Callable[[], list[Finding]]
 def examine(subject: Subject, world: World, device: Any) -> Iterator[list[Finding]]:
     """Yields the findings of each check, the same on all ranks. Collective.
 
-    `device` is this rank's torch device, or None without torch; then each process looks at its own node alone. A rank
-    on which a check hangs ends its process (see `within`).
+    `device` is this rank's torch device, or None without torch; then each process checks only its own node. A rank on
+    which a check hangs ends its process (see `within`).
     """
     for name, check in _checks(subject, world, device):
         with within(LONGEST_S, name, world):

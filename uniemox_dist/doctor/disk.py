@@ -34,7 +34,7 @@ SLOW_BYTES_PER_S = 20e6
 
 @dataclass(frozen=True)
 class DiskFacts:
-    """What one rank measured."""
+    """The measurements of one rank."""
 
     folder: str
     """The folder of the probe: the run folder, or its nearest parent that exists."""

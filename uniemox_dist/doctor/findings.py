@@ -34,7 +34,7 @@ class Finding:
         return self.hosts or (() if self.host is None else (self.host,))
 
     def line(self) -> str:
-        """For a terminal or a log: `warn  clock        rank 3 on node7: 2.1 s ahead; …`."""
+        """The finding for a terminal or a log: `warn  clock        rank 3 on node7: 2.1 s ahead; …`."""
         where = "" if self.rank is None else f"rank {self.rank} on {self.host}: "
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"{self.status:<4}  {self.what:<11}  {where}{self.value}{remedy}"

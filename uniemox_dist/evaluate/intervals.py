@@ -37,7 +37,8 @@ class Bootstrap:
     """
 
     def __init__(self, groups: Sequence[str], resamples: int = RESAMPLES) -> None:
-        """`groups` names the group of each sample; give each sample a group of its own to resample single samples."""
+        """`groups` names the group of each sample; with a different group for each sample, single samples are
+        resampled."""
         names = sorted(set(groups))
         number = {name: i for i, name in enumerate(names)}
         self.group_n = np.array([number[group] for group in groups], dtype=np.int64)

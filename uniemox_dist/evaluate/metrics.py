@@ -85,7 +85,7 @@ def single_label(
     that was never answered is None.
 
     Args:
-        groups: the group of look-alikes of each sample; without it each sample is a group of its own.
+        groups: the group of look-alikes of each sample; by default each sample is its own group.
     """
     bootstrap = Bootstrap(groups or [str(i) for i in range(len(answers_nC))])
     found = classification(targets_nC.argmax(1), answers_nC.argmax(1), labels, bootstrap)

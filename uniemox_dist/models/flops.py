@@ -17,9 +17,9 @@ class Flops:
     """Forward FLOPs of one sample by part; 0 for parts that are switched off."""
 
     encoder: int
-    """Both views if the student reads the person view."""
+    """The encoder on both views, or only on the scene if the student does not read the person view."""
     projection: int
-    """From the encoder's width to the decoder's."""
+    """The projection from the encoder's width to the decoder's."""
     decoder: int
     """The scene, or both views with loss.person_reconstruction."""
     fusion: int
@@ -109,7 +109,7 @@ def classifier_flops(model: ModelConfig, views: int, outputs: int) -> Flops:
 
 
 def _encoder_flops(model: ModelConfig, patches: int) -> "Block":
-    """Returns the FLOPs of the encoder for one view of which it reads so many patches, patch projection included."""
+    """Returns the FLOPs of the encoder for one view with the given number of patches, patch projection included."""
     kind = peculiar(model.name)
     block = block_flops(
         1 + kind.get("registers", 0) + patches,

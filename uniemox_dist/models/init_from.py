@@ -29,7 +29,7 @@ HEAD = "head."
 
 @dataclass(frozen=True)
 class InitReport:
-    """What was loaded from `model.init_from`."""
+    """The report about the weights loaded from `model.init_from`."""
 
     path: str
     layout: str

@@ -5,7 +5,7 @@
     OUT/README.md            the model card                    OUT/SHA256SUMS      of all other files
     OUT/training_curves.png  of runs with metrics              OUT/encoder.onnx    on request
 
-This needs one CPU and no deepspeed, whatever ZeRO stage and number of ranks wrote the checkpoint.
+This needs one CPU and no deepspeed, for checkpoints of any ZeRO stage and number of ranks.
 """
 
 import math

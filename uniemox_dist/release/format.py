@@ -29,7 +29,7 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
     """Checks that a folder is a release that this version reads. Returns the contents of uniemox.json.
 
     Raises:
-        UserError: if the folder is no release, or (with verify) a file was altered.
+        UserError: if the folder is not a release, or (with verify) a file was altered.
     """
     folder = Path(path)
     if not folder.is_dir():

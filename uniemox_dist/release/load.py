@@ -39,14 +39,15 @@ def load_encoder(path: str | Path, *, verify: bool = False) -> tuple[nn.Module, 
     """Loads the released encoder and its preprocessing.
 
     The encoder is a timm VisionTransformer in eval mode: B×3×size×size normalised pixels to B×D class tokens.
-    The preprocessing takes a PIL picture (turned as its EXIF says, transparency on white) to 3×size×size.
+    The preprocessing turns a PIL picture upright by its EXIF orientation, puts transparency on white, and returns
+    3×size×size.
 
     Args:
         path: folder of a release.
         verify: check SHA256SUMS first.
 
     Raises:
-        UserError: if the folder is no release, or (with verify) a file was altered.
+        UserError: if the folder is not a release, or (with verify) a file was altered.
     """
     facts = read_release(path, verify=verify)
     model = Config.model_validate(facts["config"]).model

@@ -1,1 +1,1 @@
-"""A run seen through its folder: events, history, status and the report page. Torch-free."""
+"""Reads and writes a run's folder: events, history, status and the report page. Torch-free."""

@@ -62,7 +62,7 @@ class Event:
     """An event to write. A field without a default is always written, any other only if it is not None."""
 
     kind: ClassVar[str]
-    """Its name in events.jsonl."""
+    """The event's name in events.jsonl."""
     lane: ClassVar[Lane | None] = None
     tone: ClassVar[str] = ""
     """Its colour on the page: good, wait, bad or none."""
@@ -301,9 +301,9 @@ class Straggler(Event):
     rank: int
     host: str
     seconds: float
-    """Seconds of its own work per step."""
+    """Seconds of its own computing per step."""
     median_s: float
-    """The median rank's."""
+    """Seconds of the median rank."""
 
     @staticmethod
     def describe(facts: Facts) -> str:
@@ -344,7 +344,7 @@ class FaultEvent(Event):
     step: int | None = None
     error: str
     ends: bool | None = None
-    """True if it ended the attempt; None if training went on."""
+    """True if it ended the attempt; None if training continued."""
     restart: bool | None = None
     """False if another attempt would fail in the same way."""
     code: int | None = None
@@ -440,7 +440,7 @@ class Resubmit(Event):
     between = True
     job_id: int
     nodes: list[str]
-    """The nodes that are left out."""
+    """The excluded nodes."""
     reason: str
 
     @staticmethod

@@ -26,7 +26,7 @@ LOST_CONTACT = (
     "Connection reset by peer",
     "ncclRemoteError",
 )
-"""Parts of errors which only say that another rank has ended."""
+"""Parts of error texts that only report that another rank has ended."""
 
 
 def number(value: Any) -> float:
@@ -41,7 +41,7 @@ def sections(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def is_lost_contact(error: str) -> bool:
-    """Whether an error only says that another rank has ended."""
+    """Whether an error only reports that another rank has ended."""
     return any(part in error for part in LOST_CONTACT)
 
 
@@ -91,7 +91,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Length:
-    """How many steps a run has."""
+    """The number of steps of a run."""
 
     steps: int | None = None
     """None if neither the configuration nor the metrics state it."""
@@ -280,7 +280,7 @@ class History:
 
     @property
     def requeues(self) -> int:
-        """How often the run continued from the queue, or waits there to."""
+        """How often the run was requeued: it continued from the queue, or waits there."""
         turns = [event for event in self.events if event.get("event") in ("requeue", "job")]
         # Slurm itself requeues the jobs of lost nodes, which only the next start of the job shows.
         again = sum(event["event"] == "job" and number(event.get("restarts")) > 0 for event in turns)
@@ -348,8 +348,8 @@ class JobAttempts:
 def job_attempts(events: Sequence[Line]) -> JobAttempts:
     """Counts the attempts of a run.
 
-    The count in vain begins anew when a person submits the run; not when Slurm requeues a job, nor when a job submits
-    another in its place. A job that was requeued after a complete save lost nothing.
+    The count of attempts in vain restarts when a person submits the run, but not when Slurm requeues a job or a job
+    submits another one in its place. A job that was requeued after a complete save lost nothing.
     """
     in_vain = count = 0
     best: int | None = None

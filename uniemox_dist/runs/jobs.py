@@ -45,7 +45,7 @@ class Job:
     """Slurm's state, such as PENDING. Empty if Slurm has forgotten the job; None if Slurm was not asked, or did not
     answer."""
     reason: str = ""
-    """Why the job waits, in Slurm's word."""
+    """Slurm's word for the reason why the job waits."""
     nodes: str = ""
     """The job's nodes in Slurm's short form."""
     start: float | None = None
@@ -74,7 +74,7 @@ class Job:
         return self.state is not None and not self.waits and not self.runs
 
     def describe_wait(self, now: float) -> str:
-        """What the job waits for, and for how long."""
+        """A phrase about the reason for which the job waits, and until when."""
         if self.state in ("CONFIGURING", "POWER_UP_NODE"):
             return f"{self.name}: its nodes are being started"
         reason = self.reason.strip("()").partition(",")[0]
@@ -87,7 +87,7 @@ class Job:
         return f"{self.name} waits {for_what}{when}"
 
     def describe_end(self) -> str:
-        """How the job ended."""
+        """A phrase about the end of the job."""
         return f"{self.name} has ended" + (f" ({self.state})" if self.state else "")
 
 

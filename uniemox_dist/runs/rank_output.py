@@ -58,4 +58,4 @@ class MainLog:
 
 
 main_log = MainLog()
-"""Of this process."""
+"""The main log of this process."""

@@ -40,11 +40,12 @@ class Saved:
 
     step: int
     time: float | None
-    """When it was complete, in seconds since 1970."""
+    """When it was completed, in seconds since 1970."""
 
 
 def saved_time(info: Mapping[str, Any], file_time: float | None) -> float | None:
-    """When a checkpoint was complete: the time in its complete.json, or else that of the file, which a copy changes."""
+    """When a checkpoint was completed: the time in its complete.json, or else the file's own time, which a copy
+    changes."""
     stated = info.get("time")
     return float(stated) if is_number(stated) else file_time
 
@@ -148,7 +149,7 @@ def _describe_fault(history: History) -> str:
 def find_state_without_job(
     history: History, config: Mapping[str, Any], lock: Lock, *, saved: Saved | None, now: float
 ) -> State:
-    """The state of a run, from its folder alone."""
+    """The state of a run, from its folder only."""
     events, lines, step, length = history.events, history.lines, history.step, history.length(config)
     turns = _turns(events)
     last: Line = turns[-1] if turns else {}
@@ -236,7 +237,7 @@ def stalled_after_s(config: Mapping[str, Any], lines: Sequence[Line], *, startin
         compiles = (config.get("compute") or {}).get("compile")
         keys = ("start_timeout_s", *["compile_timeout_s"] * bool(compiles))
         return max(timeout_s(run, key) for key in keys)
-    if not gaps:  # one line gives no pace
+    if not gaps:  # one line is not enough for a pace
         return timeout_s(run, "step_timeout_s")
     return max(STALLED_S, STALLED_INTERVALS * median(gaps))
 

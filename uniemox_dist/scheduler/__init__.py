@@ -1,1 +1,1 @@
-"""Slurm as seen from Python: its commands, job states, host lists and the allocation of a job. Torch-free."""
+"""Slurm's commands, job states, host lists and the allocation of a job, for Python. Torch-free."""

@@ -10,7 +10,7 @@ def parse_duration(text: str) -> float | None:
     `days-hours:minutes:seconds` (sbatch(1), `--time`).
 
     Returns:
-        None where there is no duration: for UNLIMITED, INFINITE, NOT_SET, INVALID, N/A and any other text.
+        None if the text is not a duration: UNLIMITED, INFINITE, NOT_SET, INVALID, N/A and any other text.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip(), re.ASCII)
     if match is None:

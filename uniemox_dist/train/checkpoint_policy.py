@@ -58,12 +58,13 @@ class CheckpointPolicy:
             self._report({"step": step, **failed})
 
     def commit_if(self, all_written: bool) -> None:
-        """Completes the save under way once every rank has written its part."""
+        """Completes the current save once every rank has written its part."""
         if all_written and self._writer.under_way is not None:
             self._commit()
 
     def finish(self, step: int | None = None) -> bool:
-        """Completes the save under way, then saves `step` unless it is saved; returns whether `step` is saved."""
+        """Completes the current save, then saves `step` unless it is saved already; returns whether `step` is
+        saved."""
         if self._writer.under_way is not None:
             self._commit()
         if step is not None and self._saved != step:

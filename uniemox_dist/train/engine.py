@@ -102,7 +102,7 @@ def resolve_precision(config: Config, device: torch.device, checkpoint: Checkpoi
 
 
 def device_peak(config: Config, precision: str, device: torch.device) -> float | None:
-    """The device's peak for the student's matrix products, 10^12 operations per second; None where it is not known."""
+    """The device's peak for the student's matrix products, 10^12 operations per second; None if unknown."""
     if config.compute.peak_tflops is not None or device.type != "cuda":
         return config.compute.peak_tflops
     tf32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
@@ -193,7 +193,8 @@ def parameter_groups(
     """Groups of parameters with the same weight decay and learning rate; none is empty.
 
     A group's `lr_scale` is layer_decay^(depth + 1 - layer), by which the step multiplies the learning rate.
-    Without layer decay there are two groups: matrices, and all else (biases, norms, tokens, fusion weights).
+    Without layer decay there are two groups: matrices, and all other parameters (biases, norms, tokens, fusion
+    weights).
     """
     depth = len(getattr(getattr(module, "encoder", None), "blocks", ()))
     found: dict[tuple[float, bool], list[nn.Parameter]] = {}

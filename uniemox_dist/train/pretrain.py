@@ -71,7 +71,7 @@ class PretrainTrainer(Trainer):
 
     student: Student
     teacher: Teacher | None
-    """The live teacher; None where cached views are replayed, or no loss needs a teacher."""
+    """The live teacher; None if cached views are replayed or no loss needs a teacher."""
     facts: TeacherFacts | None
     """Facts about the teacher, live or cached; None if no loss needs one."""
     replay: SelectedViews | None

@@ -60,7 +60,8 @@ class StepResult:
 
 
 ComputeLoss = Callable[[MicroBatch], tuple[Tensor, Tensor]]
-"""From a micro-batch on the engine's device to the engine's loss, and its terms as a detached vector."""
+"""A function of a micro-batch on the engine's device. Returns the engine's loss, and its terms as a detached
+vector."""
 
 
 def update_weights(

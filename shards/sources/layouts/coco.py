@@ -25,7 +25,7 @@ from uniemox_dist.core.errors import UserError
 
 CAPTIONS = re.compile(r"captions_(?P<part>(?P<split>train|val|test)(?P<year>\d*))\.json")
 _PROBES = 16
-"""Pictures that are looked up to find the picture folder."""
+"""Number of pictures that are tried to find the picture folder."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:

@@ -45,7 +45,7 @@ _SPELLINGS = {
     **dict.fromkeys(("disquitement", "disquiet"), "Disquietment"),  # both occur in published files
 }
 _PROBES = 16
-"""Pictures that are looked up to find the picture folder."""
+"""Number of pictures that are tried to find the picture folder."""
 
 
 @dataclass

@@ -73,7 +73,7 @@ def _tars(source: str) -> list[tuple[Place, str | None]]:
 
 
 def _are_one_pack(tars: list[Place]) -> bool:
-    """Whether all tars belong to data sets of ours that were packed from one listing; the names of their samples are
+    """Whether all tars belong to data sets that this project packed from one listing; the names of their samples are
     then unique."""
     listings = {_listing(folder) for folder in {str(tar.parent): tar.parent for tar in tars}.values()}
     return len(listings) == 1 and None not in listings

@@ -23,7 +23,7 @@ RESUMES: dict[str, tuple[str, tuple[float, ...]]] = {
     "requeue": ("requeued by Slurm", (6, 2, 1, 2)),
     "resume": ("resumed", (4, 3)),
 }
-"""How a run resumed: the legend of the page, and the dashes of the line."""
+"""Reason of a resume -> its legend on the page, and the dashes of its line."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def draw(history: History, loss: Line) -> list[Chart]:
 
 
 def chart_of(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> Chart | None:
-    """A drawn panel; None where no value is finite."""
+    """Draws a panel; None if no value is finite."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None

@@ -35,7 +35,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def table(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Columns (primary metrics first) and rows of cells; a cell is None where a row has no value."""
+    """Columns (primary metrics first) and rows of cells; a cell is None if a row has no value."""
     blank = {"better": "lower", "primary": False, "note": "", "n": None}
     metrics = [{**blank, "title": metric["name"], **metric} for metric in evaluation["metrics"]]
     metrics.sort(key=lambda metric: not metric["primary"])

@@ -22,7 +22,7 @@ COLUMNS = 2
 TEXT, SMALL, LINE = 19, 17, 25
 INK, MUTED, OWN, BOX = (24, 30, 44), (98, 107, 124), (10, 112, 70), (214, 60, 40)
 MOST_LINES = 2
-"""Most lines of one caption; longer ones are cut."""
+"""Largest number of lines of a caption; longer captions are cut."""
 
 Colour = tuple[int, int, int]
 

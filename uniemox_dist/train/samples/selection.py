@@ -54,7 +54,7 @@ class Shown:
     """The data set that they come from."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
-    """The first caption of each picture; empty where it has none."""
+    """The first caption of each picture; empty if it has none."""
     scene_B3HW: Tensor
     """uint8: the whole picture."""
     person_B3HW: Tensor
