@@ -39,9 +39,8 @@ class Measuring:
         self.most = dict.fromkeys(PARTS, 0)
         for block in self.student.encoder.blocks:
             block.register_forward_pre_hook(lambda *_: self._see("weights"))
-        for name, p in trained(
-            self.engine
-        ):  # in stages 0 and 1 all gradients exist at the end of the backward pass
+        # In stages 0 and 1 all gradients exist at the end of the backward pass.
+        for name, p in trained(self.engine):
             if config.zero.stage < 2 and name.startswith(("encoder.cls_token", "encoder.patch_embed")):
                 p.register_post_accumulate_grad_hook(lambda _: self._see("gradients"))
 

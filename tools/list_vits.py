@@ -51,9 +51,8 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
             found[name]["registers"] = vit.num_reg_tokens
         if block.mlp.fc2.in_features * 2 == block.mlp.fc1.out_features:
             found[name]["gated_mlp"] = True
-        if not isinstance(
-            getattr(block, "ls2", None), torch.nn.Identity
-        ):  # or a norm behind the MLP, which costs as much
+        # Or a norm behind the MLP, which costs as much.
+        if not isinstance(getattr(block, "ls2", None), torch.nn.Identity):
             found[name]["layer_scale"] = True
         if not hasattr(block, "ls2"):
             found[name]["post_norm"] = True

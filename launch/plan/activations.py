@@ -103,9 +103,8 @@ def _classifier_activations(config: FinetuneRun, B: int, s: int) -> Activations:
     # The last norm and the linear layer keep their inputs: the pooled features, or all tokens, of which one is used.
     rows = views if config.finetune.pooling == "mean" else views * T
     between = rows * D * s * (1 if kind.get("no_final_norm") else 2) + rows * 8
-    end = (
-        views * 3 * model.image_size**2 * 4
-    )  # pixels in fp32 before the conversion to the passes' number format
+    # Pixels in fp32 before the conversion to the passes' number format.
+    end = views * 3 * model.image_size**2 * 4
     return Activations(_encoder_stack(model, views * T, s), Stack(0, 0, 0, 0), first, between, 0, end, 0)
 
 

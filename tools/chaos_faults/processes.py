@@ -37,9 +37,8 @@ def preload() -> None:
     """Imports the modules that a run needs. Sets one thread per rank and no GPU, so that results are equal bit for
     bit."""
     os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
-    os.environ.setdefault(
-        "TORCHINDUCTOR_COMPILE_THREADS", "1"
-    )  # otherwise an import starts compiler processes
+    # Otherwise an import starts compiler processes.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in PRELOADED:
         importlib.import_module(name)

@@ -211,9 +211,8 @@ class AsyncWriter:
                     "files": files,
                 }
                 write_json(temporary / COMPLETE, {**info, "sha256": digest(info)})
-                if (
-                    final.exists()
-                ):  # not a checkpoint, which the run would have resumed: this run must not delete it
+                # Not a checkpoint, which the run would have resumed, so this run must not delete it.
+                if final.exists():
                     set_aside(final)
                 publish_dir(temporary, final)
         except OSError as error:

@@ -181,9 +181,8 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
     from uniemox_dist.runs.history import History, sections
     from uniemox_dist.runs.status import Saved, saved_time, summarize
 
-    lock = (
-        run.look_at_lock()
-    )  # first, because a run that ends while its files are read must not appear killed
+    # First, because a run that ends while its files are read must not appear killed.
+    lock = run.look_at_lock()
     try:
         config = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     except (OSError, ValueError, UserError):

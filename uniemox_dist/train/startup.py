@@ -49,9 +49,8 @@ class StartupTimer:
         self.seconds: dict[str, float] = {}
         now, began = time.time(), process_began()
         try:
-            batch = float(
-                env.get(BATCH_BEGAN, "").replace(",", ".")
-            )  # bash writes the decimal sign of the locale
+            # Bash uses the decimal sign of the locale.
+            batch = float(env.get(BATCH_BEGAN, "").replace(",", "."))
         except ValueError:
             batch = began
         if batch < began:
