@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def submit(
     run: "str | Config | Sequence[str]", cluster: "str | Cluster", *overrides: str, **options: Any
 ) -> "Job[int]":
-    """Submits a command through submitit; the job's result is the exit code 0, anything else is an error of the job.
+    """Submits a command through submitit. The job's result is the exit code 0; any other end is an error of the job.
 
     Args:
         run: a recipe's path or name, or a configuration, of pretraining or fine-tuning; or the words of any other

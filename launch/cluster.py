@@ -56,8 +56,8 @@ OWN_OPTIONS = {
     "parsable": None,
     "test-only": None,
 }
-"""Options of sbatch that the script or the command sets, and the setting to use instead; None for those that the script
-needs as they are."""
+"""Options of sbatch that the script or the command sets, and the setting to use instead; None for those that cannot be
+changed."""
 
 
 def _check_sbatch_option(option: str) -> str:
@@ -115,7 +115,7 @@ class Container(Section):
     kind: Literal["none", "apptainer", "pyxis"] = "none"
     """apptainer wraps each command; pyxis (with enroot) is srun's own --container-image."""
     image: Line | None = None
-    """Path of a .sif or .sqsh file, or what the runtime pulls from, such as docker://…"""
+    """Path of a .sif or .sqsh file, or a URL from which the runtime pulls, such as docker://…"""
     mounts: tuple[Word, ...] = ()
     """Folders to mount, as PATH or PATH:PATH_INSIDE, besides run folder, working directory and local shards."""
     options: tuple[Line, ...] = ()

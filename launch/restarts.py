@@ -86,7 +86,7 @@ def exit_after_stop(folder: RunFolder, signals: Signals) -> int:
     Writes an event, so that the fault of an earlier attempt is not taken for the cause of the end.
     """
     step = newest_step(folder)
-    # Another process that trains there continues.
+    # Another process trains this run and continues.
     if folder.path.is_dir() and not folder.look_at_lock().held:
         folder.write(
             Signal(step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None)

@@ -107,7 +107,8 @@ def delay_interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def run_folder(run: Path, *, aside: bool) -> Iterator[Path | None]:
-    """Creates a run's folder, and removes what is new if the block fails. With `aside` an existing folder is renamed
+    """Creates a run's folder, and removes the new folders if the block fails. With `aside` an existing folder is
+    renamed
     first; yields its new path, and renames it back if the block fails.
 
     Raises:
@@ -125,7 +126,7 @@ def run_folder(run: Path, *, aside: bool) -> Iterator[Path | None]:
         RunFolder(run).create()
         yield old
     except BaseException:
-        if not was_there:  # nothing else uses it yet
+        if not was_there:  # no other process uses it yet
             shutil.rmtree(run, ignore_errors=True)
             for folder in above:
                 _remove_empty(folder)

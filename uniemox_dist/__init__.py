@@ -1,7 +1,7 @@
 """uniemox-dist: UniEmoX pretraining at scale. The public names below are resolved on first use.
 
-Importing this package imports neither torch nor anything else that is heavy, so that packing shards,
-planning and launching work on machines without a GPU stack.
+Importing this package imports neither torch nor other slow modules, so packing, planning and launching work on
+machines without a GPU stack.
 """
 
 from importlib import import_module

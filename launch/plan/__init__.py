@@ -1,1 +1,1 @@
-"""Estimates of what a run needs and costs, as functions of its settings. Torch-free."""
+"""Estimates of the resources and costs of a run, as functions of its settings. Torch-free."""

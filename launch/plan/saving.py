@@ -147,7 +147,7 @@ def signal_lead(
     disk_gb_s: float | None = None,
     step_s: float | None = None,
 ) -> Lead:
-    """Twice a save plus a step, as measured by the run, or else estimated.
+    """Computes twice a save plus a step, from measurements of the run if it has any, otherwise from estimates.
 
     Args:
         run: the run's folder, if it has run before.

@@ -13,7 +13,7 @@ from uniemox_dist.core.errors import UserError
 
 
 class NoDetector:
-    """Finds nobody. For sources with their own person boxes, and for packing without onnxruntime."""
+    """Finds no persons. For sources with their own person boxes, and for packing without onnxruntime."""
 
     def __init__(self, name: str = "none") -> None:
         self.name = name

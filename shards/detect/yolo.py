@@ -87,8 +87,8 @@ class YoloOnnx:
         for start in range(0, len(pictures), batch):
             some = pictures[start : start + batch]
             windows = [letterbox(picture, out) for picture, out in zip(some, self._x_BCHW)]
-            # A short batch runs with leftovers behind it. A fixed batch size uses the same kernels, so that a picture
-            # always gives the same bits.
+            # A short batch is followed by pictures of the previous one. A fixed batch size uses the same kernels, so
+            # that the result for a picture is always the same, bit for bit.
             for output, window in zip(self._run(), windows):
                 boxes_A4, scores_A = self._decode(output.astype(np.float32))
                 candidates = np.flatnonzero(scores_A >= self.score_threshold)
@@ -190,7 +190,8 @@ def cell_counts(height: int, width: int) -> set[int]:
     """The possible numbers of cells of a detector for an input of this size (pixels). Strides are mostly 8 to 32; some
     detectors begin at 4 or 16, and some end at 64.
 
-    This rejects the outputs of other networks (patch features, scores of one stride), which would silently find nobody.
+    This rejects the outputs of other networks (patch features, scores of one stride), which would silently find no
+    persons.
     """
     return {
         sum((height // stride) * (width // stride) for stride in STRIDES_PX[first:last])

@@ -188,7 +188,7 @@ class _Sample(NamedTuple):
     tar: Path
     key: str
     begin: int
-    """First byte of the tar members behind the picture."""
+    """Position of the first tar member after the picture, bytes."""
     end: int
 
     @classmethod

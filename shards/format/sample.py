@@ -15,7 +15,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with more pictures (a preview, a
-gain map) behind the first one; phones write them as .jpg."""
+gain map) after the first one; phones write them as .jpg."""
 
 
 def make_key(name: str) -> str:

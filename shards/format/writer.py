@@ -39,7 +39,7 @@ class ShardWriter:
         self.shard_samples = shard_samples
         self.prefix = prefix
         self.entries: list[ShardEntry] = []
-        """Complete shards; a resumed pack continues behind the ones that it found."""
+        """Complete shards; a resumed pack continues after the existing ones."""
         self.closing = closing
         self._file: BinaryIO | None = None
         self._end = 0

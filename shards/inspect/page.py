@@ -60,7 +60,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Account:
-    """The records behind a page's samples, as far as they are known."""
+    """The records from which a page's samples were packed, as far as they are known."""
 
     records: int | None
     """Records of the whole pack that these samples belong to; None if unknown."""

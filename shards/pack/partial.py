@@ -1,8 +1,8 @@
 """The folder that a pack writes into, and how it becomes OUT.
 
 It is `OUT.partial` beside OUT, and is renamed to OUT when the pack is complete. If OUT exists already (an empty folder,
-a mount point such as a Docker volume, a link to a folder), nothing can be renamed to it: the folder is then
-`OUT/.partial`, and its content moves into OUT, manifests last.
+a mount point such as a Docker volume, a link to a folder), a folder cannot be renamed to it. The working folder is
+then `OUT/.partial`, and its content moves into OUT, manifests last.
 """
 
 import errno

@@ -46,8 +46,8 @@ def pack(
         licence: the licence of the pictures; goes into the manifests and the cards of models trained on them.
 
     Raises:
-        UserError: if `out` exists, the source does not have the layout or contains nothing that can be packed, or the
-            disk is full.
+        UserError: if `out` exists, the source does not have the layout or has no picture that can be packed, or the
+        disk is full.
     """
     check_licence(licence)
     if is_taken(out):

@@ -75,8 +75,8 @@ def recovery(outcome: Outcome, run: Run, since: float) -> None:
 def compare(
     outcome: Outcome, run: Run, reference: Run, *, losses: bool = True, replaced: frozenset[str] = frozenset()
 ) -> None:
-    """Counts the samples that a run lost or repeated, and checks that all else equals the reference bit for bit: the
-    views and masks of every sample, every loss, and the weights and moments of the last checkpoint.
+    """Counts the samples that a run lost or repeated, and checks that everything else equals the reference bit for
+    bit: the views and masks of every sample, every loss, and the weights and moments of the last checkpoint.
 
     Args:
         losses: whether losses and weights must be equal too.

@@ -74,8 +74,8 @@ class AsyncWriter:
         keep_last: int = 3,
         keep_every: int | None = None,
     ) -> None:
-        """`fixed`: the parameters that are not trained, which rank 0 writes. Nothing else may save into `folder`, the
-        run's checkpoints/: unfinished saves there are deleted. Collective."""
+        """`fixed` has the parameters that are not trained; rank 0 writes them. No other process may save into
+        `folder`, the run's checkpoints/, because unfinished saves there are deleted. Collective."""
         self._engine, self._folder, self._world, self._fixed, self._ema = engine, folder, world, fixed, ema
         self._retention = Retention(folder, world, keep_last, keep_every)
         self._host: dict[str, Tensor] = {}
@@ -108,7 +108,7 @@ class AsyncWriter:
             for f in chain(fragments(self._engine), self._ema.fragments() if self._ema else ())
             for kind, tensor in f.tensors.items()
         }
-        if self._world.is_main:  # before the ranks meet, and so before any begins to write
+        if self._world.is_main:  # before the next collective, so before any rank writes
             clear_unfinished(self._folder)  # remains of saves on a disk that was read-only
         fixed = self._fixed.values() if self._world.is_main else ()
         own = sum(tensor.numel() * 4 for tensor in chain(tensors.values(), fixed)) + MARGIN_BYTES

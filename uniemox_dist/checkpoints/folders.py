@@ -41,7 +41,7 @@ class Checkpoint:
         return int(self.info["step"])
 
     def problem(self, *, hashes: bool, files: Iterable[str] | None = None) -> str | None:
-        """Returns what is wrong with its files, or None: always checks sizes, and hashes on request."""
+        """Returns the first problem of its files, or None. Always checks sizes; checks hashes on request."""
         own = self.own_problem()
         if own is not None:
             return own
@@ -50,7 +50,7 @@ class Checkpoint:
         return next((problem for problem in found if problem is not None), None)
 
     def own_problem(self) -> str | None:
-        """Returns what is wrong with complete.json if it changed since it was read, or None."""
+        """Returns the problem of complete.json if it changed since it was read, otherwise None."""
         if self.info.get("sha256", digest(self.info)) != digest(self.info):
             return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
         return None
@@ -70,7 +70,7 @@ class Checkpoint:
 
 
 def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | None:
-    """Returns what is wrong with a file for which complete.json states these facts, or None."""
+    """Returns the problem of a file for which complete.json states these facts, or None."""
     try:
         found = path.stat().st_size
         if found != facts["bytes"]:
@@ -85,7 +85,7 @@ def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | No
 
 
 def digest(info: dict[str, Any]) -> str:
-    """The hash that complete.json holds of itself, under `sha256`."""
+    """The hash of complete.json without its entry `sha256`, which contains this hash."""
     return sha256_bytes(canonical_json({key: value for key, value in info.items() if key != "sha256"}))
 
 
@@ -207,7 +207,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint whose files match their hashes, and what is wrong with the newer ones."""
+    """The newest complete checkpoint whose files match their hashes, and the problems of newer ones."""
     problems: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
         problem = checkpoint.problem(hashes=True)

@@ -93,7 +93,7 @@ def named_as_ours(tensors: Mapping[str, Tensor], where: str) -> Weights:
     """Renames a state dict in timm's, MAE's or our names, with any common prefix; leaves classifiers out.
 
     Raises:
-        UserError: if it holds no vision transformer, or several.
+        UserError: if it contains no vision transformer, or several.
     """
     prefixes = [name.removesuffix(ANCHOR) for name in tensors if name.endswith(ANCHOR)]
     if len(prefixes) != 1:

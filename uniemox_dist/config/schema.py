@@ -1,6 +1,6 @@
 """Every setting of a pretraining run: type, unit, default and one line of meaning.
 
-`Config` is what a recipe resolves to. Sections are frozen; a value that can be derived is not a setting.
+A recipe resolves to a `Config`. Sections are frozen. A value that can be derived is not a setting.
 """
 
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class ZeroConfig(Section):
     """DeepSpeed ZeRO."""
 
     stage: Literal[0, 1, 2, 3] = 1
-    """1 shards optimizer states, 2 also gradients, 3 also parameters; 0 shards nothing (fp32 only, for debugging)."""
+    """1 shards optimizer states, 2 also gradients, 3 also parameters; 0 does not shard (fp32 only, for debugging)."""
 
 
 class ComputeConfig(Section):

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """Yields a line per error: dotted path, value and what it should be; for an unknown key, the nearest known one."""
+    """Yields one line per error: dotted path, value and the expected value; for an unknown key, the nearest known
+    one."""
     for issue in error.errors():
         path = ".".join(str(part) for part in issue["loc"])
         if issue["type"] == "extra_forbidden":

@@ -9,7 +9,7 @@ from uniemox_dist.core.errors import UserError
 
 GIB = 1 << 30
 FREE_SHARE = 0.1
-"""Share of a device's memory that a plan leaves free: for fragmentation and for what is not counted."""
+"""Share of a device's memory that a plan leaves free, for fragmentation and memory that is not counted."""
 
 
 @dataclass(frozen=True)

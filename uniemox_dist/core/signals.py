@@ -31,7 +31,7 @@ def stop_signals() -> list[signal.Signals]:
 def stop_with_launcher() -> None:
     """Makes the kernel send SIGTERM to this rank when the launcher that started it ends, or at once if it has ended.
 
-    Otherwise the rank would train on unseen, and hold the run's lock.
+    Otherwise the rank would continue to train unnoticed and hold the run's lock.
     """
     # The variable is removed, because children of this rank do not belong to the launcher.
     launcher = os.environ.pop(LAUNCHER_PID, "")

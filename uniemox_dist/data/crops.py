@@ -116,7 +116,8 @@ def plan_with_cached_scene(
 def plan_evaluation_views(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings
 ) -> ViewPlan:
-    """Plans the views of evaluation: the whole picture and the person's crop, on white, unmirrored, nothing random."""
+    """Plans the views of evaluation: the whole picture and the person's crop, on white, unmirrored, without
+    randomness."""
     how = "most_confident" if settings.person == "random" else settings.person
     box = grow_person_box(width, height, choose_person(persons, how, 0, 0), settings.person_margin)
     return plan_views(View((0, 0, width, height)), View(box), WHITE, settings.image_size)

@@ -22,7 +22,7 @@ def decode_rgb(data: bytes, background: Rgb = WHITE, scale: int = 1) -> tuple[np
     """The picture as H×W×3 uint8, upright, with `background` behind transparent pixels, and the scale of the result.
 
     A JPEG may come at 1/`scale` of its sides, rounded up: its higher frequencies are then never transformed.
-    Everything else comes whole, at scale 1.
+    All other pictures are returned in full size, at scale 1.
 
     Raises:
         ValueError: if it cannot be decoded.

@@ -93,7 +93,7 @@ def read_labelled_samples(
     """Reads the labelled samples of a split: its pictures, or with task=multi the annotated persons.
 
     Raises:
-        UserError: if a picture has no label, or nobody has categories with task=multi.
+        UserError: if a picture has no label, or with task=multi no person has categories.
     """
     samples: list[LabelledSample] = []
     unlabelled = 0

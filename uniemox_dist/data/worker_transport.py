@@ -58,7 +58,7 @@ class ViewBuffers:
 
 @dataclass(frozen=True)
 class WorkerError:
-    """An error of a loader process that explains itself. Raised there, it would arrive wrapped in a traceback."""
+    """A UserError or Fault of a loader process. If it were raised there, it would arrive wrapped in a traceback."""
 
     user: bool
     """True for a UserError, False for a Fault."""

@@ -60,9 +60,7 @@ def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:
     """Address and port at which the ranks meet: from the environment; else the first node of the job step, where rank 0
     runs, and a port derived from the job's number, so that two jobs on one node use different ports."""
     address, port = env.get("MASTER_ADDR", ""), env.get("MASTER_PORT", "")
-    if (
-        "SLURM_STEP_ID" not in env
-    ):  # a batch script knows its job's nodes, but no other process meets it there
+    if "SLURM_STEP_ID" not in env:  # a batch script knows its job's nodes, but no other process joins it
         return address, port
     nodes, job = (
         env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "",

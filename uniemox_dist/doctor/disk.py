@@ -95,7 +95,7 @@ def judge(
     speed: bool = True,
     lenient: bool = False,
 ) -> list[Finding]:
-    """Fails if nothing can be written, or not two checkpoints; warns if not all checkpoints to keep fit.
+    """Fails if the disk is not writable or two checkpoints do not fit; warns if not all checkpoints to keep fit.
 
     `keep` is run.keep_last. `speed` is False if the probe was too small to measure it. With `lenient`, too little
     space is only a warning: a run continues without saving, and space may become free.

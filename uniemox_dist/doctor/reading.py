@@ -65,7 +65,7 @@ def measure(field: str, path: str, world: World) -> ReadFacts:
 
     Raises:
         UserError: if the folder or its manifest is missing, or shards are missing or cut, naming the first ones.
-        Fault: if something cannot be read, or is not what was packed.
+        Fault: if a sample cannot be read, or differs from the packed one.
     """
     manifest = read_manifest(path, field)
     _compare_sizes(field, path, manifest, world)

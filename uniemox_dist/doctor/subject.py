@@ -86,7 +86,7 @@ def _embedding_width(config: Config) -> int | None:
         folder = find_local_folder(config.teacher)
         return USUAL_WIDTH if folder is None else int(read_json(folder / CONFIG)["model_cfg"]["embed_dim"])
     except (OSError, UserError, ValueError, KeyError, TypeError):
-        return USUAL_WIDTH  # another check reports what is wrong with the teacher's files
+        return USUAL_WIDTH  # another check reports problems of the teacher's files
 
 
 def known_sizes(config: Config | None) -> Sizes | None:

@@ -1,6 +1,6 @@
 """One pass over each split of a data set: every sample once, in the order of its shards; pictures are not kept.
 
-Memory holds a batch of pictures and the vectors of all samples.
+Only a batch of pictures and the vectors of all samples are in memory.
 """
 
 from collections.abc import Callable, Sequence

@@ -55,7 +55,7 @@ class Pictures:
             layout: a layout of `uniemox shards pack`, if the name does not show it.
 
         Raises:
-            UserError: if the input is missing, or holds no pictures.
+            UserError: if the input is missing or contains no pictures.
         """
         self.source = source
         where = place(source, "INPUT")

@@ -161,7 +161,7 @@ def _suggest_fix(weights: Weights, width: int, depth: int, student: Student | Cl
     own = timm_name(model.name or "")
     sized = [name for name, s in shapes().items() if (s["width"], s["depth"]) == (width, depth)]
     names = [name for name in sized if timm_name(name) != own]
-    # If the size is right, something else differs, so the plain names do not help.
+    # If the size is right, another property differs, so the plain names do not help.
     plain = [name for name in names if name in SIZES and not same_size]
     patch = weights.tensors[PROJECTION].shape[-1] if PROJECTION in weights.tensors else 0
     others = sorted((n for n in names if n not in SIZES), key=lambda n: shapes()[n]["patch_size"] != patch)

@@ -21,9 +21,10 @@ from uniemox_dist.core.logs import report_once, stop_logging
 from uniemox_dist.runs.events import Event
 
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
-"""Testing the lock holds it for a moment, which must not keep a run from starting."""
+"""Number of attempts of `lock`, and the pause between them. A process that tests the lock holds it for a moment, which
+must not prevent a run from starting."""
 BAD_NODE_S = 24 * 3600.0
-"""Seconds for which a submission leaves out a node whose preflight failed: nodes are repaired."""
+"""Seconds for which submissions exclude a node whose preflight failed; later it may be repaired."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,14 @@ class RunFolder:
                 if _is_at(file, path):
                     self._lock = file
                     break
-                file.close()  # the file was deleted while this process waited: nobody else would see the lock
+                file.close()  # the file was deleted meanwhile, so other processes would not see this lock
                 holder = "another process"
             if not left:
                 raise UserError(
                     f"{where}: {holder} is training here; wait, stop it, or give another run.name"
                 )
             time.sleep(LOCK_PAUSE_S)
-        with suppress(OSError):  # the text is for people; the kernel holds the lock
+        with suppress(OSError):  # only for people to read; the kernel holds the lock
             file.truncate(0)
             file.write(f"{socket.gethostname()} pid {os.getpid()}\n")
             file.flush()

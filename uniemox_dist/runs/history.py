@@ -193,7 +193,7 @@ class History:
             return Length(self.step)
         stated, epochs = data.get("epoch_samples"), self.lines[-1].get("epoch") if self.lines else None
         if batch and run.get("epochs") and (stated or epochs):
-            # The run's folder does not hold the size of the data, which follows from slots per (rounded) epoch.
+            # The run's folder does not contain the size of the data; it is estimated from slots per (rounded) epoch.
             samples = stated or self.lines[-1].get("slots", 0) / epochs
             return Length(math.ceil(round(run["epochs"] * samples / batch, 2)), exact=bool(stated))
         return Length()

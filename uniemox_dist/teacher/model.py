@@ -142,7 +142,7 @@ class _ImageTower(nn.Module):
 class FusedAttention(nn.MultiheadAttention):
     """Self-attention with torch's fused kernel.
 
-    On a CPU it gains next to nothing, because nn.MultiheadAttention has its own fast path for frozen weights
+    On a CPU the gain is very small, because nn.MultiheadAttention has its own fast path for frozen weights
     (docs/benchmarks/step.md).
     """
 
@@ -174,7 +174,7 @@ class QuickGELU(OpenClipQuickGELU):
 def speed_up_tower(visual: nn.Module) -> nn.Module:
     """Replaces attention and QuickGELU of open_clip's blocks by faster versions, in place.
 
-    Weights and their names stay the same; results stay the same up to rounding. Other towers are left as they are.
+    Weights and their names stay the same; results stay the same up to rounding. Other towers are not changed.
     """
     for block in visual.modules():
         if not isinstance(block, ResidualAttentionBlock):

@@ -154,7 +154,7 @@ class TextVectors:
 
 
 def is_current(reader: ShardReader, teacher_id: str, folder: Path, shard: int) -> bool:
-    """True if the cache holds the shard's captions as they are now."""
+    """True if the cache contains the shard's present captions."""
     return read_metadata(cache_file(reader, folder, shard)) == _make_metadata(
         teacher_id, _read_captions(reader, shard)
     )

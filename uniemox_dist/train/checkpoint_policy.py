@@ -36,7 +36,7 @@ class CheckpointPolicy:
 
     @property
     def written(self) -> bool:
-        """True if this rank has nothing left to write."""
+        """True if this rank has written its part of the current save, or there is none."""
         return self._writer.written
 
     def start(self, step: int) -> None:

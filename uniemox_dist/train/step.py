@@ -31,7 +31,7 @@ class RankStatus:
     stop_signal: str | None = None
     """The signal that asked this rank to stop."""
     checkpoint_written: bool = True
-    """True if this rank has nothing left to write."""
+    """True if this rank has written its part of the current checkpoint, or there is none."""
 
 
 @dataclass(frozen=True)

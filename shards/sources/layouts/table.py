@@ -170,7 +170,7 @@ def _beside(path: Place, text: str) -> str:
 
 
 def _number(text: str) -> Any:
-    """A cell of a CSV as a number if the conversion loses nothing; otherwise the text itself."""
+    """A cell of a CSV as a number if the conversion is exact; otherwise the text itself."""
     if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
         return int(text)
     return float(text) if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+([eE][-+]?\d+)?", text) else text
