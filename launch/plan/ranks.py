@@ -18,7 +18,7 @@ def divisors(number: int) -> list[int]:
 
 
 def is_legal(config: Config, ranks: int) -> bool:
-    """Whether so many ranks may run with these streams, this global batch and this micro-batch."""
+    """Whether this number of ranks may run with these streams, this global batch and this micro-batch."""
     batch = config.batch
     divides = batch.streams % ranks == 0 and batch.global_batch % (batch.micro_batch * ranks) == 0
     return divides and not (_mixes_pairs(config) and batch.streams // ranks % 2)

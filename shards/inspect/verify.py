@@ -173,7 +173,7 @@ def _sha256(path: Place) -> str:
 
 
 def _damage(file: BinaryIO, row: dict[str, Any], size: int, check: str) -> str | None:
-    """The damage of one sample in a tar of `size` bytes; None if it is sound."""
+    """The damage of one sample in a tar of `size` bytes; None if it is intact."""
     if row["image_offset"] + row["image_length"] > size:
         return f"{row['key']}: its picture is beyond the end of the tar"
     file.seek(row["image_offset"])

@@ -121,7 +121,7 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            # One extra that suffices, instead of one after the other.
+            # Names one sufficient extra, instead of one after the other.
             extra = "train" if arguments[:1] in (["pretrain"], ["finetune"], ["teach"]) else EXTRAS[package]
             return _say(str(missing_extra(package, extra)), EXIT_USER)
         traceback.print_exc()

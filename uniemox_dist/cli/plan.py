@@ -161,7 +161,7 @@ def _data(config: "Config", samples: int | None, inputs: "PlanInputs") -> "Data"
     from uniemox_dist.core.errors import UserError
 
     here = inputs.nodes * inputs.per_node
-    if here > config.batch.streams or not legal_ranks(config):  # first, since it needs no data
+    if here > config.batch.streams or not legal_ranks(config):  # checked first, because it needs no data
         reason = why_illegal(config, here)
         raise UserError(f"--nodes={inputs.nodes} --gpus-per-node={inputs.per_node}: {reason}")
     if samples is not None:

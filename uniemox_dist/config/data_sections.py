@@ -48,7 +48,8 @@ class RunConfig(Section):
     spike_factor: float = Field(default=3.0, gt=1.0)
     """A loss above this multiple of the median of the last 100 steps is an event."""
     straggler_factor: float = Field(default=1.5, gt=1.0)
-    """A rank whose own computing per step exceeds this multiple of the ranks' median is reported."""
+    """A rank is reported if its own part of the steps (loading, teacher, forward pass) takes longer than this multiple
+    of the ranks' median."""
 
     @field_validator("name")
     @classmethod

@@ -37,7 +37,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def fsync_dir(path: str | os.PathLike[str]) -> None:
-    """Makes renames inside a folder survive a power cut."""
+    """Flushes a folder to the disk, so that renames inside it survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -32,7 +32,7 @@ def measure() -> ClockFacts:
 
 def ahead(gathered: Sequence[RankFacts[ClockFacts]]) -> dict[int, float]:
     """Seconds by which each rank's clock is ahead of the median. Of several rounds the smallest difference counts,
-    since a rank that was not running when a barrier ended looks late."""
+    because a rank that was not running when a barrier ended appears late."""
     everyone = with_facts(gathered)
     # The lower median: with two ranks the full difference counts.
     medians = [statistics.median_low(times) for times in zip(*(facts.times for _, facts in everyone))]

@@ -30,7 +30,7 @@ class LimitFacts:
     """The limits of one rank."""
 
     shm_free: int | None
-    """Bytes; None where there is no /dev/shm."""
+    """Free bytes in /dev/shm; None if it does not exist."""
     shm_total: int
     files: int
     """Soft limit of open files."""

@@ -64,7 +64,7 @@ def measure(field: str, path: str, world: World) -> ReadFacts:
     """Opens a data set, checks the sizes of this rank's part of the shards, and reads from some of them.
 
     Raises:
-        UserError: if the folder or its manifest is missing, or shards are missing or cut, naming the first ones.
+        UserError: if the folder or its manifest is missing, or shards are missing or truncated; names the first ones.
         Fault: if a sample cannot be read, or differs from the packed one.
     """
     manifest = read_manifest(path, field)

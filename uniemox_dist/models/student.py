@@ -88,7 +88,7 @@ class Student(nn.Module):
         The vector has the order of `LOSS_NAMES`; a loss that is off is 0.
         """
         patches_BNP, order_BN = self.patches(views.scene_B3HW), views.scene_order_BN
-        if self.has_person_branch:  # one pass over both views: B here is twice the samples
+        if self.has_person_branch:  # one pass over both views, so B is twice the samples
             assert views.person_B3HW is not None
             assert views.person_order_BN is not None
             patches_BNP = torch.cat([patches_BNP, self.patches(views.person_B3HW)])

@@ -61,7 +61,7 @@ def release(
     """Writes a release of a run's checkpoint (or of a checkpoint folder) to `out`. Returns its facts.
 
     Args:
-        step: `last` (the newest sound checkpoint), `best` (see `select_checkpoint`) or a number.
+        step: `last` (the newest intact checkpoint), `best` (see `select_checkpoint`) or a number.
         ema: release the moving average of the encoder's weights; projection, fusion and decoder stay as trained.
         dtype: number format of all weights: fp32, bf16 or fp16.
         onnx: also writes the encoder as ONNX, compared with torch.
@@ -180,8 +180,8 @@ def export_onnx(release: Path, path: Path) -> dict[str, Any]:
 
 
 def select_checkpoint(run: Path, step: str) -> Checkpoint:
-    """The checkpoint of a run (or of a checkpoint's own folder) by `step`: `last` is the newest sound one, `best` the
-    one with the lowest recent loss, else a number. Its hashes are checked.
+    """The checkpoint of a run (or of a checkpoint's own folder) by `step`: `last` is the newest intact one, `best` the
+    one with the lowest recent loss; otherwise it is a number. Its hashes are checked.
 
     The recent loss is the mean over metrics.jsonl of the `run.save_every` steps before the checkpoint, without skipped
     steps. Of equal checkpoints the newest is the best.

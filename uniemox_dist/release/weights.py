@@ -156,7 +156,7 @@ def check_names(encoder: Mapping[str, Tensor], source: Source) -> None:
 
 
 def released_name(name: str) -> str:
-    """The name of a student's weight in its file: timm's own for the encoder."""
+    """The name of a student's weight in its file; for the encoder it is timm's name."""
     return name.removeprefix(PREFIX)
 
 

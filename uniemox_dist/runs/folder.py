@@ -177,7 +177,9 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     try:
         with open(path, "a+b") as file:
             text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-            if file.tell() and _torn(file):  # the last line was cut; this one must not be lost with it
+            if file.tell() and _torn(
+                file
+            ):  # the last line is incomplete; a new line must not be appended to it
                 text = b"\n" + text
             file.write(text)
     except OSError as error:

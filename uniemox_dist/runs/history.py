@@ -76,7 +76,7 @@ class Attempt:
     """An attempt to train, from its start event to its last line before the next start."""
 
     began: float
-    """Seconds since 1970, as all times here."""
+    """Seconds since 1970, like all times in this module."""
     first_step: int
     ended: float = 0.0
     last_step: int = 0
@@ -241,7 +241,7 @@ class History:
         """The cause of the last attempt's end; None if no event states one."""
         events: list[Line] = []
         for event in reversed(self.events):
-            # A restart belongs to the attempt before it, unless a later attempt failed before it began to train.
+            # A restart belongs to the previous attempt, unless a later attempt failed before it began to train.
             if event.get("event") == "start" or (
                 between_attempts(event) and of_kind(events, kinds.FaultEvent)
             ):

@@ -59,7 +59,7 @@ class State:
     tone: str
     """good, wait or bad."""
     remark: str = ""
-    """The reason, in a few words."""
+    """A short reason."""
 
 
 def find_state(
@@ -106,8 +106,8 @@ def find_state(
 def _state_in_job(
     alone: State, job: Job, history: History, silent_s: float, start_s: float, next_step: str
 ) -> State:
-    """The state of a run whose lock looks free although its job runs: before the first attempt, between two, or because
-    this host does not see the lock of another node."""
+    """The state of a run whose lock appears free although its job runs: before the first attempt, between two
+    attempts, or because this host does not see the lock of another node."""
     last: Line = history.events[-1] if history.events else {}
     where = f" on {cut(job.nodes, 60)}" if job.nodes else ""
     if job.state in ("SUSPENDED", "STOPPED"):
@@ -265,7 +265,7 @@ def summarize(
     length, events = history.length(config), history.events
     state = find_state(history, config, lock, saved=saved, now=now, job=job)
     line: Line = history.lines[-1] if history.lines else {}
-    # Before the first lines of an attempt, the lines are those of another one, perhaps on other machines.
+    # Until an attempt writes lines, the last lines are those of an earlier attempt, possibly on other machines.
     turns = [e for e in events if e.get("event") == Start.kind or between_attempts(e) or ends_attempt(e)]
     trains = bool(turns) and turns[-1]["event"] == Start.kind and not is_starting(events, lock)
     left_s = seconds_left(history, length)

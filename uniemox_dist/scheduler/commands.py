@@ -23,7 +23,7 @@ from uniemox_dist.scheduler.states import Phase, phase
 TIMEOUT_S = 60
 """Seconds to wait for an answer of the controller; a busy one needs tens of them."""
 SCREEN_TIMEOUT_S = 5.0
-"""Seconds to wait for squeue while a user looks at the screen."""
+"""Seconds to wait for squeue in interactive commands."""
 RETRY_S = 60.0
 """Seconds after which `JobQueries` calls squeue again when it did not answer."""
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_DEBUG_FLAGS")
@@ -235,7 +235,7 @@ def _call(
     # sbatch passes its environment to the job; the other commands get a fixed output format.
     env = env or {**environment(), "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
     try:
-        # In its own session: Ctrl-C would leave it unknown whether a job was submitted.
+        # In its own session, because after Ctrl-C it would be unknown whether a job was submitted.
         done = subprocess.run(
             command,
             env=env,

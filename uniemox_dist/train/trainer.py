@@ -61,7 +61,7 @@ class Trainer(ABC):
     loaded: InitReport | None
     """The report about the weights of `model.init_from`; None in a resumed run, and without init_from."""
     fixed: dict[str, torch.Tensor]
-    """The parameters that are not trained, in fp32: the engine may round or partition its own."""
+    """The parameters that are not trained, in fp32, because the engine may round or partition its copies."""
     engine: Engine
     precision: str
     """fp32 or bf16."""
