@@ -32,6 +32,7 @@ from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, pru
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
 from uniemox_dist.core.files import publish_dir, write_json
+from uniemox_dist.core.formatting import size
 from uniemox_dist.core.versions import versions
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.deepspeed_internals import shapes
@@ -177,8 +178,8 @@ class AsyncWriter:
             if self._world.is_main:
                 parts[FIXED] = self._fixed
             for name, tensors in parts.items():
-                size, sha256 = write_part(temporary / name, tensors)
-                files[name] = {"bytes": size, "sha256": sha256}
+                count, sha256 = write_part(temporary / name, tensors)
+                files[name] = {"bytes": count, "sha256": sha256}
             save.outcome["write_s"] = round(time.perf_counter() - began, 3)
         except Exception as error:  # a thread's errors would be lost
             reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
@@ -249,7 +250,7 @@ class Retention:
         if free >= needed:
             return None
         return (
-            f"{self._folder}: a checkpoint needs {needed / 1e6:.1f} MB and rank {rank} has {free / 1e6:.1f} MB free "
+            f"{self._folder}: a checkpoint needs {size(needed)} and rank {rank} has {size(free)} free "
             "there; free disk space, or keep fewer (run.keep_last, run.keep_every)"
         )
 

@@ -56,13 +56,14 @@ def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options:
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    from uniemox_dist.core.formatting import millions
     from uniemox_dist.core.outputs import check_output
     from uniemox_dist.release.export import release as write
 
     check_output(out / "README.md", "OUT")
     facts = write(run, out, **options)  # type: ignore[arg-type]
     click.echo(
-        f"{out}: encoder of {facts['parameters'] / 1e6:.1f} M parameters at step {facts['step']}, "
+        f"{out}: encoder of {millions(facts['parameters'])} parameters at step {facts['step']}, "
         "every tensor compared with the checkpoint"
     )
     if "onnx" in facts:

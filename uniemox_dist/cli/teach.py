@@ -212,6 +212,7 @@ class TeachJob:
         """Draws and embeds the views of this rank's shards and prints a summary."""
         import time
 
+        from uniemox_dist.core.formatting import size
         from uniemox_dist.core.os_errors import writing
         from uniemox_dist.teacher.view_builder import build
         from uniemox_dist.teacher.view_cache import ViewSpec
@@ -232,7 +233,7 @@ class TeachJob:
         kept = (result.pictures * spec.count) - result.embedded
         click.echo(
             f"{reader.url}: {result.embedded} views of {result.pictures} pictures embedded in {seconds:.1f} s "
-            f"({result.embedded / seconds:.1f} a second), {kept} kept; {result.bytes / 1e6:.1f} MB in "
+            f"({result.embedded / seconds:.1f} a second), {kept} kept; {size(result.bytes)} in "
             f"{len(shards)} of {len(reader.manifest.shards)} shards of {spec.folder(reader)}"
         )
         if result.unreadable:

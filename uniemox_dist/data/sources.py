@@ -6,6 +6,7 @@ from pathlib import Path
 from shards.format.index import ROW_GROUP
 from shards.format.manifest import combined_identity
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.formatting import size
 from uniemox_dist.data.cache import ShardCache
 from uniemox_dist.data.origin import ShardOrigin
 from uniemox_dist.data.plan import Plan
@@ -120,8 +121,8 @@ def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, loca
     data, batch = config.data, config.batch
     shared, rows = estimate_loader_bytes(config, ranks)
     lines = [
-        f"loader: {data.workers} processes a rank; at most {shared / 1e6:.0f} MB of views in shared memory "
-        f"({count_shared_micro_batches(config, ranks)} micro-batches), and {rows / 1e6:.0f} MB of index rows in each"
+        f"loader: {data.workers} processes a rank; at most {size(shared)} of views in shared memory "
+        f"({count_shared_micro_batches(config, ranks)} micro-batches), and {size(rows)} of index rows in each"
     ]
     if len(sources.readers) > 1:
         total = sum(sources.weights)
@@ -135,8 +136,8 @@ def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, loca
     if data.cache_dir:
         need = sources.bytes_in_use(batch.streams * local_ranks // ranks, data.shuffle_window)
         lines.append(
-            f"cache {data.cache_dir}: {data.cache_gb:g} GB; this node reads {need / 1e9:.2f} GB of shards at a "
-            f"time out of {sources.bytes / 1e9:.2f} GB"
+            f"cache {data.cache_dir}: {data.cache_gb:g} GB; this node reads {size(need)} of shards at a "
+            f"time out of {size(sources.bytes)}"
         )
         if need > data.cache_gb * 1e9:
             lines.append(

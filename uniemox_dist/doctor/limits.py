@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniemox_dist.core.formatting import counted, format_range
+from uniemox_dist.core.formatting import counted, format_range, size
 from uniemox_dist.data.origin import HANDLES
 from uniemox_dist.doctor.cgroup import read_limits
 from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings
@@ -79,20 +79,16 @@ def judge_shm(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | N
             return Problem("fail", "there is none", "mount a tmpfs there; torch and NCCL need it")
         need = ranks * (SHM_LEAST + (loader.handover_bytes if loader else 0))
         need += SHM_NCCL if facts.gpu and ranks > 1 else 0
-        what = f"{facts.shm_free / 1e6:.0f} MB free of {facts.shm_total / 1e6:.0f} MB"
+        what = f"{size(facts.shm_free)} free of {size(facts.shm_total)}"
         if facts.shm_free < ranks * SHM_LEAST:
             return Problem("fail", what, remedy)
         if facts.shm_free < need:
-            return Problem(
-                "warn", f"{what}; {counted(ranks, 'rank')} there may take {need / 1e6:.0f} MB", remedy
-            )
+            return Problem("warn", f"{what}; {counted(ranks, 'rank')} there may take {size(need)}", remedy)
         return None
 
     def all_well(all_facts: list[LimitFacts]) -> str:
         free = format_range(((facts.shm_free or 0) / 1e6 for facts in all_facts), "MB", 6)
-        return f"{free} free" + (
-            f"; loaders may take {loader.handover_bytes / 1e6:.0f} MB a rank" if loader else ""
-        )
+        return f"{free} free" + (f"; loaders may take {size(loader.handover_bytes)} a rank" if loader else "")
 
     return make_findings(SHM, gathered, of_rank, all_well)
 

@@ -6,6 +6,7 @@ from safetensors import safe_open
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
+from uniemox_dist.core.formatting import millions, size
 from uniemox_dist.release.format import CONFIG, read_release
 from uniemox_dist.release.load import load_encoder, load_pretrained
 from uniemox_dist.release.weights import ENCODER, REST
@@ -41,7 +42,7 @@ def describe(path: Path) -> list[str]:
     rows = {
         "run": f"{facts['run']}, step {facts['step']:,} ({facts['slots']:,} samples), {facts['weights']} weights",
         "encoder": f"{model.get('name') or 'ViT'}, {model['width']} wide, {model['depth']} blocks, patches of "
-        f"{model['patch_size']} px in {model['image_size']} px, {facts['parameters'] / 1e6:.1f} M parameters, "
+        f"{model['patch_size']} px in {model['image_size']} px, {millions(facts['parameters'])} parameters, "
         f"{facts.get('dtype', 'fp32')}",
         "feature": f"{facts['feature']}, {model['width']} wide",
         "space": f"{facts['embedding_width']} wide, of {teacher['name']}" if teacher else "none (no teacher)",
@@ -53,7 +54,7 @@ def describe(path: Path) -> list[str]:
         or "–",
         "licence": facts.get("licence") or "not stated; those of the training data and the teacher apply",
         "written by": f"uniemox-dist {facts['uniemox_dist']}, format {facts['format_version']}",
-        "files": ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items() if size >= 50_000),
+        "files": ", ".join(f"{name} {size(count)}" for name, count in sizes.items() if count >= 50_000),
     }
     try:
         architecture = read_json(path / CONFIG)["architecture"]

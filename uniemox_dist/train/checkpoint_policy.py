@@ -8,6 +8,7 @@ from typing import Any
 
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.checkpoints.run_state import RunState
+from uniemox_dist.core.formatting import short_duration, size
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.distributed.world import World
 from uniemox_dist.runs.events import FaultEvent, Save
@@ -91,9 +92,9 @@ class CheckpointPolicy:
             return
         self._folder.write(Save(**facts))
         log.info(
-            "saved step %d: %.1f MB in %.2f s, of which training waited %.3f s",
+            "saved step %d: %s in %s, of which training waited %s",
             step,
-            facts["bytes"] / 1e6,
-            facts["seconds"],
-            facts["blocked_s"],
+            size(facts["bytes"]),
+            short_duration(facts["seconds"]),
+            short_duration(facts["blocked_s"]),
         )

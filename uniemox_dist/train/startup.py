@@ -13,6 +13,7 @@ from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, LostPeer
 from uniemox_dist.core.files import write_json, write_text
+from uniemox_dist.core.formatting import millions
 from uniemox_dist.core.versions import environment
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.sources import describe_data
@@ -208,13 +209,13 @@ def _log_run(trainer: Trainer, step: int) -> None:
     config, world, checkpoint = trainer.config, trainer.world, trainer.checkpoint
     parameters = count_parameters(trainer.engine.module)
     log.info(
-        "run %s: %s at step %d of %d; student %.1f M parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
+        "run %s: %s at step %d of %d; student %s parameters, teacher %s; %d samples; ranks %d x micro-batch %d x "
         "accumulation %d = global batch %d; ZeRO-%d, %s on %s",
         trainer.folder.path,
         f"resumes {checkpoint.folder.name}" if checkpoint else "starts",
         step,
         trainer.schedule.max_steps,
-        parameters / 1e6,
+        millions(parameters),
         trainer.describe_teacher(),
         trainer.sources.samples,
         world.size,

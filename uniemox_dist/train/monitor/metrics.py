@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from uniemox_dist.config.schema import Config
+from uniemox_dist.core.formatting import duration
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.data.origin import ReadCounts
@@ -114,7 +115,7 @@ class Metrics:
                 _format_flops(line),
                 100 * line["data_wait_share"],
                 line["host_memory_gb"],
-                _duration(left_s),
+                duration(left_s),
             )
         self._start_interval()
         return line
@@ -172,12 +173,6 @@ def _format_terms(parts: dict[str, float]) -> str:
 def _format_flops(line: dict[str, Any]) -> str:
     share = f" ({100 * line['mfu']:.1f}% of peak)" if "mfu" in line else ""
     return f"{line['tflops_per_s']:.3g} TFLOP/s{share}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s"
 
 
 class Trace:
