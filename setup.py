@@ -29,6 +29,7 @@ MODELS = [
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
     "scipy>=1.11",  # L-BFGS of the linear probe
+    "threadpoolctl>=3.1",  # one BLAS thread in that solver
     "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
     "safetensors>=0.4.3",  # every file of weights that we write or read
 ]

@@ -17,7 +17,9 @@ GROUP_BY = click.option(
     show_default=True,
     help="Attribute that names groups of look-alikes: resampled together, and kept in one fold.",
 )
-WORKERS = click.option("--workers", default=0, show_default=True, help="Processes that decode pictures.")
+WORKERS = click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode pictures."
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 
 

@@ -6,7 +6,9 @@ import click
 
 FILE = click.Path(path_type=Path)
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
-WORKERS = click.option("--workers", default=1, show_default=True, help="Processes that decode pictures.")
+WORKERS = click.option(
+    "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes that decode pictures."
+)
 LAYOUT = click.option(
     "--layout",
     help="Layout of INPUT, if its name does not show it: folder, table, wds, coco, emoset, emotic.",
@@ -80,7 +82,9 @@ def embed(
 @click.option("--top", type=click.IntRange(1), help="List only this many labels of a picture (JSON).")
 @LAYOUT
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--workers", default=0, show_default=True, help="Processes that decode pictures.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode pictures."
+)
 @DEVICE
 def predict(
     model: Path,

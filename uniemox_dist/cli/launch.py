@@ -236,6 +236,12 @@ def _request(given: dict[str, Any], **more: Any) -> "Request":
             if options[option] not in (None, "1"):
                 flag = option.replace("_", "-")
                 raise UserError(f"--{flag}={options[option]}: {command[0]} is one process; leave it out")
+    if not str(given["jobs"].absolute()).isprintable():
+        raise UserError(
+            f"--jobs={str(given['jobs'])!r}: has characters that a script cannot hold; give another folder"
+        )
+    if given["jobs"].is_file():
+        raise UserError(f"--jobs={given['jobs']}: is a file; give a folder")
     if options["gpus_per_node"] is not None and options["ranks_per_node"] is None:
         options["ranks_per_node"] = ""  # as many as GPUs, overriding the file
     return Request(

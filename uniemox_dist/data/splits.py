@@ -65,7 +65,7 @@ def open_splits(config: FinetuneRun) -> Splits:
             fix = "finetune.labels names" if settings.labels else "the training split has"
             raise UserError(
                 f"{where}: the label {strange[0]!r} is not among those that {fix} ({', '.join(labels)}); pack the same "
-                "labels into all splits (--preset, --keep-labels)"
+                "labels into all splits (--preset, --keep-label)"
             )
         if missing := [label for label in labels if label not in have]:
             if name == "train" and settings.task == "single":

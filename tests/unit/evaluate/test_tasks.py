@@ -190,3 +190,13 @@ def test_retrieval_both_ways() -> None:
 def test_a_confusion_matrix_is_drawn(tmp_path: Path) -> None:
     draw_confusion(np.array([[5, 1], [0, 7]]), ["a", "b"], "knn", tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", [("evaluate", "protocol"), ("evaluate", "knn")])
+def test_a_negative_number_of_processes_is_refused(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from uniemox_dist.cli.main import run
+
+    assert run([*command, "release", "data", "--workers", "-1"]) == 2
+    assert "'--workers'" in capsys.readouterr().err

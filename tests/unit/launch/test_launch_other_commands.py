@@ -160,3 +160,15 @@ def test_a_task_of_submitit_runs_the_command_line_in_place(place: Path, emoji_sh
     assert done.stdout.splitlines()[-2].startswith("0 ['shards', 'stats'")
     assert done.stdout.splitlines()[-1] == "2"
     assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("jobs", "fix"),
+    [("j\n#SBATCH --x\nk", "has characters that a script cannot hold"), ("site.yaml", "is a file")],
+)
+def test_a_folder_for_jobs_that_a_script_cannot_name_is_refused(
+    place: Path, jobs: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("evaluate", "probe", "r", "d", options=("--jobs", jobs, "--dry-run")) == EXIT_USER
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n"), fix in printed.err) == ("", 1, True)
