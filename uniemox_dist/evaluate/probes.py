@@ -115,20 +115,20 @@ def logistic_regression(
     Args:
         rough: solve in float32 with the rough stopping criteria, to compare penalties.
     """
-    x = x_nD.astype(np.float64)
-    centre, scale = x.mean(0), x.std(0) + 1e-6
-    z_nD = (x - centre) / scale
-    axes_DK, variance_K = _principal_axes(z_nD)
-    kind = np.float32 if rough else np.float64
-    z_nK = (z_nD @ axes_DK).astype(kind)
-    z_mK = (((new_mD - centre) / scale) @ axes_DK).astype(kind)
-    stop = {
-        "maxiter": ROUGH_ITERATIONS if rough else MAX_ITERATIONS,
-        "gtol": ROUGH_TOLERANCE if rough else GRADIENT_TOLERANCE,
-    }
-    answers = {}
-    weight_KC, bias_C = np.zeros((len(variance_K), classes)), np.zeros(classes)
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(1):
+        x = x_nD.astype(np.float64)
+        centre, scale = x.mean(0), x.std(0) + 1e-6
+        z_nD = (x - centre) / scale
+        axes_DK, variance_K = _principal_axes(z_nD)
+        kind = np.float32 if rough else np.float64
+        z_nK = (z_nD @ axes_DK).astype(kind)
+        z_mK = (((new_mD - centre) / scale) @ axes_DK).astype(kind)
+        stop = {
+            "maxiter": ROUGH_ITERATIONS if rough else MAX_ITERATIONS,
+            "gtol": ROUGH_TOLERANCE if rough else GRADIENT_TOLERANCE,
+        }
+        answers = {}
+        weight_KC, bias_C = np.zeros((len(variance_K), classes)), np.zeros(classes)
         for penalty in sorted(penalties, reverse=True):  # each starts from the solution of a stronger one
             unit_K = 1 / np.sqrt(variance_K / 4 + 2 * penalty)
             weight_KC, bias_C = _minimise(z_nK, target_n, penalty, unit_K, weight_KC, bias_C, stop)
