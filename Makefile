@@ -8,15 +8,15 @@ EXTRAS := train,cluster,persons,dev
 # One thread a process: ranks and test processes share the cores.
 JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-# Unit tests of the packages that import without torch.
-LIGHT := $(addprefix tests/unit/,test_imports.py core config scheduler runs launch shards/format shards/edit shards/inspect shards/pack shards/sources slurm)
+# Unit tests of the packages that import without torch, but for those that kill packs and run batch scripts.
+LIGHT := $(addprefix tests/unit/,test_imports.py core config scheduler runs launch shards/format shards/edit shards/inspect shards/sources)
 WITH_TORCH := tests/unit/launch/test_plan_memory_parts.py
 
 .PHONY: help install demo demo-clean lint types check test test-all test-latest test-cluster clean
 
 help:
 	@echo "make demo          pack, pretrain, release, evaluate and report on the shipped pictures (10 minutes on 2 cores)"
-	@echo "make check         lint, types and the torch-free unit tests (a minute)"
+	@echo "make check         lint, types and the quick torch-free unit tests (a minute or two)"
 	@echo "make test          lint, types and tests"
 	@echo "make test-all      the slow tests too"
 	@echo "make test-latest   the tests with the newest versions that setup.py allows, in an environment of their own"
