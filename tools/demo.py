@@ -67,7 +67,7 @@ STEPS = [
         RELEASE,
     ),
     Step(
-        "4/7  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 2 minutes)",
+        "4/7  Evaluate on held-out pictures: student beside untrained, teacher and trivial baselines (about 1 minute)",
         ["evaluate", "protocol", str(RELEASE), str(SHARDS), "--json", str(RUN / "evaluation.json")],
         lambda: newer(RUN / "evaluation.json", newest_checkpoint()),
     ),
