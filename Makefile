@@ -10,13 +10,13 @@ JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # Unit tests of the packages that import without torch, but for those that kill packs and run batch scripts.
 LIGHT := $(addprefix tests/unit/,test_imports.py core config scheduler runs launch shards/format shards/edit shards/inspect shards/sources)
-WITH_TORCH := tests/unit/launch/test_plan_memory_parts.py
+WITH_TORCH := $(addprefix tests/unit/launch/,test_plan_memory_parts.py test_plan_teacher.py)
 
 .PHONY: help install demo demo-clean lint types check test test-all test-latest test-cluster clean
 
 help:
 	@echo "make demo          pack, pretrain, release, evaluate and report on the shipped pictures (10 minutes on 2 cores)"
-	@echo "make check         lint, types and the quick torch-free unit tests (a minute or two)"
+	@echo "make check         lint, types and the quick torch-free unit tests (a minute on 2 quiet cores)"
 	@echo "make test          lint, types and tests"
 	@echo "make test-all      the slow tests too"
 	@echo "make test-latest   the tests with the newest versions that setup.py allows, in an environment of their own"
@@ -48,7 +48,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 check: lint types
-	$(PYTEST) -m "not slow and not cluster" $(LIGHT) $(addprefix --ignore=,$(WITH_TORCH))
+	$(PYTEST) -m "not long and not slow and not cluster" $(LIGHT) $(addprefix --ignore=,$(WITH_TORCH))
 
 test: lint types
 	$(PYTEST) -m "not slow and not cluster"

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TOP = ("uniemox_dist", "shards", "launch")
 ORDER = (
@@ -130,6 +132,7 @@ def test_light_packages_and_the_base_install_import_without_torch() -> None:
     assert heavy == {group: set() for group in groups}
 
 
+@pytest.mark.long
 def test_release_evaluation_and_inference_load_without_deepspeed_and_webdataset() -> None:
     loaded = loaded_after_each(_modules_of("release", "evaluate", "inference"))
     assert "torch" in set().union(*loaded.values())

@@ -269,7 +269,7 @@ def test_every_shipped_recipe_resolves_and_survives_its_dump(name: str, tmp_path
     assert yaml.safe_load(dump_yaml(config)) == config.model_dump(mode="json")  # plain PyYAML agrees
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,7}", fullmatch=True))
 def test_any_legal_name_survives_the_dump(name: str) -> None:
     values = {**yaml.safe_load(SMALL), "run": {"max_steps": 1, "name": name}}

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 START = (
     "import sys, time, threading; from pathlib import Path\n"
     "from uniemox_dist.core.watchdog import Watchdog\n"
@@ -16,6 +18,7 @@ def run(code: str, stacks: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_what_takes_too_long_ends_the_process_with_1_and_all_stacks_are_written(tmp_path: Path) -> None:
     stacks = tmp_path / "stacks.txt"
     code = "threading.Thread(target=sleeps_for_ever, daemon=True).start()\ndog.expect('step 7', 1)\nsleeps_for_ever()"
@@ -27,6 +30,7 @@ def test_what_takes_too_long_ends_the_process_with_1_and_all_stacks_are_written(
     assert text.count("sleeps_for_ever") == 2
 
 
+@pytest.mark.long
 def test_what_is_announced_anew_in_time_goes_on(tmp_path: Path) -> None:
     code = (
         "for step in range(4):\n    dog.expect(f'step {step}', 2)\n    time.sleep(0.6)\n"
@@ -37,6 +41,7 @@ def test_what_is_announced_anew_in_time_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "stacks.txt").exists()
 
 
+@pytest.mark.long
 def test_stacks_that_cannot_be_written_do_not_keep_it_alive(tmp_path: Path) -> None:
     done = run("dog.expect('a save', 1)\nsleeps_for_ever()", tmp_path / "no folder" / "stacks.txt")
     assert done.returncode == 1

@@ -134,6 +134,7 @@ def test_submitit_takes_commands_too(place: Path, capsys: pytest.CaptureFixture[
         assert f"#SBATCH --{line}\n" in script
 
 
+@pytest.mark.long
 def test_a_local_command_runs_from_its_frozen_code_and_keeps_its_exit_code(
     place: Path, emoji_shards: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

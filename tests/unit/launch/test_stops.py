@@ -24,6 +24,7 @@ def last_event(run: RunFolder) -> dict[str, object]:
     return {key: value for key, value in read_lines(run.events)[-1].items() if key != "time"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
 def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bool, code: int) -> None:
     save = "if not rank: checkpoint(3)\n" if saved else ""

@@ -110,6 +110,7 @@ def test_they_pack_and_stream_with_the_bytes_they_had(downloaded: Path, tmp_path
     assert images["caption 000010002"] == jpeg(10)
 
 
+@pytest.mark.long
 def test_our_own_shards_come_back_as_they_were(tiny_data: Path, tmp_path: Path) -> None:
     result = pack(PackSettings(str(tiny_data), "wds", persons="source"), tmp_path / "out")
     assert result.packed == {"train": 60, "test": 20}
