@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from uniemox_dist.checkpoints.folders import complete_checkpoints
 from uniemox_dist.core.errors import EXIT_FAULT, EXIT_REQUEUE
 from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, say
-from uniemox_dist.runs.events import FaultEvent, Line, Restart, Signal, of_kind
+from uniemox_dist.runs.events.base import Line
+from uniemox_dist.runs.events.jobs import Restart
+from uniemox_dist.runs.events.reading import find_fault, select_kind
+from uniemox_dist.runs.events.training import FaultEvent, Signal
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import find_fault
 
 LONGEST_PAUSE_S = 60.0
 """Pauses before restarts double from one second up to this."""
@@ -48,7 +50,9 @@ def run_with_restarts(
             break
         events = _events_after(folder, known)
         last = _find_cause(events, ended)
-        if any("error" in fault and fault.get("restart") is False for fault in of_kind(events, FaultEvent)):
+        if any(
+            "error" in fault and fault.get("restart") is False for fault in select_kind(events, FaultEvent)
+        ):
             say(f"not started again, as the same would happen: {last}")
             return EXIT_FAULT
         step = newest_step(folder)

@@ -5,11 +5,13 @@ import time
 from dataclasses import dataclass, replace
 
 from launch.job import lock
+from launch.job.attempts import JobAttempts, count_attempts
 from launch.restarts import LONGEST_PAUSE_S, newest_step
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
-from uniemox_dist.runs.events import End, FaultEvent, Requeue, Restart, Resubmit, Save, Signal
+from uniemox_dist.runs.events.jobs import Requeue, Restart, Resubmit
+from uniemox_dist.runs.events.training import End, FaultEvent, Save, Signal
 from uniemox_dist.runs.folder import RunFolder, read_bad_nodes, read_lines
-from uniemox_dist.runs.history import JobAttempts, job_attempts
+from uniemox_dist.scheduler.states import Phase, find_phase
 
 NO_RANK_S = 240.0
 """Seconds to wait after an attempt in which no rank wrote an event: a node may be lost, and Slurm takes some minutes
@@ -31,7 +33,7 @@ class JobState:
         words = (text or "").split()
         now = int(words[1]) if len(words) > 1 and words[1].isdigit() else restarts
         word = words[0].upper() if words else "RUNNING"
-        return cls(word, now > restarts or word in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"))
+        return cls(word, now > restarts or find_phase(word) is Phase.WAITING)
 
     @property
     def ours(self) -> bool:
@@ -61,7 +63,7 @@ def choose_next_action(
     held = lock.read(folder.job)
     if held is None or held.job_id != job_id:
         return NextAction(f"end {_exit_code(code)}", f"{folder.job} belongs to another job now")
-    attempts = job_attempts(read_lines(folder.events))
+    attempts = count_attempts(read_lines(folder.events))
     action = _decide(folder, code, state, held, attempts, may_requeue=may_requeue)
     if not (action.line in ("again", "requeue") or state.queued_again):
         lock.release(folder, job_id)

@@ -6,15 +6,16 @@ from math import ceil
 from pathlib import Path
 
 from launch.job import lock
+from launch.job.attempts import count_attempts
 from launch.plan import saving
 from launch.plan.ranks import largest_legal
 from launch.restarts import newest_step
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.runs.events import FaultEvent, JobStart
+from uniemox_dist.runs.events.jobs import JobStart
+from uniemox_dist.runs.events.training import FaultEvent
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import job_attempts
 from uniemox_dist.scheduler.allocation import Allocation
 from uniemox_dist.scheduler.commands import LiveJobs
 
@@ -132,7 +133,7 @@ def _check_attempts_left(config: Config, folder: RunFolder, allocation: Allocati
     Raises:
         Fault: after run.max_restarts such attempts.
     """
-    found = job_attempts(read_lines(folder.events))
+    found = count_attempts(read_lines(folder.events))
     if (allocation.restarts or allocation.after is not None) and found.in_vain >= config.run.max_restarts > 0:
         tried = (
             f"{found.in_vain} restarts without a new checkpoint (run.max_restarts={config.run.max_restarts})"

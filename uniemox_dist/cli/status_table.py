@@ -8,8 +8,8 @@ import click
 
 from uniemox_dist.cli.tables import columns
 from uniemox_dist.core.formatting import counted, cut, duration, is_number, moment, zone
-from uniemox_dist.runs.events import text_of
-from uniemox_dist.scheduler.states import Phase, phase
+from uniemox_dist.runs.events.reading import format_event
+from uniemox_dist.scheduler.states import Phase, find_phase
 
 EVENTS_SHOWN = 12
 EVENT_CHARACTERS = 60
@@ -158,7 +158,7 @@ def _details(facts: Facts) -> list[str]:
 
 def _job_details(job: Facts | None) -> str:
     """A line about a job that runs or waits; empty for one that has ended, because the state column shows that."""
-    if job is None or not job["state"] or phase(job["state"]) is Phase.ENDED:
+    if job is None or not job["state"] or find_phase(job["state"]) is Phase.ENDED:
         return ""
     said = f"job {job['id']}: {job['state']}"
     if job["nodes"]:
@@ -171,7 +171,9 @@ def _job_details(job: Facts | None) -> str:
 
 
 def _told(events: Events) -> list[str]:
-    lines = [f"  {moment(e.get('time'), '%m-%d %H:%M:%S'):14}  {text_of(e)}" for e in events[-EVENTS_SHOWN:]]
+    lines = [
+        f"  {moment(e.get('time'), '%m-%d %H:%M:%S'):14}  {format_event(e)}" for e in events[-EVENTS_SHOWN:]
+    ]
     if not lines:
         return []
     times = [e["time"] for e in events if is_number(e.get("time"))]

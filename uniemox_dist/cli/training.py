@@ -54,7 +54,7 @@ def run(
     stop = StopFlag().install()
     stop.mind_limit()
     stop_with_launcher()
-    from uniemox_dist.core.errors import LOST_CONTACT, LostPeer
+    from uniemox_dist.core.errors import LostPeer, describe_lost_contact, is_lost_contact
     from uniemox_dist.runs.folder import RunFolder
     from uniemox_dist.runs.rank_output import main_log
 
@@ -67,9 +67,9 @@ def run(
     try:
         return train(config, world, resume=resume, stop=stop, timer=StartupTimer())
     except RuntimeError as error:
-        if not collectives.is_lost_peer(error):
+        if not is_lost_contact(str(error)):
             raise
-        raise LostPeer(f"rank {world.rank} {LOST_CONTACT}") from None
+        raise LostPeer(f"rank {world.rank} {describe_lost_contact(str(error))}") from None
     finally:
         collectives.close()
 

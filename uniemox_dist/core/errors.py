@@ -37,6 +37,36 @@ def missing_extra(package: str, extra: str) -> UserError:
 
 LOST_CONTACT = "lost contact with another rank; see that rank's log or the launcher's"
 """The error of a rank whose collective failed because another rank ended."""
+LOST_CONTACT_PARTS = (
+    "lost contact with another rank",
+    "another rank is gone",  # events of versions before 0.7
+    # gloo, and the sockets below gloo and NCCL
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "timed out waiting",
+    "application timeout caused pair closure",
+    # torch's TCPStore, whose server is rank 0
+    "connection was likely closed. did the remote server shutdown or crash",
+    # NCCL, and torch's process group for it
+    "ncclremoteerror",
+    "remote process exited or there was a network error",
+    "connection closed by remote peer",
+    "watchdog caught collective operation timeout",
+)
+"""Parts of error texts, in lower case, that only report that another rank ended or does not answer."""
+
+
+def is_lost_contact(error: str) -> bool:
+    """Whether an error only reports that another rank ended or does not answer; only that rank knows the cause."""
+    return any(part in error.lower() for part in LOST_CONTACT_PARTS)
+
+
+def describe_lost_contact(error: str) -> str:
+    """The text of a rank that lost contact: `LOST_CONTACT` with the library's reason, which may name the peer, the
+    network device or the collective."""
+    reason = error.rpartition("Last error:")[2].strip() or error.strip()  # NCCL puts its details last
+    return f"{LOST_CONTACT} ({reason.splitlines()[0]})"
 
 
 def exit_without_teardown(code: list[int]) -> None:

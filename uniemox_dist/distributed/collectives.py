@@ -65,14 +65,6 @@ def init(world: World, timeout_s: int) -> torch.device:
     return device
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
-    """True if a collective failed because another rank ended; only that rank knows the cause."""
-    text = str(error)
-    return any(
-        part in text for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    )
-
-
 def close() -> None:
     """Leaves the process group."""
     if dist.is_initialized():

@@ -38,8 +38,9 @@ from uniemox_dist.release.format import CARD, CONFIG, FACTS, ONNX, SUMS
 from uniemox_dist.release.model_card import card, draw_curves, evaluation_of, facts_of, valid_metrics
 from uniemox_dist.release.preprocessing import timm_preprocessing
 from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, source_of, write_weights
+from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import History, Line, number
+from uniemox_dist.runs.history import History, number
 
 CURVES = "training_curves.png"
 ONNX_AGREES = 1e-3

@@ -21,8 +21,9 @@ from uniemox_dist.core.files import read_json
 from uniemox_dist.release.format import FORMAT, FORMAT_VERSION
 from uniemox_dist.release.preprocessing import preprocessing_facts
 from uniemox_dist.release.weights import ENCODER, REST, Source
+from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import History, Line, number
+from uniemox_dist.runs.history import History, number
 
 SPLITS = ("train", "val", "test")
 MOST_INDEXES = 2000

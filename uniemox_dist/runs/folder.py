@@ -18,7 +18,7 @@ from typing import IO, Any, TextIO
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.core.logs import report_once, stop_logging
-from uniemox_dist.runs.events import Event
+from uniemox_dist.runs.events.base import Event
 
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.1
 """Number of attempts of `lock`, and the pause between them. A process that tests the lock holds it for a moment, which
@@ -145,7 +145,7 @@ class RunFolder:
 
     def write(self, event: Event) -> None:
         """Appends an event to events.jsonl, with the time."""
-        append_line(self.events, {"time": round(time.time(), 3), **event.line()})
+        append_line(self.events, {"time": round(time.time(), 3), **event.to_line()})
 
     def metric(self, line: dict[str, Any]) -> None:
         """Appends one line of metrics."""

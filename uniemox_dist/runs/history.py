@@ -14,19 +14,12 @@ from statistics import median
 from typing import Any
 
 from uniemox_dist.core.formatting import is_number
-from uniemox_dist.runs import events as kinds
-from uniemox_dist.runs.events import Event, Line, between_attempts, ends_attempt, of_kind
+from uniemox_dist.runs.events.base import Event, Line
+from uniemox_dist.runs.events.reading import ends_attempt, find_fault, is_between_attempts, select_kind
+from uniemox_dist.runs.events.training import End, FaultEvent, Skip, Spike, Start, Straggler
 
 KILLED = "killed (no exit message)"
 """The text for the end of an attempt without an event about it."""
-LOST_CONTACT = (
-    "lost contact with another rank",
-    "another rank is gone",  # of versions before 0.7
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "ncclRemoteError",
-)
-"""Parts of error texts that only report that another rank has ended."""
 
 
 def number(value: Any) -> float:
@@ -38,37 +31,6 @@ def sections(config: Any) -> dict[str, dict[str, Any]]:
     """The sections of a run's config.yaml; other values are left out."""
     found = config.items() if isinstance(config, dict) else ()
     return {str(key): value for key, value in found if isinstance(value, dict)}
-
-
-def is_lost_contact(error: str) -> bool:
-    """Whether an error only reports that another rank has ended."""
-    return any(part in error for part in LOST_CONTACT)
-
-
-def find_fault(events: Sequence[Line], death: str = "") -> str | None:
-    """The cause of the end of an attempt, in one line: the most specific one that is known.
-
-    The order is: an error of a rank, the first one written; then how a rank died, as the launcher saw it; then lost
-    contact with another rank, which only follows from the fault of that rank.
-
-    Args:
-        events: events of the attempt. Damaged samples, which were replaced, are not faults.
-        death: how a rank died, such as `rank 1 (pid 7) died of SIGKILL`, if the launcher knows.
-
-    Returns:
-        None if nothing is known, which means that the ranks were killed.
-    """
-    faults = [event for event in events if event.get("event") == "fault" and "error" in event]
-    ending = [fault for fault in faults if ends_attempt(fault)] or faults[-1:]
-    # Of several faults, one that another attempt would repeat is the one to report.
-    ending.sort(key=lambda fault: fault.get("restart") is not False)
-    errors = [" ".join(str(fault["error"]).split()) for fault in ending]
-    seen = [" ".join(str(e["reason"]).split()) for e in of_kind(events, kinds.Restart) if e.get("reason")]
-    specific = [error for error in errors if not is_lost_contact(error)]
-    if specific:
-        return f"{specific[0]}; {death}" if death else specific[0]
-    deaths = [text for text in (death, *seen) if text and not is_lost_contact(text)]
-    return next(iter([*deaths, *errors, *seen]), None)
 
 
 @dataclass
@@ -108,7 +70,7 @@ class History:
 
     def of(self, kind: type[Event]) -> list[Line]:
         """The events of a kind."""
-        return of_kind(self.events, kind)
+        return select_kind(self.events, kind)
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -122,7 +84,7 @@ class History:
                 kept.pop()
             kept.append(line)
         # Lines beyond the checkpoint that have not been overtaken yet.
-        for start in self.of(kinds.Start):
+        for start in self.of(Start):
             time, step = number(start.get("time")), number(start.get("step"))
             kept = [line for line in kept if not (line["step"] > step and number(line.get("time")) < time)]
         return kept
@@ -155,18 +117,18 @@ class History:
     @cached_property
     def skips(self) -> list[int]:
         """Skipped steps on the way to the present weights."""
-        return self._steps_of(kinds.Skip)
+        return self._steps_of(Skip)
 
     @cached_property
     def spikes(self) -> list[int]:
         """Steps of loss spikes on the way to the present weights."""
-        return self._steps_of(kinds.Spike)
+        return self._steps_of(Spike)
 
     def _steps_of(self, kind: type[Event]) -> list[int]:
         found: list[int] = []
         for event in self.events:
             step = event.get("step")
-            if event.get("event") == kinds.Start.kind:
+            if event.get("event") == Start.kind:
                 found = [earlier for earlier in found if earlier <= number(step or 0)]
             elif event.get("event") == kind.kind and isinstance(step, int):
                 found.append(step)
@@ -189,7 +151,7 @@ class History:
         batch = (config.get("batch") or {}).get("global_batch")
         if run.get("max_steps") is not None:
             return Length(run["max_steps"])
-        if any(event.get("step") == self.step for event in self.of(kinds.End)):
+        if any(event.get("step") == self.step for event in self.of(End)):
             return Length(self.step)
         stated, epochs = data.get("epoch_samples"), self.lines[-1].get("epoch") if self.lines else None
         if batch and run.get("epochs") and (stated or epochs):
@@ -211,7 +173,7 @@ class History:
                 first = step if isinstance(step, int) else 0
                 found.append(Attempt(time, first, time, first))
                 open_ = True
-            elif between_attempts(event):
+            elif is_between_attempts(event):
                 if found and event["event"] == "restart" and not found[-1].reason:
                     found[-1].reason = find_fault([*found[-1].events, event]) or ""
                 open_ = False
@@ -243,7 +205,7 @@ class History:
         for event in reversed(self.events):
             # A restart belongs to the previous attempt, unless a later attempt failed before it began to train.
             if event.get("event") == "start" or (
-                between_attempts(event) and of_kind(events, kinds.FaultEvent)
+                is_between_attempts(event) and select_kind(events, FaultEvent)
             ):
                 break
             events.insert(0, event)
@@ -271,12 +233,12 @@ class History:
     @property
     def faults(self) -> int:
         """Number of faults; damaged samples that were replaced do not count."""
-        return len(self.of(kinds.FaultEvent)) - self.bad_samples
+        return len(self.of(FaultEvent)) - self.bad_samples
 
     @property
     def bad_samples(self) -> int:
         """Number of damaged samples that were replaced."""
-        return sum("damaged" in event for event in self.of(kinds.FaultEvent))
+        return sum("damaged" in event for event in self.of(FaultEvent))
 
     @property
     def requeues(self) -> int:
@@ -295,7 +257,7 @@ class History:
     @property
     def stragglers(self) -> list[tuple[str, int, float | None]]:
         """(host, how often one of its ranks was slow, its largest multiple of the median), the most frequent first."""
-        slow = self.of(kinds.Straggler)
+        slow = self.of(Straggler)
         counts = Counter(str(event.get("host", "?")) for event in slow)
         found: list[tuple[str, int, float | None]] = []
         for host, count in counts.most_common():
@@ -312,62 +274,3 @@ class History:
 def _times_slower(event: Line) -> float | None:
     seconds, usual = event.get("seconds"), event.get("median_s")
     return seconds / usual if is_number(seconds) and is_number(usual) and usual > 0 else None
-
-
-@dataclass(frozen=True)
-class JobAttempts:
-    """The attempts of a run inside Slurm jobs. One begins with an event `job` or `restart`."""
-
-    in_vain: int = 0
-    """Restarts and requeues in a row without a newer complete checkpoint."""
-    count: int = 0
-    last: list[Line] = field(default_factory=list)
-    """The events of the last attempt."""
-
-    @property
-    def hopeless(self) -> Line | None:
-        """A fault of the last attempt that another attempt would repeat."""
-        faults = [event for event in of_kind(self.last, kinds.FaultEvent) if "error" in event]
-        return next((fault for fault in faults if fault.get("restart") is False), None)
-
-    def has(self, kind: type[Event], **values: Any) -> bool:
-        """Whether the last attempt has an event of this kind with the given values."""
-        return any(
-            all(event.get(key) == value for key, value in values.items())
-            for event in of_kind(self.last, kind)
-        )
-
-    def reason(self, code: int) -> str:
-        """The cause of the last attempt's end."""
-        return (
-            find_fault(self.last)
-            or f"srun ended with exit code {code} (see the ranks' messages in the main log)"
-        )
-
-
-def job_attempts(events: Sequence[Line]) -> JobAttempts:
-    """Counts the attempts of a run.
-
-    The count of attempts in vain restarts when a person submits the run, but not when Slurm requeues a job or a job
-    submits another one in its place. A job that was requeued after a complete save lost nothing.
-    """
-    in_vain = count = 0
-    best: int | None = None
-    clean = False
-    last: list[Line] = []
-    for event in events:
-        kind, step = event.get("event"), event.get("step")
-        if kind in ("job", "restart"):
-            count, last = count + 1, []
-            if kind == "job" and not event.get("restarts") and event.get("after") is None:
-                in_vain = 0
-            elif not clean:
-                in_vain += 1
-            clean = False
-            continue
-        last.append(event)
-        if kind == "save" and isinstance(step, int) and (best is None or step > best):
-            best, in_vain = step, 0
-        saved = kind == "requeue" or (kind == "signal" and event.get("saved") is True)
-        clean = saved or (clean and kind != "fault")
-    return JobAttempts(in_vain, count, last)

@@ -9,7 +9,7 @@ from typing import Any
 from uniemox_dist.core.files import read_json
 from uniemox_dist.core.formatting import cut, duration, is_number
 from uniemox_dist.scheduler.commands import JobState
-from uniemox_dist.scheduler.states import Phase, phase
+from uniemox_dist.scheduler.states import Phase, find_phase
 
 SUBMISSIONS_READ = 20
 """The newest submissions that are read: a chain of jobs is submitted in advance."""
@@ -61,12 +61,12 @@ class Job:
     @property
     def waits(self) -> bool:
         """Whether the job is in the queue."""
-        return bool(self.state) and phase(str(self.state)) is Phase.WAITING
+        return bool(self.state) and find_phase(str(self.state)) is Phase.WAITING
 
     @property
     def runs(self) -> bool:
         """Whether the job holds its nodes."""
-        return bool(self.state) and phase(str(self.state)) is Phase.RUNNING
+        return bool(self.state) and find_phase(str(self.state)) is Phase.RUNNING
 
     @property
     def ended(self) -> bool:

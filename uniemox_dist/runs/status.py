@@ -13,17 +13,10 @@ from typing import Any
 
 from uniemox_dist.config.data_sections import RunConfig
 from uniemox_dist.core.formatting import cut, duration, is_number
-from uniemox_dist.runs.events import (
-    End,
-    Line,
-    Restart,
-    Spike,
-    Start,
-    between_attempts,
-    ends_attempt,
-    of_kind,
-    text_of,
-)
+from uniemox_dist.runs.events.base import Line
+from uniemox_dist.runs.events.jobs import Restart
+from uniemox_dist.runs.events.reading import ends_attempt, format_event, is_between_attempts, select_kind
+from uniemox_dist.runs.events.training import End, Spike, Start
 from uniemox_dist.runs.folder import Lock
 from uniemox_dist.runs.history import History, Length, number
 from uniemox_dist.runs.jobs import Job
@@ -116,7 +109,7 @@ def _state_in_job(
     if alone.word in ("running", "restarting"):
         return alone
     if kind in ("requeue", "resubmit"):
-        return State("queued", "wait", f"{cut(text_of(last), 160)}; it is ending{where}")
+        return State("queued", "wait", f"{cut(format_event(last), 160)}; it is ending{where}")
     if job.state == "COMPLETING":
         return State(
             alone.word, alone.tone, f"{alone.remark}; {job.name} is ending{where}".removeprefix("; ")
@@ -164,7 +157,7 @@ def find_state_without_job(
     if kind == "end" and not starts:
         return State("complete", "good")
     whole = length.steps if length.exact and not lock.held else None
-    if whole and step >= whole and of_kind(events, End):
+    if whole and step >= whole and select_kind(events, End):
         return State("complete", "good")
     if not lock.held and events[-1:] and events[-1].get("event") == "job":
         name = f"job {events[-1].get('job_id', '')}".strip()
@@ -172,7 +165,7 @@ def find_state_without_job(
             return State("running", "good", f"{name} starts")
         return State("killed", "bad", f"{name} has not reached its first step; {next_step}")
     if not lock.held and events[-1:] and events[-1].get("event") == "resubmit":
-        return State("queued", "wait", f"{cut(text_of(events[-1]), 160)}; {next_step}")
+        return State("queued", "wait", f"{cut(format_event(events[-1]), 160)}; {next_step}")
     pause_s = last["pause_s"] if is_number(last.get("pause_s")) else 0
     if not starts and kind == "restart" and silent_s <= timeout_s(run, "start_timeout_s") + pause_s:
         why = f" after: {_describe_fault(history)}" if history.last_fault else ""
@@ -266,7 +259,7 @@ def summarize(
     state = find_state(history, config, lock, saved=saved, now=now, job=job)
     line: Line = history.lines[-1] if history.lines else {}
     # Until an attempt writes lines, the last lines are those of an earlier attempt, possibly on other machines.
-    turns = [e for e in events if e.get("event") == Start.kind or between_attempts(e) or ends_attempt(e)]
+    turns = [e for e in events if e.get("event") == Start.kind or is_between_attempts(e) or ends_attempt(e)]
     trains = bool(turns) and turns[-1]["event"] == Start.kind and not is_starting(events, lock)
     left_s = seconds_left(history, length)
     if left_s is not None and is_number(line.get("time")):
@@ -297,7 +290,7 @@ def summarize(
         "eta_s": round(left_s, 1) if state.word == "running" and trains and left_s is not None else None,
         "job": _job_facts(job),
         "holder": lock.holder if lock.held else None,
-        "last_event": {"age_s": _age(last.get("time"), now), "text": text_of(last)} if last else None,
+        "last_event": {"age_s": _age(last.get("time"), now), "text": format_event(last)} if last else None,
     }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.formatting import cut
 from uniemox_dist.scheduler.durations import parse_duration
-from uniemox_dist.scheduler.states import Phase, phase
+from uniemox_dist.scheduler.states import Phase, find_phase
 
 TIMEOUT_S = 60
 """Seconds to wait for an answer of the controller; a busy one needs tens of them."""
@@ -57,7 +57,7 @@ class JobState:
     @property
     def live(self) -> bool:
         """Whether the job runs, or will run without being submitted again."""
-        return phase(self.state) is not Phase.ENDED
+        return find_phase(self.state) is not Phase.ENDED
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LiveJobs:
             words = line.split()
             if len(words) < 2 or not words[0].isdigit():
                 continue
-            if phase(words[1]) is not Phase.ENDED:
+            if find_phase(words[1]) is not Phase.ENDED:
                 states[int(words[0])] = words[1]
             limit = parse_duration(words[2]) if len(words) > 2 else None
             if limit is not None:
@@ -211,7 +211,7 @@ def _progress(state: JobState) -> int:
     """The progress of a task of a job array, for comparing tasks."""
     if state.state == "CONFIGURING":
         return 2
-    return {Phase.RUNNING: 3, Phase.WAITING: 1, Phase.ENDED: 0}[phase(state.state)]
+    return {Phase.RUNNING: 3, Phase.WAITING: 1, Phase.ENDED: 0}[find_phase(state.state)]
 
 
 def _option(variable: str) -> str:

@@ -51,8 +51,8 @@ PHASES = {
 """The phase of each state."""
 
 
-def phase(state: str) -> Phase:
-    """The phase of a state such as `PENDING`, or `CANCELLED by 1000` as sacct prints it.
+def find_phase(state: str) -> Phase:
+    """Finds the phase of a state such as `PENDING`, or `CANCELLED by 1000` as sacct prints it.
 
     A state that this table lacks counts as RUNNING: the job may still hold its run, so no other job takes it over.
     """

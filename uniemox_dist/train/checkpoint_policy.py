@@ -11,7 +11,7 @@ from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.core.formatting import short_duration, size
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.distributed.world import World
-from uniemox_dist.runs.events import FaultEvent, Save
+from uniemox_dist.runs.events.training import FaultEvent, Save
 from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")

@@ -15,14 +15,22 @@ from typing import TypeVar
 
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER, LOST_CONTACT, UserError
+from uniemox_dist.core.errors import (
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_REQUEUE,
+    EXIT_USER,
+    UserError,
+    describe_lost_contact,
+    is_lost_contact,
+)
 from uniemox_dist.core.logs import Step, start_logging
 from uniemox_dist.core.signals import StopFlag
 from uniemox_dist.core.watchdog import Watchdog
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
-from uniemox_dist.runs.events import End, FaultEvent, Signal
+from uniemox_dist.runs.events.training import End, FaultEvent, Signal
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.rank_output import main_log
 from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
@@ -101,8 +109,8 @@ def train(
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        if isinstance(error, RuntimeError) and collectives.is_lost_peer(error):
-            text = LOST_CONTACT
+        if isinstance(error, RuntimeError) and is_lost_contact(str(error)):
+            text = describe_lost_contact(str(error))
         folder.write(FaultEvent(rank=world.rank, error=text, ends=True))
         raise
     finally:

@@ -23,7 +23,7 @@ from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.init_from import InitReport, load_initial_weights
 from uniemox_dist.models.student import Student
-from uniemox_dist.runs.events import CheckpointSetAside
+from uniemox_dist.runs.events.training import CheckpointSetAside
 from uniemox_dist.runs.folder import RunFolder
 
 log = logging.getLogger("uniemox")

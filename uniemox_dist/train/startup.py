@@ -22,7 +22,7 @@ from uniemox_dist.distributed.deepspeed_internals import count_parameters
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.preflight import preflight
-from uniemox_dist.runs.events import Convert, FirstStep, Init, Resume, Start
+from uniemox_dist.runs.events.training import Convert, FirstStep, Init, Resume, Start
 from uniemox_dist.runs.folder import RunFolder, report_bad_nodes
 from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.trainer import Trainer

@@ -7,19 +7,16 @@ from typing import Any
 
 import pytest
 
-from uniemox_dist.runs.events import (
-    CLASSES,
+from uniemox_dist.runs.events.base import Event
+from uniemox_dist.runs.events.jobs import JobStart, Restart
+from uniemox_dist.runs.events.reading import CLASSES, describe, format_event
+from uniemox_dist.runs.events.training import (
     BadSample,
     CheckpointSetAside,
     End,
-    Event,
     FaultEvent,
     FirstStep,
-    JobStart,
-    Restart,
     Signal,
-    describe,
-    text_of,
 )
 
 
@@ -70,17 +67,21 @@ from uniemox_dist.runs.events import (
     ],
 )  # fmt: skip
 def test_an_event_is_a_text_of(event: dict[str, Any], text: str) -> None:
-    assert text_of(event) == text
+    assert format_event(event) == text
+
+
+def test_every_class_of_events_is_known_to_the_readers() -> None:
+    assert set(CLASSES) == set(Event.__subclasses__())
 
 
 @pytest.mark.parametrize("kind", sorted({found.kind for found in CLASSES}))
 def test_an_event_without_facts_or_with_odd_ones_is_still_a_text_of(kind: str) -> None:
     keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing", "job_id", "nodes", "idle", "restarts", "parts", "by", "after")  # fmt: skip
     for value in (None, "x", 3, 2.5, float("nan"), [], [None], {}, {"a": 1}, True):
-        text = text_of({"event": kind, **dict.fromkeys(keys, value)})
+        text = format_event({"event": kind, **dict.fromkeys(keys, value)})
         assert text
         assert "\n" not in text
-    assert text_of({"event": kind})
+    assert format_event({"event": kind})
 
 
 def test_describe_returns_the_values_that_the_text_leaves_out() -> None:
@@ -153,4 +154,4 @@ def test_the_page_about_run_folders_has_an_example_of_each_kind() -> None:
 )
 def test_the_keys_of_a_written_event(event: Event, line: dict[str, Any]) -> None:
     """Other programs read these keys: a required field is written even if it is null, an optional one only if set."""
-    assert event.line() == line
+    assert event.to_line() == line

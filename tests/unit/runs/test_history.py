@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 from told_run import BEGAN, told_run
 
-from uniemox_dist.runs.events import Restart, Save, Spike, ends_attempt
+from launch.job.attempts import count_attempts
+from uniemox_dist.runs.events.jobs import Restart
+from uniemox_dist.runs.events.reading import ends_attempt, find_fault
+from uniemox_dist.runs.events.training import Save, Spike
 from uniemox_dist.runs.folder import Lock, RunFolder, read_lines
-from uniemox_dist.runs.history import Attempt, History, Length, find_fault, is_lost_contact, job_attempts
+from uniemox_dist.runs.history import Attempt, History, Length
 from uniemox_dist.runs.status import summarize
 
 
@@ -210,7 +213,7 @@ def test_everyone_names_the_same_cause() -> None:
     history = History([], events)
     assert history.last_fault == CUDA
     assert history.attempts[-1].reason == CUDA
-    assert job_attempts(events).reason(1) == CUDA
+    assert count_attempts(events).reason(1) == CUDA
     state = summarize("r", {}, history, Lock(False, "", 0.5), None, 9.0)
     assert (state["state"], state["remark"]) == ("failed", f"{CUDA}; has no checkpoint to continue from")
     restarted = History([], [*events, {"event": "restart", "time": 4.0, "reason": LOST}])
@@ -228,11 +231,3 @@ def test_a_fault_before_the_start_of_an_attempt_is_the_last_one() -> None:
     ]
     assert History([], events).last_fault == "data.path=x: no such folder"
     assert History([], [*events, {"event": "start", "time": 5.0}]).last_fault is None
-
-
-@pytest.mark.parametrize(
-    ("error", "lost"),
-    [(LOST, True), (OLD_LOST, True), ("ncclRemoteError: x", True), (CUDA, False), ("", False)],
-)
-def test_errors_that_only_follow_from_another_rank(error: str, lost: bool) -> None:
-    assert is_lost_contact(error) is lost

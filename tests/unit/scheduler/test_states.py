@@ -2,7 +2,7 @@
 
 import pytest
 
-from uniemox_dist.scheduler.states import PHASES, Phase, phase
+from uniemox_dist.scheduler.states import PHASES, Phase, find_phase
 
 WAITING = "PENDING CONFIGURING POWER_UP_NODE REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT EXPEDITING"
 RUNNING = "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED UPDATE_DB"
@@ -41,4 +41,4 @@ def test_the_table_holds_every_state_of_squeue() -> None:
     ],
 )
 def test_other_spellings_and_unknown_states(text: str, expected: Phase) -> None:
-    assert phase(text) is expected
+    assert find_phase(text) is expected

@@ -9,19 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from uniemox_dist.core.formatting import counted, duration, is_number, moment, short, short_duration, size
-from uniemox_dist.runs.events import (
-    CLASSES,
-    FaultEvent,
-    JobStart,
-    Lane,
-    Line,
-    Restart,
-    Save,
-    Spike,
-    Start,
-    describe,
-    find_class,
-)
+from uniemox_dist.runs.events.base import Lane, Line
+from uniemox_dist.runs.events.jobs import JobStart, Restart
+from uniemox_dist.runs.events.reading import CLASSES, describe, find_class
+from uniemox_dist.runs.events.training import Save, Spike, Start
 from uniemox_dist.runs.history import KILLED, Attempt, History, number
 from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
 
@@ -29,7 +20,7 @@ MOST_POINTS = 200
 """Points of the line of an attempt."""
 MOST_MARKS = 300
 """Largest number of marks in a row; otherwise the saves of a long run would be most of the page."""
-KILLED_LANE = Lane("killed", "X", "ink")
+KILLED_LANE = Lane("killed", "X", "ink", row=70)
 UNITS = (("days", 86400.0, 3.0), ("hours", 3600.0, 3.0), ("minutes", 60.0, 3.0), ("seconds", 1.0, 0.0))
 """(unit, its seconds, the smallest length of a run in that unit)."""
 
@@ -131,12 +122,9 @@ def lanes_of(history: History, *, over: bool = False) -> list[tuple[Lane, list[f
     Args:
         over: whether the last attempt has ended, as all earlier ones have.
     """
-    lanes = dict.fromkeys(found.lane for found in CLASSES if found.lane is not None)
-    times: dict[Lane, list[float]] = {}
-    for lane in lanes:
-        times[lane] = []
-        if lane == FaultEvent.lane:
-            times[KILLED_LANE] = history.killed(over=over)
+    lanes = {KILLED_LANE, *(found.lane for found in CLASSES if found.lane is not None)}
+    times: dict[Lane, list[float]] = {lane: [] for lane in sorted(lanes, key=lambda lane: lane.row)}
+    times[KILLED_LANE] = history.killed(over=over)
     for event in history.events:
         kind = find_class(event)
         if kind is not None and kind.lane is not None and is_number(event.get("time")):

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from uniemox_dist.config.losses import LOSS_TERMS
-from uniemox_dist.runs.history import History, Line, number
+from uniemox_dist.runs.events.base import Line
+from uniemox_dist.runs.history import History, number
 from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
 
 MOST_POINTS = 150

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from uniemox_dist.core.files import read_json
+from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import History, Line, number
+from uniemox_dist.runs.history import History, number
 from uniemox_dist.runs.report.curves import Chart, Panel, chart_of, show
 
 FORMAT = ("uniemox-finetune", 1)

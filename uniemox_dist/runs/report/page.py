@@ -17,7 +17,7 @@ from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_text
 from uniemox_dist.core.formatting import duration, moment, zone
-from uniemox_dist.runs.events import Resume
+from uniemox_dist.runs.events.training import Resume
 from uniemox_dist.runs.folder import RunFolder, open_run, read_lines
 from uniemox_dist.runs.history import History, sections
 from uniemox_dist.runs.report.attempts import attempt_rows, draw_timeline, event_row, figures, lanes_of

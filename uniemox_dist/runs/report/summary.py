@@ -10,7 +10,7 @@ from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
 from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.files import read_json
 from uniemox_dist.core.formatting import cut, is_number, millions, moment, short
-from uniemox_dist.runs.events import Start
+from uniemox_dist.runs.events.training import Start
 from uniemox_dist.runs.folder import Lock, RunFolder
 from uniemox_dist.runs.history import History
 from uniemox_dist.runs.jobs import job_of, jobs_of

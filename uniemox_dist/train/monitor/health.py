@@ -10,7 +10,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
-from uniemox_dist.runs.events import BadSample, Skip, Spike
+from uniemox_dist.runs.events.training import BadSample, Skip, Spike
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.train.monitor import nonfinite
 from uniemox_dist.train.monitor.metrics import Metrics

@@ -21,7 +21,7 @@ from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.plan import Plan
 from uniemox_dist.distributed.collectives import gather_numbers
 from uniemox_dist.distributed.world import World
-from uniemox_dist.runs.events import Straggler
+from uniemox_dist.runs.events.training import Straggler
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.train.monitor.stragglers import Stragglers
 from uniemox_dist.train.monitor.tensorboard import TensorBoard

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from event_lines import write_event
 
+from launch.job.attempts import count_attempts
 from launch.job.next_action import JobState, choose_next_action
 from launch.job.start import start_attempt
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION, step_folder
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.runs.folder import RunFolder, nodes_to_exclude, read_lines, report_bad_nodes
-from uniemox_dist.runs.history import job_attempts
 from uniemox_dist.scheduler.allocation import Allocation
 from uniemox_dist.scheduler.commands import LiveJobs
 
@@ -140,6 +140,9 @@ def test_a_time_limit_within_the_signals_lead_is_refused_and_nothing_is_made(
         (75, True, "CANCELLED 0", "end 75", False),
         (75, True, "COMPLETING 1", "end 75", True),  # Slurm has queued it again
         (75, True, "PENDING 1", "end 75", True),
+        (75, True, "SPECIAL_EXIT 0", "end 75", True),  # requeued and held
+        (75, True, "RESV_DEL_HOLD 0", "end 75", True),
+        (75, True, "PREEMPTED 0", "end 75", False),
         (1, False, "COMPLETING 0", "end 1", False),
         (137, False, "COMPLETING 1", "end 1", True),
         (137, False, RUNNING, "again", True),
@@ -247,7 +250,7 @@ def test_requeues_after_complete_saves_may_go_on_for_ever(run: RunFolder) -> Non
         started(run, SLURM_RESTART_COUNT=str(restarts))
         saved(run, restarts + 1)
         assert settled(run, 75)[0] == "requeue"
-    assert job_attempts(read_lines(run.events)).in_vain == 0
+    assert count_attempts(read_lines(run.events)).in_vain == 0
 
 
 def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolder) -> None:

@@ -9,9 +9,11 @@ import pytest
 from event_lines import write_event
 from told_run import told_run
 
+from uniemox_dist.runs.events.reading import CLASSES
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History
 from uniemox_dist.runs.report.attempts import (
+    KILLED_LANE,
     MOST_MARKS,
     attempt_rows,
     draw_timeline,
@@ -102,6 +104,22 @@ def test_a_lane_of_a_long_run_has_a_limited_number_of_marks() -> None:
     history = History([], events)
     assert [(lane.title, len(times)) for lane, times in lanes_of(history)] == [("saves", 4999)]
     assert str(draw_timeline(history)).count("<use") <= MOST_MARKS + 50
+
+
+def test_the_rows_of_the_timeline_keep_their_order() -> None:
+    kinds = ("signal", "job", "requeue", "restart", "fault", "straggler", "spike", "skip", "save")
+    events: list[dict[str, Any]] = [{"time": 0.0, "event": "start", "step": 0}]
+    events += [{"time": 1.0 + i, "event": kind} for i, kind in enumerate((*kinds, "start"))]
+    events += [{"time": 20.0, "event": "fault", "damaged": "a"}, {"time": 21.0, "event": "start", "step": 0}]
+    assert [lane.title for lane, _ in lanes_of(History([], events))] == [
+        "saves", "skipped", "spikes", "slow ranks", "pictures replaced", "faults", "killed", "restarts", "requeues",
+        "jobs start", "stops",
+    ]  # fmt: skip
+
+
+def test_each_row_of_the_timeline_has_its_own_position() -> None:
+    lanes = {KILLED_LANE, *(found.lane for found in CLASSES if found.lane is not None)}
+    assert len({lane.row for lane in lanes}) == len({lane.title for lane in lanes}) == len(lanes)
 
 
 def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:

@@ -1,97 +1,9 @@
-"""The events of a run: one class per kind, with the fields it writes to events.jsonl and the text that people read.
+"""Events that the ranks of a run write: start and resume, saves, skipped steps, faults, and the end."""
 
-To add a kind, define a class here and write it with `RunFolder.write`. The terminal, the report page and `uniemox
-status` then print its `describe`, and the page's timeline draws it if the class has a `lane`.
-
-Reading is tolerant: files of all versions are read, so any field may be missing or have another type, and a line may be
-of a kind that this version does not know.
-"""
-
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
 
 from uniemox_dist.core.formatting import counted, cut, is_number, short, size
-
-Line = dict[str, Any]
-"""A line of events.jsonl or metrics.jsonl."""
-
-
-class Lane(NamedTuple):
-    """A row of marks in the page's timeline; kinds with the same title share a row."""
-
-    title: str
-    mark: str
-    """A marker of matplotlib."""
-    colour: str
-    """A name of `runs.report.svg.COLOURS`."""
-
-
-class Facts:
-    """Reads an event's values by key, and remembers which keys were read."""
-
-    def __init__(self, line: Line) -> None:
-        self.line, self.read = line, {"time", "event"}
-
-    def __call__(self, key: str) -> Any:
-        self.read.add(key)
-        return self.line.get(key)
-
-    def number(self, key: str, form: str = ",", *, before: str = "", after: str = "") -> str:
-        """A number between two texts; empty if the value is not a number."""
-        value = self(key)
-        return f"{before}{value:{form}}{after}" if is_number(value) else ""
-
-    def text(self, key: str, *, before: str = "", after: str = "") -> str:
-        """A value between two texts; empty if there is none."""
-        value = self(key)
-        return f"{before}{short(value)}{after}" if value not in (None, "", []) else ""
-
-    def layout(self, ranks: str, stage: str) -> str:
-        """Ranks and ZeRO stage, such as `16 ranks, ZeRO-2`."""
-        count = self(ranks)
-        parts = [
-            counted(count, "rank") if isinstance(count, int) else "",
-            self.number(stage, "", before="ZeRO-"),
-        ]
-        return ", ".join(part for part in parts if part)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """An event to write. A field without a default is always written, any other only if it is not None."""
-
-    kind: ClassVar[str]
-    """The event's name in events.jsonl."""
-    lane: ClassVar[Lane | None] = None
-    tone: ClassVar[str] = ""
-    """Its colour on the page: good, wait, bad or none."""
-    final: ClassVar[bool] = False
-    """Whether an attempt writes nothing after it."""
-    between: ClassVar[bool] = False
-    """Whether it is written between two attempts."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        CLASSES.append(cls)
-
-    def line(self) -> Line:
-        """Kind and fields, as they are written."""
-        found: Line = {"event": self.kind}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None or field.default is MISSING:
-                found[field.name] = value
-        return found
-
-    @staticmethod
-    def describe(facts: Facts) -> str:
-        """The event as text."""
-        raise NotImplementedError
-
-
-CLASSES: list[type[Event]] = []
-"""All classes of events, in the order of the timeline's rows."""
+from uniemox_dist.runs.events.base import Event, Facts, Lane
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +132,7 @@ class Save(Event):
     """A checkpoint is complete."""
 
     kind = "save"
-    lane = Lane("saves", "|", "machine")
+    lane = Lane("saves", "|", "machine", row=10)
     step: int
     bytes: int
     write_s: float
@@ -252,7 +164,7 @@ class Skip(Event):
 
     kind = "skip"
     tone = "bad"
-    lane = Lane("skipped", "x", "skip")
+    lane = Lane("skipped", "x", "skip", row=20)
     step: int
     in_a_row: int
     """Steps skipped in a row, this one included."""
@@ -277,7 +189,7 @@ class Spike(Event):
 
     kind = "spike"
     tone = "wait"
-    lane = Lane("spikes", "^", "wait")
+    lane = Lane("spikes", "^", "wait", row=30)
     step: int
     loss: float
     median: float
@@ -296,7 +208,7 @@ class Straggler(Event):
 
     kind = "straggler"
     tone = "wait"
-    lane = Lane("slow ranks", "s", "similarity")
+    lane = Lane("slow ranks", "s", "similarity", row=40)
     step: int
     rank: int
     host: str
@@ -322,7 +234,7 @@ class BadSample(Event):
 
     kind = "fault"
     tone = "bad"
-    lane = Lane("pictures replaced", ".", "muted")
+    lane = Lane("pictures replaced", ".", "muted", row=50)
     step: int
     damaged: str
 
@@ -338,7 +250,7 @@ class FaultEvent(Event):
 
     kind = "fault"
     tone = "bad"
-    lane = Lane("faults", "X", "bad")
+    lane = Lane("faults", "X", "bad", row=60)
     rank: int | None = None
     host: str | None = None
     step: int | None = None
@@ -375,121 +287,12 @@ class CheckpointSetAside(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restart(Event):
-    """The launcher starts the ranks again after a fault."""
-
-    kind = "restart"
-    tone = "wait"
-    lane = Lane("restarts", ">", "restart")
-    between = True
-    attempt: int
-    """Number of the new attempt."""
-    left: int
-    """Further restarts without a new checkpoint that `run.max_restarts` allows."""
-    code: int
-    """Exit code of the last attempt."""
-    step: int | None
-    """Step of the newest checkpoint."""
-    reason: str
-    pause_s: float
-
-    @staticmethod
-    def describe(facts: Facts) -> str:
-        counts = [
-            facts.number("attempt", "", before="attempt "),
-            facts.number("left", "", after=" left without progress"),
-        ]
-        about = ", ".join(part for part in counts if part)
-        code = facts.number("code", "", before=" after exit code ")
-        step = facts.number("step", before=", from step ")
-        pause = facts.number("pause_s", ".3g", before=" in ", after=" s") if facts("pause_s") else ""
-        reason = facts.text("reason", before=": ")
-        return (
-            f"the launcher restarts the ranks{pause}{code}{step}" + (f" ({about})" if about else "") + reason
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requeue(Event):
-    """A Slurm job saved and goes back into the queue."""
-
-    kind = "requeue"
-    tone = "wait"
-    lane = Lane("requeues", ">", "requeue")
-    between = True
-    step: int | None
-    job_id: int
-    by: str
-    """slurm, or job if the job requeued itself."""
-
-    @staticmethod
-    def describe(facts: Facts) -> str:
-        job = facts.number("job_id", "", before="job ") or "the job"
-        how = " by Slurm" if facts("by") == "slurm" else ""
-        step = facts.number("step", before=", continues from step ")
-        return f"{job} was requeued{how}{step}" + facts.text("reason", before=": ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resubmit(Event):
-    """A Slurm job submits another one that leaves out its bad nodes."""
-
-    kind = "resubmit"
-    tone = "wait"
-    lane = Requeue.lane
-    between = True
-    job_id: int
-    nodes: list[str]
-    """The excluded nodes."""
-    reason: str
-
-    @staticmethod
-    def describe(facts: Facts) -> str:
-        job = facts.number("job_id", "", before="job ") or "the job"
-        nodes, reason = facts.text("nodes", before=" without "), facts.text("reason", before=": ")
-        return f"{job} was submitted again{nodes}{reason}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobStart(Event):
-    """A Slurm job begins its first attempt in an allocation."""
-
-    kind = "job"
-    lane = Lane("jobs start", "|", "requeue")
-    between = True
-    job_id: int
-    restarts: int
-    """How often Slurm has requeued the job."""
-    nodes: list[str]
-    ranks: int
-    idle: int
-    """Tasks of the allocation that no rank uses."""
-    after: int | None = None
-    """The job that submitted this one in its place."""
-
-    @staticmethod
-    def describe(facts: Facts) -> str:
-        nodes, ranks, idle, restarts = facts("nodes"), facts("ranks"), facts("idle"), facts("restarts")
-        parts = [
-            counted(ranks, "rank") if isinstance(ranks, int) else "",
-            f"on {counted(len(nodes), 'node')} ({short(nodes)})" if isinstance(nodes, list) else "",
-        ]
-        about = " ".join(part for part in parts if part)
-        times = restarts if isinstance(restarts, int) and restarts > 0 else 0
-        again = f", requeued {'once' if times == 1 else f'{times} times'}" if times else ""
-        instead = facts.number("after", "", before=", in place of job ")
-        left = f"; {counted(idle, 'task')} idle" if isinstance(idle, int) and idle else ""
-        job = facts.number("job_id", "", before="Slurm job ") or "a Slurm job"
-        return f"{job}{again}{instead}" + (f": {about}" if about else "") + left
-
-
-@dataclass(frozen=True, kw_only=True)
 class Signal(Event):
     """A signal stopped the attempt."""
 
     kind = "signal"
     tone = "wait"
-    lane = Lane("stops", "s", "wait")
+    lane = Lane("stops", "s", "wait", row=110)
     final = True
     step: int | None
     signal: str | None
@@ -518,47 +321,3 @@ class End(Event):
     @staticmethod
     def describe(facts: Facts) -> str:
         return "complete" + facts.number("step", before=" at step ") + facts.text("reason", before=": ")
-
-
-def find_class(line: Line) -> type[Event] | None:
-    """The class of a line of events.jsonl; None for a kind that this version does not know."""
-    if line.get("event") == FaultEvent.kind:
-        return BadSample if "damaged" in line else FaultEvent
-    return next((found for found in CLASSES if found.kind == line.get("event")), None)
-
-
-def describe(line: Line) -> tuple[str, Line]:
-    """An event as text, and its values that the text leaves out. Of an unknown kind the text is its name."""
-    facts, found = Facts(line), find_class(line)
-    text = found.describe(facts) if found is not None else cut(str(line.get("event")))
-    return text, {key: value for key, value in line.items() if key not in facts.read}
-
-
-def text_of(line: Line) -> str:
-    """An event as text; of a kind that this version does not know, its name and values."""
-    text, rest = describe(line)
-    if find_class(line) is not None or not rest:
-        return text
-    return f"{text}: " + ", ".join(f"{cut(key)} {short(value)}" for key, value in rest.items())
-
-
-def ends_attempt(line: Line) -> bool:
-    """Whether an attempt writes nothing after this event.
-
-    Old versions wrote no `ends`: their faults that did not end the attempt have a step, a sample or a checkpoint.
-    """
-    if line.get("event") == FaultEvent.kind:
-        return bool(line.get("ends", not {"step", "damaged", "set_aside"} & line.keys()))
-    found = find_class(line)
-    return found is not None and found.final
-
-
-def between_attempts(line: Line) -> bool:
-    """Whether an event is written between two attempts, by the job or the launcher."""
-    found = find_class(line)
-    return found is not None and found.between
-
-
-def of_kind(events: Sequence[Line], kind: type[Event]) -> list[Line]:
-    """The events of a kind."""
-    return [event for event in events if event.get("event") == kind.kind]
