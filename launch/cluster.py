@@ -20,8 +20,7 @@ from pydantic import (
 )
 
 from uniemox_dist.config.load import parse_yaml
-from uniemox_dist.config.sections import Seconds, Section
-from uniemox_dist.config.validation_errors import explain
+from uniemox_dist.config.sections import Seconds, Section, explain_errors
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler.durations import parse_duration
 
@@ -305,7 +304,7 @@ def _validated(values: Mapping[str, Any], where: str) -> Cluster:
     try:
         return Cluster.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {line}" for line in explain(error, Cluster))) from None
+        raise UserError("\n".join(f"{where}: {line}" for line in explain_errors(error, Cluster))) from None
 
 
 def _shell(value: Any) -> str:

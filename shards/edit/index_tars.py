@@ -22,8 +22,7 @@ from shards.pool import Progress, map_in_order
 from shards.sources import Record, Slice
 from shards.sources.layouts.wds import sample_records, table_rows
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import fsync_dir, sha256_file
-from uniemox_dist.core.os_errors import reading, writing
+from uniemox_dist.core.files import convert_read_errors, convert_write_errors, fsync_dir, sha256_file
 
 _UNFINISHED = ".index.tmp"
 """Subfolder for the index files, the manifest and the lists until all of them are complete."""
@@ -65,7 +64,7 @@ def index_folder(
     rejected: list[Rejected] = []
     keys: set[str] = set()
     fix = "copy the tars to a folder that can be written"
-    with writing(f"DIR={folder}", fix), _open_unfinished(folder) as made:
+    with convert_write_errors(f"DIR={folder}", fix), _open_unfinished(folder) as made:
         jobs = [(tar, made, check) for tar in tars]
         for result in map_in_order(_index_tar, jobs, workers=workers, progress=progress):
             rejected += result.rejected
@@ -120,7 +119,7 @@ def _open_unfinished(folder: Path) -> Iterator[Path]:
 
 def _index_tar(tar: Path, made: Path, check: str) -> Indexed:
     """Reads one tar; writes its index into `made` if it has a usable sample."""
-    with reading(f"DIR={tar}", "copy it again or remove it"):
+    with convert_read_errors(f"DIR={tar}", "copy it again or remove it"):
         rows, rejected = _read_samples(tar, check)
         if not rows:
             return Indexed(None, rejected)

@@ -18,8 +18,7 @@ from shards.pack.listing import split_rank
 from shards.pack.partial import PART
 from shards.storage import read_range
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import read_json, sha256_file
-from uniemox_dist.core.os_errors import reading, writing
+from uniemox_dist.core.files import convert_read_errors, convert_write_errors, read_json, sha256_file
 
 
 @dataclass
@@ -46,7 +45,7 @@ def merge(out: Path, parts: list[Path]) -> MergeResult:
             be written.
     """
     notes = _check_parts(parts)
-    with writing(f"OUT={out}"), publishing(out) as partial:
+    with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
         return _join(partial, notes)
 
 
@@ -87,7 +86,7 @@ def _read_part(folder: Path) -> dict[str, Any]:
             f"PARTS={folder}: has no {PART}; give folders that `shards pack --part I/N` completed"
         )
     try:
-        with reading(f"PARTS={folder}: {PART}", "pack this part again"):
+        with convert_read_errors(f"PARTS={folder}: {PART}", "pack this part again"):
             note: dict[str, Any] = read_json(folder / PART)
         (number, of), records = note["part"], note["records"]
         packed, rejected = list(note["packed"].values()), list(note["rejected"].values())

@@ -20,8 +20,7 @@ from shards.pack.listing import SPLIT_NAME
 from shards.sources.presets import assign_shares, draw64
 from shards.storage import read_range
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import sha256_bytes, sha256_file
-from uniemox_dist.core.os_errors import reading, writing
+from uniemox_dist.core.files import convert_read_errors, convert_write_errors, sha256_bytes, sha256_file
 
 COPY_BYTES, COPY_SAMPLES = 256_000_000, 10_000
 """Largest shard that `copy` writes: the defaults of `shards pack`."""
@@ -61,7 +60,7 @@ def select(
         return keep_R
 
     why = {"labels": list(labels), "filter": filter_text}
-    with writing(f"OUT={out}"), publishing(out) as partial:
+    with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
         subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
         if subset is None:
             raise UserError(
@@ -88,7 +87,7 @@ def split(
         draws += [draw64(seed, key) for key in table["key"].to_pylist()]
     share_N = assign_shares(np.array(strata), np.array(draws, np.uint64), shares)
     made: dict[str, Manifest] = {}
-    with writing(f"OUT={out}"), publishing(out) as partial:
+    with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
         for number, name in enumerate(shares):
             chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
             why = {"split": {"shares": shares, "seed": seed, "name": name}}
@@ -183,7 +182,7 @@ def _copy_shards(folder: Path, manifest: Manifest, target: Path, chooser: Choose
 
 def _read_sample(tar: Path, row: dict[str, Any]) -> Encoded:
     """Reads one sample of a tar, and checks the picture's hash."""
-    with reading(f"DIR={tar}"):
+    with convert_read_errors(f"DIR={tar}"):
         data = read_range(tar, row["sample_offset"], row["sample_length"])
     first = row["image_offset"] - row["sample_offset"]
     if sha256_bytes(data[first : first + row["image_length"]]) != row["image_sha256"]:

@@ -13,8 +13,7 @@ from typing import Any
 from shards.format.sample import FORMAT_NAME, FORMAT_VERSION
 from shards.storage import Place, is_local, place
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import atomic_path, canonical_json, sha256_bytes, write_json
-from uniemox_dist.core.os_errors import said
+from uniemox_dist.core.files import atomic_path, canonical_json, format_os_error, sha256_bytes, write_json
 
 MANIFEST, SIZES = "manifest.json", "sizes.json"
 _HASHED_AT_ONCE = 1000
@@ -111,7 +110,9 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
             raise
         raise UserError(f"{path}: not a readable manifest ({error!r}); pack again or restore it") from None
     except (PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{path}: cannot be read ({said(error)}); pack again or restore it") from None
+        raise UserError(
+            f"{path}: cannot be read ({format_os_error(error)}); pack again or restore it"
+        ) from None
     for what, given, actual in zip(("identity", "samples", "bytes"), stated, _sums(manifest)):
         if given != actual:
             raise UserError(

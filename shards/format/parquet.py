@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from shards.storage import Place, open_seekable
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import sha256_bytes
-from uniemox_dist.core.os_errors import said
+from uniemox_dist.core.files import format_os_error, sha256_bytes
 
 THREADS = False
 """Do not read with Arrow's own threads: a thread that still holds our file object when Python exits aborts the process
@@ -53,7 +52,7 @@ def open_parquet(
     except FileNotFoundError:
         raise UserError(f"{path}: the {what} is missing; {fix}") from None
     except _CLOSED as error:
-        raise UserError(f"{path}: the {what} cannot be read ({said(error)}); {fix}") from None
+        raise UserError(f"{path}: the {what} cannot be read ({format_os_error(error)}); {fix}") from None
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # column names may be damaged too
         # Arrow also raises OSError for a damaged file, but without a number; a file system's error has one.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):

@@ -19,8 +19,7 @@ from shards.inspect.charts import Histogram, histogram
 from shards.inspect.stats import Summary, group_rejected, summarise_folder
 from shards.pictures import BadPicture, decode_picture
 from shards.storage import Place, read_range
-from uniemox_dist.core.files import write_bytes
-from uniemox_dist.core.os_errors import writing
+from uniemox_dist.core.files import convert_write_errors, write_bytes
 
 LABELS_SHOWN = 24
 PICTURES_SHOWN = 12
@@ -106,7 +105,7 @@ def write_page(folder: Place, out: Path) -> None:
         account=_account(folder, summaries),
         provenance=_flatten(provenance),
     )
-    with writing(f"--out={out}", "give a file in a folder that can be written"):
+    with convert_write_errors(f"--out={out}", "give a file in a folder that can be written"):
         write_bytes(
             out, page.encode("utf-8", "backslashreplace")
         )  # file names may contain bytes that are not UTF-8

@@ -15,8 +15,7 @@ from shards.pictures import BadPicture, check_picture
 from shards.pool import Progress, map_in_order
 from shards.storage import Place, file_size, is_local, open_seekable
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import sha256_bytes
-from uniemox_dist.core.os_errors import said, writing
+from uniemox_dist.core.files import convert_write_errors, format_os_error, sha256_bytes
 
 QUARANTINE = "quarantine"
 WORST = 5
@@ -80,7 +79,7 @@ def quarantine(verdicts: list[Verdict]) -> dict[Path, Manifest | None]:
     written: dict[Path, Manifest | None] = {}
     for folder in sorted({verdict.folder for verdict in verdicts if verdict.problems}):
         named = {verdict.shard for verdict in verdicts if verdict.folder == folder and verdict.problems}
-        with writing(f"DIR={folder}", "verify a copy in a writable folder"):
+        with convert_write_errors(f"DIR={folder}", "verify a copy in a writable folder"):
             written[folder] = _quarantine_shards(folder, sorted(named - {SIZES}))
     return written
 
@@ -128,7 +127,7 @@ def _verify_shard(folder: Path, entry: ShardEntry, check: str) -> Verdict:
     except OSError as error:
         if not is_local(folder):  # a server may be unavailable; this is not a fault of the shard
             raise
-        problems.append(f"cannot be read ({said(error)})")
+        problems.append(f"cannot be read ({format_os_error(error)})")
     return Verdict(folder, entry.name, entry.samples, tuple(problems))
 
 

@@ -58,8 +58,7 @@ def protocol_command(
     Metrics: masked error, caption retrieval, cosine to the teacher, linear probe. 95 % intervals by bootstrap over
     groups of look-alikes. A verdict names the rows that the student beats, ties with and loses to.
     """
-    from uniemox_dist.core.files import write_json
-    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.core.files import check_output, write_json
     from uniemox_dist.evaluate.protocol import print_table, run
     from uniemox_dist.release.load import check_device
 
@@ -91,8 +90,7 @@ def protocol_command(
 @WORKERS
 def gallery_command(release: Path, data: str, out: Path, device: str, **given: Any) -> None:
     """Writes pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
-    from uniemox_dist.core.files import write_json
-    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.core.files import check_output, write_json
     from uniemox_dist.evaluate.gallery import gallery
     from uniemox_dist.release.load import check_device
 
@@ -196,8 +194,7 @@ def _run(
     confusion: Path | None = None,
     **given: Any,
 ) -> None:
-    from uniemox_dist.core.files import write_json
-    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.core.files import check_output, write_json
     from uniemox_dist.evaluate import measure
     from uniemox_dist.release.load import check_device
 

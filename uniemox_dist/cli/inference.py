@@ -44,7 +44,7 @@ def embed(
 
     A picture that cannot be read has a row with the reason. The same command continues after a kill.
     """
-    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.core.files import check_output
     from uniemox_dist.inference.embed import embed as write
     from uniemox_dist.release.load import check_device
 
@@ -106,7 +106,7 @@ def predict(
     MODEL is a fine-tuned classifier, or a release; a release needs --labels (and its teacher), or --texts.
     """
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.core.files import check_output
     from uniemox_dist.inference import predict as prediction
     from uniemox_dist.inference.inputs import Pictures
     from uniemox_dist.release.load import check_device
@@ -154,7 +154,7 @@ def reconstruct(
     release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
 ) -> None:
     """Masks pictures (files or folders), reconstructs them with RELEASE, and writes a grid to OUT, a PNG."""
-    from uniemox_dist.core.outputs import check_output
+    from uniemox_dist.core.files import check_output
     from uniemox_dist.inference.reconstruct import reconstruct as write
 
     check_output(out, "OUT", ".png")

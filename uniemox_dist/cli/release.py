@@ -56,8 +56,8 @@ def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options:
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    from uniemox_dist.core.files import check_output
     from uniemox_dist.core.formatting import millions
-    from uniemox_dist.core.outputs import check_output
     from uniemox_dist.release.export import release as write
 
     check_output(out / "README.md", "OUT")

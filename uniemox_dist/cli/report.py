@@ -18,8 +18,8 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
 
     The run may still train; write the page again for its newest state.
     """
+    from uniemox_dist.core.files import check_output
     from uniemox_dist.core.formatting import size
-    from uniemox_dist.core.outputs import check_output
     from uniemox_dist.runs.jobs import jobs_of
     from uniemox_dist.runs.report.page import write_report
     from uniemox_dist.scheduler.commands import JobQueries

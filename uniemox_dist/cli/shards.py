@@ -211,11 +211,10 @@ def _report_links(out: Path) -> None:
 
 
 def _write_json(file: Path | None, value: Any) -> None:
-    from uniemox_dist.core.files import write_json
-    from uniemox_dist.core.os_errors import writing
+    from uniemox_dist.core.files import convert_write_errors, write_json
 
     if file is not None:
-        with writing(f"--json={file}", WRITABLE):
+        with convert_write_errors(f"--json={file}", WRITABLE):
             write_json(file, value)
 
 

@@ -197,12 +197,12 @@ class TeachJob:
 
     def embed_captions(self, reader: "ShardReader", teacher: "Teacher") -> None:
         """Embeds the captions of this rank's shards and prints a summary."""
-        from uniemox_dist.core.os_errors import writing
+        from uniemox_dist.core.files import convert_write_errors
         from uniemox_dist.teacher import text_cache
 
         cache = text_cache.folder_beside_shards(reader, teacher.id)
         shards = self._list_shards(reader)
-        with self._bar(reader, shards, "captions") as bar, writing(*_describe_cache(reader)):
+        with self._bar(reader, shards, "captions") as bar, convert_write_errors(*_describe_cache(reader)):
             embedded = text_cache.build(
                 reader, teacher, cache, batch=self.batch, shards=shards, progress=bar.update
             )
@@ -212,14 +212,14 @@ class TeachJob:
         """Draws and embeds the views of this rank's shards and prints a summary."""
         import time
 
+        from uniemox_dist.core.files import convert_write_errors
         from uniemox_dist.core.formatting import size
-        from uniemox_dist.core.os_errors import writing
         from uniemox_dist.teacher.view_builder import build
         from uniemox_dist.teacher.view_cache import ViewSpec
 
         spec = ViewSpec(teacher.facts, precision=teacher.precision, **self.views)
         shards, started = self._list_shards(reader), time.perf_counter()
-        with self._bar(reader, shards, "views") as bar, writing(*_describe_cache(reader)):
+        with self._bar(reader, shards, "views") as bar, convert_write_errors(*_describe_cache(reader)):
             result = build(
                 reader,
                 teacher,

@@ -4,9 +4,10 @@ A recipe is YAML. `extends: NAME` takes another recipe (shipped, or beside the f
 mistakes are reported at once, each with its dotted path and, for a misspelt key, the nearest known one.
 """
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ import yaml
 from pydantic import ValidationError
 
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.config.inherited_architecture import adopted
 from uniemox_dist.config.model_sections import ModelConfig
 from uniemox_dist.config.schema import Config
-from uniemox_dist.config.validation_errors import explain
+from uniemox_dist.config.sections import explain_errors
 from uniemox_dist.core.errors import UserError
+
+ENCODER_KEYS = ("name", "patch_size", "width", "depth", "heads", "mlp_ratio")
+"""Settings of the encoder that a fine-tuning run inherits; a user who sets one of them chooses another architecture."""
+INPUT_KEYS = ("image_size", "mean", "std")
+"""Settings of the encoder's input, inherited unless the user sets them."""
+CONFIG_FILES = ("uniemox.json", "complete.json", "config.yaml")
+"""Files of a release, a checkpoint and a run; each contains the whole configuration."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -177,9 +184,49 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
             and own.keys() >= ModelConfig.model_fields.keys()
         ):
             stated = own  # a resolved configuration, such as a submitted job's
-        encoder = adopted(whole, stated)
+        encoder = _inherit_architecture(whole, stated)
         whole = merge(whole, {"model": encoder}) if encoder else whole
     return validated(whole, where)
+
+
+def _inherit_architecture(values: Mapping[str, Any], set_by_user: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of the section `model` that `model.init_from` states. They override the recipe; key=value
+    pairs override them.
+
+    Args:
+        values: the configuration so far, recipe and pairs.
+        set_by_user: the section `model` of the pairs only. An architecture that is set there takes precedence.
+
+    Returns:
+        An empty mapping if `init_from` is not a folder that states its architecture. Reading the weights later reports
+        the error.
+    """
+    model, run = _section(values, "model"), _section(values, "run")
+    start = model.get("init_from")
+    if not isinstance(start, str):
+        return {}
+    found = _model_of(Path(start))
+    if not found and not Path(start).exists():  # a resumed run no longer needs it
+        earlier = _model_of(Path(str(run.get("dir", "runs")), str(run.get("name", "run"))))
+        found = earlier if earlier.get("init_from") == start else {}
+    wanted = INPUT_KEYS if set(ENCODER_KEYS) & set(set_by_user) else (*ENCODER_KEYS, *INPUT_KEYS)
+    return {key: found[key] for key in wanted if key in found and key not in set_by_user}
+
+
+def _model_of(folder: Path) -> dict[str, Any]:
+    for name in CONFIG_FILES:
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+            read = json.loads(text) if name.endswith(".json") else {"config": yaml.safe_load(text)}
+            return dict(read["config"]["model"])
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            continue
+    return {}
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def validated(values: dict[str, Any], where: str) -> Config:
@@ -193,7 +240,7 @@ def validated(values: dict[str, Any], where: str) -> Config:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {line}" for line in explain(error, schema))) from None
+        raise UserError("\n".join(f"{where}: {line}" for line in explain_errors(error, schema))) from None
 
 
 def pretraining(config: Config) -> Config:

@@ -1,8 +1,7 @@
-"""Files that are either whole or absent: atomic writes, hashes, canonical JSON. Standard library only.
+"""Files: atomic writes (a file is either whole or absent), hashes, canonical JSON, and errors that name the file and
+the fix. Standard library only."""
 
-Every package of this project may import this module; it imports none of them.
-"""
-
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from uniemox_dist.core.errors import UserError
+
 CHUNK_BYTES = 1 << 20
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -110,3 +112,65 @@ def remove_dir(path: str | os.PathLike[str]) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def check_output(path: Path | None, option: str, suffix: str = "") -> None:
+    """Checks that a file can be written, without creating it.
+
+    Args:
+        path: the file; None if the user requested none.
+        option: the option that names it, such as `--json`.
+        suffix: the required ending of its name.
+
+    Raises:
+        UserError: if it cannot be written, is a folder, or has another ending.
+    """
+    if path is None:
+        return
+    if suffix and path.suffix.lower() != suffix:
+        raise UserError(
+            f"{option}={path}: is written as {suffix[1:].upper()}; give a name that ends with {suffix}"
+        )
+    if path.is_dir():
+        raise UserError(f"{option}={path}: is a folder; give a file")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}={path}: cannot be written ({error.strerror}); give a file in a folder that can be written"
+        ) from None
+
+
+@contextmanager
+def convert_write_errors(target: str, fix: str = "give another place") -> Iterator[None]:
+    """Context manager for code that writes files. `target` is the option or argument with its value; `fix` is the
+    advice for all errors except a full disk.
+
+    Raises:
+        UserError: for any OSError inside. Reads of other files inside must use `convert_read_errors`.
+    """
+    try:
+        yield
+    except OSError as error:
+        fix = "make room, then start again" if error.errno in _NO_ROOM else fix
+        raise UserError(f"{target}: cannot be written ({format_os_error(error)}); {fix}") from None
+
+
+@contextmanager
+def convert_read_errors(target: str, fix: str = "copy it again") -> Iterator[None]:
+    """Context manager for code that reads local files.
+
+    Raises:
+        UserError: for any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{target}: cannot be read ({format_os_error(error)}); {fix}") from None
+
+
+def format_os_error(error: OSError) -> str:
+    """The operating system's text for an error, without the text that libraries add."""
+    return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__

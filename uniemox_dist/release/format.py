@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.config.validation_errors import explain
+from uniemox_dist.config.sections import explain_errors
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json, sha256_file
 from uniemox_dist.release.weights import ENCODER, REST
@@ -59,7 +59,7 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
         Config.model_validate(facts["config"])
     except ValidationError as error:
         raise UserError(
-            f"{field}={folder}: {FACTS}: config: {next(explain(error, Config))} (written by uniemox-dist "
+            f"{field}={folder}: {FACTS}: config: {next(explain_errors(error, Config))} (written by uniemox-dist "
             f"{facts.get('uniemox_dist', '?')}); update uniemox-dist, or copy the release again"
         ) from None
     return dict(facts)

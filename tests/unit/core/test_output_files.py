@@ -6,7 +6,7 @@ import pytest
 
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_USER, UserError
-from uniemox_dist.core.outputs import check_output
+from uniemox_dist.core.files import check_output
 
 
 def test_what_can_be_written_passes_and_leaves_nothing(tmp_path: Path) -> None:
