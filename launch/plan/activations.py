@@ -69,7 +69,7 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
     kind = peculiar(model.name)
     B, D, F = micro_batch, model.width, model.decoder_width
     views = B * count_views(config)
-    T, values = 1 + kind.get("registers", 0) + model.visible, 3 * model.patch_size**2
+    T, values = 1 + kind.get("registers", 0) + model.visible, model.patch_values
     encoder = _encoder_stack(model, views * T, s)
     first = views * model.visible * values * s + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
     # The last norm keeps its input. The projection's input is the norm's output without registers, a separate tensor.

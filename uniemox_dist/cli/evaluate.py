@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from uniemox_dist.evaluate.intervals import LOOK_ALIKES
+
 FILE = click.Path(path_type=Path)
 DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
 TEACHER = click.option(
@@ -13,7 +15,7 @@ TEACHER = click.option(
 )
 GROUP_BY = click.option(
     "--group-by",
-    default="family",
+    default=LOOK_ALIKES,
     show_default=True,
     help="Attribute that names groups of look-alikes: resampled together, and kept in one fold.",
 )

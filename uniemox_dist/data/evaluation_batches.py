@@ -34,7 +34,7 @@ class EvaluationBatch:
     person_B3HW: Tensor
     """uint8: the person's crop, or the whole picture."""
     records: tuple[dict[str, Any], ...]
-    """The samples' `.json` members with an added `key`."""
+    """The samples' `.json` members, with key, label and captions of the index."""
 
 
 def rank_range(samples: int, rank: int, world_size: int) -> range:
@@ -55,7 +55,8 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         world_size: int = 1,
         records: bool = True,
     ) -> None:
-        """With `records=False` the records contain keys only, which saves a second read of each sample."""
+        """With `records=False` the records contain only fields of the index, which saves a second read of each
+        sample."""
         self.with_records = records
         self.reader, self.settings, self.batch = reader, settings, batch
         self.own = rank_range(reader.samples, rank, world_size)
@@ -70,21 +71,21 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         places = [self._place(number) for number in numbers]
         size = self.settings.image_size
         scene_B3HW, person_B3HW = allocate_views(len(numbers), size), allocate_views(len(numbers), size)
-        keys = []
+        fields = []
         for i, (shard, row) in enumerate(places):
             try:
                 raw = self.reader.read(shard, row)
                 plan = plan_evaluation_views(raw.width, raw.height, raw.persons, self.settings)
                 render(raw.image, (raw.width, raw.height), plan, scene_B3HW[i], person_B3HW[i])
-                keys.append(raw.key)
+                fields.append({"key": raw.key, "label": raw.label, "captions": list(raw.captions)})
             except UserError as error:
                 return str(error)
             except ValueError as error:
                 # Leaving out a sample would change every result, so the user must decide.
                 name = self.reader.manifest.shards[shard].name
                 return f"DATA={self.reader.url}: {name}, row {row}: {error}; pack again"
-        records = [{**record, "key": key} for record, key in zip(self._records(places), keys)]
-        return EvaluationBatch(tuple(numbers), scene_B3HW, person_B3HW, tuple(records))
+        records = tuple({**record, **own} for record, own in zip(self._records(places), fields))
+        return EvaluationBatch(tuple(numbers), scene_B3HW, person_B3HW, records)
 
     def _place(self, number: int) -> Place:
         shard = int(torch.searchsorted(self._ends, number, right=True))

@@ -56,6 +56,8 @@ class LabelledReader(ShardReader):
         )
         self.origin = reader.origin
         self.items, self.targets, self.keys = list(items), list(targets), list(keys)
+        self.groups: list[str] | None = None
+        """The group of look-alikes of each sample; None until the first evaluation reads them."""
 
     @property
     def counts(self) -> tuple[int, ...]:

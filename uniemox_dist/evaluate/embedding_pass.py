@@ -15,6 +15,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.evaluation_batches import EvaluationBatch, evaluation_batches
 from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.evaluate.intervals import find_group
 from uniemox_dist.evaluate.subject import Rows, join
 
 BATCH = 64
@@ -105,12 +106,8 @@ def embed_splits(
                 [record["key"] for record in records],
                 [record["label"] for record in records],
                 [record["captions"] for record in records],
-                [_group(record, group_by) for record in records],
-                [record["attributes"] for record in records],
+                [find_group(record, group_by) for record in records],
+                [record.get("attributes") or {} for record in records],
                 join(parts),
             )
     return found
-
-
-def _group(record: dict[str, Any], group_by: str | None) -> str:
-    return str(record["attributes"].get(group_by, record["key"])) if group_by else str(record["key"])

@@ -166,7 +166,7 @@ def class_attention(student: Student, pictures_B3HW: Tensor) -> Tensor | None:
     q, k, _ = qkv.view(B, T, 3, attention.num_heads, D // attention.num_heads).permute(2, 0, 3, 1, 4)
     q, k = (getattr(attention, norm)(x) for norm, x in (("q_norm", q), ("k_norm", k)))
     share_BHT = ((q[:, :, :1] @ k.transpose(-1, -2)) * attention.scale).softmax(-1)[:, :, 0]
-    side = student.model.image_size // student.model.patch_size
+    side = student.model.patch_grid
     patches_BN = share_BHT.float().mean(1)[:, T - side * side :]
     return (patches_BN / patches_BN.sum(1, keepdim=True)).view(B, side, side)
 

@@ -9,12 +9,27 @@ Shape legend: S seeds, n samples, C groups of look-alikes, R resamples.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+LOOK_ALIKES = "family"
+"""Attribute of a sample that names its group of look-alikes, unless the user names another one."""
 RESAMPLES = 1000
 BOUNDS = (2.5, 97.5)
 """Percentiles that bound the interval."""
+
+
+def find_group(record: dict[str, Any], attribute: str | None) -> str:
+    """The group of look-alikes of a sample: the value of an attribute, or its key if it lacks the attribute or none is
+    given.
+
+    Args:
+        record: the sample's `.json` member with an added `key`.
+    """
+    attributes = record.get("attributes")
+    own = attributes.get(attribute) if isinstance(attributes, dict) and attribute else None
+    return str(record["key"] if own is None else own)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def masked_errors(
 
 def _trivial_errors(scene_3HW: Tensor, student: Student, order_N: Tensor) -> tuple[float, float]:
     """The error of one picture by linear interpolation, and by the mean colour of the visible patches."""
-    patch, side = student.model.patch_size, student.model.image_size // student.model.patch_size
+    patch, side = student.model.patch_size, student.model.patch_grid
     patches_NP = patchify(scene_3HW[None].float() / 255, patch)[0].numpy()
     visible, masked = (part[0].numpy() for part in student.split(order_N[None]))
     filled = interpolate(patches_NP, visible, side, patch).transpose(2, 0, 1)[None]

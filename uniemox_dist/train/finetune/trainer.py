@@ -183,7 +183,7 @@ class FinetuneTrainer(Trainer):
     def _measure(self, found_nC: np.ndarray, reader: LabelledReader) -> dict[str, Any]:
         targets_nC, outputs = reader.targets_nC, self.outputs
         if outputs.task == "single":
-            return metrics.single_label(found_nC, targets_nC, outputs.labels, reader.keys)
+            return metrics.single_label(found_nC, targets_nC, outputs.labels, reader.groups)
         return metrics.multi_label(found_nC, targets_nC, outputs.labels, outputs.dimensions)
 
     def _format(self, measured: dict[str, Any]) -> str:

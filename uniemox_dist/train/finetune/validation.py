@@ -16,6 +16,7 @@ from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
+from uniemox_dist.evaluate.intervals import LOOK_ALIKES, find_group
 from uniemox_dist.runs.folder import append_line, read_lines
 
 FILE = "validation.jsonl"
@@ -72,15 +73,19 @@ def predict_split(
 ) -> np.ndarray:
     """Returns the classifier's outputs for every sample, n×C in the order of the split, on every rank. Collective.
 
+    The first call for a split also reads the samples' groups of look-alikes (`reader.groups`), which intervals need.
+
     Raises:
         UserError: naming the first sample that cannot be read, on all ranks.
     """
     persons = config.finetune.persons
     settings = view_settings(config, with_person=persons)
     batch = config.finetune.eval_batch
+    read_groups = reader.groups is None and config.finetune.task == "single"
 
-    def own() -> list[np.ndarray]:
-        found = []
+    def predict_own_part() -> tuple[list[np.ndarray], list[str]]:
+        found: list[np.ndarray] = []
+        groups: list[str] = []
         views: tuple[Any, ...] = ()
         for number, part in enumerate(
             evaluation_batches(
@@ -90,13 +95,15 @@ def predict_split(
                 rank=world.rank,
                 world_size=world.size,
                 workers=config.data.workers,
-                records=False,
+                records=read_groups,
             ),
             start=1,
         ):
             person = part.person_B3HW.to(device) if persons else None
             views = (part.scene_B3HW.to(device), person)
             found.append(classifier(*views)[0].cpu().numpy())
+            if read_groups:
+                groups += [find_group(record, LOOK_ALIKES) for record in part.records]
             passes = number
         if config.zero.stage == 3:
             # Every pass gathers weights from all ranks, so a rank that finishes early joins the remaining passes.
@@ -105,10 +112,12 @@ def predict_split(
             empty = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
             for _ in range(most - (passes if found else 0)):
                 classifier(*(views or (empty, empty if persons else None)))
-        return found
+        return found, groups
 
     with torch.compiler.set_stance("force_eager"):  # these shapes are rare, not worth a compilation
-        rows = collectives.on_all(world, own)
+        rows, groups = collectives.on_all(world, predict_own_part)
     empty = np.zeros((0, reader.targets_nC.shape[1]), np.float32)
-    everyone = collectives.gather_objects(np.concatenate(rows) if rows else empty, world)
-    return np.concatenate(everyone)
+    everyone = collectives.gather_objects((np.concatenate(rows) if rows else empty, groups), world)
+    if read_groups:
+        reader.groups = [group for _, of_rank in everyone for group in of_rank]
+    return np.concatenate([of_rank for of_rank, _ in everyone])

@@ -87,7 +87,7 @@ def choose(
     raws, views = [raw for raw, _ in found], [view for _, view in found]
     how = "most_confident" if settings.person == "random" else settings.person
     persons = [choose_person(raw.persons, how, 0, 0) for raw in raws]
-    side = config.model.image_size // config.model.patch_size
+    side = config.model.patch_grid
     on = [
         find_person_patches(View((0, 0, raw.width, raw.height)), person, raw.width, raw.height, side)
         for raw, person in zip(raws, persons)

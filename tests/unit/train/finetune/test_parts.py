@@ -11,14 +11,23 @@ import torch
 from sklearn import metrics as sk
 from torch.nn import functional as F
 
+from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.crops import ViewSettings
+from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.splits import open_splits
+from uniemox_dist.distributed.world import World
 from uniemox_dist.evaluate import metrics
+from uniemox_dist.evaluate.embedding_pass import embed_splits
+from uniemox_dist.evaluate.intervals import LOOK_ALIKES
+from uniemox_dist.evaluate.subject import Rows
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit, to_unit
 from uniemox_dist.models.flops import classifier_flops
 from uniemox_dist.models.init_from import load_initial_weights
 from uniemox_dist.train.engine import parameter_groups
-from uniemox_dist.train.finetune.validation import Validations, append_validation
+from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
 
 TINY = ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, positions="learned")
 NAN = float("nan")
@@ -165,6 +174,43 @@ def test_accuracy_has_an_interval_and_each_class_its_row() -> None:
     by = {row["label"]: (row["samples"], row["recall"], row["precision"]) for row in result["per_class"]}
     assert by == {"a": (3, 2 / 3, 2 / 3), "b": (2, 0.5, 1 / 3), "c": (1, 0, None), "d": (0, None, None)}
     assert result["mean_recall"] == pytest.approx((2 / 3 + 0.5) / 3)
+
+
+def test_the_interval_counts_families_of_look_alikes_not_pictures() -> None:
+    # Twenty look-alikes, all right, and one other picture, wrong: two observations, so anything from 0 to 1.
+    true, found, groups = [0] * 21, [0] * 20 + [1], ["family"] * 20 + ["other"]
+    answers, targets = np.eye(2)[found], np.eye(2)[true]
+    assert metrics.single_label(answers, targets, ("a", "b"), groups)["accuracy_interval"] == [0.0, 1.0]
+    low, high = metrics.single_label(answers, targets, ("a", "b"))["accuracy_interval"]
+    assert low > 0.8
+    assert high == 1.0
+
+
+def test_fine_tuning_and_evaluation_group_the_same_look_alikes(emoji_shards: Path) -> None:
+    config = load_config(
+        "finetune", [f"data.path={emoji_shards}", "model.image_size=32", "model.patch_size=8"]
+    )
+    assert isinstance(config, FinetuneRun)
+    test = open_splits(config).test
+    assert test is not None
+
+    def answer(scene_B3HW: torch.Tensor, _: Any) -> tuple[torch.Tensor]:
+        return (scene_B3HW.float().mean((2, 3)),)
+
+    first = predict_split(answer, test, config, World(), torch.device("cpu"))
+    assert test.groups is not None
+    assert np.array_equal(predict_split(answer, test, config, World(), torch.device("cpu")), first)
+    reader = ShardReader.from_folder(emoji_shards / "test", "DATA")
+    rows = [reader.record(shard, row) for shard, count in enumerate(reader.counts) for row in range(count)]
+    assert test.groups == [record["attributes"]["family"] for record in rows]
+    split = embed_splits(
+        {"test": reader},
+        ViewSettings(image_size=32),
+        lambda role, batch: Rows({}, {}, {}),
+        group_by=LOOK_ALIKES,
+    )["test"]
+    assert test.groups == split.groups
+    assert len(set(test.groups)) < len(test.groups) == test.samples
 
 
 @pytest.mark.parametrize(
