@@ -72,7 +72,7 @@ def check_run(config: Config, cluster: Cluster, *, nodes: bool = True, data: boo
     parts = [_check_ranks(config, cluster, nodes=nodes), ([], _check_initial_weights(config, data=data))]
     if not str(run_path(config)).isprintable():
         mistakes.append(
-            f"run.dir={config.run.dir!r}: has characters that a script cannot hold; give another folder"
+            f"run.dir={config.run.dir!r}: has characters that a script cannot contain; give another folder"
         )
     if data:
         parts.append(([], _check_inputs(config)))
@@ -164,8 +164,8 @@ def _check_times(config: Config, cluster: Cluster) -> Findings:
     if limit_s <= max(lead_s, needed):
         least = _minutes(max(lead_s, needed) + 600)
         return [], [
-            f"time={cluster.time}: the {limit_s:.0f} s until the limit are not more than a save and a step may take "
-            f"({needed:.0f} s: {lead.source}); give at least --time {least}"
+            f"time={cluster.time}: the limit of {limit_s:.0f} s leaves no time to train: Slurm signals the run "
+            f"{lead_s} s before it, and a save may take {needed:.0f} s ({lead.source}); give at least --time {least}"
         ]
     if lead_s < needed:
         text = (
@@ -186,7 +186,7 @@ def check_place(folder: Path, setting: str) -> list[str]:
         what = f"a {kind}" if kind in MEMORY_FILE_SYSTEMS else f"below {local}"
         return [
             f"{setting}={folder} is {what}, which is most likely this machine's own: compute nodes would not "
-            f"find it, nor would a job that is queued again and starts elsewhere; give a {setting} on a shared disk"
+            f"find it, nor would a requeued job that starts on another node; give a {setting} on a shared disk"
         ]
     return []
 

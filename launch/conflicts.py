@@ -68,7 +68,7 @@ def check_no_job(runs: Sequence[Path], *, after: int | None = None, singleton: b
                 f"`scancel {' '.join(map(str, live))}`, or give another run.name"
             )
     if after is not None and after not in states:
-        return [f"--after {after}: Slurm knows no such job any more; the new job does not wait"]
+        return [f"--after {after}: Slurm does not know this job any more; the new job does not wait"]
     return []
 
 

@@ -50,24 +50,29 @@ def run_with_restarts(
             break
         events = _events_after(folder, known)
         last = _find_cause(events, ended)
+<<<<<<< HEAD
         if any(
             "error" in fault and fault.get("restart") is False for fault in select_kind(events, FaultEvent)
         ):
             say(f"not started again, as the same would happen: {last}")
+=======
+        if any("error" in fault and fault.get("restart") is False for fault in of_kind(events, FaultEvent)):
+            say(f"no restart, because the same fault would happen again: {last}")
+>>>>>>> 72af55c (Say in plain words what happens next: restarts, requeues, locks, damaged files; correct the docs where the code differs)
             return EXIT_FAULT
         step = newest_step(folder)
         if step is not None and (reached is None or step > reached):
             reached, without_progress = step, 0
         if without_progress == max_restarts:
             tried = f"after {_times(max_restarts)} without a new checkpoint" if max_restarts else "at once"
-            say(f"gives up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
+            say(f"giving up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
             if folder.path.is_dir():  # a rank that was killed could not write it
                 folder.write(FaultEvent(error=f"given up {tried}: {last}", ends=True, restart=False))
             return EXIT_FAULT
         without_progress += 1
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** (without_progress - 1))
         place = "from the beginning" if step is None else f"from step {step}"
-        say(f"{last}; starts again {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
+        say(f"{last}; restarting {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
         if folder.path.is_dir():
             folder.write(
                 Restart(
@@ -98,7 +103,7 @@ def exit_after_stop(folder: RunFolder, signals: Signals) -> int:
     if step is None:
         say("stopped before the first checkpoint")
         return EXIT_FAULT
-    say(f"stopped; start the same command again to go on from step {step}")
+    say(f"stopped; run the same command again to continue from step {step}")
     return EXIT_REQUEUE
 
 
@@ -133,7 +138,8 @@ def _find_cause(events: Sequence[Line], ended: Ended) -> str:
     death = reason if " died of " in reason else ""
     if found := find_fault(events, death):
         return found
-    return f"{reason} (its own message is above)" if reason else "some ranks stopped and others ended"
+    stopped = "some ranks stopped on a signal, and others had already ended"
+    return f"{reason} (see its message above)" if reason else stopped
 
 
 def _interrupted(seconds: float, signals: Signals) -> bool:

@@ -90,7 +90,7 @@ def main() -> int:
     methods = [m.strip() for m in given.methods.split(",") if m.strip()]
     try:
         if unknown := [m for m in methods if m not in METHODS]:
-            raise UserError(f"--methods={unknown[0]}: is no method; give some of {', '.join(METHODS)}")
+            raise UserError(f"--methods={unknown[0]}: is not a method; give some of {', '.join(METHODS)}")
         results: dict[str, Any] = {}
         rows: list[tuple[str, list[dict[str, float] | None]]] = []
         for text in given.data:

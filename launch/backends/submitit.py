@@ -159,7 +159,7 @@ def _check_still_running(environment: Any) -> None:
     except (UserError, Fault):  # Slurm does not answer
         return
     if state is not None and state.state != "RUNNING":
-        raise RuntimeError(f"the run saved; its job is {state.state.lower()}, so it is not queued again")
+        raise RuntimeError(f"the run saved; its job is {state.state.lower()}, so it is not requeued")
 
 
 def _legal_cluster(frozen: Frozen) -> Cluster:

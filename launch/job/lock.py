@@ -87,7 +87,7 @@ def acquire(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
         if _replace(path, held, own):
             return remark
         time.sleep(PAUSE_S)
-    raise UserError(f"{path}: other jobs keep locking it; check squeue, and leave one job for this run")
+    raise UserError(f"{path}: other jobs keep locking it; check squeue, and keep only one job of this run")
 
 
 def update(folder: RunFolder, own: JobLock) -> None:
@@ -110,24 +110,24 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
         # Without squeue the other job's state is unknown, but the kernel knows whether a process holds the run.
         if folder.look_at_lock().held is not False:
             raise UserError(
-                f"run.dir/run.name={folder.path}: job {held.job_id} has it, squeue does not answer, and a process may "
-                f"train there; wait, or give another run.name"
+                f"run.dir/run.name={folder.path}: job {held.job_id} holds the run, a process may be training, and "
+                f"squeue does not answer; wait, or give another run.name"
             )
-        return f"job {held.job_id} had this run, squeue does not answer, and no process trains: taken over"
+        return f"took the run over from job {held.job_id}: no process trains, and squeue does not answer"
     if _elsewhere(held, own) or (state is None and held.user != own.user):
         # squeue shows only this cluster's jobs, and on some sites only the user's own.
         if folder.look_at_lock().held:
             whose = f"{held.user} on {held.cluster or held.host}"
             raise UserError(
-                f"run.dir/run.name={folder.path}: job {held.job_id} of {whose} trains there; wait for it, end it, or "
-                f"give another run.name"
+                f"run.dir/run.name={folder.path}: job {held.job_id} of {whose} is training this run; wait for it, end "
+                f"it, or give another run.name"
             )
         state = None
     if state is None:
-        return f"job {held.job_id} had this run and is gone: taken over"
+        return f"took the run over from job {held.job_id}, which no longer runs"
     raise UserError(
-        f"run.dir/run.name={folder.path}: job {held.job_id} of {held.user} has it ({state.lower()}); wait for it, end "
-        f"it with `scancel {held.job_id}`, or give another run.name"
+        f"run.dir/run.name={folder.path}: job {held.job_id} of {held.user} holds the run ({state.lower()}); wait for "
+        f"it, end it with `scancel {held.job_id}`, or give another run.name"
     )
 
 

@@ -90,23 +90,23 @@ def _decide(
     if code == EXIT_REQUEUE and saved:
         if state.queued_again:
             folder.write(Requeue(step=step, job_id=held.job_id, by="slurm"))
-            return NextAction(f"end {code}", f"saved step {step}; Slurm has queued the job again")
+            return NextAction(f"end {code}", f"saved step {step}; Slurm has requeued the job")
         if not state.ours:
             return NextAction(
                 f"end {code}",
-                f"saved step {step}; the job was ended ({state.word}), so it is not queued again",
+                f"saved step {step}; the job was ended ({state.word}), so it is not requeued",
             )
         if not may_requeue:
-            how = "jobs do not queue themselves again on this cluster: submit again, or with --chain"
+            how = "jobs may not requeue themselves on this cluster; submit again, or use --chain"
             return NextAction(f"end {code}", f"saved step {step}; {how}")
         folder.write(Requeue(step=step, job_id=held.job_id, by="job"))
-        return NextAction("requeue", f"saved step {step}; queued again")
+        return NextAction("requeue", f"saved step {step}; the job is requeued")
     if not state.ours:
         return NextAction(f"end {EXIT_FAULT}", f"the job was ended ({state.word})")
     if code == EXIT_REQUEUE:
         return NextAction(
             f"end {EXIT_FAULT}",
-            "exit code 75 without a complete checkpoint of this attempt: not queued again",
+            "exit code 75 without a complete checkpoint of this attempt: the job is not requeued",
         )
     if nodes := _bad_nodes(folder, held):
         return _resubmit_without_nodes(folder, held, attempts, nodes)
@@ -119,16 +119,18 @@ def _after_fault(
     end, most = f"end {EXIT_FAULT}", held.max_restarts
     if (fault := attempts.hopeless) is not None:
         end = f"end {EXIT_USER if fault.get('code') == EXIT_USER else EXIT_FAULT}"
-        return NextAction(end, f"not started again, as the same would happen: {_one_line(fault['error'])}")
+        return NextAction(
+            end, f"no restart, because the same fault would happen again: {_one_line(fault['error'])}"
+        )
     if attempts.has(Signal):
-        return NextAction(end, "not started again, as a signal asked it to stop")
+        return NextAction(end, "no restart, because a signal asked the run to stop")
     reason = attempts.reason(code)
     if attempts.in_vain >= most:
         tried = (
             f"after {most} restart{'' if most == 1 else 's'} without a new checkpoint" if most else "at once"
         )
         folder.write(FaultEvent(error=f"given up {tried}: {reason}", ends=True, restart=False))
-        return NextAction(end, f"gives up {tried} (run.max_restarts={most}); the last fault: {reason}")
+        return NextAction(end, f"giving up {tried} (run.max_restarts={most}); the last fault: {reason}")
     if not attempts.last:
         # Slurm detects a lost node itself: if it ends this job meanwhile, the attempt does not count.
         wait = f"no rank wrote an event, so a node may be lost: waits {NO_RANK_S:.0f} s for Slurm to notice"
@@ -149,7 +151,7 @@ def _after_fault(
     lock.update(folder, replace(held, began_step=step or 0, time=round(time.time(), 3)))
     place = "from the beginning" if step is None else f"from step {step}"
     return NextAction(
-        "again", f"{reason}; starts again {place} in {pause_s:.0f} s ({in_vain} of {most})", pause_s
+        "again", f"{reason}; restarting {place} in {pause_s:.0f} s ({in_vain} of {most})", pause_s
     )
 
 

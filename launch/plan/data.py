@@ -258,7 +258,9 @@ def loading_remarks(
                 )
             )
         elif cpus_per_node < wanted:
-            remarks.append(("ok", f"{cpus_per_node} cores a node are enough, with less than one a process"))
+            remarks.append(
+                ("ok", f"{cpus_per_node} cores per node are enough, with less than one per process")
+            )
         else:
-            remarks.append(("ok", f"{cpus_per_node} cores a node are enough"))
+            remarks.append(("ok", f"{cpus_per_node} cores per node are enough"))
     return remarks

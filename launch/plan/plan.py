@@ -243,7 +243,7 @@ def _rank_remarks(config: Config, inputs: PlanInputs, used: tuple[int, int]) -> 
         parts.append(
             f"{counted(gpus, 'GPU')} on each of the other nodes"
             if nodes
-            else f"{counted(gpus, 'GPU')} a node"
+            else f"{counted(gpus, 'GPU')} per node"
         )
     reason = why_illegal(config, here)
     return [("warn", f"{' and '.join(parts)} would stay idle, {idle} of {here} GPUs: {reason}")]

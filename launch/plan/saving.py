@@ -86,7 +86,7 @@ def estimated_save(size: CheckpointSize, disk_gb_s: float | None = None) -> Save
     copy = size.per_rank / (COPY_GB_S * 1e9) + EXCHANGES_S
     write = size.total / (disk * 1e9) + size.per_rank / (HASH_GB_S * 1e9)
     stated = f"a disk of {disk:g} GB/s" + ("" if disk_gb_s else ", which is assumed (--disk states it)")
-    return SaveTime(copy, copy + write, f"{stated}; hashed at {HASH_GB_S:g} GB/s a rank")
+    return SaveTime(copy, copy + write, f"{stated}; hashed at {HASH_GB_S:g} GB/s per rank")
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ def test_what_a_lost_job_left_is_taken_over(
     )
     job = start("--nodes=1", "--ntasks-per-node=2")
     assert job.ended() == ("COMPLETED", 0), job.log
-    assert "uniemox: job 99999 had this run and is gone: taken over" in job.log
+    assert "uniemox: took the run over from job 99999, which no longer runs" in job.log
     as_undisturbed(run, undisturbed)
 
 
@@ -278,7 +278,7 @@ def test_after_a_fault_the_ranks_start_again_in_the_allocation_until_nothing_com
     ]
     job.kill_ranks()
     assert job.ended() == ("FAILED", 1)
-    assert "gives up after 1 restart without a new checkpoint (run.max_restarts=1)" in job.log
+    assert "giving up after 1 restart without a new checkpoint (run.max_restarts=1)" in job.log
     again = start("--nodes=2", "--ntasks-per-node=1")
     assert again.ended() == ("COMPLETED", 0), again.log
     as_undisturbed(run, undisturbed)

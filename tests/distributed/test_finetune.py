@@ -198,9 +198,9 @@ def test_a_recipe_of_the_other_command_and_an_encoder_that_does_not_fit_are_told
     tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["pretrain", "finetune_fi"]) == 2
-    assert "is one of fine-tuning; it is for `uniemox finetune`" in capsys.readouterr().err
+    assert "is for fine-tuning; use `uniemox finetune`" in capsys.readouterr().err
     assert run(["finetune", "demo"]) == 2
-    assert "is one of pretraining" in capsys.readouterr().err
+    assert "it is for pretraining" in capsys.readouterr().err
     assert run(["finetune", "finetune_fi", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "finetune:" in shown

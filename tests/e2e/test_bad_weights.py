@@ -74,7 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (
             ["model.name=vit_smal_patch16_224", *NAMED],
-            "model.name=vit_smal_patch16_224: no vision transformer of timm's; nearest: vit_small_patch16_224",
+            "model.name=vit_smal_patch16_224: not a vision transformer of timm; nearest: vit_small_patch16_224",
         ),
         (["model.name=vit_tiny"], "model.width=128 contradicts model.name=vit_tiny, whose width is 192"),
         (

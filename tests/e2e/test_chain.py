@@ -286,7 +286,7 @@ def test_a_release_is_measured_by_each_task(
     shown.unlink()
     capsys.readouterr()
     for options, says in (
-        (["knn", str(out), str(tiny_data), "--baselines", "magic"], "--baselines=magic: is no baseline"),
+        (["knn", str(out), str(tiny_data), "--baselines", "magic"], "--baselines=magic: is not a baseline"),
         (["knn", str(out), str(tiny_data / "test")], "is one data set; give the folder that holds train/"),
         (
             ["zeroshot", str(out), str(tiny_data), "--baselines", "pixels"],

@@ -164,7 +164,7 @@ def no_tensorboard(lab: Lab) -> Outcome:
     when = time.time()
     code = run.start().finish()
     _trained_on(outcome, lab, run, code)
-    told = next((t for t, line in run.heard if "goes on without TensorBoard" in line), None)
+    told = next((t for t, line in run.heard if "continues without TensorBoard" in line), None)
     outcome.expect(told is not None, "nothing says so")
     outcome.noticed_s = None if told is None else round(told - when, 2)
     return outcome

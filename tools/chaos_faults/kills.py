@@ -150,7 +150,7 @@ def always_dies(lab: Lab) -> Outcome:
     outcome.expect(found == list(range(restarts))[::-1], f"restarts left were {found}")
     outcome.expect(len(run.events("start")) == restarts + 1, "not so many attempts as restarts and one")
     last = run.last_words()
-    says = f"gives up after {restarts} restarts" in last and "died of SIGKILL" in last
+    says = f"giving up after {restarts} restarts" in last and "died of SIGKILL" in last
     outcome.expect(says, f"its last line: {last}")
     outcome.notes.append(f"gave up after {restarts} restarts; then went well without the fault")
     finished(outcome, run, run.start().finish())

@@ -113,7 +113,7 @@ def _read(path: Path) -> Checkpoint:
     """Reads a checkpoint. Raises ValueError with the reason if complete.json is invalid, or OSError."""
     info = read_json(path / COMPLETE)
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise ValueError(f"is no {FORMAT}")
+        raise ValueError(f"is not a {FORMAT}")
     version = info.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(f"is of format {version}, which a newer uniemox-dist wrote")
@@ -134,7 +134,7 @@ def _read(path: Path) -> Checkpoint:
         )
     )
     if not sane:
-        raise ValueError("lacks what belongs to a checkpoint, or is another step's")
+        raise ValueError("lacks required fields, or belongs to another step")
     return Checkpoint(path, info)
 
 
@@ -153,7 +153,11 @@ def unreadable(folder: Path) -> list[tuple[Path, str]]:
             except FileNotFoundError:
                 continue
             except ValueError as error:
-                text = "is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+                text = (
+                    "is not valid JSON"
+                    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+                    else error
+                )
                 found.append((path, f"{path / COMPLETE} {text}"))
     return found
 
@@ -252,7 +256,7 @@ def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
         try:
             return _read(path)
         except (OSError, ValueError) as error:
-            reason = "is no JSON" if isinstance(error, json.JSONDecodeError) else error
+            reason = "is not valid JSON" if isinstance(error, json.JSONDecodeError) else error
             raise UserError(f"{field}={path}: {COMPLETE} {reason}; use another checkpoint") from None
     if path.is_file():
         raise UserError(

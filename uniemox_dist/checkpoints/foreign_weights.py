@@ -174,7 +174,7 @@ def _json(path: Path, where: str) -> dict[str, Any]:
     try:
         return dict(read_json(path))
     except (ValueError, TypeError):
-        raise UserError(f"{where}: {path.name} is no JSON object") from None
+        raise UserError(f"{where}: {path.name} is not a JSON object") from None
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:

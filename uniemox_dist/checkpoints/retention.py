@@ -41,7 +41,7 @@ def policy(
         if not isinstance(value, int) or value < 1:
             option = "--" + key.replace("_", "-")
             raise UserError(
-                f"{config}: run.{key}={value!r} is no number of at least 1; mend it, or give {option}"
+                f"{config}: run.{key}={value!r} is not a whole number of at least 1; correct it, or give {option}"
             )
     return last, every or None
 

@@ -88,7 +88,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
         )
     before, now = checkpoint.info["teacher"] or {}, state.teacher or {}
     if before.get("weights_sha256") != now.get("weights_sha256"):
-        lines.append("the teacher's weights are others")
+        lines.append("the teacher's weights differ")
     lines += [
         f"the teacher's {key} was {before[key]} and is {now[key]}"
         for key in ("activation", "mean", "std")

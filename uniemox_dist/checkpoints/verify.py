@@ -63,7 +63,7 @@ def examine(folder: Path) -> Checkpoint | Unread:
     except ValueError:
         info = None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        return Unread(folder, "damaged", f"{path} is no {FORMAT}")
+        return Unread(folder, "damaged", f"{path} is not a {FORMAT}")
     version = info.get("format_version", 0)
     if isinstance(version, int) and version > FORMAT_VERSION:
         return Unread(folder, "newer", f"{path} is of a newer version; update uniemox-dist")
@@ -84,7 +84,7 @@ def _own_problem(folder: Path, info: dict[str, Any]) -> str | None:
     if aside and int(aside[1]) != step:
         return f"is that of step {step}"
     # A folder of that name was read above.
-    return "lacks what belongs to a checkpoint, or is another step's" if NAME.fullmatch(folder.name) else None
+    return "lacks required fields, or belongs to another step" if NAME.fullmatch(folder.name) else None
 
 
 def _is_file(facts: object) -> bool:
@@ -115,7 +115,7 @@ def superseded(
     if complete[-1] not in sound:
         raise Fault(
             f"the newest checkpoint is damaged ({broken[0][1]}); nothing was deleted: start the run again, which "
-            f"passes over it, or delete {complete[-1].folder} by hand"
+            f"skips it, or delete {complete[-1].folder} by hand"
         )
     doomed = superfluous(steps, keep_last + len(broken), keep_every) if plain else []
     return [checkpoint.folder for checkpoint in complete if checkpoint.step in doomed], broken

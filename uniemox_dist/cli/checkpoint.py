@@ -143,7 +143,7 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
         click.echo(f"{one.folder.name}: {word}: {one.problem}")
     if damaged:
         count = len(seen) - len(incomplete)
-        click.echo(f"{damaged} of {counted(count, 'checkpoint')} damaged: a resumed run passes over them")
+        click.echo(f"{damaged} of {counted(count, 'checkpoint')} damaged: a resumed run skips them")
     # An unfinished save is not an error if at least one complete checkpoint was checked.
     return EXIT_FAULT if damaged or not chosen else EXIT_DONE
 

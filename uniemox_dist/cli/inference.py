@@ -131,7 +131,7 @@ def predict(
         predictor = prediction.load_zeroshot_predictor(model, found, device)
     else:
         raise UserError(
-            f"MODEL={model}: is no classifier; give --labels a,b,c (or --texts) for zero-shot prediction"
+            f"MODEL={model}: is not a classifier; give --labels a,b,c (or --texts) for zero-shot prediction"
         )
     pictures = Pictures(source, layout)
     if kind == "csv":

@@ -238,7 +238,7 @@ def _request(given: dict[str, Any], **more: Any) -> "Request":
                 raise UserError(f"--{flag}={options[option]}: {command[0]} is one process; leave it out")
     if not str(given["jobs"].absolute()).isprintable():
         raise UserError(
-            f"--jobs={str(given['jobs'])!r}: has characters that a script cannot hold; give another folder"
+            f"--jobs={str(given['jobs'])!r}: has characters that a script cannot contain; give another folder"
         )
     if given["jobs"].is_file():
         raise UserError(f"--jobs={given['jobs']}: is a file; give a folder")

@@ -223,7 +223,7 @@ def _hours(plan: Plan) -> list[str]:
             f"{plan.steps:,} steps = {samples:,} samples = {samples / plan.data.epoch_samples:.4g} epochs of "
             f"{plan.data.epoch_samples:,}",
         ),
-        fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 a sample, {power_of_ten(flops * samples)} in all"),
+        fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 per sample, {power_of_ten(flops * samples)} in all"),
     ]
     if pace is None or plan.step_s is None or plan.hours is None:
         missing = "give --gpu NAME with --mfu, or --samples-per-s, or --from-run RUN"
@@ -236,7 +236,7 @@ def _hours(plan: Plan) -> list[str]:
     )
     gpu_hours = plan.hours * plan.inputs.nodes * plan.inputs.per_node
     unit = "GPU" if plan.inputs.device.is_gpu else "rank"
-    pace_line = f"{rate(pace.samples_per_s)} samples/s{share}, {plan.step_s:.3g} s a step"
+    pace_line = f"{rate(pace.samples_per_s)} samples/s{share}, {plan.step_s:.3g} s per step"
     lines.append(fact("pace", f"{pace_line} ({source})"))
     hours = f"{duration(plan.hours * 3600)} = {rate(plan.hours)} hours, {rate(gpu_hours)} {unit} hours"
     rest = "starts, validations, saves" if isinstance(config, FinetuneRun) else "starts, saves"
@@ -256,7 +256,7 @@ def _loading(plan: Plan) -> list[str]:
     return [
         title("Loader, of one node"),
         fact("pace", f"{rate(need.samples_per_s)} samples/s x {cost} = {need.busy:.3g} cores busy"),
-        fact("needs", f"data.workers={need.workers} a rank; {need.cores} cores with one for each rank"),
+        fact("needs", f"data.workers={need.workers} per rank; {need.cores} cores with one for each rank"),
         *_remarks(plan.remarks["loading"]),
     ]
 
@@ -270,7 +270,7 @@ def _balance(plan: Plan) -> list[str]:
         return [
             title("Data"),
             text,
-            fact("streams", f"{streams}, {mean:,.6g} samples each, {streams // plan.ranks} a rank"),
+            fact("streams", f"{streams}, {mean:,.6g} samples each, {streams // plan.ranks} per rank"),
             *_remarks(plan.remarks["balance"]),
         ]
     rows = [
@@ -283,19 +283,17 @@ def _balance(plan: Plan) -> list[str]:
     lines = [
         title("Data, one epoch"),
         f"{data.samples:,} samples in {data.shards:,} shards, {size(data.bytes)}; {streams} streams, "
-        f"{streams // plan.ranks} a rank",
+        f"{streams // plan.ranks} per rank",
         *columns(("", "least", "mean", "most", "most/mean"), rows, left=("",)),
     ]
     node = bytes_in_use(plan.config, data, streams * plan.per_node // plan.ranks)
     lines.append(
-        f"a stream reads of {counted(found.shards_at_a_time, 'shard')} at a time, at most; a node's streams walk "
-        f"through {size(node)}"
+        f"a stream reads from at most {counted(found.shards_at_a_time, 'shard')} at a time; a node's streams from "
+        f"{size(node)} of shards"
     )
     if len(data.manifests) > 1:
         for name, share, epochs in zip(data.names, found.streams, plan.source_epochs):
-            lines.append(
-                f"{name}: {share} of {streams} streams, passed through {epochs:.3g} times in the run"
-            )
+            lines.append(f"{name}: {share} of {streams} streams, {epochs:.3g} epochs in the run")
     return [*lines, *_remarks(plan.remarks["balance"])]
 
 
@@ -306,7 +304,7 @@ def _saving(plan: Plan) -> list[str]:
         title("Checkpoints"),
         fact(
             "size",
-            f"{size(saving.size.total)}, {size(saving.size.per_rank)} a rank; {size(saving.size.kept)} kept at most",
+            f"{size(saving.size.total)}, {size(saving.size.per_rank)} per rank; {size(saving.size.kept)} kept at most",
         ),
         fact("a save", f"steps wait {save.waits_s:.2g} s, written after {save.seconds:.3g} s: {save.source}"),
     ]

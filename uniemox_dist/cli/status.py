@@ -150,7 +150,7 @@ def _below(place: str) -> list["RunFolder"]:
 
     path, give = Path(place), "give the folder that holds your runs, such as run.dir"
     if place and not path.is_dir():
-        raise UserError(f"--all={place}: {'is no folder' if path.exists() else 'no such folder'}; {give}")
+        raise UserError(f"--all={place}: {'is not a folder' if path.exists() else 'no such folder'}; {give}")
     runs = [RunFolder(path)] if is_run(path) else find_runs(path, ALL_DEPTH) if place else []
     if not runs:
         raise UserError(

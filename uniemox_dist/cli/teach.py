@@ -233,7 +233,7 @@ class TeachJob:
         kept = (result.pictures * spec.count) - result.embedded
         click.echo(
             f"{reader.url}: {result.embedded} views of {result.pictures} pictures embedded in {seconds:.1f} s "
-            f"({result.embedded / seconds:.1f} a second), {kept} kept; {size(result.bytes)} in "
+            f"({result.embedded / seconds:.1f} per second), {kept} kept; {size(result.bytes)} in "
             f"{len(shards)} of {len(reader.manifest.shards)} shards of {spec.folder(reader)}"
         )
         if result.unreadable:

@@ -63,7 +63,7 @@ def fill_in(values: dict[str, Any]) -> dict[str, Any]:
         return values
     if name not in shapes():
         near = difflib.get_close_matches(name, list(shapes()), n=3, cutoff=0.4) or list(SIZES)
-        raise ValueError(f"model.name={name}: no vision transformer of timm's; nearest: {', '.join(near)}")
+        raise ValueError(f"model.name={name}: not a vision transformer of timm; nearest: {', '.join(near)}")
     shape = {key: value for key, value in shapes()[name].items() if key not in PECULIAR}
     given = {key: value for key, value in values.items() if value is not None or key not in shape}
     for key, value in shape.items():

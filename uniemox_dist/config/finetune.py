@@ -57,10 +57,10 @@ class FinetuneConfig(Section):
     def _labels_are_names(self) -> "FinetuneConfig":
         if len(set(self.labels)) != len(self.labels):
             twice = next(name for name in self.labels if self.labels.count(name) > 1)
-            raise ValueError(f"finetune.labels: {twice!r} stands twice; keep one")
+            raise ValueError(f"finetune.labels: {twice!r} is given twice; keep one")
         if len(self.labels) == 1:
             raise ValueError(
-                f"finetune.labels: {self.labels[0]!r} alone is nothing to tell apart; name two or more"
+                f"finetune.labels: {self.labels[0]!r} is the only label; a classifier needs two or more"
             )
         return self
 
@@ -90,7 +90,7 @@ class FinetuneRun(Config):
     def _none_of_pretraining(cls, values: Any) -> Any:
         given = [name for name in ("teacher", "loss") if isinstance(values, dict) and name in values]
         if given:
-            raise ValueError(f"{given[0]}.*: fine-tuning has no such section; take it away")
+            raise ValueError(f"{given[0]}.*: fine-tuning has no such section; remove it")
         return values
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if isinstance(key, list | dict):
             raise UserError(f"line {key_node.start_mark.line + 1}: a key must be a word, not {key!r}")
         if key in seen:
-            raise UserError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice; keep one")
+            raise UserError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice; keep one")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -230,7 +230,7 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def validated(values: dict[str, Any], where: str) -> Config:
-    """Makes a configuration from values; with a section `finetune` it is one of fine-tuning. `where` names the values
+    """Makes a configuration from values; with a section `finetune` it is for fine-tuning. `where` names the values
     in errors.
 
     Raises:
@@ -244,27 +244,27 @@ def validated(values: dict[str, Any], where: str) -> Config:
 
 
 def pretraining(config: Config) -> Config:
-    """Returns the configuration if it is one of pretraining.
+    """Returns the configuration if it is for pretraining.
 
     Raises:
-        UserError: if it is one of fine-tuning.
+        UserError: if it is for fine-tuning.
     """
     if isinstance(config, FinetuneRun):
         raise UserError(
-            "finetune.*: this recipe is one of fine-tuning; it is for `uniemox finetune` and slurm/finetune.sbatch"
+            "finetune.*: this recipe is for fine-tuning; use `uniemox finetune` or slurm/finetune.sbatch"
         )
     return config
 
 
 def finetuning(config: Config) -> FinetuneRun:
-    """Returns the configuration if it is one of fine-tuning.
+    """Returns the configuration if it is for fine-tuning.
 
     Raises:
-        UserError: if it is one of pretraining.
+        UserError: if it is for pretraining.
     """
     if not isinstance(config, FinetuneRun):
         raise UserError(
-            "finetune: this recipe has no such section and is one of pretraining; extend finetune, or use "
+            "finetune: this recipe has no such section, so it is for pretraining; extend finetune, or use "
             "`uniemox pretrain`"
         )
     return config

@@ -154,7 +154,7 @@ def convert_write_errors(target: str, fix: str = "give another place") -> Iterat
     try:
         yield
     except OSError as error:
-        fix = "make room, then start again" if error.errno in _NO_ROOM else fix
+        fix = "free disk space, then start again" if error.errno in _NO_ROOM else fix
         raise UserError(f"{target}: cannot be written ({format_os_error(error)}); {fix}") from None
 
 

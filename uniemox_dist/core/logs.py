@@ -14,7 +14,7 @@ def report_once(path: Path, error: BaseException | None) -> None:
     if path not in _reported:
         _reported.add(path)
         reason = getattr(error, "strerror", None) or error
-        print(f"uniemox: warning: {path}: {reason}; training goes on without it", file=sys.stderr)
+        print(f"uniemox: warning: {path}: {reason}; training continues without it", file=sys.stderr)
 
 
 class _File(logging.FileHandler):

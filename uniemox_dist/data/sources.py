@@ -121,7 +121,7 @@ def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, loca
     data, batch = config.data, config.batch
     shared, rows = estimate_loader_bytes(config, ranks)
     lines = [
-        f"loader: {data.workers} processes a rank; at most {size(shared)} of views in shared memory "
+        f"loader: {data.workers} processes per rank; at most {size(shared)} of views in shared memory "
         f"({count_shared_micro_batches(config, ranks)} micro-batches), and {size(rows)} of index rows in each"
     ]
     if len(sources.readers) > 1:

@@ -73,7 +73,7 @@ def open_splits(config: FinetuneRun) -> Splits:
                     f"{where}: no picture has the label {missing[0]!r} of finetune.labels; leave it out"
                 )
             remarks.append(
-                f"{where}: nothing is labelled {', '.join(missing)}: there is no result for it in this split"
+                f"{where}: no sample has the label {', '.join(missing)}, so this split gives no result for it"
             )
     made = {
         name: _make_labelled_reader(readers[name], samples, labels, len(dimensions))

@@ -202,7 +202,7 @@ def _describe_exit(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f" (exit code {exitcode})"
     name = signal.Signals(-exitcode).name
-    return f" of {name}" + (" (killed, perhaps for using too much memory)" if name == "SIGKILL" else "")
+    return f" of {name}" + (" (possibly out of memory)" if name == "SIGKILL" else "")
 
 
 def set_up_worker(parent: int) -> None:

@@ -133,8 +133,8 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals) -> En
             for rank, child in enumerate(children):
                 if child.poll() is None:
                     say(
-                        f"error: rank {rank} (pid {child.pid}) did not end by itself within {GRACE_S} s and "
-                        "is killed; if it left no stacks in logs/, it is the one that hung"
+                        f"error: rank {rank} (pid {child.pid}) did not end within {GRACE_S} s after another rank "
+                        "failed, and is killed; if it left no stacks in logs/, it is the rank that hung"
                     )
                     _kill(child)
         time.sleep(LOOK_S)
@@ -165,7 +165,7 @@ def _explain(
             says.append(f"rank {rank} ended with exit code {code}")
             continue
         name = signal.Signals(-code).name
-        perhaps = " (killed, perhaps for its memory)" if name == "SIGKILL" else ""
+        perhaps = " (possibly out of memory)" if name == "SIGKILL" else ""
         says.insert(0, f"rank {rank} (pid {child.pid}) died of {name}{perhaps}")
         if -code not in expected:
             say(f"error: {says[0]}")

@@ -158,7 +158,7 @@ def judge_results(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Findin
     def of_rank(_: RankFacts[CollectiveFacts], facts: CollectiveFacts) -> Problem | None:
         bad = [f"{count} wrong numbers from {name}" for name, count in facts.wrong.items() if count]
         remedy = (
-            "take that host out (sbatch --exclude) and have its memory, GPU and network card tested; if it is on all "
+            "exclude that host (sbatch --exclude) and have its memory, GPU and network card tested; if it is on all "
             "hosts, update NCCL and the driver"
         )
         return Problem("fail", ", ".join(bad), remedy) if bad else None

@@ -120,7 +120,7 @@ def judge_cores(gathered: Sequence[RankFacts[DeviceFacts]], workers: int | None)
         cores = f"{own:.3g} core{'' if own == 1 else 's'}"
         if facts.threads is not None and facts.threads > most:
             remedy = f"export OMP_NUM_THREADS={most}, or give each task more cores (srun --cpus-per-task)"
-            return Problem("warn", f"{facts.threads} threads an operation on {cores}", remedy)
+            return Problem("warn", f"{facts.threads} threads per operation on {cores}", remedy)
         if workers is not None and workers > most:
             remedy = f"set data.workers={most}, or give each task more cores (srun --cpus-per-task)"
             return Problem("warn", f"{workers} loader processes on {cores}", remedy)
@@ -131,7 +131,7 @@ def judge_cores(gathered: Sequence[RankFacts[DeviceFacts]], workers: int | None)
         low, high = f"{own[0]:.3g}", f"{own[-1]:.3g}"
         cores = low if low == high else f"{low} … {high}"
         threads = all_facts[0].threads
-        asked = "" if threads is None else f", {counted(threads, 'thread')} an operation"
-        return f"{cores} a rank{asked}" + ("" if workers is None else f", data.workers={workers}")
+        asked = "" if threads is None else f", {counted(threads, 'thread')} per operation"
+        return f"{cores} per rank{asked}" + ("" if workers is None else f", data.workers={workers}")
 
     return make_findings(CORES, gathered, of_rank, all_well)

@@ -23,7 +23,7 @@ LONGEST_S = 3.0
 """Longest time that a probe writes, without the last fsync."""
 LEAST_BYTES, LITTLE_BYTES = 100 << 20, 10 << 30
 """Free bytes below which a disk fails, or gives a warning, if the size of checkpoints is unknown."""
-REMEDY = "set run.dir to a folder that every rank may write, with room and quota left"
+REMEDY = "set run.dir to a folder that every rank may write, with enough free space and quota"
 INODES = 1000
 """Number of files that it must be possible to create."""
 SLOW_S = 300.0
@@ -104,9 +104,9 @@ def judge(
 
     def of_rank(_: RankFacts[DiskFacts], facts: DiskFacts) -> Problem | None:
         free = f"{format_size(facts.free)} free in {facts.folder}"
-        room = "make room there, or set run.dir to a larger disk"
+        room = "free space there, or set run.dir to a larger disk"
         if facts.inodes is not None and facts.inodes < INODES:
-            return Problem("fail", f"only {facts.inodes} files can be made in {facts.folder}", room)
+            return Problem("fail", f"only {facts.inodes} more files can be created in {facts.folder}", room)
         if sizes is None:
             if facts.free < LITTLE_BYTES:
                 return Problem("fail" if facts.free < LEAST_BYTES else "warn", free, room)
@@ -139,7 +139,7 @@ def judge(
         text = f"{format_size(where.free)} free in {where.folder}"
         if speed:
             each = (
-                f" ({format_range((f.bytes_per_s / 1e6 for f in all_facts), 'MB/s')} a rank)"
+                f" ({format_range((f.bytes_per_s / 1e6 for f in all_facts), 'MB/s')} per rank)"
                 if len(gathered) > 1
                 else ""
             )

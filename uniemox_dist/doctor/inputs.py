@@ -102,12 +102,12 @@ def _weights(path: Path, where: str) -> str:
                 raise UserError(f"{where}: {path.name} is empty; {COPY}")
         # A zip archive ends with its table of contents, which a truncated one lacks. torch's older format, a plain
         # pickle, cannot be checked without loading it.
-        kind = "an archive that has its end" if zipfile.is_zipfile(path) else "readable, not looked through"
+        kind = "a complete archive" if zipfile.is_zipfile(path) else "readable, content not checked"
         return f"{size}, {kind}"
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        return f"{size}, not looked through (safetensors is not installed)"
+        return f"{size}, content not checked (safetensors is not installed)"
     try:
         with safe_open(path, framework="np") as file:  # checks the header and the length of the file
             return f"{len(list(file.keys()))} tensors, {size}"
@@ -133,7 +133,7 @@ def _object(path: Path, where: str) -> None:
     try:
         dict(read_json(path))
     except (ValueError, TypeError):
-        raise UserError(f"{where}: {path.name} is no JSON object; {COPY}") from None
+        raise UserError(f"{where}: {path.name} is not a JSON object; {COPY}") from None
 
 
 def judge(what: str, gathered: Sequence[RankFacts[FileFacts]]) -> list[Finding]:

@@ -88,7 +88,9 @@ def judge_shm(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | N
 
     def all_well(all_facts: list[LimitFacts]) -> str:
         free = format_range(((facts.shm_free or 0) / 1e6 for facts in all_facts), "MB", 6)
-        return f"{free} free" + (f"; loaders may take {size(loader.handover_bytes)} a rank" if loader else "")
+        return f"{free} free" + (
+            f"; loaders may take {size(loader.handover_bytes)} per rank" if loader else ""
+        )
 
     return make_findings(SHM, gathered, of_rank, all_well)
 
@@ -108,7 +110,7 @@ def judge_files(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds |
 
     def all_well(all_facts: list[LimitFacts]) -> str:
         limit = min(facts.files for facts in all_facts)
-        return f"limit {limit} a process, a rank may need {need}"
+        return f"limit {limit} per process; a rank may need {need}"
 
     return make_findings(FILES, gathered, of_rank, all_well)
 

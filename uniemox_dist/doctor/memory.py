@@ -63,7 +63,7 @@ def judge_host(gathered: Sequence[RankFacts[MemoryFacts]], loader: LoaderNeeds |
     def of_rank(one: RankFacts[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         ranks = len(hosts[one.host])
         need = ranks * (LEAST_BYTES if loader is None else _loader_bytes(loader))
-        what = f"{format_size(facts.left)} free; {counted(ranks, 'rank')} there want {format_size(need)} at least"
+        what = f"{format_size(facts.left)} free; {counted(ranks, 'rank')} there need at least {format_size(need)}"
         if loader is None:
             remedy = "ask for more memory (sbatch --mem), or end what else runs there"
             return Problem("warn", what, remedy) if need > facts.left else None
@@ -78,8 +78,8 @@ def judge_host(gathered: Sequence[RankFacts[MemoryFacts]], loader: LoaderNeeds |
         free = format_range((facts.left / 1e9 for facts in all_facts), "GB")
         limits = {facts.limit for facts in all_facts} - {None}
         bound = f" (limit {format_size(min(x for x in limits if x is not None))})" if limits else ""
-        need = "" if loader is None else f"; loading takes {format_size(_loader_bytes(loader))} a rank"
-        return f"{free} free a host{bound}{need}"
+        need = "" if loader is None else f"; loading takes {format_size(_loader_bytes(loader))} per rank"
+        return f"{free} free per host{bound}{need}"
 
     return make_findings(HOST, gathered, of_rank, all_well)
 
@@ -107,7 +107,7 @@ def judge_gpu(gathered: Sequence[RankFacts[MemoryFacts]], sizes: Sizes | None, s
 
     def all_well(all_facts: list[MemoryFacts]) -> str:
         free = [facts.gpu_free / 1e9 for facts in all_facts if facts.gpu_free is not None]
-        known = f"; weights and states take {format_size(need)}, activations on top" if need else ""
+        known = f"; weights and states take {format_size(need)}, activations not included" if need else ""
         return f"{format_range(free, 'GB')} free a GPU{known}"
 
     return make_findings(GPU, gathered, of_rank, all_well)

@@ -163,10 +163,10 @@ def judge(gathered: Sequence[RankFacts[ReadFacts]]) -> list[Finding]:
         one = all_facts[0]
         rate = format_range((facts.bytes_per_s / 1e6 for facts in all_facts), "MB/s")
         samples = format_range((facts.samples_per_s for facts in all_facts), "samples/s")
-        each = " a rank" if len(gathered) > 1 else ""
+        each = " per rank" if len(gathered) > 1 else ""
         size = (
             f"{one.path}: {one.samples} samples in {counted(one.shards, 'shard')}, {format_size(one.bytes)}"
         )
-        return f"{size}; {rate} in a row, {samples} one by one{each}"
+        return f"{size}; {rate} sequential, {samples} random{each}"
 
     return make_findings(WHAT, gathered, of_rank, all_well)

@@ -32,7 +32,7 @@ def parse_baselines(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in BASELINES:
-            raise UserError(f"--baselines={name}: is no baseline; give some of {', '.join(BASELINES)}")
+            raise UserError(f"--baselines={name}: is not a baseline; give some of {', '.join(BASELINES)}")
     return names
 
 

@@ -173,7 +173,7 @@ class TimmSubject:
         name, _, file = text.removeprefix(TIMM_PREFIX).partition("=")
         if not file.endswith(".safetensors") or not Path(file).is_file():
             raise UserError(
-                f"{text}: {file or 'nothing'} is no safetensors file; give timm:NAME=FILE.safetensors"
+                f"{text}: {file or 'nothing'} is not a safetensors file; give timm:NAME=FILE.safetensors"
             )
         for row in baselines:
             if row not in (HISTOGRAM, PIXELS):

@@ -212,7 +212,7 @@ def load_texts(path: Path) -> LabelTexts:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("format") != TEXTS_FORMAT:
-                raise ValueError("is no file of label texts")
+                raise ValueError("is not a file of label texts")
             vectors = file.get_tensor("texts").numpy()
             labels = tuple(json.loads(about["labels"]))
             if vectors.ndim != 2 or len(vectors) != len(labels):

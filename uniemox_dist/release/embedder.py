@@ -111,7 +111,7 @@ class UniEmoX:
                 left, top, right, bottom = box
             except (TypeError, ValueError):
                 raise UserError(
-                    f"persons: {box!r} is no box; give left, top, right, bottom, or None"
+                    f"persons: {box!r} is not a box; give left, top, right, bottom, or None"
                 ) from None
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
                 raise UserError(f"persons: box {box} is not left < right, top < bottom in shares of 0 to 1")
@@ -133,5 +133,5 @@ class UniEmoX:
         pictures = list(scene)
         for picture in pictures:
             if not isinstance(picture, Image.Image):
-                raise UserError(f"scene: {picture!r:.80} is no picture; open files with PIL.Image.open")
+                raise UserError(f"scene: {picture!r:.80} is not a picture; open files with PIL.Image.open")
         return [self._to_pixels(picture) for picture in pictures]

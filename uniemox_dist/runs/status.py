@@ -127,7 +127,9 @@ def _state_in_job(
             )
         return State(alone.word, alone.tone, f"{alone.remark}; {job.name} still runs{where}")
     if starts:
-        return State("stalled", "bad", f"{job.name} runs for {duration(silent_s)}{where} without a line")
+        return State(
+            "stalled", "bad", f"{job.name} has run for {duration(silent_s)}{where} without writing a line"
+        )
     return State("stalled", "bad", f"no line for {duration(silent_s)}, but {job.name} still runs{where}")
 
 

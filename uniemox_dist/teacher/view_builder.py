@@ -119,7 +119,7 @@ def build(
             raise
         why = str(error).strip().splitlines()[0]
         raise Fault(
-            f"{reader.url}: {why} (perhaps killed for using too much memory); run the command again to continue"
+            f"{reader.url}: {why} (possibly out of memory); run the command again to continue"
         ) from None
     finally:
         reader.close()

@@ -213,7 +213,8 @@ class ViewCache:
         if not abs(float(picture_E.float().norm()) - 1) < _NORM_TOLERANCE:
             path = self.files.paths[shard]
             raise Fault(
-                f"{path}: row {row}, view {number}: the embedding is no unit row, so the file is damaged; delete it"
+                f"{path}: row {row}, view {number}: the embedding is not a unit vector, so the file "
+                "is damaged; delete it"
             )
         left, top, width, height = values["box"].tolist()
         jitter = tuple(values["jitter"].tolist()) if "jitter" in values else None

@@ -155,7 +155,7 @@ def _list_differences(config: Config, teacher: dict[str, Any], spec: ViewSpec) -
         if spec.facts.identity[key] == here:
             continue
         if key == "weights_sha256":
-            differences.append("the teacher's weights are others")
+            differences.append("the teacher's weights differ")
         else:
             differences.append(f"the teacher's {key} is {spec.facts.identity[key]} there and {here} here")
     if config.teacher.precision not in ("auto", spec.precision):

@@ -249,7 +249,7 @@ def _end_with_stop(folder: RunFolder, world: World, signal: str | None, step: in
     if world.is_main:
         folder.write(Signal(step=step, signal=signal, saved=saved))
         log.info(
-            "stopped by %s after step %d; start the same command again to resume", signal or "a rank", step
+            "stopped by %s after step %d; run the same command again to resume", signal or "a rank", step
         )
     return EXIT_REQUEUE if saved else EXIT_FAULT
 

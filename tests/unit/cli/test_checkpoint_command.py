@@ -123,8 +123,8 @@ def test_verify_reads_every_byte_and_names_each_damaged_file(
         f"step_00000400: 2 files, 2.0 kB, DAMAGED: {broken}/part_00000.safetensors is missing; "
         f"{broken}/part_00001.safetensors has 1001 bytes instead of 1000",
         "step_00000500: 2 files, 2.0 kB, sound",
-        f"step_00000300: DAMAGED: {run.checkpoints}/step_00000300/complete.json is no uniemox-checkpoint",
-        "3 of 5 checkpoints damaged: a resumed run passes over them",
+        f"step_00000300: DAMAGED: {run.checkpoints}/step_00000300/complete.json is not a uniemox-checkpoint",
+        "3 of 5 checkpoints damaged: a resumed run skips them",
     ]
 
 
@@ -199,7 +199,7 @@ def test_prune_deletes_nothing_that_the_newest_cannot_replace(
     assert uniemox(["checkpoint", "prune", str(run.path), "--damaged"]) == EXIT_FAULT
     assert capsys.readouterr().err == (
         f"uniemox: error: the newest checkpoint is damaged ({part} was altered: its SHA-256 differs); nothing was "
-        f"deleted: start the run again, which passes over it, or delete {part.parent} by hand\n"
+        f"deleted: start the run again, which skips it, or delete {part.parent} by hand\n"
     )
     assert names(run) == before
 
@@ -249,7 +249,8 @@ def test_a_policy_that_is_no_number_is_one_line(run: RunFolder, capsys: pytest.C
     run.config.write_text("run: {keep_last: many}\n")
     assert uniemox(["checkpoint", "prune", str(run.path)]) == EXIT_USER
     assert capsys.readouterr().err == (
-        f"uniemox: error: {run.config}: run.keep_last='many' is no number of at least 1; mend it, or give --keep-last\n"
+        f"uniemox: error: {run.config}: run.keep_last='many' is not a whole number of at least 1; correct it, "
+        "or give --keep-last\n"
     )
     assert (
         uniemox(["checkpoint", "prune", str(run.path), "--keep-last", "5", "--keep-every", "0"]) == EXIT_DONE
@@ -350,7 +351,7 @@ def test_a_checkpoint_that_lacks_facts_is_damaged_for_verify_list_and_prune(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     complete = save(run, 450, slots="many") / "complete.json"
-    why = f"{complete} lacks what belongs to a checkpoint, or is another step's"
+    why = f"{complete} lacks required fields, or belongs to another step"
     assert uniemox(["checkpoint", "verify", str(run.path)]) == EXIT_FAULT
     assert f"step_00000450: DAMAGED: {why}\n" in capsys.readouterr().out
     assert uniemox(["checkpoint", "list", str(run.path)]) == EXIT_DONE

@@ -38,7 +38,7 @@ def test_the_page_has_a_section_for_each_question(capsys: pytest.CaptureFixture[
     assert "student     329.5 M trained parameters (encoder 303.1, decoder 25.6, fusion 0.3), bf16" in lines
     assert "step        768 samples = 12 ranks x micro-batch 32 x accumulation 2, ZeRO 1" in lines
     reason = "batch.micro_batch=32 does not divide a rank's 48 samples of a step"
-    assert f"warn        2 GPUs a node would stay idle, 4 of 16 GPUs: {reason}" in " ".join(
+    assert f"warn        2 GPUs per node would stay idle, 4 of 16 GPUs: {reason}" in " ".join(
         page.split("\n" + " " * 12)
     )
     for title in (
@@ -51,7 +51,7 @@ def test_the_page_has_a_section_for_each_question(capsys: pytest.CaptureFixture[
     ):
         assert title in lines
     assert "length      30,756 steps = 23,620,608 samples = 200 epochs of 118,102" in lines
-    assert "pace        33,006 samples/s, 40 % of the peak, 0.0233 s a step (by --mfu)" in lines
+    assert "pace        33,006 samples/s, 40 % of the peak, 0.0233 s per step (by --mfu)" in lines
     assert "ok          recommended: zero.stage=1 batch.micro_batch=64: " in page
     assert "exchanges take longer than a step computes" in page
     assert "a node fails every 1,000 h, so the job every 20 d 20 h" in page
@@ -100,9 +100,9 @@ def test_real_data_are_dealt(capsys: pytest.CaptureFixture[str], data: Path) -> 
     page = told(
         capsys, ["plan", "demo", "--nodes", "1", "--gpus-per-node", "2", "--gpu", "cpu", f"data.path={data}"]
     )
-    assert "600 samples in 6 shards, 60.0 MB; 12 streams, 6 a rank" in page
+    assert "600 samples in 6 shards, 60.0 MB; 12 streams, 6 per rank" in page
     assert re.search(r"^samples of a rank +300 +300 +300 +1\.000$", page, re.M)
-    assert "a stream reads of 6 shards at a time, at most; a node's streams walk through 60.0 MB" in page
+    assert "a stream reads from at most 6 shards at a time; a node's streams from 60.0 MB of shards" in page
     assert "Memory of one rank, GB" in page
     assert re.search(r"^teacher .*live, embedding width 128$", page, re.M)
 
@@ -126,7 +126,8 @@ def test_a_run_before_gives_the_pace(capsys: pytest.CaptureFixture[str], data: P
     ]
     page = told(capsys, [*job, "--from-run", str(earlier)])
     assert (
-        "pace        96 samples/s, 1 s a step (by --from-run: 48 samples/s on 2 ranks, in proportion)" in page
+        "pace        96 samples/s, 1 s per step (by --from-run: 48 samples/s on 2 ranks, in proportion)"
+        in page
     )
     assert "a save      steps wait 0.5 s, written after 3 s: as --from-run measured" in page
     assert (

@@ -229,7 +229,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_line_that_wraps(
             "--all={tmp}: no folder below it holds a config.yaml or an events.jsonl; {give}",
         ),
         (["--all", "{tmp}/none"], "--all={tmp}/none: no such folder; {give}"),
-        (["--all", "{tmp}/file"], "--all={tmp}/file: is no folder; {give}"),
+        (["--all", "{tmp}/file"], "--all={tmp}/file: is not a folder; {give}"),
         (["--all", ""], "--all is empty; {give}"),
         (["--all"], "Option '--all' requires an argument."),
     ],

@@ -155,8 +155,8 @@ def test_other_users_of_pyyaml_are_not_changed() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: 1\nb: 2\na: 3", "f.yaml: line 3: the key 'a' stands twice; keep one"),
-        ("a:\n  b: 1\n  b: 1", "f.yaml: line 3: the key 'b' stands twice; keep one"),
+        ("a: 1\nb: 2\na: 3", "f.yaml: line 3: the key 'a' is given twice; keep one"),
+        ("a:\n  b: 1\n  b: 1", "f.yaml: line 3: the key 'b' is given twice; keep one"),
         ("a: [1", "f.yaml: line 1 is not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("a: b: c", "f.yaml: line 1 is not valid YAML: mapping values are not allowed here"),
         ("? [a]\n: 1", "f.yaml: line 1: a key must be a word, not []"),

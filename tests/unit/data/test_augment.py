@@ -118,9 +118,9 @@ def test_invalid_augmentation_settings_are_user_errors() -> None:
         config("batch.micro_batch=3")
     with pytest.raises(UserError, match=r"finetune\.rand_augment=rand-z5: timm does not accept it"):
         Augment(config("finetune.rand_augment=rand-z5"))
-    with pytest.raises(UserError, match=r"finetune\.labels: 'a' stands twice"):
+    with pytest.raises(UserError, match=r"finetune\.labels: 'a' is given twice"):
         config("finetune.labels=[a, b, a]")
-    with pytest.raises(UserError, match=r"'a' alone is nothing to tell apart"):
+    with pytest.raises(UserError, match=r"'a' is the only label"):
         config("finetune.labels=[a]")
     with pytest.raises(UserError, match=r"loss\.\*: fine-tuning has no such section"):
         config("loss.relation=1")

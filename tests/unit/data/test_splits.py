@@ -101,7 +101,7 @@ def test_labels_that_do_not_match_one_class_and_no_labels_are_refused(tmp_path: 
         unsplit, "finetune.labels=[a, x]"
     )
     missing = data("missing", train={"a": 2, "b": 2}, val={"a": 1, "b": 1}, test={"a": 1})
-    remark = f"data.path={missing}/test: nothing is labelled b: there is no result for it in this split"
+    remark = f"data.path={missing}/test: no sample has the label b, so this split gives no result for it"
     assert open_splits(config(missing)).remarks == [remark]
     pictures = tmp_path / "source/one/train/a"
     table = tmp_path / "table.csv"

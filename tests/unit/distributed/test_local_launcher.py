@@ -80,7 +80,7 @@ def test_a_rank_that_was_killed_is_named_by_the_launcher(capfd: pytest.CaptureFi
     assert ranks("os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(0.3)", 2) == 1
     error = capfd.readouterr().err
     assert "uniemox: error: rank 1 (pid " in error
-    assert "died of SIGKILL (killed, perhaps for its memory)" in error
+    assert "died of SIGKILL (possibly out of memory)" in error
 
 
 def test_ranks_meet_at_a_free_port_below_those_of_outgoing_connections() -> None:

@@ -118,9 +118,9 @@ def test_cores_are_divided_among_the_ranks_that_may_use_them() -> None:
 
 
 def test_more_threads_or_loader_processes_than_cores_are_warned_of() -> None:
-    assert devices.judge_cores(told(GPU), 4)[0].value == "4 a rank, 2 threads an operation, data.workers=4"
+    assert devices.judge_cores(told(GPU), 4)[0].value == "4 per rank, 2 threads per operation, data.workers=4"
     (threads,) = devices.judge_cores(told(replace(GPU, threads=8)), 1)
-    assert (threads.status, threads.value) == ("warn", "8 threads an operation on 4 cores")
+    assert (threads.status, threads.value) == ("warn", "8 threads per operation on 4 cores")
     assert threads.remedy.startswith("export OMP_NUM_THREADS=4")
     (workers,) = devices.judge_cores(told(GPU), 5)
     assert (workers.status, workers.value) == ("warn", "5 loader processes on 4 cores")

@@ -135,12 +135,15 @@ def test_mistakes_are_one_line(
     save_file({"texts": torch.eye(2)}, tmp_path / "weights.safetensors")
     release_and_input = [str(with_teacher), str(picture_folder)]
     for arguments, says in (
-        (release_and_input, "is no classifier; give --labels"),
+        (release_and_input, "is not a classifier; give --labels"),
         ([*release_and_input, "--labels", "awe"], "--labels: names one class only (awe); give at least two"),
         ([*release_and_input, "--labels", "awe,fear,awe"], "--labels: names awe twice"),
         ([*release_and_input, "--labels", "awe,fear", "--template", "x"], "--template='x': has no {}"),
         ([*release_and_input, "--texts", str(other)], "are of another teacher"),
-        ([*release_and_input, "--texts", str(tmp_path / "weights.safetensors")], "is no file of label texts"),
+        (
+            [*release_and_input, "--texts", str(tmp_path / "weights.safetensors")],
+            "is not a file of label texts",
+        ),
         ([*release_and_input, "--texts", str(tmp_path / "none")], "no such file"),
         ([str(small_release), str(picture_folder), "--labels", "a,b"], "was trained without a teacher"),
     ):

@@ -81,7 +81,7 @@ def test_the_launcher_ends_at_once(
         monkeypatch.setattr("uniemox_dist.cli.pretrain._check", lambda *_: os.kill(os.getpid(), number))
     assert uniemox(command(run, "--nproc", "2")) == code
     says = (
-        "stopped; start the same command again to go on from step 9"
+        "stopped; run the same command again to continue from step 9"
         if saved
         else "stopped before the first checkpoint"
     )

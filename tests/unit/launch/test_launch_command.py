@@ -252,7 +252,8 @@ def test_a_time_limit_that_leaves_no_time_is_refused(place: Path, capsys: pytest
     assert launch("--time", "3", "--signal-lead-s", "60") == EXIT_USER
     [line] = errors(capsys)
     assert line.startswith(
-        "time=3: the 180 s until the limit are not more than a save and a step may take (230 s: 2 x "
+        "time=3: the limit of 180 s leaves no time to train: Slurm signals the run 60 s before it, and a save may "
+        "take 230 s (2 x the longest of the last saves"
     )
     assert launch("--signal-lead-s", "60") == EXIT_USER
     [line] = errors(capsys)

@@ -114,7 +114,7 @@ def test_the_command_can_be_named_and_must_fit_the_recipe(
     assert frozen(place, "g").run.max_steps == 6
     words[-3] = "pretrain"
     assert run(words) == EXIT_USER
-    assert "finetune.*: this recipe is one of fine-tuning" in capsys.readouterr().err
+    assert "finetune.*: this recipe is for fine-tuning" in capsys.readouterr().err
     assert run([*words, "--nproc", "2"]) == EXIT_USER
     assert "--nproc: jobs are started without it" in capsys.readouterr().err
 

@@ -165,7 +165,7 @@ def test_a_task_of_submitit_runs_the_command_line_in_place(place: Path, emoji_sh
 
 @pytest.mark.parametrize(
     ("jobs", "fix"),
-    [("j\n#SBATCH --x\nk", "has characters that a script cannot hold"), ("site.yaml", "is a file")],
+    [("j\n#SBATCH --x\nk", "has characters that a script cannot contain"), ("site.yaml", "is a file")],
 )
 def test_a_folder_for_jobs_that_a_script_cannot_name_is_refused(
     place: Path, jobs: str, fix: str, capsys: pytest.CaptureFixture[str]

@@ -31,9 +31,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_well(
     assert launch(run, "checkpoint(4)\nif rank and not attempts: die()") == 0
     assert (begun(run, 0), begun(run, 1)) == (2, 2)
     assert restarts(run) == [{"attempt": 2, "left": 1, "code": 1, "step": 4}]
-    assert (
-        "died of SIGKILL (killed, perhaps for its memory); starts again from step 4" in capfd.readouterr().err
-    )
+    assert "died of SIGKILL (possibly out of memory); restarting from step 4" in capfd.readouterr().err
 
 
 def test_after_so_many_restarts_without_progress_it_gives_up_and_names_the_last_fault(
@@ -46,7 +44,7 @@ def test_after_so_many_restarts_without_progress_it_gives_up_and_names_the_last_
     assert [e["step"] for e in restarts(run)] == [None, None]
     last = capfd.readouterr().err.splitlines()[-1]
     assert last == (
-        "uniemox: gives up after 2 restarts without a new checkpoint (run.max_restarts=2); "
+        "uniemox: giving up after 2 restarts without a new checkpoint (run.max_restarts=2); "
         "the last fault: the 2. of many"
     )
 
@@ -57,8 +55,8 @@ def test_where_no_event_names_the_fault_the_last_line_points_to_what_the_rank_sa
     assert launch(run, "print('no such teacher', file=sys.stderr)\nsys.exit(1)", ranks=1, max_restarts=0) == 1
     assert capfd.readouterr().err.splitlines() == [
         "no such teacher",
-        "uniemox: gives up at once (run.max_restarts=0); "
-        "the last fault: rank 0 ended with exit code 1 (its own message is above)",
+        "uniemox: giving up at once (run.max_restarts=0); "
+        "the last fault: rank 0 ended with exit code 1 (see its message above)",
     ]
 
 
@@ -66,7 +64,8 @@ def test_ranks_of_which_only_some_stopped_are_a_fault_of_their_own(
     run: RunFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert launch(run, "sys.exit(75 if rank else 0)", max_restarts=0) == 1
-    assert capfd.readouterr().err.endswith("the last fault: some ranks stopped and others ended\n")
+    why = "some ranks stopped on a signal, and others had already ended"
+    assert capfd.readouterr().err.endswith(f"the last fault: {why}\n")
 
 
 def test_each_new_checkpoint_gives_back_all_restarts(run: RunFolder) -> None:
@@ -109,7 +108,7 @@ def test_a_fault_that_would_only_happen_again_is_not_tried_again(
     assert launch(run, code, ranks=1) == 1
     assert begun(run) == 2
     says = capfd.readouterr().err.splitlines()[-1]
-    assert says == "uniemox: not started again, as the same would happen: no finite loss"
+    assert says == "uniemox: no restart, because the same fault would happen again: no finite loss"
     # That of an earlier attempt, or of an earlier start, does not count.
     assert launch(run, "if attempts < 4: sys.exit(1)", ranks=1) == 0
     assert begun(run) == 5

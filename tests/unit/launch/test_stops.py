@@ -38,7 +38,7 @@ def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bo
     assert attempts == 3
     says = process.stderr.read().splitlines()[-1]
     expected = (
-        "stopped; start the same command again to go on from step 3"
+        "stopped; run the same command again to continue from step 3"
         if saved
         else "stopped before the first checkpoint"
     )

@@ -344,7 +344,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         ("nowhere.pth", "no such file or folder"),
         ("empty", "holds no weights; give a folder in timm's local-dir layout, a release, or a run's folder"),
         ("halftimm", "lacks model.safetensors"),
-        ("notjson", "config.json is no JSON object"),
+        ("notjson", "config.json is not a JSON object"),
         ("junk.pth", "junk.pth is not readable as weights"),
         ("junk.safetensors", "junk.safetensors is not readable as weights"),
         ("nothing.pth", "nothing.pth is not readable as weights"),

@@ -249,7 +249,7 @@ def test_what_is_no_picture_and_what_is_no_device_are_one_line(run: Path, tmp_pa
     for wrong in ([], torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "photo.jpg"):
         with pytest.raises(UserError, match=r"^scene: "):
             model.encode(wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="is no box"):
+    with pytest.raises(UserError, match="is not a box"):
         model.embed(Image.new("RGB", (9, 9)), [(0.1, 0.2)])  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"^device=nowhere: cannot be used"):
         load_uniemox(out, device="nowhere")

@@ -162,7 +162,7 @@ def test_a_run_in_epochs_that_has_ended_had_the_length_of_its_end() -> None:
 LOST = "lost contact with another rank; see that rank's log or the launcher's"
 OLD_LOST = "another rank is gone; its own fault, or the launcher, says why"
 CUDA = "RuntimeError: CUDA error: an illegal memory access"
-DEATH = "rank 1 (pid 7) died of SIGKILL (killed, perhaps for its memory)"
+DEATH = "rank 1 (pid 7) died of SIGKILL (possibly out of memory)"
 
 
 def fault(error: str, **fields: Any) -> dict[str, Any]:

@@ -274,7 +274,10 @@ def test_a_job_that_runs_for_long_without_a_line_is_stalled() -> None:
         "no line for 15 min 00 s, but job 17 still runs on n1",
     )
     late = look(STOPPED, lock=FREE, now=2000.0, job=Job(17, state="RUNNING", start=1500.0))
-    assert (late["state"], late["remark"]) == ("stalled", "job 17 runs for 8 min 20 s without a line")
+    assert (late["state"], late["remark"]) == (
+        "stalled",
+        "job 17 has run for 8 min 20 s without writing a line",
+    )
 
 
 def test_a_process_that_holds_the_lock_counts_more_than_any_job() -> None:

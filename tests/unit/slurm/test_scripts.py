@@ -128,7 +128,7 @@ def test_after_a_fault_the_ranks_are_started_again_in_the_same_allocation(tmp_pa
     assert ended == 0, error
     first, second = (call for call in calls if call.startswith("srun"))
     assert first == second
-    assert "boom; starts again from the beginning in 1 s (1 of 1)" in error
+    assert "boom; restarting from the beginning in 1 s (1 of 1)" in error
 
 
 def test_a_node_that_failed_the_preflight_is_left_out_of_a_new_job_of_the_same_size(tmp_path: Path) -> None:

@@ -330,7 +330,9 @@ def test_a_damaged_cache_is_one_line(kind: str, cached: Path, teacher: Teacher) 
         ViewCache(reader, made).view(1, 2, 1)
     assert len(str(error.value).splitlines()) == 1
     if kind == "zero":
-        assert str(error.value).endswith("the embedding is no unit row, so the file is damaged; delete it")
+        assert str(error.value).endswith(
+            "the embedding is not a unit vector, so the file is damaged; delete it"
+        )
         path.unlink()
     else:
         assert "run the same `uniemox teach` again, which rebuilds it" in str(error.value)

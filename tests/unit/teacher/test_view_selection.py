@@ -237,7 +237,7 @@ def test_another_teacher_is_recognised_by_its_weights_or_its_name(
         return str(error.value)
 
     other = make_teacher(tmp_path / "other", seed=1)
-    assert "the teacher's weights are others; build" in refused(f"local-dir:{other}")
+    assert "the teacher's weights differ; build" in refused(f"local-dir:{other}")
     assert f"name is local-dir:{tiny_teacher} there and local-dir:/gone here" in refused("local-dir:/gone")
     half = {"weights": str(other / "open_clip_model.safetensors"), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     text = refused("ViT-B-16", **half)

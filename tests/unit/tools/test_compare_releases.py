@@ -46,4 +46,4 @@ def test_encoders_of_timms_stand_beside_each_other(
     assert lines[3] == "| emoji, retrieval | – | – |"
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     assert compare(monkeypatch, "timm:test_vit=none", "--data", f"x={tiny_data}") == 2
-    assert "is no safetensors file" in capsys.readouterr().err
+    assert "is not a safetensors file" in capsys.readouterr().err

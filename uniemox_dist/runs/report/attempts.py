@@ -47,7 +47,7 @@ def figures(history: History, *, over: bool = False) -> list[tuple[str, str, str
         (
             "Steps lost",
             f"{history.lost_steps:,}",
-            "done again after a resume",
+            "repeated after a resume",
             "bad" if history.lost_steps else "",
         ),
         ("Skipped", f"{len(history.skips):,}", "steps, not finite", "bad" if history.skips else ""),
@@ -113,7 +113,7 @@ def _describe_end(attempt: Attempt, *, killed: bool) -> str:
     if attempt.last_kind == "fault" or attempt.reason:
         return f"a fault: {short(attempt.reason)}" if attempt.reason else "a fault"
     end = {"end": "complete", "signal": "stopped by a signal"}.get(attempt.last_kind)
-    return end or (KILLED if killed else "goes on, or ended without an event")
+    return end or (KILLED if killed else "continues, or ended without an event")
 
 
 def lanes_of(history: History, *, over: bool = False) -> list[tuple[Lane, list[float]]]:

@@ -67,7 +67,7 @@ def title(config: Config, record: dict[str, Any]) -> str:
         below = ", person view below" if config.loss.person_reconstruction else ""
         parts.append(f"picture, masked ({model.mask}, {100 * model.mask_ratio:.0f} %), reconstruction{below}")
     if record["texts"]:
-        parts.append(f"nearest of {record['texts']} captions, and the place of the own one")
+        parts.append(f"nearest of {record['texts']} captions, and the rank of the own caption")
     return "  ·  ".join(parts)
 
 

@@ -141,7 +141,7 @@ def markdown(record: dict[str, Any]) -> str:
         return ""
     sides = [side for side in ("student", "teacher") if side in record["pictures"][0]]
     lines = [
-        f"Of {record['texts']} held-out captions; cosines, and the place of the own caption.",
+        f"The nearest of {record['texts']} held-out captions with their cosines, and the rank of the own caption.",
         "",
         f"| own caption | {' | '.join(f'nearest to the {side}' for side in sides)} |",
         f"|---{'|---' * len(sides)}|",
@@ -155,7 +155,7 @@ def markdown(record: dict[str, Any]) -> str:
 def _cell(found: dict[str, Any]) -> str:
     parts = [f"{line['cosine']:.2f} {_safe(line['text'])}" for line in found["nearest"]]
     if found["own"]:
-        parts.append(f"(own: {found['own']['cosine']:.2f}, place {found['own']['rank']})")
+        parts.append(f"(own: {found['own']['cosine']:.2f}, rank {found['own']['rank']})")
     return "; ".join(parts) or "not finite"
 
 

@@ -82,7 +82,7 @@ def choose(
     settings = view_settings(config)
     found = list(islice(_sound(reader, settings), PICTURES))
     if not found:
-        log.warning("%s: has no sound picture that could be shown while training", reader.url)
+        log.warning("%s: has no intact picture to show during training", reader.url)
         return None
     raws, views = [raw for raw, _ in found], [view for _, view in found]
     how = "most_confident" if settings.person == "random" else settings.person

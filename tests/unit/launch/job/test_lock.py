@@ -54,7 +54,9 @@ def test_a_second_job_is_refused_with_the_first_ones_number(run: RunFolder, stat
 )
 def test_what_a_job_left_that_is_gone_is_taken_over(run: RunFolder, live: str) -> None:
     acquire(run, own(17), LiveJobs())
-    assert acquire(run, own(18), LiveJobs.parse(live)) == "job 17 had this run and is gone: taken over"
+    assert (
+        acquire(run, own(18), LiveJobs.parse(live)) == "took the run over from job 17, which no longer runs"
+    )
     assert read(run.job).job_id == 18  # type: ignore[union-attr]
 
 
@@ -70,7 +72,7 @@ def test_without_an_answer_of_squeue_the_kernels_lock_decides(run: RunFolder) ->
     with pytest.raises(UserError, match="squeue does not answer"):
         acquire(run, own(18), LiveJobs.parse("slurm_load_jobs error: Unable to contact slurm controller"))
     run.unlock()
-    assert "no process trains: taken over" in str(acquire(run, own(18), LiveJobs()))
+    assert "took the run over from job 17: no process trains" in str(acquire(run, own(18), LiveJobs()))
 
 
 @pytest.mark.parametrize("other", [{"cluster": "b"}, {"user": "ann"}])
@@ -80,13 +82,13 @@ def test_where_squeue_may_not_show_a_job_the_kernels_lock_decides(
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
     acquire(run, replace(own(17), **other), LiveJobs())  # type: ignore[arg-type]
     run.lock()
-    with pytest.raises(UserError, match=r"job 17 of .* trains there"):
+    with pytest.raises(UserError, match=r"job 17 of .* is training this run"):
         acquire(run, own(18), LiveJobs.parse("18 RUNNING 1:00"))
     if "cluster" in other:  # its jobs have the same numbers
-        with pytest.raises(UserError, match="on b trains there"):
+        with pytest.raises(UserError, match="on b is training this run"):
             acquire(run, own(17), LiveJobs.parse("17 RUNNING 1:00"))
     run.unlock()
-    assert "is gone: taken over" in str(acquire(run, own(18), LiveJobs.parse("18 RUNNING 1:00")))
+    assert "took the run over from job" in str(acquire(run, own(18), LiveJobs.parse("18 RUNNING 1:00")))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "x"}', "null"])

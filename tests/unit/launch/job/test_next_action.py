@@ -167,15 +167,15 @@ def test_faults_are_tried_again_until_nothing_comes_of_it(run: RunFolder) -> Non
     assert settled(run, 137)[0] == "again"
     saved(run, 3)  # progress gives all restarts back
     write_event(run, "fault", rank=1, error="boom", ends=True)
-    assert settled(run, 1) == ("again", "boom; starts again from step 3 in 1 s (1 of 2)")
+    assert settled(run, 1) == ("again", "boom; restarting from step 3 in 1 s (1 of 2)")
     assert settled(run, 137) == (
         "again",
-        "srun ended with exit code 137 (see the ranks' messages in the main log); starts again from step 3 in 2 s "
+        "srun ended with exit code 137 (see the ranks' messages in the main log); restarting from step 3 in 2 s "
         "(2 of 2)",
     )
     line, remark = settled(run, 1)
     assert line == "end 1"
-    assert remark.startswith("gives up after 2 restarts without a new checkpoint (run.max_restarts=2)")
+    assert remark.startswith("giving up after 2 restarts without a new checkpoint (run.max_restarts=2)")
     assert read_lines(run.events)[-1]["restart"] is False
     assert not run.job.exists()
 
@@ -183,7 +183,10 @@ def test_faults_are_tried_again_until_nothing_comes_of_it(run: RunFolder) -> Non
 def test_a_fault_that_would_happen_again_ends_the_job_at_once(run: RunFolder) -> None:
     started(run)
     write_event(run, "fault", error="20 steps in a row", ends=True, restart=False)
-    assert settled(run, 1) == ("end 1", "not started again, as the same would happen: 20 steps in a row")
+    assert settled(run, 1) == (
+        "end 1",
+        "no restart, because the same fault would happen again: 20 steps in a row",
+    )
 
 
 def test_a_users_mistake_is_one_also_where_srun_killed_the_other_ranks(run: RunFolder) -> None:

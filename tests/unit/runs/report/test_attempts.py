@@ -44,7 +44,7 @@ def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
         "Stops": ("1", "by signals"),
         "Killed": ("1", "no exit message"),
         "Faults": ("2", "1 picture replaced"),
-        "Steps lost": ("467", "done again after a resume"),
+        "Steps lost": ("467", "repeated after a resume"),
         "Skipped": ("2", "steps, not finite"),
         "Loss spikes": ("1", "events"),
         "Saves": ("17", "1.3 GB each"),
@@ -188,7 +188,7 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
         ),
         ("3,000 – 5,706", "", "16", "ZeRO-2", "17", "stopped by a signal"),
         ("5,706 – 7,220", "220 lost", "8", "ZeRO-1", "18", "killed (no exit message)"),
-        ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "goes on, or ended without an event"),
+        ("7,000 – 8,200", "", "8", "ZeRO-1", "18", "continues, or ended without an event"),
     ]
     assert {row["hosts"] for row in rows} == {"node01, node02"}
 

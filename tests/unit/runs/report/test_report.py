@@ -470,9 +470,15 @@ def test_nearest_texts_are_shown_at_the_first_and_newest_look_beside_the_teacher
     look(folder, 20, ["a cat", "a tree", "a car"], rank=2)
     (folder.samples / "step_00000021.json").write_text('{"format": "uniemox-samples", "format_ver')
     page = Page(write_report(folder.path))
-    heads = "Own caption Teacher own caption at place 1 on average Student at step 5 own caption at place 200 on average Student at step 20 own caption at place 2 on average"  # noqa: E501
+    heads = (
+        "Own caption Teacher mean rank of the own caption: 1 Student at step 5 mean rank of the own caption: 200 "
+        "Student at step 20 mean rank of the own caption: 2"
+    )
     assert heads in page.text
-    assert "the student names, on average over these pictures, 0.0 at step 5, 1.0 at step 20." in page.text
+    assert (
+        "also among the student's, on average over these pictures: 0.0 at step 5, 1.0 at step 20."
+        in page.text
+    )
     assert "never shown" not in page.text
     assert "−0.25 <b> not finite" in page.text
     kinds = [(span.get("class")) for span in page.all("span") if span.get("class") in ("own", "known")]
@@ -485,9 +491,9 @@ def test_nearest_texts_without_a_teacher_at_hand_and_of_other_pictures(folder: R
     before = json.loads((folder.samples / "step_00000020.json").read_text())
     write_json(folder.samples / "step_00000005.json", {**before, "step": 5, "texts": 299})
     page = Page(write_report(folder.path))
-    assert "the teacher's own answers are not at hand" in page.text
+    assert "the teacher's own nearest texts are not available" in page.text
     assert "Student at step 5" not in page.text
-    assert "the student names" not in page.text
+    assert "also among the student's" not in page.text
 
 
 def test_a_run_without_texts_has_no_such_section(folder: RunFolder) -> None:

@@ -63,7 +63,7 @@ def test_shards_in_quarantine_do_not_count_as_packed(packed: Path) -> None:
     (packed / "train/000001.tar").write_bytes(b"damaged")
     quarantine(verify([packed / "train"]))
     sentence, refused = page(packed)
-    assert sentence == "; part of a pack of 40 records; 1 bad shard was taken out."
+    assert sentence == "; part of a pack of 40 records; 1 bad shard was quarantined."
     assert "duplicate 2 " in refused
 
 
@@ -88,7 +88,7 @@ def test_packs_that_lie_side_by_side_are_not_added_up(
     select(packed / "train", tmp_path / "both/b")
     sentence, refused = page(tmp_path / "both")
     assert sentence == "."
-    assert refused == "Refused What was refused is not recorded here."
+    assert refused == "Refused This data set has no list of refused records."
 
 
 @pytest.mark.parametrize(("low", "high"), [(10, 99), (0, 40), (1, 256), (157, 163)])

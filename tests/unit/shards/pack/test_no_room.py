@@ -82,7 +82,7 @@ def test_a_full_disk(
     (disk / "data/000001.tar").write_bytes(b"damaged")
     fill(disk)
     before = {path: path.stat().st_size for path in disk.rglob("*") if path.is_file()}
-    why = "cannot be written (No space left on device); make room, then start again"
+    why = "cannot be written (No space left on device); free disk space, then start again"
     commands = {
         f"OUT={disk}/out: {why}": [
             ["merge", str(disk / "out"), *parts],

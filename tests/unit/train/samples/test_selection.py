@@ -93,7 +93,7 @@ def test_damaged_pictures_are_passed_over_and_without_any_sound_one_nothing_is_s
     tar.write_bytes(bytes(len(data)))
     with caplog.at_level(logging.WARNING, "uniemox"):
         assert choose(reader(tmp_path / "d"), settings, teacher=None) is None
-    assert caplog.messages == [f"{tmp_path / 'd'}: has no sound picture that could be shown while training"]
+    assert caplog.messages == [f"{tmp_path / 'd'}: has no intact picture to show during training"]
 
 
 def test_without_a_teacher_texts_come_from_the_cache_beside_the_shards_or_are_left_out(
