@@ -98,7 +98,7 @@ def test_a_job_runs_to_its_end_and_each_rank_writes_where_it_should(
     assert not (run / "job.json").exists()
 
 
-def test_a_time_limit_that_is_reached_twice(
+def test_a_run_that_reaches_its_time_limit_twice_completes(
     start: Start, run: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     # The limit is looked at now and then only, so that a signal 55 s before it comes soon after the start.
@@ -155,7 +155,7 @@ def test_a_job_that_somebody_requeues_saves_and_is_queued_once(
     assert repeated(run) == 0
 
 
-def test_after_a_node_crash_the_run_goes_on_with_the_largest_legal_ranks_that_are_left(
+def test_after_a_node_crash_the_run_continues_with_the_largest_legal_number_of_ranks(
     start: Start, run: Path, cluster: Cluster, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     # With one task a node Slurm would give two nodes only: as many as there are tasks in the least that is asked for.
@@ -196,7 +196,7 @@ def test_a_node_that_fails_the_preflight_is_reported_and_left_out_of_a_new_job(
     as_undisturbed(run, undisturbed)
 
 
-def test_shards_that_a_compute_node_does_not_see_are_told_with_its_name(
+def test_shards_that_a_compute_node_does_not_see_are_reported_with_its_name(
     start: Start, run: Path, cluster: Cluster, tiny_data: Path
 ) -> None:
     cluster.in_node("n2", "mount", "-t", "tmpfs", "tmpfs", str(tiny_data))
@@ -253,7 +253,7 @@ def test_of_two_submissions_at_once_the_second_refuses_and_leaves_the_first_alon
     as_undisturbed(run, undisturbed)
 
 
-def test_what_a_lost_job_left_is_taken_over(
+def test_the_lock_of_a_lost_job_is_taken_over(
     start: Start, run: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     run.mkdir()

@@ -60,7 +60,7 @@ def job(cluster: Cluster, number: int, folder: Path) -> Job:
     return Job(cluster, number, folder)
 
 
-def test_what_was_installed_at_submission_is_what_runs(
+def test_a_job_runs_the_code_that_was_installed_when_it_was_submitted(
     cluster: Cluster, start: Launch, place: Path, tmp_path: Path
 ) -> None:
     checkout = tmp_path / "checkout"
@@ -176,7 +176,7 @@ def submitted(**options: Any) -> Any:
     return launch.submit("r.yaml", "site.yaml", *settings)
 
 
-def test_a_pre_empted_submitit_job_goes_on_where_it_saved(cluster: Cluster, here: Path) -> None:
+def test_a_preempted_submitit_job_continues_from_its_save(cluster: Cluster, here: Path) -> None:
     found = submitted()
     run = here / "runs/r"
     until(lambda: len(lines(run / "metrics.jsonl")) > 20, lambda: found.stdout() or "no log")

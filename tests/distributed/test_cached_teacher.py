@@ -74,7 +74,7 @@ def test_ranks_and_restarts_change_nothing_and_no_teacher_is_needed(
     )
 
 
-def test_a_cached_run_does_not_go_on_live_nor_with_other_views(
+def test_a_cached_run_resumes_neither_live_nor_with_other_views(
     taught_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(taught_data, tmp_path / "data")
@@ -111,7 +111,7 @@ def test_a_cached_run_does_not_go_on_live_nor_with_other_views(
         run_ranks([*cached, "run.max_steps=3"], world_size=1)
 
 
-def test_an_unfinished_cache_is_said_once_by_all_ranks(
+def test_an_unfinished_cache_is_reported_once_for_all_ranks(
     taught_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(taught_data, tmp_path / "data")

@@ -55,7 +55,7 @@ def settings(data: Path, teacher: Path) -> list[str]:
     return [*paths, f"teacher.name=local-dir:{teacher}"]
 
 
-def test_two_ranks_look_at_all_that_a_recipe_names(
+def test_two_ranks_check_everything_that_a_recipe_names(
     tiny_data: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = ["demo", *settings(tiny_data, tiny_teacher), f"run.dir={tmp_path}/runs"]
@@ -91,7 +91,7 @@ def test_two_ranks_look_at_all_that_a_recipe_names(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_short_form_finds_the_same_on_all_ranks_and_names_the_one_that_is_wrong(
+def test_the_short_form_gives_all_ranks_the_same_findings_and_names_the_faulty_rank(
     tiny_data: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", PREFLIGHT, str(tmp_path), *settings(tiny_data, tiny_teacher)]
@@ -128,7 +128,7 @@ def test_a_check_that_hangs_ends_its_rank_with_a_line_and_its_stack() -> None:
 
 
 @pytest.mark.slow
-def test_everything_that_is_wrong_is_said_at_once(
+def test_all_problems_are_reported_at_once(
     tiny_data: Path, tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -151,7 +151,9 @@ def test_everything_that_is_wrong_is_said_at_once(
     assert result.stdout.splitlines()[-1].endswith(" 4 fail")
 
 
-def test_without_torch_it_does_what_it_can_and_says_so(tiny_data: Path, tmp_path: Path) -> None:
+def test_without_torch_the_doctor_runs_the_remaining_checks_and_says_so(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     options = ["doctor", "--data", f"{tiny_data}/train", "--run-dir", f"{tmp_path}/run", "--nproc", "2"]
     command = [sys.executable, "-c", WITHOUT_TORCH, *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -122,7 +122,7 @@ def test_a_precision_that_was_measured_is_kept_when_resuming(tmp_path: Path, set
     assert [e["precision"] for e in events(tmp_path / "run") if e["event"] == "start"] == ["bf16", "bf16"]
 
 
-def test_a_mix_dealt_by_weights_does_not_go_on_by_repeats(
+def test_a_mix_by_weights_does_not_resume_with_repeats(
     tmp_path: Path, settings: list[str], tiny_data: Path
 ) -> None:
     def mix(share: str) -> list[str]:
@@ -135,7 +135,7 @@ def test_a_mix_dealt_by_weights_does_not_go_on_by_repeats(
         run_ranks(mix("repeat"), world_size=1)
 
 
-def test_held_out_pictures_that_are_not_there_are_said_before_the_first_step(
+def test_missing_held_out_pictures_are_reported_before_the_first_step(
     tmp_path: Path, settings: list[str]
 ) -> None:
     nowhere = tmp_path / "nowhere"

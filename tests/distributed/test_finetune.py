@@ -137,9 +137,7 @@ def _check_folder(best: Path, source: Path, labels: int) -> None:
         torch.testing.assert_close(plain((scene / 255 - mean) / std), ours(scene, None)[0])
 
 
-def test_ranks_do_not_matter_and_a_killed_run_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_results_do_not_depend_on_ranks_or_on_a_kill(tmp_path: Path, colours: Path) -> None:
     def varied(name: str, *more: str) -> list[str]:
         sizes = ("run.max_steps=8", "batch.global_batch=16", "model.drop_path=0.3", "run.save_every=3")
         return settings(tmp_path, colours, name, *sizes, "finetune.validate_epochs=0.75", *more)
@@ -217,7 +215,7 @@ def test_a_recipe_of_the_other_command_and_an_encoder_that_does_not_fit_are_told
     assert not (tmp_path / "never").exists()
 
 
-def test_the_lines_of_the_document_do_what_they_say(
+def test_the_commands_in_the_document_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (Path(__file__).parents[2] / "docs/finetune.md").read_text(encoding="utf-8")

@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teache
     return train(folder, "run", tiny_data, tiny_teacher, f"model.init_from={folder / 'mae.pth'}")
 
 
-def test_a_run_says_what_it_started_from(whole: Path) -> None:
+def test_a_run_records_the_weights_that_it_started_from(whole: Path) -> None:
     init = next(e for e in events(whole) if e["event"] == "init")
     assert init["init_from"] == str(whole.parent / "mae.pth")
     assert init["resampled"] == {
@@ -66,7 +66,7 @@ def test_a_run_says_what_it_started_from(whole: Path) -> None:
     assert "missing: fusion (5), decoder.prediction.weight, decoder.prediction.bias" in log
 
 
-def test_resumed_without_the_file_it_goes_on_exactly(
+def test_a_run_resumes_exactly_without_the_file_it_started_from(
     tmp_path: Path, whole: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     mae.save(tmp_path / "mae.pth", SHAPE)

@@ -108,7 +108,7 @@ def test_evidence_names_the_samples_of_all_ranks(zero_1: Path) -> None:
         ),
     ],
 )
-def test_a_loss_that_is_nan_on_one_rank_is_a_step_that_no_rank_makes(
+def test_a_nan_loss_on_one_rank_makes_all_ranks_skip_the_step(
     tmp_path: Path, zero_1: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str
 ) -> None:
     layout = (f"zero.stage={stage}", f"optim.precision={precision}")

@@ -44,7 +44,7 @@ def a_slow_disk(rank: int) -> None:
     update_weights, pretrain.update_weights = pretrain.update_weights, counted
 
 
-def test_what_a_slow_writer_writes_is_the_step_that_it_was_given(
+def test_a_slow_writer_writes_the_state_of_the_step_that_was_saved(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     run = settings(tmp_path, tiny_data, tiny_teacher, "run.save_every=1", "run.max_steps=4")
@@ -77,7 +77,7 @@ def a_disk_that_fails_once(rank: int) -> None:
     async_writer.write_part = failing
 
 
-def test_a_failed_write_is_told_and_leaves_nothing_and_the_next_one_is_made(
+def test_a_failed_write_is_reported_and_leaves_nothing_and_the_next_save_works(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     run = settings(tmp_path, tiny_data, tiny_teacher)
@@ -103,7 +103,7 @@ def a_disk_with_room_for_one_more(rank: int) -> None:
     async_writer.free_bytes = free
 
 
-def test_when_room_is_short_old_checkpoints_go_first_and_otherwise_the_save_is_left_out(
+def test_without_space_old_checkpoints_are_deleted_first_or_the_save_is_skipped(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     run = settings(tmp_path, tiny_data, tiny_teacher, "run.keep_last=2", "run.max_steps=8")
@@ -207,7 +207,7 @@ LACKING = '{"format": "uniemox-checkpoint", "format_version": 1, "step": 4, "fil
         *(pytest.param(text, marks=pytest.mark.slow) for text in ("", '{"format": "uniemox-checkpoint"}')),
     ],
 )
-def test_a_complete_json_that_is_none_is_set_aside_like_any_damaged_one(
+def test_an_invalid_complete_json_is_set_aside_like_other_damage(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path, content: str
 ) -> None:
     run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]
@@ -228,7 +228,7 @@ def test_a_complete_json_that_is_none_is_set_aside_like_any_damaged_one(
     ]
 
 
-def test_a_run_that_began_from_another_goes_on_from_its_own_and_never_back_over_its_own(
+def test_a_run_that_started_from_another_resumes_its_own_newest_checkpoint_only(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]

@@ -30,7 +30,7 @@ def record(run: Path, step: int) -> Any:
     return json.loads((run / "samples" / f"step_{step:08d}.json").read_text())
 
 
-def test_ranks_that_share_the_weights_see_what_one_rank_sees(
+def test_ranks_that_shard_the_weights_show_the_same_samples_as_one_rank(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     for name, ranks, stage in (("one", 1, 1), ("two", 2, 3)):

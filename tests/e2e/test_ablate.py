@@ -22,7 +22,9 @@ TINY = (
 
 
 @pytest.mark.slow
-def test_an_ablation_is_run_kept_and_told_apart(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> None:
+def test_an_ablation_is_run_and_its_results_are_kept_apart(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
     rows = ["all losses", "without L3 (reconstruction)"]
     command = [
         *TOOL,

@@ -140,7 +140,7 @@ def test_a_teacher_of_another_size_in_its_folder(
         (["--teacher", "local-dir:{tmp}"], "lacks open_clip_config.json"),
     ],
 )
-def test_teach_names_the_option_that_is_wrong_and_writes_nothing(
+def test_teach_names_the_wrong_option_and_writes_nothing(
     places: dict[str, str], capfd: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     given = [option.format(**places) for option in options]
@@ -171,7 +171,7 @@ def test_teach_names_the_option_that_is_wrong_and_writes_nothing(
         ),
     ],
 )
-def test_pretrain_says_which_views_are_missing_before_any_rank_starts(
+def test_pretrain_reports_missing_views_before_any_rank_starts(
     places: dict[str, str],
     taught_data: Path,
     capfd: pytest.CaptureFixture[str],
@@ -200,6 +200,8 @@ def test_release_of_a_run_without_a_complete_checkpoint(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluating_what_is_no_release(places: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_a_folder_that_is_not_a_release_is_an_error(
+    places: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["evaluate", "protocol", places["tmp"], places["data"]]) == 2
     assert "lacks uniemox.json; write it with `uniemox release RUN OUT`" in capfd.readouterr().err

@@ -122,7 +122,7 @@ def test_it_is_one_line_and_exit_code_2(
     assert not (tmp_path / "code-was-run").exists()
 
 
-def test_it_is_said_once_by_all_ranks_together(
+def test_a_user_error_is_reported_once_for_all_ranks(
     tmp_path: Path, tiny_data: Path, files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     where = [f"data.path={tiny_data / 'train'}", f"run.dir={tmp_path / 'runs'}", "batch.micro_batch=12"]

@@ -105,7 +105,7 @@ def released(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
     return out
 
 
-def test_a_run_leaves_what_its_folder_promises(whole_run: Path) -> None:
+def test_a_run_writes_every_file_that_the_docs_promise(whole_run: Path) -> None:
     assert list(losses(whole_run)) == list(range(1, 17))
     assert [c.step for c in complete_checkpoints(whole_run / "checkpoints")] == [14, 16]  # demo keeps two
     assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [
@@ -303,7 +303,7 @@ def test_a_release_is_measured_by_each_task(
         assert says in lines[0]
 
 
-def test_a_source_on_the_web_that_goes_away_ends_the_run_and_the_run_goes_on_when_it_is_back(
+def test_a_web_source_that_fails_ends_the_run_and_the_run_resumes_when_it_is_back(
     tmp_path: Path, whole_run: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     shards = read_manifest(tiny_data / "train").shards

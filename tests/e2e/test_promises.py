@@ -63,7 +63,7 @@ def test_no_command_and_no_option_has_gone() -> None:
     assert {command: names for command, names in gone.items() if names} == {}
 
 
-def test_every_recipe_means_what_it_meant() -> None:
+def test_every_recipe_resolves_to_its_recorded_configuration() -> None:
     recipes = yaml.safe_load((GOLDEN / "recipes.yaml").read_text())
     shipped = {path.stem for path in (Path(launch.__file__).parent / "recipes").glob("*.yaml")}
     assert recipes.keys() <= shipped

@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_what_a_document_names_is_there(document: str) -> None:
+def test_documents_name_existing_files(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = {name for name in NAMED.findall(text) if not name.endswith("...")}
     missing = {name for name in named if not (ROOT / name).exists()}

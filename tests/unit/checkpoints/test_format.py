@@ -12,7 +12,7 @@ from uniemox_dist.checkpoints.format import write_part
 
 
 @pytest.mark.parametrize("piece_bytes", [7, 64, 16 << 20])
-def test_safetensors_reads_what_is_written_and_the_hash_is_the_files(
+def test_safetensors_reads_the_written_file_and_the_hash_is_that_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
     monkeypatch.setattr(checkpoint_format, "PIECE_BYTES", piece_bytes)

@@ -28,7 +28,7 @@ def test_the_last_and_every_nth_are_kept() -> None:
     st.integers(0, 9),
     st.none() | st.integers(1, 50),
 )
-def test_the_newest_is_never_superfluous_and_a_second_look_finds_nothing(
+def test_the_newest_checkpoint_is_kept_and_pruning_twice_deletes_nothing_more(
     steps: set[int], keep_last: int, keep_every: int | None
 ) -> None:
     doomed = superfluous(steps, keep_last, keep_every)

@@ -61,7 +61,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_the_list_says_what_is_there_and_what_retention_would_delete(
+def test_the_list_shows_all_checkpoints_and_which_ones_retention_would_delete(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert uniemox(["checkpoint", "list", str(run.path), "--json"]) == EXIT_DONE
@@ -154,7 +154,7 @@ def test_verify_takes_one_step_or_one_checkpoints_folder(
     )
 
 
-def test_prune_deletes_by_the_runs_policy_and_says_what_that_freed(
+def test_prune_deletes_by_the_runs_policy_and_prints_the_freed_size(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = names(run)
@@ -204,7 +204,7 @@ def test_prune_deletes_nothing_that_the_newest_cannot_replace(
     assert names(run) == before
 
 
-def test_prune_keeps_what_was_set_aside_while_there_is_nothing_else(
+def test_prune_keeps_set_aside_checkpoints_if_there_is_no_complete_one(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for checkpoint in complete_checkpoints(run.checkpoints):
@@ -245,7 +245,9 @@ def test_another_folder_is_one_line(
         assert capsys.readouterr().err.endswith(f"is one checkpoint; give its run's folder, {run.path}\n")
 
 
-def test_a_policy_that_is_no_number_is_one_line(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy_that_is_not_a_number_is_a_user_error(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     run.config.write_text("run: {keep_last: many}\n")
     assert uniemox(["checkpoint", "prune", str(run.path)]) == EXIT_USER
     assert capsys.readouterr().err == (
@@ -275,7 +277,9 @@ def test_a_folder_without_complete_json_is_incomplete_and_no_damage(
     )
 
 
-def test_verify_reads_what_was_set_aside(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reads_a_checkpoint_that_was_set_aside(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     aside = run.checkpoints / "step_00000050.damaged"
     assert uniemox(["checkpoint", "verify", str(aside)]) == EXIT_DONE
     assert capsys.readouterr().out == "step_00000050.damaged: 2 files, 2.0 kB, sound\n"
@@ -287,7 +291,7 @@ def test_verify_reads_what_was_set_aside(run: RunFolder, capsys: pytest.CaptureF
     )
 
 
-def test_what_a_newer_version_wrote_is_not_read_and_not_deleted(
+def test_checkpoints_of_a_newer_version_are_neither_read_nor_deleted(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(run, 800, format_version=2)
@@ -297,7 +301,7 @@ def test_what_a_newer_version_wrote_is_not_read_and_not_deleted(
     assert names(run) == ["step_00000300", "step_00000400", "step_00000500", "step_00000800"]
 
 
-def test_prune_deletes_links_and_files_and_never_what_links_lead_to(
+def test_prune_deletes_links_but_not_their_targets(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other_disk"

@@ -32,7 +32,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("words", LINES)
-def test_a_line_of_the_docs_names_what_exists(words: list[str]) -> None:
+def test_command_lines_in_the_docs_name_existing_options(words: list[str]) -> None:
     command: click.Command = uniemox
     context = click.Context(command)
     rest = list(words)
@@ -51,5 +51,5 @@ def test_a_line_of_the_docs_names_what_exists(words: list[str]) -> None:
             assert name in options, f"uniemox {' '.join(words)}: no option {name}"
 
 
-def test_there_are_such_lines() -> None:
+def test_the_docs_contain_command_lines() -> None:
     assert len(LINES) > 40

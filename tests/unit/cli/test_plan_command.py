@@ -58,7 +58,7 @@ def test_the_page_has_a_section_for_each_question(capsys: pytest.CaptureFixture[
     assert max(map(len, lines)) <= 112
 
 
-def test_the_chosen_stage_is_marked_and_what_is_too_large_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_chosen_stage_and_choices_that_do_not_fit_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
     page = told(capsys, [*LARGE, "--gpu-memory", "3", "zero.stage=2"])
     assert re.search(r"^ \* 2  bf16 .*too large$", page, re.M)
     assert re.search(r"^   1  bf16 .*too large$", page, re.M)
@@ -68,7 +68,7 @@ def test_the_chosen_stage_is_marked_and_what_is_too_large_is_told(capsys: pytest
     assert "nothing of this fits in 0.9 GB" in nothing
 
 
-def test_without_a_known_gpu_the_plan_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_known_gpu_the_plan_names_the_missing_option(capsys: pytest.CaptureFixture[str]) -> None:
     page = told(capsys, ["plan", "demo", *JOB[:3], "1", "--samples", "1251", "batch.micro_batch=24"])
     assert "give --gpu or --gpu-memory to see what fits" in page
     assert "pace        not known: give --gpu NAME with --mfu, or --samples-per-s, or --from-run RUN" in page

@@ -150,7 +150,7 @@ def test_only_the_end_of_long_metrics_is_read(told: RunFolder, capsys: pytest.Ca
         ([], "Missing argument 'RUN...'. See `uniemox status --help`."),
     ],
 )
-def test_what_is_no_run_is_one_line(
+def test_a_folder_that_is_not_a_run_is_a_user_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert uniemox(["status", *(word.format(tmp=tmp_path) for word in arguments)]) == EXIT_USER
@@ -178,7 +178,9 @@ def test_watching_shows_each_change_until_ctrl_c_and_ends_with_0(tmp_path: Path,
     assert (process.returncode, errors) == (EXIT_DONE, "")
 
 
-def test_a_pattern_without_a_match_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pattern_without_a_match_is_a_user_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert uniemox(["status", f"{tmp_path}/zz*"]) == EXIT_USER
     assert capsys.readouterr().err == (
         f"uniemox: error: RUN={tmp_path}/zz*: the pattern matches nothing; {GIVE}\n"

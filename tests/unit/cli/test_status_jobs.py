@@ -82,7 +82,7 @@ def test_slurm_is_asked_once_for_all_runs_and_its_states_are_shown(
     assert calls.read_text().rstrip().endswith("-j 17,18,19")
 
 
-def test_one_run_says_when_its_job_is_expected_to_start_and_what_is_left_of_another(
+def test_one_run_shows_the_expected_start_of_its_job_or_the_time_left(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer(monkeypatch, tmp_path)
@@ -158,7 +158,7 @@ def test_while_slurm_is_silent_it_is_not_asked_at_every_look(
     assert len(calls.read_text().splitlines()) == 3
 
 
-def test_runs_without_jobs_need_no_slurm_and_those_with_jobs_say_that_there_is_none(
+def test_runs_without_jobs_need_no_slurm_and_runs_with_jobs_report_its_absence(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -234,7 +234,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_line_that_wraps(
         (["--all"], "Option '--all' requires an argument."),
     ],
 )
-def test_what_is_no_folder_of_runs_is_one_line(
+def test_a_folder_without_runs_is_a_user_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -36,7 +36,7 @@ def test_it_is_that_of_the_release_run_or_checkpoint(start: Path) -> None:
     assert (found["drop_path"], found["positions"]) == (0.2, "learned")  # how to train is the recipe's
 
 
-def test_what_a_pair_states_stands(start: Path) -> None:
+def test_a_pair_overrides_the_inherited_architecture(start: Path) -> None:
     assert model_of(f"model.init_from={start}", "model.image_size=160")["image_size"] == 160
     other = model_of(f"model.init_from={start}", "model.name=vit_small")
     assert (other["width"], other["depth"], other["patch_size"]) == (384, 12, 16)
@@ -53,7 +53,7 @@ def test_pretraining_and_other_weights_keep_the_recipes(start: Path, tmp_path: P
         assert model_of(f"model.init_from={place}")["width"] == 1024
 
 
-def test_a_run_that_goes_on_does_not_need_the_release_any_more(tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_need_the_release(tmp_path: Path) -> None:
     run, gone = tmp_path / "runs/mine", tmp_path / "gone"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump({"model": {**MODEL, "init_from": str(gone)}}))

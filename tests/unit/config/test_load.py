@@ -207,7 +207,7 @@ def test_recipes_that_extend_each_other_are_refused(a: str, b: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("base", ["[demo]", "3"])
-def test_a_base_that_is_no_name_is_refused(base: str, tmp_path: Path) -> None:
+def test_a_base_that_is_not_a_name_is_refused(base: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"extends: {base}\n")
     with pytest.raises(UserError, match=r"a\.yaml: extends=.* must name another recipe"):
         load_config(str(tmp_path / "a.yaml"))
@@ -221,7 +221,7 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
 
 
 @pytest.mark.parametrize("content", [b"- 1", b"words", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_recipe_is_a_user_error(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recipe_is_a_user_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"r\.yaml: (a recipe is a mapping of sections|not a text in UTF-8)"):
         load_config(str(tmp_path / "r.yaml"))
@@ -247,7 +247,7 @@ def test_overrides_win_in_order(small: str) -> None:
 
 
 @pytest.mark.parametrize("pair", ["x", "=1", "1=2", "a b=1", ".a=1", "-a=1"])
-def test_a_pair_that_is_none_is_refused(pair: str) -> None:
+def test_a_malformed_pair_is_refused(pair: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_override(pair)
     assert str(caught.value) == f"{pair}: expected key=value with a dotted key, such as optim.blr=1e-3"

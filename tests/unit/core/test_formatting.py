@@ -3,7 +3,7 @@
 from uniemox_dist.core.formatting import counted, cut, short, size
 
 
-def test_texts_of_others_cannot_steer_a_terminal_nor_fill_it() -> None:
+def test_foreign_texts_cannot_control_or_flood_a_terminal() -> None:
     assert cut("a\x1b[2J\tb\x07") == "a [2J b "
     assert cut("x" * 300) == "x" * 240 + " …"
     assert short([f"step_{i}" for i in range(10)]) == "step_0, step_1 … 8 more"

@@ -9,14 +9,14 @@ from uniemox_dist.core.errors import EXIT_USER, UserError
 from uniemox_dist.core.files import check_output
 
 
-def test_what_can_be_written_passes_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_writable_output_passes_and_no_file_is_left(tmp_path: Path) -> None:
     check_output(None, "--json")
     check_output(tmp_path / "a/b/c.json", "--json")
     check_output(tmp_path / "C.PNG", "--confusion", ".png")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_is_named_with_its_option(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_reported_with_its_option(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, suffix, says in (
         (tmp_path, "", "is a folder; give a file"),

@@ -93,7 +93,7 @@ SMALL, LARGE = Person((0.5, 0.5, 0.52, 0.53), 0.9), Person((0.1, 0.1, 0.9, 0.9),
 
 
 @pytest.mark.parametrize("persons", [(), (SMALL,), (LARGE,)], ids=["nobody", "small", "large"])
-def test_a_replayed_scene_has_the_pixels_that_were_stored_whatever_the_person(persons: Any) -> None:
+def test_a_replayed_scene_has_its_stored_pixels_for_any_person(persons: Any) -> None:
     size = (1600, 1200)
     file = encoded("JPEG", *size)
     for slot in range(6):

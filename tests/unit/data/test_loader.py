@@ -247,7 +247,7 @@ def test_each_rank_checks_its_own_part_of_the_shards(copy: Path) -> None:
         Sources(config(copy), rank=0, world_size=3)
 
 
-def test_a_web_server_that_is_away_at_the_start_is_a_fault_and_no_missing_shard(copy: Path) -> None:
+def test_an_unreachable_web_server_is_a_fault_and_not_a_missing_shard(copy: Path) -> None:
     with serve(copy.parent) as web:
         of = config(copy)
         data = of.data.model_copy(update={"path": f"{web.url}/train", "retry_s": 0.0})
@@ -305,7 +305,7 @@ def test_errors_of_a_source_are_named_before_the_run(kind: str, copy: Path, phot
 # ---- processes
 
 
-def test_loader_processes_are_gone_after_close_and_others_live_on(emoji_shards: Path) -> None:
+def test_closing_ends_its_loader_processes_and_no_others(emoji_shards: Path) -> None:
     of = config(emoji_shards / "train", workers=2)
     expected = steps(config(emoji_shards / "train"), 6)
     first = StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False)
@@ -324,7 +324,7 @@ def test_loader_processes_are_gone_after_close_and_others_live_on(emoji_shards: 
     assert wait_until_gone(pids[1])
 
 
-def test_loader_processes_are_gone_after_an_error_in_one_of_them(tmp_path: Path) -> None:
+def test_an_error_in_a_loader_process_ends_all_of_them(tmp_path: Path) -> None:
     write(tmp_path, [Sample("k", b"junk", "png", 4, 4, "s", image_sha256=sha256_bytes(b"junk"))])
     of = config(tmp_path, workers=2)
     with StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False) as batches:

@@ -159,7 +159,7 @@ def test_views_and_slots_have_blocks_of_their_own() -> None:
         (100, 1.0, 100),
     ],
 )
-def test_a_share_of_the_masked_patches_lies_on_the_person_as_far_as_there_are_so_many(
+def test_the_given_share_of_masked_patches_is_on_the_person_if_it_has_enough(
     persons: int, share: float, masked_persons: int
 ) -> None:
     on = torch.zeros(40, 196, dtype=torch.bool)

@@ -185,7 +185,7 @@ def test_a_damaged_copy_does_not_change_the_data(copy: Path, cached: ShardReader
     assert not file.exists() or file.read_bytes() == (copy / entry.name).read_bytes()
 
 
-def test_a_disk_that_fails_under_the_cache_is_gone_around(
+def test_if_the_caches_disk_fails_the_origin_is_read(
     cached: ShardReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = [cached.read(1, row) for row in range(16)]

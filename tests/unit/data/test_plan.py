@@ -98,7 +98,9 @@ def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overl
 
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.lists(st.integers(0, 2000), min_size=1, max_size=5))
-def test_a_fresh_plan_at_any_slot_equals_one_that_came_there(case: Case, slots: list[int]) -> None:
+def test_a_fresh_plan_at_any_slot_equals_one_that_reached_it_step_by_step(
+    case: Case, slots: list[int]
+) -> None:
     walked = case.plan()
     walk = [walked.place(slot) for slot in range(max(slots) + 1)]
     assert [case.plan().place(slot) for slot in slots] == [walk[slot] for slot in slots]
@@ -109,7 +111,7 @@ def test_a_fresh_plan_at_any_slot_equals_one_that_came_there(case: Case, slots: 
 
 @settings(max_examples=40, deadline=None)
 @given(cases())
-def test_the_weights_decide_the_number_of_streams_for_ever(case: Case) -> None:
+def test_the_weights_decide_the_number_of_streams_for_the_whole_run(case: Case) -> None:
     plan = case.plan()
     shares = largest_remainder(case.weights, case.streams).tolist()
     for turn in (0, 1, 1000):
@@ -180,7 +182,7 @@ def test_the_order_of_samples_keeps_its_values() -> None:
     ]
 
 
-def test_another_seed_and_another_epoch_are_other_orders() -> None:
+def test_another_seed_or_epoch_gives_another_order() -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, int]]:
         plan = Plan([[1] * 80], [1], streams=8, global_batch=8, seed=seed, window=16)
         return [(p.shard, p.row) for p in (plan.place(epoch * 80 + i) for i in range(80))]
@@ -200,7 +202,7 @@ def test_a_stream_stays_within_few_shards_for_a_whole_window() -> None:
     assert len({plan.place(stream).shard for stream in range(16)}) == 16  # and streams read different ones
 
 
-def test_a_billion_samples_in_100_000_shards_are_planned_small() -> None:
+def test_a_plan_of_a_billion_samples_in_100_000_shards_is_small() -> None:
     tracemalloc.start()
     plan = Plan([[10_000] * 100_000], [1], streams=768, global_batch=6144, seed=0, window=512)
     first = [plan.place(slot) for slot in plan.rank_slots(0, rank=5, world_size=64)]
@@ -213,7 +215,7 @@ def test_a_billion_samples_in_100_000_shards_are_planned_small() -> None:
     assert bytes_ < 32e6
 
 
-def test_starting_at_step_a_million_shuffles_as_much_as_at_step_0(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_at_step_a_million_costs_as_much_as_at_step_0(monkeypatch: pytest.MonkeyPatch) -> None:
     shuffled: list[int] = []
     monkeypatch.setattr(
         "uniemox_dist.data.plan.permutation", lambda n, *keys: shuffled.append(n) or permutation(n, *keys)
@@ -230,7 +232,7 @@ def test_starting_at_step_a_million_shuffles_as_much_as_at_step_0(monkeypatch: p
     assert start(0) == start(10**6) == sorted([768, 1000] + [512] * 12)
 
 
-def test_memory_stays_the_same_however_far_a_process_walks() -> None:
+def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     plan = Plan([[1000] * 1000], [1], streams=96, global_batch=96, seed=0, window=512)
 
     def walk(steps: range) -> int:

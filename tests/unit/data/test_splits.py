@@ -76,7 +76,7 @@ def test_chosen_samples_are_read_with_their_own_targets(unsplit: Path) -> None:
             at += 1
 
 
-def test_labels_stand_in_the_order_of_the_settings_of_the_set_or_of_the_alphabet(
+def test_labels_are_ordered_by_the_settings_the_data_set_or_the_alphabet(
     tmp_path: Path, unsplit: Path
 ) -> None:
     assert open_splits(config(unsplit)).labels == ("a", "b")

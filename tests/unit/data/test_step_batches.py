@@ -69,7 +69,7 @@ def test_a_loader_process_that_dies_is_named_with_its_sample(what: int, emoji_sh
     assert wait_until_gone(pids)
 
 
-def test_a_death_that_is_noticed_inside_the_step_is_named_too(emoji_shards: Path) -> None:
+def test_a_loader_process_that_dies_during_the_step_is_named(emoji_shards: Path) -> None:
     """torch's signal handler raises wherever the training process is at that moment; the next step says it, too."""
     of = config(emoji_shards / "train", workers=1)
     data = dataset(of)

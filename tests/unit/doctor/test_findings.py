@@ -43,7 +43,7 @@ def test_the_gravest_status_counts() -> None:
     ]
 
 
-def test_a_span_shows_one_number_where_all_look_alike() -> None:
+def test_a_range_of_equal_texts_shows_one_number() -> None:
     assert format_range([1.0, 1.0001], "GB") == "1 GB"
     assert format_range([2.5, 0.25, 1.0], "GB") == "0.25 … 2.5 GB"
     assert format_range([123456.0], "MB") == "123456 MB"

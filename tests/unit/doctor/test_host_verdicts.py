@@ -178,7 +178,7 @@ def test_open_files_against_shards_and_peers(files: int, status: str) -> None:
     assert found.remedy == ("" if status == "ok" else "ulimit -n 4096")
 
 
-def test_a_hard_limit_that_is_too_low_is_said() -> None:
+def test_a_hard_limit_that_is_too_low_is_reported() -> None:
     (found,) = limits.judge_files(told(replace(LIMITS, files=256, files_hard=512)), LOADER)
     assert "after raising the hard limit, 512" in found.remedy
 
@@ -202,7 +202,7 @@ def test_clocks_within_a_second_are_well() -> None:
         (-31.0, "fail", "31.0 s behind the ranks' median"),
     ],
 )
-def test_a_clock_that_is_off_is_named(off: float, status: str, value: str) -> None:
+def test_a_clock_that_differs_is_reported_with_its_rank(off: float, status: str, value: str) -> None:
     right = ClockFacts((100.0, 200.0, 300.0))
     wrong = ClockFacts((100.0 + off, 200.0 + off, 300.0 + off))
     (found,) = clock.judge(told(right, right, wrong))

@@ -124,7 +124,7 @@ def test_a_shard_that_is_not_what_was_packed_is_named(tiny_data: Path, tmp_path:
         reading.measure("data.path", str(folder), World())
 
 
-def test_the_first_three_shards_that_are_not_there_are_named(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_first_three_missing_shards_are_named(tiny_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "train"
     shutil.copytree(tiny_data / "train", folder)
     tars = sorted(folder.glob("*.tar"))
@@ -185,7 +185,7 @@ def test_a_damaged_teacher_is_named(tiny_teacher: Path, tmp_path: Path) -> None:
         inputs.measure_teacher(teacher)
 
 
-def test_cached_views_stand_for_a_teacher_that_is_away(
+def test_cached_views_replace_a_missing_teacher(
     taught_data: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     settings = [f"teacher.name=local-dir:{tiny_teacher}", "teacher.source=cache", "model.image_size=32"]
@@ -269,7 +269,7 @@ def test_a_checkpoint_has_the_size_that_its_student_makes(ema: float) -> None:
     assert sizes.checkpoint_bytes == 4 * (3 * trained + fixed + (encoder if ema else 0))
 
 
-def test_a_recipe_says_what_to_look_at_and_options_go_before_it() -> None:
+def test_a_recipe_names_the_inputs_and_options_override_it() -> None:
     config = demo("run.dir=there")
     subject = Subject.of(config)
     assert subject.run_folder == Path("there/demo")

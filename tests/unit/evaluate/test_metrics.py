@@ -55,7 +55,7 @@ def test_folds_keep_groups_together() -> None:
     assert set(fold.tolist()) == {0, 1, 2, 3, 4}
 
 
-def test_a_probe_separates_what_is_separable_and_guesses_what_is_not() -> None:
+def test_a_probe_separates_separable_classes_and_guesses_otherwise() -> None:
     random = np.random.RandomState(0)
     target = np.arange(120) % 3
     x = np.array([[4, 0], [0, 4], [-4, -4]])[target] + 0.5 * random.randn(120, 2)

@@ -64,7 +64,7 @@ def metrics(student: float, *, decoder: bool = True) -> list[dict[str, Any]]:
     return [{**m, "rows": {row: list(map(float, v)) for row, v in r.items()}} for m, r in found]
 
 
-def test_the_table_says_what_was_beaten_and_what_was_not(tmp_path: Path) -> None:
+def test_the_table_states_which_rows_the_student_beats(tmp_path: Path) -> None:
     found = {
         ALL: [metrics(0.3), metrics(0.32)],
         NONE: [metrics(0.4, decoder=False), metrics(0.42, decoder=False)],

@@ -103,7 +103,7 @@ def test_pictures_are_streamed_and_worker_processes_change_nothing(
             assert row["value"] == pytest.approx(same["value"], abs=2e-5)
 
 
-def test_the_verdict_says_what_the_student_beats_ties_with_and_loses_to() -> None:
+def test_the_verdict_lists_wins_ties_and_losses() -> None:
     noise = np.random.RandomState(0).randn(60) / 20
     rows = {"student": 0.5 + noise, "a": 0.2 + noise, "b": 0.5 - noise, "c": 0.9 + noise, "d": 0.1 + noise}
     clusters = [str(i) for i in range(60)]
@@ -117,7 +117,7 @@ def test_the_verdict_says_what_the_student_beats_ties_with_and_loses_to() -> Non
     assert summarise([error])["verdict"][-1] == "The student beats every row in every metric."
 
 
-def test_a_statistic_that_is_no_mean_has_an_interval_and_takes_part_in_the_verdict() -> None:
+def test_a_statistic_other_than_a_mean_has_an_interval_and_a_verdict() -> None:
     truth = np.linspace(0, 1, 40)
     noise = np.random.RandomState(0).randn(40)
     metric = Metric(

@@ -84,7 +84,7 @@ def test_neighbours_and_probe_answer_as_scikit_learn_does() -> None:
     assert np.array_equal(logistic_regression(wide, target, 4, wide_new, [0.1])[0.1], expected)
 
 
-def test_what_is_chosen_is_chosen_on_validation() -> None:
+def test_hyperparameters_are_chosen_on_validation() -> None:
     train, val, test = split_of(150, 3), split_of(60, 4), split_of(60, 5)
     for task, what in ((tasks.knn, "k"), (tasks.probe, "penalty")):
         row = task(train, val, test)["rows"][RELEASE]
@@ -135,7 +135,7 @@ class Texts:
         return torch.from_numpy(unit(CENTRES[where])).float()
 
 
-def test_zero_shot_takes_the_nearest_text_and_says_which_templates() -> None:
+def test_zero_shot_answers_the_nearest_text_and_records_the_templates() -> None:
     test = split_of(60, 11, noise=0.3)
     found = tasks.zeroshot(test, Texts(), NAMES, ["feel {}", "{}"])  # type: ignore[arg-type]
     assert found["templates"] == ["feel {}", "{}"]
@@ -152,7 +152,7 @@ def test_zero_shot_takes_the_nearest_text_and_says_which_templates() -> None:
         assert says in str(caught.value)
 
 
-def test_places_count_any_own_answer_and_half_of_those_that_tie() -> None:
+def test_ranks_count_any_own_answer_and_half_of_the_ties() -> None:
     texts, of_pictures, of_texts = distinct_captions([["b", "a"], ["a"], ["c"]])
     assert texts == ["a", "b", "c"]
     assert of_pictures == [[1, 0], [0], [2]]

@@ -70,7 +70,7 @@ def embed_slowly(source: Path, out: Path, release: Path) -> None:
     embed(str(source), out, release, batch=4, part_s=0)
 
 
-def test_a_killed_command_goes_on_and_ends_with_the_same_table(
+def test_a_killed_command_resumes_and_writes_the_same_table(
     small_release: Path, picture_folder: Path, tmp_path: Path
 ) -> None:
     whole = tmp_path / "whole.parquet"

@@ -28,7 +28,7 @@ def test_visible_patches_are_the_originals_and_masked_ones_the_students(small_re
     assert filled.max() <= 1
 
 
-def test_a_grid_is_written_and_what_cannot_be_read_is_told(
+def test_a_grid_is_written_and_unreadable_pictures_are_reported(
     small_release: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "grid.png"

@@ -16,7 +16,7 @@ def complaint(tmp_path: Path, text: str) -> list[str]:
     return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
 
 
-def test_every_mistake_of_a_file_is_said_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     said = complaint(
         tmp_path,
         "acount: x\n"

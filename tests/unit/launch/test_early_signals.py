@@ -90,7 +90,7 @@ def test_the_launcher_ends_at_once(
     assert (event["event"], event["signal"], event["saved"]) == ("signal", number.name, saved)
 
 
-def test_a_rank_is_told_of_a_signal_that_came_before_its_imports(
+def test_a_signal_before_the_imports_reaches_the_rank(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str | None] = []

@@ -45,7 +45,7 @@ def test_the_shipped_teacher_comes_along_where_a_run_needs_it(tmp_path: Path) ->
     assert with_teacher.name != code_name(shipped_teacher=False)
 
 
-def test_what_python_compiles_there_is_no_edit_and_an_edit_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_compiled_files_are_not_an_edit_and_an_edit_is_refused(copy: Path, tmp_path: Path) -> None:
     edited = tmp_path / "code" / copy.name
     shutil.copytree(copy, edited)
     (edited / "launch/__pycache__").mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(
     assert list((tmp_path / "code").iterdir()) == []
 
 
-def test_a_frozen_program_does_not_look_at_the_working_directory(copy: Path, tmp_path: Path) -> None:
+def test_a_frozen_program_does_not_import_from_the_working_directory(copy: Path, tmp_path: Path) -> None:
     """Neither a folder `shards/` there, nor a checkout."""
     for package in ("shards", "uniemox_dist"):
         (tmp_path / package).mkdir()

@@ -58,7 +58,7 @@ def test_a_signal_to_all_processes_of_a_rank_stops_it_and_kills_no_helper(
     assert said.split() == [number.name, "lived", "7"]
 
 
-def test_a_launcher_whose_starter_blocked_signals_minds_them_all_the_same() -> None:
+def test_a_launcher_handles_signals_that_its_parent_blocked() -> None:
     code = (
         "import os, signal\nfrom uniemox_dist.distributed.local_launcher import Signals\n"
         "with Signals() as signals:\n    os.kill(os.getpid(), signal.SIGTERM)\n    print(signals.received)"

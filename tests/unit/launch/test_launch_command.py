@@ -162,7 +162,7 @@ def test_dependencies_chains_and_nodes_to_leave_out(place: Path) -> None:
 # ---- what is refused
 
 
-def test_a_machine_without_sbatch_is_told_in_one_line(
+def test_a_machine_without_sbatch_is_a_one_line_error(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(place / "nothing"))
@@ -189,7 +189,7 @@ def test_a_refusal_of_sbatch_is_one_line_and_leaves_nothing(
     assert [p.name for p in (place / "runs/r/jobs").iterdir()] == ["0001"]
 
 
-def test_a_chain_that_breaks_off_says_which_jobs_are_queued(
+def test_an_incomplete_chain_reports_which_jobs_are_queued(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "refuse").write_text("3")
@@ -222,7 +222,7 @@ def test_a_chain_that_breaks_off_says_which_jobs_are_queued(
         ),
     ],
 )
-def test_what_would_fail_in_the_queue_is_refused_before_it(
+def test_requests_that_would_fail_in_the_queue_are_refused(
     place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
 ) -> None:
     assert launch(*arguments) == EXIT_USER
@@ -367,7 +367,9 @@ def test_ctrl_c_does_not_hide_a_job_that_was_submitted(
     assert sorted(p.name for p in (place / "runs").iterdir()) == ["r"]
 
 
-def test_a_job_that_is_not_there_is_not_waited_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_slurm_does_not_know_is_not_waited_for(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert launch("--after", "999") == 0
     assert "--after 999: Slurm knows no such job" in capsys.readouterr().err
 
@@ -437,7 +439,7 @@ def test_a_sweep_that_sbatch_refuses_leaves_nothing(place: Path) -> None:
 # ---- other ways
 
 
-def test_what_submitit_would_submit(
+def test_a_dry_run_prints_what_submitit_would_submit(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert launch("--dry-run", "--nodes", "2-3", kind="submitit") == 0

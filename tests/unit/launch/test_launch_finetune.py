@@ -75,7 +75,7 @@ def test_a_fine_tuning_recipe_is_recognised_and_its_job_runs_finetune(place: Pat
     assert (facts["job_ids"], facts["code"]) == ([41], next((place / "runs/f/code").iterdir()).name)
 
 
-def test_the_job_trains_the_architecture_that_was_frozen_whatever_becomes_of_the_release(place: Path) -> None:
+def test_the_job_trains_the_frozen_architecture_even_if_the_release_changes(place: Path) -> None:
     assert launch("model.image_size=48") == 0
     changed = {"config": {"model": {**ARCHITECTURE, "width": 64, "image_size": 32}}}
     (place / "start/uniemox.json").write_text(json.dumps(changed))
@@ -130,7 +130,7 @@ def test_the_command_can_be_named_and_must_fit_the_recipe(
         (["finetune.labels=[joy,rage]"], "the label 'fear' is not among those that finetune.labels names"),
     ],
 )
-def test_what_would_fail_in_the_job_is_reported_before_it_is_queued(
+def test_commands_that_would_fail_are_reported_before_they_are_queued(
     place: Path, capsys: pytest.CaptureFixture[str], pairs: list[str], line: str
 ) -> None:
     assert launch(*pairs) == EXIT_USER

@@ -33,7 +33,7 @@ def place(tmp_path: Path, emoji_shards: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_a_local_run_uses_the_frozen_code_and_not_what_lies_in_the_working_directory(place: Path) -> None:
+def test_a_local_run_uses_the_frozen_code_and_not_the_working_directory(place: Path) -> None:
     (place / "shards").mkdir()
     (place / "shards/__init__.py").write_text("raise RuntimeError('the wrong one')\n")
     # The command itself is the installed one.
@@ -55,9 +55,7 @@ def test_a_local_run_uses_the_frozen_code_and_not_what_lies_in_the_working_direc
     assert json.loads(folder.environment.read_text())["command"][0] == facts["code"]
 
 
-def test_a_local_run_is_checked_as_one_that_is_submitted(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_local_run_is_checked_like_a_submitted_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["launch", "local", "r.yaml", "--cluster", "site.yaml"]
     assert run([*words, "data.path=nowhere"]) == EXIT_USER
     assert "data.path=nowhere: no such folder" in capsys.readouterr().err

@@ -131,7 +131,7 @@ def kept_for_backward(config: Config, dtype: torch.dtype) -> int:
         *[pytest.param(case, torch.float32, marks=pytest.mark.slow) for case in SLOW],
     ],
 )
-def test_activations_are_what_autograd_keeps(case: str, dtype: torch.dtype) -> None:
+def test_the_activations_match_the_tensors_that_autograd_keeps(case: str, dtype: torch.dtype) -> None:
     shape = NAMED if any("model.name" in pair for pair in MODELS[case]) else SHAPE
     sizes = ["model.image_size=96", "model.patch_size=16", "model.decoder_width=64", *shape]
     config = load_config("demo", ["loss.relation_over=local", *sizes, *MODELS[case]])
@@ -174,7 +174,9 @@ def kept_by_classifier(config: FinetuneRun, dtype: torch.dtype) -> int:
     ("case", "dtype"),
     [*[(case, torch.float32) for case in CLASSIFIERS], ("mean", torch.bfloat16), ("token", torch.bfloat16)],
 )
-def test_activations_of_a_classifier_are_what_autograd_keeps(case: str, dtype: torch.dtype) -> None:
+def test_the_activations_of_a_classifier_match_the_tensors_that_autograd_keeps(
+    case: str, dtype: torch.dtype
+) -> None:
     named = any("model.name" in pair for pair in CLASSIFIERS[case])
     shape = NAMED if named else ["model.name=null", *SHAPE]
     sizes = ["data.path=d", "model.image_size=96", "model.patch_size=16", "model.drop_path=0", *shape]
@@ -252,7 +254,7 @@ def test_more_samples_need_more_and_checkpointed_blocks_less() -> None:
     assert two.total == two.allocated + two.context
 
 
-def test_what_is_recommended_is_the_smallest_stage_and_then_the_largest_micro_batch() -> None:
+def test_the_recommendation_is_the_smallest_stage_with_its_largest_micro_batch() -> None:
     def at(stage: int, micro_batch: int, total: int) -> Memory:
         return Memory(stage, micro_batch, "bf16", *[0] * 9, allocated=total)
 
@@ -276,7 +278,7 @@ def exchanges(stage: int, precision: str = "bf16", *pairs: str) -> dict[str, tup
     return {t.what: (t.operation, t.bytes) for t in found}
 
 
-def test_what_a_step_sends_by_stage() -> None:
+def test_the_traffic_of_a_step_by_stage() -> None:
     captions = {"caption vectors": ("all-gather", 4 * 96 * 128)}
     gradients = {"gradients, once a step": ("all-reduce", 4 * 515)}
     assert exchanges(0, "fp32") == {**gradients, **captions}

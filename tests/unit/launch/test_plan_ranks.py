@@ -72,7 +72,7 @@ def test_why_a_number_is_illegal_names_numbers_that_are_not() -> None:
 
 
 @pytest.mark.parametrize("ranks", [5, 7, 11, 20, 100, 128, 4096])
-def test_what_is_proposed_is_legal(ranks: int) -> None:
+def test_proposed_numbers_of_ranks_are_legal(ranks: int) -> None:
     text = why_illegal(config(micro_batch=24), ranks)
     assert text is not None
     values = {pair.split("=")[0]: int(pair.split("=")[1]) for pair in text.split("set ")[1].split()}

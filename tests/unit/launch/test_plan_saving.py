@@ -92,7 +92,7 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_what_an_earlier_run_measured(run: RunFolder) -> None:
+def test_an_earlier_run_gives_pace_and_saves(run: RunFolder) -> None:
     assert measured(run) == Measured(
         samples_per_s=48, step_s=2.0, mfu=0.25, tflops_per_s=None, ranks=8, save_s=7.0, waits_s=0.5
     )

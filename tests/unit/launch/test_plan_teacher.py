@@ -20,7 +20,7 @@ def test_a_towers_parameters_are_counted(name: str) -> None:
     assert tower.remark == ""
 
 
-def test_a_teacher_that_is_not_here_is_assumed_and_the_plan_says_so() -> None:
+def test_a_teacher_that_is_missing_is_assumed_and_the_plan_says_so() -> None:
     away = read_tower(load_config("demo", ["teacher.name=local-dir:nowhere"]))
     assert (away.embedding_width, away.tokens) == (EMBEDDING_WIDTH, 197)
     assert "taken for CLIP ViT-B/16" in away.remark

@@ -53,7 +53,7 @@ def texts() -> dict[Path, str]:
 
 
 @pytest.mark.parametrize("path", sorted(texts()), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_script_is_what_its_template_gives_and_sound_shell(path: Path) -> None:
+def test_a_script_equals_its_rendered_template_and_is_valid_shell(path: Path) -> None:
     assert path.read_text() == texts()[path], f"wanted? then: python {Path(__file__).relative_to(ROOT)}"
     subprocess.run(["bash", "-n", str(path)], check=True)
     if shutil.which("shellcheck"):

@@ -49,7 +49,7 @@ def test_after_so_many_restarts_without_progress_it_gives_up_and_names_the_last_
     )
 
 
-def test_where_no_event_names_the_fault_the_last_line_points_to_what_the_rank_said(
+def test_without_an_event_the_last_line_points_to_the_ranks_message(
     run: RunFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert launch(run, "print('no such teacher', file=sys.stderr)\nsys.exit(1)", ranks=1, max_restarts=0) == 1
@@ -86,7 +86,7 @@ def test_checkpoints_of_before_are_no_progress(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
-def test_what_is_no_fault_is_never_started_again(run: RunFolder, code: int) -> None:
+def test_exit_codes_other_than_a_fault_are_not_restarted(run: RunFolder, code: int) -> None:
     assert launch(run, f"checkpoint(1)\nsys.exit({code})") == code
     assert begun(run) == 1
     assert restarts(run) == []
@@ -135,7 +135,7 @@ def test_every_attempt_meets_at_a_port_of_its_own(run: RunFolder) -> None:
     assert len(set((run.path / "ports").read_text().split())) == 3
 
 
-def test_a_stopped_rank_and_what_it_started_are_killed_before_the_next_attempt(run: RunFolder) -> None:
+def test_a_stopped_rank_and_its_processes_are_killed_before_the_next_attempt(run: RunFolder) -> None:
     code = (
         "import subprocess\nif attempts: sys.exit(0)\n"
         "if rank: sys.exit(1)\n"

@@ -64,7 +64,7 @@ def test_a_stop_while_ranks_are_starting_does_not_start_them_again(
     assert last_event(run) == {"event": "signal", "step": step, "signal": "SIGTERM", "saved": saved}
 
 
-def test_no_stop_is_told_of_a_run_that_another_process_trains_or_that_has_no_folder(
+def test_no_stop_is_recorded_for_a_run_that_another_process_trains_or_without_a_folder(
     run: RunFolder, tmp_path: Path
 ) -> None:
     with Signals() as signals:

@@ -24,7 +24,7 @@ def test_who_starts_after_the_signal_goes_by_the_clock(ends: str, lead: str, rec
     assert stop.received == received
 
 
-def test_the_clock_is_looked_at_again_where_the_signal_may_have_come_early(
+def test_the_clock_is_checked_again_after_an_early_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop = StopFlag()

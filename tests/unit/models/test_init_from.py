@@ -204,7 +204,7 @@ def vit(**changes: Any) -> Any:
 
 
 @torch.no_grad()
-def test_a_class_tokens_position_moves_into_the_token_where_there_is_no_row_for_it(
+def test_the_class_tokens_position_is_added_to_the_token_without_a_row_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from uniemox_dist.models import encoder as encoders

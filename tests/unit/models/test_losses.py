@@ -53,7 +53,7 @@ def test_relation_loss_as_kl_between_softmaxes_at_the_teachers_scale() -> None:
     )
 
 
-def test_relation_loss_is_zero_for_equal_directions_whatever_their_length() -> None:
+def test_relation_loss_is_zero_for_equal_directions_of_any_length() -> None:
     teacher, texts = rows(3, 6, 0), unit(rows(8, 6, 1))
     assert (
         losses.relation_loss(torch.tensor(5 * teacher), torch.tensor(teacher), torch.tensor(texts)).item()

@@ -60,12 +60,12 @@ def test_every_kind_of_name_has_the_parameters_of_its_modules(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["vit_dwee_patch16_reg1_gap_256", "vit_so150m_patch16_reg4_gap_256"])
-def test_a_name_as_it_is_has_the_parameters_of_its_modules(name: str) -> None:
+def test_a_named_encoder_has_the_parameters_of_its_modules(name: str) -> None:
     assert list(encoder_parameters(ModelConfig(name=name))) == of_modules(encoder(ModelConfig(name=name)))
 
 
 @pytest.mark.slow
-def test_every_name_as_it_is_has_the_parameters_of_its_modules() -> None:
+def test_every_named_encoder_has_the_parameters_of_its_modules() -> None:
     for name in shapes().keys() - SIZES.keys():
         model = ModelConfig(name=name, image_size=4 * shapes()[name]["patch_size"])
         assert list(encoder_parameters(model)) == of_modules(encoder(model)), name

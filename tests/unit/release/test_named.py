@@ -69,7 +69,7 @@ def test_a_checkpoint_of_an_earlier_version_is_released_with_the_positions_that_
     assert torch.equal(encoder.pos_embed, student.encoder.state_dict()["pos_embed"])
 
 
-def test_the_card_says_what_a_run_started_from(tmp_path: Path) -> None:
+def test_the_card_names_the_weights_that_a_run_started_from(tmp_path: Path) -> None:
     shape = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
     decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     config = config_of({**shape, **decoder, "init_from": "weights/mae_pretrain_vit_base.pth"})

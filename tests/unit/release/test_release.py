@@ -54,7 +54,7 @@ def released(run: Path, out: Path, *options: str) -> Path:
     return out
 
 
-def test_a_release_says_what_it_is_and_holds_nothing_that_runs_code(run: Path, tmp_path: Path) -> None:
+def test_a_release_describes_itself_and_contains_no_code(run: Path, tmp_path: Path) -> None:
     evaluation = {
         "format": "uniemox-evaluation",
         "format_version": 1,
@@ -109,7 +109,7 @@ def test_the_step_can_be_chosen(run: Path, tmp_path: Path, step: str, expected: 
         (["--evaluation", "nowhere.json"], "--evaluation=nowhere.json: cannot be read as an evaluation"),
     ],
 )
-def test_what_is_not_there_is_one_line(
+def test_a_missing_file_is_a_one_line_error(
     run: Path, tmp_path: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(["release", str(run), str(tmp_path / "out"), *options]) == 2
@@ -152,7 +152,7 @@ def test_weights_beyond_a_format_are_refused(tmp_path: Path) -> None:
     release(tmp_path / "run", tmp_path / "out", dtype="bf16")
 
 
-def test_inspect_tells_and_verify_finds_one_altered_byte(
+def test_inspect_describes_a_release_and_verify_finds_one_altered_byte(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = released(run, tmp_path / "out")
@@ -230,7 +230,7 @@ def test_any_altered_byte_of_the_checksums_is_told(run: Path, tmp_path: Path, bi
         (lambda out: edited(out / "uniemox.json", config={}), "uniemox.json: config: "),
     ],
 )  # fmt: skip
-def test_verify_finds_what_no_checksum_tells(
+def test_verify_finds_problems_that_checksums_do_not_show(
     run: Path, tmp_path: Path, damage: Callable[[Path], None], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = released(run, tmp_path / "out")
@@ -243,7 +243,7 @@ def test_verify_finds_what_no_checksum_tells(
     assert says in lines[0]
 
 
-def test_what_is_no_picture_and_what_is_no_device_are_one_line(run: Path, tmp_path: Path) -> None:
+def test_invalid_pictures_and_devices_are_one_line_errors(run: Path, tmp_path: Path) -> None:
     out = released(run, tmp_path / "out")
     model = load_uniemox(out)
     for wrong in ([], torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "photo.jpg"):

@@ -75,7 +75,7 @@ def test_every_class_of_events_is_known_to_the_readers() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted({found.kind for found in CLASSES}))
-def test_an_event_without_facts_or_with_odd_ones_is_still_a_text_of(kind: str) -> None:
+def test_an_event_with_missing_or_odd_values_still_has_a_text(kind: str) -> None:
     keys = ("step", "ranks", "hosts", "versions", "bytes", "seconds", "removed", "loss", "median", "rank", "host", "in_a_row", "code", "error", "missing", "job_id", "nodes", "idle", "restarts", "parts", "by", "after")  # fmt: skip
     for value in (None, "x", 3, 2.5, float("nan"), [], [None], {}, {"a": 1}, True):
         text = format_event({"event": kind, **dict.fromkeys(keys, value)})

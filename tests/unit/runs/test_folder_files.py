@@ -16,7 +16,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.runs.folder import Lock, RunFolder, find_runs, open_run, read_lines
 
 
-def test_a_look_at_the_lock_tells_who_holds_it_and_leaves_it_alone(tmp_path: Path) -> None:
+def test_testing_the_lock_names_its_holder_and_does_not_take_it(tmp_path: Path) -> None:
     folder, other = RunFolder(tmp_path), RunFolder(tmp_path)
     assert folder.look_at_lock() == Lock()
     folder.lock()
@@ -52,7 +52,7 @@ def test_the_kernel_frees_the_lock_of_a_process_that_was_killed(tmp_path: Path) 
     assert RunFolder(tmp_path).look_at_lock().held is False
 
 
-def test_a_run_starts_although_someone_looks_at_its_lock_just_then(tmp_path: Path) -> None:
+def test_a_run_starts_while_another_process_tests_its_lock(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("")
     with open(tmp_path / "lock", encoding="utf-8") as look:
         fcntl.flock(look, fcntl.LOCK_SH)
@@ -102,7 +102,7 @@ def test_runs_are_found_below_a_folder_but_not_inside_each_other(tmp_path: Path)
         open_run(tmp_path / "none")
 
 
-def test_a_mistake_takes_back_only_what_the_start_has_made(tmp_path: Path) -> None:
+def test_a_user_error_removes_only_the_files_of_this_start(tmp_path: Path) -> None:
     own = tmp_path / "mine"
     (own / "logs").mkdir(parents=True)
     for name in ("logs/rank0.log", "lock", "notes.txt"):

@@ -45,7 +45,7 @@ def test_counts_and_medians_of_a_run(told: RunFolder) -> None:
     assert found.work_s == pytest.approx((162 * 40 + 5) + (135 * 40 + 8.1) + 76 * 40 + 60 * 40, abs=0.01)
 
 
-def test_numbers_of_lines_without_any_facts_are_none_or_0() -> None:
+def test_numbers_without_any_lines_are_none_or_0() -> None:
     kinds = ("start", "resume", "convert", "init", "save", "fault", "skip", "spike", "straggler", "signal", "restart", "end")  # fmt: skip  # noqa: E501
     found = History([{}, {"step": "x", "time": "y"}], [{"event": kind} for kind in kinds] + [{}])
     assert (
@@ -84,7 +84,7 @@ def test_work_is_from_each_start_to_the_last_sign_of_life_before_the_next() -> N
     ]
 
 
-def test_what_the_launcher_says_of_an_end_is_no_silent_kill() -> None:
+def test_an_end_that_the_launcher_reports_is_not_a_silent_kill() -> None:
     def restart(**facts: Any) -> list[dict[str, Any]]:
         return [
             {"time": 100, "event": "start", "step": 0},
@@ -121,7 +121,7 @@ def test_a_signal_that_ranks_and_launcher_tell_of_is_one_stop() -> None:
         ({}, False),
     ],
 )
-def test_what_ends_an_attempt(event: dict[str, Any], ends: bool) -> None:
+def test_events_that_end_an_attempt(event: dict[str, Any], ends: bool) -> None:
     assert ends_attempt(event) is ends
 
 

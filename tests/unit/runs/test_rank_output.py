@@ -40,7 +40,7 @@ def run(tmp_path: Path, rank: int, **env: str) -> tuple[str, str, str]:
     return result.stdout, result.stderr, own.read_text() if own.is_file() else ""
 
 
-def test_a_rank_of_a_job_writes_into_its_own_file_and_tells_its_end_in_the_main_log(tmp_path: Path) -> None:
+def test_a_rank_of_a_job_writes_to_its_own_file_and_its_last_error_to_the_main_log(tmp_path: Path) -> None:
     out, err, own = run(tmp_path, 3, SLURM_STEP_ID="0")
     assert out == ""
     who = f"rank 3 on {socket.gethostname()}: "

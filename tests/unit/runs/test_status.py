@@ -36,7 +36,7 @@ def look(*events: dict[str, Any], lock: Lock, now: float, **more: Any) -> dict[s
     )
 
 
-def test_a_run_that_writes_is_running_and_says_when_it_will_be_done() -> None:
+def test_a_run_that_writes_is_running_and_has_an_estimated_end() -> None:
     found = look(lock=HELD, now=1110.0)
     assert (found["state"], found["step"], found["max_steps"], found["holder"]) == (
         "running",
@@ -75,13 +75,13 @@ def test_a_free_lock_and_no_word_of_an_end_is_killed() -> None:
     assert look(lock=FREE, now=1110.0, saved=None)["remark"].endswith("has no checkpoint to continue from")
 
 
-def test_a_lock_of_another_host_that_looks_free_counts_less_than_fresh_lines() -> None:
+def test_recent_lines_take_precedence_over_a_free_lock_of_another_host() -> None:
     elsewhere = Lock(False, "far-away pid 7", 990.0)
     assert look(lock=elsewhere, now=1110.0)["state"] == "running"
     assert look(lock=elsewhere, now=1200.0)["state"] == "killed"
 
 
-def test_where_the_lock_cannot_be_told_lines_decide() -> None:
+def test_without_locks_the_lines_decide() -> None:
     assert look(lock=UNKNOWN, now=1110.0)["state"] == "running"
     found = look(lock=UNKNOWN, now=1200.0)
     assert (found["state"], found["remark"]) == (
@@ -101,7 +101,7 @@ def test_where_the_lock_cannot_be_told_lines_decide() -> None:
         ({"event": "end", "step": 400}, "complete", ""),
     ],
 )  # fmt: skip
-def test_the_last_word_counts_whatever_the_lock_says(
+def test_the_last_event_decides_even_if_the_lock_is_held(
     lock: Lock, event: dict[str, Any], state: str, remark: str
 ) -> None:
     found = look(event, lock=lock, now=9999.0)
@@ -147,7 +147,7 @@ def test_a_complete_run_that_is_started_again_stays_complete() -> None:
     assert summarize("r", longer, History([], events), FREE, Saved(400, 1399.0), 3000.0)["state"] == "killed"
 
 
-def test_no_time_is_left_to_tell_before_two_lines_of_the_attempt_that_starts() -> None:
+def test_no_time_left_is_estimated_before_two_lines_of_an_attempt() -> None:
     stopped = {"event": "signal", "signal": "SIGTERM", "step": 100, "saved": True}
     assert look(stopped, lock=Lock(True, "node1 pid 9", 2000.0), now=2010.0)["eta_s"] is None
     again = {**START, "time": 2020.0, "step": 100}
@@ -253,14 +253,14 @@ BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.
         ([{"event": "end", "step": 400}], Job(17, state="PENDING"), "complete", ""),
     ],
 )  # fmt: skip
-def test_the_job_says_what_the_folder_cannot(
+def test_the_jobs_state_completes_the_folders(
     events: list[dict[str, Any]], job: Job, state: str, remark: str
 ) -> None:
     found = look(*events, lock=FREE, now=1110.0, job=job)
     assert (found["state"], found["remark"]) == (state, remark)
 
 
-def test_no_time_is_left_to_tell_while_a_job_that_was_queued_again_starts() -> None:
+def test_no_time_left_is_estimated_while_a_requeued_job_starts() -> None:
     job = Job(17, state="RUNNING", start=1106.0)
     found = look(STOPPED, {"event": "job", "job_id": 17, "restarts": 1}, lock=FREE, now=1110.0, job=job)
     assert (found["state"], found["remark"], found["eta_s"]) == ("running", "job 17 starts", None)
@@ -285,7 +285,7 @@ def test_a_process_that_holds_the_lock_counts_more_than_any_job() -> None:
         assert look(lock=HELD, now=1110.0, job=job)["state"] == "running"
 
 
-def test_a_lock_of_another_host_that_looks_free_is_killed_once_its_job_is_gone() -> None:
+def test_a_run_with_a_free_lock_of_another_host_is_killed_once_its_job_has_ended() -> None:
     elsewhere = Lock(False, "n2 pid 7", 990.0)
     gone = Job(17, hosts=("n1", "n2"), began=980.0, state="")
     assert look(lock=elsewhere, now=1110.0, job=gone)["state"] == "killed"
@@ -295,7 +295,7 @@ def test_a_lock_of_another_host_that_looks_free_is_killed_once_its_job_is_gone()
     assert look(lock=by_hand, now=1110.0, job=Job(17, ("n1",), 995.0, state=""))["state"] == "killed"
 
 
-def test_a_run_that_is_only_submitted_is_queued_and_one_whose_job_ended_before_a_word_is_killed() -> None:
+def test_a_submitted_run_is_queued_and_one_whose_job_ended_without_an_event_is_killed() -> None:
     for job, state, remark in (
         (Job(17), "queued", "job 17 was submitted, and has written nothing yet"),
         (Job(17, state="PENDING", reason="Priority"), "queued",

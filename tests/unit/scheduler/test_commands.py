@@ -43,7 +43,7 @@ def test_a_job_that_slurm_forgot_is_no_error(tmp_path: Path, monkeypatch: pytest
     assert commands.job_states([3]) == {}
 
 
-def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_a_remark_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(commands.NoSlurm, match="squeue: there is no such command on this machine"):
         commands.job_states([1])

@@ -26,6 +26,6 @@ def test_a_list_names_its_nodes_in_order(text: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     "text", ["n[1-", "n]1[", "n[a-b]", "n[3-1]", "n1,,n2", "n[[1]]", "n[1-99999999]", "a b", "$(x)"]
 )
-def test_what_is_no_list_is_refused_with_its_text(text: str) -> None:
+def test_a_text_that_is_not_a_node_list_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(UserError, match="node list"):
         expand_hostlist(text)

@@ -69,7 +69,7 @@ def test_tasks_pack_their_parts_and_the_dependent_job_joins_them(
     assert (again.returncode, again.stdout) == (0, f"{out} is complete: nothing to do\n")
 
 
-def test_a_job_that_is_no_array_or_lacks_its_arguments_says_how(tmp_path: Path) -> None:
+def test_a_job_without_an_array_or_arguments_prints_its_usage(tmp_path: Path) -> None:
     alone = run(tmp_path, "source", "out")
     assert (alone.returncode, "sbatch --array=1-N" in alone.stderr) == (2, True)
     lacking = run(tmp_path, "source", **task(1, 2, 1))

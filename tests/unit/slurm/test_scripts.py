@@ -110,7 +110,7 @@ def test_a_fine_tuning_run_is_queued_again_as_well(tmp_path: Path) -> None:
     assert "scontrol requeue 41" in calls
 
 
-def test_a_job_that_is_cancelled_while_its_end_is_settled_is_not_queued_again(
+def test_a_job_cancelled_while_it_ends_is_not_requeued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol = FAKES["scontrol"].replace(

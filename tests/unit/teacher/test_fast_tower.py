@@ -38,7 +38,7 @@ def test_the_quick_activation_is_exact_where_it_counts() -> None:
     torch.testing.assert_close(found, x * torch.sigmoid(1.702 * x), rtol=1e-12, atol=1e-12)
 
 
-def test_weights_and_their_names_stay_and_gradients_would_be_right() -> None:
+def test_weights_names_and_gradients_are_unchanged() -> None:
     plain, quick = tower(), speed_up_tower(tower())
     assert list(plain.state_dict()) == list(quick.state_dict())
     pixels = torch.randn(2, 3, 32, 32)

@@ -109,9 +109,7 @@ def damage(folder: Path, shard: int, row: int) -> str:
     return str(index["key"][row].as_py())
 
 
-def test_each_embedding_is_the_teachers_of_the_view_as_it_is_drawn(
-    made_folder: Path, teacher: Teacher
-) -> None:
+def test_each_embedding_is_that_of_the_view_as_drawn(made_folder: Path, teacher: Teacher) -> None:
     made = views(teacher)
     reader = ShardReader.from_folder(made_folder, "DIR")
     cache = ViewCache(reader, made)
@@ -340,7 +338,7 @@ def test_a_damaged_cache_is_one_line(kind: str, cached: Path, teacher: Teacher) 
     assert_equal(files(folder), content)
 
 
-def test_a_loader_process_that_is_killed_is_one_line(folder: Path, teacher: Teacher) -> None:
+def test_a_killed_loader_process_is_a_one_line_error(folder: Path, teacher: Teacher) -> None:
     killed = teacher.embed_pictures
 
     class Killing:

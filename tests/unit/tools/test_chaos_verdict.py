@@ -122,7 +122,7 @@ def test_names_choose_faults_in_the_order_of_the_table() -> None:
     assert all(described(name) for name in FAULTS)
 
 
-def test_the_table_says_what_failed_and_what_was_left_out() -> None:
+def test_the_table_states_failed_and_skipped_faults() -> None:
     ok, failed = Outcome("1a", 0.12, 4, 2, notes=["a note"]), Outcome("6", problems=["it hung"])
     skipped = Outcome("3a", skipped="no rights")
     rows = [[c.strip() for c in line.split("|")[2:-1]] for line in table([ok, failed, skipped]).splitlines()]

@@ -21,7 +21,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return code
 
 
-def test_encoders_of_timms_stand_beside_each_other(
+def test_encoders_of_timm_are_compared(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model: Any = timm.create_model("test_vit", num_classes=0)

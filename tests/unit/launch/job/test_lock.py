@@ -52,7 +52,7 @@ def test_a_second_job_is_refused_with_the_first_ones_number(run: RunFolder, stat
 @pytest.mark.parametrize(
     "live", ["18 RUNNING 10:00", "18 RUNNING\n17 CANCELLED", "19 PENDING\n18 RUNNING UNLIMITED"]
 )
-def test_what_a_job_left_that_is_gone_is_taken_over(run: RunFolder, live: str) -> None:
+def test_the_lock_of_a_job_that_no_longer_runs_is_taken_over(run: RunFolder, live: str) -> None:
     acquire(run, own(17), LiveJobs())
     assert (
         acquire(run, own(18), LiveJobs.parse(live)) == "took the run over from job 17, which no longer runs"
@@ -60,7 +60,7 @@ def test_what_a_job_left_that_is_gone_is_taken_over(run: RunFolder, live: str) -
     assert read(run.job).job_id == 18  # type: ignore[union-attr]
 
 
-def test_a_job_that_was_queued_again_has_its_run_still(run: RunFolder) -> None:
+def test_a_requeued_job_keeps_its_run(run: RunFolder) -> None:
     acquire(run, own(17), LiveJobs())
     assert acquire(run, own(17, restarts=1), LiveJobs.parse("17 RUNNING")) is None
     assert read(run.job).restarts == 1  # type: ignore[union-attr]
@@ -92,7 +92,7 @@ def test_where_squeue_may_not_show_a_job_the_kernels_lock_decides(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "x"}', "null"])
-def test_a_file_that_says_nothing_is_replaced(run: RunFolder, text: str) -> None:
+def test_an_invalid_lock_file_is_replaced(run: RunFolder, text: str) -> None:
     run.job.write_text(text)
     assert acquire(run, own(18), LiveJobs.parse("18 RUNNING")) is None
     assert read(run.job).job_id == 18  # type: ignore[union-attr]

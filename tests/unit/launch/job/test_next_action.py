@@ -73,7 +73,7 @@ def kinds(run: RunFolder) -> list[str]:
         ("n[1-3]", 1, "3\t3\t1", None),
     ],
 )
-def test_an_attempt_uses_the_largest_legal_ranks_and_says_what_is_idle(
+def test_an_attempt_uses_the_largest_legal_ranks_and_reports_idle_tasks(
     run: RunFolder, nodes: str, each: int, line: str, idle: str | None
 ) -> None:
     begun = started(run, SLURM_JOB_NODELIST=nodes, SLURM_NTASKS_PER_NODE=str(each))
@@ -103,12 +103,12 @@ def test_of_uneven_nodes_each_has_the_tasks_that_all_have(run: RunFolder) -> Non
         ({"SLURM_GPUS_ON_NODE": "1"}, "--ntasks-per-node=2: a node has 1 GPUs"),
     ],
 )
-def test_what_is_no_allocation_for_ranks_is_refused(env: dict[str, str], says: str) -> None:
+def test_an_allocation_that_cannot_hold_the_ranks_is_refused(env: dict[str, str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Allocation.from_env({**ENV, **env})
 
 
-def test_gpus_without_a_task_are_said_to_be_idle(run: RunFolder) -> None:
+def test_gpus_without_a_task_are_reported_as_idle(run: RunFolder) -> None:
     [remark] = started(run, SLURM_GPUS_ON_NODE="8", SLURM_JOB_NODELIST="n1").remarks
     assert "a node has 8 GPUs and --ntasks-per-node=2" in remark
 
@@ -149,7 +149,7 @@ def test_a_time_limit_within_the_signals_lead_is_refused_and_nothing_is_made(
         (1, True, RUNNING, "again", True),
     ],
 )
-def test_what_follows_an_exit_code(
+def test_each_exit_code_leads_to_its_next_action(
     run: RunFolder, code: int, save: bool, state: str, line: str, keeps: bool
 ) -> None:
     run.create()
@@ -195,7 +195,7 @@ def test_a_users_mistake_is_one_also_where_srun_killed_the_other_ranks(run: RunF
     assert settled(run, 137)[0] == "end 2"
 
 
-def test_a_save_counts_also_if_the_run_went_on_from_an_older_checkpoint_than_the_newest(
+def test_a_save_counts_also_after_resuming_an_older_checkpoint(
     run: RunFolder,
 ) -> None:
     run.create()
@@ -248,7 +248,7 @@ def test_a_job_whose_nodes_fail_every_time_is_not_queued_again_for_ever(run: Run
     assert started(run, SLURM_JOB_ID="18", live="18 RUNNING").ranks == 6  # a person submits it once more
 
 
-def test_requeues_after_complete_saves_may_go_on_for_ever(run: RunFolder) -> None:
+def test_requeues_after_complete_saves_are_not_limited(run: RunFolder) -> None:
     for restarts in range(5):
         started(run, SLURM_RESTART_COUNT=str(restarts))
         saved(run, restarts + 1)

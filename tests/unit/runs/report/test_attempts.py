@@ -53,7 +53,7 @@ def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
     }
 
 
-def test_the_page_says_what_the_drawing_shows_and_names_slow_hosts(told: RunFolder) -> None:
+def test_the_page_describes_the_timeline_and_names_slow_hosts(told: RunFolder) -> None:
     text = section(told)
     assert (
         "Events below: saves (17), skipped (2), spikes (1), slow ranks (3), pictures replaced (1), "
@@ -139,7 +139,7 @@ def test_a_row_of_events_has_its_sentence_and_the_facts_that_it_leaves_out() -> 
     )
 
 
-def test_the_page_tells_a_run_that_trains_from_one_that_was_killed(tmp_path: Path) -> None:
+def test_the_page_distinguishes_a_running_run_from_a_killed_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
     folder.lock()
@@ -199,6 +199,6 @@ def test_attempts_of_odd_events_are_still_rows() -> None:
     assert (row["hosts"], row["ranks"], row["stage"], row["job"]) == ("n1", "2", "", "null")
 
 
-def test_requeues_are_a_figure_where_there_are_some() -> None:
+def test_requeues_are_shown_if_there_are_any() -> None:
     events = [{"event": "start", "time": 1.0}, {"event": "requeue", "time": 2.0}]
     assert ("Requeues", "1", "of its job", "") in figures(History([], events))

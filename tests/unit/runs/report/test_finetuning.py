@@ -79,7 +79,7 @@ def test_several_labels_and_dimensions_without_a_test_split(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("result", ["", "[]", '{"format": "uniemox-finetune", "format_version": 2}'])
-def test_a_result_that_is_none_yet_is_left_out(tmp_path: Path, result: str) -> None:
+def test_a_missing_result_is_left_out(tmp_path: Path, result: str) -> None:
     page = page_of(tmp_path / "fine", result)
     assert "UniEmoX fine-tuning run" in page
     assert 'id="result"' not in page

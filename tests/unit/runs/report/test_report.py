@@ -150,7 +150,7 @@ def test_a_resumed_run_keeps_the_later_line_of_each_step(folder: RunFolder) -> N
     assert (past.resumes, past.skips) == ([6], [13])
 
 
-def test_lines_beyond_a_resumed_checkpoint_are_gone_before_they_are_overtaken() -> None:
+def test_lines_beyond_a_resumed_checkpoint_are_discarded_at_once() -> None:
     lines = [metric(s, 100 + s) for s in range(1, 9)]
     starts = [{"time": 100, "event": "start", "step": 0}, {"time": 200, "event": "start", "step": 6}]
     assert [line["step"] for line in History(lines, starts).lines] == [1, 2, 3, 4, 5, 6]
@@ -166,7 +166,7 @@ def test_lines_beyond_a_resumed_checkpoint_are_gone_before_they_are_overtaken() 
     ]
 
 
-def test_a_lost_start_event_still_gives_no_zigzag() -> None:
+def test_a_lost_start_event_gives_no_repeated_steps() -> None:
     steps = [1, 2, 3, 4, 3, 4, 5]
     past = History([metric(s, 100 + i, loss=i) for i, s in enumerate(steps)], [])
     assert [(line["step"], line["loss"]) for line in past.lines] == [(1, 0), (2, 1), (3, 4), (4, 5), (5, 6)]
@@ -212,11 +212,11 @@ def test_numbers_are_shown_short(value: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(16.4, "16 s"), (61, "1 min 01 s"), (3720, "1 h 02 min"), (90000, "1 d 1 h")]
 )
-def test_durations_are_said_in_words(seconds: float, text: str) -> None:
+def test_durations_are_formatted_with_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
+def test_the_first_sentence_describes_the_run(folder: RunFolder) -> None:
     about: dict[str, Any] = {
         "format": "uniemox-checkpoint",
         "format_version": 1,
@@ -245,7 +245,7 @@ def test_the_first_sentence_says_what_was_run(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(("source", "words"), [("live", "(live)"), ("cache", "(cached views)")])
-def test_the_first_sentence_says_where_the_teachers_embeddings_came_from(
+def test_the_first_sentence_names_the_source_of_the_teachers_embeddings(
     folder: RunFolder, source: str, words: str
 ) -> None:
     write_event(folder, "start", step=20, ranks=3, precision="bf16", teacher=source, host="node7")
@@ -253,7 +253,7 @@ def test_the_first_sentence_says_where_the_teachers_embeddings_came_from(
     assert f"learns from the teacher shipped:demo {words} on 3 ranks" in text
 
 
-def test_a_complete_run_that_is_started_again_is_still_complete(folder: RunFolder) -> None:
+def test_a_complete_run_that_is_started_again_stays_complete_on_the_page(folder: RunFolder) -> None:
     write_event(folder, "start", step=20, ranks=3, precision="bf16", host="node7")
     folder.metrics.unlink()
     assert "Statecomplete" in Page(write_report(folder.path)).text
@@ -391,7 +391,7 @@ def test_events_are_shortened(folder: RunFolder) -> None:
     assert "x" * 241 not in page.text
 
 
-def test_a_run_that_has_only_begun_says_so(tmp_path: Path) -> None:
+def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
     found = RunFolder(tmp_path / "young")
     found.create()
     write_text(found.config, dump_yaml(config()))
@@ -406,7 +406,7 @@ def test_a_run_that_has_only_begun_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "words\n", "model: 3\nloss: no\n", "model: {width: 3}\n"])
-def test_a_configuration_that_is_none_costs_only_what_it_would_tell(folder: RunFolder, text: str) -> None:
+def test_an_invalid_configuration_leaves_out_only_its_own_facts(folder: RunFolder, text: str) -> None:
     folder.config.write_text(text)
     page = Page(write_report(folder.path)).text
     assert "Total loss" in page
@@ -464,7 +464,7 @@ def look(folder: RunFolder, step: int, student: list[str], *, teacher: bool = Tr
     write_json(folder.samples / f"step_{step:08d}.json", {**about, "pictures": [first, second]})
 
 
-def test_nearest_texts_are_shown_at_the_first_and_newest_look_beside_the_teachers(folder: RunFolder) -> None:
+def test_nearest_texts_of_the_first_and_newest_step_are_shown_beside_the_teachers(folder: RunFolder) -> None:
     look(folder, 5, ["a bus", "a car", "a road"], rank=200)
     look(folder, 10, ["never shown"] * 3)
     look(folder, 20, ["a cat", "a tree", "a car"], rank=2)
@@ -486,7 +486,7 @@ def test_nearest_texts_are_shown_at_the_first_and_newest_look_beside_the_teacher
     assert "#texts" in {a.get("href") for a in page.all("a")}
 
 
-def test_nearest_texts_without_a_teacher_at_hand_and_of_other_pictures(folder: RunFolder) -> None:
+def test_nearest_texts_are_shown_without_a_teacher_and_not_for_other_pictures(folder: RunFolder) -> None:
     look(folder, 20, ["a cat", "a tree", "a car"], teacher=False)
     before = json.loads((folder.samples / "step_00000020.json").read_text())
     write_json(folder.samples / "step_00000005.json", {**before, "step": 5, "texts": 299})
@@ -500,7 +500,7 @@ def test_a_run_without_texts_has_no_such_section(folder: RunFolder) -> None:
     assert "texts" not in {h.get("id") for h in Page(write_report(folder.path)).all("h2")}
 
 
-def test_the_page_says_which_masks_fusion_losses_and_teacher(folder: RunFolder) -> None:
+def test_the_page_names_masks_fusion_losses_and_teacher(folder: RunFolder) -> None:
     text = Page(write_report(folder.path)).text
     assert "Losses L1 relation, L2 similarity, L3 reconstruction (L1 as cosine over the global batch)" in text
     assert "Masks random patches, 75 % (of each view)" in text
@@ -532,7 +532,7 @@ def test_the_page_says_which_masks_fusion_losses_and_teacher(folder: RunFolder) 
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", "7", '{"command": 3, "versions": ["torch"], "cores": {"a": 1}}', "\xff"]
 )
-def test_a_damaged_environment_costs_only_what_it_would_tell(folder: RunFolder, text: str) -> None:
+def test_a_damaged_environment_leaves_out_only_its_own_facts(folder: RunFolder, text: str) -> None:
     folder.environment.write_bytes(text.encode("latin-1"))
     page = Page(write_report(folder.path)).text
     assert "Total loss" in page
@@ -553,7 +553,7 @@ def test_the_newest_submission_that_can_be_read_is_shown(folder: RunFolder) -> N
     assert "job ids17 nodes2-4" in page
 
 
-def test_curves_say_how_the_run_went_on_and_where_the_loss_leapt() -> None:
+def test_curves_mark_resumes_and_loss_spikes() -> None:
     def at(step: int) -> dict[str, Any]:
         return {"event": "resume", "step": step}
 

@@ -68,7 +68,7 @@ def test_the_astronaut_is_found_where_she_is(detector: PersonDetector) -> None:
     assert person.labels == {}
 
 
-def test_boxes_are_fractions_of_the_whole_picture_whatever_its_aspect(detector: PersonDetector) -> None:
+def test_boxes_are_fractions_of_the_whole_picture_for_any_aspect(detector: PersonDetector) -> None:
     wide = np.full((512, 768, 3), 255, np.uint8)
     wide[:, 256:] = picture_of("astronaut")
     [[person]] = detector.detect([wide])
@@ -109,7 +109,7 @@ def test_a_picture_with_swapped_channels_loses_its_person(detector: PersonDetect
     assert swapped == []
 
 
-def test_what_is_found_does_not_depend_on_batch_mates_or_threads(detector: PersonDetector) -> None:
+def test_detections_do_not_depend_on_other_pictures_or_threads(detector: PersonDetector) -> None:
     astronaut, coffee, cameraman = map(picture_of, ("astronaut", "coffee", "camera"))
     pictures = [astronaut, coffee, cameraman[100:], astronaut[:, 50:]]
     together = detector.detect(pictures)
@@ -237,7 +237,7 @@ def test_a_person_with_a_score_beyond_0_and_1_is_refused(score: float) -> None:
 
 
 @pytest.mark.parametrize("spec", ["none", "source"])
-def test_none_and_source_find_nobody(spec: str) -> None:
+def test_none_and_source_detect_no_persons(spec: str) -> None:
     nobody = make_detector(spec)
     assert isinstance(nobody, NoDetector)
     assert nobody.name == spec

@@ -155,9 +155,7 @@ def test_the_rectangle_is_found_where_it_is_in_wide_tall_and_square_pictures(
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 300), (300, 100), (500, 333), (7, 90)])
-def test_boxes_are_fractions_of_the_picture_whatever_its_size(
-    height: int, width: int, tmp_path: Path
-) -> None:
+def test_boxes_are_fractions_of_pictures_of_any_size(height: int, width: int, tmp_path: Path) -> None:
     detector = make_detector(red_rectangle(tmp_path / "red.onnx", "v8", size=(96, 128)))
     box = (width // 4, height // 3, width * 3 // 4, height)
     [[person]] = detector.detect([picture(height, width, box)])
@@ -275,14 +273,14 @@ def refusal(spec: str) -> str:
     return message
 
 
-def test_a_missing_file_and_one_that_is_no_onnx_are_user_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_one_that_is_not_onnx_are_user_errors(tmp_path: Path) -> None:
     assert "cannot be read (No such file" in refusal(f"onnx:{tmp_path / 'none.onnx'}")
     for content in (b"", b"this is no graph"):
         (tmp_path / "text.onnx").write_bytes(content)
         assert "is rejected by onnxruntime (" in refusal(f"onnx:{tmp_path / 'text.onnx'}")
 
 
-def test_the_shipped_nanodet_is_told_by_its_own_name(tmp_path: Path) -> None:
+def test_the_shipped_nanodet_is_recognised_and_its_name_suggested(tmp_path: Path) -> None:
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(shipped_weights())
     with pytest.raises(

@@ -20,7 +20,7 @@ def keys(folder: Path, tar: str) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_tar_that_is_not_whole_leaves_no_file_behind(
+def test_a_truncated_tar_leaves_no_file(
     workers: int, photo_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(photo_shards / "000000.tar", tmp_path / "a.tar")
@@ -84,7 +84,7 @@ def test_names_that_no_manifest_can_hold_and_folders_called_tar(photo_shards: Pa
     assert str(caught.value).isprintable()
 
 
-def test_what_a_killed_index_left_is_cleared(photo_shards: Path, tmp_path: Path) -> None:
+def test_remains_of_a_killed_index_are_cleared(photo_shards: Path, tmp_path: Path) -> None:
     shutil.copy(photo_shards / "000000.tar", tmp_path / "a.tar")
     (tmp_path / ".index.tmp/index").mkdir(parents=True)
     (tmp_path / ".index.tmp/index/z.parquet").write_text("half")

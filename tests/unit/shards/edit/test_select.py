@@ -192,7 +192,9 @@ def test_the_commands_print_their_results(
     ]
 
 
-def test_a_repacked_selection_is_what_plain_readers_see(photo_shards: Path, tmp_path: Path) -> None:
+def test_plain_readers_see_only_the_samples_of_a_repacked_selection(
+    photo_shards: Path, tmp_path: Path
+) -> None:
     """Links keep whole tars, so that readers without an index see everything: repacking or --copy makes them small."""
     select(photo_shards, tmp_path / "linked", labels=("people",))
     result = pack(
@@ -232,7 +234,7 @@ def test_shares_that_cannot_be_given_are_refused(text: str, says: str) -> None:
         (["shards", "index", "x", "--check", "all"], "Invalid value for '--check': 'all' is not one of"),
     ],
 )
-def test_a_command_line_that_is_none_is_one_line_that_names_the_help(
+def test_an_invalid_command_line_is_one_line_that_names_the_help(
     arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments) == EXIT_USER

@@ -42,7 +42,7 @@ def test_an_indexed_folder_states_one(photo_shards: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "  ", "two\nlines", "x" * 201])
-def test_what_is_no_line_is_refused(
+def test_an_invalid_line_is_refused(
     text: str, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["shards", "pack", str(photo_folder), str(tmp_path / "out"), "--layout", "folder"]

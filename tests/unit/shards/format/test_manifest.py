@@ -109,7 +109,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", [1, "000000.tar", [], {}, {**asdict(FIRST), "more": 1}])
-def test_an_entry_that_is_no_shard_is_refused(tmp_path: Path, entry: Any) -> None:
+def test_an_entry_that_is_not_a_shard_is_refused(tmp_path: Path, entry: Any) -> None:
     edit(tmp_path, shards=[asdict(FIRST), entry])
     with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest .* is not a shard"):
         read_manifest(tmp_path)
@@ -199,7 +199,7 @@ def test_a_newer_or_foreign_format_is_refused(tmp_path: Path, changes: dict[str,
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"format": "uniemox-shards", "format_version": "1"}', "\ufeff{}"]
 )
-def test_a_file_that_is_no_manifest_is_a_user_error(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_manifest_is_a_user_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"manifest\.json: not a readable manifest"):
         read_manifest(tmp_path)
@@ -245,7 +245,7 @@ def test_the_documented_manifest_has_the_documented_identity(tmp_path: Path) -> 
     assert json.loads((tmp_path / "sizes.json").read_text()) == {"000000.tar": 11}
 
 
-def test_the_documented_sample_is_what_the_code_writes() -> None:
+def test_the_code_writes_the_documented_sample() -> None:
     persons = tuple(Person.from_json(person) for person in SAMPLE["persons"])
     fields = {**SAMPLE, "captions": tuple(SAMPLE["captions"]), "persons": persons}
     assert Sample(key="k", image=b"", extension="webp", **fields).to_json() == SAMPLE

@@ -47,7 +47,7 @@ def test_any_other_name_becomes_16_hex_digits_of_its_hash(name: str) -> None:
     assert make_key(name) == hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def test_the_json_of_a_sample_is_what_the_format_says() -> None:
+def test_the_json_of_a_sample_matches_the_format() -> None:
     assert sample().to_json() == {
         "label": "cat",
         "attributes": {"place": "Zürich", "age": 3},

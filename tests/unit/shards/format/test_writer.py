@@ -98,7 +98,7 @@ def test_the_index_keeps_every_column_and_its_type(tmp_path: Path) -> None:
     assert (second["label"], second["captions"], second["persons"]) == (None, [], [])
 
 
-def test_entries_state_the_hashes_of_what_was_written(tmp_path: Path) -> None:
+def test_entries_state_the_hashes_of_the_written_files(tmp_path: Path) -> None:
     entries = write(tmp_path, [sample(f"k{i}", captions=("c",)) for i in range(5)], shard_samples=2).entries
     assert [(e.name, e.samples) for e in entries] == [("000000.tar", 2), ("000001.tar", 2), ("000002.tar", 1)]
     for entry in entries:

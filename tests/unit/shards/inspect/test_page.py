@@ -67,9 +67,7 @@ def test_shards_in_quarantine_do_not_count_as_packed(packed: Path) -> None:
     assert "duplicate 2 " in refused
 
 
-def test_nothing_is_said_of_a_whole_pack_that_refused_nothing_but_that(
-    photo_shards: Path, tmp_path: Path
-) -> None:
+def test_a_pack_without_refusals_is_reported_as_such(photo_shards: Path, tmp_path: Path) -> None:
     select(photo_shards, tmp_path / "some", labels=("people",))
     assert page(photo_shards.parent / photo_shards.name) == (
         "; of 20 records all were packed.",

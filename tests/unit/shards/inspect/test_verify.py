@@ -178,7 +178,7 @@ def test_the_page_holds_every_label_and_its_pictures(tiny_data: Path, tmp_path: 
     assert again.read_text(encoding="utf-8") == page
 
 
-def test_the_page_escapes_what_comes_from_outside_and_survives_damage(tmp_path: Path) -> None:
+def test_the_page_escapes_foreign_texts_and_survives_damage(tmp_path: Path) -> None:
     from skimage import data
 
     from shards.pack.pipeline import PackSettings, pack

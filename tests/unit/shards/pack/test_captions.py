@@ -162,7 +162,7 @@ def test_empty_values_count_as_unknown(tmp_path: Path, value: Any) -> None:
         ("hourglass", "An hourglass"),
     ],
 )
-def test_the_article_goes_by_what_follows(tmp_path: Path, word: str, said: str) -> None:
+def test_the_article_depends_on_the_next_word(tmp_path: Path, word: str, said: str) -> None:
     assert made(tmp_path, 'templates: ["a(n) {x}"]').captions((), None, {"x": word}) == (said,)
 
 
@@ -180,7 +180,7 @@ def test_a_captioner_survives_pickling_and_names_its_templates(tmp_path: Path) -
     assert captioner.identity == {"given": "keep", "templates": ["{label}"], "fields": {}}
 
 
-def test_none_leaves_captions_alone() -> None:
+def test_without_a_captioner_captions_are_unchanged() -> None:
     assert load_captioner(None) is load_captioner("none") is None
 
 

@@ -187,7 +187,7 @@ def test_nothing_is_made_of_a_tar_of_another_size(data: Path, capfd: pytest.Capt
     fails(MAKING, data, capfd, names=f"DIR={data}: {TAR} is missing")
 
 
-def test_copying_looks_at_every_picture(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_copying_checks_every_picture(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     row = read_index(data / INDEX).to_pylist()[3]
     with open(data / TAR, "r+b") as file:
         file.seek(row["image_offset"] + 100)
@@ -201,7 +201,7 @@ def test_copying_looks_at_every_picture(data: Path, capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("damage", ["bytes", "columns", "null"])
-def test_a_list_of_refusals_that_is_none_is_named(
+def test_an_invalid_list_of_refusals_is_named(
     damage: str, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = data / "rejected.parquet"
@@ -254,7 +254,7 @@ def test_a_second_quarantine_adds_to_the_first(data: Path) -> None:
     assert index_path(data / "quarantine", "000002.tar").is_file()
 
 
-def test_a_worker_that_is_killed_is_one_line_and_no_mistake_of_the_user() -> None:
+def test_a_killed_worker_is_a_one_line_fault_and_not_a_user_error() -> None:
     assert list(map_in_order(abs, [(1,), (-2,)], workers=0)) == [1, 2]
     with pytest.raises(Fault, match=r"a worker died .* start again with fewer --workers"):
         list(map_in_order(os._exit, [(9,)], workers=1))

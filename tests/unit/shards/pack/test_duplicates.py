@@ -68,7 +68,7 @@ def test_the_same_picture_with_another_label_is_a_conflict(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_across_splits_the_test_copy_stays_whatever_the_order(seed: int, tmp_path: Path) -> None:
+def test_across_splits_the_test_copy_stays_in_any_order(seed: int, tmp_path: Path) -> None:
     rows = [
         {"key": f"{split}{i}", "image": picture(i), "split": split, "label": label}
         for i in range(3)
@@ -116,9 +116,7 @@ def parts(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_merged_parts_hold_each_picture_once_and_count_what_is_left(
-    parts: list[Path], tmp_path: Path
-) -> None:
+def test_merged_parts_contain_each_picture_once_and_count_the_rest(parts: list[Path], tmp_path: Path) -> None:
     result = merge(tmp_path / "out", parts)
     assert result.records == 48 == sum(result.packed.values()) + sum(result.refused.values())
     assert result.packed == {"test": 10, "train": 30}
@@ -158,9 +156,7 @@ def test_merging_links_tars_and_the_parts_can_go(parts: list[Path], tmp_path: Pa
     assert reader.manifest.identity == before
 
 
-def test_merging_again_gives_the_same_identity_whatever_the_order_of_parts(
-    parts: list[Path], tmp_path: Path
-) -> None:
+def test_merging_gives_the_same_identity_for_any_order_of_parts(parts: list[Path], tmp_path: Path) -> None:
     merge(tmp_path / "a", parts)
     merge(tmp_path / "b", parts[::-1])
     for split in ("train", "test"):

@@ -99,7 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_what_is_damaged_and_all_after_it_are_packed_again(
+def test_a_damaged_shard_and_all_later_ones_are_packed_again(
     case: str, stopped: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
     damage, kept = DAMAGE[case]
@@ -132,7 +132,7 @@ def test_without_its_plan_an_interrupted_pack_is_refused_in_one_line(
     }
 
 
-def test_what_differs_besides_settings_is_named(tmp_path: Path) -> None:
+def test_differences_besides_the_settings_are_named(tmp_path: Path) -> None:
     plan = {"settings": {"seed": 0}, "part": None, "captions": {"a": 1}, "detector": {}, "source_sha256": "x"}
     Journal(tmp_path, plan).path.write_text("steps")
     for change, says in (

@@ -171,7 +171,7 @@ def test_a_split_that_is_called_like_a_file_of_ours_is_refused(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", [".work", ".partial", "x" * 201, "a/b", "ä"])
-def test_a_split_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_split_that_is_not_a_folder_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a folder name; use only letters, digits"):
         listed(tmp_path, [Record("a", "x", split=name)])
 

@@ -165,7 +165,7 @@ def test_each_bad_picture_is_refused_with_its_reason_and_the_rest_is_packed(
     assert provenance["settings"]["source"] == str(mixed_table)
 
 
-def test_the_second_record_of_a_key_is_refused_whatever_its_split(tmp_path: Path) -> None:
+def test_the_second_record_of_a_key_is_refused_in_any_split(tmp_path: Path) -> None:
     rows = [{"key": "same", "image": jpeg(i), "split": split} for i, split in enumerate(("train", "test"))]
     rows.append({"key": "other", "image": jpeg(2), "split": "train"})
     result = pack_table(table(tmp_path / "t.parquet", rows), tmp_path / "out")
@@ -207,7 +207,7 @@ def test_a_folder_of_splits_and_labels_is_packed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["../x", "a/b", ".hidden", "..", "-x", "a b", "x\n"])
-def test_a_split_that_is_no_folder_name_is_refused(split: str, tmp_path: Path) -> None:
+def test_a_split_that_is_not_a_folder_name_is_refused(split: str, tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", [{"key": "a", "image": JPEG, "split": split}])
     with pytest.raises(UserError, match="not a folder name; use only letters, digits"):
         pack_table(path, tmp_path / "sub/out")
@@ -279,7 +279,7 @@ def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("packing:")]
 
 
-def test_the_command_packs_counts_and_refuses_to_touch_what_is_there(
+def test_the_command_packs_counts_and_does_not_overwrite(
     emoji_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -382,7 +382,7 @@ def test_stats_of_no_data_end_with_2_and_one_line(
 
 
 @pytest.mark.parametrize(("data_", "reason"), BAD.values(), ids=BAD)
-def test_decoding_names_what_is_wrong(data_: bytes, reason: str) -> None:
+def test_decoding_names_the_problem(data_: bytes, reason: str) -> None:
     with pytest.raises(BadPicture) as caught:
         decode_picture(data_)
     assert caught.value.reason == reason

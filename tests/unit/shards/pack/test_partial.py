@@ -71,7 +71,7 @@ def test_a_link_to_a_folder_is_packed_into_and_stays_a_link(emoji_table: Path, t
     assert [folder.name for folder in manifest_folders(tmp_path / "real")] == ["test", "train"]
 
 
-def test_a_folder_that_is_there_keeps_its_permissions(emoji_table: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_keeps_its_permissions(emoji_table: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o2750)
     (tmp_path / "out").chmod(0o2750)
     before = (tmp_path / "out").stat()

@@ -280,7 +280,7 @@ def test_unreadable_exif_is_ignored(check: str, tmp_path: Path, capfd: pytest.Ca
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_upright_pixels_are_those_that_pillow_turns(form: str, orientation: int) -> None:
+def test_upright_pixels_equal_pillows(form: str, orientation: int) -> None:
     from PIL import ImageOps
 
     exif = Image.Exif()

@@ -207,7 +207,9 @@ def test_coco_years_that_share_pictures_are_not_mixed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_malformed_coco_file_is_named_with_what_is_wrong(tmp_path: Path, content: str, phrase: str) -> None:
+def test_a_malformed_coco_file_is_reported_with_its_problem(
+    tmp_path: Path, content: str, phrase: str
+) -> None:
     path = coco(tmp_path) / "annotations/captions_val2017.json"
     path.write_text(content)
     text = error_of("coco", tmp_path)
@@ -221,7 +223,7 @@ def test_coco_boxes_come_with_the_size_of_the_picture_that_they_were_drawn_in(tm
     assert {record.boxes_size for record in records("coco", tmp_path)} == {None}
 
 
-def test_a_coco_caption_that_is_null_is_none_and_one_that_is_no_text_is_malformed(tmp_path: Path) -> None:
+def test_a_null_coco_caption_is_ignored_and_one_that_is_not_a_text_is_malformed(tmp_path: Path) -> None:
     path = coco(tmp_path) / "annotations/captions_val2017.json"
     content = coco_captions()
     content["annotations"][3]["caption"] = None
@@ -692,7 +694,7 @@ def test_emotic_mat_structs_become_one_record_per_picture(tmp_path: Path, where:
     assert "a person's box is (x1, y1, x2, y2)" in swapped.refused[1]
 
 
-def test_emotic_takes_the_annotators_combined_labels_and_joins_them_where_none_are(tmp_path: Path) -> None:
+def test_emotic_uses_combined_labels_or_joins_those_of_the_annotators(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "Annotations.mat", annotations_mat())
     val, test = records("emotic", tmp_path)[-2:]
     assert val.persons is not None
@@ -721,7 +723,7 @@ def test_an_emotic_mat_with_an_unknown_category_names_picture_and_category(tmp_p
     )
 
 
-def test_a_mat_that_is_damaged_or_not_emotic_says_so(tmp_path: Path) -> None:
+def test_a_mat_that_is_damaged_or_not_emotic_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "Annotations.mat"
     path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     assert f"{path}: not a MATLAB 5 file" in error_of("emotic", tmp_path)
@@ -729,7 +731,9 @@ def test_a_mat_that_is_damaged_or_not_emotic_says_so(tmp_path: Path) -> None:
     assert f"{path}: has faces instead of train, val or test" in error_of("emotic", tmp_path)
 
 
-def test_a_mat_without_scipy_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mat_without_scipy_names_the_extra_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "Annotations.mat").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     assert 'scipy is not installed; run pip install -e ".[emotic]" in your clone of uniemox-dist' in error_of(

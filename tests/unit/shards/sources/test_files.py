@@ -28,7 +28,7 @@ def test_a_file_is_called_by_its_path_below_the_source(source: str, path: str, n
     assert name_below(Path(path), source) == name
 
 
-def test_what_a_pattern_matches_is_called_by_what_the_pattern_left_open(
+def test_files_of_a_pattern_are_named_below_its_fixed_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a/x.tar", "b/x.tar"):

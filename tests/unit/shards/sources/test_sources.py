@@ -56,7 +56,7 @@ def test_top_folders_called_like_splits_are_splits_and_those_below_labels(tmp_pa
     assert all(record.image == str(tmp_path / name) for name, record in found.items())
 
 
-def test_top_folders_none_of_which_is_called_like_a_split_are_labels(tmp_path: Path) -> None:
+def test_top_folders_without_a_split_name_are_labels(tmp_path: Path) -> None:
     tree(tmp_path, "trains/a/1.jpg", "joy/2.jpg", "3.jpg")
     found = by_name(records("folder", tmp_path))
     assert {name: (r.split, r.label) for name, r in found.items()} == {
@@ -96,7 +96,7 @@ def test_unicode_dotted_and_spaced_names_stay_as_they_are(tmp_path: Path) -> Non
     assert {r.label for r in found.values()} == {"Freude ü", "喜び", "a.b"}
 
 
-def test_a_file_name_that_is_no_utf8_is_escaped_and_still_readable(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_escaped_and_readable(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.jpg"
     with open(path, "wb") as file:
         file.write(b"x")
@@ -300,13 +300,13 @@ def test_a_picture_column_of_numbers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
-def test_a_file_that_is_no_table_is_a_user_error(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_a_table_is_a_user_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=f"SOURCE=.*{name}: not a readable table"):
         records("table", tmp_path / name)
 
 
-def test_a_missing_table_names_what_can_be_given(tmp_path: Path) -> None:
+def test_a_missing_table_error_lists_valid_sources(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"no such table; give a \.parquet or \.csv file, a folder of \.parquet files, or shipped:",
@@ -320,7 +320,7 @@ def test_an_unknown_layout_lists_the_valid_ones() -> None:
     assert str(caught.value) == "--layout=zip: not known; valid are coco, emoset, emotic, folder, table, wds"
 
 
-def test_the_shipped_table_holds_what_its_readme_says() -> None:
+def test_the_shipped_table_matches_its_readme() -> None:
     folder = Path(shards.sources.__file__).parents[1] / "demo"
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert sha256_file(folder / "fluent_emoji.parquet") in readme

@@ -76,7 +76,7 @@ def test_each_is_refused_with_its_field(case: str) -> None:
     assert (record.captions, record.attributes, record.persons) == ((), {}, None)
 
 
-def test_a_name_keeps_what_can_be_written() -> None:
+def test_a_name_keeps_all_characters_that_can_be_written() -> None:
     record = validate_record(Record(f"ä/{HALF}", "x.jpg", label="joy", split="train"))
     assert record == Record(
         "ä/\\ud83d",
@@ -94,7 +94,7 @@ def test_a_record_that_was_refused_keeps_its_reason() -> None:
     assert record == Record("\\ud83d", Cell("t", "c", 0, 1), refused=("label", "label \\ud83d"))
 
 
-def test_what_can_be_written_passes_as_it_is() -> None:
+def test_writable_values_pass_unchanged() -> None:
     attributes = {"a": nested(MAX_DEPTH - 1), "b": [1.5, None, True, "ü😀", {"c": 10**30}], "d": (1, 2)}
     record = Record(
         "ü",
@@ -119,7 +119,7 @@ json_values = st.recursive(
 @given(
     st.dictionaries(st.text(max_size=3), json_values, max_size=3), st.text(), st.lists(st.text(), max_size=2)
 )
-def test_whatever_passes_can_be_encoded(attributes: dict[str, Any], name: str, captions: list[str]) -> None:
+def test_values_that_pass_can_be_encoded(attributes: dict[str, Any], name: str, captions: list[str]) -> None:
     record = validate_record(Record(name, "x", captions=tuple(captions), attributes=attributes, label=name))
     sample = Sample(
         "key",

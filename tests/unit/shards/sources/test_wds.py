@@ -91,7 +91,7 @@ def downloaded(tmp_path: Path) -> Path:
     return folder
 
 
-def test_img2datasets_tars_bring_captions_and_what_stands_in_json_and_parquet(downloaded: Path) -> None:
+def test_img2datasets_tars_give_captions_and_the_fields_of_json_and_parquet(downloaded: Path) -> None:
     found = records(downloaded)
     assert [record.name for record in found] == [
         f"{s:05d}.tar/{s:05d}{i:04d}" for s in (0, 1) for i in range(3)
@@ -184,7 +184,7 @@ REASONS = {
 }
 
 
-def test_what_cannot_be_used_is_refused_with_its_reason_and_nothing_is_extracted(tmp_path: Path) -> None:
+def test_unusable_members_are_refused_with_a_reason_and_nothing_is_extracted(tmp_path: Path) -> None:
     write_tar(tmp_path / "in/deep/a.tar", BAD_MEMBERS)
     before = sorted(tmp_path.rglob("*"))
     result = pack(PackSettings(str(tmp_path / "in/deep/a.tar"), "wds", persons="none"), tmp_path / "out")
@@ -221,7 +221,7 @@ def test_a_picture_with_dots_in_its_name_brings_the_texts_that_share_them(tmp_pa
     assert (plain.name, plain.refused, bytes_of(plain)) == ("a.tar/mask", None, jpeg(4))
 
 
-def test_links_inside_of_tars_are_refused_and_never_left_out(tmp_path: Path) -> None:
+def test_links_inside_tars_are_refused_and_listed(tmp_path: Path) -> None:
     members: list[tuple[str, bytes | str]] = [
         ("real.jpg", jpeg(1)),
         ("hard.jpg", "real.jpg"),
@@ -353,7 +353,7 @@ def cut(path: Path, at: int) -> Path:
     return path
 
 
-def test_a_tar_that_is_not_whole_is_named_wherever_it_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_tar_is_named_wherever_it_was_cut(tmp_path: Path) -> None:
     members = {f"{i}.{e}": jpeg(i) if e == "jpg" else b"c" for i in range(3) for e in ("jpg", "txt")}
     whole = write_tar(tmp_path / "a.tar", members)
     ends = [(group.offset, group.end) for group in read_groups(whole)]
@@ -365,7 +365,9 @@ def test_a_tar_that_is_not_whole_is_named_wherever_it_was_cut(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("kind", "tool"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
-def test_a_compressed_tar_says_how_to_decompress_it(kind: str, tool: str, tmp_path: Path) -> None:
+def test_a_compressed_tar_error_names_the_command_to_decompress_it(
+    kind: str, tool: str, tmp_path: Path
+) -> None:
     with tarfile.open(tmp_path / "a.tar", f"w:{kind}") as tar:
         tar.addfile(tarfile.TarInfo("x.jpg"))
     with pytest.raises(

@@ -149,7 +149,7 @@ def test_an_encoder_begins_with_others_weights_and_its_last_layer_stays_new(tmp_
         load_initial_weights(deep, tmp_path / "there")
 
 
-def test_flops_are_those_that_torch_counts() -> None:
+def test_flops_equal_torchs_count() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     module = classifier(persons=True).eval()
@@ -226,7 +226,7 @@ def test_fine_tuning_and_evaluation_group_the_same_look_alikes(emoji_shards: Pat
         ([0.2, 0.1], [0, 0], None),
     ],
 )
-def test_average_precision_is_what_its_definition_gives(
+def test_average_precision_matches_its_definition(
     scores: list[float], positive: list[int], expected: float | None
 ) -> None:
     assert metrics.average_precision(np.array(scores), np.array(positive, bool)) == pytest.approx(expected)
@@ -266,7 +266,7 @@ def test_dimensions_are_measured_where_they_are_known() -> None:
     assert result["mean_absolute_error"] == 1.0
 
 
-def test_history_is_that_of_the_step_that_a_run_goes_on_from(tmp_path: Path) -> None:
+def test_the_history_ends_at_the_resumed_step(tmp_path: Path) -> None:
     values = {2: 0.5, 4: 0.75, 6: 0.75, 8: None, 10: 0.9}
     for step, value in values.items():
         append_validation(tmp_path, {"step": step, "value": value})

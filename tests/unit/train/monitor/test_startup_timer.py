@@ -50,7 +50,7 @@ def test_a_process_began_before_now_and_after_its_machine() -> None:
     assert time.time() - up_s - 1 < process_began() <= time.time() + 0.1
 
 
-def test_what_set_up_announces_is_known_here() -> None:
+def test_known_variables_include_those_that_set_up_announces() -> None:
     import inspect
 
     from uniemox_dist.train import loop, pretrain

@@ -31,7 +31,7 @@ def test_short_intervals_are_judged_together() -> None:
     assert named(Stragglers(["a", "b"], 1.5), one, one, one, one) == [[], [], [], [(1, "b")]]
 
 
-def test_what_is_small_beside_the_step_is_no_straggler() -> None:
+def test_a_difference_that_is_small_relative_to_the_step_is_not_a_straggler() -> None:
     assert named(Stragglers(["a", "b"], 1.5), ([1.0, 1.0], 10, 9.0), ([0.1, 0.9], 10, 9.0)) == [[], []]
 
 

@@ -63,7 +63,7 @@ def test_attempts_that_are_killed_leave_every_line_and_one_curve(tmp_path: Path)
     assert read(tmp_path) == expected((0, 20, 1000.0), (20, 40, 2000.0), (40, 50, 4000.0))
 
 
-def test_an_attempt_that_wrote_no_line_yet_hides_what_it_will_do_again(tmp_path: Path) -> None:
+def test_an_attempt_without_lines_hides_the_steps_that_it_will_repeat(tmp_path: Path) -> None:
     write(tmp_path, 0, 9, 1000.0).close()
     write(tmp_path, 4, 4, 2000.0).close()
     assert read(tmp_path) == expected((0, 4, 1000.0))
@@ -100,7 +100,7 @@ def on(monkeypatch: pytest.MonkeyPatch, host: str, pid: int, second: float) -> N
         [("n1", 9, 5000.0), ("n1", 10, 5001.0), ("n1", 7, 4990.5)],
     ],
 )
-def test_attempts_stay_in_their_order_whatever_their_hosts_clocks_and_processes_are(
+def test_attempts_keep_their_order_for_any_hosts_clocks_and_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: list[tuple[str, int, float]]
 ) -> None:
     attempts = ((0, 30, 1000.0), (20, 45, 2000.0), (40, 50, 3000.0))
