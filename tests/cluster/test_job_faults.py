@@ -1,4 +1,4 @@
-"""What a cluster does to a run, on a real Slurm: after each, the losses per step are those of an undisturbed run."""
+"""Cluster events on a real Slurm: after each of them, a run's losses are those of an undisturbed run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_a_job_runs_to_its_end_and_each_rank_writes_where_it_should(
 def test_a_run_that_reaches_its_time_limit_twice_completes(
     start: Start, run: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
-    # The limit is looked at now and then only, so that a signal 55 s before it comes soon after the start.
+    # Slurm checks the limit only now and then, so that a signal 55 s before it comes soon after the start.
     slow = ("batch.micro_batch=1",)
     job = start(
         "--nodes=2", "--ntasks-per-node=1", "--time=1", "--signal=USR2@55", more=slow, UNIEMOX_LEAD_S="55"

@@ -100,7 +100,7 @@ def test_a_cached_run_resumes_neither_live_nor_with_other_views(
         AssertionError, match=r"scenes were drawn for a live teacher .* and are replayed from views"
     ):
         run_ranks([*live, "teacher.source=cache"], world_size=1)
-    # Of two caches that fit, a run goes on with its own; without that it does not go on.
+    # Of two caches that fit, a run resumes with its own; without it the run does not resume.
     own = next((tmp_path / "data").glob("cache/*/views-*"))
     assert run(["teach", str(tmp_path / "data"), *teach_options(tiny_teacher, views=4)]) == 0
     assert run_ranks([*cached, "run.max_steps=2"], world_size=1) == [0]

@@ -86,7 +86,7 @@ def test_two_ranks_check_everything_that_a_recipe_names(
     assert f"{tiny_data}/test: 20 samples in 1 shard," in values["shards"]
     assert "embeddings of 32" in values["teacher"]
     lines = capfd.readouterr().out.splitlines()
-    assert len(lines) == len(record["findings"]) + 1  # said by one rank
+    assert len(lines) == len(record["findings"]) + 1  # one rank reports it
     assert lines[-1].endswith(" 0 fail")
     assert not (tmp_path / "runs").exists()
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a run's folder, and what the next start makes of it."""
+"""Damage in a run's folder, and how the next start handles it."""
 
 import fcntl
 import json

@@ -35,7 +35,7 @@ def train(folder: Path, name: str, data: Path, teacher: Path, *more: str, world_
 
 
 def forget(run: Path, after: int) -> None:
-    """As if the run had been killed while it saved step `after` + 1."""
+    """Simulates a kill while the run saved step `after` + 1."""
     for checkpoint in complete_checkpoints(run / "checkpoints"):
         if checkpoint.step > after:
             (checkpoint.folder / COMPLETE).unlink()
@@ -125,7 +125,7 @@ def test_a_checkpoint_without_fixed_parameters_is_resumed_as_before(
     before = losses(run)
     forget(run, after=2)
     old = open_checkpoint(run, "RUN")
-    del old.info["files"][FIXED]  # earlier versions made their fixed positions anew
+    del old.info["files"][FIXED]  # earlier versions recomputed their fixed positions
     (old.folder / FIXED).unlink()
     (old.folder / COMPLETE).write_text(json.dumps(old.info))
     train(tmp_path, "run", tiny_data, tiny_teacher)

@@ -1,4 +1,4 @@
-"""What must not depend on how a global batch is divided: losses, gradients, resumed runs."""
+"""Results that must not depend on how a global batch is divided: losses, gradients, resumed runs."""
 
 import json
 import shutil
@@ -185,7 +185,7 @@ def test_bf16_resumes_bit_for_bit_on_the_same_layout(
 def test_the_teacher_is_neither_trained_nor_in_the_checkpoint(reference: Path, tiny_teacher: Path) -> None:
     names = FragmentReader(complete_checkpoints(reference / "checkpoints")[-1]).shapes
     assert {name.partition(".")[0] for name in names} == {"encoder", "to_decoder", "fusion", "decoder"}
-    assert "encoder.pos_embed" not in names  # fixed, and made anew
+    assert "encoder.pos_embed" not in names  # fixed, and recomputed
 
 
 @pytest.mark.parametrize(("zero_stage", "precision"), [(1, "fp32"), (3, "fp32"), (2, "bf16")])

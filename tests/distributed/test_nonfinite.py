@@ -17,7 +17,7 @@ BAD_STEP = 3
 
 
 def on_rank_1(rank: int, spoil: Callable[[Any, torch.Tensor, int], torch.Tensor]) -> None:
-    """Lets `spoil` change the loss of each forward pass of rank 1; it is told the pass, from 1 on."""
+    """Lets `spoil` change the loss of each forward pass of rank 1; `spoil` gets the number of the pass, from 1 on."""
     from uniemox_dist.models.student import Student
 
     forward, passes = Student.forward, 0
@@ -161,6 +161,6 @@ def test_too_many_in_a_row_end_the_run_with_evidence_and_leave_the_last_good_che
     assert (last["ends"], last["restart"]) == (True, False)
     assert [c.step for c in complete_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
     assert len(evidence(tmp_path / "run", 3)) == len(evidence(tmp_path / "run", 6)) == 2
-    # What is not NaN any more goes on from there.
+    # Once the values are finite again, training continues from there.
     assert run_ranks([*run, "run.max_steps=4"], world_size=2) == [0, 0]
     assert [e["step"] for e in events(tmp_path / "run", "resume")] == [2]

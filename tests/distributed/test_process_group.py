@@ -1,4 +1,4 @@
-"""The process group ends with `close`, whatever was imported while it existed."""
+"""The process group ends with `close`, even if modules were imported while it existed."""
 
 import json
 import subprocess

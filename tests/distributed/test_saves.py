@@ -112,7 +112,7 @@ def test_without_space_old_checkpoints_are_deleted_first_or_the_save_is_skipped(
     assert events(tmp_path / "run", "fault") == []
     kept = [*run, "run.name=kept", "run.keep_every=2"]
     assert run_ranks(kept, world_size=2, prepare=a_disk_with_room_for_one_more) == [1, 1]
-    assert steps(tmp_path / "kept") == [2, 4]  # none of them may go
+    assert steps(tmp_path / "kept") == [2, 4]  # none of them may be deleted
     faults = events(tmp_path / "kept", "fault")
     assert [fault.get("step") for fault in faults] == [6, 8, None]
     assert "a checkpoint needs 1.3 MB and rank 1 has" in faults[0]["error"]

@@ -1,4 +1,4 @@
-"""What is seen while training on real ranks: the same however they share the weights, and never at the run's cost."""
+"""Samples shown while training on real ranks: the same for any ZeRO stage, and without effect on the run."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""One stream, whatever happens to the ranks: the same samples, crops, captions and masks for every slot."""
+"""One stream for any ranks, kills and restarts: the same samples, crops, captions and masks for every slot."""
 
 import json
 import random

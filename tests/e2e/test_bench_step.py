@@ -80,7 +80,7 @@ def test_plain_mae_has_the_reconstruction_loss_and_no_other(at: step_rows.Settin
 def test_no_step_changes_the_weights_that_the_next_one_sees(at: step_rows.Setting) -> None:
     for row in step_rows.ROWS:
         step = at.of(row)
-        if row == "b":  # draws its masks anew
+        if row == "b":  # draws its masks again
             torch.manual_seed(1)
             first = step().loss
             torch.manual_seed(1)

@@ -163,7 +163,7 @@ def pairs(result: dict[str, Any], epoch: int = 0) -> list[Pair]:
 
 
 def expected_pairs(folder: Path) -> list[Pair]:
-    """What open_clip should make of each sample, in index order: hashes of its tensors of picture and caption."""
+    """open_clip's expected result for each sample, in index order: hashes of its tensors of picture and caption."""
     import open_clip
     from open_clip.transform import image_transform
 

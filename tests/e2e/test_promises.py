@@ -1,4 +1,4 @@
-"""What users rely on: commands, options, resolved recipes, bytes of shards, losses, files of earlier versions."""
+"""What users rely on stays: commands, options, resolved recipes, bytes of shards, losses, earlier files."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_every_recipe_resolves_to_its_recorded_configuration() -> None:
     assert recipes.keys() <= shipped
 
     def kept(before: Any, now: Any) -> Any:
-        """What the configuration of today says of the keys of then."""
+        """Today's values of the recorded configuration keys."""
         if not isinstance(before, dict):
             return now
         return {key: kept(value, now.get(key)) for key, value in before.items()}

@@ -28,7 +28,7 @@ TIMEOUT_S = 90
 
 
 def missing() -> str:
-    """Why there is no browser here; empty if there is one."""
+    """The reason why no browser can be used here; empty if one can."""
     if not any(shutil.which(name) for name in NAMES):
         return "needs Chromium (Debian's package chromium)"
     return "" if shutil.which("chromedriver") else "needs chromedriver (Debian's package chromium-driver)"
@@ -62,11 +62,11 @@ class Browser:
         self._devtools("Emulation.setEmulatedMedia", {"features": features})
 
     def run(self, script: str) -> Any:
-        """What a function's body returns in the page; the page's own policy does not bind it."""
+        """Returns the result of a function's body in the page; the page's content policy does not apply to it."""
         return self._call("POST", "/execute/sync", {"script": script, "args": []})
 
     def said(self) -> list[str]:
-        """What the console got since the last time."""
+        """The console's messages since the last call."""
         entries = self._call("POST", "/se/log", {"type": "browser"})
         return [f"{entry['level']}: {entry['message']}" for entry in entries]
 

@@ -1,4 +1,4 @@
-"""What tests are given: the shipped table of pictures, a small CLIP, and the options of its views."""
+"""Inputs of tests: the shipped table of pictures, a small CLIP, and the options of its views."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,6 @@ def make_teacher(out: Path, *, size: int = 32, seed: int = 0, width: int = 64, e
 
 
 def teach_options(teacher: Path, *, views: int = 3) -> list[str]:
-    """What makes the views of a run by the demo's recipe with pictures of 32 pixels."""
+    """Options of `uniemox teach` for a run by the demo's recipe with pictures of 32 pixels."""
     views_of_run = ["--views", str(views), "--image-size", "32", "--scene-scale", "0.4,1"]
     return ["--teacher", f"local-dir:{teacher}", *views_of_run, "--workers", "0"]

@@ -58,7 +58,7 @@ class Cluster:
         return int(self.run(*command))
 
     def kill_nodes(self, *names: str) -> None:
-        """Crashes, which the controller is told of at once: by itself it would notice after half a minute."""
+        """Crashes nodes and reports it to the controller, which would otherwise notice after half a minute."""
         for name in names:
             self.run("bash", self.tool, "kill-node", name)
         time.sleep(1)  # an answer of a node that is still under way would bring it back into service
@@ -97,7 +97,7 @@ class Job:
     folder: Path
 
     def facts(self) -> dict[str, str]:
-        """What scontrol says; empty while the controller is away."""
+        """The output of scontrol; empty while the controller is down."""
         command = ["scontrol", "show", "job", "-o", str(self.number)]
         result = subprocess.run(command, env=self.cluster.env, capture_output=True, text=True, check=False)
         return dict(re.findall(r"(\w+)=(\S*)", result.stdout))
@@ -168,6 +168,6 @@ def reached(run: Path, step: int) -> Callable[[], bool]:
 
 
 def repeated(run: Path) -> int:
-    """How many steps were done twice, as far as lines tell."""
+    """Number of steps that were done twice, according to the lines."""
     steps = [line["step"] for line in lines(run / "metrics.jsonl")]
     return len(steps) - len(set(steps))

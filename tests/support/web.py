@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass
 class Web:
-    """What a running server has served."""
+    """The requests that a running server has answered."""
 
     root: Path
     url: str = ""
@@ -71,7 +71,7 @@ def serve(root: Path) -> Iterator[Web]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """Clients that are killed hang up; that is no error of the server's."""
+            """Ignores connections that killed clients have closed."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

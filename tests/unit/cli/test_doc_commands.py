@@ -18,7 +18,7 @@ DOCUMENTS = [
 
 
 def parts(words: list[str]) -> list[list[str]]:
-    """What follows `--` of `launch` is a command line of its own."""
+    """The words after `--` of `launch` are a command line of their own."""
     at = words.index("--") if words[0] == "launch" and "--" in words else len(words)
     return [part for part in (words[:at], words[at + 1 :]) if part]
 
@@ -45,7 +45,7 @@ def test_command_lines_in_the_docs_name_existing_options(words: list[str]) -> No
         "--help",
         "--version",
     }
-    for word in takewhile(lambda word: word != "--", rest):  # behind it stands another command
+    for word in takewhile(lambda word: word != "--", rest):  # another command follows it
         name = word.strip("[]").split("=")[0].split("|")[0]
         if name.startswith("--") and name != "--":
             assert name in options, f"uniemox {' '.join(words)}: no option {name}"

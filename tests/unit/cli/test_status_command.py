@@ -22,7 +22,7 @@ GIVE = "give run.dir/run.name, such as demo/runs/demo, or run.dir"
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A made-up run, looked at 20 s after its last line, with a checkpoint that is 10 minutes old."""
+    """The status of a made-up run 20 s after its last line, with a checkpoint that is 10 minutes old."""
     folder = told_run(tmp_path / "runs/told")
     now = last_time(folder) + 20
     for step, age_s in ((7500, 1500), (8000, 600)):

@@ -1,4 +1,4 @@
-"""From recipes and key=value pairs to a checked configuration, with every mistake said at once."""
+"""From recipes and key=value pairs to a checked configuration, with every mistake reported at once."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is to be written is asked for before the work, and one line says what is wrong with it."""
+"""Outputs are checked before the work begins, and one line reports a problem."""
 
 from pathlib import Path
 

@@ -57,7 +57,7 @@ class Origin:
         return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()]
 
     def ranges(self, shard: int) -> list[tuple[int, int, int]]:
-        """What one transfer of a shard fetches."""
+        """The byte ranges that one transfer of a shard fetches."""
         size = len(self.contents[shard])
         return [(shard, start, min(CHUNK, size - start)) for start in range(0, size, CHUNK)]
 
@@ -102,7 +102,7 @@ def caches() -> Iterator[Callable[..., ShardCache]]:
 
 
 def wait_for(reached: Callable[[], Any]) -> Any:
-    """Polls until something is true; how long that takes is no test's matter."""
+    """Polls until a condition is true. No test asserts how long that takes."""
     for _ in range(60_000):
         if value := reached():
             return value

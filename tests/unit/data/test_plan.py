@@ -15,7 +15,7 @@ from uniemox_dist.data.rng import largest_remainder, permutation
 
 @dataclass(frozen=True)
 class Case:
-    """What decides an order of samples."""
+    """The parameters of an order of samples."""
 
     sources: list[list[int]]
     weights: list[float]

@@ -28,7 +28,7 @@ def divisors(n: int, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Run:
-    """What decides an order of samples, and one way to deal it."""
+    """The parameters of an order of samples, and one way to divide it among ranks."""
 
     sources: list[list[int]]
     weights: list[int]

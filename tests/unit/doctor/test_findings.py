@@ -1,4 +1,4 @@
-"""How verdicts on single ranks become lines."""
+"""Verdicts on single ranks are merged into lines."""
 
 from uniemox_dist.core.formatting import format_range
 from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, Trouble, make_findings, worst

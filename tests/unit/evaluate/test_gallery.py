@@ -1,4 +1,4 @@
-"""What people are shown of held-out pictures: a map, neighbours, answers, attention."""
+"""The gallery of held-out pictures: a map, neighbours, answers, attention."""
 
 import base64
 import io

@@ -53,7 +53,7 @@ def signalled_load_config(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def never(*_: object, **__: object) -> int:
-    raise AssertionError("goes on after the signal")
+    raise AssertionError("continues after the signal")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])

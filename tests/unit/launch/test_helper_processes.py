@@ -1,4 +1,4 @@
-"""What a rank has started lives through the signals that Slurm sends to every process of a job step."""
+"""Processes that a rank started survive the signals that Slurm sends to every process of a job step."""
 
 import os
 import signal

@@ -133,7 +133,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(place.rglob("*"))
-    monkeypatch.setenv("PATH", str(place / "nothing"))  # nor does it need Slurm
+    monkeypatch.setenv("PATH", str(place / "nothing"))  # and needs no Slurm
     assert launch("--dry-run") == 0
     script = capsys.readouterr().out
     assert sorted(place.rglob("*")) == before
@@ -288,10 +288,10 @@ def test_a_run_with_other_settings_is_shown_as_a_diff_and_refused(
         "  optim.blr: 0.004 -> 0.0001",
         "give --resume to continue it with the new settings, --force-new to set that folder aside, or another run.name",
     ]
-    assert launch("run.step_timeout_s=600") == 0  # a site's setting is no difference
+    assert launch("run.step_timeout_s=600") == 0  # a setting of the site does not count as a difference
     assert launch("run.seed=3", "--resume") == 0
     assert [p.name for p in sorted((place / "runs/r/jobs").iterdir())] == ["0001", "0002", "0003"]
-    # What the run's last start left decides, whatever was submitted since.
+    # The settings of the run's last start decide, not those of later submissions.
     (place / "runs/r/config.yaml").write_text((place / "runs/r/jobs/0001/config.yaml").read_text())
     assert launch("run.seed=3") == EXIT_USER
 

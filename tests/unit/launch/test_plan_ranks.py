@@ -1,4 +1,4 @@
-"""How many ranks may run, worked out by hand."""
+"""Legal numbers of ranks, computed by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints: their size, how long they take, how often to write them, and how early a job must be told."""
+"""Checkpoints: their size, how long they take, how often to write them, and how early a job must be signalled."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a plan knows of a teacher is what open_clip builds."""
+"""A plan's facts about a teacher match the model that open_clip builds."""
 
 import open_clip
 import pytest

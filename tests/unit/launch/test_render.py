@@ -1,6 +1,6 @@
 """Batch scripts: what is rendered for each shipped site, and that slurm/ holds the plain ones.
 
-After a wanted change of a template: `python tests/unit/launch/test_render.py` writes all of them anew.
+After a wanted change of a template: `python tests/unit/launch/test_render.py` rewrites all of them.
 """
 
 import shutil
@@ -87,7 +87,7 @@ def test_scripts_are_written_for_a_site_and_nothing_is_overwritten(tmp_path: Pat
 
 
 def words_of(script: str, name: str, tmp_path: Path) -> list[str]:
-    """What bash makes of an array or a variable that a script sets before its work begins."""
+    """The words of an array or a variable that a script sets before its work begins, as bash reads them."""
     head = script[: script.index("# The seconds of --signal above")]
     show = f'{head}\nprintf "%s\\n" "${{{name}[@]}}"\n'
     done = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True, cwd=tmp_path)

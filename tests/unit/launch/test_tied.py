@@ -46,7 +46,7 @@ def test_ranks_whose_launcher_is_killed_are_asked_to_stop(run: RunFolder) -> Non
 
 
 def after_start(launcher: str | None) -> list[str]:
-    """What asked a rank to stop as soon as it started, and whether the launcher's variable is left to its children."""
+    """The signal that stopped a rank at its start, and whether its children inherit the launcher's variable."""
     code = (
         "import os\nfrom uniemox_dist.core.signals import LAUNCHER_PID, StopFlag, stop_with_launcher\n"
         "stop = StopFlag().install()\nstop_with_launcher()\nprint(stop.received, LAUNCHER_PID in os.environ)"

@@ -1,4 +1,4 @@
-"""A stop signal that Slurm sent before a rank was there."""
+"""A stop signal that Slurm sent before a rank had started."""
 
 import time
 

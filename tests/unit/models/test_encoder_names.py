@@ -36,7 +36,7 @@ QUICK = ("vit_tiny_patch16_224", "vit_xsmall_patch16_clip_224", "vit_dwee_patch1
 
 @pytest.fixture(autouse=True)
 def unset_memory_is_nan() -> Iterator[None]:
-    """What nobody has initialised becomes visible."""
+    """Fills uninitialised memory with NaN, so that its use becomes visible."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     with warnings.catch_warnings():

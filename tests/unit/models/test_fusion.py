@@ -41,7 +41,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def joined(kind: str, w: dict[str, np.ndarray], a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """What goes into the projection, from the normalised class tokens of scene and person."""
+    """The expected input of the projection, from the normalised class tokens of scene and person."""
     if kind == "prior":
         return w["weight"] * a + b
     if kind == "multi_head":

@@ -14,7 +14,7 @@ from uniemox_dist.models.student import Student, Targets, Views
 
 E, B = 12, 3
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
-"""Operations whose result, or its shape, the host has to know before it goes on."""
+"""Operations whose result, or its shape, the host must know before it continues."""
 
 
 class Watch(TorchDispatchMode):

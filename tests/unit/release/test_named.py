@@ -74,7 +74,7 @@ def test_the_card_names_the_weights_that_a_run_started_from(tmp_path: Path) -> N
     decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     config = config_of({**shape, **decoder, "init_from": "weights/mae_pretrain_vit_base.pth"})
     write_checkpoint(tmp_path / "run", Student(config.model, config.loss, E), config, E)
-    release(tmp_path / "run", tmp_path / "release")  # the file itself is not looked for
+    release(tmp_path / "run", tmp_path / "release")  # the file itself is not opened
     card = (tmp_path / "release" / "README.md").read_text()
     assert "| started from | `mae_pretrain_vit_base.pth` |\n| data |" in card
     assert "of the weights that it started from and of the teacher apply" in card

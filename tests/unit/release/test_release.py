@@ -1,4 +1,4 @@
-"""What `uniemox release` writes, of which step, in which number format, and how it is checked."""
+"""`uniemox release`: the files it writes, the step and number format it selects, and its checks."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in STEPS:
         write_checkpoint(folder, student_of_seed(step), config, E, step=step)
     losses = {100: 3.0, 200: 1.0, 300: 2.0}
-    for first, last in ((10, 310), (210, 310)):  # steps from 200 on were done again
+    for first, last in ((10, 310), (210, 310)):  # steps from 200 on were repeated
         for step in range(first, last, 10):
             loss = 0.1 if first == 10 and step > 200 else losses[-(-step // 100) * 100]
             line = {"step": step, "loss": loss, "reconstruction": loss / 2, "lr": 1e-3, "time": float(step)}

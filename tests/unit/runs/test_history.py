@@ -1,4 +1,4 @@
-"""What the lines of a run amount to, on a made-up run that has seen everything."""
+"""The history of a run, folded from the lines of a made-up run with events of every kind."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def test_each_attempt_has_its_steps_its_end_and_what_was_lost(told: RunFolder) -
         (5706, 7220, 220, ""),
         (7000, 8200, 0, ""),
     ]
-    # 162 lines in 40 s each, then the fault 5 s later; the restart 20 s later is no work of that attempt.
+    # 162 lines in 40 s each, then the fault 5 s later; the restart 20 s later does not belong to that attempt.
     assert (found[0].began, found[0].ended) == (BEGAN, BEGAN + 162 * 40 + 5)
 
 
@@ -133,7 +133,7 @@ def test_steps_done_are_those_of_the_last_attempt(told: RunFolder) -> None:
     before = [line for line in lines if line["time"] < began]
     # Just resumed from 3,000 where 3,247 had been reached.
     assert History(before, events[: starts[1] + 1]).step == 3000
-    # A restart names the newest checkpoint, and a save is told later than the steps beyond it.
+    # A restart names the newest checkpoint, and the event of a save comes later than steps beyond it.
     assert History(before, events[: starts[1]]).step == 3247
 
 

@@ -30,7 +30,7 @@ raise ValueError("not caught")
 
 
 def run(tmp_path: Path, rank: int, **env: str) -> tuple[str, str, str]:
-    """What a rank wrote to its standard output and error, and to its own file."""
+    """The text that a rank wrote to its standard output and error, and to its own file."""
     (tmp_path / "logs").mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", **env}
@@ -62,7 +62,7 @@ def test_rank_0_and_ranks_outside_of_slurm_write_where_they_did(
     assert "printed" in out
     assert "by a helper" in out
     assert err.splitlines()[0] == "by a library"
-    assert "uniemox: error: one" not in err  # said by the command line itself
+    assert "uniemox: error: one" not in err  # reported by the command line itself
 
 
 def test_a_file_that_cannot_be_written_leaves_the_output_where_it_is(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_run_that_writes_is_running_and_has_an_estimated_end() -> None:
 
 
 def test_a_held_lock_and_no_line_for_long_is_stalled() -> None:
-    # Usual intervals are 10 s: below a minute of silence nothing is said.
+    # Usual intervals are 10 s: a silence below a minute is not reported.
     assert look(lock=HELD, now=1159.0)["state"] == "running"
     found = look(lock=HELD, now=1161.0)
     assert (found["state"], found["remark"], found["eta_s"]) == ("stalled", "no line for 1 min 01 s", None)
@@ -238,7 +238,7 @@ BROKEN = {"event": "fault", "error": "NCCL is gone", "ends": True, "time": 1105.
          "queued", "job 17 was requeued, continues from step 90; it is ending on n1"),
         ([BROKEN, {"event": "restart", "reason": "x"}], Job(17, state="RUNNING", start=1000.0), "restarting",
          "by the launcher after: NCCL is gone; continues from step 90"),
-        # Over, or not to be told.
+        # Over, or unknown.
         ([], Job(17, state=""), "killed", "no exit message; job 17 has ended; continues from step 90"),
         ([], Job(17, state="NODE_FAIL"), "killed",
          "no exit message; job 17 has ended (NODE_FAIL); continues from step 90"),
@@ -289,7 +289,7 @@ def test_a_run_with_a_free_lock_of_another_host_is_killed_once_its_job_has_ended
     elsewhere = Lock(False, "n2 pid 7", 990.0)
     gone = Job(17, hosts=("n1", "n2"), began=980.0, state="")
     assert look(lock=elsewhere, now=1110.0, job=gone)["state"] == "killed"
-    # On a host that is none of the job's somebody started it by hand, after that job.
+    # A user started it by hand after that job, on a host that does not belong to the job.
     by_hand = Lock(False, "n3 pid 7", 990.0)
     assert look(lock=by_hand, now=1110.0, job=gone)["state"] == "running"
     assert look(lock=by_hand, now=1110.0, job=Job(17, ("n1",), 995.0, state=""))["state"] == "killed"

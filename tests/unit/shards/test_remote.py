@@ -24,7 +24,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """An empty bucket of a real S3 server; its address stands in the environment, as with any S3 store."""
+    """An empty bucket of a real S3 server; its address is in the environment, as with any S3 store."""
     from moto.server import ThreadedMotoServer
 
     with pytest.MonkeyPatch.context() as patch:

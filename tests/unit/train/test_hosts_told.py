@@ -46,7 +46,7 @@ def failing(*hosts: str) -> list[Finding]:
     [
         (failing("n2"), 4, ["n2"]),
         (failing("n1", "n3"), 4, ["n1", "n3"]),
-        (failing("n0", "n1", "n2", "n3"), 4, []),  # as it is everywhere, other nodes are no better
+        (failing("n0", "n1", "n2", "n3"), 4, []),  # all nodes have it, so other nodes would not help
         ([Finding("fail", "clock", "late", "", 0, "n0")], 1, ["n0"]),
         ([Finding("fail", "collectives", "wrong", "")], 4, []),
     ],

@@ -1,4 +1,4 @@
-"""What a run derives from its settings: schedule, accumulation, parameter groups, its place in the world."""
+"""Values that a run derives from its settings: schedule, accumulation, parameter groups, its place in the world."""
 
 import math
 
@@ -126,7 +126,7 @@ def test_the_world_is_read_from_torchrun_or_slurm() -> None:
     assert World.from_env(slurm) == World(5, 6, 1, "a", 1234)
     with pytest.raises(UserError, match="MASTER_ADDR"):
         World.from_env({"RANK": "0", "WORLD_SIZE": "2"})
-    # Slurm's variables alone tell where ranks meet; what is told otherwise counts more.
+    # Slurm's variables state where ranks meet; MASTER_ADDR and MASTER_PORT take precedence.
     alone = {
         **{key: slurm[key] for key in slurm if key not in meet},
         "SLURM_STEP_ID": "0",
@@ -137,7 +137,7 @@ def test_the_world_is_read_from_torchrun_or_slurm() -> None:
     assert World.from_env({**alone, "SLURM_STEP_NODELIST": "gpu[008-009]"}) == World(5, 6, 1, "gpu008", 20017)
     assert World.from_env({**alone, "SLURM_STEP_ID": "1"}).master_port == 27936
     assert World.from_env({**alone, **meet}) == World(5, 6, 1, "a", 1234)
-    # A batch script runs outside srun, with one task; with several, none of them would come.
+    # A batch script runs outside srun, with one task; if it waited for several, none would come.
     with pytest.raises(UserError, match="with srun in a batch job"):
         World.from_env(
             {

@@ -1,4 +1,4 @@
-"""RUN/job.json: one job has a run; what is left of one that is gone is taken over."""
+"""RUN/job.json: one job locks a run, and the lock of a job that no longer runs is taken over."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The page's section about how a run went: the drawing and its figures, from a made-up run that has seen everything."""
+"""The page's section "How the run went": the drawing and its figures, from a made-up run with events of every kind."""
 
 import os
 import re

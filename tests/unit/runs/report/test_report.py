@@ -65,7 +65,7 @@ def sheet(path: Path, side: int = 12, seed: int = 0) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """A run that was killed at step 8, went on from 6 with other losses, and ended at 20."""
+    """A run that was killed at step 8, resumed from 6 with other losses, and ended at 20."""
     found = RunFolder(tmp_path / "emo")
     found.create()
     write_text(found.config, dump_yaml(config()))
@@ -154,7 +154,7 @@ def test_lines_beyond_a_resumed_checkpoint_are_discarded_at_once() -> None:
     lines = [metric(s, 100 + s) for s in range(1, 9)]
     starts = [{"time": 100, "event": "start", "step": 0}, {"time": 200, "event": "start", "step": 6}]
     assert [line["step"] for line in History(lines, starts).lines] == [1, 2, 3, 4, 5, 6]
-    # log_every went from 1 to 10: steps 7 and 8 of the first attempt never come again.
+    # log_every changed from 1 to 10: steps 7 and 8 of the first attempt have no later lines.
     assert [line["step"] for line in History([*lines, metric(10, 210)], starts).lines] == [
         1,
         2,
@@ -571,7 +571,7 @@ def test_curves_mark_resumes_and_loss_spikes() -> None:
     assert {kind: past.resumed(kind) for kind in RESUMES} == {
         "restart": [10, 30], "requeue": [20, 40], "resume": [50],
     }  # fmt: skip
-    assert past.spikes == [3]  # the other is of steps that were done again
+    assert past.spikes == [3]  # the other is in steps that were repeated
     svg = draw(past, {})[0].svg
     for name in ("mark-restart-10", "mark-requeue-40", "mark-resume-50", "marks-spike", "curve"):
         assert svg.count(f'class="{name}"') == 1, name

@@ -33,7 +33,7 @@ def parts_of(rows: list[dict[str, Any]], tmp_path: Path, count: int) -> list[Pat
 
 @pytest.fixture
 def rows(emoji_table: Path) -> list[dict[str, Any]]:
-    """Nine pictures without split: one stands alone, and four stand twice under names that are no keys."""
+    """Nine pictures without split: one occurs once, and four occur twice under names that are not legal keys."""
     table = pq.read_table(emoji_table).slice(0, 5).to_pylist()
     once = [{**row, "key": f"first/{i}"} for i, row in enumerate(table)]
     again = [{**row, "key": f"second/{i}"} for i, row in enumerate(table[1:], 1)]

@@ -1,4 +1,4 @@
-"""The licence of the pictures: stated when they are packed, and told by the cards of models that saw them."""
+"""The licence of the pictures: stated when they are packed, and repeated in the cards of models trained on them."""
 
 import json
 import shutil

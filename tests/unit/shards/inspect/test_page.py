@@ -1,4 +1,4 @@
-"""What the page says of the records behind a folder's samples, and how its charts count."""
+"""The page's account of the records behind a folder's samples, and the counts of its charts."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ from shards.pack.settings import PackSettings
 
 @pytest.fixture
 def packed(emoji_table: Path, tmp_path: Path) -> Path:
-    """40 records in two splits, of which 3 were refused: one is no picture, two are copies."""
+    """40 records in two splits, of which 3 were refused: one is not a picture, two are copies."""
     rows: list[dict[str, Any]] = pq.read_table(emoji_table).to_pylist()
     rows = rows[:30] + [row for row in rows if row["split"] == "test"][:7]
     rows += [
@@ -109,4 +109,4 @@ def test_a_wide_range_has_no_bin_without_a_whole_number() -> None:
     lefts = [float(x) for x in re.findall(r'<rect x="([\d.]+)" width', chart.svg)]
     widths = [float(width) for width in re.findall(r'<rect x="[\d.]+" width="([\d.]+)"', chart.svg)]
     gaps = [b - a - width for a, b, width in zip(lefts, lefts[1:], widths)]
-    assert all(0.8 <= gap <= 1.2 for gap in gaps)  # bar stands beside bar, one unit apart
+    assert all(0.8 <= gap <= 1.2 for gap in gaps)  # neighbouring bars are one unit apart

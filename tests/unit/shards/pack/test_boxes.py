@@ -32,7 +32,7 @@ def png(orientation: int, width: int = 80, height: int = 40) -> bytes:
 
 
 def red(data: bytes) -> tuple[float, ...]:
-    """Where the upright picture is red, as fractions."""
+    """The box of red pixels in the upright picture, as fractions."""
     rows, columns = np.nonzero(decode_picture(data)[:, :, 1] == 0)
     height, width = decode_picture(data).shape[:2]
     return (

@@ -1,4 +1,4 @@
-"""What is decided before any picture is read: labels, splits, the order of packing, parts."""
+"""Decisions before any picture is read: labels, splits, the order of packing, parts."""
 
 from collections import Counter
 from collections.abc import Iterator

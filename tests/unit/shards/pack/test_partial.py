@@ -1,4 +1,4 @@
-"""Where OUT may be: links, mount points, folders that are there, names that cannot be; and a move that was killed."""
+"""Valid places of OUT: links, mount points, existing folders; invalid names; and a move that was killed."""
 
 import errno
 import hashlib
@@ -101,7 +101,7 @@ def test_a_name_that_cannot_be_is_one_line_before_anything_is_read(
 
 
 class Killed(BaseException):
-    """What no handler cleans up after."""
+    """A kill, after which no handler cleans up."""
 
 
 @pytest.mark.parametrize("moved", range(9))

@@ -1,4 +1,4 @@
-"""What becomes of single pictures: odd formats, damage, shrinking, filters, captions and persons."""
+"""The handling of single pictures: odd formats, damage, shrinking, filters, captions and persons."""
 
 import io
 import os

@@ -71,7 +71,7 @@ def test_resuming_writes_the_bytes_of_an_undisturbed_pack(
         with pytest.raises(type(error)):
             pack(settings(dirty_table), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    # Without a whole shard nothing is kept, so that nothing stands in the way of another try.
+    # Without a whole shard nothing is kept, so that another try can start at once.
     assert (tmp_path / "out.partial").exists() == (after > 0)
     resumed = pack(settings(dirty_table), tmp_path / "out", resume=True)
     assert files(tmp_path / "out") == files(tmp_path / "whole")

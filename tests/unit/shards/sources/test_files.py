@@ -1,4 +1,4 @@
-"""What the files of a source are called: unique names, wherever the source lies."""
+"""Names of a source's files: unique, for local and remote sources."""
 
 from pathlib import Path
 

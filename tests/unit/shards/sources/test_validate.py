@@ -1,4 +1,4 @@
-"""Records that no shard can hold: refused one by one, whatever layout they come from."""
+"""Records that a shard cannot contain are refused one by one, for every layout."""
 
 import io
 import json

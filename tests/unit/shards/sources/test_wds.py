@@ -56,7 +56,7 @@ def bytes_of(record: Record) -> bytes:
 
 @pytest.fixture
 def downloaded(tmp_path: Path) -> Path:
-    """What img2dataset writes: two tars with .jpg, .json and .txt, and a table beside each with failed rows, too."""
+    """A download by img2dataset: two tars with .jpg, .json and .txt, each with a table that also has failed rows."""
     folder = tmp_path / "downloaded"
     folder.mkdir()
     for shard in range(2):

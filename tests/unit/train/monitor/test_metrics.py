@@ -1,4 +1,4 @@
-"""What a line of metrics says of computing: useful FLOPs per rank and second, and their share of the peak."""
+"""Computing rates in a line of metrics: useful FLOPs per rank and second, and their share of the peak."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What is seen of the shown pictures: masks, reconstructions, nearest texts, and the sheet that is made of them."""
+"""The results that are shown for sample pictures: masks, reconstructions, nearest texts, and the contact sheet."""
 
 import json
 import math

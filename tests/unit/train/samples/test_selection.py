@@ -1,4 +1,4 @@
-"""What a run is seen by: which pictures and captions are chosen, and where their embeddings come from."""
+"""The samples that a run shows: the choice of pictures and captions, and the source of their embeddings."""
 
 import logging
 import shutil
