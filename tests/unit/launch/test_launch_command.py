@@ -371,7 +371,7 @@ def test_a_job_that_slurm_does_not_know_is_not_waited_for(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("--after", "999") == 0
-    assert "--after 999: Slurm knows no such job" in capsys.readouterr().err
+    assert "--after 999: Slurm does not know this job" in capsys.readouterr().err
 
 
 # ---- sweeps

@@ -44,7 +44,7 @@ def test_a_run_that_nobody_has_is_taken_and_given_back(run: RunFolder) -> None:
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING", "SUSPENDED"])
 def test_a_second_job_is_refused_with_the_first_ones_number(run: RunFolder, state: str) -> None:
     acquire(run, own(17), LiveJobs())
-    with pytest.raises(UserError, match=rf"job 17 of \S+ has it \({state.lower()}\); .*scancel 17"):
+    with pytest.raises(UserError, match=rf"job 17 of \S+ holds the run \({state.lower()}\); .*scancel 17"):
         acquire(run, own(18), LiveJobs.parse(f"18 RUNNING 10:00\n17 {state} 10:00\n"))
     assert read(run.job).job_id == 17  # type: ignore[union-attr]
 
