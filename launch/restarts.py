@@ -50,15 +50,10 @@ def run_with_restarts(
             break
         events = _events_after(folder, known)
         last = _find_cause(events, ended)
-<<<<<<< HEAD
         if any(
             "error" in fault and fault.get("restart") is False for fault in select_kind(events, FaultEvent)
         ):
-            say(f"not started again, as the same would happen: {last}")
-=======
-        if any("error" in fault and fault.get("restart") is False for fault in of_kind(events, FaultEvent)):
             say(f"no restart, because the same fault would happen again: {last}")
->>>>>>> 72af55c (Say in plain words what happens next: restarts, requeues, locks, damaged files; correct the docs where the code differs)
             return EXIT_FAULT
         step = newest_step(folder)
         if step is not None and (reached is None or step > reached):

@@ -19,7 +19,7 @@ def run(code: str, stacks: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.long
-def test_what_takes_too_long_ends_the_process_with_1_and_all_stacks_are_written(tmp_path: Path) -> None:
+def test_a_phase_that_takes_too_long_ends_the_process_with_1_and_writes_all_stacks(tmp_path: Path) -> None:
     stacks = tmp_path / "stacks.txt"
     code = "threading.Thread(target=sleeps_for_ever, daemon=True).start()\ndog.expect('step 7', 1)\nsleeps_for_ever()"
     done = run(code, stacks)
@@ -31,7 +31,7 @@ def test_what_takes_too_long_ends_the_process_with_1_and_all_stacks_are_written(
 
 
 @pytest.mark.long
-def test_what_is_announced_anew_in_time_goes_on(tmp_path: Path) -> None:
+def test_a_phase_that_is_renewed_in_time_continues(tmp_path: Path) -> None:
     code = (
         "for step in range(4):\n    dog.expect(f'step {step}', 2)\n    time.sleep(0.6)\n"
         "dog.close()\ntime.sleep(2.2)\nprint('done')"

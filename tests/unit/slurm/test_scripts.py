@@ -164,7 +164,10 @@ def test_a_run_that_another_job_has_ends_before_srun_and_stays_the_other_ones(tm
     lock.write_text(json.dumps(facts))
     ended, calls, error = run(tmp_path, "0", others="40 PENDING 1:00:00")
     assert (ended, calls) == (2, [])
-    assert f"run.dir/run.name={tmp_path}/x: job 40 of ann holds the run (pending); wait for it, end it with" in error
+    assert (
+        f"run.dir/run.name={tmp_path}/x: job 40 of ann holds the run (pending); wait for it, end it with"
+        in error
+    )
     assert json.loads(lock.read_text()) == facts
 
 
