@@ -10,6 +10,8 @@ from launch.plan.pace import measured
 from launch.plan.ranks import largest_legal, why_illegal
 from launch.plan.saving import signal_lead
 from launch.restarts import newest_step
+from shards.format.manifest import read_manifest
+from uniemox_dist.checkpoints.folders import find_missing_weights
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config, merge, parse_override, validated
 from uniemox_dist.config.schema import Config, RunConfig
@@ -18,6 +20,7 @@ from uniemox_dist.core.formatting import counted
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.splits import make_train_sources, open_splits
 from uniemox_dist.runs.folder import RunFolder
+from uniemox_dist.teacher.identity import find_local_folder, find_weights_file
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 LOCAL_PATHS = (
@@ -136,22 +139,58 @@ def _check_inputs(config: Config) -> list[str]:
         sources.plan(config)
     except UserError as error:
         mistakes += [f"{line}{ELSEWHERE}" for line in str(error).splitlines()]
-    kind, _, path = config.teacher.name.partition(":")
-    if config.loss.needs_teacher and kind == "local-dir" and not Path(path).is_dir():
-        mistakes.append(f"teacher.name={config.teacher.name}: no such folder{ELSEWHERE}")
+    for check in (check_eval_path, check_teacher):
+        try:
+            check(config)
+        except UserError as error:
+            mistakes.append(f"{error}{ELSEWHERE}")
     return mistakes
 
 
+def check_eval_path(config: Config) -> None:
+    """
+    Raises:
+        UserError: if the held-out data are missing or damaged.
+    """
+    if config.data.eval_path:
+        read_manifest(config.data.eval_path, "data.eval_path")
+
+
+def check_teacher(config: Config) -> None:
+    """
+    Raises:
+        UserError: if a file of a teacher that runs in each step is missing.
+    """
+    teacher = config.teacher
+    if not config.loss.needs_teacher or teacher.source == "cache":
+        return
+    if (folder := find_local_folder(teacher)) is not None:
+        if not folder.is_dir():
+            raise UserError(f"teacher.name={teacher.name}: no such folder")
+        find_weights_file(teacher, folder)
+    elif teacher.weights is not None and not Path(teacher.weights).is_file():
+        raise UserError(f"teacher.weights={teacher.weights}: no such file")
+
+
+def find_missing_start(config: Config) -> str | None:
+    """The line about a `model.init_from` that does not exist or holds no weights; None if it does, or if the run has a
+    checkpoint and no longer needs it."""
+    start = config.model.init_from
+    problem = None if start is None else find_missing_weights(Path(start))
+    if problem is None or newest_step(RunFolder(run_path(config))) is not None:
+        return None
+    return f"model.init_from={start}: {problem}"
+
+
 def _check_initial_weights(config: Config, *, data: bool) -> list[str]:
-    """Reports a missing `model.init_from`, which a run with a checkpoint no longer needs. Fine-tuning reads its
-    architecture from there when it is submitted, so this machine must be able to read it."""
-    start, finetunes = config.model.init_from, isinstance(config, FinetuneRun)
-    if start is None or Path(start).exists() or newest_step(RunFolder(run_path(config))) is not None:
-        return []
-    if not (data or finetunes):
+    """Reports a missing `model.init_from`. Fine-tuning reads its architecture from there when it is submitted, so this
+    machine must be able to read it."""
+    finetunes = isinstance(config, FinetuneRun)
+    missing = find_missing_start(config) if data or finetunes else None
+    if missing is None:
         return []
     why = ", and a fine-tuning run takes its architecture from there; submit where it can be seen"
-    return [f"model.init_from={start}: no such file or folder{why if finetunes else ELSEWHERE}"]
+    return [f"{missing}{why if finetunes else ELSEWHERE}"]
 
 
 def _check_times(config: Config, cluster: Cluster) -> Findings:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from launch.checks import check_place, check_run, resolve, run_path
 from launch.cluster import Cluster
 from launch.conflicts import check_no_job, check_same_settings
-from launch.freeze import code_name, freeze_code
+from launch.freeze import code_name, frozen_code
 from launch.submission import new_folder, next_folder, one_at_a_time, run_folder, write_config
 from launch.sweep import grid, point_names, point_table
 from uniemox_dist.config.finetune import FinetuneRun
@@ -288,7 +288,7 @@ def freeze(prepared: Prepared) -> Iterator[Frozen]:
         force_new = prepared.request.force_new
         aside = [made.enter_context(run_folder(run, aside=force_new)) for run in prepared.runs]
         folder = made.enter_context(new_folder(*prepared.place))
-        code = freeze_code(prepared.code_folder(folder), **prepared.code_parts())
+        code = made.enter_context(frozen_code(prepared.code_folder(folder), folder, **prepared.code_parts()))
         own = [folder] if not prepared.points else []
         own += (
             [made.enter_context(new_folder(run / "jobs")) for run in prepared.runs] if prepared.points else []

@@ -8,10 +8,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from launch.submission import SUBMISSION, one_at_a_time
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import canonical_json, fsync_dir, publish_dir, sha256_bytes, sha256_file
+from uniemox_dist.core.files import (
+    canonical_json,
+    fsync_dir,
+    publish_dir,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+)
 
 PACKAGES = ("uniemox_dist", "shards", "launch")
 LEFT_OUT = ("shards/demo",)
@@ -69,6 +78,45 @@ def freeze_code(into: Path, *, shipped_teacher: bool, detectors: bool = False) -
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+@contextmanager
+def frozen_code(into: Path, submission: Path, **parts: bool) -> Iterator[Path]:
+    """Freezes the code of one submission. If the block fails, removes the copy, provided that this submission made it
+    and no other one uses it.
+
+    Args:
+        into: the folder of all copies.
+        submission: the folder of this submission; those of others lie beside it.
+        parts: arguments of `freeze_code`.
+    """
+    # The lock and the order "folder first, then code" let each submission see the other before it removes a copy.
+    with one_at_a_time(into.parent):
+        before = set(into.iterdir()) if into.is_dir() else None
+        code = freeze_code(into, **parts)
+    try:
+        yield code
+    except BaseException:
+        if before is None or code not in before:
+            with one_at_a_time(into.parent):
+                if not any(
+                    _may_use(other, code) for other in submission.parent.iterdir() if other != submission
+                ):
+                    shutil.rmtree(code, ignore_errors=True)
+                    if before is None:
+                        with suppress(OSError):  # another copy has been made meanwhile
+                            into.rmdir()
+        raise
+
+
+def _may_use(submission: Path, code: Path) -> bool:
+    """Whether a folder is another submission that uses a copy, or does not state its copy yet."""
+    if not submission.is_dir() or submission == code.parent:
+        return False
+    try:
+        return bool(read_json(submission / SUBMISSION)["code"] == code.name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def code_name(*, shipped_teacher: bool, detectors: bool = False) -> str:

@@ -109,7 +109,7 @@ def _decide(
             "exit code 75 without a complete checkpoint of this attempt: the job is not requeued",
         )
     if nodes := _bad_nodes(folder, held):
-        return _resubmit_without_nodes(folder, held, attempts, nodes)
+        return _resubmit_without_nodes(folder, held, attempts, nodes, may_requeue=may_requeue)
     return _after_fault(folder, code, held, attempts, step)
 
 
@@ -165,11 +165,24 @@ def _bad_nodes(folder: RunFolder, held: lock.JobLock) -> dict[str, str]:
 
 
 def _resubmit_without_nodes(
-    folder: RunFolder, held: lock.JobLock, attempts: JobAttempts, nodes: dict[str, str]
+    folder: RunFolder,
+    held: lock.JobLock,
+    attempts: JobAttempts,
+    nodes: dict[str, str],
+    *,
+    may_requeue: bool,
 ) -> NextAction:
-    """Submits the job again without these nodes, unless run.max_restarts is reached."""
+    """Submits the job again without these nodes, unless run.max_restarts is reached or jobs may not queue themselves
+    again."""
     names, most = ",".join(nodes), held.max_restarts
     why = "; ".join(f"{node}: {finding}" for node, finding in nodes.items())
+    if not may_requeue:
+        text = (
+            f"the preflight failed on {why}; jobs do not queue themselves again on this cluster: submit again, "
+            f"and `uniemox launch` leaves out {names}"
+        )
+        folder.write(FaultEvent(error=text, ends=True, restart=False))
+        return NextAction(f"end {EXIT_FAULT}", text)
     if attempts.in_vain >= most:
         text = f"given up after {attempts.in_vain} submissions elsewhere (run.max_restarts={most}): {why}"
         folder.write(FaultEvent(error=text, ends=True, restart=False))

@@ -1,23 +1,32 @@
 """The duration of a run, from a stated, measured or assumed pace; and the measurements of an earlier run."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.models.flops import Flops
 from uniemox_dist.runs.folder import RunFolder, is_run, read_lines
+from uniemox_dist.runs.history import sections
 
 ASSUMED_MFU = 0.3
 """Model FLOP utilisation if none was stated or measured: a guess, well below what GPUs can reach."""
 RECENT = 50
 """A pace is the median of this many last lines of metrics.jsonl."""
 METRICS_BYTES = 1 << 18
+PACE_SETTINGS = (
+    *("model.width", "model.depth", "model.patch_size", "model.image_size", "model.mlp_ratio"),
+    *("model.mask_ratio", "batch.micro_batch", "optim.precision", "compute.checkpoint_blocks"),
+    *("compute.compile", "zero.stage", "teacher.source", "finetune.persons"),
+)
+"""Settings on which the pace of a rank depends."""
 SAVES = 10
 """Number of last saves that are evaluated."""
 
@@ -58,6 +67,10 @@ class Measured:
     """The longest of its last saves, from the copy to the final rename."""
     waits_s: float | None = None
     """The median time that steps waited for a save."""
+    run: str = ""
+    """The run's folder, if an option named it."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The sections of its config.yaml, if an option named it."""
 
 
 def pace_of(
@@ -148,7 +161,37 @@ def read_run(path: Path, option: str = "--from-run") -> Measured:
         raise UserError(
             f"{option}={path}: {run.metrics.name} has no line with samples_per_s; let the run log one (run.log_every)"
         )
-    return found
+    try:
+        settings = sections(parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
+    except (OSError, ValueError):  # a run without settings has measurements all the same
+        settings = {}
+    return replace(found, run=str(path), settings=settings)
+
+
+def compare_settings(config: Config, earlier: Measured) -> str | None:
+    """Compares a run with the one whose pace it takes; returns a remark about settings that change the pace.
+
+    Raises:
+        UserError: if one is a fine-tuning run and the other is not.
+    """
+    there, here = earlier.settings, config.model_dump(mode="json")
+    if not there:
+        return None
+    kinds = {True: "a fine-tuning run", False: "a pretraining run"}
+    if ("finetune" in there) != ("finetune" in here):
+        raise UserError(
+            f"--from-run={earlier.run}: is {kinds['finetune' in there]}, and this plan is for "
+            f"{kinds['finetune' in here]}; give a run of the same kind, or --samples-per-s"
+        )
+    differing = []
+    for name in PACE_SETTINGS:
+        section, _, key = name.partition(".")
+        before, now = (settings.get(section, {}).get(key) for settings in (there, here))
+        if before is not None and now is not None and before != now:
+            differing.append(f"{name}={before} (here {now})")
+    if not differing:
+        return None
+    return f"--from-run={earlier.run} had {', '.join(differing)}: the pace may not hold here; --samples-per-s states it"
 
 
 def _median(lines: list[dict[str, Any]], key: str) -> float | None:

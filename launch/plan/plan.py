@@ -16,7 +16,7 @@ from launch.plan.data import (
 from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
 from launch.plan.model import Tower, read_tower, run_flops, trained_parameters
 from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, network_time, traffic
-from launch.plan.pace import Measured, Pace, pace_of, run_steps
+from launch.plan.pace import Measured, Pace, compare_settings, pace_of, run_steps
 from launch.plan.ranks import largest_legal, legal_ranks, why_illegal
 from launch.plan.saving import (
     NODE_MTBF_HOURS,
@@ -223,6 +223,7 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
         remarks={
             "ranks": _rank_remarks(config, inputs, (nodes, per_node)),
             "memory": _memory_remarks(config),
+            "pace": _pace_remarks(config, inputs.earlier),
             "network": _network_remarks(config, exchanges),
             "loading": loading_remarks(load, config, per_node, inputs.cpus_per_node) if load else [],
             "balance": balance_remarks(config, data, found, config.batch.streams * per_node // ranks),
@@ -254,6 +255,12 @@ def _memory_remarks(config: Config) -> list[Remark]:
     zero = config.deepspeed.get("zero_optimization") or {}
     unknown = [key for key in zero if key.startswith(("offload", "cpu_offload", "zero_quantized"))]
     return [("warn", f"deepspeed.zero_optimization.{key}: what it saves is not counted") for key in unknown]
+
+
+def _pace_remarks(config: Config, earlier: Measured | None) -> list[Remark]:
+    """A remark about the run whose pace is used, if its settings differ."""
+    text = None if earlier is None else compare_settings(config, earlier)
+    return [] if text is None else [("warn", text)]
 
 
 def _network_remarks(config: Config, exchanges: Sequence[Exchange]) -> list[Remark]:

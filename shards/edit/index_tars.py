@@ -59,7 +59,7 @@ def index_folder(
         raise UserError(
             f"DIR={folder}: has a {MANIFEST} already; delete it and index/ to index the tars again"
         )
-    tars = _tars(folder)
+    tars = find_tars(folder)
     entries: list[ShardEntry] = []
     rejected: list[Rejected] = []
     keys: set[str] = set()
@@ -87,7 +87,12 @@ def index_folder(
     return manifest, rejected
 
 
-def _tars(folder: Path) -> list[Path]:
+def find_tars(folder: Path) -> list[Path]:
+    """The tars of a folder.
+
+    Raises:
+        UserError: if there are none, or one has a name that a manifest cannot hold.
+    """
     tars = [tar for tar in sorted(folder.glob("*.tar")) if not tar.is_dir()] if folder.is_dir() else []
     if not tars:
         raise UserError(f"DIR={folder}: has no .tar files; give a folder that does")

@@ -44,13 +44,17 @@ def merge(out: Path, parts: list[Path]) -> MergeResult:
         UserError: if parts are missing, given twice, incomplete or have different settings, or `out` exists or cannot
             be written.
     """
-    notes = _check_parts(parts)
+    notes = check_parts(parts)
     with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
         return _join(partial, notes)
 
 
-def _check_parts(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """The parts in order, each with its part.json."""
+def check_parts(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The parts in order, each with its part.json.
+
+    Raises:
+        UserError: as `merge` for its parts.
+    """
     found: dict[int, tuple[Path, dict[str, Any]]] = {}
     for folder in parts:
         note = _read_part(folder)

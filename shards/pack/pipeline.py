@@ -22,7 +22,7 @@ from shards.pack.prepare import Preparation
 from shards.pack.settings import PackSettings, check_licence
 from shards.pack.workers import Workers
 from shards.pool import Progress
-from shards.sources import SourceOptions, open_source
+from shards.sources import SourceOptions, check_options, open_source
 from shards.sources.presets import find_preset
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json, write_json
@@ -52,12 +52,13 @@ def pack(
     check_licence(licence)
     if is_taken(out):
         return _reuse(settings, part, licence, out, resume)
+    options = SourceOptions(settings.columns, settings.persons == "source")
+    check_options(settings.layout, options)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
     with open_partial(out, resume) as partial, Workers(workers) as pool:
         work = partial / WORK
-        options = SourceOptions(settings.columns, settings.persons == "source")
         records = open_source(settings.layout, preset.locate(settings.source), options)
         listing = Listing.read(
             records, work, seed=settings.seed, preset=preset, keep_labels=settings.keep_labels

@@ -1,13 +1,15 @@
 """Sources: what a source layout yields, and access to the layouts by name. README.md explains how to add one.
 
 Every module in `layouts/` is a layout. Its name is the value of `--layout`; it defines
-`read(source, options) -> Iterator[Record]`. No other file lists the layouts.
+`read(source, options) -> Iterator[Record]`, and may name in `USES` the options of `shards pack` that have an effect on
+it: `--column`, and `--persons source` if the source has person boxes. No other file lists the layouts.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
 
 from shards.detect.types import Person
@@ -93,7 +95,31 @@ def open_source(layout: str, source: str, options: SourceOptions) -> Iterator[Re
     Raises:
         UserError: for an unknown layout or a source that does not have this layout.
     """
+    read: Reader = _load(layout).read
+    return read(source, options)
+
+
+def check_options(layout: str, options: SourceOptions) -> None:
+    """Checks that the options have an effect on a layout.
+
+    Raises:
+        UserError: for an option without effect, or an unknown layout.
+    """
+    uses = getattr(_load(layout), "USES", ())
+    if options.columns and "--column" not in uses:
+        first = next(iter(options.columns.items()))
+        with_columns = [name for name in layout_names() if "--column" in getattr(_load(name), "USES", ())]
+        raise UserError(
+            f"--column={'='.join(first)}: --layout {layout} has no columns; leave it out, or give --layout "
+            f"{' or '.join(with_columns)}"
+        )
+    if options.source_persons and "--persons source" not in uses:
+        raise UserError(
+            f"--persons=source: --layout {layout} has no person boxes; give nanodet, onnx:FILE or none"
+        )
+
+
+def _load(layout: str) -> ModuleType:
     if layout not in layout_names():
         raise UserError(f"--layout={layout}: not known; valid are {', '.join(layout_names())}")
-    read: Reader = import_module(f"{layouts.__name__}.{layout}").read
-    return read(source, options)
+    return import_module(f"{layouts.__name__}.{layout}")

@@ -294,7 +294,14 @@ def test_a_release_is_measured_by_each_task(
         ),
         (["zeroshot", str(out), str(tiny_data)], "--labels: names one class only"),
         (["zeroshot", str(out), str(tiny_data), "--labels", "a,b,a"], "--labels: names a twice"),
-        (["probe", str(out), str(tiny_data), "--test", "train"], "train and test are the same data set"),
+        (
+            ["probe", str(out), str(tiny_data), "--test", "train"],
+            "--train=train and --test=train: are the same data set",
+        ),
+        (
+            ["probe", str(out), str(tiny_data), "--val", "train"],
+            "--train=train and --val=train: are the same data set",
+        ),
         (["probe", str(out), str(tmp_path)], "/train: no such folder"),
     ):
         assert run(["evaluate", *options]) == 2

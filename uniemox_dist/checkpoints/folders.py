@@ -221,6 +221,20 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
+def find_missing_weights(path: Path) -> str | None:
+    """The reason why a path cannot name weights, as `model.init_from` takes them; None for a file, and for a folder of
+    a release, classifier, run or checkpoint, or in timm's local-dir layout. Opens no file."""
+    if path.is_file():
+        return None
+    if not path.is_dir():
+        return "no such file or folder"
+    if any((path / name).is_file() for name in ("uniemox.json", COMPLETE, "config.json")):
+        return None
+    if (path / "checkpoints").is_dir():
+        return None
+    return "holds no weights; give a folder in timm's local-dir layout, a release, or a run's folder"
+
+
 def open_checkpoint(path: str | Path, field: str) -> Checkpoint:
     """Opens a checkpoint by its folder, or the newest intact one of a run's folder, and checks the hashes of its files.
 

@@ -19,16 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from uniemox_dist.checkpoints.folders import COMPLETE, open_checkpoint
+from uniemox_dist.checkpoints.folders import COMPLETE, find_missing_weights, open_checkpoint
 from uniemox_dist.checkpoints.format import FragmentReader, fixed_tensors
 from uniemox_dist.config.encoder_names import shapes
+from uniemox_dist.config.finetune import CLASSIFIER
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 """Keys under which training scripts keep the state dict."""
-CLASSIFIER = "uniemox-classifier"
-"""Format of a fine-tuned classifier: a timm folder with an additional uniemox.json."""
 HEADS = ("head.", "head_dist.", "pre_logits.")
 ANCHOR = "patch_embed.proj.weight"
 """A name that every vision transformer of timm has; it reveals the prefix of all names."""
@@ -62,6 +61,8 @@ def read_weights(path: Path, key: str) -> Weights:
         UserError: if it is missing, cannot be read without running code, or contains no vision transformer.
     """
     where = f"{key}={path}"
+    if (problem := find_missing_weights(path)) is not None:
+        raise UserError(f"{where}: {problem}")
     if path.is_file():
         return named_as_ours(_read_file(path, where), where)
     stated = _json(path / "uniemox.json", where) if (path / "uniemox.json").is_file() else {}
@@ -78,15 +79,9 @@ def read_weights(path: Path, key: str) -> Weights:
         return Weights(
             {**tensors, **fixed_tensors(checkpoint)}, layout, dict(checkpoint.info["config"]["model"])
         )
-    if (path / "config.json").is_file():
-        found = named_as_ours(_read_file(path / "model.safetensors", where), where)
-        kind = "a fine-tuned classifier" if stated else "timm's local-dir"
-        return Weights(found.tensors, kind, _stated(_json(path / "config.json", where)))
-    if path.is_dir():
-        raise UserError(
-            f"{where}: holds no weights; give a folder in timm's local-dir layout, a release, or a run's folder"
-        )
-    raise UserError(f"{where}: no such file or folder")
+    found = named_as_ours(_read_file(path / "model.safetensors", where), where)
+    kind = "a fine-tuned classifier" if stated else "timm's local-dir"
+    return Weights(found.tensors, kind, _stated(_json(path / "config.json", where)))
 
 
 def named_as_ours(tensors: Mapping[str, Tensor], where: str) -> Weights:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from uniemox_dist.cli.inputs import Checked
 from uniemox_dist.cli.one_run import RunPath, alone, asked_for, bytes_of, checkpoints_of, remove
 
 if TYPE_CHECKING:
@@ -102,7 +103,11 @@ def list_command(run: Path, as_json: bool) -> None:
     )
 
 
-@checkpoint.command("verify")
+@checkpoint.command(
+    "verify",
+    cls=Checked,
+    check=lambda context: asked_for(context.params["run"], context.params["step"]) and None,
+)
 @RUN
 @click.option("--step", type=click.IntRange(0), help="Only the checkpoint of this step.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core, at most 8.")

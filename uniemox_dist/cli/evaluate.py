@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from uniemox_dist.cli.inputs import Checked, OutputFile, Release
 from uniemox_dist.evaluate.intervals import LOOK_ALIKES
 
-FILE = click.Path(path_type=Path)
 DEVICE_HELP = "auto, cpu, cuda, cuda:1, …"
 TEACHER = click.option(
     "--teacher", "teacher_name", help="The teacher's folder or name, if it has moved since training."
@@ -25,13 +25,31 @@ WORKERS = click.option(
 DEVICE = click.option("--device", default="auto", show_default=True, help=DEVICE_HELP)
 
 
+def _check_splits(*wanted: str) -> Callable[[click.Context], None]:
+    """A check of DATA for the splits of these roles."""
+
+    def check(context: click.Context) -> None:
+        from uniemox_dist.evaluate.inputs import open_splits
+
+        given = context.params
+        open_splits(given["data"], {role: given.get(role) for role in wanted}, wanted)
+
+    return check
+
+
+def _check_data_set(context: click.Context) -> None:
+    from shards.format.manifest import read_manifest
+
+    read_manifest(context.params["data"], "DATA")
+
+
 @click.group()
 def evaluate() -> None:
     """Measure a release on held-out shards."""
 
 
-@evaluate.command("protocol")
-@click.argument("release", type=FILE)
+@evaluate.command("protocol", cls=Checked, check=_check_splits("train", "test"))
+@click.argument("release", type=Release())
 @click.argument("data")
 @click.option(
     "--train", default="train", show_default=True, help="Split of DATA that probes and baselines learn from."
@@ -42,8 +60,10 @@ def evaluate() -> None:
 @click.option("--valence", default="polarity", show_default=True, help="Attribute that holds a valence.")
 @click.option("--device", default="cpu", show_default=True, help=DEVICE_HELP)
 @WORKERS
-@click.option("--json", "json_file", type=FILE, help="Also write the table to this file.")
-@click.option("--scores", "scores_file", type=FILE, help="Write the scores of every picture to this file.")
+@click.option("--json", "json_file", type=OutputFile(), help="Also write the table to this file.")
+@click.option(
+    "--scores", "scores_file", type=OutputFile(), help="Write the scores of every picture to this file."
+)
 def protocol_command(
     release: Path,
     data: str,
@@ -60,12 +80,10 @@ def protocol_command(
     Metrics: masked error, caption retrieval, cosine to the teacher, linear probe. 95 % intervals by bootstrap over
     groups of look-alikes. A verdict names the rows that the student beats, ties with and loses to.
     """
-    from uniemox_dist.core.files import check_output, write_json
+    from uniemox_dist.core.files import write_json
     from uniemox_dist.evaluate.protocol import print_table, run
     from uniemox_dist.release.load import check_device
 
-    check_output(json_file, "--json")
-    check_output(scores_file, "--scores")
     result = run(
         release,
         data,
@@ -81,22 +99,24 @@ def protocol_command(
         click.echo(f"written to {json_file}")
 
 
-@evaluate.command("gallery")
-@click.argument("release", type=FILE)
+@evaluate.command("gallery", cls=Checked, check=_check_data_set)
+@click.argument("release", type=Release())
 @click.argument("data")
 @click.option(
-    "--out", type=FILE, required=True, help="JSON file; RUN/gallery.json is shown in the run's report."
+    "--out",
+    type=OutputFile(),
+    required=True,
+    help="JSON file; RUN/gallery.json is shown in the run's report.",
 )
 @TEACHER
 @DEVICE
 @WORKERS
 def gallery_command(release: Path, data: str, out: Path, device: str, **given: Any) -> None:
     """Writes pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
-    from uniemox_dist.core.files import check_output, write_json
+    from uniemox_dist.core.files import write_json
     from uniemox_dist.evaluate.gallery import gallery
     from uniemox_dist.release.load import check_device
 
-    check_output(out, "--out")
     found = gallery(release, data, device=check_device(device), **given)
     write_json(out, found)
     click.echo(f"{out}: {len(found['pictures'])} pictures")
@@ -105,7 +125,7 @@ def gallery_command(release: Path, data: str, out: Path, device: str, **given: A
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the arguments and options that the four tasks share."""
     options = [
-        click.argument("release"),
+        click.argument("release", type=Release(timm=True)),
         click.argument("data"),
         click.option("--test", metavar="NAME", help="Held-out split of DATA. [default: test]"),
         click.option(
@@ -118,7 +138,7 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
         GROUP_BY,
         DEVICE,
         WORKERS,
-        click.option("--json", "json_file", type=FILE, help="Also write all results to this file."),
+        click.option("--json", "json_file", type=OutputFile(), help="Also write all results to this file."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -127,9 +147,9 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def classifying(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of tasks with named classes."""
-    return click.option("--confusion", type=FILE, help="Write the confusion matrix to this PNG file.")(
-        command
-    )
+    return click.option(
+        "--confusion", type=OutputFile(".png"), help="Write the confusion matrix to this PNG file."
+    )(command)
 
 
 def learning(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +162,7 @@ def learning(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--train", metavar="NAME", help="Split to learn from. [default: train]")(command)
 
 
-@evaluate.command("knn")
+@evaluate.command("knn", cls=Checked, check=_check_splits("train", "val", "test"))
 @shared
 @learning
 @classifying
@@ -151,7 +171,7 @@ def knn_command(**given: Any) -> None:
     _run("knn", **given)
 
 
-@evaluate.command("probe")
+@evaluate.command("probe", cls=Checked, check=_check_splits("train", "val", "test"))
 @shared
 @learning
 @classifying
@@ -160,7 +180,7 @@ def probe_command(**given: Any) -> None:
     _run("probe", **given)
 
 
-@evaluate.command("zeroshot")
+@evaluate.command("zeroshot", cls=Checked, check=_check_splits("test"))
 @shared
 @classifying
 @click.option(
@@ -177,7 +197,7 @@ def zeroshot_command(labels: str, **given: Any) -> None:
     _run("zeroshot", labels=names, **given)
 
 
-@evaluate.command("retrieval")
+@evaluate.command("retrieval", cls=Checked, check=_check_splits("test"))
 @shared
 def retrieval_command(**given: Any) -> None:
     """Retrieval of captions by pictures and of pictures by captions, in the fused space: R@1, R@5, R@10."""
@@ -187,7 +207,7 @@ def retrieval_command(**given: Any) -> None:
 def _run(
     task: str,
     *,
-    release: str,
+    release: Path | str,
     data: str,
     baselines: str,
     json_file: Path | None,
@@ -196,12 +216,10 @@ def _run(
     confusion: Path | None = None,
     **given: Any,
 ) -> None:
-    from uniemox_dist.core.files import check_output, write_json
+    from uniemox_dist.core.files import write_json
     from uniemox_dist.evaluate import measure
     from uniemox_dist.release.load import check_device
 
-    check_output(confusion, "--confusion", ".png")
-    check_output(json_file, "--json")
     result = measure.measure(
         task,
         release,

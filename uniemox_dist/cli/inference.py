@@ -4,7 +4,11 @@ from pathlib import Path
 
 import click
 
-FILE = click.Path(path_type=Path)
+from uniemox_dist.cli.inputs import InputFile, InputPath, OutputFile, Release
+
+MOST_NAMED = 5
+"""Unreadable pictures that are named on the terminal."""
+INPUT = InputPath("give a picture, a folder, a table, tars or packed shards")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 WORKERS = click.option(
     "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes that decode pictures."
@@ -16,9 +20,11 @@ LAYOUT = click.option(
 
 
 @click.command()
-@click.argument("source", metavar="INPUT")
-@click.argument("out", type=FILE)
-@click.option("--release", "release", type=FILE, required=True, help="A folder that `uniemox release` wrote.")
+@click.argument("source", metavar="INPUT", type=INPUT)
+@click.argument("out", type=OutputFile())
+@click.option(
+    "--release", "release", type=Release(), required=True, help="A folder that `uniemox release` wrote."
+)
 @click.option(
     "--space",
     type=click.Choice(["encoder", "fused"]),
@@ -44,11 +50,9 @@ def embed(
 
     A picture that cannot be read has a row with the reason. The same command continues after a kill.
     """
-    from uniemox_dist.core.files import check_output
     from uniemox_dist.inference.embed import embed as write
     from uniemox_dist.release.load import check_device
 
-    check_output(out, "OUT")
     found = write(
         source,
         out,
@@ -67,8 +71,8 @@ def embed(
 
 
 @click.command()
-@click.argument("model", type=FILE)
-@click.argument("source", metavar="INPUT")
+@click.argument("model", type=Release(classifier=True))
+@click.argument("source", metavar="INPUT", type=INPUT)
 @click.option("--labels", default="", metavar="A,B", help="Zero-shot: the emotions to choose from.")
 @click.option(
     "--template", "templates", multiple=True, metavar="TEXT", help="Text of a label, with {} for its name."
@@ -76,8 +80,12 @@ def embed(
 @click.option(
     "--teacher", "teacher_name", help="The teacher's folder or name, if it has moved since training."
 )
-@click.option("--texts", type=FILE, help="Zero-shot without a teacher: a file that --save-texts wrote.")
-@click.option("--save-texts", type=FILE, help="Write the embedded labels to this file, for --texts.")
+@click.option(
+    "--texts",
+    type=InputFile("write it with `uniemox predict … --save-texts`"),
+    help="Zero-shot without a teacher: a file that --save-texts wrote.",
+)
+@click.option("--save-texts", type=OutputFile(), help="Write the embedded labels to this file, for --texts.")
 @click.option("--format", "kind", type=click.Choice(["json", "csv"]), default="json", show_default=True)
 @click.option("--top", type=click.IntRange(1), help="List only this many labels of a picture (JSON).")
 @LAYOUT
@@ -106,17 +114,16 @@ def predict(
     MODEL is a fine-tuned classifier, or a release; a release needs --labels (and its teacher), or --texts.
     """
     from uniemox_dist.core.errors import UserError
-    from uniemox_dist.core.files import check_output
     from uniemox_dist.inference import predict as prediction
-    from uniemox_dist.inference.inputs import Pictures
+    from uniemox_dist.inference.inputs import Pictures, none_readable
+    from uniemox_dist.release.format import is_classifier
     from uniemox_dist.release.load import check_device
 
     device = check_device(device)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if save_texts is not None and not names:
         raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give --labels, too")
-    check_output(save_texts, "--save-texts")
-    if prediction.is_classifier(model):
+    if is_classifier(model):
         if names or texts:
             raise UserError(f"MODEL={model}: has labels of its own; leave out --labels and --texts")
         predictor = prediction.load_classifier_predictor(model, device)
@@ -136,29 +143,34 @@ def predict(
     pictures = Pictures(source, layout)
     if kind == "csv":
         click.echo(prediction.as_csv(None, predictor))
-    failed = 0
+    failed: list[tuple[str, str]] = []
     for line in prediction.predict(predictor, pictures, batch=batch, workers=workers):
-        failed += "error" in line
+        if "error" in line:
+            failed.append((line["picture"], line["error"]))
         click.echo(prediction.as_csv(line, predictor) if kind == "csv" else prediction.as_json(line, top))
+    if len(failed) == len(pictures):
+        raise none_readable(f"INPUT={source}", len(failed), failed)
     if failed:
-        click.echo(f"uniemox: warning: {failed} of {len(pictures)} pictures could not be read", err=True)
+        click.echo(f"uniemox: warning: {len(failed)} of {len(pictures)} pictures cannot be read", err=True)
 
 
 @click.command()
-@click.argument("release", type=FILE)
-@click.argument("pictures", nargs=-1, required=True)
-@click.argument("out", type=FILE)
+@click.argument("release", type=Release())
+@click.argument("pictures", nargs=-1, required=True, type=INPUT)
+@click.argument("out", type=OutputFile(".png"))
 @click.option("--mask-ratio", type=float, help="Share of masked patches. [default: as in training]")
 @click.option("--seed", default=0, show_default=True, help="Seed of the masks.")
 def reconstruct(
     release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
 ) -> None:
     """Masks pictures (files or folders), reconstructs them with RELEASE, and writes a grid to OUT, a PNG."""
-    from uniemox_dist.core.files import check_output
+    from uniemox_dist.core.formatting import counted
     from uniemox_dist.inference.reconstruct import reconstruct as write
 
-    check_output(out, "OUT", ".png")
     count, problems = write(release, pictures, out, mask_ratio=mask_ratio, seed=seed)
-    click.echo(f"{out}: {count} {'picture' if count == 1 else 'pictures'}: original, masked, reconstructed")
-    for problem in problems:
-        click.echo(f"uniemox: warning: {problem}", err=True)
+    click.echo(f"{out}: {counted(count, 'picture')}: original, masked, reconstructed")
+    for name, reason in problems[:MOST_NAMED]:
+        click.echo(f"uniemox: warning: {name}: {reason}", err=True)
+    if problems:
+        total = count + len(problems)
+        click.echo(f"uniemox: warning: {len(problems)} of {total} pictures cannot be read", err=True)

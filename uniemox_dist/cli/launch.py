@@ -1,6 +1,8 @@
 """`uniemox launch …`: from a recipe, or any long command, to jobs on a cluster. Torch-free."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +33,10 @@ SITE_OPTIONS = (
 )
 
 
+LOCAL_OPTIONS = ("gpus-per-node", "ranks-per-node")
+"""The options of SITE_OPTIONS that have an effect on this machine."""
+
+
 class _Launch(click.Group):
     """A group that imports the batch scripts' own commands only when they are called."""
 
@@ -48,7 +54,7 @@ class _Submit(click.Command):
         command: list[str] = []
         if "--" in args:
             at = args.index("--")
-            if args[at + 1 : at + 2] and _is_command(args[at + 1]):
+            if not _may_be_recipe(args[at + 1 : at + 2]):
                 args, command = args[:at], args[at + 1 :]
         ctx.meta["command"] = tuple(command)
         return super().parse_args(ctx, args)
@@ -57,10 +63,15 @@ class _Submit(click.Command):
         return ["[OPTIONS]", "(RECIPE [KEY=VALUE]... | -- COMMAND [ARGUMENT]...)"]
 
 
-def _is_command(word: str) -> bool:
+def _may_be_recipe(first: Sequence[str]) -> bool:
+    """Whether the first word after `--` is a recipe or a KEY=VALUE pair, so that `--` only ends the options."""
     from uniemox_dist.cli.main import COMMANDS
+    from uniemox_dist.config.load import shipped_recipes
 
-    return word in COMMANDS
+    if not first or first[0] in COMMANDS:
+        return False
+    word = first[0]
+    return not word.startswith("-") and ("=" in word or Path(word).is_file() or word in shipped_recipes())
 
 
 @click.group(cls=_Launch)
@@ -68,8 +79,9 @@ def launch() -> None:
     """Submits commands to clusters: checks them here, freezes code and settings, and starts jobs."""
 
 
-def _submits(function: F) -> F:
-    """Adds the arguments and options that all backends share."""
+def _submits(function: F, effective: Sequence[str] = tuple(name for name, _, _ in SITE_OPTIONS)) -> F:
+    """Adds the arguments and options that all backends share; those of SITE_OPTIONS without effect are hidden, and
+    `_request` refuses them."""
     decorators = [
         click.argument("recipe", required=False),
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
@@ -98,7 +110,10 @@ def _submits(function: F) -> F:
             help="Folder for scripts, code and logs of commands that have no run folder.",
         ),
         click.option("--dry-run", is_flag=True, help="Check, print what would be submitted, write nothing."),
-        *(click.option(f"--{name}", metavar=metavar, help=text) for name, metavar, text in SITE_OPTIONS),
+        *(
+            click.option(f"--{name}", metavar=metavar, help=text, hidden=name not in effective)
+            for name, metavar, text in SITE_OPTIONS
+        ),
     ]
     for decorate in reversed(decorators):
         function = decorate(function)
@@ -163,7 +178,7 @@ def slurm_command(
 @launch.command(
     "local", cls=_Submit, short_help="Run a command on this machine, checked and frozen as for a cluster."
 )
-@_submits
+@partial(_submits, effective=LOCAL_OPTIONS)
 def local_command(dry_run: bool, **given: Any) -> int:
     """Runs RECIPE, or any other COMMAND of uniemox, on this machine as on one node of SITE: with the same checks and
     frozen code; a run is started again after faults.
@@ -171,8 +186,16 @@ def local_command(dry_run: bool, **given: Any) -> int:
     Modules, setup and containers of SITE are not used; the command runs in the present environment.
     """
     from launch.backends.local import Local
+    from uniemox_dist.core.errors import UserError
     from uniemox_dist.distributed.local_launcher import Signals
 
+    for name, _, _ in SITE_OPTIONS:
+        value = given[name.replace("-", "_")]
+        if value is not None and name not in LOCAL_OPTIONS and (name, value) != ("nodes", "1"):
+            raise UserError(
+                f"--{name}={value}: has no effect on this machine, which is one node without a queue; leave it out, or "
+                "use `uniemox launch slurm`"
+            )
     with Signals() as signals:
         return _submit(_request(given), Local(signals), dry_run=dry_run)
 
@@ -222,7 +245,9 @@ def _request(given: dict[str, Any], **more: Any) -> "Request":
     if not command and recipe is None:
         raise UserError("RECIPE: missing; give a recipe, or another command after --")
     if command:
-        name = _check_command(command)
+        # A job that waits for others may read what those have yet to write.
+        waits = more.get("after") is not None or more.get("singleton", False)
+        name = _check_command(command, see_data=not (given["unseen_data"] or waits))
     if command and command[0] in TRAINING:
         if extra := [word for word in command if word.startswith("-")]:
             raise UserError(
@@ -259,28 +284,46 @@ def _request(given: dict[str, Any], **more: Any) -> "Request":
     )
 
 
-def _check_command(words: Sequence[str]) -> str:
+def _check_command(words: Sequence[str], *, see_data: bool) -> str:
     """Parses another command's line without running it; returns the name of its job, such as evaluate-probe.
 
+    Args:
+        see_data: whether this machine sees the files and folders that the line names. They are then checked as the
+            command itself does first.
+
     Raises:
-        UserError: for a command that is not submitted.
+        UserError: for a command that does not exist, lacks its subcommand or is not submitted, and a missing input.
         click.UsageError: for a mistake in its arguments.
     """
-    from uniemox_dist.cli.main import uniemox
+    from uniemox_dist.cli.inputs import UNSEEN, Checked
+    from uniemox_dist.cli.main import COMMANDS, uniemox
     from uniemox_dist.core.errors import UserError
 
+    submitted = ", ".join(name for name in COMMANDS if name not in NOT_SUBMITTED)
+    if words[0] not in COMMANDS:
+        near = get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands are {submitted}"
+        raise UserError(f"-- {words[0]}: neither a command of uniemox nor a recipe; {hint}")
     if words[0] in NOT_SUBMITTED:
         raise UserError(f"{words[0]}: is not submitted as a job; call `uniemox {words[0]}` here")
     context = uniemox.make_context("uniemox", list(words))
+    context.meta[UNSEEN] = not see_data
     command: click.Command = uniemox
     names: list[str] = []
     rest = list(words)
     while isinstance(command, click.Group):
+        if not rest:
+            known = ", ".join(command.list_commands(context))
+            raise UserError(f"-- {' '.join(words)}: names no command of {names[-1]}; give one of {known}")
         name, found, rest = command.resolve_command(context, rest)
         assert found is not None
         command = found
         names.append(name or "")
+        if isinstance(command, click.Group) and not rest:
+            continue
         context = command.make_context(names[-1], list(rest), parent=context)
+    if see_data and isinstance(command, Checked):
+        command.check(context)
     return "-".join(names)
 
 

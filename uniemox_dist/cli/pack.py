@@ -1,10 +1,13 @@
 """`uniemox shards pack`, and the options that it shares with other commands. Torch-free."""
 
 from collections.abc import Callable
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 import click
+
+from uniemox_dist.cli.inputs import Checked
 
 
 class NamesOption(click.Option):
@@ -15,7 +18,7 @@ class NamesOption(click.Option):
         self._text, self._names = self.help, names
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        self.help = f"{self._text}: {', '.join(self._names())}."
+        self.help = f"{self._text} {', '.join(self._names())}."
         return super().get_help_record(ctx)
 
 
@@ -54,20 +57,35 @@ def _presets() -> list[str]:
     return list(load_presets())
 
 
-@click.command("pack")
+def _check(context: click.Context) -> None:
+    from shards.pack.settings import parse_part
+    from shards.storage import is_remote
+    from uniemox_dist.core.errors import UserError
+
+    given = context.params
+    source = given["source"]
+    _settings(source, given)
+    if given["part_text"] is not None:
+        parse_part(given["part_text"])
+    is_path = not (is_remote(source) or source.startswith("shipped:") or has_magic(source))
+    if is_path and not Path(source.removeprefix("file://")).exists():
+        raise UserError(f"SOURCE={source}: no such file or folder; give a table, a folder or tars")
+
+
+@click.command("pack", cls=Checked, check=_check)
 @click.argument("source")
 @OUT
 @click.option(
     "--layout",
     cls=NamesOption,
     names=_layouts,
-    help="Layout of SOURCE [default: table, or folder with --preset]. One of",
+    help="Layout of SOURCE [default: table, or folder with --preset]. One of:",
 )
 @click.option(
     "--preset",
     cls=NamesOption,
     names=_presets,
-    help="A published set, which defines labels and splits. One of",
+    help="A published set, which defines labels and splits. One of:",
 )
 @WORKERS
 @click.option(
@@ -171,10 +189,13 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
 
     pairs = [column.split("=", 1) for column in options["columns"]]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"--column {options['columns']}: expected OURS=THEIRS, such as image=jpg")
+        wrong = next(column for column in options["columns"] if "=" not in column)
+        raise UserError(f"--column={wrong}: expected OURS=THEIRS, such as image=jpg")
     return PackSettings(
         source=source,
-        layout=options["layout"] or ("folder" if options["preset"] else "table"),
+        layout=("folder" if options["preset"] else "table")
+        if options["layout"] is None
+        else options["layout"],
         shrink=Shrink(options["max_side"], options["min_side"], options["quality"]),
         filters=Filters(
             parse_limits("--keep-side", options["keep_side"]),

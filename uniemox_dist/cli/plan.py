@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,17 +106,21 @@ def plan(
 
     KEY=VALUE pairs override the recipe. The plan marks values that were assumed, neither stated nor measured.
     """
+    from launch.checks import find_missing_start
     from launch.plan.pace import read_run
     from launch.plan.plan import PlanInputs, make_plan
     from uniemox_dist.cli.plan_page import page
     from uniemox_dist.config.load import load_config
     from uniemox_dist.core.devices import find_device
+    from uniemox_dist.core.errors import UserError
     from uniemox_dist.runs.folder import RunFolder
 
     _one_pace(mfu=mfu, samples_per_s=samples_per_s, from_run=from_run)
     device = find_device(gpu, gpu_memory)
     earlier = read_run(from_run) if from_run is not None else None
     config = load_config(recipe, overrides)
+    if (missing := find_missing_start(config)) is not None:
+        raise UserError(f"{missing}; give a release, run or checkpoint, or leave it out and give model.name")
     own = RunFolder(Path(config.run.dir) / config.run.name)
     inputs = PlanInputs(
         nodes=nodes,
@@ -131,7 +136,7 @@ def plan(
         ms_per_sample=cost_per_core,
         cpus_per_node=cpus_per_node,
     )
-    found = make_plan(config, inputs, _data(config, samples, inputs))
+    found = make_plan(config, inputs, _data(config, samples, inputs, overrides))
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -150,12 +155,14 @@ def _one_pace(**given: object) -> None:
         raise UserError(f"{' and '.join(names)}: each states the pace; give one of them")
 
 
-def _data(config: "Config", samples: int | None, inputs: "PlanInputs") -> "Data":
-    """The run's data, or data of --samples samples.
+def _data(config: "Config", samples: int | None, inputs: "PlanInputs", overrides: Sequence[str]) -> "Data":
+    """The run's data, or data of --samples samples. Held-out data and a teacher that only the recipe names may be
+    missing; those that the user names must exist.
 
     Raises:
         UserError: if they are missing or damaged.
     """
+    from launch.checks import check_eval_path, check_teacher
     from launch.plan.data import open_data, stated_data
     from launch.plan.ranks import legal_ranks, why_illegal
     from uniemox_dist.core.errors import UserError
@@ -167,6 +174,10 @@ def _data(config: "Config", samples: int | None, inputs: "PlanInputs") -> "Data"
     if samples is not None:
         return stated_data(config, samples)
     try:
+        if any(pair.startswith("data.eval_path=") for pair in overrides):
+            check_eval_path(config)
+        if any(pair.startswith("teacher.") for pair in overrides):
+            check_teacher(config)
         return open_data(config)
     except UserError as error:
         raise UserError(f"{error}; or give --samples N, to plan without the data") from None

@@ -13,6 +13,7 @@ from launch.plan.pace import ASSUMED_MFU
 from launch.plan.plan import Plan, Remark
 from uniemox_dist.cli.tables import columns, fact, good, title, warning
 from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.core.devices import UNNAMED, device_names
 from uniemox_dist.core.formatting import (
     counted,
     duration,
@@ -77,7 +78,7 @@ def _head(plan: Plan) -> list[str]:
 
 def _place(plan: Plan) -> str:
     name = plan.inputs.device.name
-    unit = "GPUs" if name in ("GPU", "unknown") else "ranks on CPUs" if name == "cpu" else name
+    unit = "GPUs" if name in UNNAMED else "ranks on CPUs" if name == "cpu" else name
     nodes = counted(plan.nodes, "node")
     return f"{nodes} x {plan.per_node} {unit}"
 
@@ -115,6 +116,11 @@ def _memory(plan: Plan) -> list[str]:
         *_remarks(plan.remarks["memory"]),
     ]
     if device.memory_bytes is None:
+        if not device.is_gpu:
+            return [
+                *lines,
+                "--gpu=cpu: the table has no memory of CPUs; give --gpu-memory GB, a rank's share, to see what fits",
+            ]
         return [*lines, "give --gpu or --gpu-memory to see what fits"]
     return [*lines, *_recommendation(plan)]
 
@@ -226,8 +232,7 @@ def _hours(plan: Plan) -> list[str]:
         fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 per sample, {power_of_ten(flops * samples)} in all"),
     ]
     if pace is None or plan.step_s is None or plan.hours is None:
-        missing = "give --gpu NAME with --mfu, or --samples-per-s, or --from-run RUN"
-        return [*lines, fact("pace", f"not known: {missing}")]
+        return [*lines, fact("pace", f"not known: {_how_to_state_the_pace(plan)}")]
     share = "" if pace.mfu is None else f", {100 * pace.mfu:.3g} % of the peak"
     source = (
         f"assumed: {100 * ASSUMED_MFU:g} % of the peak; --mfu states it"
@@ -241,7 +246,18 @@ def _hours(plan: Plan) -> list[str]:
     hours = f"{duration(plan.hours * 3600)} = {rate(plan.hours)} hours, {rate(gpu_hours)} {unit} hours"
     rest = "starts, validations, saves" if isinstance(config, FinetuneRun) else "starts, saves"
     lines.append(fact("run", f"{hours}, without {rest} and failures"))
-    return lines
+    return [*lines, *_remarks(plan.remarks["pace"])]
+
+
+def _how_to_state_the_pace(plan: Plan) -> str:
+    """The reason why the pace is unknown, and the options that state it."""
+    device = plan.inputs.device
+    if device.name in UNNAMED:
+        return "give --gpu NAME with --mfu, or --samples-per-s, or --from-run RUN"
+    fix = "give --samples-per-s, --from-run RUN or compute.peak_tflops"
+    if device.is_gpu:
+        return f"the table has no peak of {device.name} in {plan.precision}; {fix}"
+    return f"--gpu=cpu: the table has peaks of GPUs only; {fix}; or a GPU: {', '.join(device_names())}"
 
 
 def _loading(plan: Plan) -> list[str]:

@@ -4,10 +4,23 @@ from pathlib import Path
 
 import click
 
+from uniemox_dist.cli.inputs import Checked, InputFile
+
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command()
+def _check(context: click.Context) -> None:
+    from uniemox_dist.checkpoints.folders import named_checkpoint
+    from uniemox_dist.release.format import read_release
+
+    run = context.params["run"]
+    if context.params["inspect"] or context.params["verify"]:
+        read_release(run)
+    else:
+        named_checkpoint(run, "RUN")
+
+
+@click.command(cls=Checked, check=_check)
 @click.argument("run", type=FOLDER)
 @click.argument("out", type=FOLDER, required=False)
 @click.option(
@@ -30,7 +43,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--onnx", is_flag=True, help="Also write the encoder as ONNX, and compare it with torch.")
 @click.option(
     "--evaluation",
-    type=FOLDER,
+    type=InputFile("write it with `uniemox evaluate protocol … --json`"),
     help="Result of `uniemox evaluate protocol --json` for the model card. [default: RUN/evaluation.json, if it is "
     "of that step]",
 )

@@ -4,27 +4,28 @@ from pathlib import Path
 
 import click
 
+from uniemox_dist.cli.inputs import InputFile, OutputFile
 from uniemox_dist.cli.one_run import RunPath
 
 
 @click.command()
 @click.argument("run", type=RunPath())
 @click.option(
-    "--evaluation", type=click.Path(path_type=Path), help="Evaluation to show; default RUN/evaluation.json."
+    "--evaluation",
+    type=InputFile("write it with `uniemox evaluate protocol … --json`"),
+    help="Evaluation to show; default RUN/evaluation.json.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; default RUN/report.html.")
+@click.option("--out", type=OutputFile(), help="File to write; default RUN/report.html.")
 def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     """Writes one self-contained HTML page about RUN (a run's folder): curves, pictures, evaluation, events.
 
     The run may still train; write the page again for its newest state.
     """
-    from uniemox_dist.core.files import check_output
     from uniemox_dist.core.formatting import size
     from uniemox_dist.runs.jobs import jobs_of
     from uniemox_dist.runs.report.page import write_report
     from uniemox_dist.scheduler.commands import JobQueries
 
-    check_output(out, "--out")
     # If squeue does not answer, the state is determined from the folder only.
     answers = JobQueries().ask([job.id for job in jobs_of(run)])
     path = write_report(run, evaluation, out, answers)

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, WORKERS, pack_command
+from uniemox_dist.cli.inputs import Checked, OutputFile
+from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, WORKERS, NamesOption, pack_command
 
 WRITABLE = "give a file in a folder that can be written"
 
@@ -22,11 +23,33 @@ class FolderType(click.ParamType):
 
 
 COPY = click.option("--copy", is_flag=True, help="Write new tars instead of linking the existing ones.")
-JSON = click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the results to this file."
-)
+JSON = click.option("--json", "json_file", type=OutputFile(), help="Also write the results to this file.")
 FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 REMOTE_FOLDER = click.argument("folder", type=FolderType(), metavar="DIR")
+
+
+def _check_manifest(context: click.Context) -> None:
+    from shards.format.manifest import read_manifest
+
+    read_manifest(context.params["folder"], "DIR")
+
+
+def _check_data_sets(context: click.Context) -> None:
+    from shards.inspect.verify import find_data_sets
+
+    find_data_sets(context.params["folder"])
+
+
+def _check_tars(context: click.Context) -> None:
+    from shards.edit.index_tars import find_tars
+
+    find_tars(context.params["folder"])
+
+
+def _check_parts(context: click.Context) -> None:
+    from shards.edit.merge import check_parts
+
+    check_parts(list(context.params["parts"]))
 
 
 @click.group()
@@ -37,7 +60,7 @@ def shards() -> None:
 shards.add_command(pack_command)
 
 
-@shards.command("index")
+@shards.command("index", cls=Checked, check=_check_tars)
 @FOLDER
 @WORKERS
 @CHECK
@@ -58,7 +81,7 @@ def index_command(folder: Path, workers: int, check: str, licence: str | None) -
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
 
 
-@shards.command("verify")
+@shards.command("verify", cls=Checked, check=_check_data_sets)
 @REMOTE_FOLDER
 @WORKERS
 @CHECK
@@ -100,7 +123,7 @@ def verify_command(folder: Path, workers: int, check: str, quarantine: bool, jso
     return EXIT_USER if bad else EXIT_DONE
 
 
-@shards.command("stats")
+@shards.command("stats", cls=Checked, check=_check_data_sets)
 @REMOTE_FOLDER
 @JSON
 def stats_command(folder: Path, json_file: Path | None) -> None:
@@ -115,9 +138,9 @@ def stats_command(folder: Path, json_file: Path | None) -> None:
         _write_json(json_file, describe_json(folder))
 
 
-@shards.command("report")
+@shards.command("report", cls=Checked, check=_check_data_sets)
 @REMOTE_FOLDER
-@click.option("--out", type=click.Path(path_type=Path), help="The HTML file  [default: DIR/report.html]")
+@click.option("--out", type=OutputFile(), help="The HTML file  [default: DIR/report.html]")
 def report_command(folder: Path, out: Path | None) -> None:
     """Write one HTML page about DIR: pictures of every label with person boxes, histograms, refused records."""
     from shards.inspect.page import write_page
@@ -133,7 +156,7 @@ def report_command(folder: Path, out: Path | None) -> None:
     click.echo(f"wrote {page}")
 
 
-@shards.command("merge")
+@shards.command("merge", cls=Checked, check=_check_parts)
 @OUT
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
 def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
@@ -155,11 +178,24 @@ def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
     _report_links(out)
 
 
-@shards.command("select")
+def _filter_names() -> list[str]:
+    from shards.edit.expressions import NUMBERS, TEXTS
+
+    return [*TEXTS, *NUMBERS]
+
+
+@shards.command("select", cls=Checked, check=_check_manifest)
 @FOLDER
 @OUT
 @click.option("--label", "labels", multiple=True, help="Select samples with this label (repeatable).")
-@click.option("--filter", "filter_text", metavar="EXPR", help="Such as 'side >= 256 and persons > 0'.")
+@click.option(
+    "--filter",
+    "filter_text",
+    cls=NamesOption,
+    names=_filter_names,
+    metavar="EXPR",
+    help="Select samples by a condition such as 'side >= 256 and persons > 0'. Its names are",
+)
 @COPY
 def select_command(
     folder: Path, out: Path, labels: tuple[str, ...], filter_text: str | None, copy: bool
@@ -167,7 +203,7 @@ def select_command(
     """Make a data set OUT of selected samples of DIR without copying pictures.
 
     The tars are hard links, so DIR may be deleted afterwards; on another file system they are symbolic links, and DIR
-    must stay. EXPR knows width, height, side, aspect, bytes, label, caption, captions, persons, key and image_sha256.
+    must stay.
     """
     from shards.edit.select import select
 
@@ -178,7 +214,7 @@ def select_command(
     _report_links(out)
 
 
-@shards.command("split")
+@shards.command("split", cls=Checked, check=_check_manifest)
 @FOLDER
 @OUT
 @click.option(

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from uniemox_dist.cli.inputs import Checked
+
 if TYPE_CHECKING:
     from uniemox_dist.data.reader import ShardReader
     from uniemox_dist.teacher.model import Teacher
@@ -15,7 +17,7 @@ MAX_NAMED = 10
 """Largest number of unreadable pictures to print; the cache marks all of them."""
 
 
-@click.command()
+@click.command(cls=Checked, check=lambda context: TeachJob.parse(context, context.params))
 @click.argument("location", metavar="DIR")
 @click.option("--teacher", required=True, help="local-dir:PATH, shipped:demo, or an open_clip model name.")
 @click.option("--weights", help="File of weights, with an open_clip model name.")
@@ -135,6 +137,7 @@ class TeachJob:
         from uniemox_dist.core.errors import UserError
         from uniemox_dist.data.reader import ShardReader
         from uniemox_dist.distributed.world import World
+        from uniemox_dist.teacher.identity import find_local_folder, find_weights_file
 
         location, name, count = options["location"], options["teacher"], options["views"]
         if count is None:
@@ -177,9 +180,14 @@ class TeachJob:
         settings = {
             key: options[key] for key in ("image_size", "flip", "background", "colour_jitter", "seed")
         }
+        teacher = TeacherConfig(
+            name=name, weights=options["weights"], precision=options["precision"], **numbers
+        )
+        if (local := find_local_folder(teacher)) is not None:
+            find_weights_file(teacher, local)
         return cls(
             readers,
-            TeacherConfig(name=name, weights=options["weights"], precision=options["precision"], **numbers),
+            teacher,
             {**settings, "scene_scale": (low, high), "count": count} if count else {},
             part,
             world.rank,

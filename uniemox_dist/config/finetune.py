@@ -9,6 +9,9 @@ from uniemox_dist.config.model_sections import TeacherConfig
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import Section, Share, Weight
 
+CLASSIFIER = "uniemox-classifier"
+"""The format that uniemox.json of a fine-tuned classifier states. Its folder is one of timm's with that file added."""
+
 
 class FinetuneConfig(Section):
     """The task, augmentation, validation and early end of a fine-tuning run."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from uniemox_dist.core.errors import UserError
 
 GIB = 1 << 30
+UNNAMED = ("GPU", "unknown")
+"""Names of devices whose model the user did not state: with, and without a stated memory."""
 FREE_SHARE = 0.1
 """Share of a device's memory that a plan leaves free, for fragmentation and memory that is not counted."""
 
@@ -115,7 +117,7 @@ def find_device(name: str | None, memory_gb: float | None) -> Device:
     """
     memory = None if memory_gb is None else memory_gb * 1e9
     if name is None:
-        return Device("GPU" if memory else "unknown", memory_bytes=memory)
+        return Device(UNNAMED[0] if memory else UNNAMED[1], memory_bytes=memory)
     if _letters(name) == "cpu":
         return Device("cpu", memory_bytes=memory, is_gpu=False)
     known = {_letters(device.name): device for device in DEVICES}
@@ -124,11 +126,21 @@ def find_device(name: str | None, memory_gb: float | None) -> Device:
         return found if memory is None else replace(found, memory_bytes=memory)
     if memory is not None:
         return Device(name, memory_bytes=memory)
-    near = difflib.get_close_matches(_letters(name), known, n=4, cutoff=0.3) or ["h100", "a100"]
-    names = ", ".join(known[key].name.lower().replace(" ", "-") for key in near)
+    near = difflib.get_close_matches(_letters(name), known, n=4, cutoff=0.5)
+    nearest = f"nearest: {', '.join(_option(known[key]) for key in near)}; " if near else ""
     raise UserError(
-        f"--gpu={name}: not in the table; nearest: {names}; or cpu, or state --gpu-memory GB of another device"
+        f"--gpu={name}: not in the table; {nearest}valid are {', '.join(device_names())}; or cpu, or "
+        "state --gpu-memory GB of another device"
     )
+
+
+def device_names() -> list[str]:
+    """The GPUs of the table, as users write them."""
+    return [_option(device) for device in DEVICES]
+
+
+def _option(device: Device) -> str:
+    return device.name.lower().replace(" ", "-")
 
 
 def _letters(name: str) -> str:

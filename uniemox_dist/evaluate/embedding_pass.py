@@ -3,15 +3,12 @@
 Only a batch of pictures and the vectors of all samples are in memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from shards.format.manifest import MANIFEST
-from shards.storage import place
-from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.evaluation_batches import EvaluationBatch, evaluation_batches
 from uniemox_dist.data.reader import ShardReader
@@ -42,37 +39,6 @@ class Split:
     def facts(self) -> dict[str, Any]:
         """The entry of this split in a result's `data`."""
         return {"path": self.path, "identity": self.identity, "samples": len(self)}
-
-
-def open_splits(data: str, names: dict[str, str | None], wanted: Sequence[str]) -> dict[str, ShardReader]:
-    """The splits of a data set by role (train, val, test): DATA/NAME, or DATA itself as test if it is one data set.
-
-    Args:
-        names: folder of each role; None stands for the role's own name. A val split without a name is not opened.
-
-    Raises:
-        UserError: if a split is missing, or a split is the test split.
-    """
-    base = place(data, "DATA")
-    if (base / MANIFEST).is_file():
-        if "train" in wanted:
-            raise UserError(
-                f"DATA={data}: is one data set; give the folder that holds train/ and test/ (`uniemox shards split` "
-                "makes them)"
-            )
-        return {"test": ShardReader.from_folder(data, "DATA")}
-    found = {
-        role: ShardReader.from_folder(str(base / (names.get(role) or role)), "DATA")
-        for role in wanted
-        if role != "val" or names.get("val")
-    }
-    for role, reader in found.items():
-        if role != "test" and reader.manifest.identity == found["test"].manifest.identity:
-            raise UserError(
-                f"DATA={data}: {role} and test are the same data set ({reader.manifest.identity[:12]}); a test split "
-                "must hold samples that nothing was learned or chosen on"
-            )
-    return found
 
 
 def embed_splits(

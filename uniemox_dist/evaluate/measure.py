@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate import tasks
-from uniemox_dist.evaluate.embedding_pass import embed_splits, open_splits
+from uniemox_dist.evaluate.embedding_pass import embed_splits
+from uniemox_dist.evaluate.inputs import TIMM_PREFIX, open_splits
 from uniemox_dist.evaluate.intervals import RESAMPLES
-from uniemox_dist.evaluate.subject import BASELINES, RELEASE, TIMM_PREFIX, ReleaseSubject, TimmSubject
+from uniemox_dist.evaluate.subject import BASELINES, RELEASE, ReleaseSubject, TimmSubject
 from uniemox_dist.teacher.model import Teacher
 
 LEARNING = ("knn", "probe")

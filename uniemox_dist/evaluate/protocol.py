@@ -15,7 +15,8 @@ import numpy as np
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.evaluation_batches import EvaluationBatch
-from uniemox_dist.evaluate.embedding_pass import Split, embed_splits, open_splits
+from uniemox_dist.evaluate.embedding_pass import Split, embed_splits
+from uniemox_dist.evaluate.inputs import open_splits
 from uniemox_dist.evaluate.intervals import RESAMPLES, Bootstrap
 from uniemox_dist.evaluate.metrics import cosines, distinct_captions, pearson, retrieval_ranks, unit
 from uniemox_dist.evaluate.probes import PENALTIES, cross_validate, logistic_regression, ridge

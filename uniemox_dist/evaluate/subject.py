@@ -20,6 +20,7 @@ from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.evaluation_batches import EvaluationBatch
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
+from uniemox_dist.evaluate.inputs import parse_timm
 from uniemox_dist.evaluate.metrics import unit
 from uniemox_dist.evaluate.reconstruction import masked_errors
 from uniemox_dist.models.patches import normalise
@@ -30,7 +31,6 @@ from uniemox_dist.teacher.model import Teacher
 
 RELEASE, UNTRAINED, TEACHER, HISTOGRAM, PIXELS = "release", "untrained", "teacher", "histogram", "pixels"
 BASELINES = (UNTRAINED, TEACHER, HISTOGRAM, PIXELS)
-TIMM_PREFIX = "timm:"
 
 Measured = Mapping[str, np.ndarray]
 """An array with one entry per sample, by name of the row."""
@@ -170,11 +170,7 @@ class TimmSubject:
             UserError: if timm does not know the name, the file is missing or does not fit the model, or a baseline
                 needs a release.
         """
-        name, _, file = text.removeprefix(TIMM_PREFIX).partition("=")
-        if not file.endswith(".safetensors") or not Path(file).is_file():
-            raise UserError(
-                f"{text}: {file or 'nothing'} is not a safetensors file; give timm:NAME=FILE.safetensors"
-            )
+        name, file = parse_timm(text)
         for row in baselines:
             if row not in (HISTOGRAM, PIXELS):
                 raise UserError(f"--baselines={row}: {text} has none; give {HISTOGRAM} or {PIXELS} here")

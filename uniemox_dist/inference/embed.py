@@ -33,7 +33,7 @@ from uniemox_dist.core.files import (
     write_json,
 )
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.inference.inputs import Batch, Pictures, batches
+from uniemox_dist.inference.inputs import Batch, Pictures, batches, none_readable
 from uniemox_dist.release.embedder import UniEmoX
 from uniemox_dist.release.format import SUMS
 from uniemox_dist.release.load import load_uniemox
@@ -75,7 +75,8 @@ def embed(
         part_s: seconds between parts.
 
     Raises:
-        UserError: if OUT exists, or was started with other settings; if input, release or space do not exist.
+        UserError: if OUT exists, or was started with other settings; if input, release or space do not exist; if none
+            of the pictures can be read.
     """
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another file or delete it")
@@ -113,7 +114,7 @@ def embed(
                 with atomic_path(parts / f"{last:012d}.parquet") as temporary:
                     pq.write_table(pa.Table.from_batches(rows, schema), temporary)
                 rows, written = [], time.monotonic()
-    return _join(parts, out, schema)
+    return _join(parts, out, schema, source)
 
 
 def schema_of(width: int, about: dict[str, Any]) -> pa.Schema:
@@ -169,7 +170,7 @@ def _complete(parts: Path) -> list[Path]:
     return sorted(path for path in parts.glob("*.parquet") if path.stem.isdigit())
 
 
-def _join(parts: Path, out: Path, schema: pa.Schema) -> Embedded:
+def _join(parts: Path, out: Path, schema: pa.Schema, source: str) -> Embedded:
     rows = failed = 0
     reasons: list[tuple[str, str]] = []
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
@@ -178,6 +179,9 @@ def _join(parts: Path, out: Path, schema: pa.Schema) -> Embedded:
             bad = table.filter(table["error"].is_valid())
             rows, failed = rows + len(table), failed + len(bad)
             reasons += list(zip(bad["key"].to_pylist(), bad["error"].to_pylist()))[: 5 - len(reasons)]
+        if failed == rows:
+            shutil.rmtree(parts)
+            raise none_readable(f"INPUT={source}", rows, reasons)
     shutil.rmtree(parts)
     return Embedded(rows, failed, tuple(reasons))
 

@@ -125,6 +125,15 @@ class Pictures:
             yield name, image.detail if isinstance(image, BadPicture) else image, known or ()
 
 
+def none_readable(source: str, count: int, failed: Sequence[tuple[str, str]]) -> UserError:
+    """The error for an input whose `count` pictures all cannot be read; `failed` has name and reason of some."""
+    if not failed:
+        return UserError(f"{source}: has no pictures; give another input")
+    name, reason = failed[0]
+    what = "its only picture cannot be read" if count == 1 else f"none of its {count:,} pictures can be read"
+    return UserError(f"{source}: {what} ({name}: {reason}); give other pictures")
+
+
 class PictureBatches(Dataset[Batch]):
     """`dataset[i]` is the i-th batch, decoded and cropped as for evaluation, without randomness."""
 

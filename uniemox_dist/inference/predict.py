@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import atomic_path, read_json
+from uniemox_dist.core.files import atomic_path
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.evaluate.subject import ReleaseSubject
 from uniemox_dist.evaluate.tasks import TEMPLATES, label_vectors
 from uniemox_dist.inference.inputs import Batch, Pictures, batches
-from uniemox_dist.release.classifier import CLASSIFIER, load_classifier, read_classifier
-from uniemox_dist.release.format import FACTS, altered
+from uniemox_dist.release.classifier import load_classifier, read_classifier
+from uniemox_dist.release.format import altered
 from uniemox_dist.release.load import load_uniemox
 
 TEXTS_FORMAT = "uniemox-texts"
@@ -60,14 +60,6 @@ class Predictor:
     settings: ViewSettings
     answer: Callable[[Batch], Answers]
     dimensions: tuple[str, ...] = ()
-
-
-def is_classifier(folder: Path) -> bool:
-    """Whether a folder holds a fine-tuned classifier."""
-    try:
-        return bool(read_json(folder / FACTS).get("format") == CLASSIFIER)
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def load_classifier_predictor(folder: Path, device: str = "cpu") -> Predictor:

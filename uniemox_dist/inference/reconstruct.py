@@ -12,7 +12,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.masks import SCENE_VIEW, choose_patch_order
-from uniemox_dist.inference.inputs import Pictures, batches
+from uniemox_dist.inference.inputs import Pictures, batches, none_readable
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import read_release
@@ -42,8 +42,9 @@ def tiles(student: Student, scene_B3HW: Tensor, seed: int) -> Tensor:
 
 def reconstruct(
     release: Path, sources: Sequence[str], out: Path, *, mask_ratio: float | None = None, seed: int = 0
-) -> tuple[int, list[str]]:
-    """Writes a PNG with a row of three tiles per picture. Returns their number, and the errors of other pictures.
+) -> tuple[int, list[tuple[str, str]]]:
+    """Writes a PNG with a row of three tiles per picture. Returns their number, and name and reason of each unreadable
+    picture.
 
     Args:
         mask_ratio: share of masked patches; the default is that of the training.
@@ -66,16 +67,16 @@ def reconstruct(
         student.model = student.model.model_copy(update={"mask_ratio": mask_ratio})
     settings = view_settings(Config.model_validate(facts["config"]))
     rows: list[Tensor] = []
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for source in sources:
         for some in batches(Pictures(source), settings, batch=16):
             sound = [i for i, error in enumerate(some.errors) if error is None]
-            problems += [f"{n}: {e}" for n, e in zip(some.names, some.errors) if e is not None]
+            problems += [(n, e) for n, e in zip(some.names, some.errors) if e is not None]
             rows += list(some.scene_B3HW[sound])
             if len(rows) >= MOST_PICTURES:
                 break
     if not rows:
-        raise UserError(f"PICTURES: none can be read ({problems[0] if problems else 'there are none'})")
+        raise none_readable(f"PICTURES={' '.join(sources)}", len(problems), problems)
     found = tiles(student, torch.stack(rows[:MOST_PICTURES]), seed)
     with atomic_path(out) as temporary:
         _grid(found).save(temporary, format="PNG")

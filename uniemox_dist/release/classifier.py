@@ -19,9 +19,8 @@ from timm.models import save_for_hf
 
 from uniemox_dist import __version__
 from uniemox_dist.checkpoints.folders import Checkpoint
-from uniemox_dist.checkpoints.foreign_weights import CLASSIFIER
 from uniemox_dist.checkpoints.format import FragmentReader, load_fixed
-from uniemox_dist.config.finetune import FinetuneRun
+from uniemox_dist.config.finetune import CLASSIFIER, FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import (
     publish_dir,

@@ -1,4 +1,4 @@
-"""The format of a release: its files, the fields of uniemox.json, and the check of its hashes."""
+"""The format of a release: its files, the fields of uniemox.json, and the check of its hashes. Torch-free."""
 
 import re
 from collections.abc import Iterator
@@ -7,12 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from uniemox_dist.config.finetune import CLASSIFIER
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import explain_errors
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json, sha256_file
-from uniemox_dist.release.weights import ENCODER, REST
 
+ENCODER, REST = "model.safetensors", "uniemox.safetensors"
 CONFIG, FACTS, CARD, SUMS, ONNX = "config.json", "uniemox.json", "README.md", "SHA256SUMS", "encoder.onnx"
 FORMAT, FORMAT_VERSION = "uniemox-release", 1
 PROMISED = (
@@ -34,6 +35,7 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{field}={folder}: no such folder; give one that `uniemox release RUN OUT` wrote")
+    check_not_classifier(folder, field)
     for name in (FACTS, ENCODER, REST, CONFIG, SUMS):
         if not (folder / name).is_file():
             raise UserError(f"{field}={folder}: lacks {name}; write it with `uniemox release RUN OUT`")
@@ -63,6 +65,26 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
             f"{facts.get('uniemox_dist', '?')}); update uniemox-dist, or copy the release again"
         ) from None
     return dict(facts)
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder holds a classifier that `uniemox finetune` wrote."""
+    try:
+        return bool(read_json(folder / FACTS).get("format") == CLASSIFIER)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def check_not_classifier(folder: Path, field: str) -> None:
+    """
+    Raises:
+        UserError: for a classifier, with the commands that read one.
+    """
+    if is_classifier(folder):
+        raise UserError(
+            f"{field}={folder}: is a fine-tuned classifier, not a release; `uniemox predict {folder} INPUT` reads it, "
+            f'and timm.create_model("local-dir:{folder}", pretrained=True)'
+        )
 
 
 def altered(folder: Path) -> Iterator[tuple[str, str]]:

@@ -20,8 +20,8 @@ from uniemox_dist.data.views import resize_whole
 from uniemox_dist.models.patches import normalise
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.embedder import UniEmoX
-from uniemox_dist.release.format import CONFIG, read_release
-from uniemox_dist.release.weights import ENCODER, PREFIX, REST
+from uniemox_dist.release.format import CONFIG, ENCODER, REST, read_release
+from uniemox_dist.release.weights import PREFIX
 
 Preprocess = Callable[[Image.Image], Tensor]
 DRAWS = frozenset({torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_})

@@ -18,9 +18,9 @@ from uniemox_dist.config.losses import LOSS_NAMES, LOSS_TERMS
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
-from uniemox_dist.release.format import FORMAT, FORMAT_VERSION
+from uniemox_dist.release.format import ENCODER, FORMAT, FORMAT_VERSION, REST
 from uniemox_dist.release.preprocessing import preprocessing_facts
-from uniemox_dist.release.weights import ENCODER, REST, Source
+from uniemox_dist.release.weights import Source
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History, number

@@ -7,9 +7,8 @@ from safetensors import safe_open
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
 from uniemox_dist.core.formatting import millions, size
-from uniemox_dist.release.format import CONFIG, read_release
+from uniemox_dist.release.format import CONFIG, ENCODER, REST, read_release
 from uniemox_dist.release.load import load_encoder, load_pretrained
-from uniemox_dist.release.weights import ENCODER, REST
 
 
 def check(path: Path) -> int:

@@ -23,8 +23,8 @@ from uniemox_dist.checkpoints.format import (
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.models.student import Student
+from uniemox_dist.release.format import ENCODER, REST
 
-ENCODER, REST = "model.safetensors", "uniemox.safetensors"
 PREFIX = "encoder."
 READ_SHARE, READ_BYTES = 16, 64 << 20
 """Files are mapped into memory, and pages that were read count as used memory until the file is reopened. A file is

@@ -23,6 +23,7 @@ from shards.sources.values import BAD_VALUE, load_json, parse_text
 from shards.storage import Place, place
 from uniemox_dist.core.errors import UserError
 
+USES = ("--persons source",)
 CAPTIONS = re.compile(r"captions_(?P<part>(?P<split>train|val|test)(?P<year>\d*))\.json")
 _PROBES = 16
 """Number of pictures that are tried to find the picture folder."""

@@ -29,6 +29,7 @@ from shards.sources.tables import read_csv
 from shards.storage import Place, place
 from uniemox_dist.core.errors import UserError, missing_extra
 
+USES = ("--persons source",)
 SPLITS = ("train", "val", "test")
 CATEGORIES = (
     *("Affection", "Anger", "Annoyance", "Anticipation", "Aversion", "Confidence", "Disapproval"),

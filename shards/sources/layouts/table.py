@@ -22,6 +22,7 @@ from shards.sources.values import BAD_VALUE, parse_attributes, parse_captions, p
 from shards.storage import Place, match_pattern, open_seekable, place
 from uniemox_dist.core.errors import UserError
 
+USES = ("--column", "--persons source")
 KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
 SHIPPED = {"shipped:fluent_emoji": "fluent_emoji.parquet"}
 

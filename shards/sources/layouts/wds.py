@@ -30,6 +30,7 @@ from shards.sources.values import (
 from shards.storage import Place, match_pattern, open_seekable, place
 from uniemox_dist.core.errors import UserError
 
+USES = ("--persons source",)
 # Fields in which img2dataset describes its download; they do not describe the picture.
 _DOWNLOAD = {"key", "status", "error_message", "sha256", "md5", "width", "height"}
 _OWN = {"caption", "captions", "label", "persons", "attributes", "source", "image_sha256"}

@@ -11,6 +11,7 @@ import pytest
 
 from shards.format.manifest import Manifest, ShardEntry
 from uniemox_dist.cli.main import run
+from uniemox_dist.config.load import dump_yaml, load_config
 
 JOB = ["--nodes", "2", "--gpus-per-node", "8"]
 LARGE = ["plan", "uniemox_vit_l16", *JOB, "--gpu", "h100", "--samples", "118102", "--network", "400"]
@@ -133,6 +134,76 @@ def test_a_run_before_gives_the_pace(capsys: pytest.CaptureFixture[str], data: P
     assert (
         "lead        a signal at least 8 s before the time limit: 2 x the longest of the last saves" in page
     )  # 2 x 3 s + 2 s
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A pretraining run of the demo recipe, with a pace."""
+    folder = tmp_path / "earlier"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_yaml(load_config("demo", ["data.path=x"])))
+    (folder / "metrics.jsonl").write_text('{"step": 10, "slots": 960, "samples_per_s": 48.0}\n')
+    return folder
+
+
+def test_the_pace_of_another_kind_of_run_is_refused_and_of_other_settings_marked(
+    capsys: pytest.CaptureFixture[str], data: Path, earlier: Path
+) -> None:
+    job = ["--nodes", "1", "--gpus-per-node", "2", "--from-run", str(earlier)]
+    line = refused(capsys, ["plan", "finetune", "--samples", "1000", *job])
+    assert f"--from-run={earlier}: is a pretraining run, and this plan is for a fine-tuning run; give" in line
+    same = ["plan", "demo", f"data.path={data}", *job]
+    assert "--from-run=" not in told(capsys, same)
+    page = " ".join(told(capsys, [*same, "model.image_size=64", "batch.micro_batch=24"]).split())
+    there = load_config("demo", ["data.path=x"])
+    for name, value, here in (
+        ("model.image_size", there.model.image_size, 64),
+        ("batch.micro_batch", there.batch.micro_batch, 24),
+    ):
+        assert f"{name}={value} (here {here})" in page
+    assert "the pace may not hold here; --samples-per-s states it" in page
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "words"),
+    [
+        (
+            "finetune",
+            ["model.init_from=nowhere"],
+            "model.init_from=nowhere: no such file or folder; give a release",
+        ),
+        ("finetune", ["model.init_from=."], "model.init_from=.: holds no weights; give a folder in timm's"),
+        ("finetune", ["model.init_from=nowhere", "--samples", "9"], "model.init_from=nowhere: no such file"),
+        ("demo", ["model.init_from=nowhere"], "model.init_from=nowhere: no such file or folder"),
+        ("demo", ["data.eval_path=nowhere"], "data.eval_path=nowhere: no such folder"),
+        ("demo", ["teacher.name=local-dir:nowhere"], "teacher.name=local-dir:nowhere: no such folder"),
+        ("demo", ["teacher.name=local-dir:."], "teacher.name=local-dir:.: . lacks open_clip_config.json"),
+    ],
+)
+def test_a_path_that_the_run_would_refuse_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: str,
+    arguments: list[str],
+    words: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    job = ["plan", recipe, "--nodes", "1", "--gpus-per-node", "2", f"data.path={data}"]
+    assert words in refused(capsys, [*job, *arguments])
+
+
+def test_a_cpu_is_told_what_the_table_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    page = told(
+        capsys, ["plan", "demo", "--nodes", "1", "--gpus-per-node", "2", "--samples", "1251", "--gpu", "cpu"]
+    )
+    flat = " ".join(page.split())
+    assert "--gpu=cpu: the table has no memory of CPUs; give --gpu-memory GB" in flat
+    assert "--gpu=cpu: the table has peaks of GPUs only; give --samples-per-s, --from-run RUN or" in flat
+    assert "or a GPU: b200, h100-pcie" in flat
+    assert "give --gpu or" not in flat
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,21 @@ def test_mistakes_are_one_line(
 
 def test_one_picture_is_an_input_too(picture_folder: Path) -> None:
     assert len(Pictures(str(picture_folder / "00.jpg"))) == 1
+
+
+def test_an_input_without_a_readable_picture_is_refused_and_leaves_nothing(
+    small_release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "in" / name).write_text("no picture")
+    for source, says in (
+        ("in", "in: none of its 2 pictures can be read (a.jpg: "),
+        ("in/b.jpg", "b.jpg: its only picture cannot be read (b.jpg: "),
+    ):
+        out = tmp_path / "out.parquet"
+        assert run(["embed", str(tmp_path / source), str(out), "--release", str(small_release)]) == 2
+        err = capsys.readouterr().err
+        assert "uniemox: error: INPUT=" in err
+        assert says in err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

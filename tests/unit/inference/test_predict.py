@@ -110,6 +110,17 @@ def test_a_fine_tuned_head_answers_by_its_own_labels(
     assert table[0] == ",".join(["picture", "label", *LABELS, *dimensions, "error"])
     assert len(table) == 24
     assert run(["predict", str(best), str(picture_folder), "--labels", "a,b"]) == 2
+    capsys.readouterr()
+    for command in (
+        ["release", str(best), "--inspect"],
+        ["evaluate", "gallery", str(best), "x", "--out", "x.json"],
+    ):
+        assert run(command) == 2
+        err = capsys.readouterr().err
+        assert (
+            f"={best}: is a fine-tuned classifier, not a release; `uniemox predict {best} INPUT` reads it"
+            in err
+        )
     weights = bytearray((best / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (best / "model.safetensors").write_bytes(weights)
@@ -146,6 +157,10 @@ def test_mistakes_are_one_line(
         ),
         ([*release_and_input, "--texts", str(tmp_path / "none")], "no such file"),
         ([str(small_release), str(picture_folder), "--labels", "a,b"], "was trained without a teacher"),
+        (
+            [str(with_teacher), str(other), "--labels", "a,b"],
+            "other.safetensors: its only picture cannot be read (",
+        ),
     ):
         assert run(["predict", *arguments]) == 2
         lines = capsys.readouterr().err.strip().splitlines()

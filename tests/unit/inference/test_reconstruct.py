@@ -36,12 +36,16 @@ def test_a_grid_is_written_and_unreadable_pictures_are_reported(
     told = capsys.readouterr()
     assert "21 pictures" in told.out
     assert told.err.count("cannot be decoded") == 2
+    assert told.err.endswith("uniemox: warning: 2 of 23 pictures cannot be read\n")
     with Image.open(out) as grid:
         assert grid.height > 11 * 224
     plain = make_release(tmp_path / "plain", reconstruction=0.0)
     for arguments, says in (
         ([str(plain), str(picture_folder), "x.png"], "was trained without reconstruction"),
-        ([str(small_release), str(picture_folder / "06.jpg"), "x.png"], "none can be read"),
+        (
+            [str(small_release), str(picture_folder / "06.jpg"), "x.png"],
+            "06.jpg: its only picture cannot be read (06.jpg: ",
+        ),
         ([str(small_release), str(picture_folder), "x.png", "--mask-ratio", "1.5"], "--mask-ratio=1.5"),
     ):
         assert run(["reconstruct", *arguments]) == 2

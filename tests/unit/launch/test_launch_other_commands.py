@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from small import make_release
 
 from launch.freeze import content_hash
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_FAULT, EXIT_USER
 
 SITE = "{nodes: 2, gpus_per_node: 4, time: 60}"
+
+
+@pytest.fixture(scope="module")
+def small_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_release(tmp_path_factory.mktemp("released"))
 
 
 @pytest.fixture
@@ -28,8 +34,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def launch(*words: str, options: tuple[str, ...] = (), kind: str = "slurm") -> int:
-    return run(["launch", kind, "--cluster", "site.yaml", *options, "--", *words])
+def launch(
+    *words: str,
+    options: tuple[str, ...] = (),
+    kind: str = "slurm",
+    unseen: tuple[str, ...] = ("--unseen-data",),
+) -> int:
+    return run(["launch", kind, "--cluster", "site.yaml", *unseen, *options, "--", *words])
 
 
 def test_script_code_and_command_are_kept_in_a_folder_of_the_submission(
@@ -83,6 +94,18 @@ def test_teaching_takes_all_ranks_and_other_commands_one(
     ("words", "text"),
     [
         (["evaluate", "prob", "r", "d"], "No such command 'prob'"),
+        (
+            ["evaluate"],
+            "-- evaluate: names no command of evaluate; give one of gallery, knn, probe, protocol",
+        ),
+        (
+            ["--help"],
+            "-- --help: neither a command of uniemox nor a recipe; commands are shards, teach, pretrain",
+        ),
+        (
+            ["evalute", "probe"],
+            "-- evalute: neither a command of uniemox nor a recipe; did you mean evaluate?",
+        ),
         (["evaluate", "probe", "r"], "Missing argument 'DATA'"),
         (["embed", "in", "out", "--batch", "no", "--release", "r"], "Invalid value for '--batch'"),
         (["status", "runs/r"], "status: is not submitted as a job"),
@@ -104,7 +127,88 @@ def test_either_a_recipe_or_a_command_is_given(place: Path, capsys: pytest.Captu
     assert "RECIPE=demo: give a recipe, or a command after --" in capsys.readouterr().err
     # As before there were commands: what follows -- may be a recipe.
     assert run(["launch", "slurm", "--cluster", "site.yaml", "--", "no_recipe"]) == EXIT_USER
-    assert "recipe no_recipe: no such file" in capsys.readouterr().err
+    assert "-- no_recipe: neither a command of uniemox nor a recipe" in capsys.readouterr().err
+    assert run(["launch", "slurm", "--cluster", "site.yaml", "--", "demo", "model.widht=3"]) == EXIT_USER
+    assert "model.widht: unknown key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["evaluate", "probe", "none", "data"],
+            "RELEASE=none: no such folder; give one that `uniemox release",
+        ),
+        (["evaluate", "probe", "timm:a=b", "data"], "timm:a=b: b is not a safetensors file"),
+        (["evaluate", "gallery", "{release}", "none", "--out", "g.json"], "DATA=none: no such folder"),
+        (["evaluate", "probe", "{release}", "{data}", "--test", "x"], "DATA={data}/x: no such folder"),
+        (
+            ["evaluate", "probe", "{release}", "{data}", "--val", "train"],
+            "--train=train and --val=train: are",
+        ),
+        (["evaluate", "knn", "{release}", "{data}", "--json", "bin"], "--json=bin: is a folder; give a file"),
+        (["embed", "none", "out.parquet", "--release", "{release}"], "INPUT=none: no such file or folder"),
+        (["embed", "{data}", "out.parquet", "--release", "{data}"], "--release={data}: lacks uniemox.json"),
+        (["predict", "{release}", "{data}", "--texts", "bin"], "--texts=bin: is a folder"),
+        (["reconstruct", "{release}", "none", "x.png"], "PICTURES=none: no such file or folder"),
+        (["release", "none", "out"], "RUN=none: no such folder"),
+        (["report", "none", "--evaluation", "bin"], "--evaluation=bin: is a folder"),
+        (["teach", "none", "--teacher", "shipped:demo"], "DIR=none: contains no manifest.json"),
+        (["teach", "{data}", "--teacher", "local-dir:none"], "teacher.name=local-dir:none: none lacks"),
+        (["checkpoint", "verify", "none"], "RUN=none: holds no config.yaml"),
+        (["shards", "pack", "none", "out"], "SOURCE=none: no such file or folder"),
+        (["shards", "verify", "bin"], "DIR=bin"),
+        (["shards", "index", "bin"], "DIR=bin: has no .tar files"),
+        (["shards", "split", "none", "out"], "DIR=none: no such folder"),
+        (["shards", "merge", "out", "none"], "PARTS=none"),
+    ],
+)
+def test_a_missing_input_is_reported_before_anything_is_queued(
+    place: Path,
+    small_release: Path,
+    emoji_shards: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    text: str,
+) -> None:
+    paths = {"release": str(small_release), "data": str(emoji_shards)}
+    words = [word.format(**paths) for word in words]
+    assert launch(*words, unseen=()) == EXIT_USER
+    [line] = capsys.readouterr().err.splitlines()
+    assert text.format(**paths) in line
+    assert not (place / "calls").exists()
+    assert not (place / "jobs").exists()
+
+
+def test_inputs_that_an_earlier_job_writes_are_not_checked(
+    place: Path, small_release: Path, emoji_shards: Path
+) -> None:
+    assert launch("evaluate", "probe", "none", "data", options=("--after", "7"), unseen=()) == 0
+    assert launch("evaluate", "probe", str(small_release), str(emoji_shards), unseen=()) == 0
+    assert len((place / "calls").read_text().splitlines()) == 2
+
+
+def test_a_refused_submission_leaves_nothing_unless_another_one_uses_its_code(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("release", "runs/r", "out")
+    sbatch, text = place / "bin/sbatch", (place / "bin/sbatch").read_text()
+    refuses = "#!/bin/bash\necho 'sbatch: error: no' >&2; exit 1\n"
+    sbatch.write_text(refuses)
+    assert launch(*words) == EXIT_USER
+    assert capsys.readouterr().err == "uniemox: error: sbatch: no\n"
+    assert not (place / "jobs").exists()
+    (place / "jobs/release-0001").mkdir(parents=True)  # a submission that is being made
+    assert launch(*words) == EXIT_USER
+    assert [path.name for path in sorted((place / "jobs").iterdir())] == ["code", "release-0001"]
+    (place / "jobs/release-0001").rmdir()
+    sbatch.write_text(text)
+    assert launch(*words) == 0
+    sbatch.write_text(refuses)
+    assert launch(*words) == EXIT_USER
+    assert [path.name for path in sorted((place / "jobs").iterdir())] == ["code", "release-0001"]
+    [code] = (place / "jobs/code").iterdir()
+    assert content_hash(code) == code.name
 
 
 def test_a_dry_run_prints_the_script_of_the_submission_and_writes_nothing(
@@ -146,6 +250,18 @@ def test_a_local_command_runs_from_its_frozen_code_and_keeps_its_exit_code(
     assert (facts["job_ids"], facts["ranks_per_node"]) == ([], 1)
     assert launch("shards", "stats", "nowhere", kind="local") == EXIT_USER
     assert launch("shards", "verify", str(place / "site.yaml"), kind="local") in (EXIT_USER, EXIT_FAULT)
+
+
+def test_options_of_the_queue_are_refused_on_this_machine(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, value in (("--nodes", "2"), ("--partition", "gpu"), ("--time", "10"), ("--mem", "1G")):
+        assert launch("shards", "stats", "x", options=(option, value), kind="local") == EXIT_USER
+        assert f"{option}={value}: has no effect on this machine" in capsys.readouterr().err
+    assert run(["launch", "local", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "--ranks-per-node" in page
+    assert "--partition" not in page
 
 
 def test_a_task_of_submitit_runs_the_command_line_in_place(place: Path, emoji_shards: Path) -> None:

@@ -106,7 +106,10 @@ def test_the_step_can_be_chosen(run: Path, tmp_path: Path, step: str, expected: 
         (["--step", "150"], "--step=150: RUN="),
         (["--step", "worst"], "it has 100, 200, 300 (or give last or best)"),
         (["--ema"], "holds no moving average"),
-        (["--evaluation", "nowhere.json"], "--evaluation=nowhere.json: cannot be read as an evaluation"),
+        (
+            ["--evaluation", "nowhere.json"],
+            "--evaluation=nowhere.json: no such file; write it with `uniemox evaluate",
+        ),
     ],
 )
 def test_a_missing_file_is_a_one_line_error(

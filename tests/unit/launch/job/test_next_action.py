@@ -277,6 +277,18 @@ def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolde
     assert line == "end 1"
 
 
+def test_where_jobs_may_not_queue_themselves_a_failed_preflight_ends_the_job(run: RunFolder) -> None:
+    started(run)
+    report_bad_nodes(run, {"n2": "fail  /dev/shm  too small"}, 17)
+    action = choose_next_action(run, 1, JobState.parse(RUNNING, 0), 17, may_requeue=False)
+    assert action.line == "end 1"
+    assert "the preflight failed on n2: fail  /dev/shm  too small" in action.remark
+    assert "submit again" in action.remark
+    assert kinds(run)[-1] == "fault"
+    assert not run.job.exists()
+    assert nodes_to_exclude(run, time.time()) == ["n2"]
+
+
 def test_a_job_that_has_the_run_no_more_only_ends(run: RunFolder) -> None:
     started(run)
     facts = json.loads(run.job.read_text())

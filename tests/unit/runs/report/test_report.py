@@ -441,7 +441,7 @@ def test_the_command_writes_the_page_and_refuses_other_folders(
     assert not (tmp_path / "report.html").exists()
     assert uniemox(["report", str(folder.path), "--out", str(tmp_path)]) == EXIT_USER
     assert uniemox(["report", str(folder.path), "--evaluation", str(tmp_path / "none.json")]) == EXIT_USER
-    assert "No such file" in capsys.readouterr().err
+    assert "no such file; write it with" in capsys.readouterr().err
 
 
 def test_reporting_needs_no_torch() -> None:

@@ -326,7 +326,7 @@ def test_an_out_that_is_a_file_or_a_foreign_folder_stays_untouched(emoji_table: 
             "the boxes of the source), none",
         ),
         (["--shard-size", "0"], "--shard-size=0.0: give a positive number of MB"),
-        (["--column", "image"], "--column ('image',): expected OURS=THEIRS, such as image=jpg"),
+        (["--column", "image"], "--column=image: expected OURS=THEIRS, such as image=jpg"),
     ],
 )
 def test_a_wrong_option_ends_with_2_and_one_line(
