@@ -79,7 +79,7 @@ def launch() -> None:
     """Submits commands to clusters: checks them here, freezes code and settings, and starts jobs."""
 
 
-def _submits(function: F, effective: Sequence[str] = tuple(name for name, _, _ in SITE_OPTIONS)) -> F:
+def _submits(function: F, effective: Sequence[str] | None = None) -> F:
     """Adds the arguments and options that all backends share; those of SITE_OPTIONS without effect are hidden, and
     `_request` refuses them."""
     decorators = [
@@ -111,7 +111,7 @@ def _submits(function: F, effective: Sequence[str] = tuple(name for name, _, _ i
         ),
         click.option("--dry-run", is_flag=True, help="Check, print what would be submitted, write nothing."),
         *(
-            click.option(f"--{name}", metavar=metavar, help=text, hidden=name not in effective)
+            click.option(f"--{name}", metavar=metavar, help=text, hidden=effective is not None and name not in effective)
             for name, metavar, text in SITE_OPTIONS
         ),
     ]
