@@ -111,7 +111,12 @@ def _submits(function: F, effective: Sequence[str] | None = None) -> F:
         ),
         click.option("--dry-run", is_flag=True, help="Check, print what would be submitted, write nothing."),
         *(
-            click.option(f"--{name}", metavar=metavar, help=text, hidden=effective is not None and name not in effective)
+            click.option(
+                f"--{name}",
+                metavar=metavar,
+                help=text,
+                hidden=effective is not None and name not in effective,
+            )
             for name, metavar, text in SITE_OPTIONS
         ),
     ]
