@@ -13,7 +13,8 @@ import torch
 from benchmark import make_parser, print_markdown, run_json, save_results
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
-from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, fragment_key, write_part
+from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, write_part
+from uniemox_dist.checkpoints.fragment_index import fragment_key
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.files import write_json
 from uniemox_dist.models.student import Student

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, step_folder
-from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, fragment_key
+from uniemox_dist.checkpoints.format import KINDS, fixed_parameters
+from uniemox_dist.checkpoints.fragment_index import fragment_key
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import sha256_file, write_json
 from uniemox_dist.models.student import Student

@@ -27,7 +27,14 @@ from uniemox_dist.checkpoints.folders import (
     set_aside,
     step_folder,
 )
-from uniemox_dist.checkpoints.format import fragment_key, write_part
+from uniemox_dist.checkpoints.format import write_part
+from uniemox_dist.checkpoints.fragment_index import (
+    FRAGMENTS,
+    build_index,
+    fragment_key,
+    list_cuts,
+    part_name,
+)
 from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
@@ -80,6 +87,8 @@ class AsyncWriter:
         self._engine, self._folder, self._world, self._fixed, self._ema = engine, folder, world, fixed, ema
         self._retention = Retention(folder, world, keep_last, keep_every)
         self._host: dict[str, Tensor] = {}
+        self._index: dict[str, dict[str, str]] | None = None
+        """The fragment index, on rank 0; the same for all saves of an engine. Empty on other ranks."""
         self._save: _Save | None = None
         self._writer: threading.Thread | None = None
         collectives.on_main(world, lambda: clear_unfinished(folder))
@@ -116,6 +125,9 @@ class AsyncWriter:
         if (short := self._retention.check_space(own)) is not None:
             return {"error": short, "blocked_s": round(time.perf_counter() - began, 4)}
         self._copy(tensors)
+        if self._index is None:
+            cuts = list_cuts({key: tensor.numel() for key, tensor in tensors.items()})
+            self._index = build_index(collectives.gather_on_main(cuts, self._world))
         self._save = _Save(state, adam_step(self._engine), began)
         self._writer = threading.Thread(
             target=self._write, args=(self._save,), name="checkpoint writer", daemon=True
@@ -132,7 +144,7 @@ class AsyncWriter:
         assert self._writer is not None
         began, save = time.perf_counter(), self._save
         self._writer.join()
-        outcomes = collectives.gather_objects(save.outcome, self._world)
+        outcomes = collectives.gather_on_main(save.outcome, self._world)
         facts: dict[str, Any] = collectives.on_main(self._world, lambda: self._complete(save, outcomes))
         self._save = self._writer = None
         now = time.perf_counter()
@@ -174,7 +186,7 @@ class AsyncWriter:
         began = time.perf_counter()
         try:
             temporary.mkdir(parents=True, exist_ok=True)
-            parts = {f"part_{self._world.rank:05d}.safetensors": self._host}
+            parts = {part_name(self._world.rank): self._host}
             if self._world.is_main:
                 parts[FIXED] = self._fixed
             for name, tensors in parts.items():
@@ -208,6 +220,7 @@ class AsyncWriter:
                     "time": round(time.time(), 3),
                     "versions": versions(),
                     "parameters": shapes(self._engine),
+                    FRAGMENTS: self._index,
                     "config": state.config.model_dump(mode="json"),
                     "files": files,
                 }

@@ -5,7 +5,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,30 @@ class Checkpoint:
 
     folder: Path
     info: dict[str, Any]
+    contents: dict[str, bytearray] = field(default_factory=dict, compare=False, repr=False)
+    """Files in memory, by name. A rank that hashes its files before it loads them reads them once."""
 
     @property
     def step(self) -> int:
         """Steps done when it was saved."""
         return int(self.info["step"])
 
-    def problem(self, *, hashes: bool, files: Iterable[str] | None = None) -> str | None:
-        """Returns the first problem of its files, or None. Always checks sizes; checks hashes on request."""
+    def problem(self, *, hashes: bool, files: Iterable[str] | None = None, keep: bool = False) -> str | None:
+        """Returns the first problem of its files, or None. Always checks sizes; checks hashes on request, and then can
+        keep the files that it has read in `contents`."""
         own = self.own_problem()
         if own is not None:
             return own
         names = self.info["files"] if files is None else files
-        found = (file_problem(self.folder / name, self.info["files"][name], hashes=hashes) for name in names)
-        return next((problem for problem in found if problem is not None), None)
+        for name in names:
+            facts = self.info["files"][name]
+            content = bytearray(facts["bytes"]) if keep else None
+            problem = file_problem(self.folder / name, facts, hashes=hashes, content=content)
+            if problem is not None:
+                return problem
+            if content is not None:
+                self.contents[name] = content
+        return None
 
     def own_problem(self) -> str | None:
         """Returns the problem of complete.json if it changed since it was read, otherwise None."""
@@ -69,13 +79,16 @@ class Checkpoint:
         return sum(facts["bytes"] for facts in self.info["files"].values())
 
 
-def file_problem(path: Path, facts: dict[str, Any], *, hashes: bool) -> str | None:
-    """Returns the problem of a file for which complete.json states these facts, or None."""
+def file_problem(
+    path: Path, facts: dict[str, Any], *, hashes: bool, content: bytearray | None = None
+) -> str | None:
+    """Returns the problem of a file for which complete.json states these facts, or None. If it hashes the file,
+    `content` receives the bytes."""
     try:
         found = path.stat().st_size
         if found != facts["bytes"]:
             return f"{path} has {found} bytes instead of {facts['bytes']}"
-        if hashes and sha256_file(path) != facts["sha256"]:
+        if hashes and sha256_file(path, content) != facts["sha256"]:
             return f"{path} was altered: its SHA-256 differs"
     except FileNotFoundError:
         return f"{path} is missing"

@@ -1,11 +1,11 @@
 """The state of a run that a checkpoint records besides the weights, and loading a checkpoint."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from uniemox_dist.checkpoints.folders import Checkpoint
-from uniemox_dist.checkpoints.format import FragmentReader
-from uniemox_dist.checkpoints.zero_state import load_fragments
+from uniemox_dist.checkpoints.zero_state import Fragment, load_fragments
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.deepspeed_internals import shapes
@@ -28,8 +28,9 @@ class RunState:
         return self.step * self.config.batch.global_batch
 
 
-def load(engine: Any, checkpoint: Checkpoint) -> int:
-    """Loads weights and optimizer from a checkpoint of any world size and ZeRO stage; returns its step."""
+def load(engine: Any, checkpoint: Checkpoint, averages: Iterable[Fragment] = ()) -> bool:
+    """Loads weights and optimizer from a checkpoint of any world size and ZeRO stage, and the fragments of the moving
+    average; returns False if the checkpoint has none. Collective."""
     expected, found = shapes(engine), checkpoint.info["parameters"]
     if expected != found:
         names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
@@ -37,8 +38,7 @@ def load(engine: Any, checkpoint: Checkpoint) -> int:
             f"{checkpoint.folder}: is of another model: {names[0]} is {found.get(names[0])} there and "
             f"{expected.get(names[0])} here ({len(names)} differ); set model.* as in its run, or another run.name"
         )
-    load_fragments(engine, FragmentReader(checkpoint), checkpoint.info["adam_step"])
-    return checkpoint.step
+    return load_fragments(engine, checkpoint, averages)
 
 
 def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:

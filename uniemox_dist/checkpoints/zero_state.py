@@ -2,25 +2,35 @@
 
 DeepSpeed keeps flat fp32 partitions. The position of a parameter in them is internal to DeepSpeed, so `check` tests
 for the required attributes when an engine is made and raises an error instead of saving wrong data. In stage 0 every
-rank has all numbers; a fragment is then this rank's share of an even cut, so that all ranks write.
+rank has all numbers; a fragment is then this rank's share of an even cut, as in stage 3, so that all ranks write.
+
+When a run resumes, every part file is read by one rank. With the same number of ranks and the same stage each rank
+loads its own part, and only the low-precision weights are gathered, as after an optimizer's step. Otherwise the ranks
+send each other the parts, one after the other, and each copies the ranges that it needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uniemox_dist.checkpoints.format import KINDS, FragmentReader
+from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.checkpoints.format import EMA, KINDS, Part, own_files, owner, part_files
+from uniemox_dist.checkpoints.fragment_index import parse_key
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed.collectives import share_bytes
 from uniemox_dist.distributed.deepspeed_internals import (
     adam_states,
     flat_partitions,
+    gather_low_precision,
     locate_share,
     shapes,
     trained,
-    write_low_precision,
 )
+
+NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for f in _whole(engine):
             length = f.tensors["fp32"].numel()
-            start, end = length * rank // world_size, length * (rank + 1) // world_size
+            share = -(-length // world_size)
+            start, end = share * rank, min(share * (rank + 1), length)
             if end > start:
                 yield Fragment(f.name, start, {kind: t[start:end] for kind, t in f.tensors.items()})
         return
@@ -61,19 +72,73 @@ def adam_step(engine: Any) -> float:
     return steps.pop() if steps else 0.0
 
 
-def load_fragments(engine: Any, reader: FragmentReader, step: float) -> None:
-    """Loads this rank's fragments, and the low-precision copies, from a checkpoint of any layout."""
-    sharded = engine.zero_optimization()
-    for fragment in fragments(engine) if sharded else _whole(engine):
-        for kind, tensor in fragment.tensors.items():
-            tensor.copy_(reader.read(fragment.name, kind, fragment.start, tensor.numel()))
+def load_fragments(engine: Any, checkpoint: Checkpoint, averages: Iterable[Fragment] = ()) -> bool:
+    """Loads this rank's fragments and the low-precision copies from a checkpoint of any layout, and `averages`, the
+    fragments of the encoder's moving average. Frees the files that the checkpoint holds in memory. Collective.
+
+    Returns:
+        False if the checkpoint holds no moving average; `averages` are then not changed.
+
+    Raises:
+        UserError: if the checkpoint does not cover a fragment, or a file cannot be read.
+    """
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    sharded, parts = engine.zero_optimization(), part_files(checkpoint)
+    own = set(own_files(checkpoint, rank, world_size))
+    wanted = _Wanted([*(fragments(engine) if sharded else _whole(engine)), *averages])
+    for name in parts:
+        if name in own:
+            wanted.fill(Part(checkpoint.folder / name, checkpoint.contents.get(name)))
+    lacking, lacking_ema, has_ema = wanted.gather_counts(engine.device)
+    if lacking or (has_ema and lacking_ema):
+        for number, name in enumerate(parts):
+            content = checkpoint.contents.get(name)
+            if name in own and content is None:
+                content = bytearray((checkpoint.folder / name).read_bytes())
+            size, source = checkpoint.info["files"][name]["bytes"], owner(number, len(parts), world_size)
+            content = share_bytes(content, size, source, engine.device)
+            if name not in own:
+                wanted.fill(Part(checkpoint.folder / name, content))
+        lacking, lacking_ema, has_ema = wanted.gather_counts(engine.device)
+    checkpoint.contents.clear()
+    if lacking or (has_ema and lacking_ema):
+        text = f"{checkpoint.folder}: its parts do not hold every number exactly once; use another checkpoint"
+        raise UserError(text if rank == 0 else "")  # one rank reports it
     for state in adam_states(engine).values():
-        state["step"].fill_(step)
-    if not sharded:  # the parameters themselves are the fp32 weights
-        return
-    write_low_precision(
-        engine, lambda name, start, length: reader.read(name, "fp32", start, length), reader.parameter
-    )
+        state["step"].fill_(checkpoint.info["adam_step"])
+    gather_low_precision(engine)
+    return bool(has_ema)
+
+
+class _Wanted:
+    """The ranges that a rank loads, and how much of them is loaded."""
+
+    def __init__(self, targets: Iterable[Fragment]) -> None:
+        self._tensors = {(f.name, kind): (f.start, t) for f in targets for kind, t in f.tensors.items()}
+        self._lacking = {key: tensor.numel() for key, (_, tensor) in self._tensors.items()}
+        self._has_ema = False
+
+    @torch.no_grad()
+    def fill(self, part: Part) -> None:
+        """Copies the ranges that a part holds."""
+        for key, length in part.lengths.items():
+            name, first, kind = parse_key(key)
+            self._has_ema |= kind == EMA
+            start, tensor = self._tensors.get((name, kind), (0, NOTHING))
+            a, b = max(start, first), min(start + tensor.numel(), first + length)
+            if a < b:
+                tensor[a - start : b - start].copy_(part.read(key, a - first, b - a))
+                self._lacking[name, kind] -= b - a
+        part.close()
+
+    def gather_counts(self, device: torch.device) -> tuple[int, int, int]:
+        """The most parameters that a rank has not loaded, the most averages, and 1 if a part holds averages.
+        Collective."""
+        lacking = [kind == EMA for (_, kind), count in self._lacking.items() if count]
+        counts = torch.tensor([lacking.count(False), lacking.count(True), int(self._has_ema)], device=device)
+        torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
+        most, most_ema, has_ema = counts.tolist()
+        return most, most_ema, has_ema
 
 
 def check(engine: Any) -> None:

@@ -24,12 +24,14 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            digest.update(piece)
+def sha256_file(path: str | os.PathLike[str], content: bytearray | None = None) -> str:
+    """Hex SHA-256 of a file, read in pieces; `content`, as long as the file, receives its bytes."""
+    digest, done = hashlib.sha256(), 0
+    into = memoryview(content if content is not None else bytearray(CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(into[done : done + CHUNK_BYTES]):
+            digest.update(into[done : done + count])
+            done += count if content is not None else 0
     return digest.hexdigest()
 
 

@@ -15,7 +15,8 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.world import World
 
 T = TypeVar("T")
-
+PIECE_BYTES = 64 << 20
+"""Bytes of a file that ranks exchange at once."""
 
 HOLDERS = ("torch.distributed.nn",)
 """Modules whose functions have the default group as a default argument. If such a module is first imported while a
@@ -143,6 +144,33 @@ def gather_objects(value: T, world: World) -> list[T]:
     if dist.is_initialized() and world.size > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def gather_on_main(value: T, world: World) -> list[T]:
+    """The value of every rank, in rank order, on rank 0; an empty list elsewhere. Pickled, between ranks of one job
+    only. Collective."""
+    if not dist.is_initialized() or world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size if world.is_main else []
+    dist.gather_object(value, values if world.is_main else None)
+    return values
+
+
+@torch.no_grad()
+def share_bytes(content: bytearray | None, size: int, source: int, device: torch.device) -> bytearray:
+    """Returns the `size` bytes that rank `source` has in `content`. Collective.
+
+    They pass through the device in pieces, because NCCL sends from GPUs only.
+    """
+    if dist.get_rank() != source or content is None:
+        content = bytearray(size)
+    if dist.get_world_size() > 1 and size:
+        whole = torch.frombuffer(content, dtype=torch.uint8)
+        for piece in whole.split(PIECE_BYTES):
+            there = piece.to(device)
+            dist.broadcast(there, src=source)
+            piece.copy_(there)
+    return content
 
 
 def hosts(world: World) -> list[str]:

@@ -5,7 +5,6 @@ setup.py limits the version of DeepSpeed because of this file. With a version th
 `checkpoints.zero_state.check` and `reduced_gradients` raise an error.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,11 +44,6 @@ def shapes(engine: Any) -> dict[str, list[int]]:
 def count_parameters(module: torch.nn.Module) -> int:
     """Number of parameters of a module, also if ZeRO-3 keeps only a part of them on this rank."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
-
-
-def is_partitioned(p: Any) -> bool:
-    """True for a parameter of which ZeRO-3 keeps only a part on this rank."""
-    return hasattr(p, "ds_id")
 
 
 def flat_partitions(engine: Any) -> list[Tensor]:
@@ -98,22 +92,29 @@ def locate_share(engine: Any, p: Any) -> tuple[int, int, int, int] | None:
     )
 
 
-def write_low_precision(
-    engine: Any, read: Callable[[str, int, int], Tensor], read_whole: Callable[[str], Tensor]
-) -> None:
-    """Fills the module's parameters, which are copies of the fp32 partitions: from `read_whole(name)` if this rank has
-    the whole parameter, otherwise from `read(name, start, length)`."""
+@torch.no_grad()
+def gather_low_precision(engine: Any) -> None:
+    """Fills the module's parameters, which are copies of the fp32 partitions, from the partitions of all ranks.
+    Collective."""
+    if not engine.zero_optimization():
+        return  # the parameters themselves are the fp32 weights
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3, where each rank keeps a shard
+        flats = flat_partitions(engine)
+        for _, p in trained(engine):
+            share = locate_share(engine, p)
+            if share is not None:
+                _, length, group, offset = share
+                p.ds_tensor.view(-1)[:length].copy_(flats[group].narrow(0, offset, length))
+        return
     rank = torch.distributed.get_rank()
-    with torch.no_grad():
-        for name, p in trained(engine):
-            if is_partitioned(p):  # this rank's shard, padded at the end
-                shard = p.ds_tensor.numel()
-                start = min(rank * shard, p.ds_numel)
-                length = min(shard, p.ds_numel - start)
-                if length:
-                    p.ds_tensor.view(-1)[:length].copy_(read(name, start, length))
-            else:
-                p.copy_(read_whole(name))
+    partitioned = zip(
+        optimizer.bit16_groups_flat, optimizer.parallel_partitioned_bit16_groups, flat_partitions(engine)
+    )
+    for whole, partitions, weights in partitioned:
+        partitions[rank].copy_(weights)
+        if len(partitions) > 1:
+            torch.distributed.all_gather_into_tensor(whole, partitions[rank])
 
 
 def reduced_gradients(engine: Any) -> dict[str, Tensor]:

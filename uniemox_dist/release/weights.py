@@ -27,8 +27,8 @@ from uniemox_dist.release.format import ENCODER, REST
 
 PREFIX = "encoder."
 READ_SHARE, READ_BYTES = 16, 64 << 20
-"""Files are mapped into memory, and pages that were read count as used memory until the file is reopened. A file is
-reopened after a sixteenth of the model or this many bytes, whichever is more."""
+"""Released files are mapped into memory, and pages that were read count as used memory until the file is reopened. A
+file is reopened after a sixteenth of the model or this many bytes, whichever is more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
@@ -72,14 +72,13 @@ def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
         config = Config.model_validate(checkpoint.info["config"])
         fixed = fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
     shapes = {name: tuple(shape) for name, shape in reader.shapes.items()}
-    fragments = Renewed(lambda: FragmentReader(checkpoint), shapes)
     shapes |= {name: tuple(tensor.shape) for name, tensor in fixed.items()}
 
     def read(name: str) -> Tensor:
         averaged = ema and name.startswith(PREFIX)
         if name in fixed:
             return fixed[name]
-        return fragments.use(name).parameter(name, EMA if averaged else "fp32")
+        return reader.parameter(name, EMA if averaged else "fp32")
 
     return Source(checkpoint, shapes, read)
 

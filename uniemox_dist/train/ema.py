@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from uniemox_dist.checkpoints.folders import Checkpoint
-from uniemox_dist.checkpoints.format import EMA, FragmentReader
+from uniemox_dist.checkpoints.format import EMA
 from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
 
 ENCODER = "encoder."
@@ -39,19 +38,16 @@ class Ema:
             weight = 1 - warmed_up_decay(self.updates, self.decay)
             torch._foreach_lerp_(self._averages, self._weights, weight)
 
-    def load(self, checkpoint: Checkpoint) -> bool:
-        """Loads the average of a checkpoint whose weights the engine has loaded, and returns True. If the checkpoint
-        has none, restarts from the weights and returns False."""
-        reader = FragmentReader(checkpoint)
-        for own, average in zip(self._own, self._averages):
-            if reader.has_ema:
-                average.copy_(reader.read(own.name, EMA, own.start, average.numel()))
-            else:
-                average.copy_(own.tensors["fp32"])
+    @torch.no_grad()
+    def resume(self, *, loaded: bool) -> None:
+        """Follows the engine, which has loaded a checkpoint. If the average's fragments were not `loaded`, because the
+        checkpoint has none, it restarts from the weights."""
+        if not loaded:
+            for average, weights in zip(self._averages, self._weights):
+                average.copy_(weights)
         self.updates = adam_step(self._engine)
-        return reader.has_ema
 
     def fragments(self) -> Iterator[Fragment]:
-        """The fragments that this rank saves."""
+        """The fragments that this rank saves and loads."""
         for own, average in zip(self._own, self._averages):
             yield Fragment(own.name, own.start, {EMA: average})

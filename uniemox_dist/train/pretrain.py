@@ -97,12 +97,6 @@ class PretrainTrainer(Trainer):
     def run_state(self, step: int) -> RunState:
         return _run_state(step, self.config, self.sources, self.precision, self.facts, self.replay)
 
-    def load_checkpoint(self) -> int:
-        step = super().load_checkpoint()
-        if self.checkpoint and self.average and not self.average.load(self.checkpoint) and self.world.is_main:
-            log.warning("%s holds no moving average: it starts from the weights", self.checkpoint.folder.name)
-        return step
-
     def train_step(
         self, batches: Sequence[MicroBatch], step: int, lr: float, status: RankStatus, timer: ComputeTimer
     ) -> StepResult:

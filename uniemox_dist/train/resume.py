@@ -4,6 +4,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import torch
 
 from uniemox_dist.checkpoints.folders import (
@@ -15,7 +16,7 @@ from uniemox_dist.checkpoints.folders import (
     set_aside,
     unreadable,
 )
-from uniemox_dist.checkpoints.format import load_fixed
+from uniemox_dist.checkpoints.format import load_fixed, own_files
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.distributed import collectives
@@ -29,6 +30,9 @@ from uniemox_dist.runs.folder import RunFolder
 log = logging.getLogger("uniemox")
 HASH_THREADS = 4
 """Files that a rank hashes at the same time."""
+KEPT_SHARE = 1 / 16
+"""Share of the node's available memory that files may take which a rank keeps from hashing to loading. With more, or
+with many ranks on a node, it reads them again."""
 REQUIRED_KEYS = (
     "slots",
     "adam_step",
@@ -45,7 +49,8 @@ REQUIRED_KEYS = (
 
 
 def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume: the newest whose files match their hashes. Collective: every rank hashes its share.
+    """The checkpoint to resume: the newest whose files match their hashes. Collective: every rank reads and hashes its
+    share of the files, and keeps it in memory until the engine loads it.
 
     Damaged checkpoints are renamed, and reported.
 
@@ -54,10 +59,16 @@ def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoin
             `resume` names cannot be resumed.
         Fault: if a disk does not answer, because its files may be intact.
     """
-    found: list[Checkpoint]
-    damaged: list[tuple[Path, str]]
-    found, damaged = collectives.on_main(world, lambda: _candidates(folder, resume))
-    for checkpoint in found:
+    found: list[Checkpoint] = []  # on rank 0; the others need the one that is examined
+
+    def find() -> tuple[int, list[tuple[Path, str]]]:
+        candidates, unreadable_ones = _candidates(folder, resume)
+        found.extend(candidates)
+        return len(found), unreadable_ones
+
+    count, damaged = collectives.on_main(world, find)
+    for number in range(count):
+        checkpoint: Checkpoint = collectives.on_main(world, lambda number=number: found[number])  # type: ignore[misc]
         problem = _find_damage(world, checkpoint)
         if problem is None:
             collectives.on_main(world, lambda: _set_aside_damaged(folder, damaged))
@@ -113,11 +124,13 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
 def _find_damage(world: World, checkpoint: Checkpoint) -> str | None:
     if lacking := [key for key in REQUIRED_KEYS if key not in checkpoint.info]:
         return f"{checkpoint.folder / COMPLETE} lacks {lacking[0]}"
-    own = sorted(checkpoint.info["files"])[world.rank :: world.size]
+    own = own_files(checkpoint, world.rank, world.size)
+    size = sum(checkpoint.info["files"][name]["bytes"] for name in own)
+    keep = size <= psutil.virtual_memory().available * KEPT_SHARE
     with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the GIL
-        problems = list(pool.map(lambda name: checkpoint.problem(hashes=True, files=[name]), own))
-    mine = next((problem for problem in problems if problem), None)
-    return next((problem for problem in collectives.gather_objects(mine, world) if problem), None)
+        problems = list(pool.map(lambda name: checkpoint.problem(hashes=True, files=[name], keep=keep), own))
+    everyone = collectives.gather_on_main(next((problem for problem in problems if problem), None), world)
+    return collectives.on_main(world, lambda: next((problem for problem in everyone if problem), None))
 
 
 def _set_aside_damaged(folder: RunFolder, damaged: list[tuple[Path, str]]) -> None:
@@ -145,7 +158,8 @@ def initialise_weights(
     """
     path = config.model.init_from
     if checkpoint is not None:
-        collectives.on_all(world, lambda: load_fixed(module, checkpoint))
+        collectives.on_main(world, lambda: load_fixed(module, checkpoint))
+        collectives.give_to_all((p for p in module.parameters() if not p.requires_grad), world, device)
         return None
     if path is None:
         return None

@@ -2,6 +2,7 @@
 (finetune/trainer.py) implement it.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from uniemox_dist.train.monitor.stragglers import ComputeTimer
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.step import RankStatus, StepResult
 
+log = logging.getLogger("uniemox")
 Expect = Callable[[str], None]
 """Starts a named phase that may take long, and re-arms the watchdog."""
 
@@ -95,9 +97,18 @@ class Trainer(ABC):
         return None
 
     def load_checkpoint(self) -> int:
-        """Loads the engine's state from the checkpoint that the run resumes; returns the number of steps made so
-        far."""
-        return load(self.engine, self.checkpoint) if self.checkpoint is not None else 0
+        """Loads the state of the engine and of the moving average from the checkpoint that the run resumes; returns the
+        number of steps made so far."""
+        if self.checkpoint is None:
+            return 0
+        averaged = load(self.engine, self.checkpoint, self.ema.fragments() if self.ema else ())
+        if self.ema is not None:
+            self.ema.resume(loaded=averaged)
+            if not averaged and self.world.is_main:
+                log.warning(
+                    "%s holds no moving average: it starts from the weights", self.checkpoint.folder.name
+                )
+        return self.checkpoint.step
 
     def validate(self, step: int, saves: CheckpointPolicy, expect: Expect) -> str | None:
         """Validates after `step` steps if a validation is due; returns the reason to end training, or None. An attempt
