@@ -46,6 +46,11 @@ def count_parameters(module: torch.nn.Module) -> int:
     return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
 
 
+def is_partitioned(p: Any) -> bool:
+    """True for a parameter of which ZeRO-3 keeps only a part on this rank."""
+    return hasattr(p, "ds_id")
+
+
 def flat_partitions(engine: Any) -> list[Tensor]:
     """The flat fp32 partitions of this rank."""
     optimizer = engine.optimizer
