@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import Cluster
-from launch.plan.pace import measured
-from launch.plan.ranks import largest_legal, why_illegal
+from launch.plan.pace import read_measured_pace
+from launch.plan.ranks import explain_illegal, largest_legal
 from launch.plan.saving import signal_lead
-from launch.restarts import newest_step
+from launch.restarts import find_newest_step
 from shards.format.manifest import read_manifest
 from uniemox_dist.checkpoints.folders import find_missing_weights
 from uniemox_dist.config.finetune import FinetuneRun
@@ -106,7 +106,7 @@ def _check_ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Findings:
             f"{counted(cluster.min_nodes, 'node')} Slurm makes a job of at most {counted(most, 'node')}; "
             f"give {least}-{cluster.max_nodes} to get more"
         )
-    problem = why_illegal(config, asked)
+    problem = explain_illegal(config, asked)
     if problem is None and len(counts) == 1:
         return remarks, []
     try:
@@ -121,7 +121,7 @@ def _check_ranks(config: Config, cluster: Cluster, *, nodes: bool) -> Findings:
             remarks.append(
                 f"of {counted(count, 'node')} with {counted(cluster.ranks, 'rank')} each, "
                 f"{counted(used * each, 'rank')} ({used} x {each}) can run, and {idle} stay idle: "
-                f"{why_illegal(config, count * cluster.ranks)}"
+                f"{explain_illegal(config, count * cluster.ranks)}"
             )
     return remarks, []
 
@@ -177,7 +177,7 @@ def find_missing_start(config: Config) -> str | None:
     checkpoint and no longer needs it."""
     start = config.model.init_from
     problem = None if start is None else find_missing_weights(Path(start))
-    if problem is None or newest_step(RunFolder(run_path(config))) is not None:
+    if problem is None or find_newest_step(RunFolder(run_path(config))) is not None:
         return None
     return f"model.init_from={start}: {problem}"
 
@@ -211,7 +211,7 @@ def _check_times(config: Config, cluster: Cluster) -> Findings:
             f"signal_lead_s={lead_s}: a save before the limit may take {needed:.0f} s ({lead.source}); give "
             f"--signal-lead-s {int(needed) + 1} or more"
         )
-        seen = measured(folder) if folder.path.is_dir() else None
+        seen = read_measured_pace(folder) if folder.path.is_dir() else None
         # The estimate uses neither the site's disk nor its processors.
         return ([], [text]) if seen is not None and seen.save_s is not None else ([text], [])
     return [], []
@@ -219,8 +219,8 @@ def _check_times(config: Config, cluster: Cluster) -> Findings:
 
 def check_place(folder: Path, setting: str) -> list[str]:
     """Returns a remark if other nodes cannot read a folder; `setting` names the setting that chose it."""
-    local = next((f for f in _local_folders() if Path(os.path.realpath(folder)).is_relative_to(f)), None)
-    kind = _file_system(folder)
+    local = next((f for f in _list_local_folders() if Path(os.path.realpath(folder)).is_relative_to(f)), None)
+    kind = _find_file_system(folder)
     if kind in MEMORY_FILE_SYSTEMS or local is not None:
         what = f"a {kind}" if kind in MEMORY_FILE_SYSTEMS else f"below {local}"
         return [
@@ -230,12 +230,12 @@ def check_place(folder: Path, setting: str) -> list[str]:
     return []
 
 
-def _local_folders() -> list[str]:
+def _list_local_folders() -> list[str]:
     own = os.environ.get("TMPDIR")
     return [*([os.path.realpath(own)] if own and os.path.isabs(own) else []), *LOCAL_PATHS]
 
 
-def _file_system(path: Path) -> str | None:
+def _find_file_system(path: Path) -> str | None:
     """The type of the file system of a path, which need not exist yet; None if unknown."""
     real = Path(os.path.realpath(path))
     best: tuple[int, str | None] = (0, None)

@@ -74,7 +74,7 @@ def _check_sbatch_option(option: str) -> str:
     return option
 
 
-def _form(pattern: str, wanted: str) -> AfterValidator:
+def _make_pattern_validator(pattern: str, wanted: str) -> AfterValidator:
     """A validator of texts that match a pattern; `wanted` describes it in the error."""
 
     def check(value: str) -> str:
@@ -85,15 +85,25 @@ def _form(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Word = Annotated[str, _form(r"[^\s\"'\\$`]+", "must be one word, without spaces, quotes, $ and \\")]
+Word = Annotated[
+    str, _make_pattern_validator(r"[^\s\"'\\$`]+", "must be one word, without spaces, quotes, $ and \\")
+]
 """A text that scripts can hold without quotes."""
-Line = Annotated[str, _form(r"[^\n\r\x00]+", "must be one line")]
-Nodes = Annotated[str, _form(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", "give a number, as 4, or a range, as 2-4")]
+Line = Annotated[str, _make_pattern_validator(r"[^\n\r\x00]+", "must be one line")]
+Nodes = Annotated[
+    str, _make_pattern_validator(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", "give a number, as 4, or a range, as 2-4")
+]
 Size = Annotated[
-    str, _form(r"\d+[KMGT]?", "give a number with K, M, G or T, as 480G, or 0 for all of a node's memory")
+    str,
+    _make_pattern_validator(
+        r"\d+[KMGT]?", "give a number with K, M, G or T, as 480G, or 0 for all of a node's memory"
+    ),
 ]
 Folder = Annotated[
-    str, _form(r"[^\s\"'\\`;&|<>()]+", "must be a path without spaces, quotes and ; & | < > ( )")
+    str,
+    _make_pattern_validator(
+        r"[^\s\"'\\`;&|<>()]+", "must be a path without spaces, quotes and ; & | < > ( )"
+    ),
 ]
 
 
@@ -260,7 +270,7 @@ class Cluster(Section):
         """
         given = {key: value for key, value in options.items() if value is not None}
         values = {**self.model_dump(exclude_unset=True), **given}
-        return _validated({key: value for key, value in values.items() if value != ""}, "options")
+        return _validate({key: value for key, value in values.items() if value != ""}, "options")
 
     def run_settings(self) -> dict[str, int]:
         """The time-outs as settings of a run's section `run`."""
@@ -268,7 +278,7 @@ class Cluster(Section):
         return {f"{name.removesuffix('_s')}_timeout_s": value for name, value in values.items()}
 
 
-def shipped_clusters() -> list[str]:
+def list_shipped_clusters() -> list[str]:
     """Names of the cluster files that come with the package."""
     folder = resources.files("launch") / "clusters"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
@@ -288,19 +298,19 @@ def load_cluster(site: str) -> Cluster:
             raise UserError(f"--cluster={site}: not a text in UTF-8; give a YAML file") from None
         except OSError as error:
             raise UserError(f"--cluster={site}: cannot be read ({error.strerror})") from None
-    elif site in shipped_clusters():
+    elif site in list_shipped_clusters():
         text = (resources.files("launch") / "clusters" / f"{site}.yaml").read_text(encoding="utf-8")
         where = f"cluster {site}"
     else:
-        names = ", ".join(shipped_clusters())
+        names = ", ".join(list_shipped_clusters())
         raise UserError(f"--cluster={site}: no such file, nor a shipped cluster; shipped are: {names}")
     values = parse_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UserError(f"{where}: a cluster file is a mapping, found {type(values).__name__}")
-    return _validated(values, where)
+    return _validate(values, where)
 
 
-def _validated(values: Mapping[str, Any], where: str) -> Cluster:
+def _validate(values: Mapping[str, Any], where: str) -> Cluster:
     try:
         return Cluster.model_validate(values)
     except ValidationError as error:

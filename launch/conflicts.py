@@ -57,7 +57,7 @@ def check_no_job(runs: Sequence[Path], *, after: int | None = None, singleton: b
         return []
     known = {run: job_ids(run) for run in runs}
     asked = [number for numbers in known.values() for number in numbers]
-    states = commands.job_states([*asked, *([] if after is None else [after])])
+    states = commands.query_job_states([*asked, *([] if after is None else [after])])
     for run, numbers in known.items():
         live = {n: states[n].state.lower() for n in numbers if n in states and states[n].live}
         if live and after not in live:
@@ -113,7 +113,7 @@ def setting_differences(before: dict[str, Any], config: Config) -> list[str]:
     after = flatten(config.model_dump(mode="json"))
     keys = [key for key in {**before, **after} if key not in SITE_SETTINGS]
     return [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        f"{key}: {_format_value(before, key)} -> {_format_value(after, key)}"
         for key in keys
         if before.get(key) != after.get(key)
     ]
@@ -131,5 +131,5 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(values: dict[str, Any], key: str) -> str:
+def _format_value(values: dict[str, Any], key: str) -> str:
     return json.dumps(values[key], ensure_ascii=False) if key in values else "not set"

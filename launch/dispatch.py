@@ -19,10 +19,10 @@ from launch.checks import check_place, check_run, resolve, run_path
 from launch.cluster import Cluster
 from launch.conflicts import check_no_job, check_same_settings
 from launch.freeze import code_name, frozen_code
-from launch.submission import new_folder, next_folder, one_at_a_time, run_folder, write_config
-from launch.sweep import grid, point_names, point_table
+from launch.submission import create_next_folder, find_next_folder, lock_submissions, run_folder, write_config
+from launch.sweep import expand_grid, format_points, point_names
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.config.load import finetuning, pretraining
+from uniemox_dist.config.load import require_finetuning, require_pretraining
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.runs.folder import RunFolder, nodes_to_exclude
@@ -110,7 +110,7 @@ class Prepared:
     @property
     def table(self) -> list[str]:
         """Lines with each point of a sweep and its run."""
-        return point_table(self.configs, self.points) if self.points else []
+        return format_points(self.configs, self.points) if self.points else []
 
     def code_folder(self, folder: Path) -> Path:
         """The folder with the code of a submission in the given folder."""
@@ -225,8 +225,8 @@ def prepare(request: Request, *, queued: bool = True) -> Prepared:
     if not request.axes:
         config = _resolve(request, request.overrides)
         remarks = _check(request, config, queued=queued, data=request.data)
-        return Prepared(request, (_training_command(config),), config.run.name, (config,), (), remarks)
-    points = [tuple(point) for point in grid(request.axes)]
+        return Prepared(request, (_build_training_command(config),), config.run.name, (config,), (), remarks)
+    points = [tuple(point) for point in expand_grid(request.axes)]
     name = _resolve(request, request.overrides).run.name
     configs: list[Config] = []
     remarks, seen = [], []
@@ -241,7 +241,7 @@ def prepare(request: Request, *, queued: bool = True) -> Prepared:
             ) from None
         configs.append(config)
         seen.append(inputs)
-    command = (_training_command(configs[0]),)
+    command = (_build_training_command(configs[0]),)
     return Prepared(request, command, name, tuple(configs), tuple(points), list(dict.fromkeys(remarks)))
 
 
@@ -252,7 +252,7 @@ def preview(request: Request, backend: Backend) -> tuple[str, Prepared]:
         UserError: as `submit`.
     """
     prepared = prepare(backend.adapt(request), queued=backend.queued)
-    folder = next_folder(*prepared.place)
+    folder = find_next_folder(*prepared.place)
     code = prepared.code_folder(folder) / code_name(**prepared.code_parts())
     own = () if not prepared.configs else (folder,) if not prepared.points else tuple(prepared.runs)
     return backend.script(Frozen(prepared, folder, code, own)), prepared
@@ -268,7 +268,7 @@ def submit(request: Request, backend: Backend) -> Submitted:
     prepared = prepare(backend.adapt(request), queued=backend.queued)
     with ExitStack() as undo:
         if backend.queued and prepared.runs:
-            undo.enter_context(one_at_a_time(prepared.runs[0].parent))
+            undo.enter_context(lock_submissions(prepared.runs[0].parent))
             prepared.remarks.extend(check_no_job(prepared.runs, **request.waits_for))
         submitted = backend.start(undo.enter_context(freeze(prepared)))
     if submitted.failure is not None:
@@ -287,11 +287,13 @@ def freeze(prepared: Prepared) -> Iterator[Frozen]:
     with ExitStack() as made:
         force_new = prepared.request.force_new
         aside = [made.enter_context(run_folder(run, aside=force_new)) for run in prepared.runs]
-        folder = made.enter_context(new_folder(*prepared.place))
+        folder = made.enter_context(create_next_folder(*prepared.place))
         code = made.enter_context(frozen_code(prepared.code_folder(folder), folder, **prepared.code_parts()))
         own = [folder] if not prepared.points else []
         own += (
-            [made.enter_context(new_folder(run / "jobs")) for run in prepared.runs] if prepared.points else []
+            [made.enter_context(create_next_folder(run / "jobs")) for run in prepared.runs]
+            if prepared.points
+            else []
         )
         for place, config in zip(own, prepared.configs):
             write_config(place, config)
@@ -303,11 +305,11 @@ def _resolve(request: Request, overrides: Sequence[str]) -> Config:
     assert request.recipe is not None
     config = resolve(request.recipe, overrides, request.cluster)
     if request.command:
-        (finetuning if request.command[0] == "finetune" else pretraining)(config)
+        (require_finetuning if request.command[0] == "finetune" else require_pretraining)(config)
     return config
 
 
-def _training_command(config: Config) -> str:
+def _build_training_command(config: Config) -> str:
     return "finetune" if isinstance(config, FinetuneRun) else "pretrain"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from launch.submission import SUBMISSION, one_at_a_time
+from launch.submission import SUBMISSION, lock_submissions
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import (
     canonical_json,
@@ -48,8 +48,8 @@ def freeze_code(into: Path, *, shipped_teacher: bool, detectors: bool = False) -
     Raises:
         UserError: if the existing copy was edited, or a copy cannot be made.
     """
-    files, hashes = _installed(shipped_teacher, detectors)
-    final = into / _name(hashes)
+    files, hashes = _list_installed_files(shipped_teacher, detectors)
+    final = into / _make_name(hashes)
     if final.exists():
         _check(final)
         return final
@@ -91,14 +91,14 @@ def frozen_code(into: Path, submission: Path, **parts: bool) -> Iterator[Path]:
         parts: arguments of `freeze_code`.
     """
     # The lock and the order "folder first, then code" let each submission see the other before it removes a copy.
-    with one_at_a_time(into.parent):
+    with lock_submissions(into.parent):
         before = set(into.iterdir()) if into.is_dir() else None
         code = freeze_code(into, **parts)
     try:
         yield code
     except BaseException:
         if before is None or code not in before:
-            with one_at_a_time(into.parent):
+            with lock_submissions(into.parent):
                 if not any(
                     _may_use(other, code) for other in submission.parent.iterdir() if other != submission
                 ):
@@ -121,13 +121,13 @@ def _may_use(submission: Path, code: Path) -> bool:
 
 def code_name(*, shipped_teacher: bool, detectors: bool = False) -> str:
     """The name of a copy of the installed packages."""
-    return _name(_installed(shipped_teacher, detectors)[1])
+    return _make_name(_list_installed_files(shipped_teacher, detectors)[1])
 
 
 def content_hash(folder: Path) -> str:
     """The name for a copy's content, without the files that Python compiles there."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return _name({name: sha256_file(folder / name) for name in names if _counts(name)})
+    return _make_name({name: sha256_file(folder / name) for name in names if _is_counted(name)})
 
 
 def _check(copy: Path) -> None:
@@ -137,17 +137,17 @@ def _check(copy: Path) -> None:
         )
 
 
-def _installed(shipped_teacher: bool, detectors: bool) -> tuple[dict[str, Path], dict[str, str]]:
+def _list_installed_files(shipped_teacher: bool, detectors: bool) -> tuple[dict[str, Path], dict[str, str]]:
     """The files to copy by their names in the copy, and their hashes."""
     parts = {SHIPPED_TEACHER: shipped_teacher, DETECTORS: detectors}
-    files = dict(_files((*LEFT_OUT, *(part for part, needed in parts.items() if not needed))))
+    files = dict(_list_files((*LEFT_OUT, *(part for part, needed in parts.items() if not needed))))
     return files, {
         MAIN[0]: sha256_bytes(MAIN[1]),
         **{name: sha256_file(path) for name, path in files.items()},
     }
 
 
-def _files(left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def _list_files(left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     """Pairs of name in the copy and path of the installed file, sorted by name."""
     found = []
     for package in PACKAGES:
@@ -157,17 +157,17 @@ def _files(left_out: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
         root = Path(spec.origin).parent
         for path in root.rglob("*"):
             name = f"{package}/{path.relative_to(root).as_posix()}"
-            if path.is_file() and _counts(name) and not name.startswith(tuple(f"{x}/" for x in left_out)):
+            if path.is_file() and _is_counted(name) and not name.startswith(tuple(f"{x}/" for x in left_out)):
                 found.append((name, path))
     yield from sorted(found)
 
 
-def _counts(name: str) -> bool:
+def _is_counted(name: str) -> bool:
     parts = name.split("/")
     return not name.endswith((".pyc", ".pyo")) and not any(p == "__pycache__" or p[0] == "." for p in parts)
 
 
-def _name(hashes: dict[str, str]) -> str:
+def _make_name(hashes: dict[str, str]) -> str:
     return sha256_bytes(canonical_json(sorted(hashes.items())))[:HASH_DIGITS]
 
 

@@ -79,7 +79,7 @@ def write_scripts(folder: Path, site: str) -> list[Path]:
     return list(texts)
 
 
-def word(text: object) -> str:
+def quote_word(text: object) -> str:
     """A text as one word of a shell or of an #SBATCH line, quoted if necessary."""
     text = str(text)
     return text if _PLAIN.fullmatch(text) else shlex.quote(text)
@@ -96,5 +96,5 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["word"] = word
+    environment.filters["word"] = quote_word
     return environment

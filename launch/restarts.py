@@ -4,9 +4,9 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.core.errors import EXIT_FAULT, EXIT_REQUEUE
-from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, say
+from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, print_line
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.events.jobs import Restart
 from uniemox_dist.runs.events.reading import find_fault, select_kind
@@ -36,11 +36,11 @@ def run_with_restarts(
     Args:
         command: returns the command line of a rank; called before every attempt.
     """
-    reached = newest_step(folder)
+    reached = find_newest_step(folder)
     attempts = without_progress = 0
     while not signals.received:
         attempts += 1
-        known = _size(folder)
+        known = _count_event_bytes(folder)
         ended = attempt(command(), ranks, signals, gpus=gpus)
         if ended.code != EXIT_FAULT:
             return ended.code
@@ -48,26 +48,30 @@ def run_with_restarts(
             return EXIT_FAULT
         if signals.received:
             break
-        events = _events_after(folder, known)
+        events = _read_events_after(folder, known)
         last = _find_cause(events, ended)
         if any(
             "error" in fault and fault.get("restart") is False for fault in select_kind(events, FaultEvent)
         ):
-            say(f"no restart, because the same fault would happen again: {last}")
+            print_line(f"no restart, because the same fault would happen again: {last}")
             return EXIT_FAULT
-        step = newest_step(folder)
+        step = find_newest_step(folder)
         if step is not None and (reached is None or step > reached):
             reached, without_progress = step, 0
         if without_progress == max_restarts:
-            tried = f"after {_times(max_restarts)} without a new checkpoint" if max_restarts else "at once"
-            say(f"giving up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
+            tried = (
+                f"after {_format_restarts(max_restarts)} without a new checkpoint"
+                if max_restarts
+                else "at once"
+            )
+            print_line(f"giving up {tried} (run.max_restarts={max_restarts}); the last fault: {last}")
             if folder.path.is_dir():  # a rank that was killed could not write it
                 folder.write(FaultEvent(error=f"given up {tried}: {last}", ends=True, restart=False))
             return EXIT_FAULT
         without_progress += 1
         pause_s = min(LONGEST_PAUSE_S, 2.0 ** (without_progress - 1))
         place = "from the beginning" if step is None else f"from step {step}"
-        say(f"{last}; restarting {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
+        print_line(f"{last}; restarting {place} in {pause_s:.0f} s ({without_progress} of {max_restarts})")
         if folder.path.is_dir():
             folder.write(
                 Restart(
@@ -79,7 +83,7 @@ def run_with_restarts(
                     pause_s=pause_s,
                 )
             )
-        if _interrupted(pause_s, signals):
+        if _wait_for_stop(pause_s, signals):
             break
     return exit_after_stop(folder, signals)
 
@@ -89,29 +93,29 @@ def exit_after_stop(folder: RunFolder, signals: Signals) -> int:
 
     Writes an event, so that the fault of an earlier attempt is not taken for the cause of the end.
     """
-    step = newest_step(folder)
+    step = find_newest_step(folder)
     # Another process trains this run and continues.
     if folder.path.is_dir() and not folder.look_at_lock().held:
         folder.write(
             Signal(step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None)
         )
     if step is None:
-        say("stopped before the first checkpoint")
+        print_line("stopped before the first checkpoint")
         return EXIT_FAULT
-    say(f"stopped; run the same command again to continue from step {step}")
+    print_line(f"stopped; run the same command again to continue from step {step}")
     return EXIT_REQUEUE
 
 
-def newest_step(folder: RunFolder) -> int | None:
+def find_newest_step(folder: RunFolder) -> int | None:
     """The step of a run's newest complete checkpoint; None without one."""
     try:
-        found = complete_checkpoints(folder.checkpoints)
+        found = list_complete_checkpoints(folder.checkpoints)
     except OSError:  # a checkpoint is being deleted, or the file system fails
         return None
     return found[-1].step if found else None
 
 
-def _size(folder: RunFolder) -> int:
+def _count_event_bytes(folder: RunFolder) -> int:
     """Bytes of events.jsonl before the attempt that starts now."""
     try:
         return folder.events.stat().st_size
@@ -119,7 +123,7 @@ def _size(folder: RunFolder) -> int:
         return 0
 
 
-def _events_after(folder: RunFolder, known: int) -> list[Line]:
+def _read_events_after(folder: RunFolder, known: int) -> list[Line]:
     """The events of the present attempt, which follow the first `known` bytes."""
     try:
         return read_lines(folder.events, max(0, folder.events.stat().st_size - known))
@@ -137,7 +141,7 @@ def _find_cause(events: Sequence[Line], ended: Ended) -> str:
     return f"{reason} (see its message above)" if reason else stopped
 
 
-def _interrupted(seconds: float, signals: Signals) -> bool:
+def _wait_for_stop(seconds: float, signals: Signals) -> bool:
     """Waits; returns True as soon as a stop signal is received."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not signals.received:
@@ -145,5 +149,5 @@ def _interrupted(seconds: float, signals: Signals) -> bool:
     return bool(signals.received)
 
 
-def _times(restarts: int) -> str:
+def _format_restarts(restarts: int) -> str:
     return f"{restarts} restart{'' if restarts == 1 else 's'}"

@@ -4,7 +4,6 @@ Everything is written before sbatch is called, and removed again if the job is r
 """
 
 import fcntl
-import getpass
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from launch.job.lock import find_user
 from uniemox_dist.config.load import dump_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
@@ -26,13 +26,13 @@ FORMAT, FORMAT_VERSION = "uniemox-submission", 1
 SUBMISSION = "submission.json"
 
 
-def next_folder(above: Path, prefix: str = "") -> Path:
+def find_next_folder(above: Path, prefix: str = "") -> Path:
     """The first unused path among 0001, 0002, … in a folder."""
     return next(path for n in count(1) if not (path := above / f"{prefix}{n:04d}").exists())
 
 
 @contextmanager
-def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
+def create_next_folder(above: Path, prefix: str = "") -> Iterator[Path]:
     """Creates the next folder, and removes it if the block fails."""
     with ExitStack() as undo:
         for folder in reversed([folder for folder in (above, *above.parents) if not folder.exists()]):
@@ -40,7 +40,7 @@ def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
         try:
             above.mkdir(parents=True, exist_ok=True)
             while True:
-                path = next_folder(above, prefix)
+                path = find_next_folder(above, prefix)
                 with suppress(FileExistsError):  # another submission took this number
                     path.mkdir()
                     break
@@ -54,7 +54,7 @@ def new_folder(above: Path, prefix: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(above: Path) -> Iterator[None]:
+def lock_submissions(above: Path) -> Iterator[None]:
     """Waits for other submissions of runs in that folder, so that the second of two simultaneous submissions sees the
     jobs of the first. On file systems without locks only RUN/job.json protects the run."""
     made = [folder for folder in (above, *above.parents) if not folder.exists()]
@@ -145,7 +145,7 @@ def write_config(folder: Path, config: Config) -> Path:
 def record(folder: Path, job_ids: Sequence[int], **facts: Any) -> None:
     """Writes submission.json, which makes the submission valid."""
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "job_ids": list(job_ids)}
-    write_json(folder / SUBMISSION, {**head, "time": round(time.time(), 3), "user": _user(), **facts})
+    write_json(folder / SUBMISSION, {**head, "time": round(time.time(), 3), "user": find_user(), **facts})
 
 
 def job_ids(run: Path) -> list[int]:
@@ -166,10 +166,3 @@ def job_ids(run: Path) -> list[int]:
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -34,7 +34,7 @@ def parse_axis(text: str) -> tuple[str, list[str]]:
     return key, parts
 
 
-def grid(axes: Sequence[str]) -> list[list[str]]:
+def expand_grid(axes: Sequence[str]) -> list[list[str]]:
     """The cross product of `KEY=V1,V2,…` lists: pairs KEY=VALUE for each point; the last key changes fastest.
 
     Raises:
@@ -55,13 +55,13 @@ def grid(axes: Sequence[str]) -> list[list[str]]:
 
 def point_names(points: Sequence[Sequence[str]]) -> list[str]:
     """The suffix of each point's run.name: short keys and values, or numbers if those would be equal or long."""
-    names = ["-".join(_short(pair) for pair in point) for point in points]
+    names = ["-".join(_shorten_pair(pair) for pair in point) for point in points]
     if len(set(names)) < len(names) or max(map(len, names)) > 80:
         return [f"{n:04d}" for n in range(len(points))]
     return names
 
 
-def point_table(configs: Sequence[Config], points: Sequence[Sequence[str]]) -> list[str]:
+def format_points(configs: Sequence[Config], points: Sequence[Sequence[str]]) -> list[str]:
     """Lines with the number, values and run of each point."""
     keys = [pair.partition("=")[0] for pair in points[0]]
     rows = [["task", *keys, "run"]]
@@ -85,7 +85,7 @@ def _split_values(values: str) -> list[str]:
     return parts if depth == 0 and all(parts) else []
 
 
-def _short(pair: str) -> str:
+def _shorten_pair(pair: str) -> str:
     key, _, value = pair.partition("=")
     return f"{key.rpartition('.')[2]}_{re.sub(r'[^A-Za-z0-9.-]+', '_', value).strip('_')}"
 

@@ -99,7 +99,7 @@ def check_picture(data: bytes, *, check: str = "decode", pixels_side: int | None
                 image.draft(None, (pixels_side or 1, pixels_side or 1))
             image.load()
             if pixels_side is not None:
-                rgb = upright_pixels(image)
+                rgb = read_upright_pixels(image)
         return Picture(extension, *_upright_size(width, height, read_orientation(image)), rgb)
 
 
@@ -113,7 +113,7 @@ def decode_picture(data: bytes, background: Rgb = WHITE) -> np.ndarray:
         raise BadPicture("empty", "no bytes")
     with open_picture(data) as image:
         image.load()
-        return upright_pixels(image, background)
+        return read_upright_pixels(image, background)
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
             raise BadPicture("corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def upright_pixels(image: Image.Image, background: Rgb = WHITE) -> np.ndarray:
+def read_upright_pixels(image: Image.Image, background: Rgb = WHITE) -> np.ndarray:
     """An open picture as H×W×3 uint8 RGB (read-only), upright, with `background` behind transparent pixels."""
     return np.asarray(to_rgb(turn_upright(image), background))
 
@@ -267,7 +267,7 @@ def is_jpeg(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8"
 
 
-def jpeg_orientation(data: bytes) -> int:
+def read_jpeg_orientation(data: bytes) -> int:
     """The EXIF orientation of an encoded JPEG, 1 to 8.
 
     Raises:

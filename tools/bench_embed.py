@@ -21,7 +21,7 @@ from PIL import Image
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.inference.embed import embed
-from uniemox_dist.inference.inputs import Pictures, batches
+from uniemox_dist.inference.inputs import Pictures, load_batches
 from uniemox_dist.models.patches import normalise
 from uniemox_dist.release.export import release
 from uniemox_dist.release.load import load_uniemox
@@ -49,7 +49,7 @@ def ways(out: Path, folder: Path, batch: int, workers: int, scratch: Path) -> di
     mean, std = (tuple(released.facts["preprocessing"][key]) for key in ("mean", "std"))
     decoded = [
         normalise(some.scene_B3HW, mean, std, torch.float32)
-        for some in batches(Pictures(str(folder)), settings, batch=batch)
+        for some in load_batches(Pictures(str(folder)), settings, batch=batch)
     ]
     session = onnxruntime.InferenceSession(str(out / "encoder.onnx"), providers=["CPUExecutionProvider"])
     count = sum(len(pixels) for pixels in decoded)

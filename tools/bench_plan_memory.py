@@ -18,8 +18,8 @@ import torch
 from benchmark import make_parser, run_json, save_results
 from engine_memory import Measuring, planned
 
-from launch.plan.memory import Memory, memory_of, precision_of
-from launch.plan.model import Tower, read_tower, trained_parameters
+from launch.plan.memory import Memory, choose_precision, count_memory
+from launch.plan.model import Tower, list_trained_parameters, read_tower
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
@@ -93,7 +93,7 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
     there = collectives.init(world, 60)
     device = Device("here", is_gpu=there.type == "cuda")
     tower = read_tower(config)
-    precision = precision_of(config, device, config.zero.stage)
+    precision = choose_precision(config, device, config.zero.stage)
     visual = teacher(config, there) if device.is_gpu else None
     width = tower.embedding_width or 1  # in fine-tuning, which has no teacher, nothing depends on it
     measuring = Measuring(config, world, there, embedding_width=width, precision=precision)
@@ -123,8 +123,8 @@ def measured(one: list[Any]) -> list[dict[str, Any]]:
 
 def allocated(config: Config, tower: Tower, device: Device) -> Memory:
     """The memory of one rank as `uniemox plan` estimates it."""
-    parameters = trained_parameters(config, tower)
-    return memory_of(
+    parameters = list_trained_parameters(config, tower)
+    return count_memory(
         config,
         parameters,
         tower,

@@ -13,7 +13,7 @@ import torch
 from benchmark import make_parser, print_markdown, run_json, save_results
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
-from uniemox_dist.checkpoints.format import KINDS, fixed_parameters, write_part
+from uniemox_dist.checkpoints.format import KINDS, copy_fixed_parameters, write_part
 from uniemox_dist.checkpoints.fragment_index import fragment_key
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.files import write_json
@@ -51,7 +51,7 @@ def make_run(folder: Path, model: str) -> Path:
         files[f"part_{rank:05d}.safetensors"] = write_part(
             checkpoint / f"part_{rank:05d}.safetensors", pieces
         )
-    files[FIXED] = write_part(checkpoint / FIXED, fixed_parameters(student))
+    files[FIXED] = write_part(checkpoint / FIXED, copy_fixed_parameters(student))
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

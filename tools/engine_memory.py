@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from launch.plan.engine import engine_memory
-from launch.plan.memory import precision_of
-from launch.plan.model import ASSUMED_LABELS, Tower, trained_parameters
+from launch.plan.memory import choose_precision
+from launch.plan.model import ASSUMED_LABELS, Tower, list_trained_parameters
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
-from uniemox_dist.distributed.deepspeed_internals import flat_partitions, trained
+from uniemox_dist.distributed.deepspeed_internals import list_flat_partitions, list_trained
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.models.student import Student, Targets, Views
@@ -40,7 +40,7 @@ class Measuring:
         for block in self.student.encoder.blocks:
             block.register_forward_pre_hook(lambda *_: self._see("weights"))
         # In stages 0 and 1 all gradients exist at the end of the backward pass.
-        for name, p in trained(self.engine):
+        for name, p in list_trained(self.engine):
             if config.zero.stage < 2 and name.startswith(("encoder.cls_token", "encoder.patch_embed")):
                 p.register_post_accumulate_grad_hook(lambda _: self._see("gradients"))
 
@@ -110,10 +110,10 @@ def planned(config: Config, ranks: int, device: Device, *, embedding_width: int)
     """The plan's estimate of the same parts."""
     found = engine_memory(
         config,
-        trained_parameters(config, Tower(embedding_width)),
+        list_trained_parameters(config, Tower(embedding_width)),
         stage=config.zero.stage,
         ranks=ranks,
-        precision=precision_of(config, device, config.zero.stage),
+        precision=choose_precision(config, device, config.zero.stage),
         gpu=device.is_gpu,
     )
     return {part: getattr(found, part) for part in PARTS}
@@ -144,14 +144,14 @@ def _weights(engine: Any) -> Iterator[Tensor]:
 def _optimiser(engine: Any) -> Iterator[Tensor]:
     sharded = engine.zero_optimization()
     if sharded:
-        yield from flat_partitions(engine)
+        yield from list_flat_partitions(engine)
     adam = engine.optimizer.optimizer if sharded else engine.optimizer
     for state in adam.state.values():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def _gradients(engine: Any) -> Iterator[Tensor]:
-    for _, p in trained(engine):
+    for _, p in list_trained(engine):
         if p.grad is not None:
             yield p.grad
     if engine.zero_optimization():

@@ -38,7 +38,9 @@ class Slurm:
     def script(self, frozen: Frozen) -> str:
         """The batch script."""
         prepared = frozen.prepared
-        mounts = _mounts(prepared.configs[0]) if prepared.configs else _mounts_of_words(prepared.command)
+        mounts = (
+            _list_mounts(prepared.configs[0]) if prepared.configs else _list_mounts_of_words(prepared.command)
+        )
         return render.render(prepared.command[0], prepared.request.cluster, self._job(frozen), mounts)
 
     def start(self, frozen: Frozen) -> Submitted:
@@ -73,7 +75,7 @@ class Slurm:
             folder=os.getcwd(),
             code=str(frozen.code),
             output=f"{folder.replace('%', '%%')}/{name}",
-            uniemox=own_command(),
+            uniemox=find_own_command(),
             config=str(frozen.folder / "config.yaml") if one_run else "",
             points=len(prepared.points),
             tasks=str(frozen.folder / "tasks.tsv") if prepared.points else "",
@@ -89,7 +91,7 @@ class Slurm:
         return f"{prepared.runs[0] / 'logs' if prepared.configs else frozen.folder}/{LOG}"
 
 
-def own_command() -> str:
+def find_own_command() -> str:
     """The command `uniemox` that belongs to this Python."""
     beside = Path(sys.executable).with_name("uniemox")
     return str(beside) if beside.is_file() else "uniemox"
@@ -120,7 +122,9 @@ def _send(
                 raise KeyboardInterrupt
             return ids, Fault("interrupted")
         try:
-            ids.append(commands.sbatch([*options, *_dependency(request, ids)], script, remarks=remarks))
+            ids.append(
+                commands.sbatch([*options, *_format_dependency(request, ids)], script, remarks=remarks)
+            )
         except (UserError, Fault) as error:
             if not ids:
                 raise
@@ -128,31 +132,31 @@ def _send(
     return ids, None
 
 
-def _dependency(request: Request, before: Sequence[int]) -> list[str]:
+def _format_dependency(request: Request, before: Sequence[int]) -> list[str]:
     kinds = [f"afterany:{before[-1]}"] if before else []
     kinds += [f"afterany:{request.after}"] if request.after is not None and not before else []
     kinds += ["singleton"] if request.singleton else []
     return [f"--dependency={','.join(kinds)}"] if kinds else []
 
 
-def _mounts(config: Config) -> tuple[str, ...]:
+def _list_mounts(config: Config) -> tuple[str, ...]:
     """Folders that must be mounted in a run's container: the run's, and those of local shards, weights and
     teachers."""
     paths = [config.run.dir, *(origin.path for origin in config.data.origins()), config.data.eval_path]
     kind, _, teacher = config.teacher.name.partition(":")
     paths += [teacher] if kind == "local-dir" else []
     paths.append(config.model.init_from)
-    return _local([path for path in paths if path and not is_remote(path)])
+    return _list_outside_paths([path for path in paths if path and not is_remote(path)])
 
 
-def _mounts_of_words(words: Sequence[str]) -> tuple[str, ...]:
+def _list_mounts_of_words(words: Sequence[str]) -> tuple[str, ...]:
     """The files and folders that a command line names, also after `=` and `local-dir:`."""
     candidates = [part for word in words for part in (word, word.partition("=")[2])]
     paths = [path.removeprefix("local-dir:") for path in candidates if path]
-    return _local([path for path in paths if os.path.exists(path)])
+    return _list_outside_paths([path for path in paths if os.path.exists(path)])
 
 
-def _local(paths: Sequence[str]) -> tuple[str, ...]:
+def _list_outside_paths(paths: Sequence[str]) -> tuple[str, ...]:
     """The absolute paths outside the working directory (which is always mounted), and the targets of links."""
     found = [os.path.abspath(path) for path in paths]
     found += [os.path.realpath(path) for path in found]

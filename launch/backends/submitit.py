@@ -124,15 +124,15 @@ class Submitit:
             f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(frozen.folder))}"
         )
         text: str = _make_sbatch_string(
-            command=command, folder=frozen.folder, **_parameters(frozen, _legal_cluster(frozen))
+            command=command, folder=frozen.folder, **_make_parameters(frozen, _fit_cluster(frozen))
         )
         return text
 
     def start(self, frozen: Frozen) -> Submitted:
         """Submits one job; `Submitted.job` is submitit's."""
-        prepared, cluster, folder = frozen.prepared, _legal_cluster(frozen), frozen.folder
+        prepared, cluster, folder = frozen.prepared, _fit_cluster(frozen), frozen.folder
         executor = self._submitit.SlurmExecutor(folder=str(folder), max_num_timeout=self._max_timeouts)
-        executor.update_parameters(**_parameters(frozen, cluster))
+        executor.update_parameters(**_make_parameters(frozen, cluster))
         try:
             job = executor.submit(Task(frozen.words, os.getcwd(), cluster.requeue))
         except Exception as error:  # submitit.core.utils.FailedJobError, with the output of sbatch
@@ -155,14 +155,14 @@ def _check_still_running(environment: Any) -> None:
         return
     number = int(environment.raw_job_id)
     try:
-        state = commands.job_states([number]).get(number)
+        state = commands.query_job_states([number]).get(number)
     except (UserError, Fault):  # Slurm does not answer
         return
     if state is not None and state.state != "RUNNING":
         raise RuntimeError(f"the run saved; its job is {state.state.lower()}, so it is not requeued")
 
 
-def _legal_cluster(frozen: Frozen) -> Cluster:
+def _fit_cluster(frozen: Frozen) -> Cluster:
     """Returns the cluster with a legal number of ranks, because submitit's number of tasks is fixed."""
     prepared, cluster = frozen.prepared, frozen.prepared.request.cluster
     if prepared.configs:
@@ -171,7 +171,7 @@ def _legal_cluster(frozen: Frozen) -> Cluster:
     return cluster if prepared.command[0] in PARALLEL else cluster.with_options({"ranks_per_node": 1})
 
 
-def _parameters(frozen: Frozen, c: Cluster) -> dict[str, Any]:
+def _make_parameters(frozen: Frozen, c: Cluster) -> dict[str, Any]:
     """submitit's parameters for a job of this cluster."""
     request, nodes = frozen.prepared.request, frozen.excluded_nodes()[0]
     more: dict[str, Any] = {option.removeprefix("--").partition("=")[0]: True for option in c.sbatch}

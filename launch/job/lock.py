@@ -50,7 +50,7 @@ class JobLock:
         """The lock of this process's job, with the present time."""
         now, cluster = round(time.time(), 3), os.environ.get("SLURM_CLUSTER_NAME", "")
         return cls(
-            job_id, restarts, nodes, socket.gethostname(), _user(), now, began_step, max_restarts, cluster
+            job_id, restarts, nodes, socket.gethostname(), find_user(), now, began_step, max_restarts, cluster
         )
 
 
@@ -82,7 +82,7 @@ def acquire(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
         if held is None and not path.exists():
             continue
         remark = None
-        if held is not None and (held.job_id != own.job_id or _elsewhere(held, own)):
+        if held is not None and (held.job_id != own.job_id or _is_elsewhere(held, own)):
             remark = _refuse_or_take_over(folder, held, own, live)
         if _replace(path, held, own):
             return remark
@@ -93,7 +93,7 @@ def acquire(folder: RunFolder, own: JobLock, live: LiveJobs) -> str | None:
 def update(folder: RunFolder, own: JobLock) -> None:
     """Rewrites the lock of this job."""
     with suppress(OSError):
-        temporary = _written(folder.job, own)
+        temporary = _write_temporary(folder.job, own)
         os.replace(temporary, folder.job)
 
 
@@ -114,7 +114,7 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
                 f"squeue does not answer; wait, or give another run.name"
             )
         return f"took the run over from job {held.job_id}: no process trains, and squeue does not answer"
-    if _elsewhere(held, own) or (state is None and held.user != own.user):
+    if _is_elsewhere(held, own) or (state is None and held.user != own.user):
         # squeue shows only this cluster's jobs, and on some sites only the user's own.
         if folder.look_at_lock().held:
             whose = f"{held.user} on {held.cluster or held.host}"
@@ -131,14 +131,14 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
     )
 
 
-def _elsewhere(held: JobLock, own: JobLock) -> bool:
+def _is_elsewhere(held: JobLock, own: JobLock) -> bool:
     """Whether the lock belongs to a job of another cluster."""
     return bool(held.cluster and own.cluster) and held.cluster != own.cluster
 
 
 def _link(path: Path, own: JobLock) -> bool:
     """Creates the file; False if it exists."""
-    temporary = _written(path, own)
+    temporary = _write_temporary(path, own)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -166,13 +166,13 @@ def _replace(path: Path, seen: JobLock | None, own: JobLock) -> bool:
     try:
         if read(path) != seen:
             return False
-        os.replace(_written(path, own), path)
+        os.replace(_write_temporary(path, own), path)
         return True
     finally:
         claim.unlink(missing_ok=True)
 
 
-def _written(path: Path, own: JobLock) -> Path:
+def _write_temporary(path: Path, own: JobLock) -> Path:
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
@@ -187,7 +187,8 @@ def _written(path: Path, own: JobLock) -> Path:
     return Path(name)
 
 
-def _user() -> str:
+def find_user() -> str:
+    """The name of the user who runs this process; the number if there is no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without this user's name

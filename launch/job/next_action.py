@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from launch.job import lock
 from launch.job.attempts import JobAttempts, count_attempts
-from launch.restarts import LONGEST_PAUSE_S, newest_step
+from launch.restarts import LONGEST_PAUSE_S, find_newest_step
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_USER
 from uniemox_dist.runs.events.jobs import Requeue, Restart, Resubmit
 from uniemox_dist.runs.events.training import End, FaultEvent, Save, Signal
@@ -79,7 +79,7 @@ def _decide(
     *,
     may_requeue: bool,
 ) -> NextAction:
-    step = newest_step(folder)
+    step = find_newest_step(folder)
     saved = step is not None and (step > held.began_step or attempts.has(Save, step=step))
     if code in (EXIT_DONE, EXIT_USER):
         return NextAction(f"end {code}")
@@ -108,19 +108,19 @@ def _decide(
             f"end {EXIT_FAULT}",
             "exit code 75 without a complete checkpoint of this attempt: the job is not requeued",
         )
-    if nodes := _bad_nodes(folder, held):
+    if nodes := _find_bad_nodes(folder, held):
         return _resubmit_without_nodes(folder, held, attempts, nodes, may_requeue=may_requeue)
-    return _after_fault(folder, code, held, attempts, step)
+    return _decide_after_fault(folder, code, held, attempts, step)
 
 
-def _after_fault(
+def _decide_after_fault(
     folder: RunFolder, code: int, held: lock.JobLock, attempts: JobAttempts, step: int | None
 ) -> NextAction:
     end, most = f"end {EXIT_FAULT}", held.max_restarts
     if (fault := attempts.hopeless) is not None:
         end = f"end {EXIT_USER if fault.get('code') == EXIT_USER else EXIT_FAULT}"
         return NextAction(
-            end, f"no restart, because the same fault would happen again: {_one_line(fault['error'])}"
+            end, f"no restart, because the same fault would happen again: {_join_lines(fault['error'])}"
         )
     if attempts.has(Signal):
         return NextAction(end, "no restart, because a signal asked the run to stop")
@@ -155,7 +155,7 @@ def _after_fault(
     )
 
 
-def _bad_nodes(folder: RunFolder, held: lock.JobLock) -> dict[str, str]:
+def _find_bad_nodes(folder: RunFolder, held: lock.JobLock) -> dict[str, str]:
     """Nodes of this job on which the preflight of this attempt failed, each with the finding."""
     return {
         line["node"]: str(line.get("finding"))
@@ -195,5 +195,5 @@ def _exit_code(code: int) -> int:
     return code if code in (EXIT_DONE, EXIT_USER) else EXIT_FAULT
 
 
-def _one_line(text: object) -> str:
+def _join_lines(text: object) -> str:
     return " ".join(str(text).split())

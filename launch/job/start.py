@@ -9,7 +9,7 @@ from launch.job import lock
 from launch.job.attempts import count_attempts
 from launch.plan import saving
 from launch.plan.ranks import largest_legal
-from launch.restarts import newest_step
+from launch.restarts import find_newest_step
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
@@ -47,13 +47,16 @@ def start_attempt(
     config = load_config(recipe, overrides)
     nodes, each = largest_legal(config, len(allocation.nodes), allocation.ranks_per_node)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
-    remarks = [*_idle(allocation, nodes, each), *check_times(config, folder, live, allocation, nodes * each)]
+    remarks = [
+        *_describe_idle_parts(allocation, nodes, each),
+        *check_times(config, folder, live, allocation, nodes * each),
+    ]
     folder.create()
     own = lock.JobLock.here(
         allocation.job_id,
         allocation.restarts,
         allocation.nodes,
-        began_step=newest_step(folder) or 0,
+        began_step=find_newest_step(folder) or 0,
         max_restarts=config.run.max_restarts,
     )
     if remark := lock.acquire(folder, own, live):
@@ -76,7 +79,7 @@ def start_attempt(
     return StartedAttempt(folder.path, nodes, nodes * each, each, remarks)
 
 
-def _idle(allocation: Allocation, nodes: int, each: int) -> list[str]:
+def _describe_idle_parts(allocation: Allocation, nodes: int, each: int) -> list[str]:
     """Remarks about nodes, tasks and GPUs of the allocation that the run does not use."""
     remarks = []
     if nodes < len(allocation.nodes) or each < allocation.ranks_per_node:

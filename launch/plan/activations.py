@@ -9,7 +9,7 @@ Symbols: B samples, T tokens, D width, H outputs of an MLP's first layer, s byte
 from dataclasses import dataclass
 
 from launch.plan.model import Tower
-from uniemox_dist.config.encoder_names import peculiar
+from uniemox_dist.config.encoder_names import find_peculiarities
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.models.parameters import encoder_hidden
@@ -60,17 +60,19 @@ class Activations:
         return sum(stack.blocks * (stack.again if again else stack.kept) for stack in stacks)
 
 
-def activations(config: Config, tower: Tower, micro_batch: int, precision: str, *, gpu: bool) -> Activations:
+def count_activations(
+    config: Config, tower: Tower, micro_batch: int, precision: str, *, gpu: bool
+) -> Activations:
     """Counts the activations of a run's micro-batch."""
     s = 2 if precision == "bf16" else 4
     if isinstance(config, FinetuneRun):
-        return _classifier_activations(config, micro_batch, s)
+        return _count_classifier_activations(config, micro_batch, s)
     model, loss = config.model, config.loss
-    kind = peculiar(model.name)
+    kind = find_peculiarities(model.name)
     B, D, F = micro_batch, model.width, model.decoder_width
     views = B * count_views(config)
     T, values = 1 + kind.get("registers", 0) + model.visible, model.patch_values
-    encoder = _encoder_stack(model, views * T, s)
+    encoder = _count_encoder_stack(model, views * T, s)
     first = views * model.visible * values * s + (views * T * (D * s + 8) if kind.get("pre_norm") else 0)
     # The last norm keeps its input. The projection's input is the norm's output without registers, a separate tensor.
     between = views * T * D * s * (1 if kind.get("no_final_norm") else 2) + views * T * 8
@@ -79,7 +81,9 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
         shown = 2 * B if loss.person_reconstruction else B
         masked = model.patches - model.visible
         tokens = shown * (1 + model.patches)
-        decoder = _stack(model.decoder_depth, tokens, F, int(F * model.mlp_ratio), model.decoder_heads, s)
+        decoder = _count_stack(
+            model.decoder_depth, tokens, F, int(F * model.mlp_ratio), model.decoder_heads, s
+        )
         pixels = shown * masked * values
         last = tokens * F * s + shown * masked * (F * s + 8) + pixels * 8
         # All patches, and the prediction in the number format of the passes (in fp32 the kept tensor is the same).
@@ -89,13 +93,13 @@ def activations(config: Config, tower: Tower, micro_batch: int, precision: str, 
         if loss.needs_texts:
             texts = config.batch.global_batch if loss.relation_over == "global" else B
             last += 2 * 4 * B * texts + 2 * 4 * texts * tower.embedding_width
-    return Activations(encoder, decoder, first, between, last, end, _teacher(config, tower, B, gpu=gpu))
+    return Activations(encoder, decoder, first, between, last, end, _count_teacher(config, tower, B, gpu=gpu))
 
 
-def _classifier_activations(config: FinetuneRun, B: int, s: int) -> Activations:
+def _count_classifier_activations(config: FinetuneRun, B: int, s: int) -> Activations:
     """Counts a classifier's activations. The encoder reads all patches, mixing happens in the loader, and drop path
     keeps one number per sample and block."""
-    model, kind = config.model, peculiar(config.model.name)
+    model, kind = config.model, find_peculiarities(config.model.name)
     views, D = B * count_views(config), model.width
     T = 1 + kind.get("registers", 0) + model.patches
     pixels = views * 3 * model.image_size**2 * s
@@ -105,7 +109,9 @@ def _classifier_activations(config: FinetuneRun, B: int, s: int) -> Activations:
     between = rows * D * s * (1 if kind.get("no_final_norm") else 2) + rows * 8
     # Pixels in fp32 before the conversion to the passes' number format.
     end = views * 3 * model.image_size**2 * 4
-    return Activations(_encoder_stack(model, views * T, s), Stack(0, 0, 0, 0), first, between, 0, end, 0)
+    return Activations(
+        _count_encoder_stack(model, views * T, s), Stack(0, 0, 0, 0), first, between, 0, end, 0
+    )
 
 
 def count_views(config: Config) -> int:
@@ -116,9 +122,9 @@ def count_views(config: Config) -> int:
     return 2 if fuses or config.loss.person_reconstruction else 1
 
 
-def _encoder_stack(model: ModelConfig, tokens: int, s: int) -> Stack:
-    kind = peculiar(model.name)
-    return _stack(
+def _count_encoder_stack(model: ModelConfig, tokens: int, s: int) -> Stack:
+    kind = find_peculiarities(model.name)
+    return _count_stack(
         model.depth,
         tokens,
         model.width,
@@ -130,7 +136,7 @@ def _encoder_stack(model: ModelConfig, tokens: int, s: int) -> Stack:
     )
 
 
-def _stack(
+def _count_stack(
     blocks: int,
     tokens: int,
     width: int,
@@ -156,7 +162,7 @@ def teacher_bytes(config: Config, *, gpu: bool) -> int:
     return 2 if (auto if config.teacher.precision == "auto" else config.teacher.precision) == "bf16" else 4
 
 
-def _teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
+def _count_teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
     """The temporary bytes of the teacher's tower, which keeps nothing without autograd: pixels in fp32 and in its own
     format, and the widest part of a block."""
     if not tower.parameters:
@@ -166,7 +172,7 @@ def _teacher(config: Config, tower: Tower, B: int, *, gpu: bool) -> int:
     return B * (pixels * (8 + s) + tower.tokens * s * (2 * tower.width + 2 * tower.hidden))
 
 
-def views_bytes(config: Config, micro_batch: int) -> int:
+def count_view_bytes(config: Config, micro_batch: int) -> int:
     """Bytes on the device for the pixels (uint8) and, in pretraining, the orders of patches (int64) of two
     micro-batches: the next one is copied while one is computed."""
     order = 0 if isinstance(config, FinetuneRun) else 8 * config.model.patches

@@ -106,12 +106,12 @@ def _open_labelled(config: FinetuneRun) -> Data:
     return Data(samples, samples, manifest.bytes, len(shards), (manifest,), (1.0,), (train.url,), labels)
 
 
-def stated_data(config: Config, samples: int) -> Data:
+def make_stated_data(config: Config, samples: int) -> Data:
     """Data that are not packed yet; only the number of samples is known."""
     return Data(samples, config.data.epoch_samples or samples, None, None, (), (), ())
 
 
-def balance(config: Config, data: Data, ranks: int) -> Balance:
+def compute_balance(config: Config, data: Data, ranks: int) -> Balance:
     """Computes what each stream and rank reads in the first epoch.
 
     Raises:
@@ -138,10 +138,10 @@ def balance(config: Config, data: Data, ranks: int) -> Balance:
         touched = np.searchsorted(ends, end, "left") - np.searchsorted(ends, first, "right") + 1
         shards_S[own_S] = np.where(end > first, touched, 0)
     return Balance(
-        samples_per_stream=_spread(samples_S),
-        samples_per_rank=_spread(samples_S, ranks),
-        bytes_per_rank=_spread(bytes_S, ranks),
-        shards_per_rank=_spread(shards_S, ranks),
+        samples_per_stream=_compute_spread(samples_S),
+        samples_per_rank=_compute_spread(samples_S, ranks),
+        bytes_per_rank=_compute_spread(bytes_S, ranks),
+        shards_per_rank=_compute_spread(shards_S, ranks),
         shards_at_a_time=_at_a_time(config, data),
         streams=plan.shares,
     )
@@ -152,7 +152,7 @@ def _at_a_time(config: Config, data: Data) -> int:
     return min(data.shards, 1 + math.ceil(config.data.shuffle_window * data.shards / data.samples))
 
 
-def bytes_in_use(config: Config, data: Data, streams: int) -> int:
+def count_bytes_in_use(config: Config, data: Data, streams: int) -> int:
     """Largest total bytes of the shards that so many streams read at a time, as in uniemox_dist/data/sources.py. A
     smaller cache would fetch shards repeatedly."""
     assert data.bytes is not None
@@ -160,13 +160,13 @@ def bytes_in_use(config: Config, data: Data, streams: int) -> int:
     return min(data.bytes, streams * _at_a_time(config, data) * largest)
 
 
-def _spread(values_S: np.ndarray, ranks: int | None = None) -> Spread:
+def _compute_spread(values_S: np.ndarray, ranks: int | None = None) -> Spread:
     """The spread over streams, or over ranks, each of which has neighbouring streams."""
     values = values_S if ranks is None else values_S.reshape(ranks, -1).sum(1)
     return Spread(float(values.min()), float(values.mean()), float(values.max()))
 
 
-def balance_remarks(
+def describe_balance(
     config: Config, data: Data, found: Balance | None, node_streams: int
 ) -> list[tuple[str, str]]:
     """Remarks for operators, as (status, text)."""
@@ -184,7 +184,7 @@ def balance_remarks(
             )
         )
     if found is not None and config.data.cache_dir is not None:
-        need = bytes_in_use(config, data, node_streams)
+        need = count_bytes_in_use(config, data, node_streams)
         if need > config.data.cache_gb * 1e9:
             remarks.append(
                 (
@@ -200,7 +200,7 @@ def balance_remarks(
     return remarks
 
 
-def epochs_of_sources(config: Config, data: Data, steps: int, streams: Sequence[int]) -> list[float]:
+def count_epochs_of_sources(config: Config, data: Data, steps: int, streams: Sequence[int]) -> list[float]:
     """Epochs of each source in the whole run."""
     per_stream = steps * config.batch.global_batch / config.batch.streams
     return [per_stream * share / manifest.samples for share, manifest in zip(streams, data.manifests)]
@@ -224,14 +224,14 @@ class Loading:
     """Cores for the loader processes and for the ranks themselves."""
 
 
-def loading(samples_per_s: float, per_node: int, ms_per_sample: float | None = None) -> Loading:
+def compute_loading(samples_per_s: float, per_node: int, ms_per_sample: float | None = None) -> Loading:
     """The loader of a node whose `per_node` ranks together consume so many samples per second."""
     busy = samples_per_s * (MS_PER_SAMPLE if ms_per_sample is None else ms_per_sample) / 1000
     workers = max(1, math.ceil(busy / per_node))
     return Loading(samples_per_s, busy, workers, per_node * (1 + workers))
 
 
-def loading_remarks(
+def describe_loading(
     need: Loading, config: Config, per_node: int, cpus_per_node: int | None
 ) -> list[tuple[str, str]]:
     """Whether workers and cores are enough, with fixes, as (status, text); status is ok or warn."""

@@ -50,7 +50,7 @@ def engine_memory(
     """Counts the engine's memory in one ZeRO stage."""
     s = 2 if precision == "bf16" else 4
     zero = config.deepspeed.get("zero_optimization") or {}
-    groups = _groups(config, parameters)
+    groups = _group_parameters(config, parameters)
     fixed = sum(p.numbers for p in parameters if not p.trained)
     trained = sum(p.numbers for p in parameters if p.trained)
     own = sum(p.numbers for p in parameters if p.trained and p.name.startswith(ENCODER))
@@ -59,13 +59,15 @@ def engine_memory(
         weights = s * (trained + fixed)
         copy = s * min(trained, STAGE_0_BUCKET) if ranks > 1 else 0
         return EngineMemory(
-            weights, weights, s * trained, 8 * trained, averages * 4 * _up(own, ranks), 0, copy
+            weights, weights, s * trained, 8 * trained, averages * 4 * _round_up(own, ranks), 0, copy
         )
     bucket = s * int(zero.get("reduce_bucket_size", BUCKET))
     overlap = bool(zero.get("overlap_comm", gpu and ranks > 1))
     if stage == 3:
         return _stage_3(parameters, zero, ranks, s, bucket, averages)
-    partitions = {key: _up(sum(p.numbers for p in group), 2 * ranks) * 2 for key, group in groups.items()}
+    partitions = {
+        key: _round_up(sum(p.numbers for p in group), 2 * ranks) * 2 for key, group in groups.items()
+    }
     weights = s * (ranks * sum(partitions.values()) + fixed)
     kept = s * trained if stage == 1 else s * _whole_in_partition(groups, partitions, ranks)
     return EngineMemory(
@@ -95,9 +97,9 @@ def _stage_3(
     def setting(name: str, default: int) -> int:
         return int(zero.get(f"stage3_{name}", zero.get(name, default)))
 
-    shards = sum(_up(p.numbers, ranks) for p in parameters if p.trained)
-    fixed = sum(_up(p.numbers, ranks) for p in parameters if not p.trained)
-    own = sum(_up(p.numbers, ranks) for p in parameters if p.trained and p.name.startswith(ENCODER))
+    shards = sum(_round_up(p.numbers, ranks) for p in parameters if p.trained)
+    fixed = sum(_round_up(p.numbers, ranks) for p in parameters if not p.trained)
+    own = sum(_round_up(p.numbers, ranks) for p in parameters if p.trained and p.name.startswith(ENCODER))
     whole = sum(p.numbers for p in parameters)
     small = sum(
         p.numbers for p in parameters if p.numbers <= setting("param_persistence_threshold", PERSISTENT)
@@ -118,7 +120,9 @@ def _stage_3(
     )
 
 
-def _groups(config: Config, parameters: tuple[Parameter, ...]) -> dict[tuple[float, bool], list[Parameter]]:
+def _group_parameters(
+    config: Config, parameters: tuple[Parameter, ...]
+) -> dict[tuple[float, bool], list[Parameter]]:
     """The optimizer's groups. DeepSpeed flattens and divides each group separately."""
     found: dict[tuple[float, bool], list[Parameter]] = {}
     for p in parameters:
@@ -160,5 +164,5 @@ def _encoder_in_partition(
     return int(total_W.max())
 
 
-def _up(number: int, parts: int) -> int:
+def _round_up(number: int, parts: int) -> int:
     return -(-number // parts)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from launch.plan.activations import activations, teacher_bytes, views_bytes
+from launch.plan.activations import count_activations, count_view_bytes, teacher_bytes
 from launch.plan.engine import engine_memory
 from launch.plan.model import Tower
 from launch.plan.ranks import micro_batches
@@ -51,7 +51,7 @@ class Memory:
         return None if device.usable_bytes is None else self.total <= device.usable_bytes
 
 
-def precision_of(config: Config, device: Device, stage: int) -> str:
+def choose_precision(config: Config, device: Device, stage: int) -> str:
     """The number format of a run on a device. `auto` is bf16 on a GPU that supports it, and fp32 elsewhere and in
     stage 0. On a CPU a run measures which is faster; a plan assumes fp32."""
     if config.optim.precision != "auto":
@@ -59,7 +59,7 @@ def precision_of(config: Config, device: Device, stage: int) -> str:
     return "bf16" if device.has_bf16 and stage else "fp32"
 
 
-def memory_of(
+def count_memory(
     config: Config,
     parameters: tuple[Parameter, ...],
     tower: Tower,
@@ -71,11 +71,11 @@ def memory_of(
     again: bool,
 ) -> Memory:
     """Counts the memory of one choice; `again` means with compute.checkpoint_blocks."""
-    precision, gpu = precision_of(config, device, stage), device.is_gpu
+    precision, gpu = choose_precision(config, device, stage), device.is_gpu
     engine = engine_memory(config, parameters, stage=stage, ranks=ranks, precision=precision, gpu=gpu)
-    acts = activations(config, tower, micro_batch, precision, gpu=gpu)
+    acts = count_activations(config, tower, micro_batch, precision, gpu=gpu)
     teacher = tower.parameters * teacher_bytes(config, gpu=gpu)
-    views = views_bytes(config, micro_batch)
+    views = count_view_bytes(config, micro_batch)
     always = engine.optimiser + engine.ema + teacher + views
     accumulates = config.batch.global_batch // ranks > micro_batch
     # Gradients of earlier micro-batches stay in memory, and so does ZeRO-3's buffer for them.
@@ -105,14 +105,14 @@ def memory_of(
     )
 
 
-def shown_micro_batches(config: Config, ranks: int) -> list[int]:
+def choose_micro_batches(config: Config, ranks: int) -> list[int]:
     """Legal micro-batches around the recipe's, ascending."""
     legal = micro_batches(config, ranks)
     here = legal.index(config.batch.micro_batch)
     return legal[max(0, here - SMALLER) : here + LARGER + 1]
 
 
-def stages_of(config: Config) -> list[int]:
+def list_stages(config: Config) -> list[int]:
     """ZeRO stages that the settings allow: stage 0 works in fp32 only."""
     return [1, 2, 3] if config.optim.precision == "bf16" else [0, 1, 2, 3]
 

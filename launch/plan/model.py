@@ -37,7 +37,7 @@ class Tower:
     """Assumptions made, in words."""
 
 
-def trained_parameters(config: Config, tower: Tower, labels: int | None = None) -> tuple[Parameter, ...]:
+def list_trained_parameters(config: Config, tower: Tower, labels: int | None = None) -> tuple[Parameter, ...]:
     """The parameters of the run's student, or of its classifier with so many labels."""
     if not isinstance(config, FinetuneRun):
         return student_parameters(config.model, config.loss, tower.embedding_width)
@@ -76,14 +76,14 @@ def read_tower(config: Config) -> Tower:
     if config.teacher.source == "cache":
         return Tower(width, remark="" if stated else f"{unknown}an embedding width of {width} is assumed")
     if stated is None:
-        return _plain({}, width, f"{unknown}taken for CLIP ViT-B/16")
+        return _make_tower({}, width, f"{unknown}taken for CLIP ViT-B/16")
     if stated[1] is None:
         away = "no plain vision transformer; memory and FLOPs of its tower are left out"
         return Tower(width, remark=f"{config.teacher.name}: {away}")
-    return _plain((read_model_config(config.teacher) or {}).get("vision_cfg", {}), width, "")
+    return _make_tower((read_model_config(config.teacher) or {}).get("vision_cfg", {}), width, "")
 
 
-def _plain(vision: dict[str, Any], embedding_width: int, remark: str) -> Tower:
+def _make_tower(vision: dict[str, Any], embedding_width: int, remark: str) -> Tower:
     """A CLIP vision transformer (open_clip's defaults), with norms before and after its blocks."""
     size, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
     width, layers, ratio = (

@@ -34,7 +34,7 @@ class Traffic:
         return (2 if self.operation == "all-reduce" else 1) * self.bytes * (ranks - 1) / ranks
 
 
-def traffic(
+def list_exchanges(
     config: Config,
     parameters: tuple[Parameter, ...],
     embedding_width: int | None,

@@ -14,7 +14,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.models.flops import Flops
 from uniemox_dist.runs.folder import RunFolder, is_run, read_lines
-from uniemox_dist.runs.history import sections
+from uniemox_dist.runs.history import select_sections
 
 ASSUMED_MFU = 0.3
 """Model FLOP utilisation if none was stated or measured: a guess, well below what GPUs can reach."""
@@ -73,7 +73,7 @@ class Measured:
     """The sections of its config.yaml, if an option named it."""
 
 
-def pace_of(
+def find_pace(
     config: Config,
     flops: Flops,
     device: Device,
@@ -118,7 +118,7 @@ def pace_of(
     return Pace(pace, used, "--mfu" if mfu is not None else "assumed", assumed=mfu is None)
 
 
-def measured(run: RunFolder) -> Measured:
+def read_measured_pace(run: RunFolder) -> Measured:
     """Reads a run's metrics and events."""
     lines = read_lines(run.metrics, METRICS_BYTES)[-RECENT:]
     events = read_lines(run.events)
@@ -154,7 +154,7 @@ def read_run(path: Path, option: str = "--from-run") -> Measured:
         raise UserError(f"{option}={path}: holds no config.yaml and no events.jsonl; give run.dir/run.name")
     run = RunFolder(path)
     try:
-        found = measured(run)
+        found = read_measured_pace(run)
     except OSError as error:
         raise UserError(f"{option}={path}: cannot be read ({error.strerror}); give another run") from None
     if not found.samples_per_s:
@@ -162,7 +162,7 @@ def read_run(path: Path, option: str = "--from-run") -> Measured:
             f"{option}={path}: {run.metrics.name} has no line with samples_per_s; let the run log one (run.log_every)"
         )
     try:
-        settings = sections(parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
+        settings = select_sections(parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
     except (OSError, ValueError):  # a run without settings has measurements all the same
         settings = {}
     return replace(found, run=str(path), settings=settings)

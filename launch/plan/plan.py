@@ -7,26 +7,33 @@ from launch.plan.data import (
     Balance,
     Data,
     Loading,
-    balance,
-    balance_remarks,
-    epochs_of_sources,
-    loading,
-    loading_remarks,
+    compute_balance,
+    compute_loading,
+    count_epochs_of_sources,
+    describe_balance,
+    describe_loading,
 )
-from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
-from launch.plan.model import Tower, read_tower, run_flops, trained_parameters
-from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, network_time, traffic
-from launch.plan.pace import Measured, Pace, compare_settings, pace_of, run_steps
-from launch.plan.ranks import largest_legal, legal_ranks, why_illegal
+from launch.plan.memory import (
+    Memory,
+    choose_micro_batches,
+    choose_precision,
+    count_memory,
+    list_stages,
+    recommend,
+)
+from launch.plan.model import Tower, list_trained_parameters, read_tower, run_flops
+from launch.plan.network import CPU_LINK_GB_S, NetworkTime, Traffic, list_exchanges, network_time
+from launch.plan.pace import Measured, Pace, compare_settings, find_pace, run_steps
+from launch.plan.ranks import explain_illegal, largest_legal, legal_ranks
 from launch.plan.saving import (
     NODE_MTBF_HOURS,
     CheckpointSize,
     Interval,
     Lead,
     SaveTime,
+    advise_interval,
     checkpoint_size,
-    estimated_save,
-    interval_advice,
+    estimate_save,
     signal_lead,
 )
 from uniemox_dist.config.schema import Config
@@ -153,16 +160,16 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
     here = inputs.nodes * inputs.per_node
     if here > config.batch.streams:
         raise UserError(
-            f"--nodes={inputs.nodes} --gpus-per-node={inputs.per_node}: {why_illegal(config, here)}"
+            f"--nodes={inputs.nodes} --gpus-per-node={inputs.per_node}: {explain_illegal(config, here)}"
         )
     nodes, per_node = largest_legal(config, inputs.nodes, inputs.per_node)
     ranks, device = nodes * per_node, inputs.device
     tower = read_tower(config)
-    parameters = trained_parameters(config, tower, data.labels)
-    precision = precision_of(config, device, config.zero.stage)
+    parameters = list_trained_parameters(config, tower, data.labels)
+    precision = choose_precision(config, device, config.zero.stage)
     memory, again = (
         tuple(
-            memory_of(
+            count_memory(
                 config,
                 parameters,
                 tower,
@@ -172,15 +179,15 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
                 ranks=ranks,
                 again=with_checkpoints,
             )
-            for stage in stages_of(config)
-            for micro in shown_micro_batches(config, ranks)
+            for stage in list_stages(config)
+            for micro in choose_micro_batches(config, ranks)
         )
         for with_checkpoints in (False, True)
     )
     plainly = recommend(memory, device, config.batch.micro_batch)
     recommended = plainly or recommend(again, device, config.batch.micro_batch)
     flops = run_flops(config, tower, data.labels)
-    pace = pace_of(
+    pace = find_pace(
         config,
         flops,
         device,
@@ -192,11 +199,11 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
     )
     steps = run_steps(config, data.epoch_samples)
     step_s = config.batch.global_batch / pace.samples_per_s if pace else None
-    found = balance(config, data, ranks) if data.manifests else None
-    load = loading(pace.samples_per_s / nodes, per_node, inputs.ms_per_sample) if pace else None
+    found = compute_balance(config, data, ranks) if data.manifests else None
+    load = compute_loading(pace.samples_per_s / nodes, per_node, inputs.ms_per_sample) if pace else None
     exchanges = tuple(
-        _exchange(config, inputs, parameters, tower, stage, (nodes, per_node), step_s)
-        for stage in stages_of(config)
+        _plan_exchange(config, inputs, parameters, tower, stage, (nodes, per_node), step_s)
+        for stage in list_stages(config)
     )
     return Plan(
         config=config,
@@ -218,20 +225,20 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
         loading=load,
         data=data,
         balance=found,
-        source_epochs=tuple(epochs_of_sources(config, data, steps, found.streams)) if found else (),
-        saving=_saving(config, inputs, parameters, ranks, nodes, steps, step_s),
+        source_epochs=tuple(count_epochs_of_sources(config, data, steps, found.streams)) if found else (),
+        saving=_plan_saving(config, inputs, parameters, ranks, nodes, steps, step_s),
         remarks={
-            "ranks": _rank_remarks(config, inputs, (nodes, per_node)),
+            "ranks": _describe_idle_gpus(config, inputs, (nodes, per_node)),
             "memory": _memory_remarks(config),
             "pace": _pace_remarks(config, inputs.earlier),
             "network": _network_remarks(config, exchanges),
-            "loading": loading_remarks(load, config, per_node, inputs.cpus_per_node) if load else [],
-            "balance": balance_remarks(config, data, found, config.batch.streams * per_node // ranks),
+            "loading": describe_loading(load, config, per_node, inputs.cpus_per_node) if load else [],
+            "balance": describe_balance(config, data, found, config.batch.streams * per_node // ranks),
         },
     )
 
 
-def _rank_remarks(config: Config, inputs: PlanInputs, used: tuple[int, int]) -> list[Remark]:
+def _describe_idle_gpus(config: Config, inputs: PlanInputs, used: tuple[int, int]) -> list[Remark]:
     """A remark about idle GPUs, with the reason."""
     here = inputs.nodes * inputs.per_node
     idle = here - used[0] * used[1]
@@ -246,7 +253,7 @@ def _rank_remarks(config: Config, inputs: PlanInputs, used: tuple[int, int]) -> 
             if nodes
             else f"{counted(gpus, 'GPU')} per node"
         )
-    reason = why_illegal(config, here)
+    reason = explain_illegal(config, here)
     return [("warn", f"{' and '.join(parts)} would stay idle, {idle} of {here} GPUs: {reason}")]
 
 
@@ -272,7 +279,7 @@ def _network_remarks(config: Config, exchanges: Sequence[Exchange]) -> list[Rema
     return [("warn", f"{words}; a larger batch.global_batch, fewer ranks, or a faster network")]
 
 
-def _exchange(
+def _plan_exchange(
     config: Config,
     inputs: PlanInputs,
     parameters: tuple[Parameter, ...],
@@ -282,8 +289,8 @@ def _exchange(
     step_s: float | None,
 ) -> Exchange:
     nodes, per_node = used
-    precision = precision_of(config, inputs.device, stage)
-    found = traffic(
+    precision = choose_precision(config, inputs.device, stage)
+    found = list_exchanges(
         config,
         parameters,
         tower.embedding_width,
@@ -300,7 +307,7 @@ def _exchange(
     return Exchange(stage, precision, tuple(found), sent, time, share)
 
 
-def _saving(
+def _plan_saving(
     config: Config,
     inputs: PlanInputs,
     parameters: tuple[Parameter, ...],
@@ -310,14 +317,14 @@ def _saving(
     step_s: float | None,
 ) -> Saving:
     size = checkpoint_size(config, parameters, ranks, steps)
-    save = estimated_save(size, inputs.disk_gb_s)
+    save = estimate_save(size, inputs.disk_gb_s)
     if inputs.earlier is not None and inputs.earlier.save_s is not None and inputs.disk_gb_s is None:
         waits = inputs.earlier.waits_s if inputs.earlier.waits_s is not None else save.waits_s
         save = SaveTime(waits, inputs.earlier.save_s, "as --from-run measured")
     mtbf = NODE_MTBF_HOURS if inputs.node_mtbf_h is None else inputs.node_mtbf_h
     interval = None
     if step_s is not None:
-        interval = interval_advice(
+        interval = advise_interval(
             save,
             step_s=step_s,
             nodes=nodes,

@@ -68,7 +68,7 @@ def nearest_legal(config: Config, ranks: int) -> tuple[int | None, int | None]:
     return (below[-1] if below else None), (above[0] if above else None)
 
 
-def why_illegal(config: Config, ranks: int) -> str | None:
+def explain_illegal(config: Config, ranks: int) -> str | None:
     """Explains why so many ranks may not run, with the numbers and a fix; None if they may."""
     batch = config.batch
     if is_legal(config, ranks):
@@ -78,18 +78,19 @@ def why_illegal(config: Config, ranks: int) -> str | None:
     if ranks > batch.streams:
         return (
             f"{ranks} ranks are more than batch.streams={batch.streams}, and each needs a stream of its own; use at "
-            f"most {nearest_legal(config, ranks)[0]} ranks, or set {_fix(config, ranks)}"
+            f"most {nearest_legal(config, ranks)[0]} ranks, or set {_suggest_fix(config, ranks)}"
         )
     near = " or ".join(str(n) for n in nearest_legal(config, ranks) if n is not None)
     if batch.streams % ranks:
         return (
             f"batch.streams={batch.streams} is not a multiple of {ranks} ranks; use {near} ranks, or set "
-            f"{_fix(config, ranks)}"
+            f"{_suggest_fix(config, ranks)}"
         )
     if _mixes_pairs(config) and batch.streams // ranks % 2:
         return (
             f"finetune.mixup and finetune.cutmix mix neighbouring slots: batch.streams={batch.streams} over {ranks} "
-            f"ranks are {batch.streams // ranks} each, which is odd; use {near} ranks, or set {_fix(config, ranks)}"
+            f"ranks are {batch.streams // ranks} each, which is odd; use {near} ranks, or set "
+            f"{_suggest_fix(config, ranks)}"
         )
     own = batch.global_batch // ranks
     near_micro = min(micro_batches(config, ranks), key=lambda m: (abs(m - batch.micro_batch), m))
@@ -99,7 +100,7 @@ def why_illegal(config: Config, ranks: int) -> str | None:
     )
 
 
-def _fix(config: Config, ranks: int) -> str:
+def _suggest_fix(config: Config, ranks: int) -> str:
     """Streams and global batch near the settings that allow so many ranks with this micro-batch."""
     batch, unit = config.batch, ranks * (2 if _mixes_pairs(config) else 1)
     streams = max(1, round(batch.streams / unit)) * unit

@@ -6,8 +6,8 @@ P trained numbers, P_e of them the encoder's, F fixed ones (positions that are n
 import math
 from dataclasses import dataclass
 
-from launch.plan.model import read_tower, trained_parameters
-from launch.plan.pace import measured
+from launch.plan.model import list_trained_parameters, read_tower
+from launch.plan.pace import read_measured_pace
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.formatting import duration
 from uniemox_dist.models.parameters import ENCODER, Parameter
@@ -79,7 +79,7 @@ class SaveTime:
     """Where these numbers come from."""
 
 
-def estimated_save(size: CheckpointSize, disk_gb_s: float | None = None) -> SaveTime:
+def estimate_save(size: CheckpointSize, disk_gb_s: float | None = None) -> SaveTime:
     """Estimates a save, given the disk's write speed for all ranks together. Each rank alternates between hashing and
     writing."""
     disk = disk_gb_s or DISK_GB_S
@@ -103,7 +103,7 @@ class Interval:
     """The same with run.save_every."""
 
 
-def interval_advice(
+def advise_interval(
     save: SaveTime, *, step_s: float, nodes: int, node_mtbf_h: float, save_every: int, max_steps: int
 ) -> Interval:
     """The interval with the least loss of time: sqrt(2 d M) - d, where d is the time that a save blocks training and M
@@ -155,12 +155,12 @@ def signal_lead(
         disk_gb_s: write speed of the disk for all ranks together, 10^9 bytes per second, for an estimate.
         step_s: assumed seconds of a step if it was not measured.
     """
-    seen = measured(run) if run is not None and run.path.is_dir() else None
+    seen = read_measured_pace(run) if run is not None and run.path.is_dir() else None
     if seen is not None and seen.save_s is not None:
         save_s, save_source = seen.save_s, f"the longest of the last saves measured, {seen.save_s:.3g} s"
     else:
-        parameters = trained_parameters(config, read_tower(config))
-        save = estimated_save(checkpoint_size(config, parameters, ranks), disk_gb_s)
+        parameters = list_trained_parameters(config, read_tower(config))
+        save = estimate_save(checkpoint_size(config, parameters, ranks), disk_gb_s)
         save_s, save_source = save.seconds, f"a save estimated at {save.seconds:.3g} s (with {save.source})"
     if seen is not None and seen.step_s is not None:
         step, step_source = seen.step_s, f"a step measured, {seen.step_s:.3g} s"

@@ -42,7 +42,7 @@ class NanoDet:
     def __init__(self, *, threads: int = 1, score_threshold: float = 0.5, nms_iou: float = 0.6) -> None:
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
-        weights = shipped_weights()
+        weights = read_shipped_weights()
         self._sha256 = hashlib.sha256(weights).hexdigest()  # of the bytes that are loaded
         self._session = open_session(weights, threads=threads, persons=self.name)
         self._x_BCHW = np.empty((BATCH, 3, SIDE_PX, SIDE_PX), np.float32)
@@ -82,7 +82,7 @@ class NanoDet:
         return [Person(box=tuple(boxes_N4[i].tolist()), score=float(scores_N[i])) for i in kept]
 
 
-def shipped_weights() -> bytes:
+def read_shipped_weights() -> bytes:
     """The bytes of the packaged ONNX file."""
     return (resources.files("shards") / "detect" / "weights" / MODEL_FILE).read_bytes()
 

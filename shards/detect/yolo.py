@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.detect.nanodet import shipped_weights
+from shards.detect.nanodet import read_shipped_weights
 from shards.detect.onnx_session import open_session, suppress
 from shards.detect.types import Person
 from uniemox_dist.core.errors import UserError
@@ -50,7 +50,7 @@ class YoloOnnx:
         except OSError as error:
             raise self._error(f"cannot be read ({error.strerror})") from error
         self._sha256 = hashlib.sha256(weights).hexdigest()
-        if weights == shipped_weights():
+        if weights == read_shipped_weights():
             raise UserError(
                 f"--persons onnx:{path}: the file is the NanoDet that ships with this package, not a YOLO; "
                 "use --persons nanodet"
@@ -169,7 +169,7 @@ class YoloOnnx:
         classes = None if self._names is None else len(self._names)
         if output.ndim == 3 and len(output) == batch:
             rows, columns = output.shape[1:]
-            cells = cell_counts(height, width)
+            cells = list_cell_counts(height, width)
             threes = {3 * count for count in cells}
             # v5 with one class also has six columns, but three anchors per cell.
             if columns == 6 and not (classes in (1, None) and rows in threes):
@@ -186,7 +186,7 @@ class YoloOnnx:
         return UserError(f"--persons onnx:{self._path}: the file {found}; {ACCEPTED}")
 
 
-def cell_counts(height: int, width: int) -> set[int]:
+def list_cell_counts(height: int, width: int) -> set[int]:
     """The possible numbers of cells of a detector for an input of this size (pixels). Strides are mostly 8 to 32; some
     detectors begin at 4 or 16, and some end at 64.
 

@@ -26,7 +26,7 @@ def link_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def publishing(out: Path) -> Iterator[Path]:
+def publish_on_success(out: Path) -> Iterator[Path]:
     """Yields a folder that becomes `out` on success, and is deleted otherwise.
 
     Raises:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shards.edit.links import link_file, publishing
+from shards.edit.links import link_file, publish_on_success
 from shards.format.encode import BLOCK
 from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
-from shards.format.manifest import Manifest, ShardEntry, manifest_folders, read_manifest
+from shards.format.manifest import Manifest, ShardEntry, find_manifest_folders, read_manifest
 from shards.format.rejected import REJECTED, read_rejected, write_rejected
 from shards.pack.duplicates import describe_duplicate
 from shards.pack.listing import split_rank
@@ -45,7 +45,7 @@ def merge(out: Path, parts: list[Path]) -> MergeResult:
             be written.
     """
     notes = check_parts(parts)
-    with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
+    with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
         return _join(partial, notes)
 
 
@@ -143,7 +143,7 @@ def _contents(
     """
     found = [
         (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
-        for data in manifest_folders(folder)
+        for data in find_manifest_folders(folder)
     ]
     rejected = read_rejected(folder)
     if rejected is None:

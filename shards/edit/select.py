@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.edit.expressions import apply_filter
-from shards.edit.links import link_file, publishing
+from shards.edit.links import link_file, publish_on_success
 from shards.format.encode import BLOCK, Encoded
 from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
 from shards.format.manifest import Manifest, ShardEntry, read_manifest
@@ -60,7 +60,7 @@ def select(
         return keep_R
 
     why = {"labels": list(labels), "filter": filter_text}
-    with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
+    with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
         subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
         if subset is None:
             raise UserError(
@@ -87,7 +87,7 @@ def split(
         draws += [draw64(seed, key) for key in table["key"].to_pylist()]
     share_N = assign_shares(np.array(strata), np.array(draws, np.uint64), shares)
     made: dict[str, Manifest] = {}
-    with convert_write_errors(f"OUT={out}"), publishing(out) as partial:
+    with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
         for number, name in enumerate(shares):
             chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
             why = {"split": {"shares": shares, "seed": seed, "name": name}}

@@ -87,7 +87,7 @@ def read_all_rows(path: Place, columns: list[str] | None = None, *, sha256: str 
         return _checked(path, file.read(columns=[*(columns or SCHEMA.names), *marks], use_threads=THREADS))
 
 
-def group_ends(path: Place, *, sha256: str | None = None) -> list[int]:
+def read_group_ends(path: Place, *, sha256: str | None = None) -> list[int]:
     """The row numbers at which the row groups of an index end; `read_group` reads one group.
 
     With `sha256` the whole file is read once and must have that hash.

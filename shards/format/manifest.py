@@ -177,7 +177,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def manifest_folders(folder: Place) -> list[Place]:
+def find_manifest_folders(folder: Place) -> list[Place]:
     """The folder itself if it has a manifest, otherwise its subfolders (splits) that have one."""
     if (folder / MANIFEST).is_file():
         return [folder]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.format.index import read_shard_rows
-from shards.format.manifest import Manifest, manifest_folders, read_manifest
+from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import read_rejected
 from shards.storage import Place
 from uniemox_dist.core.formatting import size
@@ -90,7 +90,7 @@ def summarise(folder: Place) -> Summary:
 
 def summarise_folder(folder: Place) -> list[Summary]:
     """The summaries of the data sets at or directly below a folder."""
-    return [summarise(found) for found in manifest_folders(folder)]
+    return [summarise(found) for found in find_manifest_folders(folder)]
 
 
 def group_rejected(folder: Place) -> dict[str, list[dict[str, str]]] | None:

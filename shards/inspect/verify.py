@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
-from shards.format.manifest import MANIFEST, SIZES, Manifest, ShardEntry, manifest_folders, read_manifest
+from shards.format.manifest import MANIFEST, SIZES, Manifest, ShardEntry, find_manifest_folders, read_manifest
 from shards.pictures import BadPicture, check_picture
 from shards.pool import Progress, map_in_order
 from shards.storage import Place, file_size, is_local, open_seekable
@@ -114,7 +114,7 @@ def find_data_sets(folder: Path) -> list[Path]:
     Raises:
         UserError: if there is none.
     """
-    found = manifest_folders(folder)
+    found = find_manifest_folders(folder)
     if not found:
         raise UserError(f"DIR={folder}: has no manifest.json; build it with `uniemox shards pack`")
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.detect.registry import make_detector
-from shards.format.manifest import Manifest, manifest_folders, read_manifest
+from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import write_rejected
 from shards.pack.captions import load_captioner
 from shards.pack.journal import Journal
@@ -84,7 +84,7 @@ def pack(
             provenance["licence"] = licence
         _finish(packer, partial, provenance, part)
         publish(partial, out)
-    packer.result.folders = manifest_folders(out)
+    packer.result.folders = find_manifest_folders(out)
     return packer.result
 
 
@@ -94,7 +94,7 @@ def _reuse(
     """The result of a complete pack, if it was made with these settings."""
     if resume:
         finish_publishing(out)
-    folders = manifest_folders(out) if out.is_dir() else []
+    folders = find_manifest_folders(out) if out.is_dir() else []
     if not (resume and (folders or (out / PART).is_file())):
         raise UserError(
             f"OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack"

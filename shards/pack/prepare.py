@@ -152,7 +152,7 @@ class Preparer:
         try:
             if isinstance(data, BadPicture):
                 raise data
-            record = with_upright_boxes(record, data)
+            record = turn_boxes_upright(record, data)
             shrinks = settings.shrink.max_side or settings.shrink.min_side
             check = "header" if shrinks else settings.check
             picture = check_picture(
@@ -214,7 +214,7 @@ def make_sample(record: Record, data: bytes, picture: Picture) -> Sample:
     )
 
 
-def with_upright_boxes(record: Record, data: bytes) -> Record:
+def turn_boxes_upright(record: Record, data: bytes) -> Record:
     """A record with its boxes in the frame of the upright picture; `data` holds the encoded picture.
 
     Most annotation tools show pixels as they are stored, while a shard's boxes are fractions of the upright picture.

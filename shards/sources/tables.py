@@ -67,7 +67,7 @@ def check_column_names(columns: list[str], path: Place) -> None:
 
 
 @contextmanager
-def parquet_errors(where: str) -> Iterator[None]:
+def convert_parquet_errors(where: str) -> Iterator[None]:
     """Turns errors of a damaged Parquet file, read inside, into one line that begins with `where`.
 
     Raises:
@@ -101,7 +101,7 @@ class CellReader:
         key = (cell.path, cell.row_group)
         if key not in self._groups:
             with (
-                parquet_errors(f"SOURCE={cell.path}"),
+                convert_parquet_errors(f"SOURCE={cell.path}"),
                 open_seekable(place(cell.path)) as raw,
                 pq.ParquetFile(raw) as file,
             ):

@@ -9,7 +9,7 @@ import pytest
 from inputs import teach_options
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.cli.main import run
 
 
@@ -65,7 +65,7 @@ def test_ranks_and_restarts_change_nothing_and_no_teacher_is_needed(
     assert all(line[1] > 0 and line[2] > 0 for line in losses(one / "run").values())
     starts = [event for event in events(two / "run") if event["event"] == "start"]
     assert [event["teacher"] for event in starts] == ["cache", "cache"]
-    teacher = complete_checkpoints(two / "run" / "checkpoints")[-1].info["teacher"]
+    teacher = list_complete_checkpoints(two / "run" / "checkpoints")[-1].info["teacher"]
     assert teacher["source"] == "cache"
     assert teacher["views"][0].startswith("views-")
     assert (

@@ -10,7 +10,7 @@ import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 from safetensors.torch import load_file
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.checkpoints.format import FragmentReader
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.release.export import release
@@ -120,7 +120,7 @@ def test_the_moving_average_is_that_of_the_saved_weights_and_is_resumed_by_any_o
             world_size=world,
             steps=steps,
         )
-    saved = complete_checkpoints(run / "checkpoints")
+    saved = list_complete_checkpoints(run / "checkpoints")
     assert [checkpoint.step for checkpoint in saved] == [1, 2, 3, 4, 5]
     name = "encoder.blocks.1.attn.qkv.weight"
     weights = [FragmentReader(checkpoint).parameter(name) for checkpoint in saved]
@@ -149,7 +149,7 @@ def test_a_run_without_an_average_can_be_given_one(
     assert "it starts from the weights" in (run / "logs/rank0.log").read_text()
     with pytest.raises(UserError, match=r"--ema: .*step_00000002 holds no moving average"):
         release(run / "checkpoints/step_00000002", tmp_path / "out", ema=True)
-    reader = FragmentReader(complete_checkpoints(run / "checkpoints")[-1])
+    reader = FragmentReader(list_complete_checkpoints(run / "checkpoints")[-1])
     name = "encoder.norm.weight"
     assert not torch.equal(reader.parameter(name, "ema"), reader.parameter(name))
 

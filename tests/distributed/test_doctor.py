@@ -114,10 +114,10 @@ def test_the_short_form_gives_all_ranks_the_same_findings_and_names_the_faulty_r
 
 def test_a_check_that_hangs_ends_its_rank_with_a_line_and_its_stack() -> None:
     code = (
-        "import time\nfrom uniemox_dist.doctor.ranks import within\n"
+        "import time\nfrom uniemox_dist.doctor.ranks import limit_time\n"
         "from uniemox_dist.distributed.world import World\n"
-        "with within(30, 'quick', World()): pass\n"
-        "with within(0.1, 'all_reduce', World(rank=3, size=4)): time.sleep(60)"
+        "with limit_time(30, 'quick', World()): pass\n"
+        "with limit_time(0.1, 'all_reduce', World(rank=3, size=4)): time.sleep(60)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -10,7 +10,7 @@ from ranks import TINY, losses, run_ranks
 
 from shards.format.index import index_path, read_index, write_index
 from shards.format.manifest import read_manifest
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
         "was altered: its SHA-256 differs" in str(e.get("error")) for e in found if e["event"] == "fault"
     )
     assert [e["step"] for e in found if e["event"] == "resume"] == [3]
-    newest = complete_checkpoints(run / "checkpoints")[-1]
+    newest = list_complete_checkpoints(run / "checkpoints")[-1]
     assert newest.step == 4
     assert newest.problem(hashes=True) is None
 

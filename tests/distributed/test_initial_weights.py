@@ -8,9 +8,9 @@ import pytest
 import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, complete_checkpoints, open_checkpoint
-from uniemox_dist.checkpoints.format import FragmentReader, fixed_tensors
-from uniemox_dist.release.export import release, student_of
+from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, list_complete_checkpoints, open_checkpoint
+from uniemox_dist.checkpoints.format import FragmentReader, read_fixed_tensors
+from uniemox_dist.release.export import load_student, release
 
 # Another grid and patch size than the run's, so that the tables of positions and the projection are resampled.
 SHAPE = mae.Shape(patch=16, side=3, heads=2, decoder_width=32, decoder_depth=1)
@@ -36,7 +36,7 @@ def train(folder: Path, name: str, data: Path, teacher: Path, *more: str, world_
 
 def forget(run: Path, after: int) -> None:
     """Simulates a kill while the run saved step `after` + 1."""
-    for checkpoint in complete_checkpoints(run / "checkpoints"):
+    for checkpoint in list_complete_checkpoints(run / "checkpoints"):
         if checkpoint.step > after:
             (checkpoint.folder / COMPLETE).unlink()
 
@@ -76,7 +76,7 @@ def test_a_run_resumes_exactly_without_the_file_it_started_from(
     assert largest_difference(losses(whole), before) < 1e-5  # every rank had the file's weights
     wanted = open_checkpoint(run, "RUN")
     expected = {name: FragmentReader(wanted).parameter(name) for name in FragmentReader(wanted).shapes}
-    fixed = fixed_tensors(wanted)
+    fixed = read_fixed_tensors(wanted)
     assert fixed.keys() == {"encoder.pos_embed", "decoder.pos_embed"}
     forget(run, after=2)
     (tmp_path / "mae.pth").unlink()
@@ -85,7 +85,7 @@ def test_a_run_resumes_exactly_without_the_file_it_started_from(
     assert [e["step"] for e in events(run) if e["event"] == "resume"] == [2]
     found = open_checkpoint(run, "RUN")
     assert all(torch.equal(FragmentReader(found).parameter(name), expected[name]) for name in expected)
-    assert all(torch.equal(fixed_tensors(found)[name], fixed[name]) for name in fixed)
+    assert all(torch.equal(read_fixed_tensors(found)[name], fixed[name]) for name in fixed)
 
 
 def test_a_resumed_run_may_name_another_init_from_which_is_not_read(
@@ -103,18 +103,18 @@ def test_a_release_of_such_a_run_has_its_positions_in_full_precision(
 ) -> None:
     source = f"model.init_from={whole.parent / 'mae.pth'}"
     rough = train(tmp_path, "rough", tiny_data, tiny_teacher, source, "optim.precision=bf16")
-    tables = [fixed_tensors(open_checkpoint(run, "RUN")) for run in (whole, rough)]
+    tables = [read_fixed_tensors(open_checkpoint(run, "RUN")) for run in (whole, rough)]
     for name, table in tables[0].items():
         assert torch.equal(tables[1][name], table)
         assert not torch.equal(table, table.bfloat16().float())
     release(rough, tmp_path / "release")
-    student = student_of(open_checkpoint(rough, "RUN"))
+    student = load_student(open_checkpoint(rough, "RUN"))
     assert torch.equal(student.encoder.state_dict()["pos_embed"], tables[0]["encoder.pos_embed"])
     more = train(tmp_path, "more", tiny_data, tiny_teacher, f"model.init_from={tmp_path / 'release'}")
     init = next(e for e in events(more) if e["event"] == "init")
     assert init["missing"] == []
     assert torch.equal(
-        fixed_tensors(open_checkpoint(more, "RUN"))["encoder.pos_embed"], tables[0]["encoder.pos_embed"]
+        read_fixed_tensors(open_checkpoint(more, "RUN"))["encoder.pos_embed"], tables[0]["encoder.pos_embed"]
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.checkpoints.format import FragmentReader
 
 BETA1 = 0.9
@@ -41,7 +41,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_te
 
 def gradients(run: Path) -> dict[str, torch.Tensor]:
     """First-step gradients, from Adam's first moment after one step: m = (1 - beta1) g."""
-    first = complete_checkpoints(run / "checkpoints")[0]
+    first = list_complete_checkpoints(run / "checkpoints")[0]
     assert first.step == 1
     reader = FragmentReader(first)
     return {name: reader.parameter(name, "exp_avg") / (1 - BETA1) for name in reader.shapes}
@@ -91,13 +91,13 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
 ) -> None:
     settings = ("batch.micro_batch=24", "optim.clip_grad=0")
     run = shutil.copytree(reference, tmp_path / "again")
-    for checkpoint in complete_checkpoints(run / "checkpoints"):
+    for checkpoint in list_complete_checkpoints(run / "checkpoints"):
         if checkpoint.step > 3:
             (checkpoint.folder / "complete.json").unlink()  # as if it had been killed while saving step 4
     train(tmp_path, tiny_data, tiny_teacher, "again", *settings, steps=6)
     assert losses(run) == losses(reference)
-    kept = FragmentReader(complete_checkpoints(run / "checkpoints")[-1])
-    wanted = FragmentReader(complete_checkpoints(reference / "checkpoints")[-1])
+    kept = FragmentReader(list_complete_checkpoints(run / "checkpoints")[-1])
+    wanted = FragmentReader(list_complete_checkpoints(reference / "checkpoints")[-1])
     assert all(torch.equal(kept.parameter(name), wanted.parameter(name)) for name in wanted.shapes)
 
 
@@ -176,14 +176,14 @@ def test_bf16_resumes_bit_for_bit_on_the_same_layout(
     settings = ("batch.micro_batch=12", "optim.precision=bf16")
     whole = train(tmp_path, tiny_data, tiny_teacher, "whole", *settings, world_size=2, steps=4)
     parts = shutil.copytree(whole, tmp_path / "parts")
-    for checkpoint in complete_checkpoints(parts / "checkpoints")[2:]:
+    for checkpoint in list_complete_checkpoints(parts / "checkpoints")[2:]:
         (checkpoint.folder / "complete.json").unlink()
     train(tmp_path, tiny_data, tiny_teacher, "parts", *settings, world_size=2, steps=4)
     assert losses(whole) == losses(parts)
 
 
 def test_the_teacher_is_neither_trained_nor_in_the_checkpoint(reference: Path, tiny_teacher: Path) -> None:
-    names = FragmentReader(complete_checkpoints(reference / "checkpoints")[-1]).shapes
+    names = FragmentReader(list_complete_checkpoints(reference / "checkpoints")[-1]).shapes
     assert {name.partition(".")[0] for name in names} == {"encoder", "to_decoder", "fusion", "decoder"}
     assert "encoder.pos_embed" not in names  # fixed, and recomputed
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ranks import events, largest_difference, losses, run_ranks, two_ranks
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.checkpoints.format import FragmentReader
 
 BAD_STEP = 3
@@ -77,7 +77,7 @@ def zero_1(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teach
 
 def check_step_3_was_skipped(run: Path) -> None:
     assert [(e["step"], e["in_a_row"], e["where"]) for e in events(run, "skip")] == [(3, 1, "loss")]
-    found = complete_checkpoints(run / "checkpoints")
+    found = list_complete_checkpoints(run / "checkpoints")
     assert [(c.step, c.info["adam_step"]) for c in found] == [(2, 2.0), (4, 3.0), (5, 4.0)]
     reader = FragmentReader(found[-1])
     assert all(reader.parameter(name).isfinite().all() for name in reader.shapes)
@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_named(
     run = settings(tmp_path, tiny_data, tiny_teacher, *layout)
     assert run_ranks(run, world_size=2, prepare=gradient_is_infinite_at_step_3) == [0, 0]
     assert [(e["step"], e["where"]) for e in events(tmp_path / "run", "skip")] == [(3, "gradients")]
-    assert complete_checkpoints(tmp_path / "run" / "checkpoints")[-1].info["adam_step"] == 3.0
+    assert list_complete_checkpoints(tmp_path / "run" / "checkpoints")[-1].info["adam_step"] == 3.0
     bad = {
         row["name"]
         for facts in evidence(tmp_path / "run", 3)
@@ -159,7 +159,7 @@ def test_too_many_in_a_row_end_the_run_with_evidence_and_leave_the_last_good_che
     last = events(tmp_path / "run", "fault")[-1]
     assert last["error"].startswith("4 steps in a row had a non-finite loss or gradient")
     assert (last["ends"], last["restart"]) == (True, False)
-    assert [c.step for c in complete_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
+    assert [c.step for c in list_complete_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
     assert len(evidence(tmp_path / "run", 3)) == len(evidence(tmp_path / "run", 6)) == 2
     # Once the values are finite again, training continues from there.
     assert run_ranks([*run, "run.max_steps=4"], world_size=2) == [0, 0]

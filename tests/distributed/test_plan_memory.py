@@ -14,7 +14,7 @@ from ranks import PRELOAD, TIMEOUT_S, run_ranks, two_ranks
 from launch.plan.engine import BUCKET
 from launch.plan.model import read_tower
 from launch.plan.saving import checkpoint_size
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import find_device
@@ -175,5 +175,5 @@ def test_a_plan_has_the_bytes_of_a_checkpoint(
     config = load_config("demo", pairs)
     tower = read_tower(config)
     parameters = student_parameters(config.model, config.loss, tower.embedding_width)
-    [checkpoint] = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    [checkpoint] = list_complete_checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoint_size(config, parameters, ranks=2).total == pytest.approx(checkpoint.bytes, rel=WITHIN)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ranks import events, losses, run_ranks, two_ranks
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.core.files import sha256_file
 
 
@@ -19,7 +19,7 @@ def settings(tmp_path: Path, data: Path, teacher: Path, *more: str) -> list[str]
 
 
 def steps(run: Path) -> list[int]:
-    return [checkpoint.step for checkpoint in complete_checkpoints(run / "checkpoints")]
+    return [checkpoint.step for checkpoint in list_complete_checkpoints(run / "checkpoints")]
 
 
 def a_slow_disk(rank: int) -> None:

@@ -16,9 +16,9 @@ from commands import run_with_ranks
 from web import serve
 
 from shards.format.manifest import read_manifest
-from uniemox_dist.checkpoints.folders import complete_checkpoints, open_checkpoint
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints, open_checkpoint
 from uniemox_dist.cli.main import run
-from uniemox_dist.release.export import student_of
+from uniemox_dist.release.export import load_student
 
 UNIEMOX = [sys.executable, "-m", "uniemox_dist.cli"]
 TIMEOUT_S = 240
@@ -107,7 +107,10 @@ def released(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
 
 def test_a_run_writes_every_file_that_the_docs_promise(whole_run: Path) -> None:
     assert list(losses(whole_run)) == list(range(1, 17))
-    assert [c.step for c in complete_checkpoints(whole_run / "checkpoints")] == [14, 16]  # demo keeps two
+    assert [c.step for c in list_complete_checkpoints(whole_run / "checkpoints")] == [
+        14,
+        16,
+    ]  # demo keeps two
     assert sorted(p.name for p in (whole_run / "samples").iterdir()) == [
         f"step_{n:08d}.{kind}" for n in (4, 8, 12, 16) for kind in ("json", "png")
     ]
@@ -141,7 +144,7 @@ def stop(start: list[str], run: Path, number: signal.Signals) -> int:
     wait_for_step(run, 3, process)
     process.send_signal(number)
     assert process.wait(TIMEOUT_S) == 75
-    saved = complete_checkpoints(run / "checkpoints")
+    saved = list_complete_checkpoints(run / "checkpoints")
     assert len(saved) == 1
     assert 3 <= saved[0].step < 16
     return saved[0].step
@@ -201,7 +204,7 @@ def test_timm_loads_the_release_in_a_fresh_process_and_gives_the_students_featur
 
     from uniemox_dist.models.patches import normalise
 
-    student = student_of(open_checkpoint(whole_run, "RUN"))
+    student = load_student(open_checkpoint(whole_run, "RUN"))
     pixels = torch.randint(
         0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )

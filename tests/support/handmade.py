@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, step_folder
-from uniemox_dist.checkpoints.format import KINDS, fixed_parameters
+from uniemox_dist.checkpoints.format import KINDS, copy_fixed_parameters
 from uniemox_dist.checkpoints.fragment_index import fragment_key
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import sha256_file, write_json
@@ -52,7 +52,7 @@ def write_checkpoint(
                 pieces[fragment_key(name, rank * length, kind)] = numbers.clone()
         save_file(pieces, folder / file)
     if fixed:
-        save_file(fixed_parameters(student), folder / FIXED)
+        save_file(copy_fixed_parameters(student), folder / FIXED)
         files.append(FIXED)
     facts = {f: {"bytes": (folder / f).stat().st_size, "sha256": sha256_file(folder / f)} for f in files}
     info = {

@@ -13,7 +13,7 @@ import psutil
 
 from chaos_faults import inputs
 from chaos_faults.processes import Forked, Patch, start
-from uniemox_dist.checkpoints.folders import Checkpoint, complete_checkpoints
+from uniemox_dist.checkpoints.folders import Checkpoint, list_complete_checkpoints
 from uniemox_dist.runs.folder import RunFolder, read_lines
 
 RANKS = 2
@@ -202,7 +202,7 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest first."""
-        return complete_checkpoints(self.folder.checkpoints)
+        return list_complete_checkpoints(self.folder.checkpoints)
 
     def noticed(self, since: float) -> float | None:
         """Seconds from a time until the run or its launcher first reported a fault."""

@@ -22,8 +22,8 @@ from uniemox_dist.checkpoints.folders import (
     FIXED,
     FORMAT,
     FORMAT_VERSION,
-    complete_checkpoints,
     digest,
+    list_complete_checkpoints,
     set_aside,
     step_folder,
 )
@@ -35,14 +35,14 @@ from uniemox_dist.checkpoints.fragment_index import (
     list_cuts,
     part_name,
 )
-from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, prune, superfluous
+from uniemox_dist.checkpoints.retention import clear_unfinished, free_bytes, list_superfluous, prune
 from uniemox_dist.checkpoints.run_state import RunState
-from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
+from uniemox_dist.checkpoints.zero_state import Fragment, list_fragments, read_adam_step
 from uniemox_dist.core.files import publish_dir, write_json
 from uniemox_dist.core.formatting import size
 from uniemox_dist.core.versions import versions
 from uniemox_dist.distributed import collectives
-from uniemox_dist.distributed.deepspeed_internals import shapes
+from uniemox_dist.distributed.deepspeed_internals import read_shapes
 from uniemox_dist.distributed.world import World
 
 log = logging.getLogger("uniemox")
@@ -115,7 +115,7 @@ class AsyncWriter:
         began = time.perf_counter()
         tensors = {
             fragment_key(f.name, f.start, kind): tensor
-            for f in chain(fragments(self._engine), self._ema.fragments() if self._ema else ())
+            for f in chain(list_fragments(self._engine), self._ema.fragments() if self._ema else ())
             for kind, tensor in f.tensors.items()
         }
         if self._world.is_main:  # before the next collective, so before any rank writes
@@ -128,7 +128,7 @@ class AsyncWriter:
         if self._index is None:
             cuts = list_cuts({key: tensor.numel() for key, tensor in tensors.items()})
             self._index = build_index(collectives.gather_on_main(cuts, self._world))
-        self._save = _Save(state, adam_step(self._engine), began)
+        self._save = _Save(state, read_adam_step(self._engine), began)
         self._writer = threading.Thread(
             target=self._write, args=(self._save,), name="checkpoint writer", daemon=True
         )
@@ -219,7 +219,7 @@ class AsyncWriter:
                     "embedding_width": state.embedding_width,
                     "time": round(time.time(), 3),
                     "versions": versions(),
-                    "parameters": shapes(self._engine),
+                    "parameters": read_shapes(self._engine),
                     FRAGMENTS: self._index,
                     "config": state.config.model_dump(mode="json"),
                     "files": files,
@@ -270,8 +270,8 @@ class Retention:
     def prune(self) -> list[str]:
         """Starts to delete the checkpoints that are no longer kept, in a thread; returns their names."""
         self.close()
-        steps = [checkpoint.step for checkpoint in complete_checkpoints(self._folder)]
-        doomed = superfluous(steps, self._keep_last, self._keep_every)
+        steps = [checkpoint.step for checkpoint in list_complete_checkpoints(self._folder)]
+        doomed = list_superfluous(steps, self._keep_last, self._keep_every)
         if doomed:
             policy = (self._folder, self._keep_last, self._keep_every)
             self._pruner = threading.Thread(target=_pruned, args=policy, name="pruner", daemon=True)
@@ -285,8 +285,8 @@ class Retention:
 
     def _prunable(self) -> int:
         """Total size of the checkpoints that would be deleted if one fewer were kept."""
-        sizes = {checkpoint.step: checkpoint.bytes for checkpoint in complete_checkpoints(self._folder)}
-        return sum(sizes[step] for step in superfluous(sizes, self._keep_last - 1, self._keep_every))
+        sizes = {checkpoint.step: checkpoint.bytes for checkpoint in list_complete_checkpoints(self._folder)}
+        return sum(sizes[step] for step in list_superfluous(sizes, self._keep_last - 1, self._keep_every))
 
     def _measure_space(self, own: int) -> tuple[float, float, int]:
         """Returns the bytes that the parts of all ranks need together, the smallest free space that any rank reports,

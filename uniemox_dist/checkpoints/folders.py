@@ -52,7 +52,7 @@ class Checkpoint:
         for name in names:
             facts = self.info["files"][name]
             content = bytearray(facts["bytes"]) if keep else None
-            problem = file_problem(self.folder / name, facts, hashes=hashes, content=content)
+            problem = find_file_problem(self.folder / name, facts, hashes=hashes, content=content)
             if problem is not None:
                 return problem
             if content is not None:
@@ -79,7 +79,7 @@ class Checkpoint:
         return sum(facts["bytes"] for facts in self.info["files"].values())
 
 
-def file_problem(
+def find_file_problem(
     path: Path, facts: dict[str, Any], *, hashes: bool, content: bytearray | None = None
 ) -> str | None:
     """Returns the problem of a file for which complete.json states these facts, or None. If it hashes the file,
@@ -102,7 +102,7 @@ def digest(info: dict[str, Any]) -> str:
     return sha256_bytes(canonical_json({key: value for key, value in info.items() if key != "sha256"}))
 
 
-def complete_checkpoints(folder: Path) -> list[Checkpoint]:
+def list_complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints below a run's checkpoints/, oldest first."""
     return sorted(_complete(folder), key=lambda checkpoint: checkpoint.step)
 
@@ -151,7 +151,7 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, info)
 
 
-def unreadable(folder: Path) -> list[tuple[Path, str]]:
+def list_unreadable(folder: Path) -> list[tuple[Path, str]]:
     """Folders below a run's checkpoints/ with a checkpoint's name and an invalid complete.json, each with the reason. A
     folder without that file was never complete and is not listed.
 
@@ -175,30 +175,30 @@ def unreadable(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def newest_complete(folder: Path) -> Checkpoint | None:
+def find_newest_complete(folder: Path) -> Checkpoint | None:
     """The newest complete checkpoint below a run's checkpoints/, by its name; does not check its files."""
     names = sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name)), reverse=True)
     return next((found for path in names if (found := read_checkpoint(path)) is not None), None)
 
 
-def incomplete(folder: Path) -> list[Path]:
+def list_incomplete(folder: Path) -> list[Path]:
     """Folders with the name of a checkpoint and no complete.json that this version reads."""
     return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and read_checkpoint(p) is None)
 
 
-def damaged_folders(folder: Path) -> list[Path]:
+def list_damaged(folder: Path) -> list[Path]:
     """Damaged checkpoints below a run's checkpoints/, which were renamed."""
     return sorted(p for p in folder.glob("step_*") if SET_ASIDE.fullmatch(p.name) and p.is_dir())
 
 
-def unfinished(folder: Path) -> list[Path]:
+def list_unfinished(folder: Path) -> list[Path]:
     """Temporary folders of saves and deletions that were killed or are still running."""
     return sorted(
         p for p in folder.glob(".step_*") if NAME.match(p.name[1:]) and p.suffix in (".tmp", ".deleted")
     )
 
 
-def bytes_below(path: Path) -> int:
+def count_bytes_below(path: Path) -> int:
     """Size of all files in a folder."""
     total = 0
     for file in path.rglob("*"):
@@ -223,10 +223,10 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def find_newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete checkpoint whose files match their hashes, and the problems of newer ones."""
     problems: list[str] = []
-    for checkpoint in reversed(complete_checkpoints(folder)):
+    for checkpoint in reversed(list_complete_checkpoints(folder)):
         problem = checkpoint.problem(hashes=True)
         if problem is None:
             return checkpoint, problems
@@ -256,19 +256,19 @@ def open_checkpoint(path: str | Path, field: str) -> Checkpoint:
     """
     path = Path(path)
     if not (path / COMPLETE).is_file() and path.is_dir():
-        checkpoint, problems = newest_sound(path / "checkpoints")
+        checkpoint, problems = find_newest_sound(path / "checkpoints")
         if checkpoint is None:
             reason = f" ({problems[0]})" if problems else ""
             raise UserError(f"{field}={path}: has no complete checkpoint{reason}; let the run save one first")
         return checkpoint
-    checkpoint = named_checkpoint(path, field)
+    checkpoint = find_checkpoint(path, field)
     problem = checkpoint.problem(hashes=True)
     if problem is not None:
         raise UserError(f"{field}={path}: {problem}; use another checkpoint")
     return checkpoint
 
 
-def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
+def find_checkpoint(path: str | Path, field: str) -> Checkpoint:
     """Opens a checkpoint by its folder, or the newest complete one of a run's folder; does not check its files.
 
     Raises:
@@ -291,7 +291,7 @@ def named_checkpoint(path: str | Path, field: str) -> Checkpoint:
         )
     if not path.is_dir():
         raise UserError(f"{field}={path}: no such folder; give a run's folder (it holds checkpoints/)")
-    complete = complete_checkpoints(path / "checkpoints")
+    complete = list_complete_checkpoints(path / "checkpoints")
     if not complete:
         raise UserError(f"{field}={path}: has no complete checkpoint; let the run save one first")
     return complete[-1]

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from uniemox_dist.checkpoints.folders import COMPLETE, find_missing_weights, open_checkpoint
-from uniemox_dist.checkpoints.format import FragmentReader, fixed_tensors
-from uniemox_dist.config.encoder_names import shapes
+from uniemox_dist.checkpoints.format import FragmentReader, read_fixed_tensors
+from uniemox_dist.config.encoder_names import list_shapes
 from uniemox_dist.config.finetune import CLASSIFIER
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
@@ -64,7 +64,7 @@ def read_weights(path: Path, key: str) -> Weights:
     if (problem := find_missing_weights(path)) is not None:
         raise UserError(f"{where}: {problem}")
     if path.is_file():
-        return named_as_ours(_read_file(path, where), where)
+        return rename_as_ours(_read_file(path, where), where)
     stated = _json(path / "uniemox.json", where) if (path / "uniemox.json").is_file() else {}
     if stated and stated.get("format") != CLASSIFIER:
         model = dict(stated.get("config", {}).get("model", {}))
@@ -77,14 +77,14 @@ def read_weights(path: Path, key: str) -> Weights:
         tensors = {name: reader.parameter(name) for name in reader.shapes}
         layout = f"a run's checkpoint of step {checkpoint.step}"
         return Weights(
-            {**tensors, **fixed_tensors(checkpoint)}, layout, dict(checkpoint.info["config"]["model"])
+            {**tensors, **read_fixed_tensors(checkpoint)}, layout, dict(checkpoint.info["config"]["model"])
         )
-    found = named_as_ours(_read_file(path / "model.safetensors", where), where)
+    found = rename_as_ours(_read_file(path / "model.safetensors", where), where)
     kind = "a fine-tuned classifier" if stated else "timm's local-dir"
     return Weights(found.tensors, kind, _stated(_json(path / "config.json", where)))
 
 
-def named_as_ours(tensors: Mapping[str, Tensor], where: str) -> Weights:
+def rename_as_ours(tensors: Mapping[str, Tensor], where: str) -> Weights:
     """Renames a state dict in timm's, MAE's or our names, with any common prefix; leaves classifiers out.
 
     Raises:
@@ -175,7 +175,7 @@ def _json(path: Path, where: str) -> dict[str, Any]:
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
     """The name and number of heads that a timm local-dir configuration states."""
     name, given = config.get("architecture"), config.get("model_args") or {}
-    shape = shapes().get(name) if isinstance(name, str) else None
+    shape = list_shapes().get(name) if isinstance(name, str) else None
     heads = given.get("num_heads") or (shape or {}).get("heads")
     changed = {"embed_dim", "depth", "num_heads", "mlp_ratio"} & set(given)
     stated = {"name": name if shape and not changed else None, "heads": heads}

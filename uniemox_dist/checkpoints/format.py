@@ -42,13 +42,13 @@ PIECE_BYTES = 16 << 20
 """Bytes written and hashed at once, both without the GIL; they still are in the CPU's cache when they are hashed."""
 
 
-def fixed_parameters(module: nn.Module) -> dict[str, Tensor]:
+def copy_fixed_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Copies of the parameters that are not trained, fp32 on the CPU, for checkpoints."""
     fixed = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
     return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in fixed}
 
 
-def fixed_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read_fixed_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The parameters of a checkpoint that were not trained; empty in a checkpoint of early versions, which computed
     them."""
     if (content := checkpoint.contents.get(FIXED)) is not None:
@@ -63,7 +63,7 @@ def load_fixed(module: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: if one has another shape.
     """
-    there = fixed_tensors(checkpoint)
+    there = read_fixed_tensors(checkpoint)
     for name, p in module.named_parameters():
         if not p.requires_grad and name in there:
             if there[name].shape != p.shape:

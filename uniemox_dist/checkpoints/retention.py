@@ -6,21 +6,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints, unfinished
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints, list_unfinished
 from uniemox_dist.config.data_sections import RunConfig
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import remove_dir
 
 
-def superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = None) -> list[int]:
+def list_superfluous(steps: Iterable[int], keep_last: int, keep_every: int | None = None) -> list[int]:
     """The steps whose checkpoints are not kept, oldest first. The newest `keep_last` are kept, and all whose step is a
     multiple of `keep_every`; the newest one is always kept."""
     older = sorted(steps)[: -max(1, keep_last)]
     return [step for step in older if keep_every is None or step % keep_every]
 
 
-def policy(
+def choose_policy(
     config: Path, keep_last: int | None = None, keep_every: int | None = None
 ) -> tuple[int, int | None]:
     """Returns how many of the last checkpoints to keep, and the multiple of steps that are always kept: the arguments,
@@ -49,8 +49,8 @@ def policy(
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[str]:
     """Deletes the complete checkpoints below a run's checkpoints/ that are not kept; returns their names. Each is
     renamed before it is deleted, so that no reader sees a part of it."""
-    by_step = {checkpoint.step: checkpoint for checkpoint in complete_checkpoints(folder)}
-    doomed = [by_step[step].folder for step in superfluous(by_step, keep_last, keep_every)]
+    by_step = {checkpoint.step: checkpoint for checkpoint in list_complete_checkpoints(folder)}
+    doomed = [by_step[step].folder for step in list_superfluous(by_step, keep_last, keep_every)]
     for path in doomed:
         remove_dir(path)
     return [path.name for path in doomed]
@@ -59,7 +59,7 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[s
 def clear_unfinished(folder: Path) -> list[str]:
     """Deletes temporary folders of killed saves and deletions below checkpoints/. Call it only while no save is
     running."""
-    left = unfinished(folder)
+    left = list_unfinished(folder)
     for path in left:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

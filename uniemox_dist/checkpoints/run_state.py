@@ -8,7 +8,7 @@ from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.checkpoints.zero_state import Fragment, load_fragments
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.distributed.deepspeed_internals import shapes
+from uniemox_dist.distributed.deepspeed_internals import read_shapes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunState:
 def load(engine: Any, checkpoint: Checkpoint, averages: Iterable[Fragment] = ()) -> bool:
     """Loads weights and optimizer from a checkpoint of any world size and ZeRO stage, and the fragments of the moving
     average; returns False if the checkpoint has none. Collective."""
-    expected, found = shapes(engine), checkpoint.info["parameters"]
+    expected, found = read_shapes(engine), checkpoint.info["parameters"]
     if expected != found:
         names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
         raise UserError(

@@ -15,10 +15,10 @@ from uniemox_dist.checkpoints.folders import (
     UNREADABLE,
     Checkpoint,
     digest,
-    file_problem,
+    find_file_problem,
     read_checkpoint,
 )
-from uniemox_dist.checkpoints.retention import superfluous
+from uniemox_dist.checkpoints.retention import list_superfluous
 from uniemox_dist.core.errors import Fault
 from uniemox_dist.core.files import read_json
 
@@ -95,7 +95,7 @@ def _is_file(facts: object) -> bool:
     )
 
 
-def superseded(
+def list_superseded(
     place: Path, complete: Sequence[Checkpoint], keep_last: int, keep_every: int | None, aside: Sequence[Path]
 ) -> tuple[list[Path], list[tuple[Checkpoint, str]]]:
     """Returns the checkpoints to delete, and the damaged ones found, each with the reason. Only intact checkpoints
@@ -106,7 +106,7 @@ def superseded(
         Fault: if the newest checkpoint is damaged or missing and so cannot replace those that would be deleted.
     """
     steps = [checkpoint.step for checkpoint in complete]
-    plain = superfluous(steps, keep_last, keep_every)
+    plain = list_superfluous(steps, keep_last, keep_every)
     if not plain and not aside:
         return [], []
     if not complete:
@@ -117,7 +117,7 @@ def superseded(
             f"the newest checkpoint is damaged ({broken[0][1]}); nothing was deleted: start the run again, which "
             f"skips it, or delete {complete[-1].folder} by hand"
         )
-    doomed = superfluous(steps, keep_last + len(broken), keep_every) if plain else []
+    doomed = list_superfluous(steps, keep_last + len(broken), keep_every) if plain else []
     return [checkpoint.folder for checkpoint in complete if checkpoint.step in doomed], broken
 
 
@@ -145,7 +145,7 @@ def verify(
 
         def one(checkpoint: Checkpoint, name: str) -> str | None:
             facts = checkpoint.info["files"][name]
-            problem = file_problem(checkpoint.folder / name, facts, hashes=True)
+            problem = find_file_problem(checkpoint.folder / name, facts, hashes=True)
             read(facts["bytes"])
             return problem
 

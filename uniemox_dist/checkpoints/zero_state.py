@@ -22,12 +22,12 @@ from uniemox_dist.checkpoints.fragment_index import parse_key
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.collectives import share_bytes
 from uniemox_dist.distributed.deepspeed_internals import (
-    adam_states,
-    flat_partitions,
+    find_adam_states,
     gather_low_precision,
+    list_flat_partitions,
+    list_trained,
     locate_share,
-    shapes,
-    trained,
+    read_shapes,
 )
 
 NOTHING = torch.empty(0)
@@ -42,7 +42,7 @@ class Fragment:
     tensors: dict[str, Tensor]
 
 
-def fragments(engine: Any) -> Iterator[Fragment]:
+def list_fragments(engine: Any) -> Iterator[Fragment]:
     """This rank's fragments. Over all ranks they cover every parameter exactly once."""
     if not engine.zero_optimization():
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -53,9 +53,9 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             if end > start:
                 yield Fragment(f.name, start, {kind: t[start:end] for kind, t in f.tensors.items()})
         return
-    states = adam_states(engine)
-    flats = flat_partitions(engine)
-    for name, p in trained(engine):
+    states = find_adam_states(engine)
+    flats = list_flat_partitions(engine)
+    for name, p in list_trained(engine):
         place = locate_share(engine, p)
         if place is None:
             continue
@@ -65,9 +65,9 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         )
 
 
-def adam_step(engine: Any) -> float:
+def read_adam_step(engine: Any) -> float:
     """The number of updates that Adam has made; all its states agree on it."""
-    steps = {float(state["step"]) for state in adam_states(engine).values()}
+    steps = {float(state["step"]) for state in find_adam_states(engine).values()}
     assert len(steps) <= 1, f"Adam's states disagree on their step: {steps}"
     return steps.pop() if steps else 0.0
 
@@ -85,7 +85,7 @@ def load_fragments(engine: Any, checkpoint: Checkpoint, averages: Iterable[Fragm
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     sharded, parts = engine.zero_optimization(), part_files(checkpoint)
     own = set(own_files(checkpoint, rank, world_size))
-    wanted = _Wanted([*(fragments(engine) if sharded else _whole(engine)), *averages])
+    wanted = _Wanted([*(list_fragments(engine) if sharded else _whole(engine)), *averages])
     for name in parts:
         if name in own:
             wanted.fill(Part(checkpoint.folder / name, checkpoint.contents.get(name)))
@@ -104,7 +104,7 @@ def load_fragments(engine: Any, checkpoint: Checkpoint, averages: Iterable[Fragm
     if lacking or (has_ema and lacking_ema):
         text = f"{checkpoint.folder}: its parts do not hold every number exactly once; use another checkpoint"
         raise UserError(text if rank == 0 else "")  # one rank reports it
-    for state in adam_states(engine).values():
+    for state in find_adam_states(engine).values():
         state["step"].fill_(checkpoint.info["adam_step"])
     gather_low_precision(engine)
     return bool(has_ema)
@@ -148,7 +148,7 @@ def check(engine: Any) -> None:
         RuntimeError: if this version keeps its partitions differently.
     """
     try:
-        covered = sum(f.tensors["fp32"].numel() for f in fragments(engine))
+        covered = sum(f.tensors["fp32"].numel() for f in list_fragments(engine))
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise RuntimeError(
             f"this version of DeepSpeed keeps its ZeRO partitions differently ({error!r}); checkpoints would be "
@@ -156,7 +156,7 @@ def check(engine: Any) -> None:
         ) from error
     total = torch.tensor([float(covered)], dtype=torch.float64, device=engine.device)
     torch.distributed.all_reduce(total)
-    expected = sum(torch.Size(shape).numel() for shape in shapes(engine).values())
+    expected = sum(torch.Size(shape).numel() for shape in read_shapes(engine).values())
     if round(total.item()) != expected:
         raise RuntimeError(
             f"ZeRO partitions cover {round(total.item())} of {expected} numbers; install a tested DeepSpeed"
@@ -165,8 +165,8 @@ def check(engine: Any) -> None:
 
 def _whole(engine: Any) -> Iterator[Fragment]:
     """In stage 0, every parameter as one fragment."""
-    states = adam_states(engine)
-    for name, p in trained(engine):
+    states = find_adam_states(engine)
+    for name, p in list_trained(engine):
         yield Fragment(name, 0, _kinds(p, states))
 
 

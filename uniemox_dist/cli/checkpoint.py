@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uniemox_dist.cli.inputs import Checked
-from uniemox_dist.cli.one_run import RunPath, alone, asked_for, bytes_of, checkpoints_of, remove
+from uniemox_dist.cli.one_run import RunPath, count_bytes, find_checkpoints, hold_lock, list_requested, remove
 
 if TYPE_CHECKING:
     from uniemox_dist.checkpoints.folders import Checkpoint
@@ -42,20 +42,20 @@ def list_command(run: Path, as_json: bool) -> None:
     from datetime import datetime
 
     from uniemox_dist.checkpoints import folders
-    from uniemox_dist.checkpoints.retention import policy, superfluous
+    from uniemox_dist.checkpoints.retention import choose_policy, list_superfluous
     from uniemox_dist.checkpoints.verify import Unread, examine
     from uniemox_dist.cli.tables import columns
     from uniemox_dist.core.formatting import counted, size
 
-    place = checkpoints_of(run)
-    complete = folders.complete_checkpoints(place)
-    keep_last, keep_every = policy(run / "config.yaml")
-    doomed = set(superfluous([c.step for c in complete], keep_last, keep_every))
+    place = find_checkpoints(run)
+    complete = folders.list_complete_checkpoints(place)
+    keep_last, keep_every = choose_policy(run / "config.yaml")
+    doomed = set(list_superfluous([c.step for c in complete], keep_last, keep_every))
     facts = [_facts(c, kept=c.step not in doomed) for c in complete]
     others: dict[str, list[Path]] = {
-        "set_aside": folders.damaged_folders(place),
-        "incomplete": folders.incomplete(place),
-        "unfinished": folders.unfinished(place),
+        "set_aside": folders.list_damaged(place),
+        "incomplete": folders.list_incomplete(place),
+        "unfinished": folders.list_unfinished(place),
     }
     left: dict[str, list[dict[str, Any]]] = {
         kind: [{"name": p.name, "bytes": _bytes_of_files(p)} for p in some] for kind, some in others.items()
@@ -106,7 +106,7 @@ def list_command(run: Path, as_json: bool) -> None:
 @checkpoint.command(
     "verify",
     cls=Checked,
-    check=lambda context: asked_for(context.params["run"], context.params["step"]) and None,
+    check=lambda context: list_requested(context.params["run"], context.params["step"]) and None,
 )
 @RUN
 @click.option("--step", type=click.IntRange(0), help="Only the checkpoint of this step.")
@@ -122,7 +122,7 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
     from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT
     from uniemox_dist.core.formatting import counted, size
 
-    seen = asked_for(run, step)
+    seen = list_requested(run, step)
     chosen = [one for one in seen if not isinstance(one, Unread)]
     unread = [one for one in seen if isinstance(one, Unread)]
     incomplete = [one for one in unread if one.kind == "incomplete"]
@@ -169,27 +169,27 @@ def prune_command(
     is training, because that run prunes its own checkpoints.
     """
     from uniemox_dist.checkpoints import folders
-    from uniemox_dist.checkpoints.retention import policy
-    from uniemox_dist.checkpoints.verify import Unread, examine, superseded
+    from uniemox_dist.checkpoints.retention import choose_policy
+    from uniemox_dist.checkpoints.verify import Unread, examine, list_superseded
     from uniemox_dist.core.formatting import counted, size
 
-    place = checkpoints_of(run)
-    with alone(run, only_look=dry_run):
-        complete = folders.complete_checkpoints(place)
+    place = find_checkpoints(run)
+    with hold_lock(run, only_look=dry_run):
+        complete = folders.list_complete_checkpoints(place)
         aside: list[Path] = []
         if damaged:
-            unread = [one for one in map(examine, folders.incomplete(place)) if isinstance(one, Unread)]
+            unread = [one for one in map(examine, folders.list_incomplete(place)) if isinstance(one, Unread)]
             # Folders of a newer version, or on a disk that does not answer, may be intact.
             lost = [one.folder for one in unread if one.kind in ("incomplete", "damaged")]
-            aside = folders.damaged_folders(place) + lost
-        kept = policy(run / "config.yaml", keep_last, keep_every)
-        old, broken = superseded(place, complete, *kept, aside)
+            aside = folders.list_damaged(place) + lost
+        kept = choose_policy(run / "config.yaml", keep_last, keep_every)
+        old, broken = list_superseded(place, complete, *kept, aside)
         for one, problem in broken:
             click.echo(f"{one.folder.name} is damaged and does not count as kept: {problem}")
-        left = folders.unfinished(place)
+        left = folders.list_unfinished(place)
         freed = 0
         for path in (*old, *aside, *left):
-            count, link = bytes_of(path), path.is_symlink()
+            count, link = count_bytes(path), path.is_symlink()
             if not dry_run:
                 remove(path, seen=path not in left)
             freed += count
@@ -208,14 +208,14 @@ def _bytes_of_files(folder: Path) -> int:
     from uniemox_dist.checkpoints.folders import COMPLETE
 
     own = folder / COMPLETE
-    return bytes_of(folder) - (own.stat().st_size if own.is_file() and not folder.is_symlink() else 0)
+    return count_bytes(folder) - (own.stat().st_size if own.is_file() and not folder.is_symlink() else 0)
 
 
 def _facts(found: "Checkpoint", *, kept: bool) -> dict[str, Any]:
-    from uniemox_dist.runs.status import saved_time
+    from uniemox_dist.runs.status import read_saved_time
 
     info = found.info
-    time = saved_time(info, found.completed)
+    time = read_saved_time(info, found.completed)
     return {
         "name": found.folder.name,
         "step": found.step,

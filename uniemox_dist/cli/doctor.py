@@ -98,7 +98,7 @@ def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) ->
 def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: bool) -> list["Finding"]:
     """Runs the checks and prints each finding at once. Rank 0 prints the findings of all ranks; any rank prints those
     of its own."""
-    from uniemox_dist.doctor.all_checks import alone, examine, meeting_failed
+    from uniemox_dist.doctor.all_checks import check_alone, describe_failed_meeting, examine
     from uniemox_dist.doctor.findings import Finding
     from uniemox_dist.doctor.preflight import preflight
 
@@ -114,12 +114,12 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
         from uniemox_dist.distributed import collectives
 
         # Before the ranks connect: one without a device cannot, and the others would wait for it.
-        if problems := alone(world):
+        if problems := check_alone(world):
             return say(problems, together=False)
         try:
             device = collectives.init(world, MEETING_S)
         except (RuntimeError, ValueError) as error:
-            return say([meeting_failed(error, world)], together=False)
+            return say([describe_failed_meeting(error, world)], together=False)
     else:
         status: Literal["warn", "fail"] = "warn" if subject.config is None else "fail"
         fix = f"run {install_command('train')}; until then each process checks its own node only"
@@ -131,14 +131,14 @@ def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: boo
             found += say(findings, together=with_torch)
     except RuntimeError as error:
         # A collective operation failed. Measurements on one rank do not raise.
-        found += say([meeting_failed(error, world)], together=False)
+        found += say([describe_failed_meeting(error, world)], together=False)
     return found
 
 
 def _end(found: Sequence["Finding"], world: "World", json_file: str | None) -> int:
     """Prints the number of findings of each kind, writes the file, and returns the exit code."""
     from uniemox_dist.core.files import write_json
-    from uniemox_dist.doctor.findings import worst
+    from uniemox_dist.doctor.findings import find_worst
 
     if world.is_main:
         kinds = ("ok", "warn", "fail")
@@ -149,8 +149,8 @@ def _end(found: Sequence["Finding"], world: "World", json_file: str | None) -> i
                 "format_version": 1,
                 "time": round(time.time(), 3),
                 "ranks": world.size,
-                "status": worst(found),
+                "status": find_worst(found),
                 "findings": [finding.facts() for finding in found],
             }
             write_json(json_file, facts)
-    return EXIT_FAULT if worst(found) == "fail" else EXIT_DONE
+    return EXIT_FAULT if find_worst(found) == "fail" else EXIT_DONE

@@ -231,7 +231,7 @@ def _run(
         **given,
     )
     measure.print_result(result)
-    for remark in measure.remarks(result):
+    for remark in measure.list_remarks(result):
         click.echo(f"uniemox: warning: {remark}", err=True)
     if confusion is not None:
         measure.write_confusion(result, confusion)

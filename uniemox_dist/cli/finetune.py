@@ -31,9 +31,9 @@ def finetune(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
 
 
 def _load(recipe: str, overrides: Sequence[str]) -> "Config":
-    from uniemox_dist.config.load import finetuning, load_config
+    from uniemox_dist.config.load import load_config, require_finetuning
 
-    return finetuning(load_config(recipe, overrides))
+    return require_finetuning(load_config(recipe, overrides))
 
 
 def _train() -> Callable[..., int]:
@@ -43,12 +43,12 @@ def _train() -> Callable[..., int]:
 
 
 def _check(config: "Config", nproc: int) -> None:
-    from uniemox_dist.config.load import finetuning
+    from uniemox_dist.config.load import require_finetuning
     from uniemox_dist.data.splits import make_train_sources, open_splits
     from uniemox_dist.train.engine import grad_accum
     from uniemox_dist.train.schedule import Schedule
 
-    config = finetuning(config)
+    config = require_finetuning(config)
     grad_accum(config, nproc)
     sources = make_train_sources(config, open_splits(config))
     sources.plan(config)

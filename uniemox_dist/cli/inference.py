@@ -142,12 +142,14 @@ def predict(
         )
     pictures = Pictures(source, layout)
     if kind == "csv":
-        click.echo(prediction.as_csv(None, predictor))
+        click.echo(prediction.format_csv(None, predictor))
     failed: list[tuple[str, str]] = []
     for line in prediction.predict(predictor, pictures, batch=batch, workers=workers):
         if "error" in line:
             failed.append((line["picture"], line["error"]))
-        click.echo(prediction.as_csv(line, predictor) if kind == "csv" else prediction.as_json(line, top))
+        click.echo(
+            prediction.format_csv(line, predictor) if kind == "csv" else prediction.format_json(line, top)
+        )
     if len(failed) == len(pictures):
         raise none_readable(f"INPUT={source}", len(failed), failed)
     if failed:

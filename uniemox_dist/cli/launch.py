@@ -66,12 +66,14 @@ class _Submit(click.Command):
 def _may_be_recipe(first: Sequence[str]) -> bool:
     """Whether the first word after `--` is a recipe or a KEY=VALUE pair, so that `--` only ends the options."""
     from uniemox_dist.cli.main import COMMANDS
-    from uniemox_dist.config.load import shipped_recipes
+    from uniemox_dist.config.load import list_shipped_recipes
 
     if not first or first[0] in COMMANDS:
         return False
     word = first[0]
-    return not word.startswith("-") and ("=" in word or Path(word).is_file() or word in shipped_recipes())
+    return not word.startswith("-") and (
+        "=" in word or Path(word).is_file() or word in list_shipped_recipes()
+    )
 
 
 @click.group(cls=_Launch)

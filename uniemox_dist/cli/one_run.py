@@ -36,7 +36,7 @@ def refuse_empty(run: object) -> None:
         raise UserError("RUN is empty; give run.dir/run.name, such as demo/runs/demo")
 
 
-def checkpoints_of(run: Path) -> Path:
+def find_checkpoints(run: Path) -> Path:
     """A run's checkpoints/.
 
     Raises:
@@ -56,7 +56,7 @@ def checkpoints_of(run: Path) -> Path:
 
 
 @contextmanager
-def alone(run: Path, *, only_look: bool) -> Iterator[None]:
+def hold_lock(run: Path, *, only_look: bool) -> Iterator[None]:
     """Holds the run's lock, so that it cannot start meanwhile.
 
     Raises:
@@ -82,7 +82,7 @@ def alone(run: Path, *, only_look: bool) -> Iterator[None]:
         folder.unlock()
 
 
-def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
+def list_requested(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
     """The folders that `verify` checks: those of a run's checkpoints, or one folder, which may be set aside.
 
     Raises:
@@ -102,10 +102,10 @@ def asked_for(run: Path, step: int | None) -> "list[Checkpoint | Unread]":
                 f"--step={step}: RUN={run} is the checkpoint of step {one.step}; leave --step out"
             )
         return [one]
-    place = checkpoints_of(run)
-    chosen: list[Checkpoint | Unread] = [*folders.complete_checkpoints(place)]
+    place = find_checkpoints(run)
+    chosen: list[Checkpoint | Unread] = [*folders.list_complete_checkpoints(place)]
     steps = ", ".join(str(c.step) for c in chosen if not isinstance(c, Unread)) or "none"
-    chosen += map(examine, folders.incomplete(place))
+    chosen += map(examine, folders.list_incomplete(place))
     if not chosen:
         raise UserError(f"RUN={run}: has no complete checkpoint; let the run save one first")
     if step is not None:
@@ -134,10 +134,10 @@ def remove(path: Path, *, seen: bool) -> None:
         (remove_dir if seen else shutil.rmtree)(path)
 
 
-def bytes_of(path: Path) -> int:
+def count_bytes(path: Path) -> int:
     """Bytes that deleting a path frees: 0 for a link."""
-    from uniemox_dist.checkpoints.folders import bytes_below
+    from uniemox_dist.checkpoints.folders import count_bytes_below
 
     if path.is_symlink():
         return 0
-    return bytes_below(path) if path.is_dir() else path.stat().st_size
+    return count_bytes_below(path) if path.is_dir() else path.stat().st_size

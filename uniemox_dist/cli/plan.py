@@ -109,7 +109,7 @@ def plan(
     from launch.checks import find_missing_start
     from launch.plan.pace import read_run
     from launch.plan.plan import PlanInputs, make_plan
-    from uniemox_dist.cli.plan_page import page
+    from uniemox_dist.cli.plan_page import render_page
     from uniemox_dist.config.load import load_config
     from uniemox_dist.core.devices import find_device
     from uniemox_dist.core.errors import UserError
@@ -140,7 +140,7 @@ def plan(
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        click.echo(page(found))
+        click.echo(render_page(found))
 
 
 def _one_pace(**given: object) -> None:
@@ -163,16 +163,16 @@ def _data(config: "Config", samples: int | None, inputs: "PlanInputs", overrides
         UserError: if they are missing or damaged.
     """
     from launch.checks import check_eval_path, check_teacher
-    from launch.plan.data import open_data, stated_data
-    from launch.plan.ranks import legal_ranks, why_illegal
+    from launch.plan.data import make_stated_data, open_data
+    from launch.plan.ranks import explain_illegal, legal_ranks
     from uniemox_dist.core.errors import UserError
 
     here = inputs.nodes * inputs.per_node
     if here > config.batch.streams or not legal_ranks(config):  # checked first, because it needs no data
-        reason = why_illegal(config, here)
+        reason = explain_illegal(config, here)
         raise UserError(f"--nodes={inputs.nodes} --gpus-per-node={inputs.per_node}: {reason}")
     if samples is not None:
-        return stated_data(config, samples)
+        return make_stated_data(config, samples)
     try:
         if any(pair.startswith("data.eval_path=") for pair in overrides):
             check_eval_path(config)

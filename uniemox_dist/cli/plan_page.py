@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import click
 
-from launch.plan.data import MS_PER_SAMPLE, bytes_in_use
+from launch.plan.data import MS_PER_SAMPLE, count_bytes_in_use
 from launch.plan.memory import Memory
 from launch.plan.model import count_numbers
 from launch.plan.network import Traffic
 from launch.plan.pace import ASSUMED_MFU
 from launch.plan.plan import Plan, Remark
-from uniemox_dist.cli.tables import columns, fact, good, title, warning
+from uniemox_dist.cli.tables import columns, render_fact, render_ok, render_warning, title
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.core.devices import UNNAMED, device_names
 from uniemox_dist.core.formatting import (
@@ -25,7 +25,7 @@ from uniemox_dist.core.formatting import (
 )
 
 
-def page(plan: Plan) -> str:
+def render_page(plan: Plan) -> str:
     """Returns the lines of all sections."""
     sections = [
         _head(plan),
@@ -53,11 +53,11 @@ def _head(plan: Plan) -> list[str]:
     accumulation = batch.global_batch // (batch.micro_batch * plan.ranks)
     lines = [
         title(f"{config.run.name}: {name} on {_place(plan)}"),
-        fact(
+        render_fact(
             "classifier" if finetunes else "student",
             f"{trained / 1e6:.1f} M trained parameters ({', '.join(parts)}), {plan.precision}",
         ),
-        fact(
+        render_fact(
             "step",
             f"{batch.global_batch} samples = {plan.ranks:,} ranks x micro-batch {batch.micro_batch} x accumulation "
             f"{accumulation}, ZeRO {config.zero.stage}",
@@ -66,13 +66,13 @@ def _head(plan: Plan) -> list[str]:
     if plan.tower.embedding_width is not None:
         source = "live" if config.teacher.source == "live" else "from a cache"
         size_ = f"{plan.tower.parameters / 1e6:.1f} M, " if plan.tower.parameters else ""
-        lines.append(fact("teacher", f"{size_}{source}, embedding width {plan.tower.embedding_width}"))
+        lines.append(render_fact("teacher", f"{size_}{source}, embedding width {plan.tower.embedding_width}"))
     if plan.tower.remark:
-        lines.append(warning(plan.tower.remark))
+        lines.append(render_warning(plan.tower.remark))
     lines += _remarks(plan.remarks["ranks"])
     legal = [n for n in plan.legal if n <= 4 * plan.inputs.nodes * plan.inputs.per_node]
     text = ", ".join(f"{n:,}" for n in legal[-12:])
-    lines.append(fact("legal ranks", f"{'… ' if len(legal) > 12 else ''}{text}"))
+    lines.append(render_fact("legal ranks", f"{'… ' if len(legal) > 12 else ''}{text}"))
     return lines
 
 
@@ -173,13 +173,15 @@ def _recommendation(plan: Plan) -> list[str]:
     room = f"{device.usable_bytes / 1e9:.1f} GB, which leaves a tenth free"
     if found is None:
         return [
-            warning(f"nothing of this fits in {room} (! marks what does not); more GPUs, or a smaller model")
+            render_warning(
+                f"nothing of this fits in {room} (! marks what does not); more GPUs, or a smaller model"
+            )
         ]
     pairs = [f"zero.stage={found.stage}", f"batch.micro_batch={found.micro_batch}"]
     pairs += ["compute.checkpoint_blocks=true"] if plan.recommended_again else []
     all_fit = all(m.fits(device) for m in (*plan.memory, *plan.again))
     said = f"all of this fits in {room}" if all_fit else f"! does not fit in {room}"
-    return [said, good(f"recommended: {' '.join(pairs)}: {gigabytes(found.total)} GB")]
+    return [said, render_ok(f"recommended: {' '.join(pairs)}: {gigabytes(found.total)} GB")]
 
 
 def _network(plan: Plan) -> list[str]:
@@ -224,15 +226,15 @@ def _hours(plan: Plan) -> list[str]:
     flops = plan.flops.training
     lines = [
         title("Time"),
-        fact(
+        render_fact(
             "length",
             f"{plan.steps:,} steps = {samples:,} samples = {samples / plan.data.epoch_samples:.4g} epochs of "
             f"{plan.data.epoch_samples:,}",
         ),
-        fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 per sample, {power_of_ten(flops * samples)} in all"),
+        render_fact("FLOPs", f"{flops / 1e9:.4g} x 10^9 per sample, {power_of_ten(flops * samples)} in all"),
     ]
     if pace is None or plan.step_s is None or plan.hours is None:
-        return [*lines, fact("pace", f"not known: {_how_to_state_the_pace(plan)}")]
+        return [*lines, render_fact("pace", f"not known: {_how_to_state_the_pace(plan)}")]
     share = "" if pace.mfu is None else f", {100 * pace.mfu:.3g} % of the peak"
     source = (
         f"assumed: {100 * ASSUMED_MFU:g} % of the peak; --mfu states it"
@@ -242,10 +244,10 @@ def _hours(plan: Plan) -> list[str]:
     gpu_hours = plan.hours * plan.inputs.nodes * plan.inputs.per_node
     unit = "GPU" if plan.inputs.device.is_gpu else "rank"
     pace_line = f"{rate(pace.samples_per_s)} samples/s{share}, {plan.step_s:.3g} s per step"
-    lines.append(fact("pace", f"{pace_line} ({source})"))
+    lines.append(render_fact("pace", f"{pace_line} ({source})"))
     hours = f"{duration(plan.hours * 3600)} = {rate(plan.hours)} hours, {rate(gpu_hours)} {unit} hours"
     rest = "starts, validations, saves" if isinstance(config, FinetuneRun) else "starts, saves"
-    lines.append(fact("run", f"{hours}, without {rest} and failures"))
+    lines.append(render_fact("run", f"{hours}, without {rest} and failures"))
     return [*lines, *_remarks(plan.remarks["pace"])]
 
 
@@ -271,8 +273,10 @@ def _loading(plan: Plan) -> list[str]:
     cost = f"{ms:g} ms a sample" if ms else measured
     return [
         title("Loader, of one node"),
-        fact("pace", f"{rate(need.samples_per_s)} samples/s x {cost} = {need.busy:.3g} cores busy"),
-        fact("needs", f"data.workers={need.workers} per rank; {need.cores} cores with one for each rank"),
+        render_fact("pace", f"{rate(need.samples_per_s)} samples/s x {cost} = {need.busy:.3g} cores busy"),
+        render_fact(
+            "needs", f"data.workers={need.workers} per rank; {need.cores} cores with one for each rank"
+        ),
         *_remarks(plan.remarks["loading"]),
     ]
 
@@ -286,7 +290,7 @@ def _balance(plan: Plan) -> list[str]:
         return [
             title("Data"),
             text,
-            fact("streams", f"{streams}, {mean:,.6g} samples each, {streams // plan.ranks} per rank"),
+            render_fact("streams", f"{streams}, {mean:,.6g} samples each, {streams // plan.ranks} per rank"),
             *_remarks(plan.remarks["balance"]),
         ]
     rows = [
@@ -302,7 +306,7 @@ def _balance(plan: Plan) -> list[str]:
         f"{streams // plan.ranks} per rank",
         *columns(("", "least", "mean", "most", "most/mean"), rows, left=("",)),
     ]
-    node = bytes_in_use(plan.config, data, streams * plan.per_node // plan.ranks)
+    node = count_bytes_in_use(plan.config, data, streams * plan.per_node // plan.ranks)
     lines.append(
         f"a stream reads from at most {counted(found.shards_at_a_time, 'shard')} at a time; a node's streams from "
         f"{size(node)} of shards"
@@ -318,16 +322,18 @@ def _saving(plan: Plan) -> list[str]:
     save, interval = saving.save, saving.interval
     lines = [
         title("Checkpoints"),
-        fact(
+        render_fact(
             "size",
             f"{size(saving.size.total)}, {size(saving.size.per_rank)} per rank; {size(saving.size.kept)} kept at most",
         ),
-        fact("a save", f"steps wait {save.waits_s:.2g} s, written after {save.seconds:.3g} s: {save.source}"),
+        render_fact(
+            "a save", f"steps wait {save.waits_s:.2g} s, written after {save.seconds:.3g} s: {save.source}"
+        ),
     ]
     if interval is not None and plan.step_s is not None:
         assumed = " (assumed)" if saving.mtbf_assumed else ""
         lines.append(
-            fact(
+            render_fact(
                 "failures",
                 f"a node fails every {saving.node_mtbf_h:,.4g} h{assumed}, so the job every "
                 f"{duration(interval.job_mtbf_s)}",
@@ -339,11 +345,11 @@ def _saving(plan: Plan) -> list[str]:
         )
         mine += _share(interval.lost_share_now)
         far = interval.lost_share_now > 1.5 * interval.lost_share and interval.lost_share_now > 0.005
-        lines.append(fact("interval", f"{advice} of the time (Young/Daly); {mine}"))
+        lines.append(render_fact("interval", f"{advice} of the time (Young/Daly); {mine}"))
         if far:
-            lines.append(warning(f"run.save_every={config.run.save_every} is far from that"))
+            lines.append(render_warning(f"run.save_every={config.run.save_every} is far from that"))
     lead = f"a signal at least {math.ceil(saving.lead.seconds)} s before the time limit: {saving.lead.source}"
-    lines.append(fact("lead", lead))
+    lines.append(render_fact("lead", lead))
     return lines
 
 
@@ -357,4 +363,4 @@ def _cells(spread: object, form: str, scale: float = 1.0) -> list[str]:
 
 
 def _remarks(remarks: Sequence[Remark]) -> list[str]:
-    return [warning(text) if status == "warn" else good(text) for status, text in remarks]
+    return [render_warning(text) if status == "warn" else render_ok(text) for status, text in remarks]

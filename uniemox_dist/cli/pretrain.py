@@ -29,9 +29,9 @@ def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume:
 
 
 def _load(recipe: str, overrides: Sequence[str]) -> "Config":
-    from uniemox_dist.config.load import load_config, pretraining
+    from uniemox_dist.config.load import load_config, require_pretraining
 
-    return pretraining(load_config(recipe, overrides))
+    return require_pretraining(load_config(recipe, overrides))
 
 
 def _train() -> Callable[..., int]:

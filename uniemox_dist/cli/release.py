@@ -10,14 +10,14 @@ FOLDER = click.Path(path_type=Path)
 
 
 def _check(context: click.Context) -> None:
-    from uniemox_dist.checkpoints.folders import named_checkpoint
+    from uniemox_dist.checkpoints.folders import find_checkpoint
     from uniemox_dist.release.format import read_release
 
     run = context.params["run"]
     if context.params["inspect"] or context.params["verify"]:
         read_release(run)
     else:
-        named_checkpoint(run, "RUN")
+        find_checkpoint(run, "RUN")
 
 
 @click.command(cls=Checked, check=_check)

@@ -22,11 +22,11 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     The run may still train; write the page again for its newest state.
     """
     from uniemox_dist.core.formatting import size
-    from uniemox_dist.runs.jobs import jobs_of
+    from uniemox_dist.runs.jobs import read_jobs
     from uniemox_dist.runs.report.page import write_report
     from uniemox_dist.scheduler.commands import JobQueries
 
     # If squeue does not answer, the state is determined from the folder only.
-    answers = JobQueries().ask([job.id for job in jobs_of(run)])
+    answers = JobQueries().ask([job.id for job in read_jobs(run)])
     path = write_report(run, evaluation, out, answers)
     click.echo(f"{path}: {size(path.stat().st_size)}, open it in a browser")

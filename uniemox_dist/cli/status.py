@@ -68,11 +68,11 @@ def status(
         raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
     queue = JobQueries()
     if watch is None:
-        click.echo(_json(runs, below, queue) if as_json else _page(runs, below, queue))
+        click.echo(_print_json(runs, below, queue) if as_json else _render_page(runs, below, queue))
         return
     try:
         while True:
-            page = _page(runs, below, queue)
+            page = _render_page(runs, below, queue)
             # Overwrite line by line and clear the rest, which does not flicker.
             lines = "\033[H" + "".join(f"{line}\033[K\n" for line in page.splitlines()) + "\033[J"
             click.echo(lines if sys.stdout.isatty() else page)
@@ -81,8 +81,8 @@ def status(
         return
 
 
-def _json(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
-    looks = _looks(_find(runs, below), queue)
+def _print_json(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
+    looks = _read_all(_find(runs, below), queue)
     found = [{key: value for key, value in facts.items() if key != "tone"} for facts, _ in looks]
     about = {
         "format": "uniemox-status",
@@ -94,16 +94,16 @@ def _json(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
     return json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _page(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
-    from uniemox_dist.cli.status_table import page
+def _render_page(runs: Sequence[str], below: str | None, queue: "JobQueries") -> str:
+    from uniemox_dist.cli.status_table import render_table
 
-    looks = _looks(_find(runs, below), queue)
+    looks = _read_all(_find(runs, below), queue)
     if below is not None:
         for facts, _ in looks:
             inside = Path(facts["run"]).relative_to(below)
             facts["run"] = str(inside) if inside.parts else facts["run"]
     width = shutil.get_terminal_size((200, 24)).columns if sys.stdout.isatty() else 0
-    return page(looks, width, queue.remark)
+    return render_table(looks, width, queue.remark)
 
 
 def _find(patterns: Sequence[str], below: str | None) -> list["RunFolder"]:
@@ -116,15 +116,15 @@ def _find(patterns: Sequence[str], below: str | None) -> list["RunFolder"]:
     from uniemox_dist.runs.folder import RunFolder
 
     if below is not None:
-        return _below(below)
+        return _list_below(below)
     found: dict[Path, RunFolder] = {}
     for pattern in patterns:
         refuse_empty(pattern)
-        found |= {run.path.resolve(): run for run in _meant(pattern)}
+        found |= {run.path.resolve(): run for run in _find_meant(pattern)}
     return list(found.values())
 
 
-def _meant(pattern: str) -> list["RunFolder"]:
+def _find_meant(pattern: str) -> list["RunFolder"]:
     from glob import escape, glob
 
     from uniemox_dist.core.errors import UserError
@@ -144,7 +144,7 @@ def _meant(pattern: str) -> list["RunFolder"]:
     return runs
 
 
-def _below(place: str) -> list["RunFolder"]:
+def _list_below(place: str) -> list["RunFolder"]:
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.runs.folder import RunFolder, find_runs, is_run
 
@@ -161,25 +161,25 @@ def _below(place: str) -> list["RunFolder"]:
     return runs
 
 
-def _looks(
+def _read_all(
     runs: Sequence["RunFolder"], queue: "JobQueries"
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Facts and events of each run; squeue is called once for all of them."""
-    from uniemox_dist.runs.jobs import job_of, jobs_of
+    from uniemox_dist.runs.jobs import choose_job, read_jobs
 
-    jobs = [jobs_of(run.path) for run in runs]
+    jobs = [read_jobs(run.path) for run in runs]
     answers = queue.ask([job.id for some in jobs for job in some])
-    return [_look(run, job_of(some, answers)) for run, some in zip(runs, jobs, strict=True)]
+    return [_read_one(run, choose_job(some, answers)) for run, some in zip(runs, jobs, strict=True)]
 
 
-def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _read_one(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The facts of a run, and its events."""
-    from uniemox_dist.checkpoints.folders import newest_complete
+    from uniemox_dist.checkpoints.folders import find_newest_complete
     from uniemox_dist.config.load import parse_yaml
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.runs.folder import read_lines
-    from uniemox_dist.runs.history import History, sections
-    from uniemox_dist.runs.status import Saved, saved_time, summarize
+    from uniemox_dist.runs.history import History, select_sections
+    from uniemox_dist.runs.status import Saved, read_saved_time, summarize
 
     # First, because a run that ends while its files are read must not appear killed.
     lock = run.look_at_lock()
@@ -190,7 +190,7 @@ def _look(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dic
     events, metrics = read_lines(run.events), read_lines(run.metrics, METRICS_BYTES)
     if not lock.held:  # a run may have begun while its files were read
         lock = run.look_at_lock()
-    newest = newest_complete(run.checkpoints)
-    saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
+    newest = find_newest_complete(run.checkpoints)
+    saved = Saved(newest.step, read_saved_time(newest.info, newest.completed)) if newest is not None else None
     history = History(metrics, events)
-    return summarize(str(run.path), sections(config), history, lock, saved, time.time(), job), events
+    return summarize(str(run.path), select_sections(config), history, lock, saved, time.time(), job), events

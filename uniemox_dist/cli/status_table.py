@@ -57,13 +57,13 @@ Facts = dict[str, Any]
 Events = list[dict[str, Any]]
 
 
-def page(looks: Sequence[tuple[Facts, Events]], width: int, remark: str = "") -> str:
+def render_table(looks: Sequence[tuple[Facts, Events]], width: int, remark: str = "") -> str:
     """Returns the table; for a single run also its details and last events.
 
     `width` is the terminal's, or 0 for no limit. `remark` is a last line about the query itself.
     """
     one = looks[0] if len(looks) == 1 else None
-    rows = [[*_row(facts), "" if one else _last_event(facts, width)] for facts, _ in looks]
+    rows = [[*_render_row(facts), "" if one else _last_event(facts, width)] for facts, _ in looks]
     lines = columns(
         HEAD,
         rows,
@@ -72,14 +72,14 @@ def page(looks: Sequence[tuple[Facts, Events]], width: int, remark: str = "") ->
         drop=DROP,
         shrink=SHRINK,
     )
-    below = ["", *_details(one[0]), *_told(one[1])] if one else []
+    below = ["", *_details(one[0]), *_render_events(one[1])] if one else []
     below += ["", remark] if remark else []
     if width:  # a wrapped line would scroll the first lines off the screen
         below = [line if len(line) <= width else f"{line[: width - 1]}…" for line in below]
     return "\n".join([*lines, *below])
 
 
-def _row(facts: Facts) -> list[str]:
+def _render_row(facts: Facts) -> list[str]:
     def shown(key: str, form: str, scale: float = 1.0, unit: str = "") -> str:
         return "–" if facts[key] is None else f"{scale * facts[key] if unit else facts[key]:{form}}{unit}"
 
@@ -170,7 +170,7 @@ def _job_details(job: Facts | None) -> str:
     return said
 
 
-def _told(events: Events) -> list[str]:
+def _render_events(events: Events) -> list[str]:
     lines = [
         f"  {moment(e.get('time'), '%m-%d %H:%M:%S'):14}  {format_event(e)}" for e in events[-EVENTS_SHOWN:]
     ]

@@ -77,7 +77,7 @@ def title(text: str) -> str:
     return click.style(text, bold=True)
 
 
-def fact(label: str, text: str) -> str:
+def render_fact(label: str, text: str) -> str:
     """A label and a text, which is wrapped and indented below its own beginning."""
     tied = UNIT.sub("\u00a0", text)
     first, *rest = textwrap.wrap(tied, WIDTH - LABEL, break_long_words=False, break_on_hyphens=False) or [""]
@@ -85,17 +85,17 @@ def fact(label: str, text: str) -> str:
     return "\n".join(lines).replace("\u00a0", " ")
 
 
-def warning(text: str) -> str:
+def render_warning(text: str) -> str:
     """A text with the verdict `warn`."""
-    return verdict(click.style("warn", fg="yellow"), text)
+    return render_verdict(click.style("warn", fg="yellow"), text)
 
 
-def good(text: str) -> str:
+def render_ok(text: str) -> str:
     """A text with the verdict `ok`."""
-    return verdict(click.style("ok", fg="green"), text)
+    return render_verdict(click.style("ok", fg="green"), text)
 
 
-def verdict(word: str, text: str) -> str:
+def render_verdict(word: str, text: str) -> str:
     """A text with a word before it."""
-    line = fact("", text)[LABEL:]
+    line = render_fact("", text)[LABEL:]
     return word + " " * (LABEL - len(click.unstyle(word))) + line

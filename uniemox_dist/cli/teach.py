@@ -130,7 +130,7 @@ class TeachJob:
         Raises:
             UserError: naming the wrong option.
         """
-        from shards.format.manifest import manifest_folders
+        from shards.format.manifest import find_manifest_folders
         from shards.pack.settings import parse_part
         from shards.storage import is_local, place
         from uniemox_dist.config.schema import TeacherConfig
@@ -170,7 +170,7 @@ class TeachJob:
                 f"DIR={location}: is remote; run this command on a local copy (pretraining caches captions of remote "
                 f"data in the run's folder)"
             )
-        folders = manifest_folders(folder)
+        folders = find_manifest_folders(folder)
         if not folders:
             raise UserError(f"DIR={folder}: contains no manifest.json; build it with `uniemox shards pack`")
         world = World.from_env(meets=False)

@@ -78,7 +78,7 @@ def _launch(
     command: Command, recipe: str, overrides: Sequence[str], nproc: int, resume: str, signals: "Signals"
 ) -> int:
     """Starts the ranks of this machine, and restarts them after faults; a signal before that ends it."""
-    from launch.restarts import exit_after_stop, newest_step, run_with_restarts
+    from launch.restarts import exit_after_stop, find_newest_step, run_with_restarts
     from uniemox_dist.runs.folder import RunFolder
 
     config = command.load(recipe, overrides)
@@ -86,11 +86,11 @@ def _launch(
 
     def rank() -> list[str]:
         # --resume applies to the first attempt only: once the run has its own checkpoint, it resumes that.
-        began = newest_step(folder) != before
+        began = find_newest_step(folder) != before
         how = "auto" if began else resume
         return [sys.executable, "-m", "uniemox_dist.cli", command.name, recipe, *overrides, "--resume", how]
 
-    before = newest_step(folder)
+    before = find_newest_step(folder)
     if signals.received:
         return exit_after_stop(folder, signals)
     command.check(config, nproc)

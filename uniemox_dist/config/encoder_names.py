@@ -34,7 +34,7 @@ table before those of the patches (if it is not 1, for the class token)."""
 
 
 @cache
-def shapes() -> dict[str, dict[str, Any]]:
+def list_shapes() -> dict[str, dict[str, Any]]:
     """Shapes by name: image_size, patch_size, width, depth, heads and mlp_ratio; for some also keys of PECULIAR."""
     table: dict[str, dict[str, Any]] = json.loads(
         resources.files("uniemox_dist").joinpath("config/vits.json").read_text(encoding="utf-8")
@@ -47,9 +47,9 @@ def timm_name(name: str) -> str:
     return SIZES.get(name, name)
 
 
-def peculiar(name: str | None) -> dict[str, Any]:
+def find_peculiarities(name: str | None) -> dict[str, Any]:
     """The properties of a named encoder that are listed in PECULIAR."""
-    return {key: value for key, value in shapes().get(name or "", {}).items() if key in PECULIAR}
+    return {key: value for key, value in list_shapes().get(name or "", {}).items() if key in PECULIAR}
 
 
 def fill_in(values: dict[str, Any]) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def fill_in(values: dict[str, Any]) -> dict[str, Any]:
     name = values.get("name")
     if not isinstance(name, str):
         return values
-    if name not in shapes():
-        near = difflib.get_close_matches(name, list(shapes()), n=3, cutoff=0.4) or list(SIZES)
+    if name not in list_shapes():
+        near = difflib.get_close_matches(name, list(list_shapes()), n=3, cutoff=0.4) or list(SIZES)
         raise ValueError(f"model.name={name}: not a vision transformer of timm; nearest: {', '.join(near)}")
-    shape = {key: value for key, value in shapes()[name].items() if key not in PECULIAR}
+    shape = {key: value for key, value in list_shapes()[name].items() if key not in PECULIAR}
     given = {key: value for key, value in values.items() if value is not None or key not in shape}
     for key, value in shape.items():
         if key not in FREE and key in given and given[key] != value:

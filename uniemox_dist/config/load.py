@@ -97,7 +97,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}:{place} is not valid YAML: {problem}") from None
 
 
-def shipped_recipes() -> list[str]:
+def list_shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("launch") / "recipes"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
@@ -116,11 +116,11 @@ def read_recipe(
         path = next((Path(os.path.normpath(p)) for p in near if p.is_file()), path)
     if path.is_file():
         text, where, folder = _read_text(path), str(path), path.parent
-    elif recipe in shipped_recipes():
+    elif recipe in list_shipped_recipes():
         text = (resources.files("launch") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
         where, folder = f"recipe {recipe}", None
     else:
-        names = ", ".join(shipped_recipes())
+        names = ", ".join(list_shipped_recipes())
         raise UserError(f"recipe {recipe}: no such file, nor a shipped recipe; shipped are: {names}")
     if where in above:
         raise UserError(f"{where}: extends itself: {' -> '.join((*above, where))}")
@@ -243,7 +243,7 @@ def validated(values: dict[str, Any], where: str) -> Config:
         raise UserError("\n".join(f"{where}: {line}" for line in explain_errors(error, schema))) from None
 
 
-def pretraining(config: Config) -> Config:
+def require_pretraining(config: Config) -> Config:
     """Returns the configuration if it is for pretraining.
 
     Raises:
@@ -256,7 +256,7 @@ def pretraining(config: Config) -> Config:
     return config
 
 
-def finetuning(config: Config) -> FinetuneRun:
+def require_finetuning(config: Config) -> FinetuneRun:
     """Returns the configuration if it is for fine-tuning.
 
     Raises:

@@ -86,7 +86,7 @@ class Augment:
         """Applies RandAugment and erasing to one view in place; `number` is 0 for the scene and 1 for the person."""
         if self._rand is None and self._erase is None:
             return
-        with seeded(mix64(self.seed, slot, Purpose.AUGMENT, number)):
+        with seed_libraries(mix64(self.seed, slot, Purpose.AUGMENT, number)):
             changed_3HW = view_3HW
             if self._rand is not None:
                 picture = Image.fromarray(view_3HW.permute(1, 2, 0).numpy())
@@ -169,7 +169,7 @@ def _mix_views(a_3HW: Tensor, b_3HW: Tensor, mix: Mix) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_libraries(seed: int) -> Iterator[None]:
     """Seeds the global generators of Python, numpy and torch (CPU) inside the block and restores them after it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

@@ -13,7 +13,7 @@ from shards.pictures import (
     Rgb,
     decode_picture,
     is_jpeg,
-    jpeg_orientation,
+    read_jpeg_orientation,
     turn_array,
 )
 
@@ -39,7 +39,7 @@ def decode_rgb(data: bytes, background: Rgb = WHITE, scale: int = 1) -> tuple[np
 
 
 def _decode_jpeg(data: bytes, scale: int) -> tuple[np.ndarray, int]:
-    orientation = jpeg_orientation(data)
+    orientation = read_jpeg_orientation(data)
     if orientation != 1:
         return np.ascontiguousarray(turn_array(simplejpeg.decode_jpeg(data), orientation)), 1
     if scale == 1:

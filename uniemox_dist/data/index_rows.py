@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.detect.types import Person
-from shards.format.index import group_ends, index_path, read_group
+from shards.format.index import index_path, read_group, read_group_ends
 from shards.format.manifest import ShardEntry
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
@@ -97,7 +97,9 @@ class RowCache:
         """
         ends = self._ends.get(shard)
         if ends is None:
-            ends = self._ends[shard] = group_ends(index_path(folder, entry.name), sha256=entry.index_sha256)
+            ends = self._ends[shard] = read_group_ends(
+                index_path(folder, entry.name), sha256=entry.index_sha256
+            )
             if ends[-1] != entry.samples:
                 raise UserError(
                     f"{folder}: the index of {entry.name} has {ends[-1]} rows instead of {entry.samples}; copy "

@@ -2,7 +2,7 @@
 uses anything beyond DeepSpeed's public interface.
 
 setup.py limits the version of DeepSpeed because of this file. With a version that keeps them elsewhere,
-`checkpoints.zero_state.check` and `reduced_gradients` raise an error.
+`checkpoints.zero_state.check` and `read_reduced_gradients` raise an error.
 """
 
 from typing import Any
@@ -31,14 +31,14 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def trained(engine: Any) -> list[tuple[str, Any]]:
+def list_trained(engine: Any) -> list[tuple[str, Any]]:
     """The parameters that are trained, with their names."""
     return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
 
 
-def shapes(engine: Any) -> dict[str, list[int]]:
+def read_shapes(engine: Any) -> dict[str, list[int]]:
     """Full shapes of all trained parameters, also if ZeRO-3 keeps only a part of them on this rank."""
-    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained(engine)}
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in list_trained(engine)}
 
 
 def count_parameters(module: torch.nn.Module) -> int:
@@ -51,7 +51,7 @@ def is_partitioned(p: Any) -> bool:
     return hasattr(p, "ds_id")
 
 
-def flat_partitions(engine: Any) -> list[Tensor]:
+def list_flat_partitions(engine: Any) -> list[Tensor]:
     """The flat fp32 partitions of this rank."""
     optimizer = engine.optimizer
     stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
@@ -61,11 +61,11 @@ def flat_partitions(engine: Any) -> list[Tensor]:
     return flats
 
 
-def adam_states(engine: Any) -> Any:
+def find_adam_states(engine: Any) -> Any:
     """Adam's states by the tensors that it updates; created where the first step has not created them yet."""
     sharded = engine.zero_optimization()
     adam = engine.optimizer.optimizer if sharded else engine.optimizer
-    for tensor in flat_partitions(engine) if sharded else [p for _, p in trained(engine)]:
+    for tensor in list_flat_partitions(engine) if sharded else [p for _, p in list_trained(engine)]:
         state = adam.state[tensor]
         for kind in MOMENTS:
             if kind not in state:
@@ -105,8 +105,8 @@ def gather_low_precision(engine: Any) -> None:
         return  # the parameters themselves are the fp32 weights
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3, where each rank keeps a shard
-        flats = flat_partitions(engine)
-        for _, p in trained(engine):
+        flats = list_flat_partitions(engine)
+        for _, p in list_trained(engine):
             share = locate_share(engine, p)
             if share is not None:
                 _, length, group, offset = share
@@ -114,7 +114,7 @@ def gather_low_precision(engine: Any) -> None:
         return
     rank = torch.distributed.get_rank()
     partitioned = zip(
-        optimizer.bit16_groups_flat, optimizer.parallel_partitioned_bit16_groups, flat_partitions(engine)
+        optimizer.bit16_groups_flat, optimizer.parallel_partitioned_bit16_groups, list_flat_partitions(engine)
     )
     for whole, partitions, weights in partitioned:
         partitions[rank].copy_(weights)
@@ -122,7 +122,7 @@ def gather_low_precision(engine: Any) -> None:
             torch.distributed.all_gather_into_tensor(whole, partitions[rank])
 
 
-def reduced_gradients(engine: Any) -> dict[str, Tensor]:
+def read_reduced_gradients(engine: Any) -> dict[str, Tensor]:
     """Returns this rank's share of the step's gradients by parameter name, after the backward pass of the last
     micro-batch; in stage 0 all gradients. The padding of partitions is left out.
 
@@ -130,21 +130,21 @@ def reduced_gradients(engine: Any) -> dict[str, Tensor]:
         RuntimeError: if this version of DeepSpeed keeps them elsewhere.
     """
     if not engine.zero_optimization():
-        return {name: p.grad for name, p in trained(engine) if p.grad is not None}
+        return {name: p.grad for name, p in list_trained(engine) if p.grad is not None}
     optimizer = engine.optimizer
     found: dict[str, Tensor] = {}
-    names = {id(p): name for name, p in trained(engine)}
+    names = {id(p): name for name, p in list_trained(engine)}
     try:
         groups = optimizer.fp16_groups if hasattr(optimizer, "fp16_groups") else optimizer.params_in_partition
         for group, gradients in optimizer.averaged_gradients.items():
             real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
             found.update({names[id(p)]: gradient for p, gradient in zip(groups[group], real)})
         if not optimizer.averaged_gradients:  # an optimizer on the CPU has them in its flat partitions
-            flats = enumerate(flat_partitions(engine))
+            flats = enumerate(list_flat_partitions(engine))
             found = {f"group {group}": flat.grad for group, flat in flats if flat.grad is not None}
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise _moved(repr(error)) from error
-    if not found and any(flat.numel() for flat in flat_partitions(engine)):
+    if not found and any(flat.numel() for flat in list_flat_partitions(engine)):
         raise _moved("none are found")
     return found
 

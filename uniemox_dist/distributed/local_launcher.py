@@ -59,7 +59,7 @@ class Ended:
     """True if a forwarded signal killed a rank, which had not installed its handler yet."""
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Prints one line on standard error; a closed terminal must not stop the launcher."""
     with suppress(OSError):
         print(f"uniemox: {text}", file=sys.stderr, flush=True)
@@ -132,7 +132,7 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], signals: Signals) -> En
         if deadline is not None and time.monotonic() > deadline:
             for rank, child in enumerate(children):
                 if child.poll() is None:
-                    say(
+                    print_line(
                         f"error: rank {rank} (pid {child.pid}) did not end within {GRACE_S} s after another rank "
                         "failed, and is killed; if it left no stacks in logs/, it is the rank that hung"
                     )
@@ -168,7 +168,7 @@ def _explain(
         perhaps = " (possibly out of memory)" if name == "SIGKILL" else ""
         says.insert(0, f"rank {rank} (pid {child.pid}) died of {name}{perhaps}")
         if -code not in expected:
-            say(f"error: {says[0]}")
+            print_line(f"error: {says[0]}")
     return says[0]
 
 

@@ -19,8 +19,8 @@ from uniemox_dist.doctor import (
     versions,
 )
 from uniemox_dist.doctor.findings import Finding, RankFacts
-from uniemox_dist.doctor.ranks import HOST, barrier, gather, is_joined, try_measure, within
-from uniemox_dist.doctor.subject import LoaderNeeds, Sizes, Subject, known_sizes
+from uniemox_dist.doctor.ranks import HOST, barrier, gather, is_joined, limit_time, try_measure
+from uniemox_dist.doctor.subject import LoaderNeeds, Sizes, Subject, count_sizes_if_known
 
 LONGEST_S = 120
 """Seconds after which a check counts as hanging."""
@@ -31,10 +31,10 @@ def examine(subject: Subject, world: World, device: Any) -> Iterator[list[Findin
     """Yields the findings of each check, the same on all ranks. Collective.
 
     `device` is this rank's torch device, or None without torch; then each process checks only its own node. A rank on
-    which a check hangs ends its process (see `within`).
+    which a check hangs ends its process (see `limit_time`).
     """
     for name, check in _checks(subject, world, device):
-        with within(LONGEST_S, name, world):
+        with limit_time(LONGEST_S, name, world):
             barrier()
             yield check()
 
@@ -43,7 +43,7 @@ def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, 
     config = subject.config
     ranks = world.size if is_joined() else 1
     loader = LoaderNeeds.of(config, ranks) if config is not None else None
-    sizes = known_sizes(config)
+    sizes = count_sizes_if_known(config)
     yield (
         versions.WHAT,
         lambda: versions.judge(gather(world, try_measure(_versions(config is not None, device)))),
@@ -66,13 +66,13 @@ def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, 
         yield from _inputs(config, world)
 
 
-def alone(world: World) -> list[Finding]:
+def check_alone(world: World) -> list[Finding]:
     """Finds what keeps this rank from joining the others, such as a missing device. Not collective."""
     found = devices.judge_devices([RankFacts(world.rank, HOST, try_measure(lambda: devices.measure(world)))])
     return [finding for finding in found if finding.status == "fail"]
 
 
-def meeting_failed(error: Exception, world: World) -> Finding:
+def describe_failed_meeting(error: Exception, world: World) -> Finding:
     """The finding for a process group, or an operation in it, that failed."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     where = f"ranks meet at {world.master_addr}:{world.master_port}" if world.size > 1 else "one rank"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, select_with_facts
 from uniemox_dist.doctor.ranks import barrier
 
 WHAT = "clock"
@@ -30,10 +30,10 @@ def measure() -> ClockFacts:
     return ClockFacts(tuple(times))
 
 
-def ahead(gathered: Sequence[RankFacts[ClockFacts]]) -> dict[int, float]:
+def measure_ahead(gathered: Sequence[RankFacts[ClockFacts]]) -> dict[int, float]:
     """Seconds by which each rank's clock is ahead of the median. Of several rounds the smallest difference counts,
     because a rank that was not running when a barrier ended appears late."""
-    everyone = with_facts(gathered)
+    everyone = select_with_facts(gathered)
     # The lower median: with two ranks the full difference counts.
     medians = [statistics.median_low(times) for times in zip(*(facts.times for _, facts in everyone))]
     return {
@@ -44,7 +44,7 @@ def ahead(gathered: Sequence[RankFacts[ClockFacts]]) -> dict[int, float]:
 
 def judge(gathered: Sequence[RankFacts[ClockFacts]]) -> list[Finding]:
     """Warns above a second, fails above half a minute."""
-    found = ahead(gathered)
+    found = measure_ahead(gathered)
 
     def of_rank(one: RankFacts[ClockFacts], _: ClockFacts) -> Problem | None:
         off = found[one.rank]

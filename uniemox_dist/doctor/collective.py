@@ -13,7 +13,7 @@ from typing import Any
 from uniemox_dist.core.formatting import format_range
 from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, select_with_facts
 from uniemox_dist.doctor.ranks import barrier
 
 RESULTS, SPEED, LINKS = "collectives", "all_reduce", "links"
@@ -68,7 +68,7 @@ def measure(world: World, device: Any, *, short: bool = False) -> CollectiveFact
     return CollectiveFacts(wrong, seconds, link_bytes, link_s, device.type == "cuda")
 
 
-def contribution(rank: int, count: int, device: Any) -> Any:
+def make_contribution(rank: int, count: int, device: Any) -> Any:
     """A rank's vector: fp32 whole numbers that differ by place and by rank."""
     import torch
 
@@ -76,9 +76,9 @@ def contribution(rank: int, count: int, device: Any) -> Any:
     return (places + rank % RANKS).to(torch.float32)
 
 
-def wanted_sum(ranks: int, count: int, device: Any) -> Any:
+def compute_sum(ranks: int, count: int, device: Any) -> Any:
     """The sum of all ranks' vectors."""
-    return ranks * contribution(0, count, device) + sum(rank % RANKS for rank in range(ranks))
+    return ranks * make_contribution(0, count, device) + sum(rank % RANKS for rank in range(ranks))
 
 
 def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, repeat: bool) -> float:
@@ -88,10 +88,10 @@ def _all_reduce(world: World, device: Any, size: int, wrong: dict[str, int], *, 
 
     count = size // 4
     name = f"all_reduce of {size} bytes"
-    expected = wanted_sum(world.size, count, device)
+    expected = compute_sum(world.size, count, device)
 
     def checked() -> None:
-        values = contribution(world.rank, count, device)
+        values = make_contribution(world.rank, count, device)
         dist.all_reduce(values)
         wrong[name] = wrong.get(name, 0) + int((values != expected).sum())
 
@@ -112,10 +112,10 @@ def _all_gather(world: World, device: Any) -> int:
     import torch
     import torch.distributed as dist
 
-    own = contribution(world.rank, 1024, device)
+    own = make_contribution(world.rank, 1024, device)
     rows = [torch.empty_like(own) for _ in range(world.size)]
     dist.all_gather(rows, own)
-    return sum(int((row != contribution(rank, 1024, device)).sum()) for rank, row in enumerate(rows))
+    return sum(int((row != make_contribution(rank, 1024, device)).sum()) for rank, row in enumerate(rows))
 
 
 def _ring(world: World, device: Any, size: int) -> float:
@@ -174,7 +174,7 @@ def judge_results(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Findin
 def judge_speed(gathered: Sequence[RankFacts[CollectiveFacts]], gradient_bytes: int | None) -> list[Finding]:
     """States the bandwidth by size, and the slowest rank; warns if GPUs exchange data slower than over a plain
     network."""
-    everyone = with_facts(gathered)
+    everyone = select_with_facts(gathered)
     ranks = len(gathered)
     if ranks == 1 or not everyone or not everyone[0][1].seconds:
         return []
@@ -196,11 +196,11 @@ def judge_speed(gathered: Sequence[RankFacts[CollectiveFacts]], gradient_bytes: 
 
 def judge_links(gathered: Sequence[RankFacts[CollectiveFacts]]) -> list[Finding]:
     """Warns of ranks that receive data much slower than others over a link of the same kind."""
-    if len(gathered) == 1 or not any(facts.link_bytes for _, facts in with_facts(gathered)):
+    if len(gathered) == 1 or not any(facts.link_bytes for _, facts in select_with_facts(gathered)):
         return []
     kinds: dict[bool, list[float]] = {False: [], True: []}
     rates: dict[int, tuple[bool, float]] = {}
-    for one, facts in with_facts(gathered):
+    for one, facts in select_with_facts(gathered):
         between_hosts = gathered[one.rank - 1].host != one.host
         rates[one.rank] = between_hosts, facts.link_bytes / max(facts.link_s, 1e-9)
         kinds[between_hosts].append(rates[one.rank][1])

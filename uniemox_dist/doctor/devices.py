@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from uniemox_dist.core.formatting import counted
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings, with_facts
+from uniemox_dist.doctor.findings import (
+    Finding,
+    Problem,
+    RankFacts,
+    group_by_host,
+    make_findings,
+    select_with_facts,
+)
 
 DEVICES, CORES = "devices", "cores"
 
@@ -59,7 +66,7 @@ def measure(world: World) -> DeviceFacts:
 
 def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
     """Fails if a rank has no GPU of its own while others have one; warns if GPUs differ."""
-    everyone = with_facts(gathered)
+    everyone = select_with_facts(gathered)
     on_gpu = any(facts.own is not None for _, facts in everyone)
     usual = Counter(facts.name for _, facts in everyone).most_common(1)[0][0] if everyone else ""
     first: dict[tuple[str, str], int] = {}
@@ -88,7 +95,7 @@ def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
         return None
 
     def all_well(all_facts: list[DeviceFacts]) -> str:
-        hosts = by_host(gathered)
+        hosts = group_by_host(gathered)
         where = f"{counted(len(gathered), 'rank')} on {counted(len(hosts), 'host')}"
         seen = (
             f", {counted(len(all_facts[0].visible), 'GPU')} visible" if all_facts[0].visible else ", no GPU"
@@ -98,12 +105,12 @@ def judge_devices(gathered: Sequence[RankFacts[DeviceFacts]]) -> list[Finding]:
     return make_findings(DEVICES, gathered, of_rank, all_well)
 
 
-def cores_of_a_rank(gathered: Sequence[RankFacts[DeviceFacts]]) -> dict[int, float]:
+def count_cores(gathered: Sequence[RankFacts[DeviceFacts]]) -> dict[int, float]:
     """Cores available to each rank. Cores that several ranks of a host may use are divided among them."""
     share: dict[int, float] = {}
-    for ranks in by_host(gathered).values():
-        users = Counter(core for _, facts in with_facts(ranks) for core in facts.cores)
-        for one, facts in with_facts(ranks):
+    for ranks in group_by_host(gathered).values():
+        users = Counter(core for _, facts in select_with_facts(ranks) for core in facts.cores)
+        for one, facts in select_with_facts(ranks):
             own = sum(1 / users[core] for core in facts.cores)
             # A quota counts for all ranks of the host: batch systems set it for the whole job.
             share[one.rank] = min(own, facts.quota / len(ranks)) if facts.quota else own
@@ -112,7 +119,7 @@ def cores_of_a_rank(gathered: Sequence[RankFacts[DeviceFacts]]) -> dict[int, flo
 
 def judge_cores(gathered: Sequence[RankFacts[DeviceFacts]], workers: int | None) -> list[Finding]:
     """Warns if a rank has more threads or loader processes than cores; `workers` is None without a recipe."""
-    share = cores_of_a_rank(gathered)
+    share = count_cores(gathered)
 
     def of_rank(one: RankFacts[DeviceFacts], facts: DeviceFacts) -> Problem | None:
         own = share[one.rank]

@@ -12,7 +12,7 @@ import numpy as np
 from uniemox_dist.core.errors import Fault
 from uniemox_dist.core.formatting import format_range
 from uniemox_dist.core.formatting import size as format_size
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, select_with_facts
 from uniemox_dist.doctor.subject import Sizes
 
 WHAT = "run folder"
@@ -100,7 +100,7 @@ def judge(
     `keep` is run.keep_last. `speed` is False if the probe was too small to measure it. With `lenient`, too little
     space is only a warning: a run continues without saving, and space may become free.
     """
-    rate = sum(facts.bytes_per_s for _, facts in with_facts(gathered))
+    rate = sum(facts.bytes_per_s for _, facts in select_with_facts(gathered))
 
     def of_rank(_: RankFacts[DiskFacts], facts: DiskFacts) -> Problem | None:
         free = f"{format_size(facts.free)} free in {facts.folder}"

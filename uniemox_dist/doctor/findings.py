@@ -72,7 +72,7 @@ class Problem:
     remedy: str
 
 
-def with_facts(gathered: Iterable[RankFacts[T]]) -> list[tuple[RankFacts[T], T]]:
+def select_with_facts(gathered: Iterable[RankFacts[T]]) -> list[tuple[RankFacts[T], T]]:
     """The ranks that could measure, with their facts."""
     return [(one, one.facts) for one in gathered if not isinstance(one.facts, Trouble)]
 
@@ -98,7 +98,7 @@ def make_findings(
             found.append(Finding(problem.status, what, problem.value, problem.remedy, one.rank, one.host))
     if found:
         return merge_findings(found, len(gathered))
-    return [Finding("ok", what, all_well([facts for _, facts in with_facts(gathered)]))]
+    return [Finding("ok", what, all_well([facts for _, facts in select_with_facts(gathered)]))]
 
 
 def merge_findings(findings: Sequence[Finding], ranks: int) -> list[Finding]:
@@ -119,7 +119,7 @@ def merge_findings(findings: Sequence[Finding], ranks: int) -> list[Finding]:
     return together
 
 
-def by_host(gathered: Iterable[RankFacts[T]]) -> dict[str, list[RankFacts[T]]]:
+def group_by_host(gathered: Iterable[RankFacts[T]]) -> dict[str, list[RankFacts[T]]]:
     """The ranks of each host."""
     hosts: dict[str, list[RankFacts[T]]] = {}
     for one in gathered:
@@ -127,7 +127,7 @@ def by_host(gathered: Iterable[RankFacts[T]]) -> dict[str, list[RankFacts[T]]]:
     return hosts
 
 
-def worst(findings: Iterable[Finding]) -> Status:
+def find_worst(findings: Iterable[Finding]) -> Status:
     """The worst status among findings."""
     found = {finding.status for finding in findings}
     return "fail" if "fail" in found else "warn" if "warn" in found else "ok"

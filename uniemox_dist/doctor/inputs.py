@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, complete_checkpoints
+from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint, list_complete_checkpoints
 from uniemox_dist.config.schema import Config, TeacherConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
@@ -119,7 +119,7 @@ def _weights(path: Path, where: str) -> str:
 def _checkpoint(path: Path, where: str) -> str:
     """The newest checkpoint whose files have the right size."""
     folder, name = (path.parent, path.name) if (path / COMPLETE).is_file() else (path / "checkpoints", None)
-    found: list[Checkpoint] = [c for c in complete_checkpoints(folder) if name in (None, c.folder.name)]
+    found: list[Checkpoint] = [c for c in list_complete_checkpoints(folder) if name in (None, c.folder.name)]
     problems = []
     for checkpoint in reversed(found):
         problem = checkpoint.problem(hashes=False)

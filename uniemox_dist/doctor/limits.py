@@ -9,7 +9,7 @@ from pathlib import Path
 from uniemox_dist.core.formatting import counted, format_range, size
 from uniemox_dist.data.origin import HANDLES
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, group_by_host, make_findings
 from uniemox_dist.doctor.subject import LoaderNeeds
 
 SHM, FILES, PROCESSES = "/dev/shm", "open files", "processes"
@@ -70,7 +70,7 @@ def _processes_left() -> int | None:
 
 def judge_shm(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails without shared memory; warns if there is less than loaders and NCCL may use."""
-    hosts = by_host(gathered)
+    hosts = group_by_host(gathered)
     remedy = "enlarge it: docker run --shm-size=8g (or --ipc=host), or mount -o remount,size=8g /dev/shm"
 
     def of_rank(one: RankFacts[LimitFacts], facts: LimitFacts) -> Problem | None:
@@ -117,7 +117,7 @@ def judge_files(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds |
 
 def judge_processes(gathered: Sequence[RankFacts[LimitFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails if the ranks of a host could not start their threads; warns if loader processes might not start."""
-    hosts = by_host(gathered)
+    hosts = group_by_host(gathered)
     workers = loader.workers if loader else 0
 
     def of_rank(one: RankFacts[LimitFacts], facts: LimitFacts) -> Problem | None:

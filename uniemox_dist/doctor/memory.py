@@ -11,7 +11,14 @@ from uniemox_dist.core.formatting import counted, format_range
 from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor.cgroup import read_limits
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, by_host, make_findings, with_facts
+from uniemox_dist.doctor.findings import (
+    Finding,
+    Problem,
+    RankFacts,
+    group_by_host,
+    make_findings,
+    select_with_facts,
+)
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
 
 HOST, GPU = "memory", "gpu memory"
@@ -58,7 +65,7 @@ def measure(world: World) -> MemoryFacts:
 
 def judge_host(gathered: Sequence[RankFacts[MemoryFacts]], loader: LoaderNeeds | None) -> list[Finding]:
     """Fails if loaders alone need more than a host has left; warns if they come close."""
-    hosts = by_host(gathered)
+    hosts = group_by_host(gathered)
 
     def of_rank(one: RankFacts[MemoryFacts], facts: MemoryFacts) -> Problem | None:
         ranks = len(hosts[one.host])
@@ -90,7 +97,7 @@ def _loader_bytes(loader: LoaderNeeds) -> int:
 
 def judge_gpu(gathered: Sequence[RankFacts[MemoryFacts]], sizes: Sizes | None, stage: int) -> list[Finding]:
     """Fails if weights and optimizer states do not fit; warns if another process uses the GPU."""
-    if not any(facts.gpu_total for _, facts in with_facts(gathered)):
+    if not any(facts.gpu_total for _, facts in select_with_facts(gathered)):
         return []
     need = 0 if sizes is None else sizes.gpu_bytes(len(gathered), stage)
 

@@ -8,7 +8,7 @@ from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor import clock, collective, disk, limits, versions
 from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.ranks import gather, is_joined, select, try_measure
-from uniemox_dist.doctor.subject import LoaderNeeds, known_sizes
+from uniemox_dist.doctor.subject import LoaderNeeds, count_sizes_if_known
 
 
 def preflight(
@@ -26,7 +26,7 @@ def preflight(
         try_measure(lambda: limits.measure(gpu=gpu)),
     )
     everyone = gather(world, own)
-    sizes = known_sizes(config)
+    sizes = count_sizes_if_known(config)
     loader = LoaderNeeds.of(config, len(everyone)) if config is not None else None
     keep = config.run.keep_last if config is not None else 1
     found = versions.judge(select(everyone, 0), bounds=False)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from uniemox_dist.core.errors import EXIT_FAULT, Fault, UserError
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, RankFacts, Trouble, with_facts
+from uniemox_dist.doctor.findings import Finding, RankFacts, Trouble, select_with_facts
 
 T = TypeVar("T")
 HOST = socket.gethostname()
@@ -58,7 +58,7 @@ def gather(world: World, facts: T | Trouble) -> list[RankFacts[T]]:
 
 def select(everyone: Sequence[RankFacts[tuple[Any, ...]]], number: int) -> list[RankFacts[Any]]:
     """One of several facts that were gathered together."""
-    return [RankFacts(one.rank, one.host, facts[number]) for one, facts in with_facts(everyone)]
+    return [RankFacts(one.rank, one.host, facts[number]) for one, facts in select_with_facts(everyone)]
 
 
 def barrier() -> None:
@@ -70,7 +70,7 @@ def barrier() -> None:
 
 
 @contextmanager
-def within(seconds: float, what: str, world: World) -> Iterator[None]:
+def limit_time(seconds: float, what: str, world: World) -> Iterator[None]:
     """Ends this process, after printing a finding and all stacks, if the block takes longer than `seconds`. There is
     no other way to end a collective operation that hangs."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.core.formatting import format_range
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, select_with_facts
 
 WHAT = "bf16 rate"
 WARN_SHARE, FAIL_SHARE = 0.5, 0.2
@@ -69,7 +69,7 @@ def measure(device: Any, stated_peak: float | None = None) -> RateFacts:
 
 def judge(gathered: Sequence[RankFacts[RateFacts]]) -> list[Finding]:
     """Fails below a fifth of the stated peak, warns below half of it, or well below the ranks' median."""
-    median = statistics.median([facts.tflops for _, facts in with_facts(gathered)] or [0.0])
+    median = statistics.median([facts.tflops for _, facts in select_with_facts(gathered)] or [0.0])
 
     def of_rank(_: RankFacts[RateFacts], facts: RateFacts) -> Problem | None:
         rate = _rates([facts.tflops])

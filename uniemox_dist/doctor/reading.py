@@ -14,7 +14,7 @@ from uniemox_dist.core.formatting import counted, format_range
 from uniemox_dist.core.formatting import size as format_size
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.distributed.world import World
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, select_with_facts
 
 WHAT = "shards"
 PIECE = 4 << 20
@@ -147,7 +147,7 @@ def _forget(reader: ShardReader, shard: int) -> bool:
 
 def judge(gathered: Sequence[RankFacts[ReadFacts]]) -> list[Finding]:
     """Fails if a rank cannot read; warns if one is much slower than the others, or all are slow."""
-    median = statistics.median([facts.bytes_per_s for _, facts in with_facts(gathered)] or [0.0])
+    median = statistics.median([facts.bytes_per_s for _, facts in select_with_facts(gathered)] or [0.0])
 
     def of_rank(_: RankFacts[ReadFacts], facts: ReadFacts) -> Problem | None:
         slow = f"{facts.path}: {facts.bytes_per_s / 1e6:.3g} MB/s"

@@ -62,7 +62,7 @@ class Sizes:
         return (replicated if stage < 3 else replicated // ranks) + STATES * FP32 * self.trained // ranks
 
 
-def sizes_of(config: Config) -> Sizes:
+def count_sizes(config: Config) -> Sizes:
     """Counts the parameters of a student built without memory. Needs torch and timm."""
     import torch
 
@@ -89,12 +89,12 @@ def _embedding_width(config: Config) -> int | None:
         return USUAL_WIDTH  # another check reports problems of the teacher's files
 
 
-def known_sizes(config: Config | None) -> Sizes | None:
-    """Like `sizes_of`; None without a recipe, or without torch and timm."""
+def count_sizes_if_known(config: Config | None) -> Sizes | None:
+    """Like `count_sizes`; None without a recipe, or without torch and timm."""
     if config is None:
         return None
     try:
-        return sizes_of(config)
+        return count_sizes(config)
     except ImportError:
         return None
 

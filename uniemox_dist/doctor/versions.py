@@ -12,7 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from uniemox_dist.core.errors import install_command
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, with_facts
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, make_findings, select_with_facts
 
 WHAT = "versions"
 PACKAGE = "uniemox-dist"
@@ -43,7 +43,7 @@ class VersionFacts:
     """Bounds of packages. Empty if this package is not installed, because its metadata state them."""
 
 
-def bounds_of(requirements: Iterable[str], python: str | None, extras: Sequence[str]) -> tuple[Bound, ...]:
+def read_bounds(requirements: Iterable[str], python: str | None, extras: Sequence[str]) -> tuple[Bound, ...]:
     """The bounds in a package's metadata, of its base install and of some extras."""
     found = [Bound("python", python, "")] if python else []
     for text in requirements:
@@ -65,7 +65,7 @@ def measure(*, training: bool) -> VersionFacts:
     try:
         own = metadata.metadata(PACKAGE)
         (python,) = own.get_all("Requires-Python") or [None]
-        stated = bounds_of(own.get_all("Requires-Dist") or [], python, ("train",) if training else ())
+        stated = read_bounds(own.get_all("Requires-Dist") or [], python, ("train",) if training else ())
     except metadata.PackageNotFoundError:
         stated = ()
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -91,9 +91,9 @@ def _installed(name: str) -> str | None:
 def judge(gathered: Sequence[RankFacts[VersionFacts]], *, bounds: bool = True) -> list[Finding]:
     """Fails for differences between ranks and, with `bounds`, for missing or too old packages."""
     usual: dict[str, str | None] = {}
-    names = dict.fromkeys(name for _, facts in with_facts(gathered) for name in facts.versions)
+    names = dict.fromkeys(name for _, facts in select_with_facts(gathered) for name in facts.versions)
     for name in names:
-        counts = Counter(facts.versions.get(name) for _, facts in with_facts(gathered))
+        counts = Counter(facts.versions.get(name) for _, facts in select_with_facts(gathered))
         usual[name] = counts.most_common(1)[0][0]
 
     def of_rank(_: RankFacts[VersionFacts], facts: VersionFacts) -> Problem | None:

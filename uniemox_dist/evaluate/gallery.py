@@ -21,7 +21,7 @@ from uniemox_dist.data.evaluation_batches import evaluation_batches
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate.metrics import unit
 from uniemox_dist.evaluate.subject import ReleaseSubject, embed_views
-from uniemox_dist.evaluate.tasks import label_vectors
+from uniemox_dist.evaluate.tasks import embed_label_texts
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import read_release
 
@@ -77,7 +77,7 @@ def gallery(
             "y": round(float(y), 4),
             "picture": thumbnail(view, THUMBNAIL_PX),
         }
-        for record, view, (x, y) in zip(records, scene, projected(features_nD))
+        for record, view, (x, y) in zip(records, scene, project(features_nD))
     ]
     found: dict[str, Any] = {
         "format": FORMAT,
@@ -86,20 +86,20 @@ def gallery(
         "step": subject.facts["step"],
         "data": {"path": str(reader.folder), "identity": reader.manifest.identity, "samples": total},
         "pictures": pictures,
-        "neighbours": neighbours(features_nD),
+        "neighbours": find_neighbours(features_nD),
         "attention": _attention(subject, scene, person),
         "zeroshot": None,
     }
     names = sorted({label for label in labels if label})
     if subject.teacher is not None and fused and len(names) > 1:
-        texts_CE = label_vectors(subject.teacher, names)
-        found["zeroshot"] = answers(
+        texts_CE = embed_label_texts(subject.teacher, names)
+        found["zeroshot"] = select_answers(
             subject.teacher.logit_scale * np.concatenate(fused) @ texts_CE.T, labels, names
         )
     return found
 
 
-def projected(features_nD: np.ndarray) -> np.ndarray:
+def project(features_nD: np.ndarray) -> np.ndarray:
     """The first two principal components of unit rows, each scaled to 0…1: n×2."""
     rows = unit(features_nD)
     centred = rows - rows.mean(0)
@@ -112,7 +112,7 @@ def projected(features_nD: np.ndarray) -> np.ndarray:
     return found
 
 
-def neighbours(features_nD: np.ndarray) -> list[dict[str, Any]]:
+def find_neighbours(features_nD: np.ndarray) -> list[dict[str, Any]]:
     """The nearest other pictures by cosine, for ten pictures that are spread evenly over all."""
     rows = unit(features_nD)
     found = []
@@ -125,7 +125,7 @@ def neighbours(features_nD: np.ndarray) -> list[dict[str, Any]]:
     return found
 
 
-def answers(logits_nC: np.ndarray, labels: list[str | None], names: list[str]) -> dict[str, Any]:
+def select_answers(logits_nC: np.ndarray, labels: list[str | None], names: list[str]) -> dict[str, Any]:
     """The right and the wrong zero-shot answers with the highest probabilities."""
     grown = np.exp(logits_nC - logits_nC.max(1, keepdims=True))
     shares = grown / grown.sum(1, keepdims=True)
@@ -179,7 +179,7 @@ def thumbnail(view_3HW: Tensor, side: int) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def heat(view_3HW: Tensor, share_SS: Tensor) -> str:
+def make_heat_map(view_3HW: Tensor, share_SS: Tensor) -> str:
     """A view with its attention as a heat map, as a small JPEG in base64."""
     picture = Image.fromarray(view_3HW.permute(1, 2, 0).contiguous().numpy()).resize(
         (ATTENTION_PX, ATTENTION_PX)
@@ -209,12 +209,12 @@ def _attention(subject: ReleaseSubject, scene: Tensor, person: Tensor) -> list[d
     for place, number in enumerate(numbers):
         entry: dict[str, Any] = {
             "picture": number,
-            "scene": heat(scene[number], shares[place]),
+            "scene": make_heat_map(scene[number], shares[place]),
             "person": None,
         }
         entry["scene_view"] = thumbnail(scene[number], ATTENTION_PX)
         if number not in alone:
             entry["person_view"] = thumbnail(person[number], ATTENTION_PX)
-            entry["person"] = heat(person[number], shares[len(numbers) + place])
+            entry["person"] = make_heat_map(person[number], shares[len(numbers) + place])
         found.append(entry)
     return found

@@ -110,7 +110,7 @@ def measure(
     }
 
 
-def remarks(result: dict[str, Any]) -> list[str]:
+def list_remarks(result: dict[str, Any]) -> list[str]:
     """Warnings about a result: classes that the test split lacks."""
     warnings = []
     if "labels" in result:

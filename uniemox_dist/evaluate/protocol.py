@@ -118,7 +118,7 @@ def run(
     metrics = measure(found["train"], found["test"], subject.teacher, valence, mask_ratio)
     if scores_file is not None:
         about = {"format": "uniemox-scores", "format_version": 1, "release": str(release)}
-        write_json(scores_file, {**about, "metrics": scores_of(metrics)})
+        write_json(scores_file, {**about, "metrics": list_scores(metrics)})
     return {
         "format": "uniemox-evaluation",
         "format_version": 1,
@@ -148,7 +148,7 @@ def summarise(metrics: list[Metric]) -> dict[str, Any]:
     return {"metrics": [_table(metric) for metric in metrics], "verdict": _verdict(metrics)}
 
 
-def scores_of(metrics: list[Metric]) -> list[dict[str, Any]]:
+def list_scores(metrics: list[Metric]) -> list[dict[str, Any]]:
     """The scores behind the table, for every metric that is a mean of scores."""
     return [
         {

@@ -59,20 +59,20 @@ def zeroshot(
     """
     _check_labelled(test)
     unknown = sorted({str(label) for label in test.labels} - set(names))
-    vectors_CE = label_vectors(teacher, names, templates)
+    vectors_CE = embed_label_texts(teacher, names, templates)
     if unknown:
         raise UserError(
             f"DATA={test.path}: has labels that --labels lacks: {_some(unknown)}; name all of them"
         )
     bootstrap, truth = Bootstrap(test.groups), _numbers(test.labels, names)
     rows = {
-        row: classification(truth, nearest_texts(vectors, vectors_CE), names, bootstrap)
+        row: classification(truth, find_nearest_texts(vectors, vectors_CE), names, bootstrap)
         for row, vectors in test.rows.in_space.items()
     }
     return {"templates": list(templates), "labels": list(names), "rows": rows}
 
 
-def label_vectors(
+def embed_label_texts(
     teacher: Teacher, labels: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> np.ndarray:
     """Labels as unit rows C×E of the teacher's space: the mean over templates. `-` and `_` in labels become spaces.
@@ -95,7 +95,7 @@ def label_vectors(
     return unit(np.mean(texts, axis=0))
 
 
-def nearest_texts(vectors_nE: np.ndarray, texts_CE: np.ndarray) -> np.ndarray:
+def find_nearest_texts(vectors_nE: np.ndarray, texts_CE: np.ndarray) -> np.ndarray:
     """The index of the text nearest to each vector by cosine, n."""
     found: np.ndarray = (unit(vectors_nE) @ unit(texts_CE).T).argmax(1)
     return found
@@ -157,7 +157,7 @@ def _classify(
     *,
     sweep: bool,
 ) -> dict[str, Any]:
-    names = label_names(train, [test] if val is None else [val, test])
+    names = list_label_names(train, [test] if val is None else [val, test])
     target, truth = _numbers(train.labels, names), _numbers(test.labels, names)
     bootstrap = Bootstrap(test.groups)
     rows: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _classify(
     return {"labels": names, "chosen_on": chosen_on, "rows": rows}
 
 
-def label_names(train: Split, others: Sequence[Split]) -> list[str]:
+def list_label_names(train: Split, others: Sequence[Split]) -> list[str]:
     """The classes: the labels of the training split, sorted.
 
     Raises:

@@ -33,7 +33,7 @@ from uniemox_dist.core.files import (
     write_json,
 )
 from uniemox_dist.data.loader import view_settings
-from uniemox_dist.inference.inputs import Batch, Pictures, batches, none_readable
+from uniemox_dist.inference.inputs import Batch, Pictures, load_batches, none_readable
 from uniemox_dist.release.embedder import UniEmoX
 from uniemox_dist.release.format import SUMS
 from uniemox_dist.release.load import load_uniemox
@@ -101,8 +101,8 @@ def embed(
     parts = out.with_name(f".{out.name}.parts")
     done = _open_parts(parts, about)
     settings = view_settings(Config.model_validate(model.facts["config"]))
-    schema = schema_of(width, about)
-    todo = batches(pictures, settings, batch=batch, workers=workers, first=min(done, len(pictures)))
+    schema = make_schema(width, about)
+    todo = load_batches(pictures, settings, batch=batch, workers=workers, first=min(done, len(pictures)))
     with tqdm(total=len(pictures), initial=done, desc="embedding", unit=" pictures", disable=None) as bar:
         rows: list[pa.RecordBatch] = []
         written = time.monotonic()
@@ -117,7 +117,7 @@ def embed(
     return _join(parts, out, schema, source)
 
 
-def schema_of(width: int, about: dict[str, Any]) -> pa.Schema:
+def make_schema(width: int, about: dict[str, Any]) -> pa.Schema:
     """Columns of the table; its metadata hold the settings as JSON."""
     columns = [
         pa.field("key", pa.string(), nullable=False),
@@ -127,7 +127,7 @@ def schema_of(width: int, about: dict[str, Any]) -> pa.Schema:
     return pa.schema(columns, metadata={METADATA: json.dumps(about)})
 
 
-def vectors(model: UniEmoX, some: Batch, space: str) -> np.ndarray:
+def compute_vectors(model: UniEmoX, some: Batch, space: str) -> np.ndarray:
     """The vectors of one batch, B×D."""
     scene = some.scene_B3HW.to(model.device)
     if space == "encoder":
@@ -140,7 +140,7 @@ def vectors(model: UniEmoX, some: Batch, space: str) -> np.ndarray:
 
 
 def _rows(model: UniEmoX, some: Batch, space: str, schema: pa.Schema) -> pa.RecordBatch:
-    found = vectors(model, some, space)
+    found = compute_vectors(model, some, space)
     failed = np.array([error is not None for error in some.errors])
     flat = pa.array(found.reshape(-1), pa.float32())
     embedding = pa.FixedSizeListArray.from_arrays(flat, found.shape[1], mask=pa.array(failed))

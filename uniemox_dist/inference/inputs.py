@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from shards.detect.types import Person
-from shards.format.manifest import manifest_folders
+from shards.format.manifest import find_manifest_folders
 from shards.pictures import BadPicture
 from shards.sources import Cell, Record, SourceOptions, open_source
 from shards.sources.files import fetch_images
@@ -63,7 +63,7 @@ class Pictures:
         self.records: list[Record] = []
         if not where.exists():
             raise UserError(f"INPUT={source}: no such file or folder")
-        if layout is None and where.is_dir() and (folders := manifest_folders(where)):
+        if layout is None and where.is_dir() and (folders := find_manifest_folders(where)):
             self.readers = [ShardReader.from_folder(str(folder), "INPUT") for folder in folders]
             counts = [shard.samples for reader in self.readers for shard in reader.manifest.shards]
             self._ends = list(accumulate(counts))
@@ -157,7 +157,7 @@ class PictureBatches(Dataset[Batch]):
         return Batch(numbers[0], tuple(names), scene, person, tuple(errors))
 
 
-def batches(
+def load_batches(
     pictures: Pictures,
     settings: ViewSettings,
     *,

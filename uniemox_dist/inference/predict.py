@@ -23,10 +23,10 @@ from uniemox_dist.core.files import atomic_path
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.evaluate.subject import ReleaseSubject
-from uniemox_dist.evaluate.tasks import TEMPLATES, label_vectors
-from uniemox_dist.inference.inputs import Batch, Pictures, batches
+from uniemox_dist.evaluate.tasks import TEMPLATES, embed_label_texts
+from uniemox_dist.inference.inputs import Batch, Pictures, load_batches
 from uniemox_dist.release.classifier import load_classifier, read_classifier
-from uniemox_dist.release.format import altered
+from uniemox_dist.release.format import list_altered
 from uniemox_dist.release.load import load_uniemox
 
 TEXTS_FORMAT = "uniemox-texts"
@@ -69,7 +69,7 @@ def load_classifier_predictor(folder: Path, device: str = "cpu") -> Predictor:
     Raises:
         UserError: if a file was altered or is missing, or a newer version wrote it.
     """
-    for name, problem in altered(folder):
+    for name, problem in list_altered(folder):
         raise UserError(f"MODEL={folder}: {name} {problem}; copy it again")
     config, outputs, _ = read_classifier(folder)
     classifier = load_classifier(folder).to(device)
@@ -121,7 +121,7 @@ def predict(
     """Yields a line for each picture, in order: `picture`, `label`, `probabilities` by label, highest first, and the
     `dimensions` of a classifier that estimates them; or `picture` and `error`."""
     with tqdm(total=len(pictures), desc="predicting", unit=" pictures", disable=None) as bar:
-        for some in batches(pictures, predictor.settings, batch=batch, workers=workers):
+        for some in load_batches(pictures, predictor.settings, batch=batch, workers=workers):
             answers = predictor.answer(some)
             for i, (name, error) in enumerate(zip(some.names, some.errors)):
                 yield (
@@ -143,14 +143,14 @@ def _line(predictor: Predictor, name: str, answers: Answers, number: int) -> dic
     return line
 
 
-def as_json(line: dict[str, Any], top: int | None) -> str:
+def format_json(line: dict[str, Any], top: int | None) -> str:
     """One line of JSON; `top` limits it to the labels with the highest probabilities."""
     if top is not None and "probabilities" in line:
         line = {**line, "probabilities": dict(list(line["probabilities"].items())[:top])}
     return json.dumps(line, ensure_ascii=False)
 
 
-def as_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
+def format_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
     """Formats a line of CSV: picture, label, a column for each label and dimension, error. Without a line, returns the
     header."""
     labels, dimensions = predictor.labels, predictor.dimensions
@@ -168,14 +168,14 @@ def as_csv(line: dict[str, Any] | None, predictor: Predictor) -> str:
 def embed_labels(
     release: Path, labels: Sequence[str], templates: Sequence[str] = (), teacher_name: str | None = None
 ) -> LabelTexts:
-    """Embeds labels by a release's teacher; see `label_vectors`.
+    """Embeds labels by a release's teacher; see `embed_label_texts`.
 
     Raises:
         UserError: for fewer than two labels, templates without {}, or a teacher that is not the release's.
     """
     subject = ReleaseSubject(release, teacher_name=teacher_name, with_teacher=True)
     assert subject.teacher is not None
-    vectors = label_vectors(subject.teacher, labels, templates or TEMPLATES)
+    vectors = embed_label_texts(subject.teacher, labels, templates or TEMPLATES)
     identity = subject.teacher.identity["weights_sha256"]
     return LabelTexts(tuple(labels), vectors, subject.teacher.logit_scale, identity)
 

@@ -12,7 +12,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path
 from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.masks import SCENE_VIEW, choose_patch_order
-from uniemox_dist.inference.inputs import Pictures, batches, none_readable
+from uniemox_dist.inference.inputs import Pictures, load_batches, none_readable
 from uniemox_dist.models.patches import patchify, unpatchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import read_release
@@ -25,7 +25,7 @@ MOST_PICTURES = 64
 
 
 @torch.no_grad()
-def tiles(student: Student, scene_B3HW: Tensor, seed: int) -> Tensor:
+def make_tiles(student: Student, scene_B3HW: Tensor, seed: int) -> Tensor:
     """Original, masked and reconstructed views, B×3×3×S×S in 0…1; visible patches are the original's."""
     model = student.model
     order_BN = choose_patch_order(model, torch.arange(len(scene_B3HW)), SCENE_VIEW, seed)
@@ -69,7 +69,7 @@ def reconstruct(
     rows: list[Tensor] = []
     problems: list[tuple[str, str]] = []
     for source in sources:
-        for some in batches(Pictures(source), settings, batch=16):
+        for some in load_batches(Pictures(source), settings, batch=16):
             sound = [i for i, error in enumerate(some.errors) if error is None]
             problems += [(n, e) for n, e in zip(some.names, some.errors) if e is not None]
             rows += list(some.scene_B3HW[sound])
@@ -77,7 +77,7 @@ def reconstruct(
                 break
     if not rows:
         raise none_readable(f"PICTURES={' '.join(sources)}", len(problems), problems)
-    found = tiles(student, torch.stack(rows[:MOST_PICTURES]), seed)
+    found = make_tiles(student, torch.stack(rows[:MOST_PICTURES]), seed)
     with atomic_path(out) as temporary:
         _grid(found).save(temporary, format="PNG")
     return len(found), problems

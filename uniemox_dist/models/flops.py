@@ -7,7 +7,7 @@ Symbols: N patches, V visible and M masked ones, D encoder, F decoder and E embe
 
 from dataclasses import dataclass
 
-from uniemox_dist.config.encoder_names import peculiar
+from uniemox_dist.config.encoder_names import find_peculiarities
 from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
 from uniemox_dist.models.parameters import encoder_hidden
 
@@ -110,7 +110,7 @@ def classifier_flops(model: ModelConfig, views: int, outputs: int) -> Flops:
 
 def _encoder_flops(model: ModelConfig, patches: int) -> "Block":
     """Returns the FLOPs of the encoder for one view with the given number of patches, patch projection included."""
-    kind = peculiar(model.name)
+    kind = find_peculiarities(model.name)
     block = block_flops(
         1 + kind.get("registers", 0) + patches,
         model.width,

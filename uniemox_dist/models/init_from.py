@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from uniemox_dist.checkpoints.foreign_weights import Weights, read_weights
-from uniemox_dist.config.encoder_names import SIZES, shapes, timm_name
+from uniemox_dist.config.encoder_names import SIZES, list_shapes, timm_name
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.resample import DECODER_POSITIONS, POSITIONS, PROJECTION, Resampler, format_shape
@@ -159,12 +159,14 @@ def _suggest_fix(weights: Weights, width: int, depth: int, student: Student | Cl
     model, stated = student.model, weights.stated.get("name")
     same_size = (width, depth) == (model.width, model.depth)
     own = timm_name(model.name or "")
-    sized = [name for name, s in shapes().items() if (s["width"], s["depth"]) == (width, depth)]
+    sized = [name for name, s in list_shapes().items() if (s["width"], s["depth"]) == (width, depth)]
     names = [name for name in sized if timm_name(name) != own]
     # If the size is right, another property differs, so the plain names do not help.
     plain = [name for name in names if name in SIZES and not same_size]
     patch = weights.tensors[PROJECTION].shape[-1] if PROJECTION in weights.tensors else 0
-    others = sorted((n for n in names if n not in SIZES), key=lambda n: shapes()[n]["patch_size"] != patch)
+    others = sorted(
+        (n for n in names if n not in SIZES), key=lambda n: list_shapes()[n]["patch_size"] != patch
+    )
     if stated is not None and timm_name(stated) != own:
         plain = [stated]
     name = " or ".join(plain or others[:3])

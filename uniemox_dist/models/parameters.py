@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from uniemox_dist.config.encoder_names import peculiar
+from uniemox_dist.config.encoder_names import find_peculiarities
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 
 ENCODER = "encoder."
@@ -86,7 +86,7 @@ def classifier_parameters(
 
 def encoder_parameters(model: ModelConfig) -> Iterator[Parameter]:
     """Yields the parameters of the encoder, without the prefix `encoder.`."""
-    kind, D, p = peculiar(model.name), model.width, model.patch_size
+    kind, D, p = find_peculiarities(model.name), model.width, model.patch_size
     yield Parameter("cls_token", (1, 1, D))
     if registers := kind.get("registers", 0):
         yield Parameter("reg_token", (1, registers, D))
@@ -104,7 +104,7 @@ def encoder_parameters(model: ModelConfig) -> Iterator[Parameter]:
 
 
 def _encoder_block(name: str, model: ModelConfig) -> Iterator[Parameter]:
-    kind, D = peculiar(model.name), model.width
+    kind, D = find_peculiarities(model.name), model.width
     hidden = encoder_hidden(model)
     norms = [list(_norm(f"{name}.norm{i}", D)) for i in (1, 2)]
     scales: list[list[Parameter]] = [[], []]

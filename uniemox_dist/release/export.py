@@ -22,7 +22,7 @@ from timm.models._hub import save_config_for_hf
 from uniemox_dist.checkpoints.folders import (
     COMPLETE,
     Checkpoint,
-    complete_checkpoints,
+    list_complete_checkpoints,
     open_checkpoint,
     step_folder,
 )
@@ -35,9 +35,15 @@ from uniemox_dist.models.classifier import TIMM_NAMES
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import CARD, CONFIG, FACTS, ONNX, SUMS
-from uniemox_dist.release.model_card import card, draw_curves, evaluation_of, facts_of, valid_metrics
+from uniemox_dist.release.model_card import (
+    collect_facts,
+    draw_curves,
+    find_evaluation,
+    read_valid_metrics,
+    render_card,
+)
 from uniemox_dist.release.preprocessing import timm_preprocessing
-from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, source_of, write_weights
+from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, open_source, write_weights
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History, number
@@ -80,11 +86,11 @@ def release(
         raise UserError(
             f"RUN={run}: is a fine-tuning run; its best weights are in {run}/best, and timm loads that folder"
         )
-    source = source_of(checkpoint, ema=ema)
+    source = open_source(checkpoint, ema=ema)
     folder = RunFolder(checkpoint.folder.parent.parent)
-    found = evaluation_of(folder, evaluation, checkpoint.step)
+    found = find_evaluation(folder, evaluation, checkpoint.step)
     weights = "moving average" if ema else "trained"
-    facts = facts_of(checkpoint, source, folder, weights=weights, dtype=dtype, licence=licence)
+    facts = collect_facts(checkpoint, source, folder, weights=weights, dtype=dtype, licence=licence)
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -92,11 +98,11 @@ def release(
         _write_config(temporary / CONFIG, Config.model_validate(checkpoint.info["config"]), source)
         write_weights(temporary, source, DTYPES[dtype])
         compare(temporary, source, DTYPES[dtype])
-        curves = draw_curves(valid_metrics(folder), checkpoint.step, temporary / CURVES)
+        curves = draw_curves(read_valid_metrics(folder), checkpoint.step, temporary / CURVES)
         if onnx:
             facts["onnx"] = export_onnx(temporary, temporary / ONNX)
         write_json(temporary / FACTS, facts)
-        write_text(temporary / CARD, card(facts, found, onnx=onnx, curves=curves))
+        write_text(temporary / CARD, render_card(facts, found, onnx=onnx, curves=curves))
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
             share(temporary / name)
@@ -108,11 +114,11 @@ def release(
     return facts
 
 
-def student_of(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
+def load_student(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
     """The student of a checkpoint in fp32 on the CPU; with `ema` its encoder has the moving average."""
     config = Config.model_validate(checkpoint.info["config"])
     student = Student(config.model, config.loss, checkpoint.info["embedding_width"])
-    source = source_of(checkpoint, ema=ema)
+    source = open_source(checkpoint, ema=ema)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
@@ -196,7 +202,7 @@ def select_checkpoint(run: Path, step: str) -> Checkpoint:
         raise UserError(
             f"--step={step}: RUN={run} is one checkpoint; give its run's folder, or leave --step out"
         )
-    there = complete_checkpoints(run / "checkpoints")
+    there = list_complete_checkpoints(run / "checkpoints")
     if not there:
         return open_checkpoint(run, "RUN")  # raises the error
     if step == "best":

@@ -52,7 +52,7 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
             f"{field}={folder}: is of format {version}, which a newer uniemox-dist wrote; update this one"
         )
     if verify:
-        for name, problem in altered(folder):
+        for name, problem in list_altered(folder):
             raise UserError(f"{field}={folder}: {name} {problem}; copy the release again")
     lacking = [name for name in PROMISED if name not in facts]
     if lacking:
@@ -87,7 +87,7 @@ def check_not_classifier(folder: Path, field: str) -> None:
         )
 
 
-def altered(folder: Path) -> Iterator[tuple[str, str]]:
+def list_altered(folder: Path) -> Iterator[tuple[str, str]]:
     """Yields the files of a release that differ from SHA256SUMS, with the problem of each; and SHA256SUMS itself if it
     is damaged, or does not list a file that programs read."""
     # Only

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shards.pictures import upright_pixels
+from shards.pictures import read_upright_pixels
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.views import resize_whole
@@ -140,4 +140,4 @@ def _unreadable(path: str | Path, file: str, error: SafetensorError) -> UserErro
 
 def to_pixels(picture: Image.Image) -> Tensor:
     """A PIL picture as uint8 3×H×W: upright, on white."""
-    return torch.from_numpy(np.array(upright_pixels(picture))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(read_upright_pixels(picture))).permute(2, 0, 1)

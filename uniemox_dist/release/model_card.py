@@ -30,12 +30,12 @@ MOST_INDEXES = 2000
 """Largest number of index files that are searched for labels; larger data sets are not searched."""
 
 
-def facts_of(
+def collect_facts(
     checkpoint: Checkpoint, source: Source, run: RunFolder, *, weights: str, dtype: str, licence: str | None
 ) -> dict[str, Any]:
     """The contents of uniemox.json: the identity, origin and use of a release."""
     info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
-    lines = [line for line in valid_metrics(run) if line["step"] <= checkpoint.step]
+    lines = [line for line in read_valid_metrics(run) if line["step"] <= checkpoint.step]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -53,19 +53,19 @@ def facts_of(
         "preprocessing": preprocessing_facts(config.model),
         "teacher": info["teacher"],
         "data_identity": info["data_identity"],
-        "data": data_facts(config, info["data_identity"]),
+        "data": collect_data_facts(config, info["data_identity"]),
         "licence": licence,
         "losses": {key: lines[-1].get(key) for key in ("loss", *LOSS_NAMES)} if lines else None,
         "config": info["config"],
     }
 
 
-def valid_metrics(run: RunFolder) -> list[Line]:
+def read_valid_metrics(run: RunFolder) -> list[Line]:
     """The valid lines of a run's metrics: those of steps that were not repeated later."""
     return History(read_lines(run.metrics), read_lines(run.events)).lines
 
 
-def data_facts(config: Config, identity: str) -> dict[str, Any] | None:
+def collect_data_facts(config: Config, identity: str) -> dict[str, Any] | None:
     """Counts, sources and labels of the training data; None if the data is no longer at the run's paths."""
     urls = [origin.path for origin in config.data.origins()]
     try:
@@ -118,7 +118,7 @@ def _labels(urls: Sequence[str], manifests: Sequence[Manifest]) -> set[str]:
     return found
 
 
-def evaluation_of(run: RunFolder, given: Path | None, step: int) -> dict[str, Any] | None:
+def find_evaluation(run: RunFolder, given: Path | None, step: int) -> dict[str, Any] | None:
     """The evaluation of the released step: the given file, or evaluation.json of the run.
 
     Raises:
@@ -148,7 +148,9 @@ def evaluation_of(run: RunFolder, given: Path | None, step: int) -> dict[str, An
     return {"metrics": metrics, "verdict": found.get("verdict", []), "data": found.get("data", {})}
 
 
-def card(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, onnx: bool, curves: bool) -> str:
+def render_card(
+    facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None, *, onnx: bool, curves: bool
+) -> str:
     """The model card, with the front matter that the Hugging Face Hub reads."""
     text = resources.files("uniemox_dist").joinpath("release/model_card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(

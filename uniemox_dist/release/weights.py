@@ -16,8 +16,8 @@ from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.checkpoints.format import (
     EMA,
     FragmentReader,
-    fixed_parameters,
-    fixed_tensors,
+    copy_fixed_parameters,
+    read_fixed_tensors,
     write_tensors,
 )
 from uniemox_dist.config.schema import Config
@@ -48,29 +48,29 @@ class Source:
         """Parameters of the encoder, and of all other modules, by file."""
         counts = {ENCODER: 0, REST: 0}
         for name, shape in self.shapes.items():
-            counts[file_of(name)] += torch.Size(shape).numel()
+            counts[find_file(name)] += torch.Size(shape).numel()
         return counts
 
 
-def file_of(name: str) -> str:
+def find_file(name: str) -> str:
     """The file of a release that holds a weight of the student."""
     return ENCODER if name.startswith(PREFIX) else REST
 
 
-def source_of(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
+def open_source(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
     """The weights of a checkpoint; with `ema` the moving average of the encoder's.
 
     Raises:
         UserError: if there is no moving average.
     """
-    reader, fixed = FragmentReader(checkpoint), fixed_tensors(checkpoint)
+    reader, fixed = FragmentReader(checkpoint), read_fixed_tensors(checkpoint)
     if ema and not reader.has_ema:
         raise UserError(
             f"--ema: {checkpoint.folder} holds no moving average; train with optim.ema_decay=0.999, or leave --ema out"
         )
     if not fixed:  # the checkpoint is of an early version, which recomputed them, or there are none
         config = Config.model_validate(checkpoint.info["config"])
-        fixed = fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
+        fixed = copy_fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
     shapes = {name: tuple(shape) for name, shape in reader.shapes.items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in fixed.items()}
 
@@ -110,9 +110,9 @@ def write_weights(out: Path, source: Source, dtype: torch.dtype) -> dict[str, st
         file: write_tensors(
             out / file,
             {
-                released_name(name): (dtype, shape)
+                make_released_name(name): (dtype, shape)
                 for name, shape in source.shapes.items()
-                if file_of(name) == file
+                if find_file(name) == file
             },
             lambda name, file=file: _cast(source, _own_name(name, file), dtype),  # type: ignore[misc]
         )[1]
@@ -127,7 +127,7 @@ def compare(out: Path, source: Source, dtype: torch.dtype) -> None:
         Fault: naming the first that differs.
     """
     for file in (ENCODER, REST):
-        names = {released_name(name): name for name in source.shapes if file_of(name) == file}
+        names = {make_released_name(name): name for name in source.shapes if find_file(name) == file}
         shapes = {released: source.shapes[name] for released, name in names.items()}
         written: Renewed[Any] = Renewed(lambda file=file: safe_open(out / file, "pt"), shapes)  # type: ignore[misc]
         with safe_open(out / file, "pt") as header:
@@ -145,7 +145,9 @@ def check_names(encoder: Mapping[str, Tensor], source: Source) -> None:
         Fault: naming a tensor that differs.
     """
     here = {name: tuple(tensor.shape) for name, tensor in encoder.items()}
-    there = {released_name(name): shape for name, shape in source.shapes.items() if file_of(name) == ENCODER}
+    there = {
+        make_released_name(name): shape for name, shape in source.shapes.items() if find_file(name) == ENCODER
+    }
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             raise Fault(
@@ -154,7 +156,7 @@ def check_names(encoder: Mapping[str, Tensor], source: Source) -> None:
             )
 
 
-def released_name(name: str) -> str:
+def make_released_name(name: str) -> str:
     """The name of a student's weight in its file; for the encoder it is timm's name."""
     return name.removeprefix(PREFIX)
 

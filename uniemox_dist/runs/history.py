@@ -27,7 +27,7 @@ def number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def sections(config: Any) -> dict[str, dict[str, Any]]:
+def select_sections(config: Any) -> dict[str, dict[str, Any]]:
     """The sections of a run's config.yaml; other values are left out."""
     found = config.items() if isinstance(config, dict) else ()
     return {str(key): value for key, value in found if isinstance(value, dict)}

@@ -91,7 +91,7 @@ class Job:
         return f"{self.name} has ended" + (f" ({self.state})" if self.state else "")
 
 
-def jobs_of(run: Path) -> list[Job]:
+def read_jobs(run: Path) -> list[Job]:
     """The jobs that a run's folder names, newest first: the job of job.json and the submitted jobs.
 
     Damaged files are skipped.
@@ -111,7 +111,7 @@ def jobs_of(run: Path) -> list[Job]:
     return sorted(found.values(), key=lambda job: -job.id)
 
 
-def job_of(jobs: Sequence[Job], answers: Mapping[int, JobState] | None) -> Job | None:
+def choose_job(jobs: Sequence[Job], answers: Mapping[int, JobState] | None) -> Job | None:
     """The job that decides a run's state: the one that runs, else the first that waits, else the newest.
 
     Args:

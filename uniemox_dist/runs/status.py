@@ -36,7 +36,7 @@ class Saved:
     """When it was completed, in seconds since 1970."""
 
 
-def saved_time(info: Mapping[str, Any], file_time: float | None) -> float | None:
+def read_saved_time(info: Mapping[str, Any], file_time: float | None) -> float | None:
     """When a checkpoint was completed: the time in its complete.json, or else the file's own time, which a copy
     changes."""
     stated = info.get("time")
@@ -182,7 +182,7 @@ def find_state_without_job(
     if not starts and kind == "fault":
         fix = "fix it first; then the same command " if last.get("restart") is False else ""
         return State("failed", "bad", f"{_describe_fault(history)}; {fix}{next_step}")
-    limit_s = stalled_after_s(config, lines_of_last_attempt(history), starting=starts)
+    limit_s = stalled_after_s(config, select_last_attempt(history), starting=starts)
     if not lock.held and kind == "restart":
         return State("killed", "bad", f"the launcher's restart did not begin to train; {next_step}")
     elsewhere = lock.holder.partition(" ")[0] not in ("", socket.gethostname())
@@ -215,7 +215,7 @@ def timeout_s(run: Mapping[str, Any], key: str) -> float:
     return value if is_number(value) else RunConfig.model_fields[key].default
 
 
-def lines_of_last_attempt(history: History) -> list[Line]:
+def select_last_attempt(history: History) -> list[Line]:
     """The last metrics of the last attempt."""
     starts = history.of(Start)
     began = number(starts[-1].get("time")) if starts else 0.0
@@ -242,7 +242,7 @@ def seconds_left(history: History, length: Length) -> float | None:
     single long intervals, caused by a disk or a network."""
     if not length.steps:
         return None
-    recent = lines_of_last_attempt(history)
+    recent = select_last_attempt(history)
     paces = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(recent)]
     return max(0, length.steps - history.step) * max(0.0, median(paces)) if paces else None
 

@@ -105,7 +105,7 @@ class JobQueries:
         if time.monotonic() < self._retry_at:
             return None
         try:
-            found = job_states(ids, timeout_s=SCREEN_TIMEOUT_S)
+            found = query_job_states(ids, timeout_s=SCREEN_TIMEOUT_S)
         except NoSlurm:
             why = "there is no squeue on this machine"
         except (Fault, UserError) as error:
@@ -154,7 +154,7 @@ def scontrol(*arguments: str) -> str:
     return _call(["scontrol", *arguments])
 
 
-def job_states(ids: Iterable[int], *, timeout_s: float = TIMEOUT_S) -> dict[int, JobState]:
+def query_job_states(ids: Iterable[int], *, timeout_s: float = TIMEOUT_S) -> dict[int, JobState]:
     """The states of the jobs that Slurm still knows; it forgets a job some minutes after its end.
 
     The number of a job array gets the state of its task that is furthest on: running, then waiting, then ended.

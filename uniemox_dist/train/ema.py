@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from uniemox_dist.checkpoints.format import EMA
-from uniemox_dist.checkpoints.zero_state import Fragment, adam_step, fragments
+from uniemox_dist.checkpoints.zero_state import Fragment, list_fragments, read_adam_step
 
 ENCODER = "encoder."
 
@@ -25,10 +25,10 @@ class Ema:
 
     def __init__(self, engine: Any, decay: float) -> None:
         self.decay, self._engine = decay, engine
-        self._own = [f for f in fragments(engine) if f.name.startswith(ENCODER)]
+        self._own = [f for f in list_fragments(engine) if f.name.startswith(ENCODER)]
         self._weights = [f.tensors["fp32"] for f in self._own]
         self._averages = [weights.clone() for weights in self._weights]
-        self.updates = adam_step(engine)
+        self.updates = read_adam_step(engine)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -45,7 +45,7 @@ class Ema:
         if not loaded:
             for average, weights in zip(self._averages, self._weights):
                 average.copy_(weights)
-        self.updates = adam_step(self._engine)
+        self.updates = read_adam_step(self._engine)
 
     def fragments(self) -> Iterator[Fragment]:
         """The fragments that this rank saves and loads."""

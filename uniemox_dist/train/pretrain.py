@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uniemox_dist.checkpoints.format import fixed_parameters
+from uniemox_dist.checkpoints.format import copy_fixed_parameters
 from uniemox_dist.checkpoints.run_state import RunState, check_same_run
 from uniemox_dist.checkpoints.zero_state import check
 from uniemox_dist.config.losses import LOSS_NAMES
@@ -42,8 +42,14 @@ from uniemox_dist.train.loop import train
 from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
 from uniemox_dist.train.resume import choose_checkpoint, initialise_weights
-from uniemox_dist.train.samples.contact_sheet import draw, title
-from uniemox_dist.train.samples.pictures import encode_png, facts, look, markdown, save
+from uniemox_dist.train.samples.contact_sheet import draw, make_title
+from uniemox_dist.train.samples.pictures import (
+    collect_facts,
+    encode_png,
+    inspect_samples,
+    render_markdown,
+    save,
+)
 from uniemox_dist.train.samples.selection import Shown, choose
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.startup import StartupTimer
@@ -133,18 +139,18 @@ class PretrainTrainer(Trainer):
             return
         self.student.eval()
         with torch.compiler.set_stance("force_eager"):  # these shapes are rare, not worth a compilation
-            seen = look(self.student, shown, self.config.run.seed, self.device)
+            seen = inspect_samples(self.student, shown, self.config.run.seed, self.device)
         self.student.train()
         if not self.world.is_main:
             return
-        record = facts(seen, shown, step, model.mask)
-        sheet = draw(seen, shown, title(self.config, record), boxes=model.mask == "person")
+        record = collect_facts(seen, shown, step, model.mask)
+        sheet = draw(seen, shown, make_title(self.config, record), boxes=model.mask == "person")
         png = encode_png(sheet)
         try:
             save(self.folder.samples, step, png, record)
         except OSError as error:
             log.warning("%s: %s; training continues without it", self.folder.samples, error.strerror)
-        metrics.add_pictures(step, sheet.shape[:2], png, markdown(record))
+        metrics.add_pictures(step, sheet.shape[:2], png, render_markdown(record))
 
 
 def prepare_loss(
@@ -259,7 +265,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
         strict=config.data.strict,
     )
     expect("making the engine, and loading the checkpoint")
-    fixed = fixed_parameters(student)
+    fixed = copy_fixed_parameters(student)
     engine = make_engine(student, config, world, precision, device)
     check(engine)
     return PretrainTrainer(

@@ -11,10 +11,10 @@ from uniemox_dist.checkpoints.folders import (
     COMPLETE,
     UNREADABLE,
     Checkpoint,
-    complete_checkpoints,
-    named_checkpoint,
+    find_checkpoint,
+    list_complete_checkpoints,
+    list_unreadable,
     set_aside,
-    unreadable,
 )
 from uniemox_dist.checkpoints.format import load_fixed, own_files
 from uniemox_dist.config.schema import Config
@@ -97,9 +97,9 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
                 f"--resume never: {folder.path} has checkpoints; give another run.name or delete them"
             )
         return [], []
-    own = complete_checkpoints(folder.checkpoints)[::-1]
+    own = list_complete_checkpoints(folder.checkpoints)[::-1]
     if resume != "auto":
-        named = named_checkpoint(resume, "--resume")
+        named = find_checkpoint(resume, "--resume")
         here = named.folder.resolve().parent == folder.checkpoints.resolve()
         if not own or (here and named.step == own[0].step):
             return [named], []
@@ -111,7 +111,7 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
         # The checkpoint that the run started from; the same command now resumes the run itself.
         log.info("--resume %s: the run has checkpoints of its own and resumes them", resume)
     try:
-        none = unreadable(folder.checkpoints)
+        none = list_unreadable(folder.checkpoints)
     except OSError as error:
         raise UserError(
             f"run.dir/run.name={folder.path}: {error.filename} {UNREADABLE}: {error.strerror}"

@@ -48,7 +48,7 @@ class StartupTimer:
         """The time since the process began counts as `imports`; the time from the beginning of the batch script, if
         known, to the beginning of the process as `batch script`."""
         self.seconds: dict[str, float] = {}
-        now, began = time.time(), process_began()
+        now, began = time.time(), read_process_start()
         try:
             # Bash uses the decimal sign of the locale.
             batch = float(env.get(BATCH_BEGAN, "").replace(",", "."))
@@ -100,7 +100,7 @@ def describe(seconds: Mapping[str, float]) -> str:
     return f"first step after {seconds['total']:.1f} s: {parts}"
 
 
-def process_began() -> float:
+def read_process_start() -> float:
     """When this process began by the kernel's record, in seconds since 1970: before the interpreter was loaded."""
     try:
         with open("/proc/self/stat", encoding="ascii") as file:

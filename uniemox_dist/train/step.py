@@ -16,7 +16,7 @@ from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import draw_drop_paths
 from uniemox_dist.distributed.collectives import sum_over_ranks
-from uniemox_dist.distributed.deepspeed_internals import reduced_gradients
+from uniemox_dist.distributed.deepspeed_internals import read_reduced_gradients
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.drop_path import find_drop_paths, set_draws
 from uniemox_dist.train.engine import Engine
@@ -107,7 +107,7 @@ def update_weights(
     if status.stop_signal is not None:
         names = [number.name for number in STOP_SIGNALS]
         sums[first + 5 + names.index(status.stop_signal)].fill_(1)
-    gradients = reduced_gradients(engine)
+    gradients = read_reduced_gradients(engine)
     sums[first + 4] = nonfinite.count(list(gradients.values()), device)
     sum_over_ranks(sums)
     for group in engine.optimizer.param_groups:
@@ -119,7 +119,7 @@ def update_weights(
     evidence = None
     finite = math.isfinite(loss) and not bad
     if not finite:
-        evidence = nonfinite.evidence(engine, gradients, batches, loss, step)
+        evidence = nonfinite.collect_evidence(engine, gradients, batches, loss, step)
         nonfinite.poison(list(gradients.values()))
     engine.step()
     # The engine also checks: the norm of finite gradients can overflow.

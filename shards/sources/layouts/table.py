@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from shards.sources import Cell, Image, Record, SourceOptions
 from shards.sources.files import name_below
-from shards.sources.tables import check_column_names, parquet_errors, read_csv
+from shards.sources.tables import check_column_names, convert_parquet_errors, read_csv
 from shards.sources.values import BAD_VALUE, parse_attributes, parse_captions, parse_persons, parse_text
 from shards.storage import Place, match_pattern, open_seekable, place
 from uniemox_dist.core.errors import UserError
@@ -57,7 +57,7 @@ def _locate(source: str) -> list[tuple[Place, str]]:
 
 
 def _parquet(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
-    with parquet_errors(f"SOURCE={path}"), open_seekable(path) as raw, pq.ParquetFile(raw) as file:
+    with convert_parquet_errors(f"SOURCE={path}"), open_seekable(path) as raw, pq.ParquetFile(raw) as file:
         schema = file.schema_arrow
         _check_columns(schema.names, names, path)
         check_column_names(schema.names, path)

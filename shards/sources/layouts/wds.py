@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from shards.format.tars import Group, read_groups
 from shards.sources import Record, Slice, SourceOptions
 from shards.sources.files import SPLITS, is_clutter, name_below
-from shards.sources.tables import parquet_errors
+from shards.sources.tables import convert_parquet_errors
 from shards.sources.validate import validate_record
 from shards.sources.values import (
     BAD_VALUE,
@@ -93,7 +93,7 @@ def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
     beside = tar.parent / f"{tar.name.removesuffix('.tar')}.parquet"
     if not beside.is_file():
         return {}
-    with parquet_errors(str(beside)), open_seekable(beside) as file:
+    with convert_parquet_errors(str(beside)), open_seekable(beside) as file:
         rows = pq.read_table(file, use_threads=False).to_pylist()
     return {str(row["key"]): row for row in rows if "key" in row}
 

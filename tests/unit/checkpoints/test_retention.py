@@ -4,7 +4,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniemox_dist.checkpoints.retention import clear_unfinished, prune, superfluous
+from uniemox_dist.checkpoints.retention import clear_unfinished, list_superfluous, prune
 
 
 def make(folder: Path, *steps: int) -> None:
@@ -17,10 +17,10 @@ def make(folder: Path, *steps: int) -> None:
 
 def test_the_last_and_every_nth_are_kept() -> None:
     steps = range(10, 101, 10)
-    assert superfluous(steps, 2) == [10, 20, 30, 40, 50, 60, 70, 80]
-    assert superfluous(steps, 2, 30) == [10, 20, 40, 50, 70, 80]
-    assert superfluous(steps, 100) == []
-    assert superfluous([], 3) == []
+    assert list_superfluous(steps, 2) == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert list_superfluous(steps, 2, 30) == [10, 20, 40, 50, 70, 80]
+    assert list_superfluous(steps, 100) == []
+    assert list_superfluous([], 3) == []
 
 
 @given(
@@ -31,9 +31,9 @@ def test_the_last_and_every_nth_are_kept() -> None:
 def test_the_newest_checkpoint_is_kept_and_pruning_twice_deletes_nothing_more(
     steps: set[int], keep_last: int, keep_every: int | None
 ) -> None:
-    doomed = superfluous(steps, keep_last, keep_every)
+    doomed = list_superfluous(steps, keep_last, keep_every)
     assert not steps or max(steps) not in doomed
-    assert superfluous(steps - set(doomed), keep_last, keep_every) == []
+    assert list_superfluous(steps - set(doomed), keep_last, keep_every) == []
 
 
 def test_pruning_deletes_complete_ones_beyond_the_policy_and_nothing_else(tmp_path: Path) -> None:

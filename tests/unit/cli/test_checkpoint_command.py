@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints, digest
+from uniemox_dist.checkpoints.folders import digest, list_complete_checkpoints
 from uniemox_dist.cli.main import run as uniemox
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER
 from uniemox_dist.core.files import sha256_bytes, write_json
@@ -207,7 +207,7 @@ def test_prune_deletes_nothing_that_the_newest_cannot_replace(
 def test_prune_keeps_set_aside_checkpoints_if_there_is_no_complete_one(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for checkpoint in complete_checkpoints(run.checkpoints):
+    for checkpoint in list_complete_checkpoints(run.checkpoints):
         checkpoint.folder.rename(checkpoint.folder.with_name(f"{checkpoint.folder.name}.damaged"))
     before = names(run)
     assert uniemox(["checkpoint", "prune", str(run.path), "--damaged"]) == EXIT_FAULT
@@ -257,7 +257,7 @@ def test_a_policy_that_is_not_a_number_is_a_user_error(
     assert (
         uniemox(["checkpoint", "prune", str(run.path), "--keep-last", "5", "--keep-every", "0"]) == EXIT_DONE
     )
-    assert len(complete_checkpoints(run.checkpoints)) == 5
+    assert len(list_complete_checkpoints(run.checkpoints)) == 5
 
 
 def test_a_folder_without_complete_json_is_incomplete_and_no_damage(
@@ -329,7 +329,7 @@ def test_a_damaged_checkpoint_does_not_count_among_the_last_that_are_kept(
         f"step_00000400 is damaged and does not count as kept: {part} was altered: its SHA-256 differs"
     )
     assert uniemox(arguments) == EXIT_DONE
-    assert [c.step for c in complete_checkpoints(run.checkpoints)] == [200, 300, 400, 500]
+    assert [c.step for c in list_complete_checkpoints(run.checkpoints)] == [200, 300, 400, 500]
 
 
 def test_the_date_of_a_checkpoint_is_that_of_its_save_and_not_of_a_copy(

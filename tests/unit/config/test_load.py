@@ -16,12 +16,12 @@ from shards.format.manifest import Manifest
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.load import (
     dump_yaml,
+    list_shipped_recipes,
     load_config,
     merge,
     parse_override,
     parse_yaml,
     read_recipe,
-    shipped_recipes,
 )
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
@@ -216,7 +216,7 @@ def test_a_base_that_is_not_a_name_is_refused(base: str, tmp_path: Path) -> None
 def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
     with pytest.raises(UserError) as caught:
         load_config("nope")
-    names = ", ".join(shipped_recipes())
+    names = ", ".join(list_shipped_recipes())
     assert str(caught.value) == f"recipe nope: no such file, nor a shipped recipe; shipped are: {names}"
 
 
@@ -261,7 +261,7 @@ def test_a_pair_may_hold_further_equals_signs_and_nothing() -> None:
 # ---- what is shipped, and what is written down
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", list_shipped_recipes())
 def test_every_shipped_recipe_resolves_and_survives_its_dump(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     (tmp_path / "dumped.yaml").write_text(dump_yaml(config))

@@ -9,7 +9,7 @@ import torch
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.augment import Augment, seeded
+from uniemox_dist.data.augment import Augment, seed_libraries
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.views import allocate_views
@@ -137,7 +137,7 @@ def test_the_strongest_of_every_kind_can_be_drawn() -> None:
 
 
 def test_seeds_of_64_bits_are_taken() -> None:
-    with seeded((1 << 64) - 1):
+    with seed_libraries((1 << 64) - 1):
         first = random.random(), np.random.rand(), torch.rand(1).item()
-    with seeded((1 << 64) - 1):
+    with seed_libraries((1 << 64) - 1):
         assert (random.random(), np.random.rand(), torch.rand(1).item()) == first

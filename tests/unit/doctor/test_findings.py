@@ -1,7 +1,7 @@
 """Verdicts on single ranks are merged into lines."""
 
 from uniemox_dist.core.formatting import format_range
-from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, Trouble, make_findings, worst
+from uniemox_dist.doctor.findings import Finding, Problem, RankFacts, Trouble, find_worst, make_findings
 
 
 def told(*facts: object) -> list[RankFacts[object]]:
@@ -35,7 +35,7 @@ def test_a_rank_that_could_not_measure_fails_and_is_named() -> None:
 
 def test_the_gravest_status_counts() -> None:
     ok, warn, fail = (Finding(status, "", "") for status in ("ok", "warn", "fail"))
-    assert [worst(found) for found in ([], [ok], [ok, warn], [warn, fail, ok])] == [
+    assert [find_worst(found) for found in ([], [ok], [ok, warn], [warn, fail, ok])] == [
         "ok",
         "ok",
         "warn",

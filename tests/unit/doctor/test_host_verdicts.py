@@ -11,7 +11,7 @@ from uniemox_dist.doctor.findings import Finding, RankFacts
 from uniemox_dist.doctor.limits import LimitFacts
 from uniemox_dist.doctor.memory import MemoryFacts
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes
-from uniemox_dist.doctor.versions import Bound, VersionFacts, bounds_of
+from uniemox_dist.doctor.versions import Bound, VersionFacts, read_bounds
 
 GB = 10**9
 SOUND = VersionFacts({"python": "3.11.7", "torch": "2.14.1"}, (Bound("torch", ">=2.11", "train"),))
@@ -67,12 +67,12 @@ def test_a_package_without_metadata_is_warned_of() -> None:
 
 def test_bounds_are_those_of_the_base_install_and_the_extras_asked_for() -> None:
     stated = ["click>=8.1", 'torch>=2.11; extra == "train"', 'onnx>=1.16; extra == "onnx"', "a broken @ line"]
-    assert bounds_of(stated, ">=3.10", ["train"]) == (
+    assert read_bounds(stated, ">=3.10", ["train"]) == (
         Bound("python", ">=3.10", ""),
         Bound("click", ">=8.1", ""),
         Bound("torch", ">=2.11", "train"),
     )
-    assert [bound.name for bound in bounds_of(stated, None, [])] == ["click"]
+    assert [bound.name for bound in read_bounds(stated, None, [])] == ["click"]
 
 
 def test_the_installed_package_states_bounds_that_hold_here() -> None:
@@ -112,9 +112,9 @@ def test_equal_gpus_of_two_hosts_are_not_the_same_one() -> None:
 def test_cores_are_divided_among_the_ranks_that_may_use_them() -> None:
     bound = replace(GPU, cores=(4, 5))
     facts = told(GPU, GPU, bound, ranks_on_a_host=3)
-    assert devices.cores_of_a_rank(facts) == {0: 2, 1: 2, 2: 2}
+    assert devices.count_cores(facts) == {0: 2, 1: 2, 2: 2}
     limited = told(replace(GPU, quota=1.0), replace(GPU, quota=1.0), ranks_on_a_host=2)
-    assert devices.cores_of_a_rank(limited) == {0: 0.5, 1: 0.5}
+    assert devices.count_cores(limited) == {0: 0.5, 1: 0.5}
 
 
 def test_more_threads_or_loader_processes_than_cores_are_warned_of() -> None:

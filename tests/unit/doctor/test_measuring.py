@@ -14,11 +14,11 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import EXIT_USER, Fault, UserError
 from uniemox_dist.distributed.world import World
 from uniemox_dist.doctor import collective, devices, disk, inputs, limits, memory, rate, reading
-from uniemox_dist.doctor.all_checks import alone, meeting_failed
+from uniemox_dist.doctor.all_checks import check_alone, describe_failed_meeting
 from uniemox_dist.doctor.cgroup import Limits, read_limits
 from uniemox_dist.doctor.findings import Trouble
 from uniemox_dist.doctor.ranks import try_measure
-from uniemox_dist.doctor.subject import Subject, sizes_of
+from uniemox_dist.doctor.subject import Subject, count_sizes
 from uniemox_dist.models.student import Student
 
 
@@ -231,8 +231,8 @@ def test_initial_weights_of_each_layout_are_known_by_their_headers(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a rank beyond the GPUs is not fit")
 def test_a_process_without_gpus_is_fit_to_meet_others_and_a_failure_to_meet_says_where() -> None:
-    assert alone(World(rank=1, size=2, local_rank=1)) == []
-    found = meeting_failed(RuntimeError("timed out\nat line 3"), World(1, 2, 1, "node0", 29500))
+    assert check_alone(World(rank=1, size=2, local_rank=1)) == []
+    found = describe_failed_meeting(RuntimeError("timed out\nat line 3"), World(1, 2, 1, "node0", 29500))
     assert (found.status, found.rank) == ("fail", 1)
     assert found.value == "timed out (ranks meet at node0:29500)"
 
@@ -249,9 +249,11 @@ def test_a_rate_is_measured_and_has_no_peak_on_a_cpu(monkeypatch: pytest.MonkeyP
 
 def test_contributions_of_ranks_add_up_to_the_wanted_sum_exactly() -> None:
     device = torch.device("cpu")
-    total = sum(collective.contribution(rank, 1000, device) for rank in range(100))
-    assert torch.equal(total, collective.wanted_sum(100, 1000, device))
-    twice = total - collective.contribution(3, 1000, device) + collective.contribution(4, 1000, device)
+    total = sum(collective.make_contribution(rank, 1000, device) for rank in range(100))
+    assert torch.equal(total, collective.compute_sum(100, 1000, device))
+    twice = (
+        total - collective.make_contribution(3, 1000, device) + collective.make_contribution(4, 1000, device)
+    )
     assert not torch.equal(twice, total)  # a rank left out and another one counted twice
 
 
@@ -259,7 +261,7 @@ def test_contributions_of_ranks_add_up_to_the_wanted_sum_exactly() -> None:
 def test_a_checkpoint_has_the_size_that_its_student_makes(ema: float) -> None:
     config = demo(f"optim.ema_decay={ema}")
     before = torch.random.get_rng_state()
-    sizes = sizes_of(config)
+    sizes = count_sizes(config)
     assert torch.equal(torch.random.get_rng_state(), before)
     student = Student(config.model, config.loss, 128)  # the shipped teacher's width
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)

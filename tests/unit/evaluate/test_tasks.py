@@ -139,7 +139,7 @@ def test_zero_shot_answers_the_nearest_text_and_records_the_templates() -> None:
     test = split_of(60, 11, noise=0.3)
     found = tasks.zeroshot(test, Texts(), NAMES, ["feel {}", "{}"])  # type: ignore[arg-type]
     assert found["templates"] == ["feel {}", "{}"]
-    expected = tasks.nearest_texts(test.rows.features[RELEASE], CENTRES)
+    expected = tasks.find_nearest_texts(test.rows.features[RELEASE], CENTRES)
     truth = np.array([NAMES.index(str(label)) for label in test.labels])
     assert found["rows"][RELEASE]["accuracy"] == pytest.approx((expected == truth).mean())
     assert found["rows"][RELEASE]["accuracy"] > 0.95

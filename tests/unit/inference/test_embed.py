@@ -66,7 +66,7 @@ def embed_slowly(source: Path, out: Path, release: Path) -> None:
         time.sleep(0.4)
         return vectors(*arguments)
 
-    vectors, embed_module.vectors = embed_module.vectors, slow
+    vectors, embed_module.compute_vectors = embed_module.compute_vectors, slow
     embed(str(source), out, release, batch=4, part_s=0)
 
 

@@ -9,14 +9,14 @@ from small import make_release
 
 from uniemox_dist import load_pretrained
 from uniemox_dist.cli.main import run
-from uniemox_dist.inference.reconstruct import GREY, tiles
+from uniemox_dist.inference.reconstruct import GREY, make_tiles
 
 
 def test_visible_patches_are_the_originals_and_masked_ones_the_students(small_release: Path) -> None:
     student = load_pretrained(small_release)
     torch.manual_seed(0)
     scene = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    original, hidden, filled = tiles(student, scene, seed=5).unbind(1)
+    original, hidden, filled = make_tiles(student, scene, seed=5).unbind(1)
     assert torch.equal(original, scene.float() / 255)
     masked = (hidden == GREY).all(1)
     share = masked.float().mean((1, 2))

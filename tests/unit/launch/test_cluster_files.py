@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import Cluster, load_cluster, shipped_clusters
+from launch.cluster import Cluster, list_shipped_clusters, load_cluster
 from uniemox_dist.core.errors import UserError
 
 
@@ -78,7 +78,7 @@ def test_an_unknown_site_names_the_shipped_ones() -> None:
 
 
 def test_shipped_files_are_sound() -> None:
-    found = {name: load_cluster(name) for name in shipped_clusters()}
+    found = {name: load_cluster(name) for name in list_shipped_clusters()}
     assert set(found) == {"apptainer", "modules", "plain", "pyxis"}
     assert (found["modules"].min_nodes, found["modules"].max_nodes, found["modules"].ranks) == (2, 4, 4)
     assert found["modules"].env["PYTHONUNBUFFERED"] == "1"

@@ -5,11 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from launch.plan.activations import activations
+from launch.plan.activations import count_activations
 from launch.plan.engine import BUCKET, EngineMemory, engine_memory
-from launch.plan.memory import Memory, memory_of, precision_of, recommend, shown_micro_batches, stages_of
+from launch.plan.memory import (
+    Memory,
+    choose_micro_batches,
+    choose_precision,
+    count_memory,
+    list_stages,
+    recommend,
+)
 from launch.plan.model import Tower, read_tower
-from launch.plan.network import Traffic, network_time, traffic
+from launch.plan.network import Traffic, list_exchanges, network_time
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
@@ -189,7 +196,9 @@ def test_the_activations_of_a_classifier_match_the_tensors_that_autograd_keeps(
 def plan_of(config: Config, dtype: torch.dtype) -> int:
     precision = "fp32" if dtype == torch.float32 else "bf16"
     tower = Tower(E if config.loss.needs_teacher else None)
-    return activations(config, tower, B, precision, gpu=False).kept(again=config.compute.checkpoint_blocks)
+    return count_activations(config, tower, B, precision, gpu=False).kept(
+        again=config.compute.checkpoint_blocks
+    )
 
 
 def test_checkpointed_blocks_keep_their_inputs_alone() -> None:
@@ -219,20 +228,20 @@ def test_devices_are_found_by_the_names_that_operators_use() -> None:
 
 def test_the_number_format_is_the_one_that_a_run_takes() -> None:
     config = load_config("demo")
-    assert precision_of(config, find_device("h100", None), 1) == "bf16"
-    assert precision_of(config, find_device("h100", None), 0) == "fp32"
-    assert precision_of(config, find_device("t4", None), 1) == "fp32"
-    assert precision_of(config, find_device("cpu", None), 1) == "fp32"
+    assert choose_precision(config, find_device("h100", None), 1) == "bf16"
+    assert choose_precision(config, find_device("h100", None), 0) == "fp32"
+    assert choose_precision(config, find_device("t4", None), 1) == "fp32"
+    assert choose_precision(config, find_device("cpu", None), 1) == "fp32"
     stated = load_config("demo", ["optim.precision=bf16"])
-    assert precision_of(stated, find_device("cpu", None), 1) == "bf16"
-    assert (stages_of(config), stages_of(stated)) == ([0, 1, 2, 3], [1, 2, 3])
+    assert choose_precision(stated, find_device("cpu", None), 1) == "bf16"
+    assert (list_stages(config), list_stages(stated)) == ([0, 1, 2, 3], [1, 2, 3])
 
 
 def whole(*pairs: str, stage: int = 1, micro_batch: int = 48, again: bool = False) -> Memory:
     config = load_config("demo", list(pairs))
     tower = read_tower(config)
     parameters = student_parameters(config.model, config.loss, tower.embedding_width)
-    return memory_of(
+    return count_memory(
         config,
         parameters,
         tower,
@@ -269,12 +278,12 @@ def test_the_recommendation_is_the_smallest_stage_with_its_largest_micro_batch()
 
 def test_micro_batches_around_the_recipes_are_shown() -> None:
     config = load_config("uniemox_vit_b16")  # 96 samples a rank of 8
-    assert shown_micro_batches(config, 8) == [16, 24, 32, 48, 96]
+    assert choose_micro_batches(config, 8) == [16, 24, 32, 48, 96]
 
 
 def exchanges(stage: int, precision: str = "bf16", *pairs: str) -> dict[str, tuple[str, int]]:
     config = load_config("demo", list(pairs))
-    found = traffic(config, PARAMETERS, 128, stage=stage, precision=precision, micro_batches=3)
+    found = list_exchanges(config, PARAMETERS, 128, stage=stage, precision=precision, micro_batches=3)
     return {t.what: (t.operation, t.bytes) for t in found}
 
 

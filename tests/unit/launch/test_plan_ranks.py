@@ -4,11 +4,11 @@ import pytest
 
 from launch.plan.ranks import (
     divisors,
+    explain_illegal,
     largest_legal,
     legal_ranks,
     micro_batches,
     nearest_legal,
-    why_illegal,
 )
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
@@ -56,16 +56,16 @@ def test_the_most_ranks_run_on_the_fewest_nodes(have: tuple[int, int], used: tup
 
 def test_why_a_number_is_illegal_names_numbers_that_are_not() -> None:
     batch = config()
-    assert why_illegal(batch, 8) is None
-    assert why_illegal(batch, 7) == (
+    assert explain_illegal(batch, 8) is None
+    assert explain_illegal(batch, 7) == (
         "batch.streams=96 is not a multiple of 7 ranks; use 6 or 8 ranks, or set batch.streams=98 "
         "batch.global_batch=1568"
     )
-    assert why_illegal(batch, 16) == (
+    assert explain_illegal(batch, 16) == (
         "batch.micro_batch=32 does not divide a rank's 48 samples of a step (batch.global_batch=768 over 16 ranks); "
         "set batch.micro_batch=24"
     )
-    assert why_illegal(batch, 128) == (
+    assert explain_illegal(batch, 128) == (
         "128 ranks are more than batch.streams=96, and each needs a stream of its own; use at most 24 ranks, or set "
         "batch.streams=128 batch.global_batch=4096"
     )
@@ -73,11 +73,11 @@ def test_why_a_number_is_illegal_names_numbers_that_are_not() -> None:
 
 @pytest.mark.parametrize("ranks", [5, 7, 11, 20, 100, 128, 4096])
 def test_proposed_numbers_of_ranks_are_legal(ranks: int) -> None:
-    text = why_illegal(config(micro_batch=24), ranks)
+    text = explain_illegal(config(micro_batch=24), ranks)
     assert text is not None
     values = {pair.split("=")[0]: int(pair.split("=")[1]) for pair in text.split("set ")[1].split()}
     proposed = config(values["batch.global_batch"], 24, values["batch.streams"])
-    assert why_illegal(proposed, ranks) is None
+    assert explain_illegal(proposed, ranks) is None
 
 
 def test_a_micro_batch_that_fits_no_number_of_ranks() -> None:
@@ -93,14 +93,14 @@ def test_a_micro_batch_that_fits_no_number_of_ranks() -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 5, 24, 32, 128])
 def test_fine_tuning_that_mixes_pairs_needs_an_even_number_of_streams_a_rank(ranks: int) -> None:
     mixing = config(96, 2, 96, "finetune")
-    assert (96 // ranks) % 2 == 0 or why_illegal(mixing, ranks)
+    assert (96 // ranks) % 2 == 0 or explain_illegal(mixing, ranks)
     assert legal_ranks(mixing) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]
     assert legal_ranks(config(96, 2, 96, "finetune_emotic")) == legal_ranks(
         mixing
     )  # 96 ranks have one sample each
     assert largest_legal(config(768, 8, 96, "finetune"), 4, 8) == (3, 8)
     assert largest_legal(config(768, 8, 96, "finetune_emotic"), 4, 8) == (4, 8)
-    assert why_illegal(config(768, 8, 96, "finetune"), 32) == (
+    assert explain_illegal(config(768, 8, 96, "finetune"), 32) == (
         "finetune.mixup and finetune.cutmix mix neighbouring slots: batch.streams=96 over 32 ranks are 3 each, which "
         "is odd; use 24 or 48 ranks, or set batch.streams=128 batch.global_batch=768"
     )

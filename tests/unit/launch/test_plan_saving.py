@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from launch.plan.pace import Measured, measured, read_run
+from launch.plan.pace import Measured, read_measured_pace, read_run
 from launch.plan.saving import (
     EXCHANGES_S,
     HEADER_BYTES,
     STEP_S,
     CheckpointSize,
     SaveTime,
+    advise_interval,
     checkpoint_size,
-    estimated_save,
-    interval_advice,
+    estimate_save,
     signal_lead,
 )
 from uniemox_dist.config.load import load_config
@@ -45,16 +45,16 @@ def test_a_checkpoint_holds_weights_and_moments_and_the_encoders_average() -> No
 
 def test_a_save_at_a_stated_speed() -> None:
     size = CheckpointSize(total=4_000_000_000, per_rank=1_200_000_000, kept=0)
-    save = estimated_save(size, 2.0)
+    save = estimate_save(size, 2.0)
     assert save.waits_s == pytest.approx(1.2 / 2.1 + EXCHANGES_S)
     assert save.seconds == pytest.approx(1.2 / 2.1 + EXCHANGES_S + 4 / 2 + 1.2 / 1.2)
     assert "assumed" not in save.source
-    assert "assumed" in estimated_save(size).source
+    assert "assumed" in estimate_save(size).source
 
 
 def test_the_interval_is_dalys() -> None:
     """A save holds steps up for 2 s; 10 nodes that each fail every 1,000 h fail together every 100 h."""
-    advice = interval_advice(
+    advice = advise_interval(
         SaveTime(2.0, 20.0, ""), step_s=4.0, nodes=10, node_mtbf_h=1000, save_every=1000, max_steps=10**6
     )
     assert advice.job_mtbf_s == 360_000
@@ -62,11 +62,11 @@ def test_the_interval_is_dalys() -> None:
     assert advice.steps == 300  # 299.5
     assert advice.lost_share == pytest.approx(2 / 1200 + (600 + 20) / 360_000)
     assert advice.lost_share_now == pytest.approx(2 / 4000 + (2000 + 20) / 360_000)
-    often = interval_advice(
+    often = advise_interval(
         SaveTime(0.001, 50.0, ""), step_s=4.0, nodes=10, node_mtbf_h=1, save_every=1, max_steps=10**6
     )
     assert often.seconds == 50.0  # no shorter than a save, of which one is under way at a time
-    short = interval_advice(
+    short = advise_interval(
         SaveTime(2.0, 20.0, ""), step_s=4.0, nodes=10, node_mtbf_h=1000, save_every=1000, max_steps=200
     )
     assert (short.steps, short.seconds) == (200, 800.0)  # no longer than the run
@@ -93,7 +93,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_an_earlier_run_gives_pace_and_saves(run: RunFolder) -> None:
-    assert measured(run) == Measured(
+    assert read_measured_pace(run) == Measured(
         samples_per_s=48, step_s=2.0, mfu=0.25, tflops_per_s=None, ranks=8, save_s=7.0, waits_s=0.5
     )
     assert read_run(run.path).samples_per_s == 48

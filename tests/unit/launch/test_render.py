@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import Cluster, load_cluster, shipped_clusters
-from launch.render import SCRIPTS, Job, render, word, write_scripts
+from launch.cluster import Cluster, list_shipped_clusters, load_cluster
+from launch.render import SCRIPTS, Job, quote_word, render, write_scripts
 from uniemox_dist.core.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def texts() -> dict[Path, str]:
     plain = load_cluster("plain")
     return {
         **{ROOT / "slurm" / f"{name}.sbatch": render(name, plain) for name in SCRIPTS},
-        **{GOLDEN / f"{site}.sbatch": golden(site) for site in shipped_clusters()},
+        **{GOLDEN / f"{site}.sbatch": golden(site) for site in list_shipped_clusters()},
         GOLDEN / "sweep.sbatch": render("pretrain", plain, SWEEP),
     }
 
@@ -133,7 +133,12 @@ def test_a_site_without_requeue_gets_a_script_without_it() -> None:
 
 
 def test_words_are_quoted_only_where_they_have_to_be() -> None:
-    assert [word(x) for x in ("a/b-c_1", "%x-%j.out", "a b", "")] == ["a/b-c_1", "%x-%j.out", "'a b'", "''"]
+    assert [quote_word(x) for x in ("a/b-c_1", "%x-%j.out", "a b", "")] == [
+        "a/b-c_1",
+        "%x-%j.out",
+        "'a b'",
+        "''",
+    ]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from uniemox_dist.config.encoder_names import SIZES, shapes, timm_name
+from uniemox_dist.config.encoder_names import SIZES, list_shapes, timm_name
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models import encoder as encoders
 from uniemox_dist.models.encoder import MaskedEncoder, encoder_arguments, initialise_weights
@@ -101,7 +101,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_with_everything_visible_the_tokens_are_timms(name: str) -> None:
-    patch = shapes()[name]["patch_size"]
+    patch = list_shapes()[name]["patch_size"]
     assert largest_difference(ModelConfig(name=name, image_size=4 * patch)) < 1e-5
 
 
@@ -114,7 +114,7 @@ def test_at_other_picture_and_patch_sizes_too(image_size: int, patch_size: int) 
 
 @pytest.mark.usefixtures("narrow")
 def test_every_name_has_timms_tokens_and_no_unset_weight() -> None:
-    for name in shapes().keys() - SIZES.keys():
+    for name in list_shapes().keys() - SIZES.keys():
         assert largest_difference(ModelConfig(name=name, image_size=24, patch_size=8)) < 1e-5, name
 
 
@@ -151,6 +151,6 @@ def test_the_table_of_shapes_is_the_installed_timms(
     from list_vits import shapes as read_from_timm  # type: ignore[import-not-found]
 
     installed = read_from_timm(names)
-    both = installed.keys() & shapes().keys()
+    both = installed.keys() & list_shapes().keys()
     assert set(NAMES) <= both
-    assert {name: shapes()[name] for name in both} == {name: installed[name] for name in both}
+    assert {name: list_shapes()[name] for name in both} == {name: installed[name] for name in both}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from uniemox_dist.config.encoder_names import SIZES, peculiar, shapes
+from uniemox_dist.config.encoder_names import SIZES, find_peculiarities, list_shapes
 from uniemox_dist.config.schema import LossConfig, ModelConfig, OptimConfig
 from uniemox_dist.models import encoder as encoders
 from uniemox_dist.models.classifier import Classifier, Outputs
@@ -52,7 +52,7 @@ def test_every_kind_of_name_has_the_parameters_of_its_modules(monkeypatch: pytes
     shape = {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
     monkeypatch.setattr(encoders, "encoder_arguments", lambda model: {**encoder_arguments(model), **shape})
     narrow = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
-    kinds = {json.dumps(peculiar(name)): name for name in shapes()}
+    kinds = {json.dumps(find_peculiarities(name)): name for name in list_shapes()}
     assert len(kinds) >= 15
     for name in kinds.values():
         model = ModelConfig(name=name, image_size=24, patch_size=8).model_copy(update=narrow)
@@ -66,8 +66,8 @@ def test_a_named_encoder_has_the_parameters_of_its_modules(name: str) -> None:
 
 @pytest.mark.slow
 def test_every_named_encoder_has_the_parameters_of_its_modules() -> None:
-    for name in shapes().keys() - SIZES.keys():
-        model = ModelConfig(name=name, image_size=4 * shapes()[name]["patch_size"])
+    for name in list_shapes().keys() - SIZES.keys():
+        model = ModelConfig(name=name, image_size=4 * list_shapes()[name]["patch_size"])
         assert list(encoder_parameters(model)) == of_modules(encoder(model)), name
 
 

@@ -12,7 +12,7 @@ from handmade import config_of, write_checkpoint
 from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.models.patches import normalise
 from uniemox_dist.models.student import Student
-from uniemox_dist.release.export import release, student_of
+from uniemox_dist.release.export import load_student, release
 
 E = 12
 
@@ -53,7 +53,7 @@ def test_timm_loads_a_release_and_gives_the_students_class_tokens(
     with torch.no_grad():
         torch.testing.assert_close(encoder(seen), student.embed(pixels, pixels)[0], rtol=1e-5, atol=1e-5)
         assert classifier(seen).shape == (2, 8)
-    again = student_of(open_checkpoint(tmp_path / "run", "RUN"))
+    again = load_student(open_checkpoint(tmp_path / "run", "RUN"))
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), student.parameters()))
 
 

@@ -16,7 +16,7 @@ from uniemox_dist.cli.main import run as command
 from uniemox_dist.core.files import sha256_file
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.export import release
-from uniemox_dist.release.format import altered
+from uniemox_dist.release.format import list_altered
 from uniemox_dist.runs.folder import RunFolder, append_line
 
 E = 12
@@ -212,14 +212,16 @@ def test_any_altered_byte_of_the_checksums_is_told(run: Path, tmp_path: Path, bi
         damaged = bytearray(sums)
         damaged[position] ^= bit
         (out / "SHA256SUMS").write_bytes(damaged)
-        _, problem = next(altered(out))
-        assert next(altered(out))[0] == "SHA256SUMS" or "SHA256SUMS" in problem, position
+        _, problem = next(list_altered(out))
+        assert next(list_altered(out))[0] == "SHA256SUMS" or "SHA256SUMS" in problem, position
     whole = sums.decode().splitlines(keepends=True)
     for line in whole:
         (out / "SHA256SUMS").write_text("".join(other for other in whole if other != line))
         name = line.split()[1]
         read_by_programs = name.endswith((".safetensors", ".json"))
-        assert list(altered(out)) == ([("SHA256SUMS", f"does not name {name}")] if read_by_programs else [])
+        assert list(list_altered(out)) == (
+            [("SHA256SUMS", f"does not name {name}")] if read_by_programs else []
+        )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ LINES = """7|7|RUNNING|None|n[1-2]|2026-11-26T05:00:00|1-02:03:04
 
 def test_states_of_jobs_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, monkeypatch, "squeue", f"printf '%s' '{LINES}'")
-    found = commands.job_states([7, 8, 10, 11])
+    found = commands.query_job_states([7, 8, 10, 11])
     assert set(found) == {7, 8, 10}
     assert (found[7].nodes, found[7].time_left, found[7].reason) == ("n[1-2]", 93784, "")
     assert (found[8].state, found[8].time_left) == (
@@ -33,20 +33,20 @@ def test_states_of_jobs_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )  # of the array's tasks the one that is on
     assert [found[n].live for n in (7, 8, 10)] == [True, True, False]
     assert found[10].start is None
-    assert commands.job_states([]) == {}
+    assert commands.query_job_states([]) == {}
 
 
 def test_a_job_that_slurm_forgot_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(
         tmp_path, monkeypatch, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
     )
-    assert commands.job_states([3]) == {}
+    assert commands.query_job_states([3]) == {}
 
 
 def test_without_slurm_a_remark_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(commands.NoSlurm, match="squeue: there is no such command on this machine"):
-        commands.job_states([1])
+        commands.query_job_states([1])
     assert not commands.has("sbatch")
 
 

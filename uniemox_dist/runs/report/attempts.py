@@ -14,7 +14,7 @@ from uniemox_dist.runs.events.jobs import JobStart, Restart
 from uniemox_dist.runs.events.reading import CLASSES, describe, find_class
 from uniemox_dist.runs.events.training import Save, Spike, Start
 from uniemox_dist.runs.history import KILLED, Attempt, History, number
-from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
+from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, figure, style_axes
 
 MOST_POINTS = 200
 """Points of the line of an attempt."""
@@ -25,7 +25,7 @@ UNITS = (("days", 86400.0, 3.0), ("hours", 3600.0, 3.0), ("minutes", 60.0, 3.0),
 """(unit, its seconds, the smallest length of a run in that unit)."""
 
 
-def figures(history: History, *, over: bool = False) -> list[tuple[str, str, str, str]]:
+def list_figures(history: History, *, over: bool = False) -> list[tuple[str, str, str, str]]:
     """(name, value, remark, tone) of each figure."""
     if not history.attempts:
         return []
@@ -70,7 +70,7 @@ def _saves(history: History) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def event_row(event: Line) -> dict[str, Any]:
+def make_event_row(event: Line) -> dict[str, Any]:
     """An event as a row of the table: time, kind, tone, text, and the values that the text leaves out."""
     text, rest = describe(event)
     kind = find_class(event)
@@ -83,7 +83,7 @@ def event_row(event: Line) -> dict[str, Any]:
     }
 
 
-def attempt_rows(history: History, *, over: bool = False) -> list[dict[str, str]]:
+def make_attempt_rows(history: History, *, over: bool = False) -> list[dict[str, str]]:
     """Each attempt: its beginning, duration, steps, ranks, hosts, job and end."""
     starts = [event for event in history.of(Start) if is_number(event.get("time"))]
     jobs = [event for event in history.of(JobStart) if is_number(event.get("time"))]
@@ -116,7 +116,7 @@ def _describe_end(attempt: Attempt, *, killed: bool) -> str:
     return end or (KILLED if killed else "continues, or ended without an event")
 
 
-def lanes_of(history: History, *, over: bool = False) -> list[tuple[Lane, list[float]]]:
+def collect_lanes(history: History, *, over: bool = False) -> list[tuple[Lane, list[float]]]:
     """The rows of the timeline that have marks, with their times in seconds since 1970.
 
     Args:
@@ -140,7 +140,7 @@ def draw_timeline(history: History, *, over: bool = False) -> str | None:
     began = attempts[0].began
     last = max([attempts[-1].ended, *(e["time"] for e in events if is_number(e.get("time")))])
     unit, scale = next((u, s) for u, s, least in UNITS if last - began >= least * s)
-    lanes = lanes_of(history, over=over)
+    lanes = collect_lanes(history, over=over)
     height = 2.9 + 0.27 * len(lanes)
     with figure("timeline", 10.6, height) as (drawn, svg):
         low = 0.5 / height
@@ -192,7 +192,7 @@ def _steps(
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.set_ylim(bottom=min(0, *(a.first_step for a in attempts)) if len(attempts) > 1 else None)
-    dress(axes)
+    style_axes(axes)
 
 
 def _lanes(axes: Axes, lanes: Sequence[tuple[Lane, list[float]]], began: float, scale: float) -> None:
@@ -209,6 +209,6 @@ def _lanes(axes: Axes, lanes: Sequence[tuple[Lane, list[float]]], began: float, 
             markersize=6,
             markeredgewidth=1.4 if lane.mark in "|x" else 0,
         )
-    dress(axes)
+    style_axes(axes)
     axes.set_yticks(range(len(lanes)), [lane.title for lane, _ in lanes])
     axes.set_ylim(len(lanes) - 0.5, -0.5)

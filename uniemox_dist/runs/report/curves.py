@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.history import History, number
-from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, dress, figure
+from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, figure, style_axes
 
 MOST_POINTS = 150
 """Points of a curve; more lines are drawn as the mean and range of neighbours."""
@@ -71,12 +71,12 @@ def draw(history: History, loss: Line) -> list[Chart]:
             panel = replace(panel, unit="mean squared error of standardised patches")
         values = np.array([number(line.get(panel.key)) * panel.scale for line in history.lines])
         steps = np.array([line["step"] for line in history.lines])
-        if loss.get(panel.key, 1.0) != 0 and (chart := chart_of(panel, steps, values, history)) is not None:
+        if loss.get(panel.key, 1.0) != 0 and (chart := draw_chart(panel, steps, values, history)) is not None:
             charts.append(chart)
     return charts
 
 
-def chart_of(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> Chart | None:
+def draw_chart(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> Chart | None:
     """Draws a panel; None if no value is finite."""
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -95,7 +95,7 @@ def show(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, ...]:
+def thin_out(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, ...]:
     """Returns (steps, means, lowest, highest) of at most `most` groups of neighbours; NaN if no value of a group is
     finite. All groups except the last have the same size, because a curve with varying smoothing would look as if the
     run had changed."""
@@ -112,7 +112,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
 def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> str:
     with figure(panel.key, 5.2, 2.45) as (drawn, svg):
         axes = drawn.add_axes((0.12, 0.165, 0.86, 0.7))
-        x, mean, low, high = thin(steps, values)
+        x, mean, low, high = thin_out(steps, values)
         colour = COLOURS[panel.colour]
         if len(steps) > len(x):
             axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
@@ -154,7 +154,7 @@ def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> N
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 10**power:.4g}"))
     axes.set_title(unit, loc="left", fontsize=FONT_SIZE, color=COLOURS["muted"], pad=6)
     axes.set_xlabel("step", fontsize=FONT_SIZE, color=COLOURS["muted"], labelpad=2)
-    dress(axes)
+    style_axes(axes)
 
 
 def _mark(axes: Axes, history: History) -> None:

@@ -9,7 +9,7 @@ from uniemox_dist.core.files import read_json
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History, number
-from uniemox_dist.runs.report.curves import Chart, Panel, chart_of, show
+from uniemox_dist.runs.report.curves import Chart, Panel, draw_chart, show
 
 FORMAT = ("uniemox-finetune", 1)
 TITLES = {"accuracy": "Validation accuracy", "mean_average_precision": "Validation mAP"}
@@ -44,7 +44,7 @@ class Finetuned:
     result: Result | None
 
 
-def finetuned(folder: RunFolder, config: Line, history: History) -> Finetuned | None:
+def read_finetuning(folder: RunFolder, config: Line, history: History) -> Finetuned | None:
     """Reads the results of a run's folder; None for a pretraining run."""
     if not isinstance(config.get("finetune"), dict):
         return None
@@ -69,7 +69,7 @@ def _validation(folder: RunFolder, history: History) -> Chart | None:
     values = np.array([number(lines[step].get("value")) for step in steps])
     metric = str(lines[int(steps[-1])].get("metric"))
     panel = Panel("validation", TITLES.get(metric, "Validation"), metric.replace("_", " "), "good")
-    return chart_of(panel, steps, values, history)
+    return draw_chart(panel, steps, values, history)
 
 
 def _result(found: dict[str, Any]) -> Result:

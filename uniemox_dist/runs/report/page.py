@@ -19,13 +19,19 @@ from uniemox_dist.core.files import write_text
 from uniemox_dist.core.formatting import duration, moment, zone
 from uniemox_dist.runs.events.training import Resume
 from uniemox_dist.runs.folder import RunFolder, open_run, read_lines
-from uniemox_dist.runs.history import History, sections
-from uniemox_dist.runs.report.attempts import attempt_rows, draw_timeline, event_row, figures, lanes_of
+from uniemox_dist.runs.history import History, select_sections
+from uniemox_dist.runs.report.attempts import (
+    collect_lanes,
+    draw_timeline,
+    list_figures,
+    make_attempt_rows,
+    make_event_row,
+)
 from uniemox_dist.runs.report.curves import RESUMES, draw
 from uniemox_dist.runs.report.evaluation import read_evaluation, table
-from uniemox_dist.runs.report.finetuning import finetuned
-from uniemox_dist.runs.report.pictures import gallery, nearest_texts, pictures
-from uniemox_dist.runs.report.summary import environment, objective, submission, summarize
+from uniemox_dist.runs.report.finetuning import read_finetuning
+from uniemox_dist.runs.report.pictures import gallery, read_nearest_texts, select_pictures
+from uniemox_dist.runs.report.summary import describe_objective, read_environment, read_submission, summarize
 from uniemox_dist.runs.status import is_starting
 from uniemox_dist.scheduler.commands import JobState
 
@@ -59,14 +65,14 @@ def render(
 ) -> str:
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
-    config = sections(parse_yaml(text, str(folder.config)) if text else None)
+    config = select_sections(parse_yaml(text, str(folder.config)) if text else None)
     lock = folder.look_at_lock()  # first: it may change while the files are read
     history, now = History(read_lines(folder.metrics), read_lines(folder.events)), time.time()
     facts = summarize(folder, config, history, lock, now, answers)
     over = facts["state"].word == "killed" or is_starting(history.events, lock)
     facts["duration"] = duration(history.work_s)
     name = folder.path.resolve().name
-    tuned = finetuned(folder, config, history)
+    tuned = read_finetuning(folder, config, history)
     charts = draw(history, config.get("loss") or {})
     if tuned is not None and tuned.validation is not None:
         charts.insert(1, tuned.validation)
@@ -85,28 +91,28 @@ def render(
         marks=[(kind, legend, history.resumed(kind)) for kind, (legend, _) in RESUMES.items()],
         resumed=len(history.of(Resume)),
         timeline=draw_timeline(history, over=over),
-        lanes=[(lane.title, len(times)) for lane, times in lanes_of(history, over=over)],
-        figures=figures(history, over=over),
-        attempts=attempt_rows(history, over=over),
+        lanes=[(lane.title, len(times)) for lane, times in collect_lanes(history, over=over)],
+        figures=list_figures(history, over=over),
+        attempts=make_attempt_rows(history, over=over),
         lost=history.lost_steps,
         stragglers=history.stragglers,
-        objective=objective(config),
+        objective=describe_objective(config),
         reconstructs=any(
             term.decoder and (config.get("loss") or {}).get(term.name, True) for term in LOSS_TERMS
         ),
         losses=LOSS_TERMS,
         questions={term.name: term.question for term in LOSS_TERMS},
         persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
-        pictures=pictures(folder.samples),
-        nearest=nearest_texts(folder.samples),
+        pictures=select_pictures(folder.samples),
+        nearest=read_nearest_texts(folder.samples),
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,
         gallery=gallery(folder.path),
-        events=[event_row(event) for event in history.events],
+        events=[make_event_row(event) for event in history.events],
         most_events=EVENTS_SHOWN,
         config=text,
-        environment=environment(folder.environment),
-        submission=submission(folder.path / "jobs"),
+        environment=read_environment(folder.environment),
+        submission=read_submission(folder.path / "jobs"),
         checkpoints=sorted(p.parent.name for p in folder.checkpoints.glob("step_*/complete.json")),
         written=moment(now),
         zone=zone(now),

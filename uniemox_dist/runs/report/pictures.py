@@ -25,7 +25,7 @@ PALETTE = (
 """Colours of labels; if there are more labels, colours repeat."""
 
 
-def pictures(samples: Path) -> dict[str, Any]:
+def select_pictures(samples: Path) -> dict[str, Any]:
     """Returns the newest reconstruction unchanged and the earlier ones small: some visible, the others to unfold."""
     newest: dict[str, Any] | None = None
     earlier, broken = [], []
@@ -65,7 +65,7 @@ def _title(path: Path) -> str:
     return f"step {int(digits):,}" if digits.isdigit() else path.stem
 
 
-def nearest_texts(samples: Path) -> dict[str, Any] | None:
+def read_nearest_texts(samples: Path) -> dict[str, Any] | None:
     """Returns the first and the newest file of nearest texts, picture by picture; None if there is none.
 
     Skips incomplete and other files, because the page may be written while the run continues.

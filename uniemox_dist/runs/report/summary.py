@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniemox_dist.checkpoints.folders import Checkpoint, newest_complete
+from uniemox_dist.checkpoints.folders import Checkpoint, find_newest_complete
 from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.core.files import read_json
 from uniemox_dist.core.formatting import cut, is_number, millions, moment, short
 from uniemox_dist.runs.events.training import Start
 from uniemox_dist.runs.folder import Lock, RunFolder
 from uniemox_dist.runs.history import History
-from uniemox_dist.runs.jobs import job_of, jobs_of
-from uniemox_dist.runs.status import Saved, find_state, saved_time
+from uniemox_dist.runs.jobs import choose_job, read_jobs
+from uniemox_dist.runs.status import Saved, find_state, read_saved_time
 from uniemox_dist.scheduler.commands import JobState
 
 FUSIONS = {
@@ -51,9 +51,9 @@ def summarize(
     step = history.step
     epochs = history.lines[-1].get("epoch") if history.lines else None
     length = history.length(config)
-    newest = newest_complete(folder.checkpoints)
-    saved = Saved(newest.step, saved_time(newest.info, newest.completed)) if newest is not None else None
-    job = job_of(jobs_of(folder.path), answers)
+    newest = find_newest_complete(folder.checkpoints)
+    saved = Saved(newest.step, read_saved_time(newest.info, newest.completed)) if newest is not None else None
+    job = choose_job(read_jobs(folder.path), answers)
     state = find_state(history, config, lock, saved=saved, now=now, job=job)
     learns = any(term.teacher and losses.get(term.name) for term in LOSS_TERMS)
     return {
@@ -86,7 +86,7 @@ def _parameters(newest: Checkpoint | None) -> str | None:
     return millions(sum(math.prod(shape) for shape in shapes.values()))
 
 
-def objective(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def describe_objective(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, remark) of losses, masks, fusion and teacher; empty without a configuration."""
     model, loss, teacher = (config.get(section) or {} for section in ("model", "loss", "teacher"))
     if not model or not loss:
@@ -135,7 +135,7 @@ def _mask_remark(model: Mapping[str, Any]) -> str:
     return "of each view"
 
 
-def environment(path: Path) -> dict[str, Any] | None:
+def read_environment(path: Path) -> dict[str, Any] | None:
     """Rows (name, value) and the command of environment.json; `broken` is its error. None if there is no such file."""
     if not path.is_file():
         return None
@@ -154,7 +154,7 @@ def environment(path: Path) -> dict[str, Any] | None:
     return {"rows": rows, "command": _command(found.get("command")), "broken": ""}
 
 
-def submission(jobs: Path) -> dict[str, Any] | None:
+def read_submission(jobs: Path) -> dict[str, Any] | None:
     """Rows and command of the newest readable submission."""
     for path in sorted(jobs.glob("*/submission.json"), reverse=True):
         try:

@@ -58,7 +58,7 @@ def figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, lis
     svg.append(_inline(text.getvalue(), name))
 
 
-def dress(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Styles axes: a light grid, no ticks, only the bottom spine."""
     axes.grid(axis="y", color=COLOURS["rule"], linewidth=0.8)
     axes.set_axisbelow(True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from uniemox_dist.checkpoints.format import fixed_parameters
+from uniemox_dist.checkpoints.format import copy_fixed_parameters
 from uniemox_dist.checkpoints.run_state import RunState, check_same_run
 from uniemox_dist.checkpoints.zero_state import check
 from uniemox_dist.config.finetune import FinetuneRun
@@ -82,7 +82,7 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
         strict=config.data.strict,
     )
     expect("making the engine, and loading the checkpoint")
-    fixed = fixed_parameters(classifier)
+    fixed = copy_fixed_parameters(classifier)
     engine = make_engine(classifier, config, world, precision, device)
     check(engine)
     step = checkpoint.step if checkpoint is not None else 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uniemox_dist.checkpoints.folders import named_checkpoint, step_folder
+from uniemox_dist.checkpoints.folders import find_checkpoint, step_folder
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.core.errors import UserError
@@ -173,7 +173,7 @@ class FinetuneTrainer(Trainer):
             )
 
     def _keep_best(self, step: int, measured: dict[str, Any]) -> None:
-        checkpoint = named_checkpoint(self.folder.checkpoints / step_folder(step), "checkpoint")
+        checkpoint = find_checkpoint(self.folder.checkpoints / step_folder(step), "checkpoint")
         out = self.folder.path / BEST
         try:
             write_classifier(out, checkpoint, self.config, self.outputs, {"val": measured})

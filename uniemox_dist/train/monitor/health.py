@@ -78,7 +78,7 @@ class Health:
             collectives.barrier()  # wait until every rank has reported its samples
             share = f"more than data.max_bad_share={self.config.data.max_bad_share:g}"
             found = f"{damaged} of {samples} pictures are damaged, {share}"
-            return f"{found}: {name_damaged(self.folder)}"
+            return f"{found}: {list_damaged(self.folder)}"
         return None
 
 
@@ -99,7 +99,7 @@ class LossSpikes:
         return median if loss > self.factor * median > 0 else None
 
 
-def name_damaged(folder: RunFolder) -> str:
+def list_damaged(folder: RunFolder) -> str:
     """The damaged samples that the ranks have reported so far, each once."""
     lines = [event["damaged"] for event in read_lines(folder.events) if "damaged" in event]
     # A sample occurs once per epoch, in different slots; the text after the slot identifies it.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.distributed.deepspeed_internals import is_partitioned, trained
+from uniemox_dist.distributed.deepspeed_internals import is_partitioned, list_trained
 
 log = logging.getLogger("uniemox")
 SHOWN = 50
@@ -42,12 +42,14 @@ def poison(gradients: Sequence[Tensor]) -> None:
         gradient.fill_(math.nan)
 
 
-def evidence(
+def collect_evidence(
     engine: Any, gradients: dict[str, Tensor], batches: Sequence[MicroBatch], loss: float, step: int
 ) -> dict[str, Any]:
     """Collects this rank's evidence of a step that is about to be skipped."""
     batch_tensors = ("scene_B3HW", "person_B3HW", "texts_BE", "pictures_BE")
-    weights = {name: p for name, p in trained(engine) if not is_partitioned(p)}  # ZeRO-3 keeps only a part
+    weights = {
+        name: p for name, p in list_trained(engine) if not is_partitioned(p)
+    }  # ZeRO-3 keeps only a part
     return {
         "step": step,
         "loss": str(loss),
@@ -96,7 +98,7 @@ def _worst(tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
     return rows[:SHOWN]
 
 
-def names(facts: dict[str, Any]) -> Iterator[str]:
+def list_names(facts: dict[str, Any]) -> Iterator[str]:
     """The names of the gradients that are not finite."""
     for row in facts["gradients"]:
         if row["nan"] or row["infinite"]:

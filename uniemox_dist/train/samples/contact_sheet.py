@@ -60,7 +60,7 @@ def draw(seen: Look, shown: Shown, title: str, *, boxes: bool = False) -> np.nda
     return np.asarray(sheet)
 
 
-def title(config: Config, record: dict[str, Any]) -> str:
+def make_title(config: Config, record: dict[str, Any]) -> str:
     """The line above a sheet: its step, and the columns."""
     model, parts = config.model, [f"Step {record['step']:,}"]
     if config.loss.needs_decoder:

@@ -49,30 +49,30 @@ class Look:
 
 
 @torch.no_grad()
-def look(student: Student, shown: Shown, seed: int, device: torch.device) -> Look:
+def inspect_samples(student: Student, shown: Shown, seed: int, device: torch.device) -> Look:
     """Runs the student on all samples. Under ZeRO-3 all ranks must call it, because weights are gathered."""
     scene, person = shown.scene_B3HW.to(device), shown.person_B3HW.to(device)
     nearest_student = nearest_teacher = None
     if shown.texts is not None:
         fused_BE = student.embed(scene, person)[1]
         assert fused_BE is not None
-        nearest_student = nearest(fused_BE.float().cpu(), shown.texts, shown.captions)
+        nearest_student = find_nearest(fused_BE.float().cpu(), shown.texts, shown.captions)
         if shown.texts.pictures_BE is not None:
-            nearest_teacher = nearest(shown.texts.pictures_BE, shown.texts, shown.captions)
+            nearest_teacher = find_nearest(shown.texts.pictures_BE, shown.texts, shown.captions)
     if student.decoder is None:
         views = [scene, person] if student.fuses_person else [scene]
         plain = torch.stack([view.float().cpu() / 255 for view in views], dim=1)
         return Look((plain,), (None,) * len(shown.keys), nearest_student, nearest_teacher)
     on_person_BN = shown.on_person_BN.to(device)
-    line, error_B = reconstructions(student, scene, SCENE_VIEW, seed, on_person_BN)
+    line, error_B = reconstruct(student, scene, SCENE_VIEW, seed, on_person_BN)
     lines = [line]
     if student.loss.person_reconstruction:
-        lines.append(reconstructions(student, person, PERSON_VIEW, seed)[0])
+        lines.append(reconstruct(student, person, PERSON_VIEW, seed)[0])
     errors = tuple(e if math.isfinite(e) else None for e in error_B.tolist())
     return Look(tuple(lines), errors, nearest_student, nearest_teacher)
 
 
-def reconstructions(
+def reconstruct(
     student: Student, pixels_B3HW: Tensor, view: int, seed: int, on_person_BN: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Picture, masked picture and reconstruction (visible patches kept) with the run's kind of mask, B×3×3×H×W in 0…1;
@@ -92,7 +92,7 @@ def reconstructions(
     return line.cpu(), error_B.cpu()
 
 
-def nearest(rows_BE: Tensor, texts: Texts, captions: tuple[str, ...]) -> tuple[Nearest, ...]:
+def find_nearest(rows_BE: Tensor, texts: Texts, captions: tuple[str, ...]) -> tuple[Nearest, ...]:
     """The nearest texts of each embedding, and the rank of its own caption among all texts."""
     cosines_BT = F.normalize(rows_BE, dim=1) @ texts.vectors_TE.T
     found = []
@@ -110,7 +110,7 @@ def nearest(rows_BE: Tensor, texts: Texts, captions: tuple[str, ...]) -> tuple[N
     return tuple(found)
 
 
-def facts(seen: Look, shown: Shown, step: int, mask: str) -> dict[str, Any]:
+def collect_facts(seen: Look, shown: Shown, step: int, mask: str) -> dict[str, Any]:
     """The content of a step's .json file, as described in docs/run_folder.md."""
     sides = {"student": seen.student, "teacher": seen.teacher}
     pictures = []
@@ -135,7 +135,7 @@ def _record(found: Nearest) -> dict[str, Any]:
     return {"nearest": texts, "own": own}
 
 
-def markdown(record: dict[str, Any]) -> str:
+def render_markdown(record: dict[str, Any]) -> str:
     """The nearest texts as a Markdown table for TensorBoard; empty without texts."""
     if not record["texts"]:
         return ""

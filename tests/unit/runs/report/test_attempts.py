@@ -15,11 +15,11 @@ from uniemox_dist.runs.history import History
 from uniemox_dist.runs.report.attempts import (
     KILLED_LANE,
     MOST_MARKS,
-    attempt_rows,
+    collect_lanes,
     draw_timeline,
-    event_row,
-    figures,
-    lanes_of,
+    list_figures,
+    make_attempt_rows,
+    make_event_row,
 )
 from uniemox_dist.runs.report.page import write_report
 
@@ -37,7 +37,7 @@ def section(folder: RunFolder) -> str:
 
 
 def test_the_figures_count_attempts_losses_and_saves(told: RunFolder) -> None:
-    found = {name: (value, remark) for name, value, remark, _ in figures(History(read_lines(told.metrics), read_lines(told.events)))}  # fmt: skip  # noqa: E501
+    found = {name: (value, remark) for name, value, remark, _ in list_figures(History(read_lines(told.metrics), read_lines(told.events)))}  # fmt: skip  # noqa: E501
     assert found == {
         "Attempts": ("4", "56 min 02 s between them"),
         "Restarts": ("1", "by the launcher"),
@@ -95,14 +95,14 @@ def test_a_run_of_one_moment_is_drawn_and_one_without_a_start_is_not() -> None:
     events: list[dict[str, Any]] = [{"time": 100.0, "event": "start", "step": 0}]
     assert "seconds since" in str(draw_timeline(History([], events)))
     assert draw_timeline(History([], [])) is None
-    assert figures(History([], [])) == []
+    assert list_figures(History([], [])) == []
 
 
 def test_a_lane_of_a_long_run_has_a_limited_number_of_marks() -> None:
     events: list[dict[str, Any]] = [{"time": 0.0, "event": "start", "step": 0}]
     events += [{"time": float(i), "event": "save", "step": i} for i in range(1, 5000)]
     history = History([], events)
-    assert [(lane.title, len(times)) for lane, times in lanes_of(history)] == [("saves", 4999)]
+    assert [(lane.title, len(times)) for lane, times in collect_lanes(history)] == [("saves", 4999)]
     assert str(draw_timeline(history)).count("<use") <= MOST_MARKS + 50
 
 
@@ -111,7 +111,7 @@ def test_the_rows_of_the_timeline_keep_their_order() -> None:
     events: list[dict[str, Any]] = [{"time": 0.0, "event": "start", "step": 0}]
     events += [{"time": 1.0 + i, "event": kind} for i, kind in enumerate((*kinds, "start"))]
     events += [{"time": 20.0, "event": "fault", "damaged": "a"}, {"time": 21.0, "event": "start", "step": 0}]
-    assert [lane.title for lane, _ in lanes_of(History([], events))] == [
+    assert [lane.title for lane, _ in collect_lanes(History([], events))] == [
         "saves", "skipped", "spikes", "slow ranks", "pictures replaced", "faults", "killed", "restarts", "requeues",
         "jobs start", "stops",
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:
 
 
 def test_a_row_of_events_has_its_sentence_and_the_facts_that_it_leaves_out() -> None:
-    row = event_row({"time": 0, "event": "end", "step": 5, "novel": [1, 2]})
+    row = make_event_row({"time": 0, "event": "end", "step": 5, "novel": [1, 2]})
     assert (row["time"], row["text"], row["facts"]) == (
         "1970-01-01 00:00:00",
         "complete at step 5",
@@ -174,7 +174,7 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
     ]
     restart = next(event for event in events if event["event"] == "restart")
     restart["reason"] = "rank 5 died of SIGKILL"
-    rows = attempt_rows(History(read_lines(told.metrics), [*jobs, *events]))
+    rows = make_attempt_rows(History(read_lines(told.metrics), [*jobs, *events]))
     assert [
         (row["steps"], row["lost"], row["ranks"], row["stage"], row["job"], row["end"]) for row in rows
     ] == [
@@ -195,10 +195,10 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
 
 def test_attempts_of_odd_events_are_still_rows() -> None:
     start = {"event": "start", "time": 5.0, "hosts": "n1", "ranks": [2], "zero_stage": "x"}
-    (row,) = attempt_rows(History([], [{"event": "job", "time": 1.0, "job_id": None}, start]))
+    (row,) = make_attempt_rows(History([], [{"event": "job", "time": 1.0, "job_id": None}, start]))
     assert (row["hosts"], row["ranks"], row["stage"], row["job"]) == ("n1", "2", "", "null")
 
 
 def test_requeues_are_shown_if_there_are_any() -> None:
     events = [{"event": "start", "time": 1.0}, {"event": "requeue", "time": 2.0}]
-    assert ("Requeues", "1", "of its job", "") in figures(History([], events))
+    assert ("Requeues", "1", "of its job", "") in list_figures(History([], events))

@@ -33,10 +33,10 @@ from uniemox_dist.core.files import write_json, write_text
 from uniemox_dist.core.formatting import duration, moment
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.runs.history import History
-from uniemox_dist.runs.report.curves import RESUMES, draw, show, thin
+from uniemox_dist.runs.report.curves import RESUMES, draw, show, thin_out
 from uniemox_dist.runs.report.evaluation import read_evaluation, table
 from uniemox_dist.runs.report.page import write_report
-from uniemox_dist.runs.report.pictures import pictures
+from uniemox_dist.runs.report.pictures import select_pictures
 
 HOSTILE = "<script>alert('x')</script>&\"-->"
 
@@ -174,7 +174,7 @@ def test_a_lost_start_event_gives_no_repeated_steps() -> None:
 
 def test_thin_keeps_means_and_extremes_and_leaves_gaps() -> None:
     values = np.array([1.0, 3.0, math.nan, math.nan, 5.0, math.nan])
-    steps, mean, low, high = thin(np.arange(6), values, most=3)
+    steps, mean, low, high = thin_out(np.arange(6), values, most=3)
     np.testing.assert_array_equal(steps, [0.5, 2.5, 4.5])
     np.testing.assert_array_equal(mean, [2.0, math.nan, 5.0])
     np.testing.assert_array_equal((low[0], high[0], low[2], high[2]), (1.0, 3.0, 5.0, 5.0))
@@ -302,7 +302,7 @@ def test_many_large_pictures_are_spread_out_and_made_smaller(tmp_path: Path) -> 
     for step in range(1, 21):
         sheet(tmp_path / f"step_{step:08d}.png", side=300 if step < 3 or step == 20 else 8)
     (tmp_path / "step_00000021.png").write_bytes(b"\x89PNG\r\n")
-    found = pictures(tmp_path)
+    found = select_pictures(tmp_path)
     assert (found["newest"]["title"], found["broken"]) == ("step 20", ["step_00000021.png"])
     assert found["newest"]["uri"].startswith("data:image/png")
     assert [p["title"] for p in found["seen"]] == [f"step {s}" for s in (19, 16, 14, 11, 9, 6, 4, 1)]
@@ -416,7 +416,7 @@ def test_an_invalid_configuration_leaves_out_only_its_own_facts(folder: RunFolde
 @pytest.mark.parametrize("lines", [150, 151, 299, 301, 1000])
 def test_a_curve_is_smoothed_by_the_same_number_of_lines_everywhere(lines: int) -> None:
     steps = np.arange(lines)
-    x, mean, low, high = thin(steps, steps * 1.0)
+    x, mean, low, high = thin_out(steps, steps * 1.0)
     size = math.ceil(lines / 150)
     assert len(x) <= 150
     assert set((high - low)[:-1]) == {size - 1.0}

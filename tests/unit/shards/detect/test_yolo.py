@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from shards.detect import yolo
-from shards.detect.nanodet import shipped_weights
+from shards.detect.nanodet import read_shipped_weights
 from shards.detect.registry import make_detector
-from shards.detect.yolo import YoloOnnx, cell_counts, letterbox
+from shards.detect.yolo import YoloOnnx, letterbox, list_cell_counts
 from uniemox_dist.core.errors import UserError
 
 NAMES = {0: "car", 1: "Person", 2: "dog"}
@@ -247,7 +247,7 @@ def test_a_box_in_the_grey_beside_the_picture_is_dropped_and_others_are_clipped(
     ids=["v8", "v5 with stride 64", "v8 with stride 4", "v3-tiny"],
 )
 def test_outputs_of_published_exports_are_known(side: int, cells: int) -> None:
-    assert cells in cell_counts(side, side)
+    assert cells in list_cell_counts(side, side)
 
 
 def test_a_score_above_one_by_rounding_is_one(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_missing_file_and_one_that_is_not_onnx_are_user_errors(tmp_path: Path)
 
 def test_the_shipped_nanodet_is_recognised_and_its_name_suggested(tmp_path: Path) -> None:
     copy = tmp_path / "copy.onnx"
-    copy.write_bytes(shipped_weights())
+    copy.write_bytes(read_shipped_weights())
     with pytest.raises(
         UserError, match=r"is the NanoDet that ships with this package, .*use --persons nanodet$"
     ):

@@ -12,7 +12,7 @@ from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER
-from uniemox_dist.release.model_card import data_facts
+from uniemox_dist.release.model_card import collect_data_facts
 
 
 def test_a_licence_is_in_the_manifest_and_changes_no_identity(
@@ -83,10 +83,10 @@ def test_a_release_names_each_source_with_its_licence(
     from shards.format.manifest import combined_identity
 
     identity = combined_identity([read_manifest(source["path"]).identity for source in sources])
-    facts = data_facts(config, identity)
+    facts = collect_data_facts(config, identity)
     assert facts is not None
     assert [(s["name"], s["samples"], s["licence"]) for s in facts["sources"]] == [
         ("photos", 20, "research only"),
         ("shards/train", 72, None),
     ]
-    assert data_facts(config, "0" * 64) is None
+    assert collect_data_facts(config, "0" * 64) is None

@@ -13,7 +13,13 @@ import pytest
 import shards
 from shards.detect.types import Person
 from shards.format.index import REFUSED, SCHEMA
-from shards.format.manifest import Manifest, ShardEntry, combined_identity, manifest_folders, read_manifest
+from shards.format.manifest import (
+    Manifest,
+    ShardEntry,
+    combined_identity,
+    find_manifest_folders,
+    read_manifest,
+)
 from shards.format.sample import Sample
 from shards.pack.pipeline import PackSettings
 from uniemox_dist.core.errors import UserError
@@ -225,9 +231,9 @@ def test_the_folder_above_splits_names_them(tmp_path: Path) -> None:
         MANIFEST.write(tmp_path / split)
     with pytest.raises(UserError, match=r"has no manifest\.json; name one of its splits: test, train"):
         read_manifest(tmp_path)
-    assert manifest_folders(tmp_path) == [tmp_path / "test", tmp_path / "train"]
-    assert manifest_folders(tmp_path / "test") == [tmp_path / "test"]
-    assert manifest_folders(tmp_path / "nowhere") == []
+    assert find_manifest_folders(tmp_path) == [tmp_path / "test", tmp_path / "train"]
+    assert find_manifest_folders(tmp_path / "test") == [tmp_path / "test"]
+    assert find_manifest_folders(tmp_path / "nowhere") == []
 
 
 # ---- FORMAT.md, the contract

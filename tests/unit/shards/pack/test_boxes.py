@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from shards.detect.types import Person
 from shards.pack.pipeline import PackSettings, pack
-from shards.pack.prepare import with_upright_boxes
+from shards.pack.prepare import turn_boxes_upright
 from shards.pictures import decode_picture, turn_box
 from shards.sources import Record
 from uniemox_dist.data.reader import ShardReader
@@ -52,7 +52,7 @@ def boxed(size: tuple[float, float] | None) -> Record:
 def test_a_box_of_the_stored_pixels_is_turned_with_them(orientation: int, size: tuple[int, int]) -> None:
     data = png(orientation, *size)
     assert turn_box(BOX, orientation) == pytest.approx(red(data))
-    [person] = with_upright_boxes(boxed(size), data).persons or ()
+    [person] = turn_boxes_upright(boxed(size), data).persons or ()
     assert person.box == pytest.approx(red(data), abs=1e-5)
     assert (person.score, person.labels) == (1.0, {"age": "Kid"})
 
@@ -60,11 +60,11 @@ def test_a_box_of_the_stored_pixels_is_turned_with_them(orientation: int, size: 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_stated_size_of_the_other_orientation_means_that_the_box_is_upright(orientation: int) -> None:
     record = boxed((40, 80))
-    assert with_upright_boxes(record, png(orientation)) is record
+    assert turn_boxes_upright(record, png(orientation)) is record
 
 
 def test_boxes_of_a_picture_that_was_scaled_after_annotation_are_turned_too() -> None:
-    [person] = with_upright_boxes(boxed((640, 320)), png(6)).persons or ()
+    [person] = turn_boxes_upright(boxed((640, 320)), png(6)).persons or ()
     assert person.box == pytest.approx(red(png(6)), abs=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_boxes_of_a_picture_that_was_scaled_after_annotation_are_turned_too() ->
     "record", [boxed(None), Record("r", "x.png", boxes_size=(80, 40))], ids=["no size", "nobody"]
 )
 def test_boxes_without_a_stated_size_stay_unchanged(record: Record) -> None:
-    assert with_upright_boxes(record, png(6)) is record
+    assert turn_boxes_upright(record, png(6)) is record
 
 
 def test_a_set_annotated_in_stored_pixels_is_packed_with_upright_boxes(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.format.index import (
-    group_ends,
     index_path,
     read_all_rows,
     read_group,
+    read_group_ends,
     read_index,
     rows_sha256,
     to_rows,
@@ -122,7 +122,7 @@ def test_a_flipped_bit_anywhere_in_an_index_is_an_error_of_one_kind(data: Path) 
         path.write_bytes(bytes(damaged))
         try:
             rows_sha256(to_rows(read_all_rows(path)))
-            group_ends(path)
+            read_group_ends(path)
         except UserError as error:
             problems.append(str(error))
     assert len(problems) > 300  # in some places a bit changes nothing that anybody reads

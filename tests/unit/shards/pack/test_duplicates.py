@@ -12,7 +12,7 @@ from skimage import data
 
 from shards.edit.merge import merge
 from shards.format.index import index_path, read_all_rows, read_index
-from shards.format.manifest import manifest_folders, read_manifest
+from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import ShardReader
@@ -123,7 +123,7 @@ def test_merged_parts_contain_each_picture_once_and_count_the_rest(parts: list[P
     assert dict(result.refused) == {"duplicate": 6, "leak": 1, "conflict": 1}
     assert result.marked > 0  # some copies fell into other parts
     everything = []
-    for folder in manifest_folders(tmp_path / "out"):
+    for folder in find_manifest_folders(tmp_path / "out"):
         manifest = read_manifest(folder)
         reader = ShardReader(folder, manifest)
         everything += [

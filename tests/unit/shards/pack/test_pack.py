@@ -19,7 +19,7 @@ from skimage import data
 
 import shards.pack.pipeline
 from shards.format.index import index_path, read_index
-from shards.format.manifest import manifest_folders, read_manifest
+from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from shards.pictures import BadPicture, check_picture, decode_picture
 from uniemox_dist.cli.main import run
@@ -126,8 +126,10 @@ def test_another_seed_writes_the_same_samples_in_another_order(emoji_table: Path
 
 def test_pictures_pass_through_unchanged(emoji_table: Path, emoji_shards: Path) -> None:
     source = {row["key"]: row for row in pq.read_table(emoji_table).to_pylist()}
-    assert sorted(source) == sorted(row["key"] for f in manifest_folders(emoji_shards) for row in rows_of(f))
-    for folder in manifest_folders(emoji_shards):
+    assert sorted(source) == sorted(
+        row["key"] for f in find_manifest_folders(emoji_shards) for row in rows_of(f)
+    )
+    for folder in find_manifest_folders(emoji_shards):
         for entry in read_manifest(folder).shards:
             with tarfile.open(folder / entry.name) as tar:
                 members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]

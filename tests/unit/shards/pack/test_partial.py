@@ -14,7 +14,7 @@ import pytest
 
 import shards.pack.partial
 import shards.pack.pipeline
-from shards.format.manifest import MANIFEST, manifest_folders
+from shards.format.manifest import MANIFEST, find_manifest_folders
 from shards.pack.partial import INSIDE, PART
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.core.errors import UserError
@@ -68,7 +68,7 @@ def test_a_link_to_a_folder_is_packed_into_and_stays_a_link(emoji_table: Path, t
     assert pack(of(emoji_table), tmp_path / "link").packed == {"test": 24, "train": 72}
     assert (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
-    assert [folder.name for folder in manifest_folders(tmp_path / "real")] == ["test", "train"]
+    assert [folder.name for folder in find_manifest_folders(tmp_path / "real")] == ["test", "train"]
 
 
 def test_an_existing_folder_keeps_its_permissions(emoji_table: Path, tmp_path: Path) -> None:

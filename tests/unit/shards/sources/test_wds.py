@@ -16,7 +16,7 @@ from skimage import data
 
 from shards.edit.index_tars import index_folder
 from shards.format.index import index_path, read_index
-from shards.format.manifest import manifest_folders, read_manifest
+from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.format.tars import read_groups
 from shards.inspect.verify import verify
 from shards.pack.pipeline import PackSettings, pack
@@ -402,7 +402,7 @@ def test_foreign_tars_become_streamable_as_they_are(workers: int, downloaded: Pa
     assert samples[0].captions == ("caption 000000000",)
     assert reader.record(1, 2)["caption"] == "caption 000010002"
     assert len({sample.key for sample in samples}) == 6
-    assert manifest_folders(downloaded) == [downloaded]
+    assert find_manifest_folders(downloaded) == [downloaded]
     assert all(not verdict.problems for verdict in verify([downloaded]))
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from uniemox_dist.train import startup
-from uniemox_dist.train.startup import PARTS, StartupTimer, describe, process_began
+from uniemox_dist.train.startup import PARTS, StartupTimer, describe, read_process_start
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "time", lambda: 1000.0 + now[0])
-    monkeypatch.setattr(startup, "process_began", lambda: 1094.0)
+    monkeypatch.setattr(startup, "read_process_start", lambda: 1094.0)
     return now
 
 
@@ -47,7 +47,7 @@ def test_every_second_belongs_to_one_part(clock: list[float], began: str, batch:
 def test_a_process_began_before_now_and_after_its_machine() -> None:
     with open("/proc/uptime", encoding="ascii") as file:
         up_s = float(file.read().split()[0])
-    assert time.time() - up_s - 1 < process_began() <= time.time() + 0.1
+    assert time.time() - up_s - 1 < read_process_start() <= time.time() + 0.1
 
 
 def test_known_variables_include_those_that_set_up_announces() -> None:

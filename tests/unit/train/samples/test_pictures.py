@@ -17,7 +17,15 @@ from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.models.patches import patchify
 from uniemox_dist.models.student import Student
 from uniemox_dist.train.samples import contact_sheet
-from uniemox_dist.train.samples.pictures import GREY, encode_png, facts, look, markdown, nearest, save
+from uniemox_dist.train.samples.pictures import (
+    GREY,
+    collect_facts,
+    encode_png,
+    find_nearest,
+    inspect_samples,
+    render_markdown,
+    save,
+)
 from uniemox_dist.train.samples.selection import Shown, Texts
 
 TINY = (
@@ -49,7 +57,7 @@ def make(*settings: str) -> tuple[Config, Student, Shown]:
 
 
 def seen_by(student: Student, shown: Shown):  # type: ignore[no-untyped-def]
-    return look(student, shown, 0, torch.device("cpu"))
+    return inspect_samples(student, shown, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("mask", ["random", "block", "person"])
@@ -99,7 +107,7 @@ def test_nearest_texts_are_those_of_the_unmasked_embedding() -> None:
 
 def test_an_embedding_that_is_not_finite_has_no_nearest_texts() -> None:
     rows = torch.tensor([[math.nan] * 8, [0.0] * 7 + [math.inf], [1.0] + [0.0] * 7])
-    found = nearest(rows, WORDS, CAPTIONS)
+    found = find_nearest(rows, WORDS, CAPTIONS)
     assert [len(one.texts) for one in found] == [0, 0, 3]
     assert found[0].own is None
 
@@ -109,14 +117,14 @@ def test_a_student_with_weights_that_are_not_finite_is_still_shown(tmp_path: Pat
     with torch.no_grad():
         student.to_decoder.weight[0, 0] = math.nan
     seen = seen_by(student, shown)
-    record = facts(seen, shown, 5, config.model.mask)
+    record = collect_facts(seen, shown, 5, config.model.mask)
     assert record["pictures"][0]["masked_mse"] is None
     save(tmp_path, 5, encode_png(contact_sheet.draw(seen, shown, "t")), record)
     assert json.loads((tmp_path / "step_00000005.json").read_text())["pictures"][0]["student"] == {
         "nearest": [],
         "own": None,
     }
-    assert "not finite" in markdown(record)
+    assert "not finite" in render_markdown(record)
 
 
 def test_without_reconstruction_only_texts_and_without_a_teacher_only_pictures(tmp_path: Path) -> None:
@@ -129,13 +137,13 @@ def test_without_reconstruction_only_texts_and_without_a_teacher_only_pictures(t
         tmp_path,
         1,
         encode_png(contact_sheet.draw(seen, shown, "t")),
-        facts(seen, shown, 1, config.model.mask),
+        collect_facts(seen, shown, 1, config.model.mask),
     )
     config, student, shown = make("loss.relation=0", "loss.similarity=0")
     seen = seen_by(student, shown)
     assert (seen.student, seen.teacher) == (None, None)
-    record = facts(seen, shown, 2, config.model.mask)
-    assert markdown(record) == ""
+    record = collect_facts(seen, shown, 2, config.model.mask)
+    assert render_markdown(record) == ""
     save(tmp_path, 2, encode_png(contact_sheet.draw(seen, shown, "t")), record)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step_00000001.json",
@@ -146,7 +154,7 @@ def test_without_reconstruction_only_texts_and_without_a_teacher_only_pictures(t
 
 def test_the_facts_are_those_of_the_look() -> None:
     config, student, shown = make("model.mask=block")
-    record = facts(seen_by(student, shown), shown, 7, config.model.mask)
+    record = collect_facts(seen_by(student, shown), shown, 7, config.model.mask)
     about = {key: record[key] for key in ("format", "format_version", "step", "data", "mask", "texts")}
     assert about == {
         "format": "uniemox-samples",
@@ -167,7 +175,7 @@ def test_captions_cannot_end_a_cell_of_the_table_or_become_markup() -> None:
     hostile = "a | b <script> *c* [d](e)"
     texts = replace(WORDS, texts=(hostile, *WORDS.texts[1:]))
     shown = replace(shown, texts=texts, captions=(hostile, "", ""))
-    text = markdown(facts(seen_by(student, shown), shown, 1, "random"))
+    text = render_markdown(collect_facts(seen_by(student, shown), shown, 1, "random"))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {4}
     assert "<script>" not in text
