@@ -13,7 +13,7 @@ from launch.restarts import find_newest_step
 from shards.format.manifest import read_manifest
 from uniemox_dist.checkpoints.folders import find_missing_weights
 from uniemox_dist.config.finetune import FinetuneRun
-from uniemox_dist.config.load import load_config, merge, parse_override, validated
+from uniemox_dist.config.load import load_config, merge, parse_override, validate_config
 from uniemox_dist.config.schema import Config, RunConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
@@ -52,7 +52,7 @@ def resolve(recipe: str | Config, overrides: Sequence[str], cluster: Cluster) ->
     values = merge(values, recipe.model_dump(mode="json", exclude_unset=True))
     for pair in overrides:
         values = merge(values, parse_override(pair))
-    return validated(values, "config")
+    return validate_config(values, "config")
 
 
 def run_path(config: Config) -> Path:

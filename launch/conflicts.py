@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.submission import job_ids
-from uniemox_dist.config.load import parse_yaml, validated
+from uniemox_dist.config.load import parse_yaml, validate_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler import commands
@@ -103,7 +103,7 @@ def read_settings(run: Path) -> tuple[Path, dict[str, Any]] | None:
                     f"{path}: not a configuration; restore it, or give --force-new or another run.name"
                 )
             with suppress(UserError):  # settings that an older version lacked get their defaults
-                values = validated(values, str(path)).model_dump(mode="json")
+                values = validate_config(values, str(path)).model_dump(mode="json")
             return path, flatten(values)
     return None
 

@@ -207,7 +207,7 @@ class Backend(Protocol):
     def adapt(self, request: Request) -> Request:
         """Returns the request adapted to this backend; raises UserError if it cannot run."""
 
-    def script(self, frozen: Frozen) -> str:
+    def render_script(self, frozen: Frozen) -> str:
         """The text that would be submitted."""
 
     def start(self, frozen: Frozen) -> Submitted:
@@ -255,7 +255,7 @@ def preview(request: Request, backend: Backend) -> tuple[str, Prepared]:
     folder = find_next_folder(*prepared.place)
     code = prepared.code_folder(folder) / code_name(**prepared.code_parts())
     own = () if not prepared.configs else (folder,) if not prepared.points else tuple(prepared.runs)
-    return backend.script(Frozen(prepared, folder, code, own)), prepared
+    return backend.render_script(Frozen(prepared, folder, code, own)), prepared
 
 
 def submit(request: Request, backend: Backend) -> Submitted:

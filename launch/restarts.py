@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.core.errors import EXIT_FAULT, EXIT_REQUEUE
-from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, attempt, print_line
+from uniemox_dist.distributed.local_launcher import LOOK_S, Ended, Signals, print_line, run_attempt
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.events.jobs import Restart
 from uniemox_dist.runs.events.reading import find_fault, select_kind
@@ -41,7 +41,7 @@ def run_with_restarts(
     while not signals.received:
         attempts += 1
         known = _count_event_bytes(folder)
-        ended = attempt(command(), ranks, signals, gpus=gpus)
+        ended = run_attempt(command(), ranks, signals, gpus=gpus)
         if ended.code != EXIT_FAULT:
             return ended.code
         if signals.received and not ended.unprepared:
@@ -95,7 +95,7 @@ def exit_after_stop(folder: RunFolder, signals: Signals) -> int:
     """
     step = find_newest_step(folder)
     # Another process trains this run and continues.
-    if folder.path.is_dir() and not folder.look_at_lock().held:
+    if folder.path.is_dir() and not folder.check_lock().held:
         folder.write(
             Signal(step=step, signal=signal.Signals(signals.received[0]).name, saved=step is not None)
         )

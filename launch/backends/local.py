@@ -8,7 +8,7 @@ from launch.plan.ranks import largest_legal
 from launch.restarts import exit_after_stop, run_with_restarts
 from launch.submission import record
 from uniemox_dist.config.load import dump_yaml
-from uniemox_dist.distributed.local_launcher import Signals, attempt
+from uniemox_dist.distributed.local_launcher import Signals, run_attempt
 from uniemox_dist.runs.folder import RunFolder
 
 
@@ -32,7 +32,7 @@ class Local:
             return largest_legal(prepared.configs[0], 1, cluster.ranks)[1]
         return cluster.ranks if prepared.command[0] in PARALLEL else 1
 
-    def script(self, frozen: Frozen) -> str:
+    def render_script(self, frozen: Frozen) -> str:
         """The resolved configuration, or the command line."""
         prepared = frozen.prepared
         ranks = self.ranks(frozen)
@@ -56,7 +56,7 @@ class Local:
         prepared, ranks = frozen.prepared, self.ranks(frozen)
         gpus = prepared.request.cluster.gpus_per_node > 0
         if not prepared.configs:
-            return attempt(command, ranks, self._signals, gpus=gpus).code
+            return run_attempt(command, ranks, self._signals, gpus=gpus).code
         folder = RunFolder(prepared.runs[0])
         if self._signals.received:
             return exit_after_stop(folder, self._signals)

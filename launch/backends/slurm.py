@@ -35,7 +35,7 @@ class Slurm:
             require_commands("sbatch")
         return request
 
-    def script(self, frozen: Frozen) -> str:
+    def render_script(self, frozen: Frozen) -> str:
         """The batch script."""
         prepared = frozen.prepared
         mounts = (
@@ -47,7 +47,7 @@ class Slurm:
         """Submits the script once per job of the chain."""
         prepared, request = frozen.prepared, frozen.prepared.request
         script = frozen.folder / "job.sbatch"
-        write_text(script, self.script(frozen))
+        write_text(script, self.render_script(frozen))
         facts: dict[str, Any] = frozen.facts()
         if prepared.points:
             _write_points(frozen, script)

@@ -116,7 +116,7 @@ class Submitit:
         fixed = request.cluster.with_options({"nodes": str(request.cluster.max_nodes)})
         return replace(request, cluster=fixed)
 
-    def script(self, frozen: Frozen) -> str:
+    def render_script(self, frozen: Frozen) -> str:
         """The script that submitit would submit."""
         from submitit.slurm.slurm import _make_sbatch_string
 

@@ -44,7 +44,7 @@ class JobLock:
     """Slurm's name of the cluster; job numbers are unique only within it."""
 
     @classmethod
-    def here(
+    def for_this_process(
         cls, job_id: int, restarts: int, nodes: tuple[str, ...], *, began_step: int = 0, max_restarts: int = 2
     ) -> "JobLock":
         """The lock of this process's job, with the present time."""
@@ -108,7 +108,7 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
     state = live.states.get(held.job_id)
     if not live.knows(own.job_id):
         # Without squeue the other job's state is unknown, but the kernel knows whether a process holds the run.
-        if folder.look_at_lock().held is not False:
+        if folder.check_lock().held is not False:
             raise UserError(
                 f"run.dir/run.name={folder.path}: job {held.job_id} holds the run, a process may be training, and "
                 f"squeue does not answer; wait, or give another run.name"
@@ -116,7 +116,7 @@ def _refuse_or_take_over(folder: RunFolder, held: JobLock, own: JobLock, live: L
         return f"took the run over from job {held.job_id}: no process trains, and squeue does not answer"
     if _is_elsewhere(held, own) or (state is None and held.user != own.user):
         # squeue shows only this cluster's jobs, and on some sites only the user's own.
-        if folder.look_at_lock().held:
+        if folder.check_lock().held:
             whose = f"{held.user} on {held.cluster or held.host}"
             raise UserError(
                 f"run.dir/run.name={folder.path}: job {held.job_id} of {whose} is training this run; wait for it, end "

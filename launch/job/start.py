@@ -52,7 +52,7 @@ def start_attempt(
         *check_times(config, folder, live, allocation, nodes * each),
     ]
     folder.create()
-    own = lock.JobLock.here(
+    own = lock.JobLock.for_this_process(
         allocation.job_id,
         allocation.restarts,
         allocation.nodes,

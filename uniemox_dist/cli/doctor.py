@@ -91,8 +91,8 @@ def _subject(recipe: Sequence[str], run_dir: str | None, data: Sequence[str]) ->
         raise UserError(f"{recipe[0]}: KEY=VALUE pairs come on top of a RECIPE; name one before them")
     config = load_config(recipe[0], recipe[1:])
     if isinstance(config, FinetuneRun):
-        config = config.of_training()
-    return Subject.of(config, folder, data)
+        config = config.select_training()
+    return Subject.from_config(config, folder, data)
 
 
 def _examine(subject: "Subject", world: "World", *, short: bool, with_torch: bool) -> list["Finding"]:

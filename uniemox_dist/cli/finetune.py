@@ -52,7 +52,7 @@ def _check(config: "Config", nproc: int) -> None:
     grad_accum(config, nproc)
     sources = make_train_sources(config, open_splits(config))
     sources.plan(config)
-    Schedule.of(config, sources.epoch_samples(config))
+    Schedule.from_config(config, sources.epoch_samples(config))
 
 
 COMMAND = Command("finetune", _load, _check, _train)

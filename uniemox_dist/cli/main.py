@@ -148,5 +148,5 @@ def _say(text: str, code: int, *, main: bool = True) -> int:
     for line in text.splitlines():
         click.echo(f"uniemox: error: {line}", err=True)
         if rank_output is not None and main:
-            rank_output.main_log.tell(f"uniemox: error: {line}")
+            rank_output.main_log.print_lines(f"uniemox: error: {line}")
     return code

@@ -66,7 +66,7 @@ def hold_lock(run: Path, *, only_look: bool) -> Iterator[None]:
     from uniemox_dist.runs.folder import RunFolder
 
     folder = RunFolder(run)
-    lock = folder.look_at_lock()
+    lock = folder.check_lock()
     if lock.held:
         raise UserError(
             f"RUN={run}: {lock.holder or 'another process'} is training here and prunes by itself at each save; "

@@ -49,7 +49,7 @@ def _check(config: "Config", nproc: int) -> None:
     grad_accum(config, nproc)
     sources = Sources(config)
     sources.plan(config)
-    Schedule.of(config, sources.epoch_samples(config))
+    Schedule.from_config(config, sources.epoch_samples(config))
     if config.teacher.source == "cache":
         from uniemox_dist.teacher.view_selection import select_views
 

@@ -27,6 +27,6 @@ def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
     from uniemox_dist.scheduler.commands import JobQueries
 
     # If squeue does not answer, the state is determined from the folder only.
-    answers = JobQueries().ask([job.id for job in read_jobs(run)])
+    answers = JobQueries().query([job.id for job in read_jobs(run)])
     path = write_report(run, evaluation, out, answers)
     click.echo(f"{path}: {size(path.stat().st_size)}, open it in a browser")

@@ -168,7 +168,7 @@ def _read_all(
     from uniemox_dist.runs.jobs import choose_job, read_jobs
 
     jobs = [read_jobs(run.path) for run in runs]
-    answers = queue.ask([job.id for some in jobs for job in some])
+    answers = queue.query([job.id for some in jobs for job in some])
     return [_read_one(run, choose_job(some, answers)) for run, some in zip(runs, jobs, strict=True)]
 
 
@@ -182,14 +182,14 @@ def _read_one(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list
     from uniemox_dist.runs.status import Saved, read_saved_time, summarize
 
     # First, because a run that ends while its files are read must not appear killed.
-    lock = run.look_at_lock()
+    lock = run.check_lock()
     try:
         config = parse_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     except (OSError, ValueError, UserError):
         config = None  # the state can be determined without the settings
     events, metrics = read_lines(run.events), read_lines(run.metrics, METRICS_BYTES)
     if not lock.held:  # a run may have begun while its files were read
-        lock = run.look_at_lock()
+        lock = run.check_lock()
     newest = find_newest_complete(run.checkpoints)
     saved = Saved(newest.step, read_saved_time(newest.info, newest.completed)) if newest is not None else None
     history = History(metrics, events)

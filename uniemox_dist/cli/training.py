@@ -52,14 +52,14 @@ def run(
     from uniemox_dist.core.signals import StopFlag, stop_with_launcher
 
     stop = StopFlag().install()
-    stop.mind_limit()
+    stop.watch_time_limit()
     stop_with_launcher()
     from uniemox_dist.core.errors import LostPeer, describe_lost_contact, is_lost_contact
     from uniemox_dist.runs.folder import RunFolder
     from uniemox_dist.runs.rank_output import main_log
 
     config = command.load(recipe, overrides)
-    main_log.leave(RunFolder(Path(config.run.dir) / config.run.name), world)
+    main_log.redirect_output(RunFolder(Path(config.run.dir) / config.run.name), world)
     train = command.train()
     from uniemox_dist.distributed import collectives
     from uniemox_dist.train.startup import StartupTimer

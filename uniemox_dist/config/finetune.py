@@ -82,7 +82,7 @@ class FinetuneRun(Config):
     """Not used in fine-tuning."""
     finetune: FinetuneConfig = FinetuneConfig()
 
-    def of_training(self) -> "FinetuneRun":
+    def select_training(self) -> "FinetuneRun":
         """Returns this run with the training split as its data, for code that reads shards and does not know
         splits."""
         path = str(self.data.path).rstrip("/") + "/train"

@@ -186,7 +186,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
             stated = own  # a resolved configuration, such as a submitted job's
         encoder = _inherit_architecture(whole, stated)
         whole = merge(whole, {"model": encoder}) if encoder else whole
-    return validated(whole, where)
+    return validate_config(whole, where)
 
 
 def _inherit_architecture(values: Mapping[str, Any], set_by_user: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def validated(values: dict[str, Any], where: str) -> Config:
+def validate_config(values: dict[str, Any], where: str) -> Config:
     """Makes a configuration from values; with a section `finetune` it is for fine-tuning. `where` names the values
     in errors.
 

@@ -71,7 +71,7 @@ class StopFlag:
                 signal.signal(number, signal.SIG_IGN)
         return self
 
-    def mind_limit(self, env: Mapping[str, str] = os.environ) -> None:
+    def watch_time_limit(self, env: Mapping[str, str] = os.environ) -> None:
         """Sets the flag by the clock if Slurm has already sent its one signal before the time limit.
 
         A rank that starts after that signal, because of a fault, would otherwise never receive it.

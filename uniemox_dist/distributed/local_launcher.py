@@ -82,12 +82,12 @@ def free_port() -> int:
 
 
 def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:
-    """Runs `command` once per rank with torchrun's variables; returns the exit code (see `attempt`)."""
+    """Runs `command` once per rank with torchrun's variables; returns the exit code (see `run_attempt`)."""
     with Signals() as signals:
-        return attempt(command, ranks, signals, gpus=gpus).code
+        return run_attempt(command, ranks, signals, gpus=gpus).code
 
 
-def attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool) -> Ended:
+def run_attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool) -> Ended:
     """Starts the ranks, forwards signals to them, and waits until all have ended.
 
     The exit code is 0, 2 or 75 if all ranks ended with it. It is also 2 if some ranks ended with 2 and all others with

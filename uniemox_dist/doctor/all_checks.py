@@ -42,7 +42,7 @@ def examine(subject: Subject, world: World, device: Any) -> Iterator[list[Findin
 def _checks(subject: Subject, world: World, device: Any) -> Iterator[tuple[str, Check]]:
     config = subject.config
     ranks = world.size if is_joined() else 1
-    loader = LoaderNeeds.of(config, ranks) if config is not None else None
+    loader = LoaderNeeds.from_config(config, ranks) if config is not None else None
     sizes = count_sizes_if_known(config)
     yield (
         versions.WHAT,

@@ -27,7 +27,7 @@ def preflight(
     )
     everyone = gather(world, own)
     sizes = count_sizes_if_known(config)
-    loader = LoaderNeeds.of(config, len(everyone)) if config is not None else None
+    loader = LoaderNeeds.from_config(config, len(everyone)) if config is not None else None
     keep = config.run.keep_last if config is not None else 1
     found = versions.judge(select(everyone, 0), bounds=False)
     if is_joined():

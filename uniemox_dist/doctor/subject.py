@@ -28,7 +28,9 @@ class Subject:
     """The recipe; None without one."""
 
     @classmethod
-    def of(cls, config: Config, run_folder: Path | None = None, data: Sequence[str] = ()) -> "Subject":
+    def from_config(
+        cls, config: Config, run_folder: Path | None = None, data: Sequence[str] = ()
+    ) -> "Subject":
         """Takes the inputs from a configuration; options override it."""
         origins = config.data.origins()
         fields = (
@@ -113,7 +115,7 @@ class LoaderNeeds:
     data_sets: int
 
     @classmethod
-    def of(cls, config: Config, ranks: int) -> "LoaderNeeds":
+    def from_config(cls, config: Config, ranks: int) -> "LoaderNeeds":
         """Computes the memory from a run's settings."""
         shared, index = estimate_loader_bytes(config, ranks)
         views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2

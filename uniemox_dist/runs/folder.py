@@ -127,7 +127,7 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def look_at_lock(self) -> Lock:
+    def check_lock(self) -> Lock:
         """Tests whether a process holds the run's lock; never waits, never raises."""
         path = self.path / "lock"
         try:
@@ -147,7 +147,7 @@ class RunFolder:
         """Appends an event to events.jsonl, with the time."""
         append_line(self.events, {"time": round(time.time(), 3), **event.to_line()})
 
-    def metric(self, line: dict[str, Any]) -> None:
+    def write_metric(self, line: dict[str, Any]) -> None:
         """Appends one line of metrics."""
         append_line(self.metrics, line)
 

@@ -68,7 +68,7 @@ class History:
     metrics: Sequence[Line]
     events: Sequence[Line]
 
-    def of(self, kind: type[Event]) -> list[Line]:
+    def select(self, kind: type[Event]) -> list[Line]:
         """The events of a kind."""
         return select_kind(self.events, kind)
 
@@ -84,7 +84,7 @@ class History:
                 kept.pop()
             kept.append(line)
         # Lines beyond the checkpoint that have not been overtaken yet.
-        for start in self.of(Start):
+        for start in self.select(Start):
             time, step = number(start.get("time")), number(start.get("step"))
             kept = [line for line in kept if not (line["step"] > step and number(line.get("time")) < time)]
         return kept
@@ -110,7 +110,7 @@ class History:
         """Steps at which the run resumed."""
         return sorted(self.resumes_by_step)
 
-    def resumed(self, by: str) -> list[int]:
+    def find_resumes(self, by: str) -> list[int]:
         """Steps at which the run resumed for this reason."""
         return [step for step in self.resumes if self.resumes_by_step[step] == by]
 
@@ -151,7 +151,7 @@ class History:
         batch = (config.get("batch") or {}).get("global_batch")
         if run.get("max_steps") is not None:
             return Length(run["max_steps"])
-        if any(event.get("step") == self.step for event in self.of(End)):
+        if any(event.get("step") == self.step for event in self.select(End)):
             return Length(self.step)
         stated, epochs = data.get("epoch_samples"), self.lines[-1].get("epoch") if self.lines else None
         if batch and run.get("epochs") and (stated or epochs):
@@ -211,7 +211,7 @@ class History:
             events.insert(0, event)
         return find_fault(events)
 
-    def killed(self, *, over: bool = False) -> list[float]:
+    def find_killed(self, *, over: bool = False) -> list[float]:
         """When each attempt that ended without a message wrote its last line.
 
         Args:
@@ -233,12 +233,12 @@ class History:
     @property
     def faults(self) -> int:
         """Number of faults; damaged samples that were replaced do not count."""
-        return len(self.of(FaultEvent)) - self.bad_samples
+        return len(self.select(FaultEvent)) - self.bad_samples
 
     @property
     def bad_samples(self) -> int:
         """Number of damaged samples that were replaced."""
-        return sum("damaged" in event for event in self.of(FaultEvent))
+        return sum("damaged" in event for event in self.select(FaultEvent))
 
     @property
     def requeues(self) -> int:
@@ -257,7 +257,7 @@ class History:
     @property
     def stragglers(self) -> list[tuple[str, int, float | None]]:
         """(host, how often one of its ranks was slow, its largest multiple of the median), the most frequent first."""
-        slow = self.of(Straggler)
+        slow = self.select(Straggler)
         counts = Counter(str(event.get("host", "?")) for event in slow)
         found: list[tuple[str, int, float | None]] = []
         for host, count in counts.most_common():
@@ -267,7 +267,7 @@ class History:
 
     def median_of(self, kind: type[Event], key: str) -> float | None:
         """The median of a value over the events of a kind; None if none has it."""
-        values = [event[key] for event in self.of(kind) if is_number(event.get(key))]
+        values = [event[key] for event in self.select(kind) if is_number(event.get(key))]
         return median(values) if values else None
 
 

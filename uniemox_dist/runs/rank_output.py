@@ -23,7 +23,7 @@ class MainLog:
         self.stream: TextIO | None = None
         self._who = ""
 
-    def leave(self, folder: RunFolder, world: World, env: Mapping[str, str] = os.environ) -> None:
+    def redirect_output(self, folder: RunFolder, world: World, env: Mapping[str, str] = os.environ) -> None:
         """Redirects standard output and error of a rank other than 0 to its own file, those of libraries and helper
         processes included. Does nothing outside a Slurm job step, or if the folder does not exist yet."""
         if world.is_main or self.stream is not None or "SLURM_STEP_ID" not in env:
@@ -44,7 +44,7 @@ class MainLog:
         os.close(own)
         sys.excepthook = self._uncaught
 
-    def tell(self, text: str) -> None:
+    def print_lines(self, text: str) -> None:
         """Writes lines to the main log, each with rank and host; does nothing if this rank's output goes there."""
         if self.stream is None:
             return
@@ -54,7 +54,7 @@ class MainLog:
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.__excepthook__(kind, error, trace)
-        self.tell("".join(traceback.format_exception(kind, error, trace)))
+        self.print_lines("".join(traceback.format_exception(kind, error, trace)))
 
 
 main_log = MainLog()

@@ -217,7 +217,7 @@ def timeout_s(run: Mapping[str, Any], key: str) -> float:
 
 def select_last_attempt(history: History) -> list[Line]:
     """The last metrics of the last attempt."""
-    starts = history.of(Start)
+    starts = history.select(Start)
     began = number(starts[-1].get("time")) if starts else 0.0
     return [line for line in history.lines[-RECENT_LINES:] if number(line.get("time")) >= began]
 
@@ -283,10 +283,10 @@ def summarize(
         "saved_step": saved.step if saved else None,
         "saved_age_s": _age(saved.time, now) if saved else None,
         "attempts": len(history.attempts),
-        "restarts": len(history.of(Restart)),
+        "restarts": len(history.select(Restart)),
         "requeues": history.requeues,
         "skipped": len(history.skips),
-        "spikes": len(history.of(Spike)),
+        "spikes": len(history.select(Spike)),
         "faults": history.faults,
         "damaged_pictures": history.bad_samples,
         "eta_s": round(left_s, 1) if state.word == "running" and trains and left_s is not None else None,

@@ -97,7 +97,7 @@ class JobQueries:
         """The reason why squeue did not answer, in one line; empty if it answered or there was no query."""
         self._retry_at = 0.0
 
-    def ask(self, ids: Sequence[int]) -> Mapping[int, JobState] | None:
+    def query(self, ids: Sequence[int]) -> Mapping[int, JobState] | None:
         """The states of those jobs that Slurm knows, from one call of squeue; None without an answer."""
         if not ids:
             self.remark = ""

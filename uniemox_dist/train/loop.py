@@ -72,7 +72,7 @@ def train(
     device = collectives.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     collectives.on_main(world, lambda: _open_folder(folder))
-    main_log.leave(folder, world)
+    main_log.redirect_output(folder, world)
     line = start_logging(folder.logs, world.rank, main_log.stream)
     watchdog = Watchdog(
         folder.logs / f"stacks_rank{world.rank:05d}.txt", lambda reason: _report_hang(folder, world, reason)

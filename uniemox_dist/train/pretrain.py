@@ -224,7 +224,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     held_out = _open_held_out(config, world)
     sources = collectives.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
-    schedule = Schedule.of(config, sources.epoch_samples(config))
+    schedule = Schedule.from_config(config, sources.epoch_samples(config))
     expect("choosing a checkpoint, whose files are hashed")
     checkpoint = choose_checkpoint(world, startup.folder, startup.resume)
     expect("opening the teacher")

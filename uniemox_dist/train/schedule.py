@@ -24,7 +24,7 @@ class Schedule:
     loss: LossConfig = field(default_factory=LossConfig)
 
     @classmethod
-    def of(cls, config: Config, epoch_samples: int) -> "Schedule":
+    def from_config(cls, config: Config, epoch_samples: int) -> "Schedule":
         """Derives steps from epochs."""
         G = config.batch.global_batch
         max_steps = config.run.max_steps or math.ceil(float(config.run.epochs or 0) * epoch_samples / G)

@@ -150,11 +150,11 @@ def test_while_slurm_is_silent_it_is_not_asked_at_every_look(
 ) -> None:
     calls = fake_squeue(tmp_path, monkeypatch, "exit 3")
     slurm = commands.JobQueries()
-    assert [slurm.ask([17]), slurm.ask([17])] == [None, None]
+    assert [slurm.query([17]), slurm.query([17])] == [None, None]
     assert len(calls.read_text().splitlines()) == 1
     monkeypatch.setattr(commands, "RETRY_S", 0.0)
     later = commands.JobQueries()
-    assert [later.ask([17]), later.ask([17])] == [None, None]
+    assert [later.query([17]), later.query([17])] == [None, None]
     assert len(calls.read_text().splitlines()) == 3
 
 

@@ -273,14 +273,14 @@ def test_a_checkpoint_has_the_size_that_its_student_makes(ema: float) -> None:
 
 def test_a_recipe_names_the_inputs_and_options_override_it() -> None:
     config = demo("run.dir=there")
-    subject = Subject.of(config)
+    subject = Subject.from_config(config)
     assert subject.run_folder == Path("there/demo")
     assert subject.data == (("data.path", "demo/shards/train"), ("data.eval_path", "demo/shards/test"))
     mixed = demo("data.path=null", "data.sources=[{path: a, weight: 1}, {path: b}]", "data.epoch_samples=9")
-    assert [field for field, _ in Subject.of(mixed).data] == [
+    assert [field for field, _ in Subject.from_config(mixed).data] == [
         "data.sources.0.path",
         "data.sources.1.path",
         "data.eval_path",
     ]
-    given = Subject.of(config, Path("x"), ["y", "z"])
+    given = Subject.from_config(config, Path("x"), ["y", "z"])
     assert (given.run_folder, given.data) == (Path("x"), (("--data", "y"), ("--data", "z")))

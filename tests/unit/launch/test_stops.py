@@ -9,7 +9,7 @@ import pytest
 from attempts import begun, in_background, restarts, until
 
 from launch.restarts import exit_after_stop
-from uniemox_dist.distributed.local_launcher import Signals, attempt
+from uniemox_dist.distributed.local_launcher import Signals, run_attempt
 from uniemox_dist.runs.folder import RunFolder, read_lines
 
 
@@ -83,7 +83,7 @@ def test_no_stop_is_recorded_for_a_run_that_another_process_trains_or_without_a_
 def test_a_signal_before_the_ranks_were_started_reaches_them(run: RunFolder) -> None:
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
-        ended = attempt([sys.executable, "-c", "import time\ntime.sleep(300)"], 2, signals, gpus=False)
+        ended = run_attempt([sys.executable, "-c", "import time\ntime.sleep(300)"], 2, signals, gpus=False)
     assert (ended.code, ended.unprepared) == (1, True)
 
 

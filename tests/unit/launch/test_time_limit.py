@@ -20,7 +20,9 @@ from uniemox_dist.core.signals import StopFlag
 )
 def test_who_starts_after_the_signal_goes_by_the_clock(ends: str, lead: str, received: str | None) -> None:
     stop = StopFlag()
-    stop.mind_limit({"UNIEMOX_ENDS": str(time.time() + float(ends)) if ends else "", "UNIEMOX_LEAD_S": lead})
+    stop.watch_time_limit(
+        {"UNIEMOX_ENDS": str(time.time() + float(ends)) if ends else "", "UNIEMOX_LEAD_S": lead}
+    )
     assert stop.received == received
 
 
@@ -28,7 +30,7 @@ def test_the_clock_is_checked_again_after_an_early_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop = StopFlag()
-    stop.mind_limit({"UNIEMOX_ENDS": str(time.time() + 200), "UNIEMOX_LEAD_S": "180"})
+    stop.watch_time_limit({"UNIEMOX_ENDS": str(time.time() + 200), "UNIEMOX_LEAD_S": "180"})
     assert not stop
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 30)

@@ -18,16 +18,16 @@ from uniemox_dist.runs.folder import Lock, RunFolder, find_runs, open_run, read_
 
 def test_testing_the_lock_names_its_holder_and_does_not_take_it(tmp_path: Path) -> None:
     folder, other = RunFolder(tmp_path), RunFolder(tmp_path)
-    assert folder.look_at_lock() == Lock()
+    assert folder.check_lock() == Lock()
     folder.lock()
-    seen = other.look_at_lock()
+    seen = other.check_lock()
     assert seen.held is True
     assert seen.holder.endswith(f"pid {os.getpid()}")
     assert seen.since == (tmp_path / "lock").stat().st_mtime
     with pytest.raises(UserError, match=f"pid {os.getpid()} is training here"):
         other.lock()
     folder.unlock()
-    assert other.look_at_lock().held is False
+    assert other.check_lock().held is False
     other.lock()
     other.unlock()
 
@@ -45,11 +45,11 @@ def test_the_kernel_frees_the_lock_of_a_process_that_was_killed(tmp_path: Path) 
     process = context.Process(target=hold)
     process.start()
     assert ours.recv() == "held"
-    seen = RunFolder(tmp_path).look_at_lock()
+    seen = RunFolder(tmp_path).check_lock()
     assert (seen.held, seen.holder.rpartition(" ")[2]) == (True, str(process.pid))
     process.kill()
     process.join()
-    assert RunFolder(tmp_path).look_at_lock().held is False
+    assert RunFolder(tmp_path).check_lock().held is False
 
 
 def test_a_run_starts_while_another_process_tests_its_lock(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_where_locks_cannot_be_tested_nothing_is_claimed(
 
     (tmp_path / "lock").write_text("node1 pid 7\n")
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    seen = RunFolder(tmp_path).look_at_lock()
+    seen = RunFolder(tmp_path).check_lock()
     assert (seen.held, seen.holder) == (None, "node1 pid 7")
 
 

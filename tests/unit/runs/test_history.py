@@ -33,9 +33,14 @@ def test_each_attempt_has_its_steps_its_end_and_what_was_lost(told: RunFolder) -
 
 def test_counts_and_medians_of_a_run(told: RunFolder) -> None:
     found = History(read_lines(told.metrics), read_lines(told.events))
-    assert (found.lost_steps, len(found.of(Restart)), found.stops, len(found.killed())) == (467, 1, 1, 1)
-    assert (found.faults, found.bad_samples, len(found.skips), len(found.of(Spike))) == (2, 1, 2, 1)
-    assert len(found.of(Save)) == 17
+    assert (found.lost_steps, len(found.select(Restart)), found.stops, len(found.find_killed())) == (
+        467,
+        1,
+        1,
+        1,
+    )
+    assert (found.faults, found.bad_samples, len(found.skips), len(found.select(Spike))) == (2, 1, 2, 1)
+    assert len(found.select(Save)) == 17
     assert [found.median_of(Save, key) for key in ("seconds", "blocked_s")] == [3.1, 0.42]
     assert found.median_of(Save, "bytes") == 1_340_000_000
     assert found.stragglers == [
@@ -54,7 +59,7 @@ def test_numbers_without_any_lines_are_none_or_0() -> None:
         found.median_of(Save, "bytes"),
         found.lost_steps,
     ) == ([], None, None, 0)
-    assert (len(found.of(Save)), len(found.of(Restart)), found.stragglers) == (1, 1, [("?", 1, None)])
+    assert (len(found.select(Save)), len(found.select(Restart)), found.stragglers) == (1, 1, [("?", 1, None)])
 
 
 def test_a_straggler_of_unknown_times_does_not_hide_the_others() -> None:
@@ -95,9 +100,9 @@ def test_an_end_that_the_launcher_reports_is_not_a_silent_kill() -> None:
 
     told = History([], restart(reason="rank 1 was killed by signal 9"))
     assert told.attempts[0] == Attempt(100, 0, 100, 0, "", 0, "rank 1 was killed by signal 9")
-    assert told.killed() == []
-    assert History([], restart()).killed() == [100]
-    assert History([], restart()).killed(over=True) == [100, 200]
+    assert told.find_killed() == []
+    assert History([], restart()).find_killed() == [100]
+    assert History([], restart()).find_killed(over=True) == [100, 200]
 
 
 def test_a_signal_that_ranks_and_launcher_tell_of_is_one_stop() -> None:

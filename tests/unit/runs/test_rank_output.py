@@ -16,7 +16,7 @@ from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.distributed.world import World
 run = RunFolder(sys.argv[1])
 world = World(int(sys.argv[2]), 4)
-main_log.leave(run, world)
+main_log.redirect_output(run, world)
 log = start_logging(run.logs, world.rank, main_log.stream)
 print("printed")
 os.write(2, b"by a library\\n")
@@ -24,7 +24,7 @@ subprocess.run(["sh", "-c", "echo by a helper"])
 import logging
 logging.getLogger("uniemox").info("information")
 logging.getLogger("uniemox").error("an error")
-main_log.tell("uniemox: error: one\\nuniemox: error: two")
+main_log.print_lines("uniemox: error: one\\nuniemox: error: two")
 raise ValueError("not caught")
 """
 

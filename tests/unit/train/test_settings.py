@@ -19,7 +19,7 @@ def config(*overrides: str) -> Config:
 
 
 def test_the_papers_schedule_in_steps() -> None:
-    schedule = Schedule.of(config(), 100_000)
+    schedule = Schedule.from_config(config(), 100_000)
     assert schedule.max_steps == math.ceil(200 * 100_000 / 768)
     assert schedule.warmup_steps == math.ceil(40 * 100_000 / 768)
     assert schedule.peak_lr == pytest.approx(1e-3 * 768 / 256)
@@ -42,7 +42,7 @@ def test_the_weights_of_losses_follow_the_line_through_their_points() -> None:
         "run.epochs=null",
     ]
     overrides += ["optim.warmup_epochs=null"]
-    schedule = Schedule.of(load_config("demo", overrides), 1000)
+    schedule = Schedule.from_config(load_config("demo", overrides), 1000)
     assert [tuple(schedule.loss_weights(step).values()) for step in (0, 25, 50, 75, 100)] == [
         (0.0, 1.0, 1.0),
         (0.0, 1.0, 1.0),
@@ -50,7 +50,7 @@ def test_the_weights_of_losses_follow_the_line_through_their_points() -> None:
         (2.0, 1.0, 1.0),
         (2.0, 1.0, 1.0),
     ]
-    weights = Schedule.of(load_config("demo"), 1000).loss_weights(3)
+    weights = Schedule.from_config(load_config("demo"), 1000).loss_weights(3)
     assert weights == {"relation": 1.0, "similarity": 1.0, "reconstruction": 1.0}
 
 

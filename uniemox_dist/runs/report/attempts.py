@@ -30,7 +30,7 @@ def list_figures(history: History, *, over: bool = False) -> list[tuple[str, str
     if not history.attempts:
         return []
     first, last = history.attempts[0], history.attempts[-1]
-    restarts, killed = len(history.of(Restart)), len(history.killed(over=over))
+    restarts, killed = len(history.select(Restart)), len(history.find_killed(over=over))
     idle_s = last.ended - first.began - history.work_s
     found = [
         (
@@ -51,7 +51,7 @@ def list_figures(history: History, *, over: bool = False) -> list[tuple[str, str
             "bad" if history.lost_steps else "",
         ),
         ("Skipped", f"{len(history.skips):,}", "steps, not finite", "bad" if history.skips else ""),
-        ("Loss spikes", f"{len(history.of(Spike)):,}", "events", "wait" if history.of(Spike) else ""),
+        ("Loss spikes", f"{len(history.select(Spike)):,}", "events", "wait" if history.select(Spike) else ""),
     ]
     return found + _saves(history)
 
@@ -62,7 +62,7 @@ def _damaged(count: int) -> str:
 
 def _saves(history: History) -> list[tuple[str, str, str, str]]:
     count = history.median_of(Save, "bytes")
-    found = [("Saves", f"{len(history.of(Save)):,}", "" if count is None else f"{size(count)} each", "")]
+    found = [("Saves", f"{len(history.select(Save)):,}", "" if count is None else f"{size(count)} each", "")]
     for title, key in (("A save takes", "seconds"), ("Training waits for it", "blocked_s")):
         value = history.median_of(Save, key)
         if value is not None:
@@ -85,9 +85,9 @@ def make_event_row(event: Line) -> dict[str, Any]:
 
 def make_attempt_rows(history: History, *, over: bool = False) -> list[dict[str, str]]:
     """Each attempt: its beginning, duration, steps, ranks, hosts, job and end."""
-    starts = [event for event in history.of(Start) if is_number(event.get("time"))]
-    jobs = [event for event in history.of(JobStart) if is_number(event.get("time"))]
-    killed = history.killed(over=over)
+    starts = [event for event in history.select(Start) if is_number(event.get("time"))]
+    jobs = [event for event in history.select(JobStart) if is_number(event.get("time"))]
+    killed = history.find_killed(over=over)
     rows = []
     for attempt, start in zip(history.attempts, starts):
         before = [job for job in jobs if job["time"] <= start["time"]]
@@ -124,7 +124,7 @@ def collect_lanes(history: History, *, over: bool = False) -> list[tuple[Lane, l
     """
     lanes = {KILLED_LANE, *(found.lane for found in CLASSES if found.lane is not None)}
     times: dict[Lane, list[float]] = {lane: [] for lane in sorted(lanes, key=lambda lane: lane.row)}
-    times[KILLED_LANE] = history.killed(over=over)
+    times[KILLED_LANE] = history.find_killed(over=over)
     for event in history.events:
         kind = find_class(event)
         if kind is not None and kind.lane is not None and is_number(event.get("time")):

@@ -162,7 +162,7 @@ def _mark(axes: Axes, history: History) -> None:
     the top. The group of each mark has the kind and step as its id, for tests and for readers of the page's source."""
     left, right = axes.get_xlim()
     for kind, (_, dashes) in RESUMES.items():
-        for step in history.resumed(kind):
+        for step in history.find_resumes(kind):
             if left <= step <= right:
                 axes.axvline(
                     step,

@@ -66,7 +66,7 @@ def render(
     """The page as HTML."""
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
     config = select_sections(parse_yaml(text, str(folder.config)) if text else None)
-    lock = folder.look_at_lock()  # first: it may change while the files are read
+    lock = folder.check_lock()  # first: it may change while the files are read
     history, now = History(read_lines(folder.metrics), read_lines(folder.events)), time.time()
     facts = summarize(folder, config, history, lock, now, answers)
     over = facts["state"].word == "killed" or is_starting(history.events, lock)
@@ -88,8 +88,8 @@ def render(
         finetuned=tuned,
         svg=Markup,
         history=history,
-        marks=[(kind, legend, history.resumed(kind)) for kind, (legend, _) in RESUMES.items()],
-        resumed=len(history.of(Resume)),
+        marks=[(kind, legend, history.find_resumes(kind)) for kind, (legend, _) in RESUMES.items()],
+        resumed=len(history.select(Resume)),
         timeline=draw_timeline(history, over=over),
         lanes=[(lane.title, len(times)) for lane, times in collect_lanes(history, over=over)],
         figures=list_figures(history, over=over),

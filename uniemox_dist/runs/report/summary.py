@@ -46,7 +46,7 @@ def summarize(
     """
     model, data, losses = (config.get(section) or {} for section in ("model", "data", "loss"))
     batch = (config.get("batch") or {}).get("global_batch")
-    starts = [event for event in history.of(Start) if is_number(event.get("time"))]
+    starts = [event for event in history.select(Start) if is_number(event.get("time"))]
     last = starts[-1] if starts else {}
     step = history.step
     epochs = history.lines[-1].get("epoch") if history.lines else None

@@ -57,7 +57,7 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
     sources = collectives.on_all(world, lambda: make_train_sources(config, splits, world.rank, world.size))
     _check_pairs(config, world)
     plan = sources.plan(config)
-    schedule = Schedule.of(config, sources.epoch_samples(config))
+    schedule = Schedule.from_config(config, sources.epoch_samples(config))
     expect("choosing a checkpoint, whose files are hashed")
     checkpoint = choose_checkpoint(world, startup.folder, startup.resume)
     precision: str = collectives.on_main(world, lambda: resolve_precision(config, device, checkpoint))

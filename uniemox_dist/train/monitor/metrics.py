@@ -99,7 +99,7 @@ class Metrics:
         if torch.cuda.is_available():
             line["device_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         if self.writes:
-            self.folder.metric(line)
+            self.folder.write_metric(line)
             if self._board is not None:
                 self._board.add_scalars(step, line)
             left_s = (self.schedule.max_steps - step) * self.global_batch / samples_per_s

@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def own(job_id: int, restarts: int = 0) -> JobLock:
-    return JobLock.here(job_id, restarts, ("n1", "n2"), began_step=5)
+    return JobLock.for_this_process(job_id, restarts, ("n1", "n2"), began_step=5)
 
 
 def test_a_run_that_nobody_has_is_taken_and_given_back(run: RunFolder) -> None:

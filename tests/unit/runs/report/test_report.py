@@ -76,7 +76,7 @@ def folder(tmp_path: Path) -> RunFolder:
     for line in [metric(s, 100 + s, loss=9.0) for s in range(2, 9, 2)] + [
         metric(s, 200 + s) for s in range(8, 21, 2)
     ]:
-        found.metric(line)
+        found.write_metric(line)
     events: list[dict[str, Any]] = [
         {"time": 100, "event": "start", "step": 0, "ranks": 2, "precision": "fp32", "host": "node7"},
         {"time": 106, "event": "save", "step": 6, "bytes": 4_200_000, "seconds": 0.131, "removed": []},
@@ -568,7 +568,7 @@ def test_curves_mark_resumes_and_loss_spikes() -> None:
         {"event": "restart"}, at(30),  # once more: the last time counts
     ]  # fmt: skip
     past = History([metric(s, 100 + s) for s in range(1, 60)], events)
-    assert {kind: past.resumed(kind) for kind in RESUMES} == {
+    assert {kind: past.find_resumes(kind) for kind in RESUMES} == {
         "restart": [10, 30], "requeue": [20, 40], "resume": [50],
     }  # fmt: skip
     assert past.spikes == [3]  # the other is in steps that were repeated
