@@ -22,7 +22,7 @@ class Stack:
     blocks: int
     kept: int
     """Bytes that one block keeps."""
-    again: int
+    checkpointed: int
     """Bytes that one block keeps with compute.checkpoint_blocks: only its input."""
     moment: int
     """Further bytes during one block's backward pass: the gradients of the tensors that it kept."""
@@ -45,19 +45,21 @@ class Activations:
     teacher: int
     """Temporary in the teacher's pass, which ends before the student's pass allocates its activations."""
 
-    def kept(self, *, again: bool) -> int:
-        """Bytes kept at the end of the forward pass; `again` means with checkpointed blocks."""
-        return self.first + self.between + self.last + self._blocks(again)
+    def kept(self, *, checkpointed: bool) -> int:
+        """Bytes kept at the end of the forward pass; `checkpointed` means with checkpointed blocks."""
+        return self.first + self.between + self.last + self._blocks(checkpointed)
 
-    def peak(self, *, again: bool) -> int:
+    def peak(self, *, checkpointed: bool) -> int:
         """The peak in the student's passes."""
         stack = self.decoder if self.decoder.blocks else self.encoder
-        block = stack.moment + (stack.kept if again else 0)
-        return self.kept(again=again) + max(self.end, block - self.last if again else self.end)
+        block = stack.moment + (stack.kept if checkpointed else 0)
+        return self.kept(checkpointed=checkpointed) + max(
+            self.end, block - self.last if checkpointed else self.end
+        )
 
-    def _blocks(self, again: bool) -> int:
+    def _blocks(self, checkpointed: bool) -> int:
         stacks = (self.encoder, self.decoder)
-        return sum(stack.blocks * (stack.again if again else stack.kept) for stack in stacks)
+        return sum(stack.blocks * (stack.checkpointed if checkpointed else stack.kept) for stack in stacks)
 
 
 def count_activations(

@@ -68,9 +68,9 @@ def count_memory(
     stage: int,
     micro_batch: int,
     ranks: int,
-    again: bool,
+    checkpointed: bool,
 ) -> Memory:
-    """Counts the memory of one choice; `again` means with compute.checkpoint_blocks."""
+    """Counts the memory of one choice; `checkpointed` means with compute.checkpoint_blocks."""
     precision, gpu = choose_precision(config, device, stage), device.is_gpu
     engine = engine_memory(config, parameters, stage=stage, ranks=ranks, precision=precision, gpu=gpu)
     acts = count_activations(config, tower, micro_batch, precision, gpu=gpu)
@@ -81,7 +81,7 @@ def count_memory(
     # Gradients of earlier micro-batches stay in memory, and so does ZeRO-3's buffer for them.
     earlier = engine.gradients if accumulates or stage == 3 else 0
     passes = max(
-        acts.peak(again=again) + earlier,
+        acts.peak(checkpointed=checkpointed) + earlier,
         engine.gradients + acts.first + acts.encoder.moment,
         acts.teacher + earlier,
     )
@@ -96,7 +96,7 @@ def count_memory(
         gradients=engine.gradients,
         optimiser=engine.optimiser,
         ema=engine.ema,
-        activations=max(acts.peak(again=again), acts.teacher),
+        activations=max(acts.peak(checkpointed=checkpointed), acts.teacher),
         teacher=teacher,
         buffers=engine.buffers,
         views=views,

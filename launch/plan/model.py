@@ -72,11 +72,11 @@ def read_tower(config: Config) -> Tower:
         return Tower(None)
     stated = read_stated_tower(config.teacher)
     width = stated[0] if stated else EMBEDDING_WIDTH
-    unknown = f"{config.teacher.name} is not described here: "
+    unknown = f"{config.teacher.name} has no configuration file here: "
     if config.teacher.source == "cache":
         return Tower(width, remark="" if stated else f"{unknown}an embedding width of {width} is assumed")
     if stated is None:
-        return _make_tower({}, width, f"{unknown}taken for CLIP ViT-B/16")
+        return _make_tower({}, width, f"{unknown}CLIP ViT-B/16 is assumed")
     if stated[1] is None:
         away = "no plain vision transformer; memory and FLOPs of its tower are left out"
         return Tower(width, remark=f"{config.teacher.name}: {away}")

@@ -107,10 +107,10 @@ class Plan:
     tower: Tower
     precision: str
     memory: tuple[Memory, ...]
-    again: tuple[Memory, ...]
+    checkpointed: tuple[Memory, ...]
     """The same with compute.checkpoint_blocks."""
     recommended: Memory | None
-    recommended_again: bool
+    recommended_checkpointed: bool
     """Whether the recommended choice needs compute.checkpoint_blocks."""
     exchanges: tuple[Exchange, ...]
     flops: Flops
@@ -141,7 +141,7 @@ class Plan:
     @property
     def own_memory(self) -> Memory:
         """Memory of the recipe's own ZeRO stage and micro-batch."""
-        return self.chosen(self.again if self.config.compute.checkpoint_blocks else self.memory)
+        return self.chosen(self.checkpointed if self.config.compute.checkpoint_blocks else self.memory)
 
     def chosen(self, memories: Sequence[Memory], stage: int | None = None) -> Memory:
         """Memory of the recipe's micro-batch in a stage, by default the recipe's."""
@@ -177,7 +177,7 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
                 stage=stage,
                 micro_batch=micro,
                 ranks=ranks,
-                again=with_checkpoints,
+                checkpointed=with_checkpoints,
             )
             for stage in list_stages(config)
             for micro in choose_micro_batches(config, ranks)
@@ -185,7 +185,7 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
         for with_checkpoints in (False, True)
     )
     plainly = recommend(memory, device, config.batch.micro_batch)
-    recommended = plainly or recommend(again, device, config.batch.micro_batch)
+    recommended = plainly or recommend(checkpointed, device, config.batch.micro_batch)
     flops = run_flops(config, tower, data.labels)
     pace = find_pace(
         config,
@@ -215,9 +215,9 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
         tower=tower,
         precision=precision,
         memory=memory,
-        again=again,
+        checkpointed=checkpointed,
         recommended=recommended,
-        recommended_again=plainly is None,
+        recommended_checkpointed=plainly is None,
         exchanges=exchanges,
         flops=flops,
         pace=pace,

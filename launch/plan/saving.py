@@ -85,7 +85,7 @@ def estimate_save(size: CheckpointSize, disk_gb_s: float | None = None) -> SaveT
     disk = disk_gb_s or DISK_GB_S
     copy = size.per_rank / (COPY_GB_S * 1e9) + EXCHANGES_S
     write = size.total / (disk * 1e9) + size.per_rank / (HASH_GB_S * 1e9)
-    stated = f"a disk of {disk:g} GB/s" + ("" if disk_gb_s else ", which is assumed (--disk states it)")
+    stated = f"a disk of {disk:g} GB/s" + ("" if disk_gb_s else ", which is assumed (set it with --disk)")
     return SaveTime(copy, copy + write, f"{stated}; hashed at {HASH_GB_S:g} GB/s per rank")
 
 

@@ -210,15 +210,15 @@ def _as_json(plan: "Plan") -> dict[str, Any]:
         },
         "teacher": asdict(plan.tower),
         "memory": [
-            {**asdict(m), "checkpoint_blocks": again, "total": m.total, "fits": m.fits(inputs.device)}
-            for again, memories in ((False, plan.memory), (True, plan.again))
+            {**asdict(m), "checkpoint_blocks": checkpointed, "total": m.total, "fits": m.fits(inputs.device)}
+            for checkpointed, memories in ((False, plan.memory), (True, plan.checkpointed))
             for m in memories
         ],
         "recommended": recommended
         and {
             "zero_stage": recommended.stage,
             "micro_batch": recommended.micro_batch,
-            "checkpoint_blocks": plan.recommended_again,
+            "checkpoint_blocks": plan.recommended_checkpointed,
         },
         "network": [{**asdict(e), "traffic": [asdict(t) for t in e.traffic]} for e in plan.exchanges],
         "flops_per_sample": {**asdict(plan.flops), "training": plan.flops.training},

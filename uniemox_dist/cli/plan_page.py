@@ -102,14 +102,17 @@ def _memory(plan: Plan) -> list[str]:
         "total",
         "",
     )
-    again = config.compute.checkpoint_blocks
-    rows = [_parts(plan.chosen(plan.again if again else plan.memory, stage), plan) for stage in stages]
+    checkpointed = config.compute.checkpoint_blocks
+    rows = [
+        _parts(plan.chosen(plan.checkpointed if checkpointed else plan.memory, stage), plan)
+        for stage in stages
+    ]
     where = "one GPU" if device.is_gpu else "one rank"
-    blocks = ", compute.checkpoint_blocks=true" if again else ""
+    blocks = ", compute.checkpoint_blocks=true" if checkpointed else ""
     lines = [
         title(f"Memory of {where}, GB{of}"),
         f"micro-batch {config.batch.micro_batch}{blocks}; the total is the peak, which is less than the sum: "
-        "gradients appear as activations go",
+        "gradients are allocated while activations are freed",
         *columns(head, rows, left=("format", "")),
         "",
         *_grid(plan),
@@ -153,7 +156,7 @@ def _grid(plan: Plan) -> list[str]:
     head = ["total, by micro-batch", *(f"{'*' * (n == plan.config.batch.micro_batch)}{n}" for n in micros)]
     rows = []
     for stage in sorted({m.stage for m in plan.memory}):
-        for name, memories in (("", plan.memory), (", checkpoint_blocks", plan.again)):
+        for name, memories in (("", plan.memory), (", checkpoint_blocks", plan.checkpointed)):
             row = [_cell(m, plan) for m in memories if m.stage == stage]
             rows.append([f"ZeRO {stage}{name}", *row])
     return columns(head, rows, left=head[:1])
@@ -178,8 +181,8 @@ def _recommendation(plan: Plan) -> list[str]:
             )
         ]
     pairs = [f"zero.stage={found.stage}", f"batch.micro_batch={found.micro_batch}"]
-    pairs += ["compute.checkpoint_blocks=true"] if plan.recommended_again else []
-    all_fit = all(m.fits(device) for m in (*plan.memory, *plan.again))
+    pairs += ["compute.checkpoint_blocks=true"] if plan.recommended_checkpointed else []
+    all_fit = all(m.fits(device) for m in (*plan.memory, *plan.checkpointed))
     said = f"all of this fits in {room}" if all_fit else f"! does not fit in {room}"
     return [said, render_ok(f"recommended: {' '.join(pairs)}: {gigabytes(found.total)} GB")]
 
@@ -208,7 +211,7 @@ def _network(plan: Plan) -> list[str]:
         return [title("Exchanges in a step"), "one rank sends nothing"]
     lines = [
         title("Exchanges in a step"),
-        f"by rings, if nothing overlapped{': ' if speeds else ''}{speeds}",
+        f"ring algorithms, without overlap{': ' if speeds else ''}{speeds}",
         *columns(head, rows),
     ]
     if plan.nodes > 1 and inputs.network_gbit_s is None:
@@ -237,7 +240,7 @@ def _hours(plan: Plan) -> list[str]:
         return [*lines, render_fact("pace", f"not known: {_how_to_state_the_pace(plan)}")]
     share = "" if pace.mfu is None else f", {100 * pace.mfu:.3g} % of the peak"
     source = (
-        f"assumed: {100 * ASSUMED_MFU:g} % of the peak; --mfu states it"
+        f"assumed: {100 * ASSUMED_MFU:g} % of the peak; set it with --mfu"
         if pace.assumed
         else f"by {pace.source}"
     )
@@ -267,10 +270,10 @@ def _loading(plan: Plan) -> list[str]:
     if need is None:
         return [title("Loader"), "cores follow from the pace"]
     ms = plan.inputs.ms_per_sample
-    measured = f"{MS_PER_SAMPLE:g} ms a sample, measured at 500 pixels' width"
+    measured = f"{MS_PER_SAMPLE:g} ms per sample, measured at 500 pixels' width"
     if isinstance(plan.config, FinetuneRun):
         measured += " without RandAugment"
-    cost = f"{ms:g} ms a sample" if ms else measured
+    cost = f"{ms:g} ms per sample" if ms else measured
     return [
         title("Loader, of one node"),
         render_fact("pace", f"{rate(need.samples_per_s)} samples/s x {cost} = {need.busy:.3g} cores busy"),
@@ -285,7 +288,7 @@ def _balance(plan: Plan) -> list[str]:
     data, found = plan.data, plan.balance
     streams = plan.config.batch.streams
     if found is None:
-        text = f"{data.samples:,} samples, as --samples says; no manifest was read"
+        text = f"{data.samples:,} samples, as stated by --samples; no manifest was read"
         mean = data.samples / streams
         return [
             title("Data"),

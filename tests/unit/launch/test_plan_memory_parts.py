@@ -237,7 +237,7 @@ def test_the_number_format_is_the_one_that_a_run_takes() -> None:
     assert (list_stages(config), list_stages(stated)) == ([0, 1, 2, 3], [1, 2, 3])
 
 
-def whole(*pairs: str, stage: int = 1, micro_batch: int = 48, again: bool = False) -> Memory:
+def whole(*pairs: str, stage: int = 1, micro_batch: int = 48, checkpointed: bool = False) -> Memory:
     config = load_config("demo", list(pairs))
     tower = read_tower(config)
     parameters = student_parameters(config.model, config.loss, tower.embedding_width)
@@ -249,7 +249,7 @@ def whole(*pairs: str, stage: int = 1, micro_batch: int = 48, again: bool = Fals
         stage=stage,
         micro_batch=micro_batch,
         ranks=2,
-        again=again,
+        checkpointed=checkpointed,
     )
 
 
@@ -257,7 +257,7 @@ def test_more_samples_need_more_and_checkpointed_blocks_less() -> None:
     one, two = whole(micro_batch=24), whole(micro_batch=48)
     assert two.activations == pytest.approx(2 * one.activations, rel=0.01)
     assert two.weights == one.weights
-    assert whole(again=True).total < two.total
+    assert whole(checkpointed=True).total < two.total
     parts = (two.weights, two.gradients, two.optimiser, two.activations, two.teacher, two.buffers, two.views)
     assert max(parts) < two.allocated <= sum(parts)
     assert two.total == two.allocated + two.context

@@ -125,4 +125,4 @@ def test_without_a_run_the_lead_is_estimated_from_the_checkpoint(tmp_path: Path)
     unmeasured = signal_lead(config, RunFolder(tmp_path / "new"))
     assert unmeasured.seconds > STEP_S
     assert "30 s for a step that was not measured" in unmeasured.source
-    assert "assumed (--disk states it)" in unmeasured.source
+    assert "assumed (set it with --disk)" in unmeasured.source

@@ -23,7 +23,7 @@ def test_a_towers_parameters_are_counted(name: str) -> None:
 def test_a_teacher_that_is_missing_is_assumed_and_the_plan_says_so() -> None:
     away = read_tower(load_config("demo", ["teacher.name=local-dir:nowhere"]))
     assert (away.embedding_width, away.tokens) == (EMBEDDING_WIDTH, 197)
-    assert "taken for CLIP ViT-B/16" in away.remark
+    assert "CLIP ViT-B/16 is assumed" in away.remark
     cached = read_tower(load_config("demo", ["teacher.name=local-dir:nowhere", "teacher.source=cache"]))
     assert (cached.parameters, cached.flops) == (0, 0)
     assert "an embedding width of 512 is assumed" in cached.remark
