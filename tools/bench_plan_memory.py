@@ -132,7 +132,7 @@ def allocated(config: Config, tower: Tower, device: Device) -> Memory:
         stage=config.zero.stage,
         micro_batch=config.batch.micro_batch,
         ranks=1,
-        again=config.compute.checkpoint_blocks,
+        checkpointed=config.compute.checkpoint_blocks,
     )
 
 

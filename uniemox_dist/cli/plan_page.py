@@ -111,8 +111,8 @@ def _memory(plan: Plan) -> list[str]:
     blocks = ", compute.checkpoint_blocks=true" if checkpointed else ""
     lines = [
         title(f"Memory of {where}, GB{of}"),
-        f"micro-batch {config.batch.micro_batch}{blocks}; the total is the peak, which is less than the sum: "
-        "gradients are allocated while activations are freed",
+        f"micro-batch {config.batch.micro_batch}{blocks}; the total is the peak, less than the sum: "
+        "activations are freed while gradients are made",
         *columns(head, rows, left=("format", "")),
         "",
         *_grid(plan),
