@@ -167,7 +167,7 @@ def make_plan(config: Config, inputs: PlanInputs, data: Data) -> Plan:
     tower = read_tower(config)
     parameters = list_trained_parameters(config, tower, data.labels)
     precision = choose_precision(config, device, config.zero.stage)
-    memory, again = (
+    memory, checkpointed = (
         tuple(
             count_memory(
                 config,
