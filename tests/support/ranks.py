@@ -1,6 +1,6 @@
-"""Real ranks for tests: processes that join a gloo group and run the real loop.
+"""Real ranks for tests: processes that join a process group (gloo; NCCL on GPUs) and run the real loop.
 
-They are forked from a clean server that has imported torch and DeepSpeed once, so that a run costs seconds.
+On CPUs they are forked from a clean server that has imported torch and DeepSpeed once, so that a run costs seconds.
 """
 
 import faulthandler
@@ -58,22 +58,35 @@ def run_ranks(
     prepare: Callable[[int], None] | None = None,
     recipe: str = "demo",
     more: Sequence[tuple[str, Sequence[str]]] = (),
+    device: str = "cpu",
 ) -> list[int]:
     """Runs a recipe, of pretraining or of fine-tuning, with these settings on `world_size` ranks; returns their exit
     codes. `more` are recipes and settings that the same ranks run afterwards: the code is then the first that is not 0.
 
     As soon as `kill_when` is true all ranks are killed (SIGKILL), and nothing is returned. `prepare`, a function of a
-    module, is called in each rank with its number before the run: to make something go wrong there.
+    module, is called in each rank with its number before the run: to make something go wrong there. `device` is cpu
+    or cuda; ranks on CPUs do not see a GPU.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    # CUDA cannot be used in a process forked from one that has asked for it, as an import may.
+    context: Any = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
+    if device == "cpu":
+        context.set_forkserver_preload(PRELOAD)
     port = free_port()
     pipes, ranks = [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_rank,
-            args=(theirs, rank, world_size, port, [(recipe, list(overrides)), *more], resume, prepare),
+            args=(
+                theirs,
+                rank,
+                world_size,
+                port,
+                [(recipe, list(overrides)), *more],
+                resume,
+                prepare,
+                device,
+            ),
         )
         process.start()
         theirs.close()
@@ -122,8 +135,10 @@ def _rank(
     runs: Sequence[tuple[str, Sequence[str]]],
     resume: str,
     prepare: Callable[[int], None] | None,
+    device: str,
 ) -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    if device == "cpu":
+        os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     import torch
 
     from uniemox_dist.config.finetune import FinetuneRun

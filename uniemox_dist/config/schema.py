@@ -67,8 +67,12 @@ class ZeroConfig(Section):
 class ComputeConfig(Section):
     """How passes are computed; changes no result beyond rounding."""
 
-    compile: bool = False
-    """Compile the student's blocks with torch.compile."""
+    compile: bool | Literal["auto"] = False
+    """Compile blocks, losses, the preparation of pixels and the live teacher with torch.compile. auto: on GPUs that
+    have a compiler, otherwise off."""
+    cuda_graphs: bool = False
+    """With compile on a GPU: replay compiled passes as CUDA graphs, where ZeRO leaves weights and gradients in
+    place."""
     checkpoint_blocks: bool = False
     """Keep only the inputs of blocks for the backward pass and recompute the rest: less memory, more time."""
     peak_tflops: PositiveFloat | None = None

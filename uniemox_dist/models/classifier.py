@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from uniemox_dist.config.encoder_names import timm_name
 from uniemox_dist.config.schema import ModelConfig
+from uniemox_dist.models.compilation import compile_blocks
 from uniemox_dist.models.drop_path import replace_drop_paths
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.patches import normalise, sincos_positions
@@ -75,6 +76,10 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
         self._set_positions(learned=model.positions == "learned")
+
+    def compile_parts(self, options: dict[str, Any]) -> None:
+        """Compiles the encoder's blocks, with options of torch.compile."""
+        compile_blocks(self.encoder, options)
 
     @torch.no_grad()
     def _set_positions(self, *, learned: bool) -> None:

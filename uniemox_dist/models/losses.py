@@ -3,7 +3,7 @@
 Source: C. Chen, X. Sun, Z. Liu, "UniEmoX: Cross-modal Semantic-Guided Large-Scale Pretraining for Universal Scene
 Emotion Perception", IEEE TIP 34, 2025, doi 10.1109/TIP.2025.3587577. Each loss is a mean over equal rows, so averages
 over micro-batches and ranks are exact. `LOSSES` computes a term of `config/losses.py` by its name.
-Shape legend: B samples, G samples of the step's global batch, E embedding width, M masked patches, P patch values.
+Shape legend: B samples, G samples of the step's global batch, E embedding width, N patches, M masked ones, P patch values.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniemox_dist.config.losses import LossConfig
+from uniemox_dist.models.patches import select_patches
 
 
 @dataclass(frozen=True)
 class LossInputs:
     """Outputs of the student and their targets; None for those that no active loss needs."""
 
-    config: LossConfig
     fused_BE: Tensor | None = None
     """γ, the student's embedding of scene and person."""
     teacher_BE: Tensor | None = None
@@ -31,8 +31,10 @@ class LossInputs:
     """The teacher's logit scale."""
     predicted_BMP: Tensor | None = None
     """The decoder's pixels of the masked patches."""
-    target_BMP: Tensor | None = None
-    """The true pixels of the masked patches, as `reconstruction_targets` returns them."""
+    patches_BNP: Tensor | None = None
+    """All patches of the reconstructed views, standardised by the model's statistics."""
+    masked_BM: Tensor | None = None
+    """Numbers of the masked patches."""
 
 
 def relation_loss(
@@ -78,7 +80,12 @@ def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor) -> Tensor:
     return F.mse_loss(predicted_BMP.float(), target_BMP.float())
 
 
-def _relation(inputs: LossInputs) -> Tensor:
+def compute_terms(config: LossConfig, inputs: LossInputs) -> list[Tensor]:
+    """Computes the active terms in the order of `LOSS_TERMS`, without their weights."""
+    return [LOSSES[term.name](config, inputs) for term in config.active]
+
+
+def _relation(config: LossConfig, inputs: LossInputs) -> Tensor:
     assert inputs.fused_BE is not None
     assert inputs.teacher_BE is not None
     assert inputs.texts_GE is not None
@@ -86,24 +93,28 @@ def _relation(inputs: LossInputs) -> Tensor:
         inputs.fused_BE,
         inputs.teacher_BE,
         inputs.texts_GE,
-        form=inputs.config.relation_form,
+        form=config.relation_form,
         logit_scale=inputs.logit_scale,
     )
 
 
-def _similarity(inputs: LossInputs) -> Tensor:
+def _similarity(config: LossConfig, inputs: LossInputs) -> Tensor:
     assert inputs.fused_BE is not None
     assert inputs.teacher_BE is not None
     return similarity_loss(inputs.fused_BE, inputs.teacher_BE)
 
 
-def _reconstruction(inputs: LossInputs) -> Tensor:
+def _reconstruction(config: LossConfig, inputs: LossInputs) -> Tensor:
     assert inputs.predicted_BMP is not None
-    assert inputs.target_BMP is not None
-    return reconstruction_loss(inputs.predicted_BMP, inputs.target_BMP)
+    assert inputs.patches_BNP is not None
+    assert inputs.masked_BM is not None
+    pixels_BMP = select_patches(inputs.patches_BNP, inputs.masked_BM)
+    return reconstruction_loss(
+        inputs.predicted_BMP, reconstruction_targets(pixels_BMP, norm_pix=config.norm_pix)
+    )
 
 
-LOSSES: dict[str, Callable[[LossInputs], Tensor]] = {
+LOSSES: dict[str, Callable[[LossConfig, LossInputs], Tensor]] = {
     "relation": _relation,
     "similarity": _similarity,
     "reconstruction": _reconstruction,

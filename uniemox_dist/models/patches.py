@@ -14,12 +14,23 @@ def normalise(
     pixels_B3HW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype
 ) -> Tensor:
     """Converts uint8 pixels to standardised floats on their device."""
-    mean_1311, std_1311 = _statistics(tuple(mean), tuple(std), pixels_B3HW.device)
+    return standardise(pixels_B3HW, *load_statistics(tuple(mean), tuple(std), pixels_B3HW.device), dtype)
+
+
+def standardise(pixels_B3HW: Tensor, mean_1311: Tensor, std_1311: Tensor, dtype: torch.dtype) -> Tensor:
+    """Converts uint8 pixels to standardised floats, with statistics on their device."""
     return ((pixels_B3HW.float() / 255 - mean_1311) / std_1311).to(dtype)
 
 
+def standardise_patches(
+    pixels_B3HW: Tensor, mean_1311: Tensor, std_1311: Tensor, dtype: torch.dtype, patch_size: int
+) -> Tensor:
+    """Converts uint8 pixels to standardised patches B×N×P."""
+    return patchify(standardise(pixels_B3HW, mean_1311, std_1311, dtype), patch_size)
+
+
 @lru_cache(maxsize=16)
-def _statistics(
+def load_statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns mean and std on the device. Cached, because a copy in every pass would make the host wait.

@@ -4,8 +4,9 @@ Shape legend: B samples, N patches, V visible, M masked, P patch values, D and F
 embedding width, G samples of the step's global batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import LossConfig, ModelConfig
 from uniemox_dist.models import losses
+from uniemox_dist.models.compilation import compile_blocks
 from uniemox_dist.models.decoder import Decoder
 from uniemox_dist.models.encoder import MaskedEncoder, initialise_weights
 from uniemox_dist.models.fusion import Fusion, make_fusion
-from uniemox_dist.models.patches import normalise, patchify, select_patches
+from uniemox_dist.models.patches import load_statistics, select_patches, standardise_patches
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Student(nn.Module):
         """`embedding_width` is the teacher's E; None if no active loss needs a teacher."""
         super().__init__()
         self.model, self.loss = model, loss
+        # Functions of tensors alone, which can be replaced by compiled ones.
+        self.standardise_patches: Callable[..., Tensor] = standardise_patches
+        self.compute_terms: Callable[..., list[Tensor]] = losses.compute_terms
         self.encoder = MaskedEncoder(model)
         self.to_decoder = nn.Linear(model.width, model.decoder_width)
         self.fusion: Fusion | None = None
@@ -71,6 +76,14 @@ class Student(nn.Module):
                 patch_values=model.patch_values,
             )
         self.apply(initialise_weights)
+
+    def compile_parts(self, options: dict[str, Any]) -> None:
+        """Compiles the blocks, the preparation of pixels and the losses, with options of torch.compile."""
+        compile_blocks(self.encoder, options)
+        if self.decoder is not None:
+            compile_blocks(self.decoder, options)
+        self.standardise_patches = torch.compile(standardise_patches, **options)
+        self.compute_terms = torch.compile(losses.compute_terms, **options)
 
     @property
     def has_person_branch(self) -> bool:
@@ -99,38 +112,37 @@ class Student(nn.Module):
             tokens_BTD = tokens_BTD[:, :1]
         tokens_BTF = self.to_decoder(tokens_BTD)
         scenes = views.scene_B3HW.shape[0]
-        fused_BE = predicted_BMP = target_BMP = None
+        views_n = order_BN.shape[0] if self.loss.person_reconstruction else scenes  # that are reconstructed
+        masked_BM = masked_BM[:views_n]
+        fused_BE = predicted_BMP = None
         if self.fusion is not None:
             cls_BF = tokens_BTF[:, 0]
             fused_BE = self.fusion(cls_BF[:scenes], cls_BF[scenes:] if self.fuses_person else None)
         if self.decoder is not None:
-            views_n = tokens_BTF.shape[0] if self.loss.person_reconstruction else scenes
-            masked_BM = masked_BM[:views_n]
             predicted_BMP = self.decoder(tokens_BTF[:views_n], visible_BV[:views_n], masked_BM)
-            target_BMP = losses.reconstruction_targets(
-                select_patches(patches_BNP[:views_n], masked_BM), norm_pix=self.loss.norm_pix
-            )
         inputs = losses.LossInputs(
-            self.loss,
             fused_BE,
             targets.pictures_BE,
             targets.texts_GE,
             targets.logit_scale,
             predicted_BMP,
-            target_BMP,
+            patches_BNP[:views_n],
+            masked_BM,
         )
         return self._weighted_sum(inputs, targets.loss_weights or self.loss.weights)
 
     def _weighted_sum(self, inputs: losses.LossInputs, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        parts = {term.name: losses.LOSSES[term.name](inputs) for term in self.loss.active}
+        names = [term.name for term in self.loss.active]
+        parts = dict(zip(names, self.compute_terms(self.loss, inputs), strict=True))
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         zero = total.new_zeros(())
         return total, torch.stack([parts.get(name, zero).detach() for name in LOSS_NAMES])
 
     def patches(self, pixels_B3HW: Tensor) -> Tensor:
         """Converts uint8 pixels to standardised patches B×N×P in the encoder's number format."""
+        statistics = load_statistics(self.model.mean, self.model.std, pixels_B3HW.device)
         dtype = self.to_decoder.weight.dtype
-        return patchify(normalise(pixels_B3HW, self.model.mean, self.model.std, dtype), self.model.patch_size)
+        return self.standardise_patches(pixels_B3HW, *statistics, dtype, self.model.patch_size)
 
     def split(self, order_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Splits an order of patches into visible B×V and masked B×M patch numbers."""

@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_file
-from uniemox_dist.models.patches import normalise
+from uniemox_dist.models.compilation import compile_options, use_private_cache
+from uniemox_dist.models.patches import load_statistics, standardise
 from uniemox_dist.teacher.identity import (
     LOCAL,
     TeacherFacts,
@@ -62,8 +64,7 @@ class Teacher:
         self.width = self._measure_width(config)
         self.dtype = _choose_dtype(config.precision, self.device)
         self.model.visual.to(self.dtype)
-        if config.compile:
-            self.model.visual.compile()
+        self._prepare_pixels: Callable[..., Tensor] = _prepare_pixels
         identity = {
             "name": config.name,
             "weights_sha256": sha256_file(weights),
@@ -75,6 +76,9 @@ class Teacher:
         }
         self.facts = TeacherFacts(identity, self.width, self.logit_scale)
         speed_up_tower(self.model.visual)
+        if config.compile:
+            use_private_cache()
+            self.compile()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -94,12 +98,15 @@ class Teacher:
     @torch.no_grad()
     def embed_pictures(self, pixels_B3HW: Tensor) -> Tensor:
         """Embeds uint8 pixels of any size as unit rows Ω, B×E in fp32."""
-        pixels = normalise(pixels_B3HW, self.mean, self.std, self.dtype)
-        if pixels.shape[-1] != self.size:
-            pixels = F.interpolate(
-                pixels.float(), size=(self.size, self.size), mode="bicubic", antialias=True
-            ).to(self.dtype)
+        statistics = load_statistics(self.mean, self.std, pixels_B3HW.device)
+        pixels = self._prepare_pixels(pixels_B3HW, *statistics, self.dtype, self.size)
         return F.normalize(self.model.encode_image(pixels).float(), dim=1)
+
+    def compile(self, *, cuda_graphs: bool = False) -> None:
+        """Compiles the picture tower and the preparation of its pixels."""
+        options = compile_options(cuda_graphs=cuda_graphs)
+        self.model.visual.compile(**options)
+        self._prepare_pixels = torch.compile(_prepare_pixels, **options)
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
@@ -127,6 +134,16 @@ class Teacher:
                 f"whose towers have the same embedding width"
             )
         return pictures
+
+
+def _prepare_pixels(
+    pixels_B3HW: Tensor, mean_1311: Tensor, std_1311: Tensor, dtype: torch.dtype, size: int
+) -> Tensor:
+    """Standardises uint8 pixels, and resizes them to the tower's input."""
+    pixels = standardise(pixels_B3HW, mean_1311, std_1311, dtype)
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=True).to(dtype)
+    return pixels
 
 
 class _ImageTower(nn.Module):

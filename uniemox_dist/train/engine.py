@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-import shutil
 import time
 import warnings
 from typing import Any, Protocol
@@ -13,15 +11,23 @@ from torch import Tensor, nn
 
 from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.load import merge
-from uniemox_dist.config.schema import ComputeConfig, Config, OptimConfig
+from uniemox_dist.config.schema import Config, OptimConfig
 from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.deepspeed_internals import import_deepspeed
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
+from uniemox_dist.models.compilation import (
+    compile_options,
+    find_obstacle,
+    tolerate_failures,
+    use_private_cache,
+)
 from uniemox_dist.models.parameters import optimizer_group
 from uniemox_dist.models.student import Student
 
+log = logging.getLogger("uniemox")
 MEASURED = 8
 """Number of matrix products that are timed in each number format to choose a CPU's precision."""
 CLEARLY = 0.7
@@ -109,23 +115,42 @@ def device_peak(config: Config, precision: str, device: torch.device) -> float |
     return peak_tflops(torch.cuda.get_device_name(device), "tf32" if tf32 else precision)
 
 
-def check_compiler(compute: ComputeConfig, device: torch.device) -> None:
-    """Checks that torch.compile finds its compiler: it generates C++ on a CPU; on a GPU Triton needs a C compiler.
+def decide_compile(config: Config, world: World, device: torch.device) -> bool:
+    """Resolves `compute.compile` alike on all ranks, and prepares the cache of compiled code. Collective.
 
     Raises:
-        UserError: if there is none on this node.
+        UserError: if compute.compile=true cannot work on a node.
     """
-    if not compute.compile:
-        return
-    kind, variable, names = ("C++", "CXX", ["g++"])
-    if device.type == "cuda":
-        kind, variable, names = ("C", "CC", ["gcc", "clang"])
-    names = [os.environ[variable]] if os.environ.get(variable) else names
-    if not any(map(shutil.which, names)):
-        raise UserError(
-            f"compute.compile=true needs a {kind} compiler on a {'GPU' if device.type == 'cuda' else 'CPU'}, and "
-            f"there is no {' or '.join(names)}; install one, or set compute.compile=false"
-        )
+    wanted = config.compute.compile
+    if not wanted or (wanted == "auto" and device.type != "cuda"):
+        return False
+    obstacle = find_obstacle(device.type)
+    if wanted != "auto":
+        collectives.on_all(world, lambda: _require_compiler(obstacle))
+    elif obstacles := [found for found in collectives.gather_objects(obstacle, world) if found]:
+        if world.is_main:
+            log.warning("compute.compile=auto: off, because %s", obstacles[0])
+        return False
+    else:
+        tolerate_failures()
+    cache = use_private_cache()
+    if world.is_main:
+        log.info("compiles the passes in the first step; compiled code is kept in %s", cache)
+    return True
+
+
+def _require_compiler(obstacle: str | None) -> None:
+    if obstacle:
+        raise UserError(f"compute.compile=true: {obstacle}; install it, or set compute.compile=false")
+
+
+def graphs_fit(config: Config, world_size: int) -> bool:
+    """Returns whether the student's passes can be CUDA graphs: their weights must stay in place, and their gradients
+    must be used before the next micro-batch. ZeRO-2 copies gradients at once; stages 0 and 1 keep them until the step.
+    """
+    if config.zero.stage == 3 or config.compute.checkpoint_blocks:
+        return False
+    return config.zero.stage == 2 or grad_accum(config, world_size) == 1
 
 
 def zero_settings(stage: int, device: torch.device, world_size: int) -> dict[str, Any]:
@@ -170,8 +195,10 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
     return merge(ours, config.deepspeed)
 
 
-def set_compute_options(student: Student | Classifier, compute: ComputeConfig, device: torch.device) -> None:
-    """Sets number formats, checkpointed blocks and compilation of the blocks."""
+def set_compute_options(
+    student: Student | Classifier, config: Config, world_size: int, device: torch.device, *, compiles: bool
+) -> None:
+    """Sets number formats, checkpointed blocks and compilation."""
     if device.type == "cuda":
         # fp32 is chosen for comparisons, so it is exact; bf16 is for speed. TF32 is off for matrix
         # products anyway; torch leaves it on for convolutions, which would affect a teacher in fp32.
@@ -179,12 +206,12 @@ def set_compute_options(student: Student | Classifier, compute: ComputeConfig, d
         torch.backends.cudnn.allow_tf32 = False
     parts: list[Any] = [student.encoder] if student.decoder is None else [student.encoder, student.decoder]
     for part in parts:
-        part.grad_checkpointing = compute.checkpoint_blocks
-        if compute.compile:
-            for block in part.blocks:
-                # Block by block: equal blocks share one graph, and ZeRO-3 gathers and frees weights between them.
-                # Shapes never change within a run. Random numbers are drawn as without compilation.
-                block.compile(dynamic=False, options={"fallback_random": True})
+        part.grad_checkpointing = config.compute.checkpoint_blocks
+    if compiles:
+        graphs = config.compute.cuda_graphs and graphs_fit(config, world_size)
+        student.compile_parts(compile_options(cuda_graphs=graphs))
+        if graphs:  # a pass may overwrite the outputs of the one before
+            student.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
 
 
 def parameter_groups(
@@ -252,9 +279,19 @@ class CheckedAdamW(torch.optim.AdamW):
 
 
 def make_engine(
-    student: Student | Classifier, config: Config, world: World, precision: str, device: torch.device
+    student: Student | Classifier,
+    config: Config,
+    world: World,
+    precision: str,
+    device: torch.device,
+    *,
+    compiles: bool = False,
 ) -> Engine:
-    """Wraps a module in DeepSpeed's engine, with its optimizer."""
+    """Wraps a module in DeepSpeed's engine, with its optimizer.
+
+    Args:
+        compiles: whether the passes are compiled, from `decide_compile`.
+    """
     warnings.filterwarnings("ignore", module="deepspeed")
     # torch warns that DeepSpeed calls its collectives by old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -264,7 +301,7 @@ def make_engine(
     if precision == "bf16":
         student = student.bfloat16()
     student = student.to(device)
-    set_compute_options(student, config.compute, device)
+    set_compute_options(student, config, world.size, device, compiles=compiles)
     engine, *_ = deepspeed.initialize(
         model=student,
         optimizer=make_optimizer(student, config.optim, config.zero.stage),

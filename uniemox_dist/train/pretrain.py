@@ -33,7 +33,7 @@ from uniemox_dist.teacher.view_selection import SelectedViews, select_for_ranks
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import (
     Engine,
-    check_compiler,
+    decide_compile,
     device_peak,
     make_engine,
     resolve_precision,
@@ -220,7 +220,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     world, device, expect = startup.world, startup.device, startup.expect
     expect("opening the data")
     hosts = collectives.hosts(world)
-    collectives.on_all(world, lambda: check_compiler(config.compute, device))
+    compiles = decide_compile(config, world, device)
     held_out = _open_held_out(config, world)
     sources = collectives.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
     plan = sources.plan(config)
@@ -255,6 +255,8 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     shown = _choose_shown(config, world, held_out or sources.readers[0], teacher, facts.id if facts else None)
     if teacher:
         teacher.drop_text_tower()
+        if compiles:
+            teacher.compile(cuda_graphs=config.compute.cuda_graphs)
     dataset = PlannedDataset(
         plan,
         sources.readers,
@@ -266,7 +268,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     )
     expect("making the engine, and loading the checkpoint")
     fixed = copy_fixed_parameters(student)
-    engine = make_engine(student, config, world, precision, device)
+    engine = make_engine(student, config, world, precision, device, compiles=compiles)
     check(engine)
     return PretrainTrainer(
         config=config,

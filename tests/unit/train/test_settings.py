@@ -10,7 +10,14 @@ from uniemox_dist.config.schema import Config, LossConfig, ModelConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
-from uniemox_dist.train.engine import choose_precision, deepspeed_config, grad_accum, parameter_groups
+from uniemox_dist.train.engine import (
+    choose_precision,
+    decide_compile,
+    deepspeed_config,
+    grad_accum,
+    graphs_fit,
+    parameter_groups,
+)
 from uniemox_dist.train.schedule import Schedule
 
 
@@ -153,3 +160,39 @@ def test_the_world_is_read_from_torchrun_or_slurm() -> None:
     batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
     assert World.from_env(batch, meets=False) == World()
     assert World.from_env({**batch, "SLURM_STEP_ID": "0"}, meets=False) == World(0, 4, 0)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "false"])
+def test_compile_auto_is_off_on_a_cpu(wanted: str) -> None:
+    assert not decide_compile(config(f"compute.compile={wanted}"), World(), torch.device("cpu"))
+
+
+def test_compile_auto_is_off_with_one_line_where_a_gpu_has_no_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    obstacle = "there is no C compiler (gcc or clang)"
+    monkeypatch.setattr("uniemox_dist.train.engine.find_obstacle", lambda kind: obstacle)
+    gpu = torch.device("cuda")
+    assert not decide_compile(config("compute.compile=auto"), World(), gpu)
+    assert caplog.messages == [f"compute.compile=auto: off, because {obstacle}"]
+    with pytest.raises(
+        UserError, match=r"compute\.compile=true: there is no C compiler .*compute.compile=false"
+    ):
+        decide_compile(config("compute.compile=true"), World(), gpu)
+
+
+@pytest.mark.parametrize(
+    ("stage", "accumulation", "more", "fits"),
+    [
+        (1, 1, (), True),
+        (1, 2, (), False),  # gradients would be kept in a graph's memory over two micro-batches
+        (2, 2, (), True),
+        (3, 1, (), False),  # weights move
+        (2, 1, ("compute.checkpoint_blocks=true",), False),
+    ],
+)
+def test_cuda_graphs_are_used_where_weights_and_gradients_stay_in_place(
+    stage: int, accumulation: int, more: tuple[str, ...], fits: bool
+) -> None:
+    sizes = ("batch.global_batch=768", f"batch.micro_batch={768 // accumulation}", f"zero.stage={stage}")
+    assert graphs_fit(config(*sizes, *more), world_size=1) == fits

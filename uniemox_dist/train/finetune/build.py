@@ -18,7 +18,7 @@ from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights
 from uniemox_dist.models.flops import classifier_flops
-from uniemox_dist.train.engine import check_compiler, device_peak, make_engine, resolve_precision
+from uniemox_dist.train.engine import decide_compile, device_peak, make_engine, resolve_precision
 from uniemox_dist.train.finetune.trainer import FinetuneTrainer
 from uniemox_dist.train.finetune.validation import Validations
 from uniemox_dist.train.loop import train
@@ -51,7 +51,7 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
     world, device, expect = startup.world, startup.device, startup.expect
     expect("opening the data")
     hosts = collectives.hosts(world)
-    collectives.on_all(world, lambda: check_compiler(config.compute, device))
+    compiles = decide_compile(config, world, device)
     splits = collectives.on_all(world, lambda: open_splits(config))
     collectives.on_all(world, lambda: Augment(config))
     sources = collectives.on_all(world, lambda: make_train_sources(config, splits, world.rank, world.size))
@@ -83,7 +83,7 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
     )
     expect("making the engine, and loading the checkpoint")
     fixed = copy_fixed_parameters(classifier)
-    engine = make_engine(classifier, config, world, precision, device)
+    engine = make_engine(classifier, config, world, precision, device, compiles=compiles)
     check(engine)
     step = checkpoint.step if checkpoint is not None else 0
     return FinetuneTrainer(
