@@ -216,8 +216,9 @@ def test_a_release_of_the_run_is_the_same_encoder_for_timm_on_the_device(runs: R
 def test_embed_gives_the_same_vectors_on_the_device(runs: Runs, released: Path, tmp_path: Path) -> None:
     rows = {}
     for device in ("cpu", runs.device):
-        assert embed(str(runs.data / "test"), tmp_path / f"{device}.parquet", released, device=device).rows
-        table = pq.read_table(tmp_path / f"{device}.parquet")
+        out = tmp_path / f"{device}-{len(rows)}.parquet"
+        assert embed(str(runs.data / "test"), out, released, device=device).rows
+        table = pq.read_table(out)
         rows[device] = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
     np.testing.assert_allclose(rows[runs.device], rows["cpu"], rtol=1e-2, atol=1e-3)
 
