@@ -3,7 +3,8 @@
 Source: C. Chen, X. Sun, Z. Liu, "UniEmoX: Cross-modal Semantic-Guided Large-Scale Pretraining for Universal Scene
 Emotion Perception", IEEE TIP 34, 2025, doi 10.1109/TIP.2025.3587577. Each loss is a mean over equal rows, so averages
 over micro-batches and ranks are exact. `LOSSES` computes a term of `config/losses.py` by its name.
-Shape legend: B samples, G samples of the step's global batch, E embedding width, N patches, M masked ones, P patch values.
+Shape legend: B samples, G samples of the step's global batch, E embedding width, N patches, M masked ones, P values
+of a patch.
 """
 
 from collections.abc import Callable
