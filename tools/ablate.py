@@ -159,7 +159,7 @@ def complete_seeds(bench: Bench, rows: Sequence[str], seeds: Sequence[int]) -> l
     """The seeds for which every row is complete."""
     found = [seed for seed in seeds if all(bench.scores(row, seed).is_file() for row in rows)]
     for seed in set(seeds) - set(found):
-        print(f"seed {seed} is not complete: the same command goes on (--minutes 0: without a bound)")
+        print(f"seed {seed} is not complete: the same command continues (--minutes 0: without a bound)")
     return found
 
 

@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults; 5 stands for all 5-…")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults; 5 selects all 5-…")
     parser.add_argument("--list", action="store_true", help="print the faults and stop")
     parser.add_argument("--kills", type=int, default=3, help="how often a save is hit in fault 2 (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default 0)")

@@ -106,7 +106,7 @@ def main() -> int:
             shutil.rmtree(step.outdated)
         code = subprocess.run([uniemox, *step.command], cwd=ROOT, check=False).returncode
         if code != 0:
-            print(f"\nstopped: this step ended with exit code {code}; `make demo` goes on from here")
+            print(f"\nstopped: this step ended with exit code {code}; `make demo` continues from here")
             return code
     commands = Path(sys.executable).parent
     commands = commands.relative_to(ROOT) if commands.is_relative_to(ROOT) else commands

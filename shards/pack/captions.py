@@ -166,7 +166,7 @@ def _parse(template: str) -> tuple[_Part, ...]:
     for token in _TOKEN.findall(template):
         if token in ("[", "]"):
             if (token == "[") == optional:
-                raise ValueError("brackets do not fit; optional parts stand in one pair of [ ] each")
+                raise ValueError("brackets do not match; put each optional part in one pair of [ ]")
             parts.append((optional, tuple(tokens)))
             tokens, optional = [], token == "["
         elif token in _ESCAPED:
@@ -174,7 +174,7 @@ def _parse(template: str) -> tuple[_Part, ...]:
         elif token[0] == "{" and token[1:-1].strip():
             tokens.append(_Name(token[1:-1].strip()))
         elif token[0] in "{}":
-            raise ValueError("braces do not fit; a field is {name}, and braces themselves are {{ }}")
+            raise ValueError("braces do not match; a field is {name}, and braces themselves are {{ }}")
         else:
             tokens.append(token)
     if optional:

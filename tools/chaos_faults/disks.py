@@ -112,7 +112,7 @@ def read_only(lab: Lab) -> Outcome:
 
 
 def bit_flip(lab: Lab) -> Outcome:
-    """A bit of the newest checkpoint flips while the run stands still."""
+    """A bit of the newest checkpoint flips while the run is stopped."""
     outcome, run = Outcome("4"), lab.run("4").start()
     run.wait_until(lambda: len(run.checkpoints()) >= 2, "a second checkpoint")
     run.kill()
@@ -127,7 +127,7 @@ def bit_flip(lab: Lab) -> Outcome:
     told = [str(event.get("error")) for event in run.events("fault", since=when)]
     outcome.expect(any(newest.folder.name in text for text in told), f"no fault names it: {told}")
     outcome.expect(
-        outcome.recovered_from == before.step, f"went on from {outcome.recovered_from}, not {before.step}"
+        outcome.recovered_from == before.step, f"resumed from {outcome.recovered_from}, not {before.step}"
     )
     aside = list(run.folder.checkpoints.glob(f"{newest.folder.name}.*"))
     outcome.expect(aside, "the damaged checkpoint was not set aside")
@@ -157,7 +157,7 @@ def metrics_full(lab: Lab) -> Outcome:
 
 
 def no_tensorboard(lab: Lab) -> Outcome:
-    """A file stands where the TensorBoard folder should be."""
+    """A file has the name of the TensorBoard folder."""
     outcome, run = Outcome("9b"), lab.run("9b")
     run.path.mkdir(parents=True)
     run.folder.tensorboard.write_text("not a folder\n")

@@ -1,5 +1,5 @@
 """Checkpoint folders. A folder such as `step_00001000` holds one safetensors file of fragments per rank, and
-`complete.json`, which is written last: a folder without it is no checkpoint. Torch-free.
+`complete.json`, which is written last: a folder without it is not a checkpoint. Torch-free.
 """
 
 import json

@@ -82,7 +82,7 @@ class Part:
         """Reads the header.
 
         Raises:
-            UserError: if it is no safetensors file.
+            UserError: if it is not a safetensors file.
             OSError: if it cannot be read.
         """
         self._path, self._content = path, content
@@ -235,7 +235,7 @@ def owner(number: int, parts: int, world_size: int) -> int:
 
 
 def own_files(checkpoint: Checkpoint, rank: int, world_size: int) -> list[str]:
-    """The files that a rank reads and hashes on resume: its parts and, on rank 0, those that are no parts."""
+    """The files that a rank reads and hashes on resume: its parts and, on rank 0, those that are not parts."""
     parts = part_files(checkpoint)
     others = sorted(checkpoint.info["files"].keys() - set(parts)) if rank == 0 else []
     return others + [name for i, name in enumerate(parts) if owner(i, len(parts), world_size) == rank]

@@ -9,7 +9,7 @@ EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_REQUEUE = 75
-"""Pre-empted after a complete save (EX_TEMPFAIL): the launcher should requeue the run."""
+"""Preempted after a complete save (EX_TEMPFAIL): the launcher should requeue the run."""
 
 
 class UserError(ValueError):

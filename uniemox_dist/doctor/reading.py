@@ -152,7 +152,7 @@ def judge(gathered: Sequence[RankFacts[ReadFacts]]) -> list[Finding]:
     def of_rank(_: RankFacts[ReadFacts], facts: ReadFacts) -> Problem | None:
         slow = f"{facts.path}: {facts.bytes_per_s / 1e6:.3g} MB/s"
         if facts.bytes_per_s < SLOW_SHARE * median:
-            remedy = "look at that host's mount, network and disk; or set data.cache_dir"
+            remedy = "check that host's mount, network and disk; or set data.cache_dir"
             return Problem("warn", f"{slow}, the ranks' median is {median / 1e6:.3g} MB/s", remedy)
         if facts.bytes_per_s < SLOW_BYTES_PER_S:
             remedy = "copy the shards to a faster disk, or set data.cache_dir to the node's own"

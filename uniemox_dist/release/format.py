@@ -96,7 +96,7 @@ def list_altered(folder: Path) -> Iterator[tuple[str, str]]:
     named = set()
     for line in lines[:-1] if not lines[-1] else lines:
         if not (match := SUM.fullmatch(line)):
-            yield SUMS, f"has a line that is none of a release's: {line[:80]!r}"
+            yield SUMS, f"has an invalid line: {line[:80]!r}"
             continue
         digest, name = match.groups()
         named.add(name)

@@ -30,7 +30,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         wrong = f"{type(error).__name__}: {error}"
         hint = "write it with `uniemox evaluate protocol … --json`"
-        raise UserError(f"{path}: is no evaluation ({wrong}); {hint}") from None
+        raise UserError(f"{path}: is not an evaluation ({wrong}); {hint}") from None
     return dict(found)
 
 

@@ -198,16 +198,16 @@ def test_without_a_captioner_captions_are_unchanged() -> None:
             [
                 "templates.0='a photo': has no {field}: every picture would get the same caption; "
                 "name one, such as {label}",
-                "templates.2='{label': braces do not fit; a field is {name}, and braces themselves are {{ }}",
-                "templates.3='{ }': braces do not fit; a field is {name}, and braces themselves are {{ }}",
+                "templates.2='{label': braces do not match; a field is {name}, and braces themselves are {{ }}",
+                "templates.3='{ }': braces do not match; a field is {name}, and braces themselves are {{ }}",
                 "templates.4='{label} [x': an optional part [ is not closed; close it with ]",
             ],
         ),
         (
             'templates: ["{label} [x [y]]", "x] {label}", "{label}[ here]"]',
             [
-                "templates.0='{label} [x [y]]': brackets do not fit; optional parts stand in one pair of [ ] each",
-                "templates.1='x] {label}': brackets do not fit; optional parts stand in one pair of [ ] each",
+                "templates.0='{label} [x [y]]': brackets do not match; put each optional part in one pair of [ ]",
+                "templates.1='x] {label}': brackets do not match; put each optional part in one pair of [ ]",
                 "templates.2='{label}[ here]': has a part in [ ] without a {field}; name one there, or write [[ ]] "
                 "for brackets",
             ],
