@@ -60,7 +60,7 @@ def as_undisturbed(run: Path, undisturbed: dict[int, tuple[float, ...]]) -> None
     assert [event["step"] for event in events(run, "end")] == [STEPS]
 
 
-def test_a_job_runs_to_its_end_and_each_rank_writes_where_it_should(
+def test_a_job_completes_and_each_rank_writes_to_its_own_log(
     start: Start, run: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     job = start("--nodes=2", "--ntasks-per-node=2")
@@ -240,7 +240,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(
     assert repeated(run) == 0
 
 
-def test_of_two_submissions_at_once_the_second_refuses_and_leaves_the_first_alone(
+def test_of_two_submissions_at_once_the_second_is_refused(
     start: Start, run: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     jobs = [start("--nodes=2", "--ntasks-per-node=1") for _ in range(2)]

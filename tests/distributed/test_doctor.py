@@ -184,7 +184,7 @@ def test_without_torch_the_doctor_runs_the_remaining_checks_and_says_so(
         (["--nproc", "0"], "'--nproc': 0 is not in the range x>=1"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_user_error_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     assert run(["doctor", *(word.format(tmp=tmp_path) for word in arguments)]) == 2

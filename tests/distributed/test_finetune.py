@@ -192,7 +192,7 @@ def test_colours_are_learned_the_best_weights_kept_and_patience_ends_a_run(
         run_ranks(other, world_size=1, recipe="finetune")
 
 
-def test_a_recipe_of_the_other_command_and_an_encoder_that_does_not_fit_are_told(
+def test_a_recipe_of_the_other_command_and_a_wrong_encoder_are_refused(
     tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["pretrain", "finetune_fi"]) == 2

@@ -165,7 +165,7 @@ def test_a_slow_rank_is_named_with_its_host(tmp_path: Path, tiny_data: Path, tin
 
 
 @pytest.mark.parametrize("resume", ["auto", "path"])
-def test_without_a_sound_checkpoint_the_run_does_not_begin_anew(
+def test_without_an_intact_checkpoint_the_run_does_not_start_over(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path, resume: str
 ) -> None:
     run = [*settings(tmp_path, tiny_data, tiny_teacher, "run.max_steps=4"), "batch.micro_batch=24"]

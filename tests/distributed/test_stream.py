@@ -41,7 +41,7 @@ def reached(run: Path, step: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_killed_and_resumed_on_other_ranks_every_slot_is_that_of_an_uninterrupted_rank(
+def test_a_run_killed_and_resumed_on_other_ranks_has_the_slots_of_an_uninterrupted_one(
     seed: int, tmp_path: Path, tiny_data: Path, tiny_teacher: Path
 ) -> None:
     settings = [

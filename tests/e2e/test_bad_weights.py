@@ -102,7 +102,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     ],
 )
-def test_it_is_one_line_and_exit_code_2(
+def test_a_user_error_is_one_line_and_exit_code_2(
     tmp_path: Path,
     tiny_data: Path,
     files: Path,

@@ -89,7 +89,7 @@ def test_no_step_changes_the_weights_that_the_next_one_sees(at: step_rows.Settin
             assert step().loss == step().loss
 
 
-def test_our_rows_do_their_useful_work_and_nothing_else(at: step_rows.Setting) -> None:
+def test_our_rows_do_exactly_their_useful_work(at: step_rows.Setting) -> None:
     for row in ("a", "a'", "c"):
         assert counted(at.of(row)) / 2 == pytest.approx(useful_flops(at, row), rel=0.02)
     assert counted(at.of("b")) / 2 > 1.1 * useful_flops(at, "b")

@@ -171,7 +171,7 @@ def test_stopped_and_killed_and_resumed_twice_gives_the_losses_of_an_uninterrupt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_stop_signal_saves_ends_with_75_and_the_run_goes_on(
+def test_after_a_stop_signal_the_run_saves_exits_with_75_and_can_resume(
     tmp_path: Path, whole_run: Path, tiny_data: Path, tiny_teacher: Path, number: signal.Signals
 ) -> None:
     start = command(tmp_path, "run", tiny_data, tiny_teacher)

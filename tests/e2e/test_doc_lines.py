@@ -143,6 +143,6 @@ def test_the_lines_of_a_document_run(
     assert done
 
 
-def test_what_is_run_elsewhere_is_still_written_somewhere() -> None:
+def test_lines_tested_elsewhere_still_occur_in_the_docs() -> None:
     lines = [" ".join(["uniemox", *words]) for document in DOCUMENTS for words in lines_of(document)]
     assert [start for start in ELSEWHERE if not any(line.startswith(start) for line in lines)] == []

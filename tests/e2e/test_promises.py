@@ -55,7 +55,7 @@ def options(command: click.Command, context: click.Context, path: str) -> dict[s
     return found
 
 
-def test_no_command_and_no_option_has_gone() -> None:
+def test_no_command_and_no_option_was_removed() -> None:
     before = json.loads((GOLDEN / "options.json").read_text())
     now = options(uniemox, click.Context(uniemox, info_name="uniemox"), "uniemox")
     assert before.keys() <= now.keys()
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_before_resumes_with_the_same_losses(tmp_path: Path, emo
         assert found[step] == pytest.approx(LOSSES[step], rel=1e-5)
 
 
-def test_a_checkpoint_of_before_is_sound_and_can_be_released(
+def test_a_checkpoint_of_an_earlier_version_is_intact_and_can_be_released(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(GOLDEN / "checkpoint", tmp_path / "run/checkpoints/step_00000002")

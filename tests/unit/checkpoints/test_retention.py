@@ -36,7 +36,7 @@ def test_the_newest_checkpoint_is_kept_and_pruning_twice_deletes_nothing_more(
     assert list_superfluous(steps - set(doomed), keep_last, keep_every) == []
 
 
-def test_pruning_deletes_complete_ones_beyond_the_policy_and_nothing_else(tmp_path: Path) -> None:
+def test_pruning_deletes_only_complete_checkpoints_beyond_the_policy(tmp_path: Path) -> None:
     make(tmp_path, 1, 2, 3, 4, 5)
     (tmp_path / "step_00000002" / "complete.json").unlink()  # not complete: not ours to judge
     (tmp_path / "step_00000001.damaged").mkdir()

@@ -137,7 +137,7 @@ def test_verify_notices_that_complete_json_was_altered(
     assert f"DAMAGED: {complete} was altered: its SHA-256 differs" in capsys.readouterr().out
 
 
-def test_verify_takes_one_step_or_one_checkpoints_folder(
+def test_verify_accepts_one_step_or_the_folder_of_one_checkpoint(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flip(run.checkpoints / "step_00000200/part_00001.safetensors")
@@ -219,7 +219,7 @@ def test_prune_keeps_set_aside_checkpoints_if_there_is_no_complete_one(
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
-def test_prune_leaves_a_run_that_trains_alone(
+def test_prune_refuses_a_run_that_trains(
     run: RunFolder, capsys: pytest.CaptureFixture[str], dry_run: list[str]
 ) -> None:
     before = names(run)
@@ -233,7 +233,7 @@ def test_prune_leaves_a_run_that_trains_alone(
 
 
 @pytest.mark.parametrize("command", ["list", "verify", "prune"])
-def test_another_folder_is_one_line(
+def test_a_folder_that_is_not_a_run_is_refused_in_one_line(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     assert uniemox(["checkpoint", command, str(tmp_path)]) == EXIT_USER

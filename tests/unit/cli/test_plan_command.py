@@ -195,7 +195,7 @@ def test_a_path_that_the_run_would_refuse_is_refused(
     assert words in refused(capsys, [*job, *arguments])
 
 
-def test_a_cpu_is_told_what_the_table_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cpu_the_plan_names_the_values_that_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
     page = told(
         capsys, ["plan", "demo", "--nodes", "1", "--gpus-per-node", "2", "--samples", "1251", "--gpu", "cpu"]
     )
@@ -230,7 +230,9 @@ def test_a_cpu_is_told_what_the_table_lacks(capsys: pytest.CaptureFixture[str]) 
         (["batch.micro_batch=7"], "batch.micro_batch=7 does not divide batch.global_batch=96"),
     ],
 )
-def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_a_user_error_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
     without = any(word.startswith("data.path") for word in arguments)
     samples = [] if without else ["--samples", "1000"]
     job = ["plan", "demo", "--nodes", "1", "--gpus-per-node", "2", *samples]

@@ -243,7 +243,9 @@ def test_a_folder_without_runs_is_a_user_error(
     assert capsys.readouterr().err == f"uniemox: error: {message.format(tmp=tmp_path, give=give)}\n"
 
 
-def test_all_of_a_run_is_that_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_with_a_runs_own_folder_shows_that_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told_run(tmp_path / "alone")
     assert uniemox(["status", "--all", str(tmp_path / "alone")]) == EXIT_DONE
     assert capsys.readouterr().out.splitlines()[1].startswith(f"{tmp_path}/alone  stalled ")

@@ -28,7 +28,7 @@ def model_of(*pairs: str, recipe: str = "finetune") -> dict[str, object]:
     return load_config(recipe, ["data.path=d", *pairs]).model.model_dump(mode="json")
 
 
-def test_it_is_that_of_the_release_run_or_checkpoint(start: Path) -> None:
+def test_the_architecture_is_that_of_the_release_run_or_checkpoint(start: Path) -> None:
     found = model_of(f"model.init_from={start}")
     assert {key: found[key] for key in (*ENCODER, "image_size", "mean")} == {
         key: MODEL[key] for key in (*ENCODER, "image_size", "mean")

@@ -258,7 +258,7 @@ def test_no_shard_is_evicted_if_parts_in_flight_leave_no_space_for_another(
     assert writer.take_problems() + other.take_problems() == []
 
 
-def test_a_shard_unlike_the_manifest_is_neither_kept_nor_fetched_again(
+def test_a_shard_that_differs_from_the_manifest_is_neither_kept_nor_fetched_again(
     tmp_path: Path, caches: Any, clock: Clock
 ) -> None:
     origin, cache = Origin(tmp_path, [2500, 1000]), caches(tmp_path / "cache")

@@ -72,7 +72,9 @@ def test_stored_scenes_spread_like_those_of_slots() -> None:
 
 
 @pytest.mark.parametrize(("form", "size"), [("JPEG", (900, 600)), ("PNG", (120, 90)), ("WEBP", (120, 90))])
-def test_several_scenes_of_one_decode_are_those_of_one_each(form: str, size: tuple[int, int]) -> None:
+def test_several_scenes_from_one_decode_equal_scenes_rendered_singly(
+    form: str, size: tuple[int, int]
+) -> None:
     file = encoded(form, *size)
     plans = [plan_cached_scene(*size, SETTINGS, 1, SHA, number) for number in range(6)]
     if form == "JPEG":

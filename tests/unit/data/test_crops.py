@@ -100,7 +100,7 @@ def test_the_scale_keeps_enough_pixels_for_the_smallest_crop(scale: int) -> None
         assert plan_views(big, smaller, WHITE, SIZE).scale == scale // 2
 
 
-def test_a_turned_picture_and_other_formats_come_whole_and_show_the_same() -> None:
+def test_rotated_pictures_and_other_formats_are_decoded_whole_with_the_same_content() -> None:
     picture = photo(1400, 1000)
     plan = plan_evaluation_views(1400, 1000, (), ViewSettings())
     assert plan.scale == 2

@@ -267,7 +267,7 @@ def test_an_unreachable_web_server_is_a_fault_and_not_a_missing_shard(copy: Path
             Sources(of)
 
 
-def test_a_data_set_without_a_whole_sample_ends_the_run(tmp_path: Path) -> None:
+def test_a_data_set_without_an_intact_sample_ends_the_run(tmp_path: Path) -> None:
     write(tmp_path, [Sample("k", b"junk", "png", 4, 4, "s", image_sha256=sha256_bytes(b"junk"))])
     with pytest.raises(RuntimeError, match="too many damaged samples in a row: slot 0: ") as caught:
         dataset(config(tmp_path))[[0]]

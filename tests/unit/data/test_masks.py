@@ -45,7 +45,7 @@ def test_an_order_of_patches_keeps_its_values() -> None:
     ]
 
 
-def test_the_order_is_that_of_plain_integers() -> None:
+def test_the_order_equals_one_computed_with_python_integers() -> None:
     slot, view, seed = 123, PERSON_VIEW, 42
     key = plain_mix((slot * 4 + view + plain_mix(seed)) & M64)
     expected = sorted(range(50), key=lambda patch: signed(plain_mix((key + patch) & M64)))
@@ -67,7 +67,7 @@ def test_a_sample_has_the_same_mask_in_any_split_of_the_batch(pieces: list[int])
     assert torch.equal(backwards.flip(0), whole)
 
 
-def test_views_slots_and_seeds_have_masks_of_their_own() -> None:
+def test_masks_differ_between_views_slots_and_seeds() -> None:
     def visible(slot: int, view: int, seed: int) -> tuple[int, ...]:
         return tuple(patch_order(torch.tensor([slot]), view, seed, 196)[0, :49].sort().values.tolist())
 
@@ -139,7 +139,7 @@ def test_block_masks_leave_corners_visible_more_often_than_the_centre() -> None:
     assert visible.max() < 0.29
 
 
-def test_views_and_slots_have_blocks_of_their_own() -> None:
+def test_blocks_differ_between_views_and_slots() -> None:
     slots = torch.arange(50)
     scene, person = (masks(block_order(slots, view, 0, 14), 49) for view in (SCENE_VIEW, PERSON_VIEW))
     assert (scene != person).any(1).all()

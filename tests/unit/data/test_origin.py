@@ -55,7 +55,7 @@ def test_a_read_is_tried_again_with_longer_and_longer_waits(no_waiting: list[flo
         assert longest / 2 <= wait <= longest
 
 
-def test_a_source_that_stays_away_ends_the_run_in_one_line_after_the_stated_time(
+def test_an_unreachable_source_ends_the_run_in_one_line_after_the_stated_time(
     no_waiting: list[float],
 ) -> None:
     origin = ShardOrigin("s3://bucket/data", "data.path")
@@ -209,7 +209,7 @@ def test_if_the_caches_disk_fails_the_origin_is_read(
     assert cached.origin.counts.hits == hits
 
 
-def test_a_cache_too_small_for_a_shard_leaves_everything_as_it_is(copy: Path, tmp_path: Path) -> None:
+def test_a_cache_too_small_for_a_shard_changes_nothing(copy: Path, tmp_path: Path) -> None:
     reader, plain = (ShardReader.from_folder(copy, "data.path") for _ in range(2))
     reader.origin.cache = ShardCache(tmp_path / "cache", 1000)
     assert [reader.read(s, 0) for s in range(5)] == [plain.read(s, 0) for s in range(5)]

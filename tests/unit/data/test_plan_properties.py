@@ -114,7 +114,7 @@ def slots_of(plan: Plan, source: int, first: int, count: int) -> list[int]:
 
 @properties
 @given(runs(), st.integers(0, 10**5))
-def test_each_epoch_of_a_source_draws_every_sample_once_and_nothing_else(run: Run, epoch: int) -> None:
+def test_each_epoch_of_a_source_draws_exactly_every_sample_once(run: Run, epoch: int) -> None:
     plan = run.plan()
     for number, counts in enumerate(run.sources):
         samples = sum(counts)

@@ -75,7 +75,7 @@ def test_a_record_holds_fields_that_the_index_lacks(emoji_table: Path, emoji_sha
         assert record["attributes"]["family"] == source[key]["family"]
 
 
-def test_persons_and_captions_come_back(tmp_path: Path) -> None:
+def test_persons_and_captions_are_read_as_packed(tmp_path: Path) -> None:
     person = Person((0.1, 0.2, 0.3, 0.4), 0.5, {"mood": "calm"})
     writer = ShardWriter(tmp_path, shard_bytes=10**6, shard_samples=10)
     digest = hashlib.sha256(b"x").hexdigest()

@@ -111,7 +111,7 @@ def test_labels_that_do_not_match_one_class_and_no_labels_are_refused(tmp_path: 
     assert "no such folder" in error_of(tmp_path / "nowhere")
 
 
-def test_persons_of_emotic_are_samples_of_their_own_or_pictures_are(tmp_path: Path) -> None:
+def test_the_samples_of_emotic_are_persons_or_pictures(tmp_path: Path) -> None:
     data = packed(emotic_set(tmp_path / "source"), tmp_path / "data", layout="emotic")
     each = open_splits(config(data, "finetune.task=multi", "finetune.persons=true"))
     assert each.labels == CATEGORIES

@@ -386,7 +386,7 @@ def test_a_random_background_is_one_colour_per_slot_behind_both_views() -> None:
     assert choose_background(ViewSettings(), 4, 0) == (255, 255, 255)
 
 
-def test_evaluation_views_are_whole_picture_and_person_on_white_without_chance() -> None:
+def test_evaluation_views_are_the_picture_and_the_person_on_white_without_randomness() -> None:
     rgba = np.zeros((40, 40, 4), np.uint8)
     rgba[10:30, 10:30] = (*RED, 255)
     person = Person((0.25, 0.25, 0.75, 0.75), 0.9)

@@ -34,7 +34,7 @@ def ranks(code: str, count: int) -> int:
         ((0, 139), 1),
     ],
 )
-def test_exit_code_of_the_whole(codes: tuple[int, int], whole: int) -> None:
+def test_the_exit_code_of_an_attempt(codes: tuple[int, int], whole: int) -> None:
     assert ranks(f"sys.exit({codes}[rank])", 2) == whole
 
 

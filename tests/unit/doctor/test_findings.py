@@ -12,7 +12,7 @@ def judge(_: RankFacts[object], fact: object) -> Problem | None:
     return Problem("warn", f"{fact} is odd", "make it even") if isinstance(fact, int) and fact % 2 else None
 
 
-def test_all_well_is_one_line_about_all_ranks() -> None:
+def test_without_problems_one_line_covers_all_ranks() -> None:
     found = make_findings("numbers", told(2, 4, 6), judge, lambda facts: f"sum {sum(facts)}")
     assert found == [Finding("ok", "numbers", "sum 12")]
 

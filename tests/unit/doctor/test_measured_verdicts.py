@@ -108,7 +108,7 @@ def test_a_file_system_without_inodes_fails() -> None:
     assert disk.judge(told(replace(DISK, inodes=None)), None, 1)[0].status == "ok"
 
 
-def test_a_checkpoint_that_takes_minutes_to_write_is_warned_of() -> None:
+def test_a_checkpoint_that_takes_minutes_to_write_gives_a_warning() -> None:
     sizes, slow = Sizes(trained=GB, checkpoint_bytes=10 * GB), replace(DISK, seconds=4.0)
     (found,) = disk.judge(told(slow, slow), sizes, 1)  # 2 x 16 MB/s
     assert (found.status, found.value) == (

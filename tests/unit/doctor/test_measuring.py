@@ -83,7 +83,7 @@ def test_this_machine_has_memory_cores_and_files() -> None:
     assert limits.measure(gpu=False).files > 0
 
 
-def test_a_disk_is_measured_in_the_nearest_folder_that_exists_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_disk_is_measured_in_the_nearest_existing_folder_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints/step_00000010").mkdir(parents=True)
     facts = disk.measure(tmp_path / "run", 3 << 20)
     assert (facts.folder, facts.saved) == (str(tmp_path / "run"), 1)
@@ -110,7 +110,9 @@ def test_shards_are_read_and_counted(tiny_data: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "altered"])
-def test_a_shard_that_is_not_what_was_packed_is_named(tiny_data: Path, tmp_path: Path, damage: str) -> None:
+def test_a_shard_that_differs_from_the_packed_one_is_named(
+    tiny_data: Path, tmp_path: Path, damage: str
+) -> None:
     folder = tmp_path / "train"
     shutil.copytree(tiny_data / "train", folder)
     tar = folder / "000001.tar"
@@ -230,7 +232,7 @@ def test_initial_weights_of_each_layout_are_known_by_their_headers(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a rank beyond the GPUs is not fit")
-def test_a_process_without_gpus_is_fit_to_meet_others_and_a_failure_to_meet_says_where() -> None:
+def test_a_process_without_gpus_may_join_others_and_a_failure_names_the_address() -> None:
     assert check_alone(World(rank=1, size=2, local_rank=1)) == []
     found = describe_failed_meeting(RuntimeError("timed out\nat line 3"), World(1, 2, 1, "node0", 29500))
     assert (found.status, found.rank) == ("fail", 1)

@@ -29,7 +29,7 @@ def test_a_hit_is_the_own_caption_among_the_k_nearest() -> None:
     assert in_top(pictures, texts, captions, k=3) == [1, 1, 1, 1]
 
 
-def test_equal_captions_are_one_and_a_constant_answer_does_not_win() -> None:
+def test_equal_captions_count_once_and_a_constant_answer_does_not_win() -> None:
     texts = np.array([[1.0, 0], [1.0, 0], [0, 1.0]])
     assert in_top(np.array([[1.0, 0]] * 3), texts, ["x", "x", "y"], k=1) == [1, 1, 0]
     constant = np.zeros((20, 3))

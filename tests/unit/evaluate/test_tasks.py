@@ -115,7 +115,9 @@ def test_a_class_that_the_test_split_lacks_does_not_count_in_averages() -> None:
         (NAMES, [*NAMES, "sadness"], "has labels that are not in split8: sadness"),
     ],
 )
-def test_label_sets_that_do_not_fit_are_one_line(train: list[str], test: list[str], says: str) -> None:
+def test_label_sets_that_do_not_match_are_one_line_errors(
+    train: list[str], test: list[str], says: str
+) -> None:
     with pytest.raises(UserError, match=r"^DATA=") as caught:
         tasks.probe(split_of(40, 8, train), None, split_of(40, 9, test))
     assert says in str(caught.value)

@@ -95,7 +95,7 @@ def test_a_killed_command_resumes_and_writes_the_same_table(
     assert not parts.exists()
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     small_release: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = make_release(tmp_path / "plain", embedding_width=None, relation=0.0, similarity=0.0)
@@ -124,7 +124,7 @@ def test_one_picture_is_an_input_too(picture_folder: Path) -> None:
     assert len(Pictures(str(picture_folder / "00.jpg"))) == 1
 
 
-def test_an_input_without_a_readable_picture_is_refused_and_leaves_nothing(
+def test_an_input_without_a_readable_picture_is_refused_and_no_file_is_left(
     small_release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()

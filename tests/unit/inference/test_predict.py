@@ -128,7 +128,7 @@ def test_a_fine_tuned_head_answers_by_its_own_labels(
     assert "model.safetensors was altered" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     with_teacher: Path,
     small_release: Path,
     picture_folder: Path,

@@ -61,7 +61,7 @@ def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         ("[1, 2]", "a cluster file is a mapping, found list"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused_with_its_remedy(tmp_path: Path, text: str, line: str) -> None:
+def test_an_invalid_value_is_refused_with_a_fix(tmp_path: Path, text: str, line: str) -> None:
     assert complaint(tmp_path, text) == [line]
 
 
@@ -77,7 +77,7 @@ def test_an_unknown_site_names_the_shipped_ones() -> None:
     assert str(caught.value).endswith("apptainer, modules, plain, pyxis")
 
 
-def test_shipped_files_are_sound() -> None:
+def test_shipped_cluster_files_are_valid() -> None:
     found = {name: load_cluster(name) for name in list_shipped_clusters()}
     assert set(found) == {"apptainer", "modules", "plain", "pyxis"}
     assert (found["modules"].min_nodes, found["modules"].max_nodes, found["modules"].ranks) == (2, 4, 4)

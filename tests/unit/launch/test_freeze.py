@@ -29,7 +29,7 @@ def test_a_copy_is_named_by_its_content_and_used_again(copy: Path) -> None:
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
-def test_a_copy_holds_what_training_reads_and_no_more(copy: Path) -> None:
+def test_a_copy_contains_exactly_the_files_that_training_reads(copy: Path) -> None:
     names = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
     for needed in ("uniemox_dist/train/loop.py", "uniemox_dist/config/vits.json", "launch/recipes/demo.yaml"):
         assert needed in names
@@ -39,7 +39,7 @@ def test_a_copy_holds_what_training_reads_and_no_more(copy: Path) -> None:
     assert stat.S_IMODE((copy / "shards/format/sample.py").stat().st_mode) == 0o444
 
 
-def test_the_shipped_teacher_comes_along_where_a_run_needs_it(tmp_path: Path) -> None:
+def test_the_shipped_teacher_is_copied_if_a_run_needs_it(tmp_path: Path) -> None:
     with_teacher = freeze_code(tmp_path / "code", shipped_teacher=True)
     assert (with_teacher / freeze.SHIPPED_TEACHER / "open_clip_config.json").is_file()
     assert with_teacher.name != code_name(shipped_teacher=False)
@@ -57,9 +57,7 @@ def test_compiled_files_are_not_an_edit_and_an_edit_is_refused(copy: Path, tmp_p
         freeze_code(edited.parent, shipped_teacher=False)
 
 
-def test_a_copy_that_cannot_be_finished_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_fails_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

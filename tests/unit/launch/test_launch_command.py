@@ -172,7 +172,7 @@ def test_a_machine_without_sbatch_is_a_one_line_error(
     assert not (place / "runs").exists()
 
 
-def test_a_refusal_of_sbatch_is_one_line_and_leaves_nothing(
+def test_a_refusal_of_sbatch_is_one_line_and_leaves_no_files(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "refuse").write_text("1")
@@ -422,7 +422,7 @@ def test_a_sweep_is_one_array_with_a_frozen_configuration_for_each_point(
         (["run.sed=1"], "run.sed=1: r.yaml: run.sed: unknown key; did you mean run.seed?"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_refused(
+def test_an_invalid_sweep_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str], axes: list[str], line: str
 ) -> None:
     assert launch(*(word for axis in axes for word in ("--array", axis))) == EXIT_USER
@@ -430,7 +430,7 @@ def test_a_sweep_that_makes_no_sense_is_refused(
     assert not (place / "runs").exists()
 
 
-def test_a_sweep_that_sbatch_refuses_leaves_nothing(place: Path) -> None:
+def test_a_sweep_that_sbatch_refuses_leaves_no_files(place: Path) -> None:
     (place / "refuse").write_text("1")
     assert launch("--array", "run.seed=1,2") == EXIT_USER
     assert not (place / "runs").exists()

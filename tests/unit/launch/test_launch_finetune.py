@@ -87,7 +87,7 @@ def test_the_job_trains_the_frozen_architecture_even_if_the_release_changes(plac
     assert (other.model.width, other.model.image_size) == (64, 32)
 
 
-def test_the_script_differs_from_that_of_pretraining_in_the_command_alone(
+def test_the_script_differs_from_that_of_pretraining_only_in_the_command(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "r.yaml").write_text(

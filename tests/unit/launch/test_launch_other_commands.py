@@ -72,7 +72,7 @@ def test_script_code_and_command_are_kept_in_a_folder_of_the_submission(
     assert (place / "jobs/evaluate-probe-0002/submission.json").exists()
 
 
-def test_teaching_takes_all_ranks_and_other_commands_one(
+def test_teaching_uses_all_ranks_and_other_commands_use_one(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("teach", "data", "--teacher", "shipped:demo", options=("--chain", "2")) == 0
@@ -222,7 +222,9 @@ def test_a_dry_run_prints_the_script_of_the_submission_and_writes_nothing(
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-def test_containers_see_what_the_command_names(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_containers_mount_the_paths_that_the_command_names(
+    place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (place / "site.yaml").write_text("{gpus_per_node: 1, container: {kind: apptainer, image: x.sif}}")
     assert launch("evaluate", "probe", str(elsewhere), "data") == 0
@@ -230,7 +232,7 @@ def test_containers_see_what_the_command_names(place: Path, tmp_path_factory: py
     assert f"--bind {elsewhere} x.sif" in script
 
 
-def test_submitit_takes_commands_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_submitit_accepts_commands_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("release", "runs/r", "out", options=("--dry-run",), kind="submitit") == 0
     script = capsys.readouterr().out
     assert f"#SBATCH --chdir={place}/jobs/release-0001\n" in script

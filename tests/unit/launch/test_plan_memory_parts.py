@@ -201,7 +201,7 @@ def plan_of(config: Config, dtype: torch.dtype) -> int:
     )
 
 
-def test_checkpointed_blocks_keep_their_inputs_alone() -> None:
+def test_checkpointed_blocks_keep_only_their_inputs() -> None:
     config = load_config(
         "demo",
         ["loss.relation_over=local", "compute.checkpoint_blocks=true", "model.width=192", "model.heads=3"],
@@ -226,7 +226,7 @@ def test_devices_are_found_by_the_names_that_operators_use() -> None:
         find_device("h10", None)
 
 
-def test_the_number_format_is_the_one_that_a_run_takes() -> None:
+def test_the_number_format_is_the_one_that_a_run_uses() -> None:
     config = load_config("demo")
     assert choose_precision(config, find_device("h100", None), 1) == "bf16"
     assert choose_precision(config, find_device("h100", None), 0) == "fp32"

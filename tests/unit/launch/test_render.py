@@ -132,7 +132,7 @@ def test_a_site_without_requeue_gets_a_script_without_it() -> None:
         )
 
 
-def test_words_are_quoted_only_where_they_have_to_be() -> None:
+def test_words_are_quoted_only_if_necessary() -> None:
     assert [quote_word(x) for x in ("a/b-c_1", "%x-%j.out", "a b", "")] == [
         "a/b-c_1",
         "%x-%j.out",

@@ -60,7 +60,7 @@ def test_without_an_event_the_last_line_points_to_the_ranks_message(
     ]
 
 
-def test_ranks_of_which_only_some_stopped_are_a_fault_of_their_own(
+def test_an_attempt_in_which_only_some_ranks_stopped_is_a_fault(
     run: RunFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert launch(run, "sys.exit(75 if rank else 0)", max_restarts=0) == 1
@@ -68,7 +68,7 @@ def test_ranks_of_which_only_some_stopped_are_a_fault_of_their_own(
     assert capfd.readouterr().err.endswith(f"the last fault: {why}\n")
 
 
-def test_each_new_checkpoint_gives_back_all_restarts(run: RunFolder) -> None:
+def test_each_new_checkpoint_resets_the_count_of_restarts(run: RunFolder) -> None:
     code = "if attempts < 4 and rank == 0: checkpoint(attempts // 2 + 1)\nsys.exit(0 if attempts == 7 else 1)"
     assert launch(run, code, max_restarts=2) == 1
     # Steps 1, 1, 2, 2 were saved by attempts 1 to 4: the last progress is that of attempt 3.
@@ -129,7 +129,7 @@ def test_without_a_folder_no_event_is_written(run: RunFolder, tmp_path: Path) ->
     assert not nowhere.path.exists()
 
 
-def test_every_attempt_meets_at_a_port_of_its_own(run: RunFolder) -> None:
+def test_every_attempt_uses_another_port(run: RunFolder) -> None:
     code = "open(run / 'ports', 'a').write(os.environ['MASTER_PORT'] + ' ')\nsys.exit(attempts < 2)"
     assert launch(run, code, ranks=1) == 0
     assert len(set((run.path / "ports").read_text().split())) == 3

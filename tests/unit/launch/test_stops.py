@@ -26,7 +26,7 @@ def last_event(run: RunFolder) -> dict[str, object]:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("saved", "code"), [(True, 75), (False, 1)])
-def test_a_stop_between_two_attempts_is_obeyed_at_once(run: RunFolder, saved: bool, code: int) -> None:
+def test_a_stop_between_two_attempts_takes_effect_at_once(run: RunFolder, saved: bool, code: int) -> None:
     save = "if not rank: checkpoint(3)\n" if saved else ""
     process = in_background(run, f"{save}sys.exit(1)", longest_pause_s=600, max_restarts=20)
     assert process.stderr is not None

@@ -11,7 +11,7 @@ from uniemox_dist.models.drop_path import DropPath, find_drop_paths, replace_dro
 from uniemox_dist.models.encoder import MaskedEncoder
 
 
-def test_it_takes_the_place_of_each_of_timms_with_its_rate() -> None:
+def test_our_drop_path_replaces_each_of_timms_with_its_rate() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.3, depth=4)
     rates = [m.drop_prob for m in vit.modules() if isinstance(m, Timms)]
     replace_drop_paths(vit)

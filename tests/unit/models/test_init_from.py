@@ -292,7 +292,7 @@ def test_every_error_leaves_the_student_unchanged_and_names_the_fix(tmp_path: Pa
         assert all(torch.equal(before[n], p) for n, p in made.named_parameters()), name
 
 
-def test_another_architecture_is_named_where_it_can_be(tmp_path: Path) -> None:
+def test_another_architecture_is_named_if_it_is_known(tmp_path: Path) -> None:
     small: Any = timm.create_model("vit_small_patch16_224", num_classes=0)
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     with pytest.raises(

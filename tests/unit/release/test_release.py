@@ -180,9 +180,7 @@ def test_inspect_describes_a_release_and_verify_finds_one_altered_byte(
         load_encoder(empty)
 
 
-def test_an_architecture_that_timm_does_not_know_and_other_weights_are_one_line(
-    run: Path, tmp_path: Path
-) -> None:
+def test_an_unknown_architecture_and_other_weights_are_one_line_errors(run: Path, tmp_path: Path) -> None:
     out = released(run, tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "architecture": "vit_of_tomorrow"}))
@@ -205,7 +203,7 @@ def edited(path: Path, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x80])
-def test_any_altered_byte_of_the_checksums_is_told(run: Path, tmp_path: Path, bit: int) -> None:
+def test_any_altered_byte_of_the_checksums_is_reported(run: Path, tmp_path: Path, bit: int) -> None:
     out = released(run, tmp_path / "out")
     sums = (out / "SHA256SUMS").read_bytes()
     for position in range(len(sums)):

@@ -63,7 +63,7 @@ def test_a_run_starts_while_another_process_tests_its_lock(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_where_locks_cannot_be_tested_nothing_is_claimed(
+def test_if_locks_cannot_be_tested_the_state_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def no_locks(*_: Any) -> None:

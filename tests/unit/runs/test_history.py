@@ -19,7 +19,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return told_run(tmp_path_factory.mktemp("runs") / "told")
 
 
-def test_each_attempt_has_its_steps_its_end_and_what_was_lost(told: RunFolder) -> None:
+def test_each_attempt_has_its_steps_its_end_and_its_lost_steps(told: RunFolder) -> None:
     found = History(read_lines(told.metrics), read_lines(told.events)).attempts
     assert [(a.first_step, a.last_step, a.lost_steps, a.last_kind) for a in found] == [
         (0, 3247, 247, "fault"),
@@ -105,7 +105,7 @@ def test_an_end_that_the_launcher_reports_is_not_a_silent_kill() -> None:
     assert History([], restart()).find_killed(over=True) == [100, 200]
 
 
-def test_a_signal_that_ranks_and_launcher_tell_of_is_one_stop() -> None:
+def test_a_signal_reported_by_ranks_and_launcher_is_one_stop() -> None:
     kinds = ("start", "signal", "signal", "start", "save", "signal")
     assert History([], [{"time": i, "event": kind} for i, kind in enumerate(kinds)]).stops == 2
 

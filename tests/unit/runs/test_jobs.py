@@ -20,7 +20,7 @@ def name_jobs(run: Path, own: Any = None, *submissions: Any) -> None:
             path.write_text(found if isinstance(found, str) else json.dumps(found))
 
 
-def test_jobs_are_those_of_job_json_and_of_submissions_newest_first_each_once(tmp_path: Path) -> None:
+def test_jobs_come_from_job_json_and_submissions_newest_first_each_once(tmp_path: Path) -> None:
     own = {"job_id": 17, "nodes": ["n1", "n2"], "time": 5.0}
     name_jobs(tmp_path / "r", own, {"job_ids": [16, 17]}, {"job_ids": [20]})
     assert read_jobs(tmp_path / "r") == [Job(20), Job(17, ("n1", "n2"), 5.0), Job(16)]

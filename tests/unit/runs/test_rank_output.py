@@ -54,7 +54,7 @@ def test_a_rank_of_a_job_writes_to_its_own_file_and_its_last_error_to_the_main_l
 
 
 @pytest.mark.parametrize(("rank", "env"), [(0, {"SLURM_STEP_ID": "0"}), (3, {})])
-def test_rank_0_and_ranks_outside_of_slurm_write_where_they_did(
+def test_rank_0_and_ranks_outside_slurm_keep_their_output(
     tmp_path: Path, rank: int, env: dict[str, str]
 ) -> None:
     out, err, own = run(tmp_path, rank, **env)
@@ -65,6 +65,6 @@ def test_rank_0_and_ranks_outside_of_slurm_write_where_they_did(
     assert "uniemox: error: one" not in err  # reported by the command line itself
 
 
-def test_a_file_that_cannot_be_written_leaves_the_output_where_it_is(tmp_path: Path) -> None:
+def test_if_its_file_cannot_be_written_a_rank_keeps_its_output(tmp_path: Path) -> None:
     (tmp_path / "logs" / "rank3.out").mkdir(parents=True)
     assert "printed" in run(tmp_path, 3, SLURM_STEP_ID="0")[0]

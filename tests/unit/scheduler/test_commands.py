@@ -50,7 +50,7 @@ def test_without_slurm_a_remark_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert not commands.has("sbatch")
 
 
-def test_a_refusal_is_one_line_and_an_absent_controller_no_mistake(
+def test_a_refusal_is_a_user_error_and_an_absent_controller_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusal = (

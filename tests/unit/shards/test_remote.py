@@ -151,7 +151,7 @@ def test_shards_elsewhere_are_read_by_ranges_in_this_process_and_in_loader_worke
     assert remote.reader.record(0, 0) == local.reader.record(0, 0)
 
 
-def test_mistakes_with_addresses_are_one_line(
+def test_invalid_urls_are_one_line_errors(
     bucket: str, website: tuple[Path, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for source, layout, says in (

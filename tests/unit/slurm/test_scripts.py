@@ -171,7 +171,7 @@ def test_a_run_that_another_job_has_ends_before_srun_and_stays_the_other_ones(tm
     assert json.loads(lock.read_text()) == facts
 
 
-def test_the_ranks_get_caches_on_the_node_and_threads_of_their_own(
+def test_ranks_get_caches_on_the_node_and_their_own_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FAKES, "srun", 'env >"$CALLS"; exit 0')

@@ -18,7 +18,7 @@ def tower(**vision: object) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_embeddings_are_those_of_open_clip_to_rounding(dtype: torch.dtype) -> None:
+def test_embeddings_equal_open_clips_up_to_rounding(dtype: torch.dtype) -> None:
     plain, quick = tower().to(dtype), speed_up_tower(tower().to(dtype))
     pixels = torch.randn(3, 3, 32, 32, dtype=dtype)
     before = pixels.clone()
@@ -31,7 +31,7 @@ def test_embeddings_are_those_of_open_clip_to_rounding(dtype: torch.dtype) -> No
     assert sum(type(m) is QuickGELU for m in quick.modules()) == 3
 
 
-def test_the_quick_activation_is_exact_where_it_counts() -> None:
+def test_the_fast_activation_is_exact_in_the_relevant_range() -> None:
     x = torch.linspace(-30, 30, 10_001, dtype=torch.float64)
     with torch.no_grad():
         found = QuickGELU()(x.clone())

@@ -233,7 +233,7 @@ def test_pickled_code_in_a_file_of_weights_is_refused_and_never_run(
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "other"])
-def test_a_damaged_or_other_archive_is_one_line(
+def test_a_damaged_or_other_archive_is_a_one_line_error(
     damage: str, tmp_path: Path, openais: Path, small_clip: str
 ) -> None:
     path = tmp_path / "weights.pt"
@@ -286,7 +286,7 @@ def test_facts_survive_json_and_others_are_refused(teacher: Teacher, tiny_teache
     assert read_stated_facts(TeacherConfig(name="local-dir:/gone")) == {"name": "local-dir:/gone"}
 
 
-def test_the_shipped_teacher_loads_offline_and_knows_a_heart_from_a_house(
+def test_the_shipped_teacher_loads_offline_and_distinguishes_a_heart_from_a_house(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

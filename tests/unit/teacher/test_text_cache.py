@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_gets_no_cache(
     assert [line for line in capfd.readouterr().err.splitlines() if line.startswith(says)]
 
 
-def test_a_read_only_cache_is_used_where_it_is_complete(
+def test_a_read_only_cache_is_used_if_it_is_complete(
     captioned: Path, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = ShardReader.from_folder(captioned, "data.path")

@@ -182,7 +182,7 @@ def test_finished_files_are_kept_and_others_made_again(cached: Path, teacher: Te
     assert times(folder)["000001.safetensors"] == before["000001.safetensors"]
 
 
-def test_other_settings_and_teachers_have_caches_of_their_own(
+def test_other_settings_and_teachers_have_other_caches(
     folder: Path, teacher: Teacher, tmp_path: Path
 ) -> None:
     made = views(teacher)
@@ -309,7 +309,7 @@ def _rows(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["cut", "zero", "missing", "box", "valid", "jitter"])
-def test_a_damaged_cache_is_one_line(kind: str, cached: Path, teacher: Teacher) -> None:
+def test_a_damaged_cache_is_a_one_line_error(kind: str, cached: Path, teacher: Teacher) -> None:
     folder = cached
     content = files(folder)
     reader = ShardReader.from_folder(folder, "DIR")

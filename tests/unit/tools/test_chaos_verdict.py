@@ -86,9 +86,7 @@ def test_lost_and_doubled_samples_are_counted(run: Run, reference: Run) -> None:
     assert outcome.result == "FAILED"
 
 
-def test_another_view_of_a_sample_is_a_difference_also_where_the_step_was_done_again(
-    run: Run, reference: Run
-) -> None:
+def test_another_view_of_a_sample_is_a_difference_also_in_a_repeated_step(run: Run, reference: Run) -> None:
     path = run.path / "trace" / "rank0.jsonl"
     lines = read(path)
     other = {**lines[5], "sums": [[0, 0], lines[5]["sums"][1]]}

@@ -25,7 +25,7 @@ from uniemox_dist.train import startup
         ),
     ],
 )
-def test_a_problem_of_some_hosts_is_told_with_their_names(
+def test_a_problem_of_some_hosts_is_reported_with_their_names(
     monkeypatch: pytest.MonkeyPatch, everyone: list[tuple[str, str | None]], says: str
 ) -> None:
     monkeypatch.setattr(collectives, "gather_objects", lambda value, world: everyone)
@@ -74,7 +74,7 @@ def test_nodes_are_written_down_by_the_names_that_slurm_gives_them(
     assert [line["node"] for line in read_bad_nodes(run)] == ["gpu002"]
 
 
-def test_a_rank_that_has_no_gpu_of_its_own_says_so_before_it_meets_others(
+def test_a_rank_without_its_own_gpu_fails_before_it_joins_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

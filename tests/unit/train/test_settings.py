@@ -167,7 +167,7 @@ def test_compile_auto_is_off_on_a_cpu(wanted: str) -> None:
     assert not decide_compile(config(f"compute.compile={wanted}"), World(), torch.device("cpu"))
 
 
-def test_compile_auto_is_off_with_one_line_where_a_gpu_has_no_compiler(
+def test_compile_auto_is_off_with_one_line_if_a_gpu_node_has_no_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstacle = "there is no C compiler (gcc or clang)"
@@ -191,7 +191,7 @@ def test_compile_auto_is_off_with_one_line_where_a_gpu_has_no_compiler(
         (2, 1, ("compute.checkpoint_blocks=true",), False),
     ],
 )
-def test_cuda_graphs_are_used_where_weights_and_gradients_stay_in_place(
+def test_cuda_graphs_are_used_if_weights_and_gradients_stay_in_place(
     stage: int, accumulation: int, more: tuple[str, ...], fits: bool
 ) -> None:
     sizes = ("batch.global_batch=768", f"batch.micro_batch={768 // accumulation}", f"zero.stage={stage}")

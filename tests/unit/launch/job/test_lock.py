@@ -25,7 +25,7 @@ def own(job_id: int, restarts: int = 0) -> JobLock:
     return JobLock.for_this_process(job_id, restarts, ("n1", "n2"), began_step=5)
 
 
-def test_a_run_that_nobody_has_is_taken_and_given_back(run: RunFolder) -> None:
+def test_a_free_run_is_locked_and_released(run: RunFolder) -> None:
     assert acquire(run, own(17), LiveJobs.parse("17 RUNNING 1:00:00\n")) is None
     facts = json.loads(run.job.read_text())
     assert facts["host"] == os.uname().nodename
@@ -76,7 +76,7 @@ def test_without_an_answer_of_squeue_the_kernels_lock_decides(run: RunFolder) ->
 
 
 @pytest.mark.parametrize("other", [{"cluster": "b"}, {"user": "ann"}])
-def test_where_squeue_may_not_show_a_job_the_kernels_lock_decides(
+def test_if_squeue_may_not_show_a_job_the_kernels_lock_decides(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
 ) -> None:
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
@@ -99,7 +99,7 @@ def test_an_invalid_lock_file_is_replaced(run: RunFolder, text: str) -> None:
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_jobs_at_once_exactly_one_has_the_run(run: RunFolder, stale: bool) -> None:
+def test_of_many_jobs_at_once_exactly_one_locks_the_run(run: RunFolder, stale: bool) -> None:
     if stale:
         acquire(run, own(1), LiveJobs())
     ids = range(20, 28)

@@ -189,7 +189,7 @@ def test_a_fault_that_would_happen_again_ends_the_job_at_once(run: RunFolder) ->
     )
 
 
-def test_a_users_mistake_is_one_also_where_srun_killed_the_other_ranks(run: RunFolder) -> None:
+def test_a_user_error_is_recognised_also_if_srun_killed_the_other_ranks(run: RunFolder) -> None:
     started(run)
     write_event(run, "fault", rank=0, error="data.path=x: no such folder", ends=True, restart=False, code=2)
     assert settled(run, 137)[0] == "end 2"
@@ -238,7 +238,7 @@ def test_after_a_restart_an_older_save_is_no_save_of_this_attempt(run: RunFolder
     assert settled(run, 75)[0] == "end 1"
 
 
-def test_a_job_whose_nodes_fail_every_time_is_not_queued_again_for_ever(run: RunFolder) -> None:
+def test_a_job_whose_nodes_always_fail_is_not_requeued_forever(run: RunFolder) -> None:
     started(run)
     for restarts in ("1", "2"):  # by Slurm, without a word
         started(run, SLURM_RESTART_COUNT=restarts)
@@ -277,7 +277,7 @@ def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolde
     assert line == "end 1"
 
 
-def test_where_jobs_may_not_queue_themselves_a_failed_preflight_ends_the_job(run: RunFolder) -> None:
+def test_if_jobs_may_not_requeue_themselves_a_failed_preflight_ends_the_job(run: RunFolder) -> None:
     started(run)
     report_bad_nodes(run, {"n2": "fail  /dev/shm  too small"}, 17)
     action = choose_next_action(run, 1, JobState.parse(RUNNING, 0), 17, may_requeue=False)

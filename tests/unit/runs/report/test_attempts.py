@@ -66,7 +66,7 @@ def test_the_page_describes_the_timeline_and_names_slow_hosts(told: RunFolder) -
     )
 
 
-def test_the_drawing_has_a_ground_for_each_attempt_and_red_where_steps_were_lost(told: RunFolder) -> None:
+def test_the_timeline_shades_each_attempt_and_draws_lost_steps_in_red(told: RunFolder) -> None:
     metrics, events = read_lines(told.metrics), read_lines(told.events)
     svg = draw_timeline(History(metrics, events))
     assert svg is not None
@@ -130,7 +130,7 @@ def test_a_run_without_faults_has_no_red_words(tmp_path: Path) -> None:
     assert "red" not in section(folder).split(".")[0]
 
 
-def test_a_row_of_events_has_its_sentence_and_the_facts_that_it_leaves_out() -> None:
+def test_a_row_of_events_has_its_text_and_the_values_that_the_text_leaves_out() -> None:
     row = make_event_row({"time": 0, "event": "end", "step": 5, "novel": [1, 2]})
     assert (row["time"], row["text"], row["facts"]) == (
         "1970-01-01 00:00:00",
@@ -193,7 +193,7 @@ def test_each_attempt_is_a_row_with_its_job_and_how_it_ended(told: RunFolder) ->
     assert {row["hosts"] for row in rows} == {"node01, node02"}
 
 
-def test_attempts_of_odd_events_are_still_rows() -> None:
+def test_attempts_with_odd_events_are_still_rows() -> None:
     start = {"event": "start", "time": 5.0, "hosts": "n1", "ranks": [2], "zero_stage": "x"}
     (row,) = make_attempt_rows(History([], [{"event": "job", "time": 1.0, "job_id": None}, start]))
     assert (row["hosts"], row["ranks"], row["stage"], row["job"]) == ("n1", "2", "", "null")

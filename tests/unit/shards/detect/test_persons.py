@@ -60,7 +60,7 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return width * height / (area(a) + area(b) - width * height)
 
 
-def test_the_astronaut_is_found_where_she_is(detector: PersonDetector) -> None:
+def test_the_astronaut_is_found_at_her_position(detector: PersonDetector) -> None:
     [[person]] = detector.detect([picture_of("astronaut")])
     assert iou(person.box, ASTRONAUT_BOX) > 0.9
     assert iou(person.box, ASTRONAUT_FACE) == pytest.approx(area(ASTRONAUT_FACE) / area(person.box))  # inside
@@ -91,7 +91,7 @@ def test_four_persons_come_by_falling_score_each_in_its_quarter(detector: Person
 
 
 @pytest.mark.parametrize("name", ["coffee", "rocket", "brick", "grass"])
-def test_nobody_is_found_where_nobody_is(detector: PersonDetector, name: str) -> None:
+def test_no_person_is_found_in_pictures_without_persons(detector: PersonDetector, name: str) -> None:
     assert detector.detect([picture_of(name)]) == [[]]
 
 
@@ -120,7 +120,7 @@ def test_detections_do_not_depend_on_other_pictures_or_threads(detector: PersonD
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
-def test_a_picture_gives_the_same_bits_alone_and_in_a_batch_of_any_size(
+def test_a_picture_gives_the_same_bits_in_a_batch_of_any_size(
     detector: PersonDetector, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Shards are to be byte-identical wherever the packer's chunks are cut.

@@ -141,7 +141,7 @@ def fractions(height: int, width: int, box: tuple[int, int, int, int]) -> tuple[
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
 @pytest.mark.parametrize("kind", ["v5", "v8", "end to end"])
-def test_the_rectangle_is_found_where_it_is_in_wide_tall_and_square_pictures(
+def test_the_rectangle_is_found_at_its_position_in_wide_tall_and_square_pictures(
     kind: str, dtype: int, tmp_path: Path
 ) -> None:
     detector = make_detector(red_rectangle(tmp_path / "red.onnx", kind, dtype=dtype))
@@ -175,7 +175,7 @@ def test_the_letterbox_is_centred_grey_and_keeps_the_aspect() -> None:
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_a_picture_gives_the_same_alone_and_among_others(batch: int | str, tmp_path: Path) -> None:
+def test_a_pictures_result_does_not_depend_on_the_batch(batch: int | str, tmp_path: Path) -> None:
     detector = make_detector(red_rectangle(tmp_path / "red.onnx", "v8", batch=batch))
     boxes = [(2 * i, i, 30 + 3 * i, 40 + 2 * i) for i in range(7)]
     pictures = [picture(64, 64, box) for box in boxes]

@@ -85,7 +85,7 @@ def holds(text: str, table: pa.Table = TABLE) -> str:
         ("  side >= 256\n", "acd"),
     ],
 )
-def test_a_condition_holds_where_it_should(text: str, keys: str | None) -> None:
+def test_a_condition_selects_the_expected_rows(text: str, keys: str | None) -> None:
     if keys is None:
         with pytest.raises(UserError, match="'captions' is not a condition"):
             apply_filter(TABLE, text)

@@ -70,7 +70,7 @@ TABLE = pa.Table.from_pylist(
         ("width > -1", "abc"),
     ],
 )
-def test_conditions_hold_where_they_should(text: str, keys: str) -> None:
+def test_conditions_select_the_expected_rows(text: str, keys: str) -> None:
     mask = apply_filter(TABLE, text).to_pylist()
     assert "".join(row["key"] for row, holds in zip(ROWS, mask) if holds) == keys
 

@@ -129,7 +129,7 @@ def test_no_shard_is_larger_than_asked_unless_one_sample_is(
     assert keys == [f"k{i}" for i in range(len(sizes))]
 
 
-def test_a_shard_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_shard_gets_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard_bytes=10**9, shard_samples=2)
     writer.add(sample("a"))
     writer.add(sample("b"))

@@ -40,7 +40,7 @@ def place(folder: Path, shard: str, row: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_whole_shards_have_no_problem(workers: int, photo_shards: Path) -> None:
+def test_intact_shards_have_no_problem(workers: int, photo_shards: Path) -> None:
     verdicts = verify([photo_shards], workers=workers)
     assert [(verdict.shard, verdict.samples, verdict.problems) for verdict in verdicts] == [
         ("000000.tar", 8, ()),

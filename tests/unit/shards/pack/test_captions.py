@@ -248,7 +248,7 @@ def test_all_mistakes_are_named_with_file_field_and_value(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     "place", ['templates: ["\\uD800{label}"]', 'templates: ["{x}"]\nfields: {x: {names: {a: "\\uDC00"}}}']
 )
-def test_half_a_character_is_refused_in_one_line(tmp_path: Path, place: str) -> None:
+def test_an_unpaired_surrogate_is_refused_in_one_line(tmp_path: Path, place: str) -> None:
     with pytest.raises(UserError) as caught:
         made(tmp_path, place)
     [line] = str(caught.value).split("\n")

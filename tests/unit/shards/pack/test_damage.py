@@ -106,7 +106,7 @@ def test_values_that_no_index_has_are_refused_by_column(kind: str, data: Path) -
     assert f"column {name} of the index" in verdict.problems[-1]
 
 
-def test_rows_without_label_captions_and_persons_are_sound(data: Path) -> None:
+def test_rows_without_label_captions_and_persons_are_valid(data: Path) -> None:
     for name in ("label", "captions", "persons"):
         rewrite(data / INDEX, name, None)
     assert read_index(data / INDEX).num_rows == 8

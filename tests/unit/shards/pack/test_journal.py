@@ -161,7 +161,7 @@ def test_a_pack_killed_before_its_first_shard_does_not_block_another(
         assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_worker_that_dies_is_one_line(
+def test_a_worker_that_dies_is_a_one_line_fault(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shards.pack.packer.Workers, "__init__", _with_deadly_workers)

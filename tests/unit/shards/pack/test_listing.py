@@ -118,7 +118,7 @@ def test_emotion6_finds_its_pictures_below_images(tmp_path: Path) -> None:
     assert find_preset("fi").locate(str(tmp_path)) == str(tmp_path)
 
 
-def test_the_seed_decides_who_falls_where(tmp_path: Path) -> None:
+def test_the_seed_decides_the_split_of_each_sample(tmp_path: Path) -> None:
     made = [
         [listed(tmp_path / f"{i}", of("joy", 40), "heco", seed=seed).split(n) for n in range(40)]
         for i, seed in enumerate((0, 0, 1))
@@ -138,7 +138,7 @@ def test_asked_labels_are_kept_and_others_refused(tmp_path: Path) -> None:
     assert [record(listing, i).refused is None for i in range(3)] == [True, False, False]
 
 
-def test_nothing_declared_takes_every_label() -> None:
+def test_without_declared_labels_every_label_is_accepted() -> None:
     assert Labels(()).canonical("any Thing") == "any Thing"
 
 

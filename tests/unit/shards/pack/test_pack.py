@@ -233,7 +233,7 @@ def failing_cases(path: Path) -> dict[str, PackSettings]:
 
 
 @pytest.mark.parametrize("case", ["layout", "detector", "source", "column"])
-def test_a_wrong_setting_leaves_nothing_behind(case: str, tmp_path: Path) -> None:
+def test_a_wrong_setting_leaves_no_files(case: str, tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", [{"image": JPEG}])
     with pytest.raises(UserError):
         pack(failing_cases(path)[case], tmp_path / "out")

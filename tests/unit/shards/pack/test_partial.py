@@ -89,7 +89,7 @@ def test_an_existing_folder_keeps_its_permissions(emoji_table: Path, tmp_path: P
         ("x" * 250, "File name too long; give another folder"),  # with .partial behind it
     ],
 )
-def test_a_name_that_cannot_be_is_one_line_before_anything_is_read(
+def test_an_impossible_name_is_a_one_line_error_before_anything_is_read(
     name: str, says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")

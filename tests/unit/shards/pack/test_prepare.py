@@ -500,7 +500,7 @@ def test_boxes_that_were_drawn_in_the_stored_picture_are_turned_with_it(
         (["--persons", "onnx:/nowhere.onnx"], "onnx:/nowhere.onnx"),
     ],
 )
-def test_wrong_options_are_one_line_and_leave_nothing(
+def test_wrong_options_are_one_line_and_leave_no_files(
     arguments: list[str], says: str, photo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = [

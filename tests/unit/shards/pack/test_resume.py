@@ -194,7 +194,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", disk], check=False)
 
 
-def test_a_full_disk_is_one_line_and_whole_shards_stay_whole(
+def test_a_full_disk_is_one_line_and_complete_shards_stay_intact(
     emoji_table: Path, small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--persons", "none", "--shard-samples", "7", "--workers", "0"]
@@ -236,7 +236,7 @@ def test_a_leftover_of_the_last_moment_is_cleared_by_resume(emoji_table: Path, t
     assert not (tmp_path / "out/.work").exists()
 
 
-def test_a_killed_pack_without_a_whole_shard_is_replaced(emoji_table: Path, tmp_path: Path) -> None:
+def test_a_killed_pack_without_a_complete_shard_is_replaced(emoji_table: Path, tmp_path: Path) -> None:
     (tmp_path / "out.partial/train").mkdir(parents=True)
     (tmp_path / "out.partial/train/999999.tar").write_bytes(b"half")
     pack(settings(emoji_table), tmp_path / "out")

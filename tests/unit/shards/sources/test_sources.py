@@ -118,7 +118,7 @@ def test_a_text_beside_a_picture_is_its_caption(tmp_path: Path) -> None:
     }
 
 
-def test_a_caption_that_cannot_be_read_refuses_its_picture_alone(tmp_path: Path) -> None:
+def test_an_unreadable_caption_refuses_only_its_own_picture(tmp_path: Path) -> None:
     tree(tmp_path, "bytes.jpg", "fine.jpg", "loop.jpg", "nowhere.jpg")
     (tmp_path / "bytes.txt").write_bytes(b"caf\xe9")
     (tmp_path / "loop.txt").symlink_to("loop.txt")

@@ -111,7 +111,7 @@ def test_they_pack_and_stream_with_the_bytes_they_had(downloaded: Path, tmp_path
 
 
 @pytest.mark.long
-def test_our_own_shards_come_back_as_they_were(tiny_data: Path, tmp_path: Path) -> None:
+def test_our_own_shards_are_repacked_unchanged(tiny_data: Path, tmp_path: Path) -> None:
     result = pack(PackSettings(str(tiny_data), "wds", persons="source"), tmp_path / "out")
     assert result.packed == {"train": 60, "test": 20}
     columns = ["key", "label", "captions", "persons", "image_sha256", "width", "height"]
@@ -279,7 +279,7 @@ def data_set(folder: Path, listing: str | None, source: str, number: int) -> Non
     ],
     ids=["one pack", "two packs", "unknown"],
 )
-def test_samples_of_ours_keep_their_sources_name_where_one_pack_made_it_unique(
+def test_samples_of_one_pack_of_ours_keep_the_names_in_their_source(
     listings: tuple[str | None, ...], names: list[str], tmp_path: Path
 ) -> None:
     for split, listing, number in zip(("train", "val"), listings, (0, 10)):
@@ -289,7 +289,7 @@ def test_samples_of_ours_keep_their_sources_name_where_one_pack_made_it_unique(
     assert [record.name for record in records(tmp_path / "train/000001.tar")] == ["train#1"]
 
 
-def test_tars_of_one_name_in_several_folders_pack_whole(tmp_path: Path) -> None:
+def test_tars_with_the_same_name_in_several_folders_are_packed_completely(tmp_path: Path) -> None:
     for split, first in (("train", 0), ("val", 100)):
         write_tar(tmp_path / f"in/{split}/00000.tar", {f"{i}.jpg": jpeg(first + i) for i in range(4)})
     result = pack(PackSettings(str(tmp_path / "in"), "wds", persons="none"), tmp_path / "out")
@@ -326,7 +326,7 @@ def test_tars_of_one_name_in_several_folders_pack_whole(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_odd_values_in_a_json_become_texts_or_refuse_their_sample(
+def test_odd_values_in_a_json_are_converted_to_texts_or_refused(
     text: str, becomes: tuple[str, ...] | str, tmp_path: Path
 ) -> None:
     [record] = records(write_tar(tmp_path / "a.tar", {"x.jpg": jpeg(1), "x.json": text.encode()}))

@@ -253,7 +253,7 @@ def test_figures_are_scikit_learns_of_the_same_answers() -> None:
     assert result["mean_average_precision"] == pytest.approx(np.mean(expected))
 
 
-def test_dimensions_are_measured_where_they_are_known() -> None:
+def test_dimensions_are_measured_over_samples_where_they_are_known() -> None:
     answers = np.array([[0.0, 2.0, 5], [1.0, 4.0, 5], [2.0, 9.0, 5]])
     targets = np.array([[0, 1.0, NAN], [1, 3.0, NAN], [1, NAN, NAN]])
     result = metrics.multi_label(answers, targets, ("a",), ("valence", "arousal"))

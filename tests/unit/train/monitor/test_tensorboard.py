@@ -112,7 +112,7 @@ def test_attempts_keep_their_order_for_any_hosts_clocks_and_processes(
     assert read(tmp_path) == expected((0, 20, 1000.0), (20, 40, 2000.0), (40, 50, 3000.0))
 
 
-def test_files_that_are_older_keep_their_names_and_others_files_are_left_alone(tmp_path: Path) -> None:
+def test_older_files_keep_their_names_and_foreign_files_are_not_touched(tmp_path: Path) -> None:
     names = [
         "events.out.tfevents.0000004000.n1.7.0",
         "events.out.tfevents.0000004999.n1.7.0",
@@ -131,7 +131,7 @@ def test_files_that_are_older_keep_their_names_and_others_files_are_left_alone(t
 
 
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
-def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing_else(
+def test_an_unwritable_folder_is_reported_once_and_has_no_other_effect(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, moment: str
 ) -> None:
     folder = tmp_path / "board"

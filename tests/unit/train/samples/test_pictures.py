@@ -61,7 +61,7 @@ def seen_by(student: Student, shown: Shown):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("mask", ["random", "block", "person"])
-def test_masked_pictures_hide_what_the_runs_kind_of_mask_hides_in_both_views(mask: str) -> None:
+def test_masked_pictures_use_the_runs_kind_of_mask_in_both_views(mask: str) -> None:
     config, student, shown = make(f"model.mask={mask}", "loss.person_reconstruction=true")
     seen = seen_by(student, shown)
     assert len(seen.lines) == 2
@@ -152,7 +152,7 @@ def test_without_reconstruction_only_texts_and_without_a_teacher_only_pictures(t
     ]
 
 
-def test_the_facts_are_those_of_the_look() -> None:
+def test_the_record_matches_the_shown_results() -> None:
     config, student, shown = make("model.mask=block")
     record = collect_facts(seen_by(student, shown), shown, 7, config.model.mask)
     about = {key: record[key] for key in ("format", "format_version", "step", "data", "mask", "texts")}

@@ -77,7 +77,7 @@ def test_persons_are_found_in_the_whole_picture(tiny_data: Path, tiny_teacher: P
             assert on[middle]
 
 
-def test_damaged_pictures_are_passed_over_and_without_any_sound_one_nothing_is_shown(
+def test_damaged_pictures_are_skipped_and_without_an_intact_one_nothing_is_shown(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(tiny_data / "test", tmp_path / "d")
@@ -128,7 +128,7 @@ def test_a_set_of_few_captions_is_not_searched_to_its_end(
     assert sum(sizes[:2]) == len(shown.texts.texts) >= 20 > sizes[0]  # whole shards: their indexes are read
 
 
-def test_captions_are_taken_once_and_in_one_line_and_pictures_without_one_are_shown_too(
+def test_distinct_captions_are_single_lines_and_pictures_without_one_are_shown_too(
     tmp_path: Path, emoji_table: Path, tiny_teacher: Path, teacher: Teacher
 ) -> None:
     rows = pq.read_table(emoji_table).slice(0, 12).to_pylist()
