@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_commands import write_commands
 from slurm_jobs import ROOT, Cluster, Job, events, lines, until
 
 import launch
@@ -134,12 +135,8 @@ def test_a_job_whose_commands_run_in_containers(
     cluster: Cluster, start: Launch, place: Path, tmp_path: Path, kind: str
 ) -> None:
     """Without a container: programs that stand in for it take its options and run the command."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, text in CONTAINERS.items():
-        if (name == "apptainer") == (kind == "apptainer"):
-            (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-            (tools / name).chmod(0o755)
+    wanted = {n: text for n, text in CONTAINERS.items() if (n == "apptainer") == (kind == "apptainer")}
+    tools = write_commands(tmp_path / "tools", wanted)
     own = Path(sys.executable).with_name("uniemox")
     site = {
         **yaml.safe_load(SITE),

@@ -6,18 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import TINY_MODEL
 
 TOOL = [sys.executable, str(Path(__file__).parents[2] / "tools/ablate.py")]
 TINY = (
     "batch.global_batch=24",
     "batch.micro_batch=24",
-    "model.image_size=32",
-    "model.width=32",
+    *TINY_MODEL,
     "model.depth=1",
-    "model.heads=2",
-    "model.decoder_width=32",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run_with_ranks
+from ranks import TINY_MODEL
 from web import serve
 
 from shards.format.manifest import read_manifest
@@ -34,13 +35,7 @@ SETTINGS = [
     "batch.global_batch=24",
     "batch.micro_batch=6",
     "data.workers=1",
-    "model.image_size=32",
-    "model.width=32",
-    "model.depth=2",
-    "model.heads=2",
-    "model.decoder_width=32",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
+    *TINY_MODEL,
 ]
 
 

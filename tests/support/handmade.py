@@ -8,9 +8,20 @@ from safetensors.torch import save_file
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, step_folder
 from uniemox_dist.checkpoints.format import KINDS, copy_fixed_parameters
 from uniemox_dist.checkpoints.fragment_index import fragment_key
-from uniemox_dist.config.schema import Config
+from uniemox_dist.config.schema import Config, ModelConfig
 from uniemox_dist.core.files import sha256_file, write_json
 from uniemox_dist.models.student import Student
+
+TINY_STUDENT = ModelConfig(
+    image_size=32,
+    patch_size=8,
+    width=32,
+    depth=2,
+    heads=2,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_heads=2,
+)
 
 
 def config_of(model: dict[str, object], **loss: float) -> Config:

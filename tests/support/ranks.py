@@ -29,6 +29,16 @@ PRELOAD = [
 ]
 TIMEOUT_S = 240
 
+TINY_MODEL = (
+    "model.image_size=32",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+    "model.decoder_width=32",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+)
+"""A student that trains in no time."""
 TINY = (
     "run.log_every=1",
     "run.pictures_every=null",
@@ -38,13 +48,7 @@ TINY = (
     "batch.global_batch=24",
     "batch.streams=12",
     "data.workers=0",
-    "model.image_size=32",
-    "model.width=32",
-    "model.depth=2",
-    "model.heads=2",
-    "model.decoder_width=32",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
+    *TINY_MODEL,
     "optim.precision=fp32",
 )
 

@@ -5,20 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uniemox_dist.cli.training import Command, run
+from uniemox_dist.cli.training import Command, run, training_options
 
 if TYPE_CHECKING:
     from uniemox_dist.config.schema import Config
 
 
 @click.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--nproc", type=click.IntRange(1), help="Start this many ranks on this machine.")
-@click.option(
-    "--resume", default="auto", show_default=True, help="auto, never, or a checkpoint's or run's folder."
-)
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@training_options
 def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
     """Pretrains a student by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
 
@@ -41,7 +35,6 @@ def _train() -> Callable[..., int]:
 
 
 def _check(config: "Config", nproc: int) -> None:
-    """Checks the settings that only the user can fix, once, before any rank starts."""
     from uniemox_dist.data.sources import Sources
     from uniemox_dist.train.engine import grad_accum
     from uniemox_dist.train.schedule import Schedule

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +27,24 @@ class Command:
     train: "Callable[[], Callable[..., int]]"
     """Imports and returns the function that trains with a configuration and a world (keywords as in
     `train.loop.train`)."""
+
+
+def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the arguments and options of a command that trains."""
+    for add in (
+        click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop."),
+        click.option(
+            "--resume",
+            default="auto",
+            show_default=True,
+            help="auto, never, or a checkpoint's or run's folder.",
+        ),
+        click.option("--nproc", type=click.IntRange(1), help="Start this many ranks on this machine."),
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+        click.argument("recipe"),
+    ):
+        function = add(function)
+    return function
 
 
 def run(

@@ -2,41 +2,15 @@
 
 import tracemalloc
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_orders import SampleOrder
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.rng import largest_remainder, permutation
-
-
-@dataclass(frozen=True)
-class Case:
-    """The parameters of an order of samples."""
-
-    sources: list[list[int]]
-    weights: list[float]
-    streams: int
-    turns: int
-    seed: int
-    window: int
-
-    @property
-    def global_batch(self) -> int:
-        return self.streams * self.turns
-
-    def plan(self) -> Plan:
-        return Plan(
-            self.sources,
-            self.weights,
-            streams=self.streams,
-            global_batch=self.global_batch,
-            seed=self.seed,
-            window=self.window,
-        )
 
 
 def divisors(n: int) -> list[int]:
@@ -44,12 +18,12 @@ def divisors(n: int) -> list[int]:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn) -> SampleOrder:
     # Shards without samples are legal, a source without any is not. Weights within a factor of two leave
     # each of up to three sources at least one of six streams.
     counts = st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any)
     sources = draw(st.lists(counts, min_size=1, max_size=3))
-    return Case(
+    return SampleOrder(
         sources,
         [draw(st.floats(0.5, 1.0)) for _ in sources],
         streams=draw(st.sampled_from([6, 8, 12])),
@@ -61,7 +35,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.integers(0, 10**6), st.data())
-def test_a_step_of_all_ranks_is_the_global_batch_once(case: Case, step: int, data: st.DataObject) -> None:
+def test_a_step_of_all_ranks_is_the_global_batch_once(
+    case: SampleOrder, step: int, data: st.DataObject
+) -> None:
     plan = case.plan()
     world = data.draw(st.sampled_from(divisors(case.streams)))
     micro = data.draw(st.sampled_from(divisors(case.global_batch // world)))
@@ -79,7 +55,7 @@ def test_a_step_of_all_ranks_is_the_global_batch_once(case: Case, step: int, dat
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overlap(case: Case) -> None:
+def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overlap(case: SampleOrder) -> None:
     plan = case.plan()
     drawn: dict[int, list[Place]] = defaultdict(list)
     longest = max(map(sum, case.sources))
@@ -99,7 +75,7 @@ def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overl
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.lists(st.integers(0, 2000), min_size=1, max_size=5))
 def test_a_fresh_plan_at_any_slot_equals_one_that_reached_it_step_by_step(
-    case: Case, slots: list[int]
+    case: SampleOrder, slots: list[int]
 ) -> None:
     walked = case.plan()
     walk = [walked.place(slot) for slot in range(max(slots) + 1)]
@@ -111,7 +87,7 @@ def test_a_fresh_plan_at_any_slot_equals_one_that_reached_it_step_by_step(
 
 @settings(max_examples=40, deadline=None)
 @given(cases())
-def test_the_weights_decide_the_number_of_streams_for_the_whole_run(case: Case) -> None:
+def test_the_weights_decide_the_number_of_streams_for_the_whole_run(case: SampleOrder) -> None:
     plan = case.plan()
     shares = largest_remainder(case.weights, case.streams).tolist()
     for turn in (0, 1, 1000):
@@ -122,7 +98,7 @@ def test_the_weights_decide_the_number_of_streams_for_the_whole_run(case: Case) 
 
 @settings(max_examples=40, deadline=None)
 @given(cases())
-def test_the_global_batch_is_only_the_cut_into_steps(case: Case) -> None:
+def test_the_global_batch_is_only_the_cut_into_steps(case: SampleOrder) -> None:
     slots = range(200)
     other = Plan(
         case.sources,
@@ -138,7 +114,7 @@ def test_the_global_batch_is_only_the_cut_into_steps(case: Case) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.integers(0, 60))
-def test_the_samples_of_each_source_are_counted_as_drawn(case: Case, step: int) -> None:
+def test_the_samples_of_each_source_are_counted_as_drawn(case: SampleOrder, step: int) -> None:
     plan = case.plan()
     drawn = Counter(plan.place(slot).source for slot in range(step * case.global_batch))
     assert plan.source_samples(step) == [drawn[number] for number in range(len(case.sources))]
@@ -147,7 +123,7 @@ def test_the_samples_of_each_source_are_counted_as_drawn(case: Case, step: int) 
 
 @settings(max_examples=40, deadline=None)
 @given(cases())
-def test_each_stream_walks_the_range_stated_for_it(case: Case) -> None:
+def test_each_stream_walks_the_range_stated_for_it(case: SampleOrder) -> None:
     plan = case.plan()
     walked: dict[tuple[int, int, int], set[int]] = defaultdict(set)
     for slot in range(3 * max(map(sum, case.sources)) * case.streams):

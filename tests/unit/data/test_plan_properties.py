@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_orders import SampleOrder
 
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
@@ -27,32 +28,11 @@ def divisors(n: int, most: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The parameters of an order of samples, and one way to divide it among ranks."""
+class Run(SampleOrder):
+    """An order of samples, and one way to divide it among ranks."""
 
-    sources: list[list[int]]
-    weights: list[int]
-    streams: int
-    turns: int
-    """Global batch / streams."""
-    seed: int
-    window: int
     world_size: int
     micro_batch: int
-
-    @property
-    def global_batch(self) -> int:
-        return self.streams * self.turns
-
-    def plan(self) -> Plan:
-        return Plan(
-            self.sources,
-            self.weights,
-            streams=self.streams,
-            global_batch=self.global_batch,
-            seed=self.seed,
-            window=self.window,
-        )
 
 
 # Uneven: most shards small, some up to sixty times as large; some data sets have fewer shards than streams.

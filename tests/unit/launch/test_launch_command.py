@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_commands import write_commands
 
 import launch as launch_package
 from launch.freeze import content_hash
@@ -45,11 +46,7 @@ def place(tmp_path: Path, emoji_shards: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "r.yaml").write_text(RECIPE)
     (tmp_path / "data").symlink_to(emoji_shards / "train")
     (tmp_path / "site.yaml").write_text(SITE)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in FAKES.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+    tools = write_commands(tmp_path / "bin", FAKES)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
     return tmp_path

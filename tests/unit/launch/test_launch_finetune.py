@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_commands import write_commands
 from labelled_sets import labels_set, packed
 
 from uniemox_dist.cli.main import run
@@ -41,11 +42,7 @@ def place(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "start").mkdir()
     release = {"config": {"model": {**ARCHITECTURE, "image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}}}
     (tmp_path / "start/uniemox.json").write_text(json.dumps(release))
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in {"sbatch": 'echo "$*" >>calls; echo 41', "squeue": "true"}.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+    tools = write_commands(tmp_path / "bin", {"sbatch": 'echo "$*" >>calls; echo 41', "squeue": "true"})
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
     return tmp_path

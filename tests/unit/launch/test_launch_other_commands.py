@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_commands import write_commands
 from small import make_release
 
 from launch.freeze import content_hash
@@ -24,11 +25,7 @@ def small_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "site.yaml").write_text(SITE)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in {"sbatch": 'echo "$*" >>calls; echo 41', "squeue": "true"}.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+    tools = write_commands(tmp_path / "bin", {"sbatch": 'echo "$*" >>calls; echo 41', "squeue": "true"})
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
     return tmp_path

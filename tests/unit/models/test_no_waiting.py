@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from handmade import TINY_STUDENT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uniemox_dist.config.schema import LossConfig, ModelConfig
+from uniemox_dist.config.schema import LossConfig
 from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.models.student import Student, Targets, Views
 
@@ -35,20 +36,8 @@ class Watch(TorchDispatchMode):
 
 
 def step(mask: str, fusion: str) -> Callable[[], None]:
-    model = ModelConfig(
-        image_size=32,
-        patch_size=8,
-        width=32,
-        depth=2,
-        heads=2,
-        decoder_width=16,
-        decoder_depth=1,
-        decoder_heads=2,
-        mask=mask,  # type: ignore[arg-type]
-        fusion=fusion,  # type: ignore[arg-type]
-        fusion_heads=4,
-        drop_path=0.1,
-    )
+    changes = {"mask": mask, "fusion": fusion, "fusion_heads": 4, "drop_path": 0.1}
+    model = TINY_STUDENT.model_copy(update=changes)
     student = Student(model, LossConfig(norm_pix=True), E)
     pixels = torch.randint(0, 256, (B, 3, 32, 32), dtype=torch.uint8)
     slots, on_person = torch.arange(B), torch.rand(B, 16) < 0.5

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from handmade import TINY_STUDENT as MODEL
 from torch import Tensor
 
 from uniemox_dist.config.schema import LossConfig, ModelConfig
@@ -12,16 +13,6 @@ from uniemox_dist.data.masks import patch_order
 from uniemox_dist.models.patches import normalise, patchify, select_patches, sincos_positions, unpatchify
 from uniemox_dist.models.student import Student, Targets, Views
 
-MODEL = ModelConfig(
-    image_size=32,
-    patch_size=8,
-    width=32,
-    depth=2,
-    heads=2,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_heads=2,
-)
 E, B = 12, 3
 
 

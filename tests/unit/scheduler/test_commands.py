@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from fake_commands import write_commands
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.runs.jobs import Job
@@ -10,8 +11,7 @@ from uniemox_dist.scheduler import commands
 
 
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
-    (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-    (tmp_path / name).chmod(0o755)
+    write_commands(tmp_path, {name: text})
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from fake_commands import write_commands
 
 from shards.format.manifest import read_manifest
 
@@ -20,11 +21,7 @@ FAKES = {
 
 
 def run(tmp_path: Path, *arguments: str, **slurm: object) -> subprocess.CompletedProcess[str]:
-    tools = tmp_path / "bin"
-    tools.mkdir(exist_ok=True)
-    for name, text in FAKES.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+    tools = write_commands(tmp_path / "bin", FAKES)
     environment = {
         "PATH": f"{tools}:/usr/bin:/bin",
         "CALLS": str(tmp_path / "calls"),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_commands import write_commands
 
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION
 
@@ -45,11 +46,7 @@ def run(
     recipe: str = "demo",
     **env: str,
 ) -> tuple[int, list[str], str]:
-    tools = tmp_path / "bin"
-    tools.mkdir(exist_ok=True)
-    for name, text in FAKES.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+    tools = write_commands(tmp_path / "bin", FAKES)
     environment = {
         "PATH": f"{tools}:/usr/bin:/bin",
         "SLURM_JOB_ID": "41",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import TINY_MODEL
 from torch.nn import functional as F
 
 from uniemox_dist.config.load import load_config
@@ -28,15 +29,7 @@ from uniemox_dist.train.samples.pictures import (
 )
 from uniemox_dist.train.samples.selection import Shown, Texts
 
-TINY = (
-    "model.image_size=32",
-    "model.width=32",
-    "model.depth=1",
-    "model.heads=2",
-    "model.decoder_width=32",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
-)
+TINY = (*TINY_MODEL, "model.depth=1")
 CAPTIONS = ("a red cat", "a blue dog", "")
 WORDS = Texts(("a red cat", "a blue dog", "a street"), torch.eye(3, 8), torch.eye(3, 8)[[0, 0, 2]])
 
