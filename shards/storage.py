@@ -41,7 +41,7 @@ def is_local(where: Place) -> bool:
     return isinstance(where, Path)
 
 
-def place(path: str | Place, field: str = "path") -> Place:
+def parse_place(path: str | Place, field: str = "path") -> Place:
     """Converts a path or URL to a place; `field` is its name in error lines.
 
     Raises:
@@ -102,7 +102,7 @@ _RANGES: dict[str, bool] = {}
 
 @lru_cache(maxsize=2)  # readers walk few files at a time
 def _whole(url: str) -> bytes:
-    return bytes(place(url).read_bytes())
+    return bytes(parse_place(url).read_bytes())
 
 
 def match_pattern(pattern: str, field: str = "path") -> list[Place] | None:
@@ -112,7 +112,7 @@ def match_pattern(pattern: str, field: str = "path") -> list[Place] | None:
     if first is None:
         return None
     base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
-    return sorted(place(base, field).glob("/".join(parts[first:])), key=str)
+    return sorted(parse_place(base, field).glob("/".join(parts[first:])), key=str)
 
 
 def find_files(where: Place) -> list[str]:

@@ -170,7 +170,7 @@ def profile(shards: Path, seconds: float) -> dict[str, float]:
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         marks = [time.perf_counter()]
-        place = data.plan.place(done)
+        place = data.plan.locate(done)
         raw = reader.read(place.shard, place.row)
         marks.append(time.perf_counter())
         plan = plan_training_views(raw.width, raw.height, raw.persons, settings, 0, done)

@@ -68,7 +68,7 @@ def start(folder: str, streams: int, global_batch: int, ranks: int, step: int) -
     plan = Plan([counts], [1.0], streams=streams, global_batch=global_batch, seed=0, window=WINDOW)
     times.append(time.perf_counter())
     slots = plan.rank_slots(step, ranks // 2, ranks)
-    places = [plan.place(slot) for slot in slots]
+    places = [plan.locate(slot) for slot in slots]
     times.append(time.perf_counter())
     assert len(set(places)) == global_batch // ranks
     read, build, place = np.diff(times).tolist()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.format.sample import FORMAT_NAME, FORMAT_VERSION
-from shards.storage import Place, is_local, place
+from shards.storage import Place, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path, canonical_json, format_os_error, sha256_bytes, write_json
 
@@ -91,7 +91,7 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     Raises:
         UserError: if the folder, its manifest or its samples are missing, or the format is newer than this version.
     """
-    folder = place(folder, field)
+    folder = parse_place(folder, field)
     path = folder / MANIFEST
     if is_local(folder) and not folder.is_dir():  # object stores have no folders
         raise UserError(f"{field}={folder}: no such folder; build it with `uniemox shards pack`")

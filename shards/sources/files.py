@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from shards.pictures import BadPicture
 from shards.sources import Image, Slice
-from shards.storage import Place, is_remote, place, read_range
+from shards.storage import Place, is_remote, parse_place, read_range
 from uniemox_dist.core.errors import UserError
 
 SPLITS = {
@@ -42,7 +42,7 @@ def name_below(path: Place, source: str) -> str:
     For a pattern it is the path below the folders before the first `*`; if SOURCE is the file itself, its file name.
     """
     base = "/".join(takewhile(lambda part: not has_magic(part), source.split("/")))
-    root = str(place(base or ("/" if source.startswith("/") else ".")))
+    root = str(parse_place(base or ("/" if source.startswith("/") else ".")))
     return path.name if str(path) == root else str(path).removeprefix(root.rstrip("/") + "/")
 
 
@@ -113,11 +113,11 @@ def _fetch(image: Image) -> bytes | BadPicture:
 def _read(image: Image) -> bytes:
     if isinstance(image, str):
         if is_remote(image):
-            return bytes(place(image).read_bytes())
+            return bytes(parse_place(image).read_bytes())
         return _read_regular_file(image.removeprefix("file://"))
     assert isinstance(image, Slice), f"{type(image).__name__} is read by tables.CellReader"
     if is_remote(image.path):
-        return read_range(place(image.path), image.offset, image.length)
+        return read_range(parse_place(image.path), image.offset, image.length)
     return os.pread(_open_file(image.path), image.length, image.offset)
 
 

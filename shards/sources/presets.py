@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from shards.storage import place
+from shards.storage import parse_place
 from uniemox_dist.core.errors import UserError
 
 
@@ -25,8 +25,8 @@ class Preset:
 
     def locate(self, source: str) -> str:
         """The folder that contains the pictures."""
-        if self.inside and (place(source, "SOURCE") / self.inside).is_dir():
-            return str(place(source, "SOURCE") / self.inside)
+        if self.inside and (parse_place(source, "SOURCE") / self.inside).is_dir():
+            return str(parse_place(source, "SOURCE") / self.inside)
         return source
 
 

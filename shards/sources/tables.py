@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.sources import Cell
-from shards.storage import Place, open_seekable, place
+from shards.storage import Place, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
 
 _FIELD_BYTES = 1 << 24
@@ -102,7 +102,7 @@ class CellReader:
         if key not in self._groups:
             with (
                 convert_parquet_errors(f"SOURCE={cell.path}"),
-                open_seekable(place(cell.path)) as raw,
+                open_seekable(parse_place(cell.path)) as raw,
                 pq.ParquetFile(raw) as file,
             ):
                 self._groups[key] = file.read_row_group(cell.row_group, [cell.column], use_threads=False)[
@@ -112,5 +112,5 @@ class CellReader:
         if isinstance(value, dict):  # the struct of Hugging Face's image columns
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return value if "://" in value else str(place(cell.path).parent / value)
+            return value if "://" in value else str(parse_place(cell.path).parent / value)
         return value or b""

@@ -69,10 +69,10 @@ class InputPath(_Named):
 
     def check(self, text: str, field: str, *, seen: bool) -> str:
         """As `_Named.check`."""
-        from shards.storage import is_local, place
+        from shards.storage import is_local, parse_place
         from uniemox_dist.core.errors import UserError
 
-        where = place(text, field)
+        where = parse_place(text, field)
         if seen and is_local(where) and not where.exists():
             raise UserError(f"{field}={text}: no such file or folder; {self.fix}")
         return text

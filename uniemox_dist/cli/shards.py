@@ -17,9 +17,9 @@ class FolderType(click.ParamType):
     name = "folder"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        from shards.storage import place
+        from shards.storage import parse_place
 
-        return place(value, "DIR")
+        return parse_place(value, "DIR")
 
 
 COPY = click.option("--copy", is_flag=True, help="Write new tars instead of linking the existing ones.")

@@ -132,7 +132,7 @@ class TeachJob:
         """
         from shards.format.manifest import find_manifest_folders
         from shards.pack.settings import parse_part
-        from shards.storage import is_local, place
+        from shards.storage import is_local, parse_place
         from uniemox_dist.config.schema import TeacherConfig
         from uniemox_dist.core.errors import UserError
         from uniemox_dist.data.reader import ShardReader
@@ -164,7 +164,7 @@ class TeachJob:
         if not 0 < low <= high <= 1:
             raise UserError(f"--scene-scale={options['scene_scale']}: needs 0 < LOW <= HIGH <= 1")
         part = parse_part(options["part"]) if options["part"] else (1, 1)
-        folder = place(location, "DIR")
+        folder = parse_place(location, "DIR")
         if not is_local(folder):
             raise UserError(
                 f"DIR={location}: is remote; run this command on a local copy (pretraining caches captions of remote "

@@ -68,7 +68,7 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
 
     def __getitem__(self, index: int) -> EvaluationBatch | str:
         numbers = self.own[index * self.batch : (index + 1) * self.batch]
-        places = [self._place(number) for number in numbers]
+        places = [self._locate(number) for number in numbers]
         size = self.settings.image_size
         scene_B3HW, person_B3HW = allocate_views(len(numbers), size), allocate_views(len(numbers), size)
         fields = []
@@ -87,7 +87,7 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         records = tuple({**record, **own} for record, own in zip(self._records(places), fields))
         return EvaluationBatch(tuple(numbers), scene_B3HW, person_B3HW, records)
 
-    def _place(self, number: int) -> Place:
+    def _locate(self, number: int) -> Place:
         shard = int(torch.searchsorted(self._ends, number, right=True))
         return shard, number - (int(self._ends[shard - 1]) if shard else 0)
 

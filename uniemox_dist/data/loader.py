@@ -186,7 +186,7 @@ class PlannedDataset(Dataset[MicroBatch]):
 
     def describe_slot(self, slot: int) -> str:
         """Names the shard and row of a slot, for error messages."""
-        place = self.plan.place(slot)
+        place = self.plan.locate(slot)
         reader = self.readers[place.source]
         return f"slot {slot}: {reader.url}/{reader.manifest.shards[place.shard].name}, row {place.row}"
 
@@ -208,7 +208,7 @@ class PlannedDataset(Dataset[MicroBatch]):
         neither state nor communication between ranks.
         """
         for attempt in range(MAX_REPLACEMENTS):
-            place = self.plan.place(slot + attempt * self.plan.streams)
+            place = self.plan.locate(slot + attempt * self.plan.streams)
             reader = self.readers[place.source]
             try:
                 raw = reader.read(place.shard, place.row)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from shards.format.manifest import ShardEntry
-from shards.storage import Place, is_local, place, read_range
+from shards.storage import Place, is_local, parse_place, read_range
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.cache import ShardCache
 
@@ -60,7 +60,7 @@ class ShardOrigin:
     def folder(self) -> Place:
         """Folder of the data set, with a connection of this process: connections do not survive a fork."""
         if self._folder is None or self._folder[0] != os.getpid():
-            self._folder = (os.getpid(), place(self.url))
+            self._folder = (os.getpid(), parse_place(self.url))
         return self._folder[1]
 
     def read(self, entry: ShardEntry, offset: int, length: int, *, cached: bool = True) -> bytes:

@@ -128,7 +128,7 @@ class Plan:
             SourcePlan(counts, int(shares[i]), seed, i, window) for i, counts in enumerate(sources)
         ]
 
-    def place(self, slot: int) -> Place:
+    def locate(self, slot: int) -> Place:
         """Returns the location of a slot's sample."""
         turn, stream = divmod(slot, self.streams)
         number, nth = self._streams[stream]

@@ -10,7 +10,7 @@ from typing import Any
 from shards.detect.types import Person
 from shards.format.index import index_path, read_index
 from shards.format.manifest import Manifest, read_manifest
-from shards.storage import Place, file_sizes, is_local, place
+from shards.storage import Place, file_sizes, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_bytes
 from uniemox_dist.data.index_rows import Row, RowCache
@@ -65,7 +65,9 @@ class ShardReader:
         """
         manifest = read_manifest(folder, field)
         shards = manifest.shards[share[0] :: share[1]]
-        for shard, size in zip(shards, file_sizes(place(folder, field), [shard.name for shard in shards])):
+        for shard, size in zip(
+            shards, file_sizes(parse_place(folder, field), [shard.name for shard in shards])
+        ):
             if size != shard.bytes:
                 state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                 raise UserError(f"{field}={folder}: shard {shard.name} {state}; copy it again or pack again")

@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
 from shards.sources.presets import assign_shares, draw64, load_presets
-from shards.storage import place
+from shards.storage import parse_place
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.labels import LabelledReader, LabelledSample, read_labelled_samples
@@ -124,7 +124,7 @@ def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world
 
 def _open_split(config: FinetuneRun, split: str) -> ShardReader | None:
     """Opens a split; None if there is no val or test. A folder that is itself a data set is the training split."""
-    root = place(str(config.data.path), "data.path")
+    root = parse_place(str(config.data.path), "data.path")
     whole = (root / "manifest.json").is_file()
     if split != "train" and (whole or not (root / split / "manifest.json").is_file()):
         return None

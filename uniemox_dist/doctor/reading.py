@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shards.format.manifest import Manifest, read_manifest
-from shards.storage import file_sizes, is_local, place
+from shards.storage import file_sizes, is_local, parse_place
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.formatting import counted, format_range
 from uniemox_dist.core.formatting import size as format_size
@@ -81,7 +81,7 @@ def measure(field: str, path: str, world: World) -> ReadFacts:
 
 def _compare_sizes(field: str, path: str, manifest: Manifest, world: World) -> None:
     shards = manifest.shards[world.rank :: world.size]
-    sizes = file_sizes(place(path, field), [shard.name for shard in shards])
+    sizes = file_sizes(parse_place(path, field), [shard.name for shard in shards])
     bad = [
         f"shard {shard.name} "
         + ("is missing" if size is None else f"has {size} bytes instead of {shard.bytes}")

@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 from shards.format.manifest import MANIFEST
-from shards.storage import place
+from shards.storage import parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import ShardReader
 
@@ -21,7 +21,7 @@ def open_splits(data: str, names: Mapping[str, str | None], wanted: Sequence[str
     Raises:
         UserError: if a split is missing, or two roles have the same data set.
     """
-    base = place(data, "DATA")
+    base = parse_place(data, "DATA")
     if (base / MANIFEST).is_file():
         if "train" in wanted:
             raise UserError(

@@ -19,7 +19,7 @@ from shards.pictures import BadPicture
 from shards.sources import Cell, Record, SourceOptions, open_source
 from shards.sources.files import fetch_images
 from shards.sources.tables import CellReader
-from shards.storage import place
+from shards.storage import parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
 from uniemox_dist.data.reader import ShardReader
@@ -58,7 +58,7 @@ class Pictures:
             UserError: if the input is missing or contains no pictures.
         """
         self.source = source
-        where = place(source, "INPUT")
+        where = parse_place(source, "INPUT")
         self.readers: list[ShardReader] = []
         self.records: list[Record] = []
         if not where.exists():

@@ -20,7 +20,7 @@ from typing import Any
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
 from shards.sources.values import BAD_VALUE, load_json, parse_text
-from shards.storage import Place, place
+from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
 
 USES = ("--persons source",)
@@ -41,7 +41,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 
 
 def _caption_files(source: str) -> list[Place]:
-    root = place(source, "SOURCE")
+    root = parse_place(source, "SOURCE")
     if root.name.endswith(".json"):
         # Absolute, because a bare file name has no parent folder.
         return [root.absolute() if isinstance(root, Path) else root]

@@ -17,7 +17,7 @@ from typing import Any
 from shards.sources import Record, SourceOptions
 from shards.sources.files import read_side_file
 from shards.sources.values import load_json, to_json_value
-from shards.storage import Place, place
+from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -37,7 +37,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if info.json or the lists of splits are missing, or differ from the form above.
     """
-    root = place(source, "SOURCE")
+    root = parse_place(source, "SOURCE")
     labels = _labels(root / "info.json")
     lists = [(split, root / f"{split}.json") for split in SPLITS if (root / f"{split}.json").is_file()]
     if not lists:

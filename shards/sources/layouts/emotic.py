@@ -26,7 +26,7 @@ import numpy as np
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
 from shards.sources.tables import read_csv
-from shards.storage import Place, place
+from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError, missing_extra
 
 USES = ("--persons source",)
@@ -94,7 +94,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if there is neither a .mat nor a CSV, one is damaged, or a category is not one of the 26.
     """
-    root = place(source, "SOURCE")
+    root = parse_place(source, "SOURCE")
     mats = [
         path for path in (root / "Annotations.mat", root / "Annotations/Annotations.mat") if path.is_file()
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from shards.format.tars import PICTURES
 from shards.sources import Record, SourceOptions
 from shards.sources.files import SPLITS, is_clutter, read_side_file
-from shards.storage import find_files, is_local, place
+from shards.storage import find_files, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 
 
@@ -23,7 +23,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if the folder does not exist, has no pictures, or has folders of splits beside other folders.
     """
-    root = place(source, "SOURCE")
+    root = parse_place(source, "SOURCE")
     if not root.is_dir():
         raise UserError(f"SOURCE={source}: no such folder; give a folder of pictures")
     paths = _walk(root) if is_local(root) else find_files(root)

@@ -19,7 +19,7 @@ from shards.sources import Cell, Image, Record, SourceOptions
 from shards.sources.files import name_below
 from shards.sources.tables import check_column_names, convert_parquet_errors, read_csv
 from shards.sources.values import BAD_VALUE, parse_attributes, parse_captions, parse_persons, parse_text
-from shards.storage import Place, match_pattern, open_seekable, place
+from shards.storage import Place, match_pattern, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
 
 USES = ("--column", "--persons source")
@@ -46,7 +46,7 @@ def _locate(source: str) -> list[tuple[Place, str]]:
         return [(Path(str(resources.files("shards") / "demo" / SHIPPED[source])), SHIPPED[source])]
     found = match_pattern(source, "SOURCE")
     if found is None:
-        root = place(source, "SOURCE")
+        root = parse_place(source, "SOURCE")
         found = [root] if root.is_file() else sorted(root.glob("*.parquet"), key=str) if root.is_dir() else []
     if not found:
         raise UserError(

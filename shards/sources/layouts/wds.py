@@ -27,7 +27,7 @@ from shards.sources.values import (
     parse_persons,
     parse_text,
 )
-from shards.storage import Place, match_pattern, open_seekable, place
+from shards.storage import Place, match_pattern, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
 
 USES = ("--persons source",)
@@ -52,7 +52,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 
 def _tars(source: str) -> list[tuple[Place, str | None]]:
     """The tars of a source, with their splits."""
-    root = place(source, "SOURCE")
+    root = parse_place(source, "SOURCE")
     found: list[tuple[Place, str | None]]
     if (named := match_pattern(source, "SOURCE")) is not None:
         found = [(tar, None) for tar in named]

@@ -105,7 +105,7 @@ def test_a_micro_batch_holds_the_samples_of_the_plan(emoji_shards: Path) -> None
     assert batch.texts_BE is not None
     assert batch.texts_BE.dtype == torch.float32
     for i, slot in enumerate((7, 100, 3)):
-        place = data.plan.place(slot)
+        place = data.plan.locate(slot)
         raw = data.readers[0].read(place.shard, place.row)
         scene, person = training_views(raw.image, raw.persons, data.settings, of.run.seed, slot)
         assert person is not None
@@ -183,11 +183,11 @@ def test_a_damaged_sample_is_replaced_by_the_next_of_its_stream_and_reported(
     of = config(copy, workers=workers)
     plan = dataset(of).plan
     before = samples(steps(of, 2))
-    places = [plan.place(8), plan.place(8 + 6)]  # of slot 8, and of the first in its place
+    places = [plan.locate(8), plan.locate(8 + 6)]  # of slot 8, and of the first in its place
     names = [damage(copy, place.shard, place.row) for place in places]
     batches = steps(of, 2)
     after = samples(batches)
-    substitute = plan.place(8 + 12)
+    substitute = plan.locate(8 + 12)
     reader = Sources(of).readers[0]
     raw = reader.read(substitute.shard, substitute.row)
     assert after[8][0] == raw.key
@@ -217,9 +217,9 @@ def test_a_sample_that_cannot_be_decoded_is_replaced_and_named(tmp_path: Path) -
         ],
     )
     data = dataset(config(tmp_path, streams=1))
-    slot = next(slot for slot in range(4) if data.plan.place(slot).row == 1)
+    slot = next(slot for slot in range(4) if data.plan.locate(slot).row == 1)
     batch = data[[slot]]
-    assert batch.keys == (f"k{data.plan.place(slot + 1).row}",)
+    assert batch.keys == (f"k{data.plan.locate(slot + 1).row}",)
     assert batch.damaged == (
         f"slot {slot}: 000000.tar: k1: cannot be decoded: not a picture of a known format",
     )
@@ -229,7 +229,7 @@ def test_a_sample_that_cannot_be_decoded_is_replaced_and_named(tmp_path: Path) -
 def test_strict_ends_at_the_first_damaged_sample_and_names_it(workers: int, copy: Path) -> None:
     of = config(copy, workers=workers)
     strict = of.model_copy(update={"data": of.data.model_copy(update={"strict": True})})
-    place = dataset(of).plan.place(8)
+    place = dataset(of).plan.locate(8)
     name = damage(copy, place.shard, place.row)
     data = dataset(of)
     data.strict = True

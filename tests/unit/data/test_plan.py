@@ -60,7 +60,7 @@ def test_every_sample_of_a_source_is_seen_once_per_epoch_and_epochs_do_not_overl
     drawn: dict[int, list[Place]] = defaultdict(list)
     longest = max(map(sum, case.sources))
     for slot in range(3 * longest * case.streams):  # a source has at least one stream
-        place = plan.place(slot)
+        place = plan.locate(slot)
         if len(drawn[place.source]) < 3 * sum(case.sources[place.source]):
             drawn[place.source].append(place)
     for number, counts in enumerate(case.sources):
@@ -78,9 +78,9 @@ def test_a_fresh_plan_at_any_slot_equals_one_that_reached_it_step_by_step(
     case: SampleOrder, slots: list[int]
 ) -> None:
     walked = case.plan()
-    walk = [walked.place(slot) for slot in range(max(slots) + 1)]
-    assert [case.plan().place(slot) for slot in slots] == [walk[slot] for slot in slots]
-    assert [walked.place(slot) for slot in slots] == [
+    walk = [walked.locate(slot) for slot in range(max(slots) + 1)]
+    assert [case.plan().locate(slot) for slot in slots] == [walk[slot] for slot in slots]
+    assert [walked.locate(slot) for slot in slots] == [
         walk[slot] for slot in slots
     ]  # going back changes nothing
 
@@ -91,7 +91,7 @@ def test_the_weights_decide_the_number_of_streams_for_the_whole_run(case: Sample
     plan = case.plan()
     shares = largest_remainder(case.weights, case.streams).tolist()
     for turn in (0, 1, 1000):
-        owners = [plan.place(turn * case.streams + stream).source for stream in range(case.streams)]
+        owners = [plan.locate(turn * case.streams + stream).source for stream in range(case.streams)]
         assert owners == plan.owner_S.tolist()
         assert [owners.count(number) for number in range(len(shares))] == shares
 
@@ -109,14 +109,14 @@ def test_the_global_batch_is_only_the_cut_into_steps(case: SampleOrder) -> None:
         window=case.window,
     )
     plan = case.plan()
-    assert [plan.place(slot) for slot in slots] == [other.place(slot) for slot in slots]
+    assert [plan.locate(slot) for slot in slots] == [other.locate(slot) for slot in slots]
 
 
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.integers(0, 60))
 def test_the_samples_of_each_source_are_counted_as_drawn(case: SampleOrder, step: int) -> None:
     plan = case.plan()
-    drawn = Counter(plan.place(slot).source for slot in range(step * case.global_batch))
+    drawn = Counter(plan.locate(slot).source for slot in range(step * case.global_batch))
     assert plan.source_samples(step) == [drawn[number] for number in range(len(case.sources))]
     assert plan.shares == tuple(largest_remainder(case.weights, case.streams))
 
@@ -127,7 +127,7 @@ def test_each_stream_walks_the_range_stated_for_it(case: SampleOrder) -> None:
     plan = case.plan()
     walked: dict[tuple[int, int, int], set[int]] = defaultdict(set)
     for slot in range(3 * max(map(sum, case.sources)) * case.streams):
-        place, stream = plan.place(slot), slot % case.streams
+        place, stream = plan.locate(slot), slot % case.streams
         order, ends = plan.sources[place.source].shard_order(place.epoch)
         row = int(ends[order.tolist().index(place.shard)]) + place.row
         walked[place.source, place.epoch, int(plan.nth_S[stream])].add(row)
@@ -140,7 +140,7 @@ def test_each_stream_walks_the_range_stated_for_it(case: SampleOrder) -> None:
 def test_the_order_of_samples_keeps_its_values() -> None:
     plan = Plan([[5, 0, 7], [3, 2]], [2, 1], streams=6, global_batch=6, seed=3, window=4)
     assert plan.owner_S.tolist() == [0, 1, 0, 0, 1, 0]
-    places = [plan.place(slot) for slot in (*range(12), 10**6)]
+    places = [plan.locate(slot) for slot in (*range(12), 10**6)]
     assert [(p.source, p.epoch, p.shard, p.row) for p in places] == [
         (0, 0, 0, 2),
         (1, 0, 1, 1),
@@ -161,7 +161,7 @@ def test_the_order_of_samples_keeps_its_values() -> None:
 def test_another_seed_or_epoch_gives_another_order() -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, int]]:
         plan = Plan([[1] * 80], [1], streams=8, global_batch=8, seed=seed, window=16)
-        return [(p.shard, p.row) for p in (plan.place(epoch * 80 + i) for i in range(80))]
+        return [(p.shard, p.row) for p in (plan.locate(epoch * 80 + i) for i in range(80))]
 
     orders = [order(0, 0), order(0, 1), order(1, 0)]
     assert all(sorted(a) == sorted(orders[0]) for a in orders)
@@ -173,16 +173,16 @@ def test_another_seed_or_epoch_gives_another_order() -> None:
 def test_a_stream_stays_within_few_shards_for_a_whole_window() -> None:
     plan = Plan([[1000] * 64], [1], streams=16, global_batch=16, seed=0, window=512)
     for stream in (0, 7, 15):
-        shards = {plan.place(turn * 16 + stream).shard for turn in range(512)}
+        shards = {plan.locate(turn * 16 + stream).shard for turn in range(512)}
         assert len(shards) <= 2
-    assert len({plan.place(stream).shard for stream in range(16)}) == 16  # and streams read different ones
+    assert len({plan.locate(stream).shard for stream in range(16)}) == 16  # and streams read different ones
 
 
 def test_a_plan_of_a_billion_samples_in_100_000_shards_is_small() -> None:
     tracemalloc.start()
     plan = Plan([[10_000] * 100_000], [1], streams=768, global_batch=6144, seed=0, window=512)
-    first = [plan.place(slot) for slot in plan.rank_slots(0, rank=5, world_size=64)]
-    late = [plan.place(slot) for slot in plan.rank_slots(150_000, rank=63, world_size=64)]
+    first = [plan.locate(slot) for slot in plan.rank_slots(0, rank=5, world_size=64)]
+    late = [plan.locate(slot) for slot in plan.rank_slots(150_000, rank=63, world_size=64)]
     bytes_ = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len({(p.shard, p.row) for p in first}) == len({(p.shard, p.row) for p in late}) == 96
@@ -201,7 +201,7 @@ def test_starting_at_step_a_million_costs_as_much_as_at_step_0(monkeypatch: pyte
         shuffled.clear()
         plan = Plan([[10_000] * 1000], [1], streams=768, global_batch=6144, seed=0, window=512)
         for slot in plan.rank_slots(step, rank=5, world_size=64):
-            plan.place(slot)
+            plan.locate(slot)
         return sorted(shuffled)
 
     # The streams' owners, the epoch's shards, and a window of each of the rank's 12 streams.
@@ -214,7 +214,7 @@ def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     def walk(steps: range) -> int:
         for step in steps:
             for slot in plan.rank_slots(step, rank=0, world_size=48):
-                plan.place(slot)
+                plan.locate(slot)
         return tracemalloc.get_traced_memory()[0]
 
     tracemalloc.start()
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_number_of_steps() -> None:
 
 def test_fewer_samples_than_streams_still_give_whole_epochs() -> None:
     plan = Plan([[2, 0, 1]], [1], streams=8, global_batch=8, seed=0, window=4)
-    places = [plan.place(slot) for slot in range(9)]
+    places = [plan.locate(slot) for slot in range(9)]
     for epoch in range(3):
         part = places[3 * epoch : 3 * epoch + 3]
         assert sorted((p.epoch, p.shard, p.row) for p in part) == [

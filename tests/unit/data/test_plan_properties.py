@@ -61,7 +61,7 @@ def runs(draw: st.DrawFn) -> Run:
 def step_of_all_ranks(plan: Plan, step: int, world_size: int, micro_batch: int) -> list[tuple[int, Place]]:
     """(slot, place) of a step, rank after rank, in the order in which the ranks take them."""
     return [
-        (slot, plan.place(slot))
+        (slot, plan.locate(slot))
         for rank in range(world_size)
         for slots in plan.micro_batches(step, rank, world_size, micro_batch)
         for slot in slots
@@ -101,7 +101,7 @@ def test_each_epoch_of_a_source_draws_exactly_every_sample_once(run: Run, epoch:
         everything = Counter((shard, row) for shard, count in enumerate(counts) for row in range(count))
         slots = slots_of(plan, number, epoch * samples, 2 * samples)
         assert slots == sorted(slots)
-        places = [plan.place(slot) for slot in slots]
+        places = [plan.locate(slot) for slot in slots]
         for of, part in ((epoch, places[:samples]), (epoch + 1, places[samples:])):
             assert {(place.source, place.epoch) for place in part} == {(number, of)}
             assert Counter((place.shard, place.row) for place in part) == everything
@@ -181,7 +181,7 @@ def test_every_s_slots_hold_the_shares_of_largest_remainder(
             plan()
         return
     assert plan().shares == tuple(shares)
-    owners = Counter(plan().place(u).source for u in range(slot, slot + streams))  # from any slot on
+    owners = Counter(plan().locate(u).source for u in range(slot, slot + streams))  # from any slot on
     assert [owners[number] for number in range(len(weights))] == shares
 
 

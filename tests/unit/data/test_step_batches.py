@@ -62,7 +62,7 @@ def test_a_loader_process_that_dies_is_named_with_its_sample(what: int, emoji_sh
     assert int(found[2]) in pids
     assert found[3] == signal.Signals(what).name
     slot = {0: 3, 1: 9}[int(found[1])]  # whose death is noticed first depends on the machine
-    place = data.plan.place(slot)
+    place = data.plan.locate(slot)
     name = data.readers[0].manifest.shards[place.shard].name
     assert f"at slot {slot}: {emoji_shards}/train/{name}, row {place.row}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -130,7 +130,7 @@ def test_read_counts_travel_with_the_micro_batches(workers: int, emoji_shards: P
     for batch in found:
         lengths = []
         for slot in batch.slots_B.tolist():
-            place = data.plan.place(slot)
+            place = data.plan.locate(slot)
             lengths.append(len(data.readers[0].read(place.shard, place.row).image))
         assert batch.counts == ReadCounts(reads=6, bytes=sum(lengths), hits=0, retries=0)
 

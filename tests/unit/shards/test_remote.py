@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from shards.format.manifest import read_manifest
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources import SourceOptions, open_source
-from shards.storage import place
+from shards.storage import parse_place
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.data.reader import ShardReader
@@ -172,5 +172,5 @@ def test_invalid_urls_are_one_line_errors(
 
 
 def test_file_addresses_are_local_paths(photo_shards: Path) -> None:
-    assert place(f"file://{photo_shards}") == photo_shards
+    assert parse_place(f"file://{photo_shards}") == photo_shards
     assert run(["shards", "stats", f"file://{photo_shards}"]) == EXIT_DONE

@@ -81,7 +81,7 @@ def test_a_slot_shows_the_stored_scene_of_its_epoch_and_all_else_as_with_a_live_
     persons = by_slot(cached, "person_B3HW")
     shown: dict[str, list[int]] = {}
     for slot in sorted(scenes):
-        place = data.plan.place(slot)
+        place = data.plan.locate(slot)
         raw = data.readers[0].read(place.shard, place.row)
         number = choose_cached_view(3, 3, raw.image_sha256, place.epoch)
         shown.setdefault(raw.key, []).append(number)

@@ -6,7 +6,7 @@ import pytest
 from upath import UPath
 
 from shards.sources.files import is_clutter, name_below
-from shards.storage import match_pattern, place
+from shards.storage import match_pattern, parse_place
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_files_of_a_pattern_are_named_below_its_fixed_part(
         source = f"{base}*/x.tar"
         assert [name_below(path, source) for path in match_pattern(source) or ()] == ["a/x.tar", "b/x.tar"]
         below = [
-            name_below(path, base or ".") for path in sorted(place(base or ".").glob("*/*.tar"), key=str)
+            name_below(path, base or ".")
+            for path in sorted(parse_place(base or ".").glob("*/*.tar"), key=str)
         ]
         assert below == ["a/x.tar", "b/x.tar"]
 

@@ -413,11 +413,11 @@ def test_persons_of_a_table_are_the_sources_own(tmp_path: Path) -> None:
 
 NEW_LAYOUT = """
 from shards.sources import Record
-from shards.storage import place
+from shards.storage import parse_place
 
 
 def read(source, options):
-    root = place(source, "SOURCE")
+    root = parse_place(source, "SOURCE")
     for line in (root / "pictures.txt").read_text(encoding="utf-8").splitlines():
         name, label = line.split()
         yield Record(name=name, image=str(root / name), label=label)
