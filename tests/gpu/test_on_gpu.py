@@ -17,7 +17,7 @@ import torch
 from labelled_sets import labels_set, packed
 from ranks import TINY, events, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.folders import complete_checkpoints
+from uniemox_dist.checkpoints.folders import list_complete_checkpoints
 from uniemox_dist.checkpoints.format import FragmentReader
 from uniemox_dist.inference.embed import embed
 from uniemox_dist.inference.inputs import Pictures
@@ -117,7 +117,7 @@ def test_a_checkpoint_is_complete_finite_and_resumed_by_any_stage(runs: Runs) ->
     names = {"again": "zero.stage=1", "sharded-again": "zero.stage=3"}
     for name in names:
         run = shutil.copytree(runs.folder / "plain", runs.folder / name)
-        for checkpoint in complete_checkpoints(run / "checkpoints"):
+        for checkpoint in list_complete_checkpoints(run / "checkpoints"):
             if checkpoint.step > 2:
                 (checkpoint.folder / "complete.json").unlink()  # as if killed while saving
     runs.train({name: (stage,) for name, stage in names.items()})
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_complete_finite_and_resumed_by_any_stage(runs: Runs) ->
         assert largest_difference(runs.losses("plain"), runs.losses(name)) < CLOSE[runs.device]
     if runs.device == "cpu":  # some of a GPU's sums have no fixed order
         assert runs.losses("again") == runs.losses("plain")
-    found = complete_checkpoints(runs.folder / "again/checkpoints")
+    found = list_complete_checkpoints(runs.folder / "again/checkpoints")
     assert [checkpoint.step for checkpoint in found] == [2, 4, 6]
     assert [checkpoint.problem(hashes=True) for checkpoint in found] == [None] * 3
     reader = FragmentReader(found[-1])
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_is_skipped_in_every_precision_and_stage(runs:
         folder = runs.folder / name
         skips = [(event["step"], event["where"]) for event in events(folder, "skip")]
         assert skips == [(BAD_STEP, "loss")], name
-        last = complete_checkpoints(folder / "checkpoints")[-1]
+        last = list_complete_checkpoints(folder / "checkpoints")[-1]
         assert (last.step, last.info["adam_step"]) == (STEPS, STEPS - 1)
         reader = FragmentReader(last)
         assert all(reader.parameter(key).isfinite().all() for key in reader.shapes)
