@@ -96,10 +96,10 @@ def list_command(run: Path, as_json: bool) -> None:
         for found in left[kind]:
             why = f"{found['kind']}: {found['problem']}" if "kind" in found else said
             click.echo(f"{found['name']} ({size(found['bytes'])}): {why}")
-    every = f", every step that {keep_every:,} divides" if keep_every else ""
+    every = f" and every multiple of {keep_every:,}" if keep_every else ""
     total = sum(f["bytes"] for f in facts)
     click.echo(
-        f"{counted(len(facts), 'complete checkpoint')}, {size(total)}; kept are the last {keep_last}{every}"
+        f"{counted(len(facts), 'complete checkpoint')}, {size(total)}; retention keeps the last {keep_last}{every}"
     )
 
 
@@ -193,7 +193,7 @@ def prune_command(
             if not dry_run:
                 remove(path, seen=path not in left)
             freed += count
-            said = "a link: what it leads to stays" if link else size(count)
+            said = "a link; its target stays" if link else size(count)
             click.echo(f"{'would delete' if dry_run else 'deleted'} {path.name} ({said})")
     stay = counted(len(complete) - len(old), "complete checkpoint")
     would = "would be freed" if dry_run else "freed"

@@ -98,7 +98,9 @@ def test_the_list_shows_all_checkpoints_and_which_ones_retention_would_delete(
     assert lines[3].split()[-1] == "keeps"
     assert lines[6].startswith("step_00000050.damaged (")
     assert lines[6].endswith("): set aside as damaged")
-    assert lines[-1] == "5 complete checkpoints, 10.0 kB; kept are the last 2, every step that 300 divides"
+    assert (
+        lines[-1] == "5 complete checkpoints, 10.0 kB; retention keeps the last 2 and every multiple of 300"
+    )
 
 
 def test_verify_reads_every_byte_and_names_each_damaged_file(
@@ -311,7 +313,7 @@ def test_prune_deletes_links_but_not_their_targets(
     (run.checkpoints / ".step_00000009.tmp").symlink_to(other)
     assert uniemox(["checkpoint", "prune", str(run.path), "--damaged"]) == EXIT_DONE
     out = capsys.readouterr().out
-    assert "deleted step_00000100 (a link: what it leads to stays)\n" in out
+    assert "deleted step_00000100 (a link; its target stays)\n" in out
     assert "deleted .step_00000008.tmp (5 bytes)\n" in out
     assert names(run) == ["step_00000300", "step_00000400", "step_00000500"]
     assert len(list(other.iterdir())) == 3
