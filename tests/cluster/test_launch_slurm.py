@@ -75,7 +75,7 @@ def test_a_job_runs_the_code_that_was_installed_when_it_was_submitted(
     done = start("--chain", "2", installed=checkout)
     assert "leaves out n1" in done.stderr
     first, second = (int(word) for word in done.stdout.splitlines()[-1].split()[-2:])
-    # A checkout that somebody works on, in the middle of an edit.
+    # A checkout that is being edited.
     (checkout / "uniemox_dist/train/loop.py").write_text("raise RuntimeError('edited')\n")
     refused = start(code=2)
     assert f"jobs {first} (pending), {second} (pending) have this run" in refused.stderr
@@ -122,9 +122,9 @@ def test_a_sweep_runs_every_point_with_its_own_settings_and_requeues_each_alone(
 
 
 CONTAINERS = {
-    # Everything before the command, as `apptainer exec` reads it, is taken away; the command is run.
+    # Everything before the command, as `apptainer exec` reads it, is removed; the command is run.
     "apptainer": 'while [[ $1 != *.sif ]]; do echo "$1" >>"$OPTIONS"; shift; done; shift; exec "$@"',
-    # What pyxis adds to srun.
+    # The options that pyxis adds to srun.
     "srun": 'a=(); for x in "$@"; do case $x in --container*) echo "$x" >>"$OPTIONS";; *) a+=("$x");; esac; done\n'
     'exec /usr/bin/srun "${a[@]}"',
 }

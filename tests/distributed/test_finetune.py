@@ -184,7 +184,7 @@ def test_colours_are_learned_the_best_weights_kept_and_patience_ends_a_run(
     assert [end["step"] for end in ends] == [12, 12]
     assert "in 2 validations (finetune.patience=2)" in ends[0]["reason"]
     assert read(tmp_path / "still/finetune.json")["best_step"] == 4
-    # The first of the two did all that is to do; what differs is told before anything is written.
+    # The first of the two did all the work; differences are reported before anything is written.
     other = [*still, "finetune.mixup=0.5", "run.max_steps=61"]
     assert run_ranks(still, world_size=1, recipe="finetune") == [0]
     assert len((tmp_path / "still/validation.jsonl").read_text().splitlines()) == 3
@@ -230,7 +230,7 @@ def test_the_commands_in_the_document_work(
     assert (command, run(arguments)) == ("uniemox", 0)
     command, subcommand, recipe, *pairs = train_line.split()
     assert (command, subcommand, pairs[-2]) == ("uniemox", "finetune", "--nproc")
-    small = [pair for pair in TINY if not pair.startswith("model.")]  # OUT says its architecture
+    small = [pair for pair in TINY if not pair.startswith("model.")]  # OUT states its architecture
     small += ["run.max_steps=2", "batch.global_batch=8", "batch.micro_batch=4"]
     assert run_ranks([*pairs[:-2], *small], world_size=2, recipe=recipe) == [0, 0]
     assert read(Path(read_line.split()[1]))["test"]["samples"] == 16

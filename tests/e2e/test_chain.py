@@ -130,7 +130,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     for pid in [int(child) for child in children.stdout.split()] + [process.pid]:
         os.kill(pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)  # loader processes notice that their rank is gone
+    time.sleep(0.5)  # loader processes notice that their rank has ended
 
 
 def stop(start: list[str], run: Path, number: signal.Signals) -> int:

@@ -261,7 +261,7 @@ def test_open_clips_training_drops_the_rest_of_a_pass_and_fills_up_from_the_next
 def test_open_clips_training_with_resampled_shards_yields_samples_of_the_data_set(
     name: str, packed: Path, by_old: Results
 ) -> None:
-    # Shards are drawn with replacement: what is promised is their number, not that each sample is seen.
+    # Shards are drawn with replacement: their number is fixed, but a sample may not occur.
     found = pairs(by_old[name][2])
     assert len(found) == stated_samples(packed)
     assert set(found) <= set(expected_pairs(packed))

@@ -57,7 +57,7 @@ def restarts(run: RunFolder) -> list[dict[str, object]]:
 def in_background(
     run: RunFolder, code: str, *, longest_pause_s: float, max_restarts: int = 2
 ) -> "subprocess.Popen[str]":
-    """The same, in a process of its own that can be signalled."""
+    """The same, in a separate process that can be signalled."""
     launcher = (
         "import sys\nimport launch.restarts as r\nfrom uniemox_dist.distributed.local_launcher import Signals\n"
         "from uniemox_dist.runs.folder import RunFolder\n"

@@ -1,4 +1,4 @@
-"""Commands in processes of their own that are forks, which spares a fresh interpreter's imports."""
+"""Commands in forked processes, which saves the imports of a fresh interpreter."""
 
 import multiprocessing
 import sys

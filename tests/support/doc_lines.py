@@ -15,6 +15,6 @@ def command_lines(text: str) -> list[list[str]]:
                     continue
                 try:
                     found.append(shlex.split(words)[1:])
-                except ValueError:  # what a command says, not a command
+                except ValueError:  # the output of a command, not a command
                     continue
     return found

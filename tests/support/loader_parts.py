@@ -1,4 +1,4 @@
-"""A small configuration, its data set of micro-batches, and whether processes are gone."""
+"""A small configuration, its data set of micro-batches, and whether processes have ended."""
 
 import time
 from pathlib import Path

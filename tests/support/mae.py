@@ -1,4 +1,4 @@
-"""MAE (He et al. 2022) once more, in plain torch, on a state dict in the names of its official checkpoints.
+"""A second implementation of MAE (He et al. 2022) in plain torch, on a state dict of its official checkpoints.
 
 Shape legend: B pictures, N patches, V kept patches, T tokens, D encoder width, F decoder width, p patch size.
 """

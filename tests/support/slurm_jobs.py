@@ -37,7 +37,7 @@ class Cluster:
         return result.stdout
 
     def submit(self, folder: Path, options: Sequence[str], arguments: Sequence[str], **env: str) -> "Job":
-        """sbatch of the shipped script; its log lies in `folder`."""
+        """sbatch of the shipped script; its log is in `folder`."""
         command = ["sbatch", "--parsable", *options, str(SCRIPT), *arguments]
         number = int(self.run(*command, env=env, cwd=folder).split(";")[0])
         self.submitted.append(number)

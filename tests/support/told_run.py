@@ -1,4 +1,4 @@
-"""A made-up run folder that has seen everything: every kind of event, lost steps, and pauses."""
+"""A made-up run folder with every kind of event, lost steps, and pauses."""
 
 import json
 import math

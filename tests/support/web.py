@@ -1,4 +1,4 @@
-"""A web server on loopback that sends ranges of files, writes down what was asked for, and can be away."""
+"""A web server on loopback that sends ranges of files, records the requests, and can be switched off."""
 
 import re
 import threading

@@ -38,7 +38,7 @@ def save(folder: RunFolder, step: int, **more: Any) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """Checkpoints at 100 … 500, of which retention keeps 300 for ever and the last two; and what else may lie there."""
+    """Checkpoints at 100 … 500, of which retention keeps 300 and the last two; and other folders that may exist."""
     folder = RunFolder(tmp_path / "emo")
     folder.create()
     folder.config.write_text("run: {keep_last: 2, keep_every: 300}\nof_a_later_version: {x: 1}\n")

@@ -82,7 +82,7 @@ def test_json_has_the_facts_as_numbers(told: RunFolder, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], found["format_version"], len(found["runs"])) == ("uniemox-status", 1, 1)
     run = found["runs"][0]
-    # The lock looks free, but is of another host, and lines are fresh.
+    # The lock of another host appears free, but the lines are recent.
     assert (run["state"], run["step"], run["max_steps"], run["mfu"]) == ("running", 8200, 12000, 0.29)
     assert (run["saved_step"], run["saved_age_s"], run["eta_s"]) == (8000, 600.0, 7580.0)
     assert (run["attempts"], run["restarts"], run["skipped"], run["faults"]) == (4, 1, 2, 2)

@@ -188,7 +188,7 @@ def in_terminal(characters: int, *arguments: str) -> list[str]:
     while True:
         try:
             piece = os.read(main, 65536)
-        except OSError:  # how Linux tells that nobody has the terminal any more
+        except OSError:  # how Linux signals that no process holds the terminal any more
             break
         if not piece:
             break

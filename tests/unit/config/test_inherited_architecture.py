@@ -1,4 +1,4 @@
-"""The architecture of a fine-tuning run comes from what it starts from, unless somebody states another."""
+"""The architecture of a fine-tuning run comes from the weights it starts from, unless the user states another."""
 
 import json
 from pathlib import Path

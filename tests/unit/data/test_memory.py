@@ -33,5 +33,5 @@ def test_resident_size_is_flat_over_twenty_epochs(tmp_path: Path) -> None:
     after_two, last = sizes[1], sizes[-1]
     for before, now in zip(after_two, last):
         assert now - before < 8 << 20, sizes
-    # What is stated at a run's start: 4 micro-batches ahead, 2 of a step and one more; and 65,536 rows.
+    # The numbers printed at a run's start: 4 micro-batches ahead, 2 of a step and one more; and 65,536 rows.
     assert estimate_loader_bytes(of, 1) == (7 * 24 * 2 * 3 * 224 * 224, 65536 * 400)

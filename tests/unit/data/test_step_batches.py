@@ -70,7 +70,7 @@ def test_a_loader_process_that_dies_is_named_with_its_sample(what: int, emoji_sh
 
 
 def test_a_loader_process_that_dies_during_the_step_is_named(emoji_shards: Path) -> None:
-    """torch's signal handler raises wherever the training process is at that moment; the next step says it, too."""
+    """torch's signal handler raises wherever the training process is at that moment; the next step reports it, too."""
     of = config(emoji_shards / "train", workers=1)
     data = dataset(of)
     data.renderer = Trap(20, die(signal.SIGKILL))  # in the second step's micro-batches, which are made ahead

@@ -288,7 +288,7 @@ def test_the_person_view_is_the_crop_of_the_person(box: tuple[int, int, int, int
     _, view = training_views(with_rectangle(100, 100, *box), (person,), PLAIN, 0, 0)
     assert view is not None
     assert (pixels(view) == RED).all()  # all of the rectangle, and nothing around it
-    # One pixel less of rectangle on each side is seen at once.
+    # One pixel less of rectangle on each side makes a visible difference.
     smaller = with_rectangle(100, 100, left + 1, top + 1, right - 1, bottom - 1)
     _, view = training_views(smaller, (person,), PLAIN, 0, 0)
     assert view is not None

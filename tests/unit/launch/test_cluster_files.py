@@ -1,4 +1,4 @@
-"""Cluster files: what a site says, and every mistake in it at once."""
+"""Cluster files: the settings of a site, with all mistakes reported at once."""
 
 from pathlib import Path
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# A rank that starts a helper by a program of its own (as compilers are), and one by a fork; it says what it received.
+# A rank that starts a helper program (such as a compiler), and a forked helper; it prints the signals that it
+# received.
 RANK = """
 import os, subprocess, sys, time
 from pathlib import Path

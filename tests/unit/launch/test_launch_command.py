@@ -1,4 +1,5 @@
-"""`uniemox launch` without a cluster: what is refused before anything is queued, what is frozen, what sbatch is told.
+"""`uniemox launch` without a cluster: requests that are refused before they are queued, the frozen files, and the
+options of sbatch.
 
 sbatch and squeue are small programs here that write down how they were called; tests/cluster has the real ones.
 """
@@ -42,7 +43,7 @@ FAKES = {
 
 @pytest.fixture
 def place(tmp_path: Path, emoji_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a recipe, a site and a Slurm that says yes."""
+    """The working directory, with a recipe, a site and a Slurm that accepts every job."""
     (tmp_path / "r.yaml").write_text(RECIPE)
     (tmp_path / "data").symlink_to(emoji_shards / "train")
     (tmp_path / "site.yaml").write_text(SITE)

@@ -51,7 +51,7 @@ def test_a_local_run_uses_the_frozen_code_and_not_the_working_directory(place: P
     assert [event["step"] for event in read_lines(folder.events) if event["event"] == "end"] == [2]
     facts = json.loads((folder.path / "jobs/0001/submission.json").read_text())
     assert (facts["job_ids"], facts["nodes"], facts["ranks_per_node"]) == ([], "1", 2)
-    # What runs calls itself by its program, which is the folder of the frozen code.
+    # The process prints its program, which is the folder of the frozen code.
     assert json.loads(folder.environment.read_text())["command"][0] == facts["code"]
 
 

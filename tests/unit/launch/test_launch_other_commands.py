@@ -1,4 +1,4 @@
-"""`uniemox launch KIND -- COMMAND …`: commands without a run folder, in a submission folder of their own."""
+"""`uniemox launch KIND -- COMMAND …`: commands without a run folder, each with its own submission folder."""
 
 import json
 import shlex

@@ -12,7 +12,7 @@ from attempts import begun, in_background, until
 from uniemox_dist.core.signals import LAUNCHER_PID, StopFlag, stop_signals
 from uniemox_dist.runs.folder import RunFolder
 
-# A rank that minds signals, and says by which it was stopped.
+# A rank that handles signals, and prints which one stopped it.
 MINDS = (
     "from uniemox_dist.core.signals import StopFlag, stop_with_launcher\n"
     "stop = StopFlag().install()\nstop_with_launcher()\n(run / f'up{rank}').touch()\n"
@@ -76,7 +76,7 @@ def test_a_terminal_that_closes_stops_all_ranks(run: RunFolder, monkeypatch: pyt
     finally:
         signal.signal(signal.SIGHUP, before)
     assert process.stderr is not None
-    process.stderr.close()  # nobody reads any more: what the launcher still says is lost, and nothing else
+    process.stderr.close()  # no process reads any more: only the launcher's further output is lost
     until(process, lambda: all_there(run, "up"))
     process.send_signal(signal.SIGHUP)
     assert process.wait(120) == 75

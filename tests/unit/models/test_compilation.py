@@ -11,7 +11,7 @@ from uniemox_dist.models.compilation import CACHES, find_obstacle, use_private_c
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An own folder for temporary files and an own home; neither cache is set."""
+    """A separate folder for temporary files and a separate home; neither cache is set."""
     for variable in (*CACHES, "CC", "CXX"):
         # Setting first makes monkeypatch restore it: use_private_cache sets the variables itself.
         monkeypatch.setenv(variable, "")

@@ -1,4 +1,4 @@
-"""Analytic FLOPs are what torch counts in the real modules, and what is off is not counted.
+"""Analytic FLOPs equal torch's count of the real modules; parts that are off do not count.
 
 Modules live on the meta device: nothing is computed, and attention there is counted as its two products (the fused
 kernel of a CPU is unknown to torch's counter and would count as nothing).

@@ -362,7 +362,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 
 
 def test_nothing_in_a_release_is_lost_that_a_checkpoint_had_fixed(tmp_path: Path) -> None:
-    """Positions that came from elsewhere cannot be made anew: a release has them from the checkpoint."""
+    """Positions from other weights cannot be recomputed: a release takes them from the checkpoint."""
     mae.save(tmp_path / "mae.pth", mae.Shape(side=3))
     original = student()
     load_initial_weights(original, tmp_path / "mae.pth")

@@ -1,4 +1,4 @@
-"""Every block of Python in README and docs, and in a model card, does what it says: all are run on a release."""
+"""Every block of Python in README and docs, and in a model card, works: all are run on a release."""
 
 import re
 from pathlib import Path

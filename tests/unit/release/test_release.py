@@ -193,7 +193,7 @@ def test_an_unknown_architecture_and_other_weights_are_one_line_errors(run: Path
 
 
 def sealed(out: Path) -> None:
-    """SHA256SUMS of what lies there now."""
+    """SHA256SUMS of the present files."""
     names = sorted(path.name for path in out.iterdir() if path.name != "SHA256SUMS")
     (out / "SHA256SUMS").write_text("".join(f"{sha256_file(out / name)}  {name}\n" for name in names))
 

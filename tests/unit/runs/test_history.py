@@ -80,7 +80,7 @@ def test_work_is_from_each_start_to_the_last_sign_of_life_before_the_next() -> N
             "event": "fault",
             "error": "no sound checkpoint",
             "ends": True,
-        },  # before a start of its own
+        },  # before its own start
         {"time": 1000, "event": "start", "step": 9},
     ]
     assert History([{"time": 1010, "step": 11}], events).attempts == [

@@ -1,4 +1,4 @@
-"""Where ranks of a Slurm job write: all but rank 0 into files of their own, with their end in the main log, too."""
+"""The output of ranks in a Slurm job: all but rank 0 write to their own files, and their last error to the main log."""
 
 import os
 import socket

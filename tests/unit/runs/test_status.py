@@ -23,7 +23,7 @@ CONFIG = {"run": {"max_steps": 400, "start_timeout_s": 300}}
 
 
 def look(*events: dict[str, Any], lock: Lock, now: float, **more: Any) -> dict[str, Any]:
-    """Facts of a run that began at 1000, did a step a second to 100, and wrote these events at 1105."""
+    """Facts of a run that began at 1000, did one step per second up to 1100, and wrote these events at 1105."""
     told = [START, *({"time": 1105.0, **event} for event in events)]
     return summarize(
         "r",

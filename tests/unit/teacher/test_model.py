@@ -158,7 +158,7 @@ def test_towers_without_a_common_width_are_refused(tmp_path: Path) -> None:
     folder = make_teacher(tmp_path / "none", embed=0)
     with pytest.raises(UserError, match="embeds pictures in 0 numbers and texts in 32; use a CLIP"):
         Teacher(TeacherConfig(name=f"local-dir:{folder}"))
-    # A text tower of its own, without a projection to the pictures' width.
+    # A separate text tower, without a projection to the pictures' width.
     config = json.loads((make_teacher(tmp_path / "two") / "open_clip_config.json").read_text())
     model_cfg = {**config["model_cfg"], "custom_text": True, "embed_dim": 48}
     model_cfg["text_cfg"]["proj_type"] = "none"

@@ -79,7 +79,7 @@ def test_a_run_that_did_steps_again_just_as_before_is_ok(run: Run, reference: Ru
 def test_lost_and_doubled_samples_are_counted(run: Run, reference: Run) -> None:
     path = run.path / "trace" / "rank1.jsonl"
     lines = read(path)
-    lines[3] = {**lines[3], "slots": lines[2]["slots"]}  # the samples of the step before once more
+    lines[3] = {**lines[3], "slots": lines[2]["slots"]}  # the samples of the previous step again
     write(path, lines[:-1])
     outcome = verdict(run, reference)
     assert (outcome.samples_lost, outcome.samples_doubled) == (4, 2)

@@ -135,7 +135,7 @@ def test_a_time_limit_within_the_signals_lead_is_refused_and_nothing_is_made(
             RUNNING,
             "end 1",
             False,
-        ),  # srun says so too where one rank ended with 75 and another failed
+        ),  # srun also returns this if one rank ended with 75 and another failed
         (75, True, "COMPLETING 0", "end 75", False),  # cancelled
         (75, True, "CANCELLED 0", "end 75", False),
         (75, True, "COMPLETING 1", "end 75", True),  # Slurm has queued it again
@@ -245,7 +245,7 @@ def test_a_job_whose_nodes_always_fail_is_not_requeued_forever(run: RunFolder) -
     with pytest.raises(Fault, match="given up after 2 restarts without a new checkpoint"):
         started(run, SLURM_RESTART_COUNT="3")
     assert not run.job.exists()
-    assert started(run, SLURM_JOB_ID="18", live="18 RUNNING").ranks == 6  # a person submits it once more
+    assert started(run, SLURM_JOB_ID="18", live="18 RUNNING").ranks == 6  # a user submits it again
 
 
 def test_requeues_after_complete_saves_are_not_limited(run: RunFolder) -> None:

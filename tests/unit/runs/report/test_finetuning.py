@@ -1,4 +1,4 @@
-"""The report of a fine-tuning run: its looks at validation, what the best weights reach, and nothing of pretraining."""
+"""The report of a fine-tuning run: its validations, the scores of the best weights, and no section of pretraining."""
 
 import json
 from pathlib import Path

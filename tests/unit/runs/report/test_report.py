@@ -565,7 +565,7 @@ def test_curves_mark_resumes_and_loss_spikes() -> None:
         at(30),  # by hand
         {"event": "job", "restarts": 2}, at(40),  # by Slurm, after the loss of a node
         {"event": "job", "restarts": 0}, at(50),  # of a new job
-        {"event": "restart"}, at(30),  # once more: the last time counts
+        {"event": "restart"}, at(30),  # repeated: the last line counts
     ]  # fmt: skip
     past = History([metric(s, 100 + s) for s in range(1, 60)], events)
     assert {kind: past.find_resumes(kind) for kind in RESUMES} == {

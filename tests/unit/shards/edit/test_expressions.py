@@ -1,4 +1,4 @@
-"""Conditions on an index: which rows they hold for, which columns they read, and what is none."""
+"""Conditions on an index: the rows they select, the columns they read, and invalid ones."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Joining parts: what only repeats is left out, what a part counts has to be there, and links are told."""
+"""Joining parts: repeated samples are left out, a part's counts are checked, and links are reported."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def rows(emoji_table: Path) -> list[dict[str, Any]]:
 def test_shards_of_marked_samples_only_are_left_out_and_stay_counted(
     rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    folders = parts_of(rows, tmp_path, 9)  # every record a part and a shard of its own
+    folders = parts_of(rows, tmp_path, 9)  # one part and one shard for each record
     result = merge(tmp_path / "out", folders)
     assert (result.records, result.packed, dict(result.refused)) == (9, {"": 5}, {"duplicate": 4})
     manifest = read_manifest(tmp_path / "out")

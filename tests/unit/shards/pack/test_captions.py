@@ -1,4 +1,4 @@
-"""Captions from templates: what they say, and which templates are none."""
+"""Captions from templates: their texts, and invalid templates."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Damaged data sets: every command says in one line which file it is, and makes nothing of it."""
+"""Damaged data sets: every command names the file in one line and writes no result."""
 
 import json
 import math

@@ -61,7 +61,7 @@ BAD = {
 
 
 def jpeg(number: int) -> bytes:
-    """A picture of its own for each number."""
+    """A different picture for each number."""
     return encoded(PHOTO.crop((number, 0, number + 64, 64)), "JPEG")
 
 

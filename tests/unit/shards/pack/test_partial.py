@@ -34,7 +34,7 @@ def of(table: Path, **more: Any) -> PackSettings:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, empty, as a Docker volume is."""
+    """An empty, separate file system, like a Docker volume."""
     folder = tmp_path / "volume"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]

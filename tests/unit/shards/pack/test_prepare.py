@@ -188,7 +188,7 @@ def test_the_quick_header_reader_agrees_with_pillow() -> None:
 
 
 def moved_exif(place: str) -> bytes:
-    """A JPEG of orientation 6 whose EXIF stands at an unusual, but legal place."""
+    """A JPEG of orientation 6 whose EXIF is at an unusual, but legal place."""
     file = turned(6)
     start = file.index(b"\xff\xe1")
     end = start + 2 + int.from_bytes(file[start + 2 : start + 4], "big")

@@ -143,7 +143,7 @@ def test_a_pack_killed_at_any_moment_resumes_without_loss_or_duplicate(
                 break
             time.sleep(0.002)
         if process.wait() == 0:
-            if kills == 0:  # it was too fast for this process: once more from the beginning
+            if kills == 0:  # it was too fast for this process: try again from the beginning
                 shutil.rmtree(tmp_path / "out")
                 continue
             break
@@ -158,7 +158,7 @@ def whole_shards(folder: Path) -> int:
 
 
 def _ends_soon(group: int) -> bool:
-    """Whether no process of a killed pack is left: its workers notice that their parent is gone."""
+    """Whether no process of a killed pack is left: its workers notice that their parent has ended."""
     for _ in range(500):
         try:
             os.killpg(group, 0)

@@ -78,7 +78,7 @@ def test_a_record_that_a_kill_cut_costs_only_itself(tmp_path: Path) -> None:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, host: str, pid: int, second: float) -> None:
-    """Makes TensorBoard name its next file as if it were made there and then."""
+    """Makes TensorBoard name its next file as if it were made at that time and place."""
     from tensorboard.summary.writer import event_file_writer
 
     monkeypatch.setattr(socket, "gethostname", lambda: host)
