@@ -35,7 +35,7 @@ def told_run(path: Path, *, lines_of_last_attempt: int = 60) -> RunFolder:
         events.append({"time": round(clock + after_s, 3), "event": kind, **facts})
 
     def start(step: int, ranks: int, stage: int) -> None:
-        versions = {"uniemox-dist": "0.6.0", "torch": "2.11.0", "deepspeed": "0.19.0"}
+        versions = {"uniemox-dist": "0.1.0", "torch": "2.11.0", "deepspeed": "0.19.0"}
         about = {
             "precision": "bf16",
             "teacher": "live",

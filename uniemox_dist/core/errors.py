@@ -39,7 +39,7 @@ LOST_CONTACT = "lost contact with another rank; see that rank's log or the launc
 """The error of a rank whose collective failed because another rank ended."""
 LOST_CONTACT_PARTS = (
     "lost contact with another rank",
-    "another rank is gone",  # events of versions before 0.7
+    "another rank is gone",  # in events of earlier versions
     # gloo, and the sockets below gloo and NCCL
     "connection closed by peer",
     "connection reset by peer",
