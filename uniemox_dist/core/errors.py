@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
 
@@ -66,7 +67,8 @@ def describe_lost_contact(error: str) -> str:
     """The text of a rank that lost contact: `LOST_CONTACT` with the library's reason, which may name the peer, the
     network device or the collective."""
     reason = error.rpartition("Last error:")[2].strip() or error.strip()  # NCCL puts its details last
-    return f"{LOST_CONTACT} ({reason.splitlines()[0]})"
+    reason = re.sub(r"^\[\S+:\d+\] ", "", reason.splitlines()[0])  # gloo begins with a line of its source
+    return f"{LOST_CONTACT} ({reason.partition('. ')[0].rstrip('.')})"  # gloo goes on with general advice
 
 
 def exit_without_teardown(code: list[int]) -> None:

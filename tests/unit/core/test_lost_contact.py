@@ -4,11 +4,12 @@ import pytest
 
 from uniemox_dist.core.errors import LOST_CONTACT, describe_lost_contact, is_lost_contact
 
-GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:31542"
-GLOO_TIMEOUT = (
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv "
-    "operation to complete"
+SOURCE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] "
+GLOO = "Read error [10.0.0.7]:31542: Connection reset by peer"
+ADVICE = (
+    ". This is typically caused by a remote worker hanging or bugs in the application. Check the logs of x."
 )
+GLOO_TIMEOUT = "Timed out waiting 1800000ms for recv operation to complete"
 STORE = (
     "[1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by "
     "store->get('0'), but got error: Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server "
@@ -39,16 +40,18 @@ WATCHDOG = (
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (GLOO, GLOO),
-        (f"{GLOO}\nException raised from x", GLOO),
-        (GLOO_TIMEOUT, GLOO_TIMEOUT),
+        (SOURCE + GLOO, GLOO),
+        (f"{SOURCE}{GLOO}{ADVICE}", GLOO),
+        (f"{SOURCE}{GLOO}\nException raised from x", GLOO),
+        (SOURCE + "Connection closed by peer [10.0.0.7]:31542", "Connection closed by peer [10.0.0.7]:31542"),
+        (SOURCE + GLOO_TIMEOUT, GLOO_TIMEOUT),
         ("Application timeout caused pair closure", "Application timeout caused pair closure"),
-        (STORE, STORE),
+        (STORE, STORE.partition(". ")[0]),
         (NCCL + SOCKET, SOCKET),
         (NCCL + INFINIBAND, INFINIBAND),
         (NCCL.removesuffix("Last error:\n"), NCCL.splitlines()[0]),
         (INTERNAL + CLOSED, CLOSED),
-        (WATCHDOG, WATCHDOG),
+        (WATCHDOG, WATCHDOG.rstrip(".")),
     ],
 )
 def test_lost_contact_keeps_the_reason_of_the_library(error: str, reason: str) -> None:
