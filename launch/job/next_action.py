@@ -19,7 +19,7 @@ NO_RANK_S = 240.0
 
 
 @dataclass(frozen=True)
-class JobState:
+class OwnJobState:
     """The state of this job after its ranks have ended."""
 
     word: str = "RUNNING"
@@ -27,7 +27,7 @@ class JobState:
     """Slurm has requeued the job: because of a node, for another job, or on request."""
 
     @classmethod
-    def parse(cls, text: str | None, restarts: int) -> "JobState":
+    def parse(cls, text: str | None, restarts: int) -> "OwnJobState":
         """Parses `STATE [RESTARTS]`, where RESTARTS counts the requeues until now; `restarts` counts those before this
         attempt. An empty text means that Slurm did not answer, and counts as RUNNING."""
         words = (text or "").split()
@@ -53,7 +53,7 @@ class NextAction:
 
 
 def choose_next_action(
-    folder: RunFolder, code: int, state: JobState, job_id: int, *, may_requeue: bool = True
+    folder: RunFolder, code: int, state: OwnJobState, job_id: int, *, may_requeue: bool = True
 ) -> NextAction:
     """Chooses the next action, records it as an event, and releases the run unless this job continues it.
 
@@ -73,7 +73,7 @@ def choose_next_action(
 def _decide(
     folder: RunFolder,
     code: int,
-    state: JobState,
+    state: OwnJobState,
     held: lock.JobLock,
     attempts: JobAttempts,
     *,

@@ -40,12 +40,12 @@ def settle(run: Path, code: int, job_state: str | None, no_requeue: bool) -> int
 
     Prints one of `end CODE`, `again`, `requeue` and `resubmit NODELIST`.
     """
-    from launch.job.next_action import JobState, choose_next_action
+    from launch.job.next_action import OwnJobState, choose_next_action
     from uniemox_dist.runs.folder import RunFolder
     from uniemox_dist.scheduler.allocation import Allocation
 
     allocation = Allocation.from_env(os.environ)
-    state = JobState.parse(job_state, allocation.restarts)
+    state = OwnJobState.parse(job_state, allocation.restarts)
     action = choose_next_action(RunFolder(run), code, state, allocation.job_id, may_requeue=not no_requeue)
     if action.remark:
         click.echo(f"uniemox: {action.remark}", err=True)

@@ -127,16 +127,8 @@ def choose_job(jobs: Sequence[Job], answers: Mapping[int, JobState] | None) -> J
 
 
 def _update(job: Job, answer: JobState | None) -> Job:
-    if answer is None:
-        return replace(job, state="")
-    return replace(
-        job,
-        state=answer.state,
-        reason=answer.reason,
-        nodes=answer.nodes,
-        start=answer.start,
-        time_left_s=answer.time_left,
-    )
+    """The job with Slurm's answer, whose fields have the same names."""
+    return replace(job, state="") if answer is None else replace(job, **vars(answer))
 
 
 def _submissions(jobs: Path) -> list[Path]:

@@ -51,7 +51,7 @@ class JobState:
     """The job's nodes in Slurm's short form, such as n[1-3]."""
     start: float | None = None
     """When the job started, or is expected to start, in seconds since 1970."""
-    time_left: float | None = None
+    time_left_s: float | None = None
     """Seconds until the time limit; None without a limit, or where Slurm does not report one."""
 
     @property

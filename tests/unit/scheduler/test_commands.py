@@ -26,8 +26,8 @@ def test_states_of_jobs_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tool(tmp_path, monkeypatch, "squeue", f"printf '%s' '{LINES}'")
     found = commands.query_job_states([7, 8, 10, 11])
     assert set(found) == {7, 8, 10}
-    assert (found[7].nodes, found[7].time_left, found[7].reason) == ("n[1-2]", 93784, "")
-    assert (found[8].state, found[8].time_left) == (
+    assert (found[7].nodes, found[7].time_left_s, found[7].reason) == ("n[1-2]", 93784, "")
+    assert (found[8].state, found[8].time_left_s) == (
         "RUNNING",
         3550,
     )  # of the array's tasks the one that is on

@@ -9,7 +9,7 @@ import pytest
 from event_lines import write_event
 
 from launch.job.attempts import count_attempts
-from launch.job.next_action import JobState, choose_next_action
+from launch.job.next_action import OwnJobState, choose_next_action
 from launch.job.start import start_attempt
 from uniemox_dist.checkpoints.folders import FORMAT, FORMAT_VERSION, step_folder
 from uniemox_dist.core.errors import Fault, UserError
@@ -56,7 +56,7 @@ def saved(run: RunFolder, step: int) -> None:
 
 
 def settled(run: RunFolder, code: int, state: str = RUNNING) -> tuple[str, str]:
-    verdict = choose_next_action(run, code, JobState.parse(state, 0), 17)
+    verdict = choose_next_action(run, code, OwnJobState.parse(state, 0), 17)
     return verdict.line, verdict.remark
 
 
@@ -273,14 +273,14 @@ def test_nodes_that_failed_the_preflight_are_left_out_of_a_new_job(run: RunFolde
         job = {"SLURM_JOB_ID": str(number), "UNIEMOX_AFTER_JOB": str(number - 1)}
         started(run, live=f"{number} RUNNING", **job)
         report_bad_nodes(run, {"n1": "bad"}, number)
-        line = choose_next_action(run, 1, JobState.parse(RUNNING, 0), number).line
+        line = choose_next_action(run, 1, OwnJobState.parse(RUNNING, 0), number).line
     assert line == "end 1"
 
 
 def test_if_jobs_may_not_requeue_themselves_a_failed_preflight_ends_the_job(run: RunFolder) -> None:
     started(run)
     report_bad_nodes(run, {"n2": "fail  /dev/shm  too small"}, 17)
-    action = choose_next_action(run, 1, JobState.parse(RUNNING, 0), 17, may_requeue=False)
+    action = choose_next_action(run, 1, OwnJobState.parse(RUNNING, 0), 17, may_requeue=False)
     assert action.line == "end 1"
     assert "the preflight failed on n2: fail  /dev/shm  too small" in action.remark
     assert "submit again" in action.remark
