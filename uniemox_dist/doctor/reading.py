@@ -27,6 +27,8 @@ LONGEST_S = 2.0
 SLOW_SHARE = 0.25
 """A rank that reads slower than this share of the ranks' median gives a warning."""
 SLOW_BYTES_PER_S = 2e6
+SHORTEST_S = 0.1
+"""A shorter read gives no warning: its rate depends on what else the host does at that moment."""
 MOST_NAMED = 3
 """Number of missing or truncated shards that a rank names."""
 
@@ -150,6 +152,8 @@ def judge(gathered: Sequence[RankFacts[ReadFacts]]) -> list[Finding]:
     median = statistics.median([facts.bytes_per_s for _, facts in select_with_facts(gathered)] or [0.0])
 
     def of_rank(_: RankFacts[ReadFacts], facts: ReadFacts) -> Problem | None:
+        if facts.in_a_row_s < SHORTEST_S:
+            return None
         slow = f"{facts.path}: {facts.bytes_per_s / 1e6:.3g} MB/s"
         if facts.bytes_per_s < SLOW_SHARE * median:
             remedy = "check that host's mount, network and disk; or set data.cache_dir"

@@ -126,6 +126,15 @@ def test_a_rank_that_reads_much_slower_than_the_others_is_named() -> None:
     assert found.value == "data: 128 MB/s, the ranks' median is 640 MB/s"
 
 
+def test_a_read_that_lasts_milliseconds_gives_no_warning() -> None:
+    short, hiccup = (
+        replace(READ, in_a_row=10**5, in_a_row_s=0.0003),
+        replace(READ, in_a_row=10**5, in_a_row_s=0.09),
+    )
+    assert [f.status for f in reading.judge(told(short, hiccup))] == ["ok"]
+    assert [f.status for f in reading.judge(told(short, replace(hiccup, in_a_row_s=0.2)))] == ["warn"]
+
+
 def test_shards_that_all_ranks_read_slowly_are_warned_of() -> None:
     slow = replace(READ, in_a_row=10**6, in_a_row_s=1.0)
     assert reading.judge(told(slow, slow))[0].status == "warn"
