@@ -11,6 +11,7 @@ from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import describe_missing_folder
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.models.flops import Flops
 from uniemox_dist.runs.folder import RunFolder, is_run, read_lines
@@ -149,7 +150,8 @@ def read_run(path: Path, option: str = "--from-run") -> Measured:
         UserError: if it is not a run's folder, or has no pace yet.
     """
     if not path.is_dir():
-        raise UserError(f"{option}={path}: no such folder; give run.dir/run.name of an earlier run")
+        problem = describe_missing_folder(path)
+        raise UserError(f"{option}={path}: {problem}; give run.dir/run.name of an earlier run")
     if not is_run(path):
         raise UserError(f"{option}={path}: holds no config.yaml and no events.jsonl; give run.dir/run.name")
     run = RunFolder(path)

@@ -22,7 +22,13 @@ from shards.pool import Progress, map_in_order
 from shards.sources import Record, Slice
 from shards.sources.layouts.wds import sample_records, table_rows
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import convert_read_errors, convert_write_errors, fsync_dir, sha256_file
+from uniemox_dist.core.files import (
+    convert_read_errors,
+    convert_write_errors,
+    describe_missing_folder,
+    fsync_dir,
+    sha256_file,
+)
 
 _UNFINISHED = ".index.tmp"
 """Subfolder for the index files, the manifest and the lists until all of them are complete."""
@@ -95,7 +101,8 @@ def find_tars(folder: Path) -> list[Path]:
     """
     tars = [tar for tar in sorted(folder.glob("*.tar")) if not tar.is_dir()] if folder.is_dir() else []
     if not tars:
-        raise UserError(f"DIR={folder}: has no .tar files; give a folder that does")
+        problem = "has no .tar files" if folder.is_dir() else describe_missing_folder(folder)
+        raise UserError(f"DIR={folder}: {problem}; give a folder with .tar files")
     for tar in tars:
         if not tar.name.isprintable():  # for example bytes that are not UTF-8, which a manifest cannot hold
             raise UserError(

@@ -13,7 +13,14 @@ from typing import Any
 from shards.format.sample import FORMAT_NAME, FORMAT_VERSION
 from shards.storage import Place, is_local, parse_place
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import atomic_path, canonical_json, format_os_error, sha256_bytes, write_json
+from uniemox_dist.core.files import (
+    atomic_path,
+    canonical_json,
+    describe_missing_folder,
+    format_os_error,
+    sha256_bytes,
+    write_json,
+)
 
 MANIFEST, SIZES = "manifest.json", "sizes.json"
 _HASHED_AT_ONCE = 1000
@@ -94,7 +101,8 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     folder = parse_place(folder, field)
     path = folder / MANIFEST
     if is_local(folder) and not folder.is_dir():  # object stores have no folders
-        raise UserError(f"{field}={folder}: no such folder; build it with `uniemox shards pack`")
+        problem = describe_missing_folder(folder)
+        raise UserError(f"{field}={folder}: {problem}; build it with `uniemox shards pack`")
     if not path.is_file():
         splits = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         fix = (

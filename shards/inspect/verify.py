@@ -15,7 +15,12 @@ from shards.pictures import BadPicture, check_picture
 from shards.pool import Progress, map_in_order
 from shards.storage import Place, file_size, is_local, open_seekable
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import convert_write_errors, format_os_error, sha256_bytes
+from uniemox_dist.core.files import (
+    convert_write_errors,
+    describe_missing_folder,
+    format_os_error,
+    sha256_bytes,
+)
 
 QUARANTINE = "quarantine"
 WORST = 5
@@ -116,7 +121,9 @@ def find_data_sets(folder: Path) -> list[Path]:
     """
     found = find_manifest_folders(folder)
     if not found:
-        raise UserError(f"DIR={folder}: has no manifest.json; build it with `uniemox shards pack`")
+        missing = is_local(folder) and not folder.is_dir()
+        problem = describe_missing_folder(folder) if missing else "has no manifest.json"
+        raise UserError(f"DIR={folder}: {problem}; build it with `uniemox shards pack`")
     return found
 
 

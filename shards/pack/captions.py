@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import canonical_json
+from uniemox_dist.core.files import canonical_json, format_os_error
 
 _TOKEN = re.compile(r"\[\[|\]\]|\{\{|\}\}|\[|\]|\{[^{}\[\]]*\}|[{}]|[^\[\]{}]+")
 _ESCAPED = {"[[": "[", "]]": "]", "{{": "{", "}}": "}"}
@@ -115,7 +115,8 @@ def load_captioner(spec: str | None) -> Captioner | None:
         else:
             text = Path(spec).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"{where}: cannot be read ({error}); give `shipped` or a YAML file") from None
+        reason = format_os_error(error) if isinstance(error, OSError) else error
+        raise UserError(f"{where}: cannot be read ({reason}); give `shipped` or a YAML file") from None
     values = parse_yaml(text, where)
     if not isinstance(values, dict):
         raise UserError(f"{where}: holds no `templates:`; start from a copy of the shipped captions.yaml")

@@ -35,7 +35,7 @@ def checkpoint() -> None:
 @RUN
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(run: Path, as_json: bool) -> None:
-    """Lists the checkpoints of RUN (a run's folder): complete, set aside and unfinished.
+    """List the checkpoints of RUN (a run's folder): complete, set aside and unfinished.
 
     The last column shows whether retention keeps a checkpoint; the run deletes the others at its next save.
     """
@@ -112,7 +112,7 @@ def list_command(run: Path, as_json: bool) -> None:
 @click.option("--step", type=click.IntRange(0), help="Only the checkpoint of this step.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; default: one per core, at most 8.")
 def verify_command(run: Path, step: int | None, workers: int | None) -> int:
-    """Compares size and SHA-256 of every file of RUN's checkpoints, or of one checkpoint's folder, with those saved.
+    """Compare size and SHA-256 of every file of RUN's checkpoints, or of one checkpoint's folder, with those saved.
 
     RUN may also be a checkpoint that was set aside. Exit code 1 if any is damaged, or all are incomplete.
     """
@@ -158,11 +158,11 @@ def verify_command(run: Path, step: int | None, workers: int | None) -> int:
 @KEEP_LAST
 @KEEP_EVERY
 @click.option("--damaged", is_flag=True, help="Delete what was set aside as damaged, or is incomplete, too.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 def prune_command(
     run: Path, keep_last: int | None, keep_every: int | None, damaged: bool, dry_run: bool
 ) -> None:
-    """Deletes the checkpoints of RUN (a run's folder) that retention does not keep, and the remains of killed saves.
+    """Delete the checkpoints of RUN (a run's folder) that retention does not keep, and the remains of killed saves.
 
     The newest complete checkpoint always stays, and nothing is deleted unless all its files are intact. The last
     checkpoints are verified first, and damaged ones do not count among those to keep. The command refuses a run that

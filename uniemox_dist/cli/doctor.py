@@ -36,7 +36,7 @@ def doctor(
     short: bool,
     json_file: str | None,
 ) -> int:
-    """Checks this node, or all ranks of an allocation, for problems that would stop or slow a run.
+    """Check this node, or all ranks of an allocation, for problems that would stop or slow a run.
 
     With RECIPE and KEY=VALUE pairs as for pretrain it also checks that run's folder, shards, teacher and initial
     weights. Inside srun or torchrun this is one rank of many; with --nproc it starts the ranks of this machine. Each
@@ -44,6 +44,8 @@ def doctor(
     """
     from uniemox_dist.distributed.world import World
 
+    if short and data:
+        raise UserError(f"--data={data[0]}: --short does not check shards; leave one of them out")
     subject = _subject(recipe, run_dir, data)
     if json_file is not None and not Path(json_file).absolute().parent.is_dir():
         raise UserError(f"--json={json_file}: no such folder; make {Path(json_file).parent} first")

@@ -75,7 +75,7 @@ def protocol_command(
     scores_file: Path | None,
     **given: Any,
 ) -> None:
-    """Measures RELEASE on DATA/test beside an untrained student, the teacher and trivial baselines.
+    """Measure RELEASE on DATA/test beside an untrained student, the teacher and trivial baselines.
 
     Metrics: masked error, caption retrieval, cosine to the teacher, linear probe. 95 % intervals by bootstrap over
     groups of look-alikes. A verdict names the rows that the student beats, ties with and loses to.
@@ -112,7 +112,7 @@ def protocol_command(
 @DEVICE
 @WORKERS
 def gallery_command(release: Path, data: str, out: Path, device: str, **given: Any) -> None:
-    """Writes pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
+    """Write pictures of DATA, one data set, for the report: a map, neighbours, zero-shot answers, attention."""
     from uniemox_dist.core.files import write_json
     from uniemox_dist.evaluate.gallery import gallery
     from uniemox_dist.release.load import check_device
@@ -167,7 +167,7 @@ def learning(command: Callable[..., Any]) -> Callable[..., Any]:
 @learning
 @classifying
 def knn_command(**given: Any) -> None:
-    """k nearest neighbours by cosine on the encoder's features; k is chosen by cross-validation."""
+    """Classify by k nearest neighbours, by cosine on the encoder's features; k is chosen by cross-validation."""
     _run("knn", **given)
 
 
@@ -176,7 +176,7 @@ def knn_command(**given: Any) -> None:
 @learning
 @classifying
 def probe_command(**given: Any) -> None:
-    """Logistic regression on the encoder's features; its penalty is chosen by cross-validation."""
+    """Classify by logistic regression on the encoder's features; its penalty is chosen by cross-validation."""
     _run("probe", **given)
 
 
@@ -192,7 +192,7 @@ def probe_command(**given: Any) -> None:
 )
 @click.option("--labels", default="", metavar="A,B", help="The classes. [default: the test split's]")
 def zeroshot_command(labels: str, **given: Any) -> None:
-    """Zero-shot classification: pictures against the teacher's texts of labels, in the fused space."""
+    """Classify zero-shot: compare pictures with the teacher's texts of labels, in the fused space."""
     names = [name.strip() for name in labels.split(",") if name.strip()]
     _run("zeroshot", labels=names, **given)
 
@@ -200,7 +200,7 @@ def zeroshot_command(labels: str, **given: Any) -> None:
 @evaluate.command("retrieval", cls=Checked, check=_check_splits("test"))
 @shared
 def retrieval_command(**given: Any) -> None:
-    """Retrieval of captions by pictures and of pictures by captions, in the fused space: R@1, R@5, R@10."""
+    """Retrieve captions by pictures and pictures by captions, in the fused space: R@1, R@5, R@10."""
     _run("retrieval", **given)
 
 

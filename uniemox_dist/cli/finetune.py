@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @training_options
 def finetune(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
-    """Fine-tunes an encoder on labelled shards by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
+    """Fine-tune an encoder on labelled shards by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
 
     data.path=DATA has the splits train, val and test; model.init_from=RELEASE is the encoder to start from. The best
     weights by validation are written to RUN/best, for timm, and the metrics to RUN/finetune.json. Inside srun this is

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from uniemox_dist.cli.inputs import InputFile, InputPath, OutputFile, Release
+from uniemox_dist.cli.pack import NamesOption, layouts
 
 MOST_NAMED = 5
 """Unreadable pictures that are named on the terminal."""
@@ -15,7 +16,9 @@ WORKERS = click.option(
 )
 LAYOUT = click.option(
     "--layout",
-    help="Layout of INPUT, if its name does not show it: folder, table, wds, coco, emoset, emotic.",
+    cls=NamesOption,
+    names=layouts,
+    help="Layout of INPUT, if its name does not show it. One of:",
 )
 
 
@@ -33,7 +36,9 @@ LAYOUT = click.option(
     help="The encoder's class tokens, or unit rows in the teacher's space.",
 )
 @LAYOUT
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Pictures per forward pass."
+)
 @WORKERS
 @DEVICE
 def embed(
@@ -46,7 +51,7 @@ def embed(
     workers: int,
     device: str,
 ) -> None:
-    """Embeds pictures: INPUT is a picture, a folder, a table, tars or packed shards; OUT a Parquet file.
+    """Embed pictures: INPUT is a picture, a folder, a table, tars or packed shards; OUT a Parquet file.
 
     A picture that cannot be read has a row with the reason. The same command continues after a kill.
     """
@@ -86,10 +91,19 @@ def embed(
     help="Zero-shot without a teacher: a file that --save-texts wrote.",
 )
 @click.option("--save-texts", type=OutputFile(), help="Write the embedded labels to this file, for --texts.")
-@click.option("--format", "kind", type=click.Choice(["json", "csv"]), default="json", show_default=True)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="Format of the lines.",
+)
 @click.option("--top", type=click.IntRange(1), help="List only this many labels of a picture (JSON).")
 @LAYOUT
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1), default=32, show_default=True, help="Pictures per forward pass."
+)
 @click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode pictures."
 )
@@ -109,7 +123,7 @@ def predict(
     workers: int,
     device: str,
 ) -> None:
-    """Prints the emotions of each picture of INPUT with probabilities, one line per picture.
+    """Print the emotions of each picture of INPUT with probabilities, one line per picture.
 
     MODEL is a fine-tuned classifier, or a release; a release needs --labels (and its teacher), or --texts.
     """
@@ -123,7 +137,17 @@ def predict(
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if save_texts is not None and not names:
         raise UserError(f"--save-texts={save_texts}: writes the texts of --labels; give --labels, too")
-    if is_classifier(model):
+    classifies = is_classifier(model)
+    if classifies or texts is not None:
+        source_of_labels = f"MODEL={model}" if classifies else f"--texts={texts}"
+        for option, given in (("--template", templates), ("--teacher", teacher_name)):
+            if given:
+                raise UserError(
+                    f"{option}: has no effect, because {source_of_labels} states its labels; leave it out"
+                )
+    if top is not None and kind == "csv":
+        raise UserError(f"--top={top}: has no effect on CSV, which has a column for each label; leave it out")
+    if classifies:
         if names or texts:
             raise UserError(f"MODEL={model}: has labels of its own; leave out --labels and --texts")
         predictor = prediction.load_classifier_predictor(model, device)
@@ -165,7 +189,7 @@ def predict(
 def reconstruct(
     release: Path, pictures: tuple[str, ...], out: Path, mask_ratio: float | None, seed: int
 ) -> None:
-    """Masks pictures (files or folders), reconstructs them with RELEASE, and writes a grid to OUT, a PNG."""
+    """Mask pictures (files or folders), reconstruct them with RELEASE, and write a grid to OUT, a PNG."""
     from uniemox_dist.core.formatting import counted
     from uniemox_dist.inference.reconstruct import reconstruct as write
 

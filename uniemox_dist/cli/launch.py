@@ -78,7 +78,7 @@ def _may_be_recipe(first: Sequence[str]) -> bool:
 
 @click.group(cls=_Launch)
 def launch() -> None:
-    """Submits commands to clusters: checks them here, freezes code and settings, and starts jobs."""
+    """Submit commands to clusters: check them here, freeze code and settings, and start jobs."""
 
 
 def _submits(function: F, effective: Sequence[str] | None = None) -> F:
@@ -159,7 +159,7 @@ def slurm_command(
     dry_run: bool,
     **given: Any,
 ) -> None:
-    """Submits a run of RECIPE with KEY=VALUE pairs on top, or any other COMMAND of uniemox, to Slurm.
+    """Submit a run of RECIPE with KEY=VALUE pairs on top, or any other COMMAND of uniemox, to Slurm.
 
     A recipe with a section `finetune` runs `uniemox finetune`, any other `uniemox pretrain`. Recipe, shards, number of
     ranks and times are checked first. The resolved configuration, the installed code and the script are copied into the
@@ -187,7 +187,7 @@ def slurm_command(
 )
 @partial(_submits, effective=LOCAL_OPTIONS)
 def local_command(dry_run: bool, **given: Any) -> int:
-    """Runs RECIPE, or any other COMMAND of uniemox, on this machine as on one node of SITE: with the same checks and
+    """Run RECIPE, or any other COMMAND of uniemox, on this machine as on one node of SITE: with the same checks and
     frozen code; a run is started again after faults.
 
     Modules, setup and containers of SITE are not used; the command runs in the present environment.
@@ -210,7 +210,7 @@ def local_command(dry_run: bool, **given: Any) -> int:
 @launch.command("submitit", cls=_Submit, short_help="Submit a command through submitit.")
 @_submits
 def submitit_command(dry_run: bool, **given: Any) -> None:
-    """Submits a run of RECIPE, or any other COMMAND of uniemox, through submitit, as `launch.submit(...)` does in
+    """Submit a run of RECIPE, or any other COMMAND of uniemox, through submitit, as `launch.submit(...)` does in
     Python.
 
     For runs among other submitit jobs; submitit counts time-outs and preemptions.
@@ -226,7 +226,7 @@ def submitit_command(dry_run: bool, **given: Any) -> None:
     "--cluster", "site", default="plain", show_default=True, metavar="SITE", help="The site they are for."
 )
 def scripts_command(folder: Path, site: str) -> None:
-    """Writes pretrain, finetune, pack, evaluate and release.sbatch for SITE into DIR, to be used with sbatch."""
+    """Write pretrain, finetune, pack, evaluate and release.sbatch for SITE into DIR, to be used with sbatch."""
     from launch.render import write_scripts
 
     for path in write_scripts(folder, site):

@@ -12,9 +12,9 @@ import click
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def begin(recipe: str, overrides: tuple[str, ...]) -> int:
-    """Locks the run's folder for this Slurm job, and prints how many ranks to start.
+    """Lock the run's folder for this Slurm job, and print how many ranks to start.
 
-    Standard input: the lines of `squeue -h -o '%A %T %l'`. Prints RUN, NODES, RANKS and RANKS_PER_NODE, with tabs
+    Standard input: the lines of `squeue -h -o '%A %T %l'`. Print RUN, NODES, RANKS and RANKS_PER_NODE, with tabs
     between; remarks go to standard error.
     """
     from launch.job.start import start_attempt
@@ -36,9 +36,9 @@ def begin(recipe: str, overrides: tuple[str, ...]) -> int:
 @click.option("--job-state", help="State of this job and the number of its requeues, from scontrol.")
 @click.option("--no-requeue", is_flag=True, help="Jobs may not queue themselves again on this cluster.")
 def settle(run: Path, code: int, job_state: str | None, no_requeue: bool) -> int:
-    """Chooses what the batch script does after the ranks of RUN ended with exit code CODE.
+    """Choose what the batch script does after the ranks of RUN ended with exit code CODE.
 
-    Prints one of `end CODE`, `again`, `requeue` and `resubmit NODELIST`.
+    Print one of `end CODE`, `again`, `requeue` and `resubmit NODELIST`.
     """
     from launch.job.next_action import OwnJobState, choose_next_action
     from uniemox_dist.runs.folder import RunFolder

@@ -88,7 +88,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="uniemox")
 def uniemox() -> None:
-    """Pretraining of emotion-perception vision transformers, at scale."""
+    """Pretrain emotion-perception vision transformers, at scale."""
 
 
 def main() -> None:

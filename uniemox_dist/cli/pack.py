@@ -45,7 +45,8 @@ CHECK = click.option(
 OUT = click.argument("out", type=click.Path(path_type=Path))
 
 
-def _layouts() -> list[str]:
+def layouts() -> list[str]:
+    """The source layouts."""
     from shards.sources import layout_names
 
     return layout_names()
@@ -78,7 +79,7 @@ def _check(context: click.Context) -> None:
 @click.option(
     "--layout",
     cls=NamesOption,
-    names=_layouts,
+    names=layouts,
     help="Layout of SOURCE [default: table, or folder with --preset]. One of:",
 )
 @click.option(

@@ -100,7 +100,7 @@ def plan(
     disk: float | None,
     as_json: bool,
 ) -> None:
-    """Estimates what a run of RECIPE, pretraining or fine-tuning, needs and costs on so many GPUs: memory by part,
+    """Estimate what a run of RECIPE, pretraining or fine-tuning, needs and costs on so many GPUs: memory by part,
     network traffic, hours, loader cores, the balance of the data, and how often to save. Nothing is started, and no GPU
     is needed.
 

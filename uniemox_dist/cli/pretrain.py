@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @training_options
 def pretrain(recipe: str, overrides: tuple[str, ...], nproc: int | None, resume: str, dry_run: bool) -> int:
-    """Pretrains a student by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
+    """Pretrain a student by RECIPE (a YAML file or a shipped name), with KEY=VALUE pairs on top.
 
     Inside srun or torchrun this is one rank; with --nproc it starts the ranks of this machine. The same command
     again resumes the newest complete checkpoint.

@@ -10,14 +10,15 @@ FOLDER = click.Path(path_type=Path)
 
 
 def _check(context: click.Context) -> None:
-    from uniemox_dist.checkpoints.folders import find_checkpoint
-    from uniemox_dist.release.format import read_release
+    from uniemox_dist.release.format import check_run, read_release
 
-    run = context.params["run"]
+    run, out = context.params["run"], context.params["out"]
     if context.params["inspect"] or context.params["verify"]:
         read_release(run)
-    else:
-        find_checkpoint(run, "RUN")
+        return
+    if out is None:
+        raise click.UsageError("Missing argument 'OUT'.", context)
+    check_run(run)
 
 
 @click.command(cls=Checked, check=_check)
@@ -53,7 +54,7 @@ def _check(context: click.Context) -> None:
 @click.option("--inspect", is_flag=True, help="Only describe the release in RUN.")
 @click.option("--verify", is_flag=True, help="Only check the release in RUN: hashes, weights, settings.")
 def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options: object) -> None:
-    """Writes consolidated, documented weights of RUN (a run's folder, or one of its checkpoints) to OUT.
+    """Write consolidated, documented weights of RUN (a run's folder, or one of its checkpoints) to OUT.
 
     With --inspect or --verify, RUN is a release.
     """
@@ -69,11 +70,15 @@ def release(run: Path, out: Path | None, inspect: bool, verify: bool, **options:
         return
     if out is None:
         raise click.UsageError("Missing argument 'OUT'.")
+    from uniemox_dist.core.errors import UserError
     from uniemox_dist.core.files import check_output
     from uniemox_dist.core.formatting import millions
     from uniemox_dist.release.export import release as write
 
-    check_output(out / "README.md", "OUT")
+    if options["licence"] == "":
+        raise UserError("--licence is empty; give an identifier such as apache-2.0, or leave it out")
+    if not out.exists():  # otherwise `write` refuses it
+        check_output(out / "README.md", "OUT")
     facts = write(run, out, **options)  # type: ignore[arg-type]
     click.echo(
         f"{out}: encoder of {millions(facts['parameters'])} parameters at step {facts['step']}, "

@@ -17,7 +17,7 @@ from uniemox_dist.cli.one_run import RunPath
 )
 @click.option("--out", type=OutputFile(), help="File to write; default RUN/report.html.")
 def report(run: Path, evaluation: Path | None, out: Path | None) -> None:
-    """Writes one self-contained HTML page about RUN (a run's folder): curves, pictures, evaluation, events.
+    """Write one self-contained HTML page about RUN (a run's folder): curves, pictures, evaluation, events.
 
     The run may still train; write the page again for its newest state.
     """

@@ -51,7 +51,7 @@ class _OptionalSeconds(click.Command):
 def status(
     ctx: click.Context, runs: tuple[str, ...], below: str | None, as_json: bool, watch: float | None
 ) -> None:
-    """Shows the state of each RUN: a run's folder, a folder of runs, or a pattern such as 'runs/vit*'.
+    """Show the state of each RUN: a run's folder, a folder of runs, or a pattern such as 'runs/vit*'.
 
     A single run is shown with its last events. States: queued (its job waits in Slurm); running; stalled (its process
     lives, but wrote nothing for long); restarting; stopped (by a signal, resumable); failed; killed (no exit message);

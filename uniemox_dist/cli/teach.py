@@ -88,7 +88,7 @@ MAX_NAMED = 10
 )
 @click.pass_context
 def teach(context: click.Context, **options: Any) -> None:
-    """Caches a teacher's embeddings of all data below DIR beside its shards, for pretraining.
+    """Cache a teacher's embeddings of all data below DIR beside its shards, for pretraining.
 
     Caption embeddings are always computed. With --views K, the command also draws and embeds K random scene views of
     every picture. Runs with teacher.source=cache and the same view settings use them and need no teacher.
@@ -130,7 +130,7 @@ class TeachJob:
         Raises:
             UserError: naming the wrong option.
         """
-        from shards.format.manifest import find_manifest_folders
+        from shards.inspect.verify import find_data_sets
         from shards.pack.settings import parse_part
         from shards.storage import is_local, parse_place
         from uniemox_dist.config.schema import TeacherConfig
@@ -170,9 +170,7 @@ class TeachJob:
                 f"DIR={location}: is remote; run this command on a local copy (pretraining caches captions of remote "
                 f"data in the run's folder)"
             )
-        folders = find_manifest_folders(folder)
-        if not folders:
-            raise UserError(f"DIR={folder}: contains no manifest.json; build it with `uniemox shards pack`")
+        folders = find_data_sets(folder)
         world = World.from_env(meets=False)
         readers = [ShardReader.from_folder(path, "DIR") for path in folders]
         for reader in readers:

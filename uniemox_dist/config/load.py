@@ -121,7 +121,8 @@ def read_recipe(
         where, folder = f"recipe {recipe}", None
     else:
         names = ", ".join(list_shipped_recipes())
-        raise UserError(f"recipe {recipe}: no such file, nor a shipped recipe; shipped are: {names}")
+        what = f"recipe {recipe}: no such file, nor a shipped recipe" if recipe else "RECIPE is empty"
+        raise UserError(f"{what}; shipped are: {names}")
     if where in above:
         raise UserError(f"{where}: extends itself: {' -> '.join((*above, where))}")
     values = parse_yaml(text, where) or {}

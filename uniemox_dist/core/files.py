@@ -116,6 +116,11 @@ def remove_dir(path: str | os.PathLike[str]) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def describe_missing_folder(path: Path) -> str:
+    """The reason why a path is not a folder."""
+    return "is a file" if path.is_file() else "no such folder"
+
+
 def check_output(path: Path | None, option: str, suffix: str = "") -> None:
     """Checks that a file can be written, without creating it.
 

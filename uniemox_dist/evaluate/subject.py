@@ -146,7 +146,12 @@ class ReleaseSubject:
             )
         # Compiling takes longer than one pass.
         wanted = self.config.teacher.model_copy(update={"compile": False, **({"name": name} if name else {})})
-        teacher = Teacher(wanted, self.device)
+        try:
+            teacher = Teacher(wanted, self.device)
+        except UserError as error:
+            raise UserError(
+                str(error).replace("teacher.name=", "--teacher=", 1) if name else str(error)
+            ) from None
         if teacher.identity["weights_sha256"] != self.facts["teacher"]["weights_sha256"]:
             raise UserError(
                 f"--teacher={wanted.name}: is not the teacher of {self.release}: its weights differ"

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def embed(
         "input_sha256": sha256_bytes(canonical_json(pictures.identity)),
         "uniemox_dist": __version__,
     }
+    new_folders = [folder for folder in out.absolute().parents if not folder.exists()]
     parts = out.with_name(f".{out.name}.parts")
     done = _open_parts(parts, about)
     settings = view_settings(Config.model_validate(model.facts["config"]))
@@ -114,7 +116,13 @@ def embed(
                 with atomic_path(parts / f"{last:012d}.parquet") as temporary:
                     pq.write_table(pa.Table.from_batches(rows, schema), temporary)
                 rows, written = [], time.monotonic()
-    return _join(parts, out, schema, source)
+    try:
+        return _join(parts, out, schema, source)
+    except UserError:  # nothing is left of a refused command
+        for folder in new_folders:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def make_schema(width: int, about: dict[str, Any]) -> pa.Schema:

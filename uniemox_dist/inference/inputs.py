@@ -69,7 +69,7 @@ class Pictures:
             self._ends = list(accumulate(counts))
             self._shards = [(r, s) for r in self.readers for s in range(len(r.manifest.shards))]
             return
-        kind = layout or self._layout(source, is_dir=where.is_dir())
+        kind = self._layout(source, is_dir=where.is_dir()) if layout is None else layout
         if kind is None:
             self.records = [Record(where.name, source)]
             return

@@ -204,15 +204,17 @@ def load_texts(path: Path) -> LabelTexts:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("format") != TEXTS_FORMAT:
-                raise ValueError("is not a file of label texts")
+                raise ValueError(f"its format is {about.get('format')}")
             vectors = file.get_tensor("texts").numpy()
             labels = tuple(json.loads(about["labels"]))
             if vectors.ndim != 2 or len(vectors) != len(labels):
-                raise ValueError("has another number of labels than of texts")
+                raise ValueError("it has another number of labels than of texts")
             return LabelTexts(labels, vectors, float(about["logit_scale"]), about["teacher_sha256"])
     except FileNotFoundError:
         raise UserError(
             f"--texts={path}: no such file; write it with `uniemox predict … --save-texts`"
         ) from None
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"--texts={path}: {error}; write it with `uniemox predict … --save-texts`") from None
+        raise UserError(
+            f"--texts={path}: is not a file of label texts ({error}); write it with `uniemox predict … --save-texts`"
+        ) from None

@@ -34,7 +34,7 @@ from uniemox_dist.core.files import publish_dir, sha256_file, share, write_json,
 from uniemox_dist.models.classifier import TIMM_NAMES
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.student import Student
-from uniemox_dist.release.format import CARD, CONFIG, FACTS, ONNX, SUMS
+from uniemox_dist.release.format import CARD, CONFIG, FACTS, ONNX, SUMS, check_run
 from uniemox_dist.release.model_card import (
     collect_facts,
     draw_curves,
@@ -81,11 +81,8 @@ def release(
     """
     if out.exists():
         raise UserError(f"OUT={out}: exists; give another folder or delete it")
+    check_run(run)
     checkpoint = select_checkpoint(run, step)
-    if "finetune" in checkpoint.info["config"]:
-        raise UserError(
-            f"RUN={run}: is a fine-tuning run; its best weights are in {run}/best, and timm loads that folder"
-        )
     source = open_source(checkpoint, ema=ema)
     folder = RunFolder(checkpoint.folder.parent.parent)
     found = find_evaluation(folder, evaluation, checkpoint.step)

@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from uniemox_dist.checkpoints.folders import find_checkpoint
 from uniemox_dist.config.finetune import CLASSIFIER
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import explain_errors
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import read_json, sha256_file
+from uniemox_dist.core.files import describe_missing_folder, read_json, sha256_file
 
 ENCODER, REST = "model.safetensors", "uniemox.safetensors"
 CONFIG, FACTS, CARD, SUMS, ONNX = "config.json", "uniemox.json", "README.md", "SHA256SUMS", "encoder.onnx"
@@ -34,7 +35,8 @@ def read_release(path: str | Path, *, verify: bool = False, field: str = "RELEAS
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"{field}={folder}: no such folder; give one that `uniemox release RUN OUT` wrote")
+        problem = describe_missing_folder(folder)
+        raise UserError(f"{field}={folder}: {problem}; give a folder that `uniemox release RUN OUT` wrote")
     check_not_classifier(folder, field)
     for name in (FACTS, ENCODER, REST, CONFIG, SUMS):
         if not (folder / name).is_file():
@@ -84,6 +86,23 @@ def check_not_classifier(folder: Path, field: str) -> None:
         raise UserError(
             f"{field}={folder}: is a fine-tuned classifier, not a release; `uniemox predict {folder} INPUT` reads it, "
             f'and timm.create_model("local-dir:{folder}", pretrained=True)'
+        )
+
+
+def check_run(run: Path) -> None:
+    """Checks that a path is a pretraining run's folder, or one of its checkpoints, with a complete checkpoint.
+
+    Raises:
+        UserError: if it is not.
+    """
+    check_not_classifier(run, "RUN")
+    if (run / FACTS).is_file():
+        raise UserError(
+            f"RUN={run}: is a release; give the folder of a run, or --inspect to describe the release"
+        )
+    if "finetune" in find_checkpoint(run, "RUN").info["config"]:
+        raise UserError(
+            f"RUN={run}: is a fine-tuning run; its best weights are in {run}/best, and timm loads that folder"
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import describe_missing_folder
 from uniemox_dist.core.formatting import is_number
 from uniemox_dist.core.logs import report_once, stop_logging
 from uniemox_dist.runs.events.base import Event
@@ -206,6 +207,9 @@ def open_run(path: Path) -> RunFolder:
     """
     if is_run(path):
         return RunFolder(path)
+    if not path.is_dir():
+        problem = describe_missing_folder(path)
+        raise UserError(f"RUN={path}: {problem}; give run.dir/run.name, such as demo/runs/demo")
     inside = [run.path for run in find_runs(path)]
     hint = f"did you mean {inside[0]}?" if inside else "give run.dir/run.name, such as demo/runs/demo"
     raise UserError(

@@ -118,6 +118,8 @@ def find_weights_file(config: TeacherConfig, folder: Path | None) -> Path:
     if config.name not in known:
         near = difflib.get_close_matches(config.name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+        if Path(config.name).is_dir():
+            hint = f"a folder is given as local-dir:{config.name}"
         raise UserError(f"teacher.name={config.name}: not an open_clip model; {hint}")
     weights = Path(str(config.weights))
     if not weights.is_file():

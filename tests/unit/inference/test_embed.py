@@ -134,7 +134,7 @@ def test_an_input_without_a_readable_picture_is_refused_and_no_file_is_left(
         ("in", "in: none of its 2 pictures can be read (a.jpg: "),
         ("in/b.jpg", "b.jpg: its only picture cannot be read (b.jpg: "),
     ):
-        out = tmp_path / "out.parquet"
+        out = tmp_path / "new/out.parquet"
         assert run(["embed", str(tmp_path / source), str(out), "--release", str(small_release)]) == 2
         err = capsys.readouterr().err
         assert "uniemox: error: INPUT=" in err

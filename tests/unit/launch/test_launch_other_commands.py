@@ -134,7 +134,7 @@ def test_either_a_recipe_or_a_command_is_given(place: Path, capsys: pytest.Captu
     [
         (
             ["evaluate", "probe", "none", "data"],
-            "RELEASE=none: no such folder; give one that `uniemox release",
+            "RELEASE=none: no such folder; give a folder that `uniemox release",
         ),
         (["evaluate", "probe", "timm:a=b", "data"], "timm:a=b: b is not a safetensors file"),
         (["evaluate", "gallery", "{release}", "none", "--out", "g.json"], "DATA=none: no such folder"),
@@ -149,10 +149,12 @@ def test_either_a_recipe_or_a_command_is_given(place: Path, capsys: pytest.Captu
         (["predict", "{release}", "{data}", "--texts", "bin"], "--texts=bin: is a folder"),
         (["reconstruct", "{release}", "none", "x.png"], "PICTURES=none: no such file or folder"),
         (["release", "none", "out"], "RUN=none: no such folder"),
+        (["release", "none"], "Missing argument 'OUT'. See `uniemox release --help`"),
+        (["release", "{release}", "out"], "RUN={release}: is a release; give the folder of a run"),
         (["report", "none", "--evaluation", "bin"], "--evaluation=bin: is a folder"),
-        (["teach", "none", "--teacher", "shipped:demo"], "DIR=none: contains no manifest.json"),
+        (["teach", "none", "--teacher", "shipped:demo"], "DIR=none: no such folder; build it with"),
         (["teach", "{data}", "--teacher", "local-dir:none"], "teacher.name=local-dir:none: none lacks"),
-        (["checkpoint", "verify", "none"], "RUN=none: holds no config.yaml"),
+        (["checkpoint", "verify", "none"], "RUN=none: no such folder"),
         (["shards", "pack", "none", "out"], "SOURCE=none: no such file or folder"),
         (["shards", "verify", "bin"], "DIR=bin"),
         (["shards", "index", "bin"], "DIR=bin: has no .tar files"),

@@ -98,7 +98,10 @@ def test_runs_are_found_below_a_folder_but_not_inside_each_other(tmp_path: Path)
     assert open_run(tmp_path / "b").path == tmp_path / "b"
     with pytest.raises(UserError, match=f"so it is not a run folder; did you mean {tmp_path / 'a/x'}?"):
         open_run(tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"so it is not a run folder; give run\.dir/run\.name"):
+        open_run(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"none: no such folder; give run\.dir/run\.name"):
         open_run(tmp_path / "none")
 
 

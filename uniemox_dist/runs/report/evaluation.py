@@ -7,6 +7,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
 from uniemox_dist.core.formatting import is_number
 
+WRITE = "write it with `uniemox evaluate protocol … --json`"
 FIRST_ROWS = ("student", "untrained", "teacher", "colour histogram", "24x24 pixels")
 
 
@@ -20,7 +21,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         found = read_json(path)
         if found["format"] != "uniemox-evaluation" or found["format_version"] != 1:
             raise UserError(
-                f"{path}: is {found['format']} {found['format_version']}, not uniemox-evaluation 1"
+                f"--evaluation={path}: is {found['format']} {found['format_version']}, not uniemox-evaluation 1; "
+                f"{WRITE}"
             )
         table(found)
     except UserError:
@@ -29,8 +31,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         raise UserError(f"--evaluation={path}: {error.strerror}") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         wrong = f"{type(error).__name__}: {error}"
-        hint = "write it with `uniemox evaluate protocol … --json`"
-        raise UserError(f"{path}: is not an evaluation ({wrong}); {hint}") from None
+        raise UserError(f"--evaluation={path}: is not an evaluation ({wrong}); {WRITE}") from None
     return dict(found)
 
 

@@ -376,7 +376,8 @@ def test_stats_of_no_data_end_with_2_and_one_line(
     assert run(["shards", "stats", str(folder)]) == EXIT_USER
     problem = "has no samples; pack a source with pictures"
     if kind != "empty":
-        problem = "has no manifest.json; build it with `uniemox shards pack`"
+        found = "no such folder" if kind == "missing" else "has no manifest.json"
+        problem = f"{found}; build it with `uniemox shards pack`"
     assert error_lines(capsys) == [f"uniemox: error: DIR={folder}: {problem}"]
 
 

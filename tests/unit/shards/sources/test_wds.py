@@ -424,7 +424,7 @@ def test_folders_that_cannot_be_indexed_get_no_manifest(
 ) -> None:
     folder = tmp_path / "in"
     says = {
-        "no folder": "has no .tar files",
+        "no folder": "no such folder; give a folder with .tar files",
         "no tars": "has no .tar files",
         "cut": "a.tar: not a complete tar",
         "no pictures": "no usable sample in 1 tars; the first: a.tar/x: has no picture",
