@@ -108,7 +108,7 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     dimensions = emotic["test"]["dimensions"]
     assert [row["dimension"] for row in dimensions] == list(DIMENSIONS)
     assert [row["samples"] for row in dimensions] == [7, 9, 7]  # NaN left out
-    assert "nothing is labelled Aversion, Confidence" in emotic["remarks"][2]
+    assert "no sample has the label Aversion, Confidence" in emotic["remarks"][2]
     _check_folder(tmp_path / "runs/emo8/best", tmp_path / "source/emo8", labels=8)
     both = load_classifier_predictor(tmp_path / "runs/heco/best")
     some = Pictures(str(tmp_path / "source/heco/Anger/000.jpg"))

@@ -37,9 +37,9 @@ def test_an_unwritable_output_is_reported_with_its_option(tmp_path: Path) -> Non
         ["evaluate", "probe", "nothing", "nowhere", "--confusion", "OUT.png"],
         ["evaluate", "protocol", "nothing", "nowhere", "--scores", "OUT"],
         ["evaluate", "gallery", "nothing", "nowhere", "--out", "OUT"],
-        ["embed", "pictures", "OUT", "--release", "nothing"],
+        ["embed", "pictures", "OUT", "--release", "FOLDER"],
         ["predict", "nothing", "pictures", "--labels", "a,b", "--save-texts", "OUT"],
-        ["reconstruct", "nothing", "pictures", "OUT.png"],
+        ["reconstruct", "FOLDER", "pictures", "OUT.png"],
         ["report", "nothing", "--out", "OUT"],
         ["release", "nothing", "OUT"],
     ],
@@ -48,7 +48,14 @@ def test_commands_ask_before_they_work(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert run([word.replace("OUT", f"{tmp_path}/file/x") for word in command]) == EXIT_USER
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/uniemox.json").write_text(
+        "{}"
+    )  # looks like a release; its weights would be read last
+    words = [
+        word.replace("OUT", f"{tmp_path}/file/x").replace("FOLDER", f"{tmp_path}/folder") for word in command
+    ]
+    assert run(words) == EXIT_USER
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "cannot be written (Not a directory)" in lines[0]

@@ -197,7 +197,7 @@ def plan_of(config: Config, dtype: torch.dtype) -> int:
     precision = "fp32" if dtype == torch.float32 else "bf16"
     tower = Tower(E if config.loss.needs_teacher else None)
     return count_activations(config, tower, B, precision, gpu=False).kept(
-        again=config.compute.checkpoint_blocks
+        checkpointed=config.compute.checkpoint_blocks
     )
 
 

@@ -113,14 +113,12 @@ def test_a_folder_or_a_file_in_the_way(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
     for target, why in (
-        ("folder", "Is a directory"),
-        ("file/x", "File exists"),
-        ("file/x/y", "Not a directory"),
+        ("folder", "is a folder; give a file"),
+        ("file/x", "cannot be written (Not a directory); give a file in a folder"),
+        ("file/x/y", "cannot be written (Not a directory); give a file in a folder"),
     ):
         more = ["--workers", "0"] if command == "verify" else []
         line = one_line(["shards", command, str(photo_shards), name, str(tmp_path / target), *more], capfd)
-        assert line.startswith(
-            f"{name}={tmp_path / target}: cannot be written ({why}); give a file in a folder"
-        )
+        assert line.startswith(f"{name}={tmp_path / target}: {why}")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "mine"
