@@ -8,6 +8,8 @@ from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_USER, UserError
 from uniemox_dist.core.files import check_output
 
+RELEASE = str(Path(__file__).parents[2] / "golden/release")
+
 
 def test_a_writable_output_passes_and_no_file_is_left(tmp_path: Path) -> None:
     check_output(None, "--json")
@@ -37,9 +39,9 @@ def test_an_unwritable_output_is_reported_with_its_option(tmp_path: Path) -> Non
         ["evaluate", "probe", "nothing", "nowhere", "--confusion", "OUT.png"],
         ["evaluate", "protocol", "nothing", "nowhere", "--scores", "OUT"],
         ["evaluate", "gallery", "nothing", "nowhere", "--out", "OUT"],
-        ["embed", "pictures", "OUT", "--release", "FOLDER"],
+        ["embed", "pictures", "OUT", "--release", RELEASE],
         ["predict", "nothing", "pictures", "--labels", "a,b", "--save-texts", "OUT"],
-        ["reconstruct", "FOLDER", "pictures", "OUT.png"],
+        ["reconstruct", RELEASE, "pictures", "OUT.png"],
         ["report", "nothing", "--out", "OUT"],
         ["release", "nothing", "OUT"],
     ],
@@ -48,14 +50,7 @@ def test_commands_ask_before_they_work(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/uniemox.json").write_text(
-        "{}"
-    )  # looks like a release; its weights would be read last
-    words = [
-        word.replace("OUT", f"{tmp_path}/file/x").replace("FOLDER", f"{tmp_path}/folder") for word in command
-    ]
-    assert run(words) == EXIT_USER
+    assert run([word.replace("OUT", f"{tmp_path}/file/x") for word in command]) == EXIT_USER
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "cannot be written (Not a directory)" in lines[0]
