@@ -72,6 +72,7 @@ def test_resuming_with_settings_that_decide_data_or_model_is_refused(
         ("run.seed=1", "run.seed was 0 and is 1"),
         ("model.depth=3", "model.depth was 2 and is 3"),
         ("data.flip=false", "data.flip was True and is False"),
+        ("data.resize=bilinear", "data.resize was bicubic and is bilinear"),
         ("data.verify_hash=false", "data.verify_hash was True and is False"),
     ):
         with pytest.raises(AssertionError, match=says):

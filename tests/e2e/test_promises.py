@@ -101,6 +101,9 @@ def test_a_run_has_the_same_losses(tmp_path: Path, emoji_shards: Path, world_siz
 
 def test_a_checkpoint_of_before_resumes_with_the_same_losses(tmp_path: Path, emoji_shards: Path) -> None:
     shutil.copytree(GOLDEN / "checkpoint", tmp_path / "run/checkpoints/step_00000002")
+    # It does not state data.resize, which did not exist.
+    with pytest.raises(AssertionError, match=r"data\.resize was bicubic and is bilinear"):
+        run_ranks([*settings(tmp_path, emoji_shards), "data.resize=bilinear"], world_size=1)
     assert run_ranks(settings(tmp_path, emoji_shards), world_size=1) == [0]
     found = losses(tmp_path / "run")
     assert sorted(found) == [3, 4]

@@ -47,7 +47,9 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
     Raises:
         UserError: naming each setting that differs.
     """
-    old, new = checkpoint.info["config"], state.config.model_dump(mode="json")
+    old, new = dict(checkpoint.info["config"]), state.config.model_dump(mode="json")
+    # Checkpoints from before data.resize were trained with the bicubic filter.
+    old["data"] = {"resize": "bicubic", **old["data"]}
     fixed = [
         ("run", "seed"),
         ("batch", "global_batch"),
@@ -68,6 +70,7 @@ def check_same_run(checkpoint: Checkpoint, state: RunState) -> None:
                 "person_margin",
                 "background",
                 "colour_jitter",
+                "resize",
                 "verify_hash",
             )
         ),

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 RETRY_S = 60.0
 """Seconds for which a failing read is retried."""
+PLAIN_VIEW_OPTIONS = ("image_size", "flip", "background", "colour_jitter", "resize", "seed")
+"""Options of views that are fields of `ViewSpec` as they are; --scene-scale is parsed first."""
 MAX_NAMED = 10
 """Largest number of unreadable pictures to print; the cache marks all of them."""
 
@@ -56,6 +58,13 @@ MAX_NAMED = 10
     default=0.0,
     show_default=True,
     help="Largest relative change of brightness, contrast and saturation.",
+)
+@click.option(
+    "--resize",
+    type=click.Choice(["bicubic", "bilinear"]),
+    default="bicubic",
+    show_default=True,
+    help="Filter that resizes the views: data.resize of the runs.",
 )
 @click.option(
     "--seed",
@@ -141,7 +150,7 @@ class TeachJob:
 
         location, name, count = options["location"], options["teacher"], options["views"]
         if count is None:
-            for option in ("image_size", "scene_scale", "flip", "background", "colour_jitter", "seed"):
+            for option in (*PLAIN_VIEW_OPTIONS, "scene_scale"):
                 given = context.get_parameter_source(option)
                 if given is not None and given.name != "DEFAULT":
                     raise UserError(f"--{option.replace('_', '-')}: applies to views only; add --views K")
@@ -175,9 +184,7 @@ class TeachJob:
         readers = [ShardReader.from_folder(path, "DIR") for path in folders]
         for reader in readers:
             reader.origin.retry_s = RETRY_S
-        settings = {
-            key: options[key] for key in ("image_size", "flip", "background", "colour_jitter", "seed")
-        }
+        settings = {key: options[key] for key in PLAIN_VIEW_OPTIONS}
         teacher = TeacherConfig(
             name=name, weights=options["weights"], precision=options["precision"], **numbers
         )

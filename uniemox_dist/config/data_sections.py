@@ -126,6 +126,8 @@ class DataConfig(Section):
     """How far the person's box grows on each side, as a share of its longer side."""
     background: Literal["white", "random"] = "white"
     """Colour behind transparent pixels; random is one colour per slot."""
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter that resizes the views of training, antialiased; bilinear is faster and a little softer."""
     colour_jitter: Share = 0.0
     """Brightness, contrast and saturation of each view are multiplied by 1 - this … 1 + this."""
 

@@ -279,6 +279,7 @@ def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:
         person_margin=data.person_margin,
         background=data.background,
         colour_jitter=data.colour_jitter,
+        resize=data.resize,
         with_person=with_person,
         person_grid=config.model.patch_grid if config.model.mask == "person" else 0,
     )

@@ -73,7 +73,8 @@ def render_scenes(data: bytes, size: tuple[int, int], plans: Sequence[ViewPlan],
 
 def render_view(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tensor:
     """Renders one view of a picture that was decoded at 1/scale: crops, resizes, changes colours, mirrors."""
-    picture = crop_and_resize(rgb_3HW, scale_box(view.box, scale) if scale > 1 else view.box, size)
+    box = scale_box(view.box, scale) if scale > 1 else view.box
+    picture = crop_and_resize(rgb_3HW, box, size, view.resize)
     if view.jitter is not None:
         brightness, contrast, saturation = view.jitter
         picture = F.adjust_brightness(picture, brightness)
@@ -82,15 +83,15 @@ def render_view(rgb_3HW: Tensor, view: View, size: int, scale: int = 1) -> Tenso
     return picture.flip(-1) if view.mirror else picture
 
 
-def crop_and_resize(rgb_3HW: Tensor, box: Box, size: int) -> Tensor:
-    """Crops and resizes to size×size (bicubic, antialiased); uint8 in and out."""
+def crop_and_resize(rgb_3HW: Tensor, box: Box, size: int, resize: str = "bicubic") -> Tensor:
+    """Crops and resizes to size×size, antialiased; uint8 in and out."""
     left, top, width, height = box
     crop_3HW = rgb_3HW[:, top : top + height, left : left + width]
     if (width, height) == (size, size):
         return crop_3HW
     # A batch of one in channels-last order. `[None]` alone hides that order, and resizing then takes twice as long.
     crop_13HW = crop_3HW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-    return interpolate(crop_13HW, (size, size), mode="bicubic", antialias=True)[0]
+    return interpolate(crop_13HW, (size, size), mode=resize, antialias=True)[0]
 
 
 def decode_tensor(data: bytes, background: Rgb = WHITE) -> Tensor:

@@ -52,6 +52,7 @@ class ViewSpec:
     seed: int
     precision: str
     """Number format of the teacher's image tower: fp32 or bf16."""
+    resize: str = "bicubic"
 
     @property
     def settings(self) -> ViewSettings:
@@ -62,6 +63,7 @@ class ViewSpec:
             self.flip,
             background=self.background,
             colour_jitter=self.colour_jitter,
+            resize=self.resize,
             with_person=False,
         )
 
@@ -76,6 +78,8 @@ class ViewSpec:
         pixels = {key: self.facts.identity[key] for key in ("size", "mean", "std")}
         content = {"format_version": FORMAT_VERSION, "teacher": self.facts.id, **pixels}
         content.update(self.shared_settings, count=self.count, seed=self.seed, precision=self.precision)
+        if self.resize == "bicubic":  # the only filter when the first caches were made, which keep their hash
+            del content["resize"]
         return sha256_bytes(canonical_json(content))
 
     @property
@@ -129,6 +133,7 @@ def shared_settings(image_size: int, settings: Union["DataConfig", ViewSpec]) ->
         "flip": settings.flip,
         "background": settings.background,
         "colour_jitter": float(settings.colour_jitter),
+        "resize": settings.resize,
     }
 
 
@@ -154,6 +159,7 @@ def read_description(path: Path) -> tuple[ViewSpec, str]:
             int(record["views_per_picture"]),
             int(record["seed"]),
             str(record["precision"]),
+            str(shared.get("resize", "bicubic")),
         )
         if spec.count < 1 or spec.id != path.parent.name or spec.facts.id != path.parent.parent.name:
             raise ValueError("its content does not match the folder's name")
@@ -219,7 +225,8 @@ class ViewCache:
         left, top, width, height = values["box"].tolist()
         jitter = tuple(values["jitter"].tolist()) if "jitter" in values else None
         red, green, blue = values["background"].tolist()
-        view = View((left, top, width, height), bool(values["mirror"]), jitter)  # type: ignore[arg-type]
+        box = left, top, width, height
+        view = View(box, bool(values["mirror"]), jitter, self.spec.resize)  # type: ignore[arg-type]
         return CachedView(ViewPlan(view, None, (red, green, blue), int(values["scale"])), picture_E)
 
 

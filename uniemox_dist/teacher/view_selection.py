@@ -178,6 +178,8 @@ def _teach_command(config: Config, reader: ShardReader, spec: ViewSpec | None = 
         words += ["--background", data.background]
     if data.colour_jitter:
         words += ["--colour-jitter", f"{data.colour_jitter:g}"]
+    if data.resize != "bicubic":
+        words += ["--resize", data.resize]
     if spec is not None and spec.seed:
         words += ["--seed", str(spec.seed)]
     precision = teacher.precision if spec is None or teacher.precision != "auto" else spec.precision

@@ -42,6 +42,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "plan demo --nodes 1 --gpus-per-node 1 --from-run file",
             "--from-run=file: is a file; give run.dir/run.name",
         ),
+        (
+            "pretrain demo data.resize=box --dry-run",
+            "data.resize='box': input should be 'bicubic' or 'bilinear'",
+        ),
+        (
+            "teach empty --teacher shipped:demo --views 1 --resize box",
+            "Invalid value for '--resize': 'box' is not one of 'bicubic', 'bilinear'.",
+        ),
         ("doctor --data empty --short", "--data=empty: --short does not check shards; leave one of them out"),
         ("report nowhere", "RUN=nowhere: no such folder; give run.dir/run.name"),
         ("report file", "RUN=file: is a file; give run.dir/run.name"),

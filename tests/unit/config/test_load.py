@@ -98,6 +98,7 @@ def test_a_key_like_no_other_lists_the_known_ones(small: str) -> None:
         ("loss.schedule.l1=[[0, 1]]", "loss.schedule.l1: there is no such loss; "
          "use relation, similarity, reconstruction"),
         ("data.person=smallest", "data.person='smallest': input should be 'largest', 'most_confident' or 'random'"),
+        ("data.resize=nearest", "data.resize='nearest': input should be 'bicubic' or 'bilinear'"),
         ("run.name=../x", "run.name='../x': letters, digits, dots, - and _, and first a letter or digit"),
         ("run.epochs=.inf", "run.epochs=inf: input should be a finite number"),
         ("teacher.name=ViT-B-16", "teacher.name=ViT-B-16 is an open_clip model name and also needs teacher.weights, "

@@ -10,16 +10,19 @@ import torch
 from PIL import Image, ImageOps
 from skimage import data
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from shards.detect.types import Person
 from shards.pictures import decode_picture
 from uniemox_dist.data.crops import (
+    Box,
     View,
     ViewSettings,
     choose_background,
     choose_person,
     choose_scene_box,
     grow_person_box,
+    plan_training_views,
 )
 from uniemox_dist.data.rng import Purpose, uniform
 from uniemox_dist.data.views import (
@@ -184,6 +187,32 @@ def test_a_resize_is_pillows_antialiased_bicubic_within_a_grey_level() -> None:
         view = crop_and_resize(rgb, box, size)
         assert (view.shape, view.dtype) == ((3, size, size), torch.uint8)
         assert distance(pixels(view), expected) < 1
+
+
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
+def test_views_are_the_crops_resized_by_torchs_antialiased_filter(resize: str) -> None:
+    """Bit for bit, mirrored or not; bicubic is the default."""
+    file = encoded(Image.fromarray(ASTRONAUT))
+    rgb = decode_tensor(file)
+
+    def expected(box: Box, mirror: bool) -> Tensor:
+        left, top, width, height = box
+        crop = rgb[:, top : top + height, left : left + width].contiguous()[None]
+        view = interpolate(crop, (48, 48), mode=resize, antialias=True)[0]
+        return view.flip(-1) if mirror else view
+
+    settings = ViewSettings(image_size=48, resize=resize)
+    assert (ViewSettings(image_size=48) == settings) == (resize == "bicubic")
+    mirrors = set()
+    for slot in range(20):
+        scene, person = training_views(file, (), settings, 9, slot)
+        plan = plan_training_views(192, 128, (), settings, 9, slot)
+        assert plan.person is not None
+        assert person is not None
+        mirrors |= {plan.scene.mirror, plan.person.mirror}
+        assert torch.equal(scene, expected(plan.scene.box, plan.scene.mirror))
+        assert torch.equal(person, expected(plan.person.box, plan.person.mirror))
+    assert mirrors == {False, True}
 
 
 def test_a_mirrored_view_is_the_exact_mirror() -> None:
@@ -390,7 +419,9 @@ def test_evaluation_views_are_the_picture_and_the_person_on_white_without_random
     rgba = np.zeros((40, 40, 4), np.uint8)
     rgba[10:30, 10:30] = (*RED, 255)
     person = Person((0.25, 0.25, 0.75, 0.75), 0.9)
-    settings = ViewSettings(image_size=40, background="random", person="random", person_margin=0.0)
+    settings = ViewSettings(
+        image_size=40, background="random", person="random", person_margin=0.0, resize="bilinear"
+    )
     scene, view = evaluation_views(encoded(Image.fromarray(rgba)), (person, SMALL_SURE), settings)
     assert np.array_equal(pixels(scene)[10:30, 10:30], np.broadcast_to(RED, (20, 20, 3)))
     assert (pixels(scene)[:9] == 255).all()

@@ -23,6 +23,7 @@ from uniemox_dist.data.crops import plan_cached_scene
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.views import allocate_views, render
 from uniemox_dist.teacher.cache_files import read_metadata
+from uniemox_dist.teacher.identity import TeacherFacts
 from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.teacher.view_builder import BuildResult, build
 from uniemox_dist.teacher.view_cache import ViewCache, ViewSpec, is_current, read_description
@@ -192,6 +193,7 @@ def test_other_settings_and_teachers_have_other_caches(
         {"flip": False},
         {"background": "white"},
         {"colour_jitter": 0.0},
+        {"resize": "bilinear"},
         {"count": 3},
         {"seed": 6},
         {"precision": "bf16"},
@@ -206,6 +208,37 @@ def test_other_settings_and_teachers_have_other_caches(
     # The same weights in another folder are the same teacher.
     moved = replace(teacher.facts, identity={**teacher.identity, "name": "local-dir:elsewhere"})
     assert replace(made, facts=moved).folder(reader) == made.folder(reader)
+
+
+def test_views_by_the_bicubic_filter_keep_the_name_they_had_before_there_was_another(
+    cached: Path, teacher: Teacher
+) -> None:
+    identity = {"name": "x", "weights_sha256": "0" * 64, "size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    facts = TeacherFacts({**identity, "activation": "gelu", "embedding_width": 8}, 8, 14.0)
+    assert views(teacher, facts=facts).id == "views-b4376d0b71d6d4dd"
+    # A description that does not state the filter is one of bicubic views.
+    path = views(teacher).folder(ShardReader.from_folder(cached, "DIR")) / "views.json"
+    record = json.loads(path.read_text())
+    assert record["views"].pop("resize") == "bicubic"
+    path.write_text(json.dumps(record))
+    assert read_description(path)[0] == views(teacher)
+    assert make(cached, teacher).embedded == 0
+
+
+def test_views_by_the_bilinear_filter_are_drawn_and_replayed_by_it(folder: Path, teacher: Teacher) -> None:
+    spec = views(teacher, resize="bilinear")
+    make(folder, teacher, spec)
+    reader = ShardReader.from_folder(folder, "DIR")
+    raw = reader.read(0, 4)
+    found = ViewCache(reader, spec).view(0, 4, 1)
+    assert found.plan.scene.resize == "bilinear"
+    scene = allocate_views(2, 32)
+    render(raw.image, (raw.width, raw.height), found.plan, scene[0], None)
+    bicubic = replace(found.plan, scene=replace(found.plan.scene, resize="bicubic"))
+    render(raw.image, (raw.width, raw.height), bicubic, scene[1], None)
+    embeddings = teacher.embed_pictures(scene)
+    assert not torch.equal(scene[0], scene[1])
+    assert (found.picture_E.float() - embeddings[0]).abs().max() < FP16
 
 
 def test_new_captions_keep_the_views_and_new_pictures_do_not(cached: Path, teacher: Teacher) -> None:

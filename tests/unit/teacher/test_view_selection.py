@@ -191,6 +191,7 @@ def test_a_damaged_cache_ends_a_run_in_one_line(
         ({"data": {"flip": False}}, "data.flip is True there and False here"),
         ({"data": {"background": "random"}}, "data.background is white there and random here"),
         ({"data": {"colour_jitter": 0.25}}, "data.colour_jitter is 0.0 there and 0.25 here"),
+        ({"data": {"resize": "bilinear"}}, "data.resize is bicubic there and bilinear here"),
         ({"teacher": {"precision": "bf16"}}, "teacher.precision is fp32 there and bf16 here"),
         (
             {"data": {"flip": False}, "model": {"image_size": 40}},
