@@ -7,6 +7,8 @@ machines without a GPU stack.
 from importlib import import_module
 from typing import Any
 
+from uniemox_dist.core.imports import collection_paused
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -22,7 +24,8 @@ __all__ = ["__version__", *_PUBLIC]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        with collection_paused():
+            return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'uniemox_dist' has no attribute {name!r}")
 
 

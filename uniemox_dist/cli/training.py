@@ -1,6 +1,7 @@
 """Shared code of `uniemox pretrain` and `uniemox finetune`: the process is either one rank of a run, or starts the
 ranks of this machine."""
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,12 +74,15 @@ def run(
     stop.watch_time_limit()
     stop_with_launcher()
     from uniemox_dist.core.errors import LostPeer, describe_lost_contact, is_lost_contact
+    from uniemox_dist.core.imports import collection_paused
     from uniemox_dist.runs.folder import RunFolder
     from uniemox_dist.runs.rank_output import main_log
 
     config = command.load(recipe, overrides)
     main_log.redirect_output(RunFolder(Path(config.run.dir) / config.run.name), world)
-    train = command.train()
+    with collection_paused():
+        train = command.train()
+    gc.freeze()  # later collections need not traverse what the imports created
     from uniemox_dist.distributed import collectives
     from uniemox_dist.train.startup import StartupTimer
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uniemox_dist.core.imports import collection_paused
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -17,17 +19,19 @@ def import_deepspeed() -> Any:
     """Imports DeepSpeed without two parts that would add seconds to every start: the kernels of an optimizer that no
     run uses, which import torch's compiler; and a C++ operator for inference, which is compiled at the first start on
     a CPU."""
-    import deepspeed
-    from deepspeed.runtime import compiler
+    with collection_paused():
+        import deepspeed
+        from deepspeed.runtime import compiler
 
-    before, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
-    try:
-        import deepspeed.runtime.zero.muon.muon_optimizer
-    except ImportError:  # a version without it
-        pass
-    finally:
-        compiler.compile = before
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        before, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
+        try:
+            import deepspeed.runtime.zero.muon.muon_optimizer
+        except ImportError:  # a version without it
+            pass
+        finally:
+            compiler.compile = before
+    # Reading this attribute would probe every operator, for which DeepSpeed starts compilers.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     return deepspeed
 
 

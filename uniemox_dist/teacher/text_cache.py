@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save
@@ -27,7 +27,9 @@ from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.runs.folder import RunFolder
 from uniemox_dist.teacher.cache_files import CacheFiles, cache_file, read_metadata
-from uniemox_dist.teacher.model import Teacher
+
+if TYPE_CHECKING:
+    from uniemox_dist.teacher.model import Teacher
 
 FORMAT = "uniemox-texts-1"
 MAX_REMEMBERED = 200_000
@@ -38,7 +40,7 @@ def prepare_caption_vectors(
     config: Config,
     world: World,
     sources: Sources,
-    teacher: Teacher,
+    teacher: "Teacher",
     folder: RunFolder,
     expect: Callable[[str], None],
 ) -> list[CaptionVectors]:
@@ -95,7 +97,7 @@ def _can_write(folder: Path) -> bool:
 
 def build(
     reader: ShardReader,
-    teacher: Teacher,
+    teacher: "Teacher",
     folder: Path,
     *,
     batch: int,

@@ -6,6 +6,7 @@ Shape legend: B samples of a micro-batch, K samples of a rank's step, G of the g
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from uniemox_dist.checkpoints.run_state import RunState, check_same_run
 from uniemox_dist.checkpoints.zero_state import check
 from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config, ModelConfig
+from uniemox_dist.core.imports import collection_paused
 from uniemox_dist.core.signals import StopFlag
 from uniemox_dist.data.loader import CaptionVectors, MicroBatch, PlannedDataset, view_settings
 from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
@@ -28,7 +30,6 @@ from uniemox_dist.models.student import Student, Targets, Views
 from uniemox_dist.teacher import text_cache
 from uniemox_dist.teacher.flops import count_teacher_flops
 from uniemox_dist.teacher.identity import TeacherFacts
-from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.teacher.view_selection import SelectedViews, select_for_ranks
 from uniemox_dist.train.ema import Ema
 from uniemox_dist.train.engine import (
@@ -56,6 +57,9 @@ from uniemox_dist.train.startup import StartupTimer
 from uniemox_dist.train.step import ComputeLoss, RankStatus, StepResult, draw_paths, update_weights
 from uniemox_dist.train.trainer import Expect, Startup, Trainer
 
+if TYPE_CHECKING:
+    from uniemox_dist.teacher.model import Teacher
+
 log = logging.getLogger("uniemox")
 
 
@@ -76,7 +80,7 @@ class PretrainTrainer(Trainer):
     """A pretraining run."""
 
     student: Student
-    teacher: Teacher | None
+    teacher: "Teacher | None"
     """The live teacher; None if cached views are replayed or no loss needs a teacher."""
     facts: TeacherFacts | None
     """Facts about the teacher, live or cached; None if no loss needs one."""
@@ -155,7 +159,7 @@ class PretrainTrainer(Trainer):
 
 def prepare_loss(
     engine: Engine,
-    teacher: Teacher | None,
+    teacher: "Teacher | None",
     batches: Sequence[MicroBatch],
     config: Config,
     world: World,
@@ -229,7 +233,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     checkpoint = choose_checkpoint(world, startup.folder, startup.resume)
     expect("opening the teacher")
     precision: str = collectives.on_main(world, lambda: resolve_precision(config, device, checkpoint))
-    teacher: Teacher | None = None
+    teacher: "Teacher | None" = None
     replay: SelectedViews | None = None
     vectors: list[CaptionVectors] | None = None
     if config.loss.needs_teacher and config.teacher.source == "cache":
@@ -240,6 +244,9 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
                 for r in sources.readers
             ]
     elif config.loss.needs_teacher:
+        with collection_paused():
+            # Imported late: it imports open_clip, which a run with cached views does not need.
+            from uniemox_dist.teacher.model import Teacher
         teacher = Teacher(config.teacher, device)
     facts = replay.facts if replay else teacher.facts if teacher else None
     if checkpoint is not None:
@@ -322,7 +329,7 @@ def _open_held_out(config: Config, world: World) -> ShardReader | None:
 
 
 def _choose_shown(
-    config: Config, world: World, reader: ShardReader, teacher: Teacher | None, teacher_id: str | None
+    config: Config, world: World, reader: ShardReader, teacher: "Teacher | None", teacher_id: str | None
 ) -> Shown | None:
     """The samples to show. Rank 0 chooses them; other ranks get them only if each pass gathers weights (ZeRO-3)."""
     if config.run.pictures_every is None:

@@ -5,7 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -166,5 +165,7 @@ def _fitting(font: ImageFont.FreeTypeFont, text: str, width: int) -> int:
 @lru_cache
 def _font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib."""
+    import matplotlib  # only rank 0 draws, and not in its first step
+
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(fonts / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)

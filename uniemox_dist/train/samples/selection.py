@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from uniemox_dist.data.loader import view_settings
 from uniemox_dist.data.reader import RawSample, ShardReader
 from uniemox_dist.data.views import evaluation_views
 from uniemox_dist.teacher import text_cache
-from uniemox_dist.teacher.model import Teacher
+
+if TYPE_CHECKING:
+    from uniemox_dist.teacher.model import Teacher
 
 log = logging.getLogger("uniemox")
 PICTURES = 8
@@ -70,7 +73,7 @@ def choose(
     reader: ShardReader,
     config: Config,
     *,
-    teacher: Teacher | None,
+    teacher: "Teacher | None",
     teacher_id: str | None = None,
 ) -> Shown | None:
     """Chooses the first intact pictures of a data set, and its first captions; None if no picture is intact.
@@ -118,7 +121,7 @@ def _sound(reader: ShardReader, settings: ViewSettings) -> Iterator[tuple[RawSam
 
 
 def _texts(
-    reader: ShardReader, config: Config, teacher: Teacher | None, teacher_id: str | None, scene_B3HW: Tensor
+    reader: ShardReader, config: Config, teacher: "Teacher | None", teacher_id: str | None, scene_B3HW: Tensor
 ) -> Texts | None:
     places = _captions(reader)
     if not places:
