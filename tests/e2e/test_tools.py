@@ -47,3 +47,19 @@ def test_the_shipped_teacher_has_the_figures_of_its_readme(tmp_path: Path) -> No
             r for r in (folder / "README.md").read_text().splitlines() if r.startswith(f"| {name} |")
         )
         assert float(stated.split("|")[3]) == pytest.approx(line["r10"], abs=0.006)
+
+
+@pytest.mark.slow
+def test_bench_startup_counts_what_a_start_loads(tmp_path: Path) -> None:
+    rows_file = tmp_path / "rows.json"
+    command = [
+        sys.executable,
+        str(ROOT / "tools/bench_startup.py"),
+        "--rounds",
+        "1",
+        "--json",
+        str(rows_file),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT)
+    alone, encoder, rank = json.loads(rows_file.read_text())["rows"]
+    assert alone["modules"] < encoder["modules"] < rank["modules"]

@@ -30,7 +30,7 @@ def import_deepspeed() -> Any:
             pass
         finally:
             compiler.compile = before
-    # Reading this attribute would probe every operator, for which DeepSpeed starts compilers.
+    # Reading this attribute would probe every operator, for which DeepSpeed may start compilers.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     return deepspeed
 

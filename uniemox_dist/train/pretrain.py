@@ -233,7 +233,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     checkpoint = choose_checkpoint(world, startup.folder, startup.resume)
     expect("opening the teacher")
     precision: str = collectives.on_main(world, lambda: resolve_precision(config, device, checkpoint))
-    teacher: "Teacher | None" = None
+    teacher: Teacher | None = None
     replay: SelectedViews | None = None
     vectors: list[CaptionVectors] | None = None
     if config.loss.needs_teacher and config.teacher.source == "cache":
