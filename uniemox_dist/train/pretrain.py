@@ -244,10 +244,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
                 for r in sources.readers
             ]
     elif config.loss.needs_teacher:
-        with collection_paused():
-            # Imported late: it imports open_clip, which a run with cached views does not need.
-            from uniemox_dist.teacher.model import Teacher
-        teacher = Teacher(config.teacher, device)
+        teacher = _load_teacher(config, device)
     facts = replay.facts if replay else teacher.facts if teacher else None
     if checkpoint is not None:
         state = _run_state(checkpoint.step, config, sources, precision, facts, replay)
@@ -301,6 +298,13 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
         average=Ema(engine, config.optim.ema_decay) if config.optim.ema_decay else None,
         shown=shown,
     )
+
+
+def _load_teacher(config: Config, device: torch.device) -> "Teacher":
+    with collection_paused():
+        # Imported late: it imports open_clip, which a run with cached views does not need.
+        from uniemox_dist.teacher.model import Teacher
+    return Teacher(config.teacher, device)
 
 
 def _run_state(
