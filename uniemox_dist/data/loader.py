@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
@@ -141,8 +142,8 @@ class PlannedDataset(Dataset[MicroBatch]):
         """
         self.plan, self.readers, self.vectors, self.cached_views = plan, readers, vectors, cached_views
         self.settings, self.seed, self.strict, self.renderer = settings, seed, strict, renderer
-        self.positions: Tensor | None = None
-        """Shared with the training process: for each loader process its current slot and since when (ns)."""
+        self.positions: np.ndarray | None = None
+        """In shared memory: for each loader process its current slot and since when (ns)."""
 
     @property
     def views_per_sample(self) -> int:
