@@ -94,7 +94,8 @@ def count_activations(
         last += B * (4 * F * s + 6 * tower.embedding_width * 4)
         if loss.needs_texts:
             texts = config.batch.global_batch if loss.relation_over == "global" else B
-            last += 2 * 4 * B * texts + 2 * 4 * texts * tower.embedding_width
+            # The texts are gathered in fp16, and used in fp32.
+            last += 2 * 4 * B * texts + (2 + 4) * texts * tower.embedding_width
     return Activations(encoder, decoder, first, between, last, end, _count_teacher(config, tower, B, gpu=gpu))
 
 

@@ -64,9 +64,9 @@ def list_exchanges(
             Traffic("updated small weights", "all-gather", s * small),
         ]
     if config.loss.needs_texts and config.loss.relation_over == "global" and embedding_width is not None:
-        # train/step.py gathers the step's caption vectors once, in fp32.
+        # train/pretrain.py gathers the step's caption vectors once, in fp16.
         found.append(
-            Traffic("caption vectors", "all-gather", 4 * config.batch.global_batch * embedding_width)
+            Traffic("caption vectors", "all-gather", 2 * config.batch.global_batch * embedding_width)
         )
     return found
 

@@ -85,7 +85,7 @@ class MicroBatch:
     person_B3HW: Tensor | None
     """Like the scene; None without a person branch."""
     texts_BE: Tensor | None
-    """Caption embeddings, fp32 unit rows; None if no loss needs texts."""
+    """Caption embeddings, unit rows in the cache's number format, fp16; None if no loss needs texts."""
     pictures_BE: Tensor | None
     """Cached teacher embeddings of the scenes, fp32 unit rows; None with a live teacher."""
     on_person_BN: Tensor | None
@@ -174,7 +174,7 @@ class PlannedDataset(Dataset[MicroBatch]):
             scene_B3HW=scene_B3HW,
             person_B3HW=person_B3HW,
             texts_BE=_stack_rows([sample.text_E for sample in samples]),
-            pictures_BE=_stack_rows([sample.picture_E for sample in samples]),
+            pictures_BE=_stack_fp32([sample.picture_E for sample in samples]),
             on_person_BN=torch.tensor([sample.on_person_N for sample in samples])
             if self.settings.person_grid
             else None,
@@ -182,7 +182,7 @@ class PlannedDataset(Dataset[MicroBatch]):
             sources=tuple(sample.source for sample in samples),
             damaged=tuple(damaged),
             counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), ReadCounts()),
-            targets_BC=_stack_rows([sample.target_C for sample in samples]),
+            targets_BC=_stack_fp32([sample.target_C for sample in samples]),
         )
 
     def describe_slot(self, slot: int) -> str:
@@ -264,9 +264,15 @@ class _Sample:
 
 
 def _stack_rows(rows: list[Tensor | None]) -> Tensor | None:
-    """Stacks rows as fp32; None if there are none."""
+    """Stacks rows; None if there are none."""
     present = [row for row in rows if row is not None]
-    return torch.stack(present).float() if present else None
+    return torch.stack(present) if present else None
+
+
+def _stack_fp32(rows: list[Tensor | None]) -> Tensor | None:
+    """Stacks rows as fp32; None if there are none."""
+    stacked = _stack_rows(rows)
+    return None if stacked is None else stacked.float()
 
 
 def view_settings(config: Config, *, with_person: bool = True) -> ViewSettings:

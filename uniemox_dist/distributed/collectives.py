@@ -208,5 +208,5 @@ def gather_rows(rows_KE: Tensor, world_size: int) -> Tensor:
     if world_size == 1:
         return rows_KE
     gathered = rows_KE.new_empty((world_size * rows_KE.shape[0], rows_KE.shape[1]))
-    dist.all_gather(list(gathered.chunk(world_size)), rows_KE.contiguous())
+    dist.all_gather_into_tensor(gathered, rows_KE.contiguous())
     return gathered

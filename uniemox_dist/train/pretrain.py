@@ -192,12 +192,18 @@ def prepare_loss(
 
 
 def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, device: torch.device) -> Tensor:
-    """Λ: the text embeddings of all samples of the step in slot order, G×E. Collective."""
+    """Λ: the text embeddings of all samples of the step in slot order, G×E in fp32. Collective.
+
+    Ranks exchange the cache's fp16 numbers. One copy puts them in order and converts them, which is exact.
+    """
     texts_KE = torch.cat([b.texts_BE for b in batches if b.texts_BE is not None]).to(device)
-    rows = gather_rows(texts_KE, world.size)
+    rows_GE = gather_rows(texts_KE, world.size)
     # For each turn of the streams, rank r has the slots of its own neighbouring streams; slot order is turn-major.
     turns = texts_KE.shape[0] * world.size // streams
-    return rows.view(world.size, turns, streams // world.size, -1).transpose(0, 1).reshape(rows.shape)
+    by_rank = rows_GE.view(world.size, turns, streams // world.size, -1)
+    texts_GE = torch.empty(rows_GE.shape, device=device)
+    texts_GE.view(by_rank.transpose(0, 1).shape).copy_(by_rank.transpose(0, 1))
+    return texts_GE
 
 
 def make_views(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:

@@ -288,7 +288,7 @@ def exchanges(stage: int, precision: str = "bf16", *pairs: str) -> dict[str, tup
 
 
 def test_the_traffic_of_a_step_by_stage() -> None:
-    captions = {"caption vectors": ("all-gather", 4 * 96 * 128)}
+    captions = {"caption vectors": ("all-gather", 2 * 96 * 128)}
     gradients = {"gradients, once a step": ("all-reduce", 4 * 515)}
     assert exchanges(0, "fp32") == {**gradients, **captions}
     assert exchanges(1) == {

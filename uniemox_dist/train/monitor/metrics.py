@@ -194,7 +194,8 @@ class Trace:
                 choose_patch_order(self.model, batch.slots_B, view, self.seed, on)[:, : self.model.visible]
                 for view, on in ((SCENE_VIEW, batch.on_person_BN), (PERSON_VIEW, None))
             ]
-            parts = [batch.scene_B3HW, batch.person_B3HW, batch.texts_BE, *masks]
+            texts_BE = None if batch.texts_BE is None else batch.texts_BE.float()
+            parts = [batch.scene_B3HW, batch.person_B3HW, texts_BE, *masks]
             sums += [
                 [_checksum(part[i]) for part in parts if part is not None] for i in range(len(batch.slots_B))
             ]
