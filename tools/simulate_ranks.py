@@ -1,0 +1,178 @@
+"""Counts what the ranks of a large job read, keep and send, one rank at a time; prints tables.
+
+A checkpoint of W ranks is fabricated: real headers, index and hashes; its numbers are zeros in sparse files. Every
+rank of the job then chooses and hashes it by the project's own code. The first, the middle and the last rank also make
+the real engine, load the checkpoint, save one, open a data set and gather the texts of a step, in a process each, in
+torch's fake process group. "Before" is computed: every rank opened every part and read all fp32 weights, received the
+outcome of every rank's save, and received texts in fp32.
+
+    python tools/simulate_ranks.py [--ranks 8,64,512,4096] [--stage 1] [--json FILE]
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark import make_parser, print_markdown, run_json, save_results
+
+RANK = str(Path(__file__).with_name("simulated_rank.py"))
+WIDTH = 512
+
+
+def call(function: str, **arguments: Any) -> Any:
+    """Calls a function of simulated_rank.py in a new process."""
+    return run_json([RANK, json.dumps([function, arguments])])
+
+
+def sample(ranks: int) -> list[int]:
+    """The ranks that are played in full."""
+    return sorted({0, ranks // 2, ranks - 1})
+
+
+def measure(ranks: int, stage: int, texts: int, data: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The facts about a job of so many ranks."""
+    with tempfile.TemporaryDirectory(prefix="simulate_ranks_") as folder:
+        size = {"ranks": ranks, "stage": stage, "overrides": overrides}
+        checkpoint = call("fabricate", folder=folder, **size)
+        chosen = call("choose", folder=folder, ranks=ranks)
+        played = [
+            call("resume_and_save", folder=folder, rank=rank, texts=texts, **size) for rank in sample(ranks)
+        ]
+    opened = [
+        call("open_data", folder=data, rank=rank, ranks=ranks, overrides=overrides) for rank in sample(ranks)
+    ]
+    return {
+        "ranks": ranks,
+        "stage": stage,
+        "texts": texts,
+        "checkpoint": checkpoint,
+        "chosen": chosen,
+        "played": played,
+        "data": opened,
+    }
+
+
+def total(counts: dict[str, int]) -> int:
+    """Bytes of all exchanges."""
+    return sum(counts.values())
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table with a title."""
+    print(f"\n{title}\n")
+    print_markdown(header, rows)
+
+
+def print_tables(found: Sequence[dict[str, Any]]) -> None:
+    """Prints what was found, one row for each number of ranks."""
+
+    def rows(row: Callable[[dict[str, Any]], Sequence[str]]) -> list[Sequence[str]]:
+        return [(f"{one['ranks']:,}", *row(one)) for one in found]
+
+    def most(one: dict[str, Any], part: str, what: str) -> int:
+        return max(played[part][what] for played in one["played"])
+
+    def resume(one: dict[str, Any]) -> Sequence[str]:
+        ranks, whole = one["ranks"], one["checkpoint"]["bytes"]
+        read = one["chosen"]["read_bytes"] + ranks * most(one, "loading", "read_bytes")
+        before = ranks * 4 * one["checkpoint"]["weights"]
+        return (
+            f"{one['chosen']['most_parts'] + most(one, 'loading', 'parts')}",
+            f"{ranks:,}",
+            f"{one['chosen']['parts']:,}",
+            f"{ranks**2:,}",
+            f"{read / 1e9:.2f} GB",
+            f"{read / whole:.2f}",
+            f"{before / 1e9:.1f} GB",
+        )
+
+    header = (
+        "ranks",
+        "part files a rank opens",
+        "before",
+        "the job",
+        "before",
+        "bytes the job reads",
+        "of the checkpoint",
+        "before",
+    )
+    show("Resuming", header, rows(resume))
+
+    def commit(one: dict[str, Any]) -> Sequence[str]:
+        first, *others = [played["commit"] for played in one["played"]]
+        return (
+            f"{max(total(other['sent']) for other in others or [first]):,} B",
+            f"{total(first['received']) / 1e3:.1f} kB",
+            f"{max(total(other['received']) for other in others or [first]) / 1e3:.1f} kB",
+            f"{total(first['received']) / 1e3:.1f} kB",
+        )
+
+    header = ("ranks", "a rank sends", "rank 0 receives", "another rank receives", "before")
+    show("Completing a save", header, rows(commit))
+
+    def manifest(one: dict[str, Any]) -> Sequence[str]:
+        first, *others = one["data"]
+        others = others or [first]
+        return (
+            f"{first['read_bytes'] / 1e6:.1f} MB",
+            f"{max(other['read_bytes'] for other in others) / 1e6:.1f} MB",
+            f"{first['cpu_s']:.2f} s",
+            f"{max(other['cpu_s'] for other in others):.2f} s",
+            f"{max(other['private_bytes'] for other in one['data']) / 1e6:.1f} MB",
+            f"{max(other['plan_bytes'] for other in one['data']) / 1e6:.1f} MB",
+        )
+
+    header = (
+        "ranks",
+        "rank 0 reads",
+        "another rank",
+        "rank 0 computes",
+        "another rank",
+        "memory of a rank alone",
+        "for the plan",
+    )
+    show("Opening the data", header, rows(manifest))
+
+    def texts(one: dict[str, Any]) -> Sequence[str]:
+        received = max(total(played["texts"]["received"]) for played in one["played"])
+        before = 4 * WIDTH * one["texts"] * (one["ranks"] - 1) // one["ranks"]
+        return f"{received / 1e6:.1f} MB", f"{before / 1e6:.1f} MB"
+
+    header = ("ranks", "a rank receives", "before")
+    show(f"Texts of a step of {found[0]['texts']:,} samples, width {WIDTH}", header, rows(texts))
+
+
+def main() -> None:
+    """Measures, and prints the tables."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--ranks", default="8,64,512,4096", help="numbers of ranks, separated by commas")
+    parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2, 3), help="ZeRO stage")
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--samples", type=int, default=1_000_000_000)
+    parser.add_argument(
+        "--texts", type=int, default=65_536, help="global batch whose captions are gathered"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
+    )
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="simulate_ranks_data_") as data:
+        made = call("make_data", folder=data, samples=given.samples, shards=given.shards)
+        found = [
+            measure(ranks, given.stage, given.texts, data, given.set)
+            for ranks in map(int, given.ranks.split(","))
+        ]
+    first = found[0]["checkpoint"]
+    print(
+        f"{first['weights']:,} trained numbers, ZeRO-{given.stage}, a checkpoint of {first['bytes'] / 1e9:.2f} GB; "
+        f"{made['samples']:,} samples in {given.shards:,} shards, a manifest of {made['manifest_mb']:.1f} MB"
+    )
+    print_tables(found)
+    save_results(given, {"torch": torch.__version__, "data": made, "jobs": found})
+
+
+if __name__ == "__main__":
+    main()
