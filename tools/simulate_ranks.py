@@ -152,9 +152,7 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2, 3), help="ZeRO stage")
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=1_000_000_000)
-    parser.add_argument(
-        "--texts", type=int, default=65_536, help="global batch whose captions are gathered"
-    )
+    parser.add_argument("--texts", type=int, default=65_536, help="global batch whose captions are gathered")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
     )

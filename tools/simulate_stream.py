@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from benchmark import make_parser, run_json, save_results
 
-from shards.format.manifest import Manifest, ShardEntry, read_manifest
+from shards.format.entries import ShardEntry
+from shards.format.manifest import Manifest, read_manifest
 from uniemox_dist.data.plan import Plan
 
 MB = 1e6

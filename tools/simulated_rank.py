@@ -339,7 +339,9 @@ def resume_and_save(
     writer.close()
     own = (checkpoint.folder / part_name(rank)).read_bytes()
     header = 8 + int.from_bytes(own[:8], "little")
-    assert (written[:header], len(written)) == (own[:header], len(own)), "fabricated parts differ from saved ones"
+    assert (written[:header], len(written)) == (own[:header], len(own)), (
+        "fabricated parts differ from saved ones"
+    )
     rows = torch.zeros(texts // ranks, WIDTH, dtype=torch.half)
     none = torch.empty(0)
     batch = MicroBatch(none, none, None, rows, None, None, (), (), (), ReadCounts())

@@ -117,7 +117,7 @@ def compute_balance(config: Config, data: Data, ranks: int) -> Balance:
     Raises:
         UserError: if a source of a mix gets no stream.
     """
-    counts = [[shard.samples for shard in manifest.shards] for manifest in data.manifests]
+    counts = [manifest.counts for manifest in data.manifests]
     plan = Plan(
         counts,
         data.weights,
@@ -131,7 +131,7 @@ def compute_balance(config: Config, data: Data, ranks: int) -> Balance:
         own_S = plan.owner_S == number
         first, end = (rows[plan.nth_S[own_S]] for rows in source.ranges(0))
         order_M, ends = source.shard_order(0)
-        bytes_M = np.array([shard.bytes for shard in manifest.shards])[order_M]
+        bytes_M = np.array(manifest.shard_bytes)[order_M]
         before = np.concatenate([[0], np.cumsum(bytes_M)])
         samples_S[own_S] = end - first
         bytes_S[own_S] = np.interp(end, ends, before) - np.interp(first, ends, before)
@@ -156,7 +156,7 @@ def count_bytes_in_use(config: Config, data: Data, streams: int) -> int:
     """Largest total bytes of the shards that so many streams read at a time, as in uniemox_dist/data/sources.py. A
     smaller cache would fetch shards repeatedly."""
     assert data.bytes is not None
-    largest = max(shard.bytes for manifest in data.manifests for shard in manifest.shards)
+    largest = max(max(manifest.shard_bytes) for manifest in data.manifests)
     return min(data.bytes, streams * _at_a_time(config, data) * largest)
 
 

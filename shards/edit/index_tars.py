@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.format.encode import index_fields
+from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_index, rows_sha256, write_index
-from shards.format.manifest import MANIFEST, SIZES, Manifest, ShardEntry
+from shards.format.manifest import MANIFEST, SIZES, Manifest
 from shards.format.rejected import REJECTED, write_rejected
 from shards.format.sample import make_key
 from shards.format.tars import Group, read_groups

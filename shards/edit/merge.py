@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from shards.edit.links import link_file, publish_on_success
 from shards.format.encode import BLOCK
+from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
-from shards.format.manifest import Manifest, ShardEntry, find_manifest_folders, read_manifest
+from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import REJECTED, read_rejected, write_rejected
 from shards.pack.duplicates import describe_duplicate
 from shards.pack.listing import split_rank

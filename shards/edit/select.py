@@ -13,8 +13,9 @@ import pyarrow as pa
 from shards.edit.expressions import apply_filter
 from shards.edit.links import link_file, publish_on_success
 from shards.format.encode import BLOCK, Encoded
+from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
-from shards.format.manifest import Manifest, ShardEntry, read_manifest
+from shards.format.manifest import Manifest, read_manifest
 from shards.format.writer import ShardWriter
 from shards.pack.listing import SPLIT_NAME
 from shards.sources.presets import assign_shares, draw64

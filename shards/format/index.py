@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.format.manifest import ShardEntry
+from shards.format.entries import ShardEntry
 from shards.format.parquet import THREADS, open_parquet
 from shards.storage import Place, file_size
 from uniemox_dist.core.errors import UserError

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shards.format.entries import ShardEntry, ShardTable, TableBuilder, is_entry
 from shards.format.sample import FORMAT_NAME, FORMAT_VERSION
 from shards.storage import Place, is_local, parse_place
 from uniemox_dist.core.errors import UserError
@@ -26,32 +26,30 @@ MANIFEST, SIZES = "manifest.json", "sizes.json"
 _HASHED_AT_ONCE = 1000
 
 
-@dataclass(frozen=True, slots=True)  # a data set may have a hundred thousand
-class ShardEntry:
-    """One shard, as listed in the manifest."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-    """SHA-256 of the tar file."""
-    index_sha256: str
-    """SHA-256 of the index file."""
-    rows_sha256: str
-    """Hash of the index's rows; independent of the Parquet library that wrote it."""
-
-
 @dataclass(frozen=True)
 class Manifest:
     """A data set: ordered shards, and provenance. Only the shards determine the identity."""
 
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
+    """A `ShardTable` if the manifest was read from a file."""
     provenance: dict[str, Any]
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """Number of samples of each shard."""
+        return (
+            self.shards.samples if isinstance(self.shards, ShardTable) else [s.samples for s in self.shards]
+        )
+
+    @property
+    def shard_bytes(self) -> Sequence[int]:
+        """Size of each tar."""
+        return self.shards.bytes if isinstance(self.shards, ShardTable) else [s.bytes for s in self.shards]
 
     @cached_property
     def samples(self) -> int:
         """Number of samples in all shards."""
-        return sum(shard.samples for shard in self.shards)
+        return sum(self.counts)
 
     @cached_property
     def identity(self) -> str:
@@ -69,7 +67,7 @@ class Manifest:
     @property
     def bytes(self) -> int:
         """Size of all tars together."""
-        return sum(shard.bytes for shard in self.shards)
+        return sum(self.shard_bytes)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -92,11 +90,11 @@ class Manifest:
             write_json(sizes, self.sizes)
 
 
-def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
-    """Reads and checks a manifest; `field` is the name of the folder in error lines.
+def find_manifest(folder: str | Place, field: str = "path") -> Place:
+    """Returns the path of a data set's manifest; `field` is the name of the folder in error lines.
 
     Raises:
-        UserError: if the folder, its manifest or its samples are missing, or the format is newer than this version.
+        UserError: if the folder or its manifest is missing.
     """
     folder = parse_place(folder, field)
     path = folder / MANIFEST
@@ -111,6 +109,16 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
             else "build it with `uniemox shards pack`"
         )
         raise UserError(f"{field}={folder}: has no {MANIFEST}; {fix}")
+    return path
+
+
+def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
+    """Reads and checks a manifest; `field` is the name of the folder in error lines.
+
+    Raises:
+        UserError: if the folder, its manifest or its samples are missing, or the format is newer than this version.
+    """
+    path = find_manifest(folder, field)
     try:
         manifest, stated = _parse(path.read_text(encoding="utf-8"), path)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -133,19 +141,35 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
 
 def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
     """A manifest, and the totals that its text states."""
-    record = json.loads(text, object_hook=_entry_or_object, parse_float=_finite, parse_constant=_finite)
+    builder = TableBuilder()
+
+    def entry_or_object(found: dict[str, Any]) -> Any:
+        """Moves an object with a shard's fields to the table at once, because the objects of all shards need several
+        times its memory. Provenance must not contain such an object."""
+        if found.keys() != _FIELDS:
+            return found
+        entry = ShardEntry(**found)
+        if not is_entry(entry):
+            raise ValueError(f"{entry} is not a shard")
+        builder.add(entry)
+        return _Number(len(builder) - 1)
+
+    record = json.loads(text, object_hook=entry_or_object, parse_float=_finite, parse_constant=_finite)
     version = record["format_version"]
     if record["format"] != FORMAT_NAME or not 1 <= version <= FORMAT_VERSION:
         raise UserError(
             f"{path}: format {record['format']} {version} is not readable by this version "
             f"(it reads {FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
         )
-    manifest = Manifest(tuple(record["shards"]), record["provenance"])
-    if strange := [entry for entry in manifest.shards if not _is_entry(entry)]:
+    listed = record["shards"]
+    if strange := [entry for entry in listed if type(entry) is not _Number]:
         raise ValueError(f"{strange[0]} is not a shard")
+    if listed != list(range(len(builder))):
+        raise ValueError("provenance lists shards")
+    manifest = Manifest(builder.build(), record["provenance"])
     if not isinstance(manifest.provenance, dict):
         raise ValueError("provenance is not an object")
-    if len(manifest.sizes) != len(manifest.shards):
+    if len({shard.name for shard in manifest.shards}) != len(manifest.shards):
         raise ValueError("a shard is listed twice")
     return manifest, (record["identity"], record["samples"], record["bytes"])
 
@@ -155,26 +179,10 @@ def _sums(manifest: Manifest) -> tuple[Any, ...]:
 
 
 _FIELDS = ShardEntry.__dataclass_fields__.keys()
-# Checks three hashes and a name at once; a billion samples have 100,000 entries.
-_TEXTS = re.compile(r"(?:[0-9a-f]{64}/){3}[^/\0]+\.tar")
 
 
-def _entry_or_object(found: dict[str, Any]) -> ShardEntry | dict[str, Any]:
-    """Hook of the JSON reader: converts an object with a shard's fields at once, because the dictionaries of all shards
-    need as much memory as the rest of startup. Provenance must not contain such an object."""
-    return ShardEntry(**found) if found.keys() == _FIELDS else found
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether an entry has legal values; raises TypeError if a text field is not a text."""
-    return (
-        type(entry) is ShardEntry
-        and type(entry.samples) is type(entry.bytes) is int
-        and 0 <= entry.samples < 1 << 63
-        and 0 <= entry.bytes < 1 << 63
-        and _TEXTS.fullmatch("/".join((entry.sha256, entry.index_sha256, entry.rows_sha256, entry.name)))
-        is not None
-    )
+class _Number(int):
+    """The place in the table of an entry that has been read."""
 
 
 def _finite(text: str) -> float:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.format.encode import BLOCK, Encoded, encode
+from shards.format.entries import ShardEntry
 from shards.format.index import index_path, rows_sha256, write_index
-from shards.format.manifest import ShardEntry
 from shards.format.sample import Sample
 from uniemox_dist.core.files import fsync_dir, sha256_file
 

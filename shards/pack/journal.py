@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.format.entries import ShardEntry
 from shards.format.index import index_path
-from shards.format.manifest import ShardEntry
 from shards.pack.prepare import Rejected
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from shards.format.encode import Encoded
+from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_index
-from shards.format.manifest import ShardEntry
 from shards.format.writer import ShardWriter
 from shards.pack.duplicates import PackedSamples
 from shards.pack.journal import Journal, Step

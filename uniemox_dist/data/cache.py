@@ -19,7 +19,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from shards.format.manifest import MANIFEST, ShardEntry
+from shards.format.entries import ShardEntry
+from shards.format.manifest import MANIFEST
 from uniemox_dist.core.errors import UserError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

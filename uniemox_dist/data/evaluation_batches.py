@@ -60,7 +60,7 @@ class EvaluationDataset(Dataset[EvaluationBatch | str]):
         self.with_records = records
         self.reader, self.settings, self.batch = reader, settings, batch
         self.own = rank_range(reader.samples, rank, world_size)
-        counts = torch.tensor(reader.counts)
+        counts = torch.tensor(list(reader.counts))
         self._ends = counts.cumsum(0)
 
     def __len__(self) -> int:

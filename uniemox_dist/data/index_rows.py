@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from shards.detect.types import Person
+from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_group, read_group_ends
-from shards.format.manifest import ShardEntry
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
 

@@ -60,7 +60,7 @@ class LabelledReader(ShardReader):
         """The group of look-alikes of each sample; None until the first evaluation reads them."""
 
     @property
-    def counts(self) -> tuple[int, ...]:
+    def counts(self) -> Sequence[int]:
         return tuple(map(len, self.items))
 
     @property

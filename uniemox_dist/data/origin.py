@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TypeVar
 
-from shards.format.manifest import ShardEntry
+from shards.format.entries import ShardEntry
 from shards.storage import Place, is_local, parse_place, read_range
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data.cache import ShardCache

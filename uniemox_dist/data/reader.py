@@ -54,16 +54,23 @@ class ShardReader:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Place, field: str, *, verify_hash: bool = True, share: tuple[int, int] = (0, 1)
+        cls,
+        folder: str | Place,
+        field: str,
+        *,
+        verify_hash: bool = True,
+        share: tuple[int, int] = (0, 1),
+        manifest: Manifest | None = None,
     ) -> "ShardReader":
         """Opens a data set and checks that each tar exists with the size in the manifest.
 
-        With `share` (rank, ranks) it checks this rank's part of the shards only.
+        With `share` (rank, ranks) it checks this rank's part of the shards only. It reads the manifest unless that is
+        given.
 
         Raises:
             UserError: naming the folder, or the first shard that is missing or truncated.
         """
-        manifest = read_manifest(folder, field)
+        manifest = manifest or read_manifest(folder, field)
         shards = manifest.shards[share[0] :: share[1]]
         for shard, size in zip(
             shards, file_sizes(parse_place(folder, field), [shard.name for shard in shards])
@@ -79,13 +86,13 @@ class ShardReader:
         return self.origin.folder
 
     @property
-    def counts(self) -> tuple[int, ...]:
+    def counts(self) -> Sequence[int]:
         """Number of samples of each shard."""
-        return tuple(shard.samples for shard in self.manifest.shards)
+        return self.manifest.counts
 
     @property
     def samples(self) -> int:
-        """Number of samples of the data set."""
+        """Number of samples."""
         return sum(self.counts)
 
     @property

@@ -1,10 +1,11 @@
 """The data sets of a run: opens them, weighs them, and makes the plan of samples."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.format.index import ROW_GROUP
-from shards.format.manifest import combined_identity
+from shards.format.manifest import Manifest, combined_identity
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.formatting import size
 from uniemox_dist.data.cache import ShardCache
@@ -19,18 +20,25 @@ ROW_BYTES = 400
 class Sources:
     """The data sets of a mix, in the order of the configuration."""
 
-    def __init__(self, config: Config, *, rank: int = 0, world_size: int = 1) -> None:
-        """Opens every source. Each rank checks the sizes of its part of the shards.
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        manifests: Sequence[Manifest] | None = None,
+    ) -> None:
+        """Opens every source. Each rank checks the sizes of its part of the shards. Reads the manifests unless they are
+        given, one for each of `list_places`.
 
         Raises:
             UserError: naming the folder that is missing, empty or damaged.
         """
         data = config.data
         entries = data.origins()
-        fields = ["data.path"] if data.path else [f"data.sources.{i}.path" for i in range(len(entries))]
         self.readers = [
-            _open_reader(entry.path, field, config, (rank, world_size))
-            for entry, field in zip(entries, fields)
+            _open_reader(path, field, config, (rank, world_size), manifests[i] if manifests else None)
+            for i, (path, field) in enumerate(list_places(config))
         ]
         cache = ShardCache(Path(data.cache_dir), int(data.cache_gb * 1e9)) if data.cache_dir else None
         for reader in self.readers:
@@ -49,7 +57,7 @@ class Sources:
     @property
     def bytes(self) -> int:
         """Size of all tars."""
-        return sum(shard.bytes for reader in self.readers for shard in reader.manifest.shards)
+        return sum(reader.manifest.bytes for reader in self.readers)
 
     @property
     def identity(self) -> str:
@@ -79,19 +87,29 @@ class Sources:
         A cache smaller than that loads the same shards repeatedly. A stream reads one window, which may span several
         small shards.
         """
-        largest = max(shard.bytes for reader in self.readers for shard in reader.manifest.shards)
+        largest = max(max(reader.manifest.shard_bytes) for reader in self.readers)
         mean = self.samples / sum(len(reader.manifest.shards) for reader in self.readers)
         return min(self.bytes, streams * (1 + math.ceil(window / mean)) * largest)
 
 
-def _open_reader(path: str, field: str, config: Config, share: tuple[int, int]) -> ShardReader:
+def list_places(config: Config) -> list[tuple[str, str]]:
+    """The folders of a configuration's sources, each with the name of its setting."""
+    paths = [entry.path for entry in config.data.origins()]
+    if config.data.path:
+        return [(path, "data.path") for path in paths]
+    return [(path, f"data.sources.{i}.path") for i, path in enumerate(paths)]
+
+
+def _open_reader(
+    path: str, field: str, config: Config, share: tuple[int, int], manifest: Manifest | None
+) -> ShardReader:
     """Opens a source. Retries reads of its manifest and shard sizes for data.retry_s."""
     origin = ShardOrigin(path, field)
     origin.retry_s = config.data.retry_s
     verify = config.data.verify_hash
     return origin.retry(
         "its manifest and the sizes of its shards",
-        lambda: ShardReader.from_folder(path, field, verify_hash=verify, share=share),
+        lambda: ShardReader.from_folder(path, field, verify_hash=verify, share=share, manifest=manifest),
     )
 
 

@@ -65,7 +65,7 @@ class Pictures:
             raise UserError(f"INPUT={source}: no such file or folder")
         if layout is None and where.is_dir() and (folders := find_manifest_folders(where)):
             self.readers = [ShardReader.from_folder(str(folder), "INPUT") for folder in folders]
-            counts = [shard.samples for reader in self.readers for shard in reader.manifest.shards]
+            counts = [count for reader in self.readers for count in reader.counts]
             self._ends = list(accumulate(counts))
             self._shards = [(r, s) for r in self.readers for s in range(len(r.manifest.shards))]
             return

@@ -42,12 +42,16 @@ class CacheFiles(Generic[T]):
             what: name of the cache, for error messages.
             fix: advice to the user for a damaged file.
         """
-        self.paths = [cache_file(reader, folder, shard) for shard in range(len(reader.manifest.shards))]
+        self._reader, self._folder = reader, folder
         self._load, self._what, self._fix = load, what, fix
         self._loaded: dict[int, T] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": {}}
+
+    def path(self, shard: int) -> Path:
+        """The path of a shard's file."""
+        return cache_file(self._reader, self._folder, shard)
 
     def open(self, shard: int) -> T:
         """Returns what `load` returned for a shard's file.
@@ -57,10 +61,10 @@ class CacheFiles(Generic[T]):
         """
         if shard not in self._loaded:
             try:
-                loaded = self._load(safe_open(self.paths[shard], "pt"))
+                loaded = self._load(safe_open(self.path(shard), "pt"))
             except Exception as error:  # safetensors has its own error type for a damaged file
                 why = (str(error) or type(error).__name__).splitlines()[0]
-                raise Fault(f"{self.paths[shard]}: cannot read {self._what} ({why}); {self._fix}") from None
+                raise Fault(f"{self.path(shard)}: cannot read {self._what} ({why}); {self._fix}") from None
             if len(self._loaded) >= MAX_OPEN_FILES:
                 self._loaded.pop(next(iter(self._loaded)))
             self._loaded[shard] = loaded

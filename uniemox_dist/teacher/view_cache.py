@@ -200,7 +200,6 @@ class ViewCache:
 
     def __init__(self, reader: ShardReader, spec: ViewSpec) -> None:
         self.spec, self.count = spec, spec.count
-        self.names = [shard.name for shard in reader.manifest.shards]
         fix = "run the same `uniemox teach` again, which rebuilds it"
         self.files = CacheFiles(reader, spec.folder(reader), _load, what="the cache of views", fix=fix)
 
@@ -217,7 +216,7 @@ class ViewCache:
             raise ValueError("was unreadable when its views were drawn")
         picture_E: Tensor = values["embedding"]
         if not abs(float(picture_E.float().norm()) - 1) < _NORM_TOLERANCE:
-            path = self.files.paths[shard]
+            path = self.files.path(shard)
             raise Fault(
                 f"{path}: row {row}, view {number}: the embedding is not a unit vector, so the file "
                 "is damaged; delete it"

@@ -21,7 +21,8 @@ from uniemox_dist.core.signals import StopFlag
 from uniemox_dist.data.loader import CaptionVectors, MicroBatch, PlannedDataset, view_settings
 from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.sources import Sources
+from uniemox_dist.data.shared_manifests import read_shared_manifests
+from uniemox_dist.data.sources import Sources, list_places
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.collectives import gather_rows
 from uniemox_dist.distributed.world import World
@@ -231,8 +232,11 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     expect("opening the data")
     hosts = collectives.hosts(world)
     compiles = decide_compile(config, world, device)
-    held_out = _open_held_out(config, world)
-    sources = collectives.on_all(world, lambda: Sources(config, rank=world.rank, world_size=world.size))
+    held_out = _open_held_out(config, world, device)
+    manifests = read_shared_manifests(list_places(config), world, device, retry_s=config.data.retry_s)
+    sources = collectives.on_all(
+        world, lambda: Sources(config, rank=world.rank, world_size=world.size, manifests=manifests)
+    )
     plan = sources.plan(config)
     schedule = Schedule.from_config(config, sources.epoch_samples(config))
     expect("choosing a checkpoint, whose files are hashed")
@@ -330,11 +334,15 @@ def _run_state(
     return RunState(step, config, sources.identity, precision, teacher, width)
 
 
-def _open_held_out(config: Config, world: World) -> ShardReader | None:
+def _open_held_out(config: Config, world: World, device: torch.device) -> ShardReader | None:
     """The data set whose pictures are shown during training, if the settings name one."""
     path = config.data.eval_path
-    return (
-        collectives.on_all(world, lambda: ShardReader.from_folder(path, "data.eval_path")) if path else None
+    if not path:
+        return None
+    [manifest] = read_shared_manifests([(path, "data.eval_path")], world, device)
+    share = world.rank, world.size
+    return collectives.on_all(
+        world, lambda: ShardReader.from_folder(path, "data.eval_path", share=share, manifest=manifest)
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from shards.format.manifest import Manifest, ShardEntry
+from shards.format.entries import ShardEntry
+from shards.format.manifest import Manifest
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.load import dump_yaml, load_config
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.format.manifest import ShardEntry
+from shards.format.entries import ShardEntry
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data import cache as cache_module
 from uniemox_dist.data.cache import ShardCache

@@ -16,7 +16,8 @@ from launch.plan.data import (
     open_data,
 )
 from launch.plan.pace import ASSUMED_MFU, Measured, find_pace, run_steps
-from shards.format.manifest import Manifest, ShardEntry
+from shards.format.entries import ShardEntry
+from shards.format.manifest import Manifest
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.devices import find_device
 from uniemox_dist.core.errors import UserError

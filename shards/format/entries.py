@@ -1,0 +1,124 @@
+"""The shards of a manifest: one entry, and a table of many in one block of memory.
+
+A data set may have a hundred thousand shards. As objects they need 500 bytes each; in a table, 120 and the name. The
+block is plain bytes, so that ranks can send it to each other and map one copy of it.
+"""
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+_HASH_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard, as listed in the manifest."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    """SHA-256 of the tar file."""
+    index_sha256: str
+    """SHA-256 of the index file."""
+    rows_sha256: str
+    """Hash of the index's rows; independent of the Parquet library that wrote it."""
+
+
+# Checks three hashes and a name at once.
+_TEXTS = re.compile(r"(?:[0-9a-f]{64}/){3}[^/\0]+\.tar")
+
+
+def is_entry(entry: ShardEntry) -> bool:
+    """Whether an entry has legal values; raises TypeError if a text field is not a text."""
+    return (
+        type(entry.samples) is type(entry.bytes) is int
+        and 0 <= entry.samples < 1 << 63
+        and 0 <= entry.bytes < 1 << 63
+        and _TEXTS.fullmatch("/".join((entry.sha256, entry.index_sha256, entry.rows_sha256, entry.name)))
+        is not None
+    )
+
+
+class ShardTable(Sequence[ShardEntry]):
+    """Entries in a block of bytes: their number, three arrays of int64 (samples, bytes, ends of the names), hashes,
+    and names in UTF-8. Makes an entry when it is asked for one."""
+
+    def __init__(self, content: Any) -> None:
+        """`content` is an object with the buffer interface, as `TableBuilder.build` makes it. It is not copied."""
+        self.content = memoryview(content).cast("B")
+        self._count = int.from_bytes(self.content[:8], "little")
+        hashes = 8 + 3 * 8 * self._count
+        numbers = self.content[8:hashes].cast("q")
+        self.samples: memoryview[int] = numbers[: self._count]
+        """Number of samples of each shard."""
+        self.bytes: memoryview[int] = numbers[self._count : 2 * self._count]
+        """Size of each tar."""
+        self._ends = numbers[2 * self._count :]
+        names = hashes + 3 * _HASH_BYTES * self._count
+        self._hashes, self._names = self.content[hashes:names], self.content[names:]
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> ShardEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ShardEntry, ...]: ...
+    def __getitem__(self, index: int | slice) -> ShardEntry | tuple[ShardEntry, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self._count)))
+        number = range(self._count)[index]
+        start = self._ends[number - 1] if number else 0
+        first = 3 * _HASH_BYTES * number
+        hashes = [
+            self._hashes[first + i : first + i + _HASH_BYTES].hex()
+            for i in range(0, 3 * _HASH_BYTES, _HASH_BYTES)
+        ]
+        name = str(self._names[start : self._ends[number]], "utf-8")
+        return ShardEntry(name, self.samples[number], self.bytes[number], *hashes)
+
+    def __iter__(self) -> Iterator[ShardEntry]:
+        return map(self.__getitem__, range(self._count))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ShardTable):
+            return self.content == other.content
+        if isinstance(other, Sequence):
+            return len(self) == len(other) and all(a == b for a, b in zip(self, other))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardTable, (bytes(self.content),)
+
+
+class TableBuilder:
+    """Collects entries for a table."""
+
+    def __init__(self, entries: Iterable[ShardEntry] = ()) -> None:
+        self._samples, self._bytes, self._ends = array("q"), array("q"), array("q")
+        self._hashes, self._names = bytearray(), bytearray()
+        for entry in entries:
+            self.add(entry)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def add(self, entry: ShardEntry) -> None:
+        """Adds a legal entry."""
+        self._samples.append(entry.samples)
+        self._bytes.append(entry.bytes)
+        self._hashes += bytes.fromhex(entry.sha256 + entry.index_sha256 + entry.rows_sha256)
+        self._names += entry.name.encode()
+        self._ends.append(len(self._names))
+
+    def build(self) -> ShardTable:
+        """Makes the table."""
+        numbers = (self._samples, self._bytes, self._ends)
+        head = len(self).to_bytes(8, "little") + b"".join(part.tobytes() for part in numbers)
+        return ShardTable(head + self._hashes + self._names)
