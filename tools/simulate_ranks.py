@@ -10,12 +10,14 @@ outcome of every rank's save, and received texts in fp32.
 """
 
 import json
+import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from benchmark import make_parser, print_markdown, run_json, save_results
 
 RANK = str(Path(__file__).with_name("simulated_rank.py"))
@@ -115,24 +117,24 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
 
     def manifest(one: dict[str, Any]) -> Sequence[str]:
         first, *others = one["data"]
-        others = others or [first]
+        last = (others or [first])[-1]
         return (
             f"{first['read_bytes'] / 1e6:.1f} MB",
-            f"{max(other['read_bytes'] for other in others) / 1e6:.1f} MB",
+            f"{one['ranks'] * first['read_bytes'] / 1e6:,.1f} MB",
+            f"{max((o['manifests'] for o in others), default=0)}",
+            f"{total(last['received']) / 1e6:.1f} MB",
             f"{first['cpu_s']:.2f} s",
-            f"{max(other['cpu_s'] for other in others):.2f} s",
-            f"{max(other['private_bytes'] for other in one['data']) / 1e6:.1f} MB",
-            f"{max(other['plan_bytes'] for other in one['data']) / 1e6:.1f} MB",
+            f"{last['cpu_s']:.2f} s",
         )
 
     header = (
         "ranks",
-        "rank 0 reads",
-        "another rank",
-        "rank 0 computes",
-        "another rank",
-        "memory of a rank alone",
-        "for the plan",
+        "rank 0, and so the job, reads",
+        "before: the job",
+        "files another rank opens",
+        "it receives",
+        "processor time of rank 0",
+        "of another",
     )
     show("Opening the data", header, rows(manifest))
 
@@ -150,6 +152,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--ranks", default="8,64,512,4096", help="numbers of ranks, separated by commas")
     parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2, 3), help="ZeRO stage")
+    parser.add_argument("--node", type=int, default=8, help="real ranks that open the data on this node")
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=1_000_000_000)
     parser.add_argument("--texts", type=int, default=65_536, help="global batch whose captions are gathered")
@@ -159,6 +162,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="simulate_ranks_data_") as data:
         made = call("make_data", folder=data, samples=given.samples, shards=given.shards)
+        node = call("open_on_node", folder=data, ranks=given.node)
         found = [
             measure(ranks, given.stage, given.texts, data, given.set)
             for ranks in map(int, given.ranks.split(","))
@@ -169,7 +173,20 @@ def main() -> None:
         f"{made['samples']:,} samples in {given.shards:,} shards, a manifest of {made['manifest_mb']:.1f} MB"
     )
     print_tables(found)
-    save_results(given, {"torch": torch.__version__, "data": made, "jobs": found})
+    titles = {
+        "private": "memory of its own",
+        "share": "with its part of shared memory",
+        "plan": "for the plan",
+        "objects": "before: the entries as objects",
+    }
+    most = {title: max(one[name] for one in node["memory"]) for name, title in titles.items()}
+    show(
+        f"Memory of a rank for the manifest and the plan: the most of {given.node} real ranks on one node",
+        list(most),
+        [[f"{value / 1e6:.1f} MB" for value in most.values()]],
+    )
+    about = {"torch": version("torch"), "python": platform.python_version(), "time": round(time.time())}
+    save_results(given, {**about, "data": made, "node": node, "jobs": found})
 
 
 if __name__ == "__main__":

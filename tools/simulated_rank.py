@@ -8,7 +8,6 @@ that are read, and the names of files that are opened.
 """
 
 import gc
-import hashlib
 import json
 import os
 import pickle
@@ -18,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,10 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import sha256_file, write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import ReadCounts
-from uniemox_dist.data.sources import Sources
+from uniemox_dist.data.shared_manifests import read_shared_manifests
+from uniemox_dist.data.sources import Sources, list_places
 from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.local_launcher import run_ranks
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.student import Student
 from uniemox_dist.runs.folder import RunFolder
@@ -371,30 +372,60 @@ def open_data(folder: str, rank: int, ranks: int, overrides: list[str]) -> dict[
     one = Rank(rank, ranks, Path(folder, "data.tape"))
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
     config = configure([*overrides, f"data.path={folder}"], ranks, 1)
-    before = measure_memory()
     with one.counted() as counts:
-        sources = Sources(config, rank=rank, world_size=ranks)
-    gc.collect()
-    opened = measure_memory()
-    plan = sources.plan(config)
-    slots = [plan.locate(slot) for slot in plan.rank_slots(0, rank, ranks)]
-    gc.collect()
-    planned = measure_memory()
-    order = hashlib.sha256(repr([tuple(map(int, astuple(slot))) for slot in slots]).encode()).hexdigest()
+        [manifest] = read_shared_manifests(list_places(config), one.world, CPU)
+    counts.read_bytes -= one.replayed
+    sources = Sources(config, rank=rank, world_size=ranks, manifests=[manifest])
+    sources.plan(config).locate(0)
     return {
-        **counts.facts(),
         "rank": rank,
         "manifests": counts.opened["manifest.json"],
-        "private_bytes": opened["private"] - before["private"],
-        "share_bytes": opened["share"] - before["share"],
-        "plan_bytes": planned["private"] - opened["private"],
         "identity": sources.identity,
-        "order": order,
+        **counts.facts(),
     }
+
+
+def open_on_node(folder: str, ranks: int) -> dict[str, Any]:
+    """Opens the data in real ranks of this node; returns their memory."""
+    command = [sys.executable, __file__, json.dumps(["open_as_rank", {"folder": folder}])]
+    assert run_ranks(command, ranks, gpus=False) == 0
+    found = [json.loads(Path(folder, f"memory{rank}.json").read_text()) for rank in range(ranks)]
+    return {"ranks": ranks, "memory": found}
+
+
+def open_as_rank(folder: str) -> dict[str, Any]:
+    """One of the real ranks of a node."""
+    world = World.from_env()
+    device = collectives.init(world, 600)
+    config = configure([f"data.path={folder}"], world.size, 1)
+    measured = [measure_memory()]
+    manifests = read_shared_manifests(list_places(config), world, device)
+    sources = Sources(config, rank=world.rank, world_size=world.size, manifests=manifests)
+    for shard in manifests[0].shards:  # so that every page of the table is there
+        assert shard.samples >= 0
+    collectives.barrier()
+    measured.append(measure_memory())
+    plan = sources.plan(config)
+    plan.locate(0)
+    measured.append(measure_memory())
+    objects = tuple(manifests[0].shards)  # as each rank kept them before
+    measured.append(measure_memory())
+    assert len(objects) == len(manifests[0].shards)
+    start, opened, planned, before = measured
+    found = {
+        "private": opened["private"] - start["private"],
+        "share": opened["share"] - start["share"],
+        "plan": planned["private"] - opened["private"],
+        "objects": before["private"] - planned["private"],
+    }
+    write_json(Path(folder, f"memory{world.rank}.json"), found)
+    collectives.close()
+    return {}
 
 
 def measure_memory() -> dict[str, int]:
     """Resident memory of this process alone, and with its share of pages that others use too."""
+    gc.collect()
     found = psutil.Process().memory_full_info()
     return {"private": found.uss, "share": found.pss}
 
@@ -405,6 +436,8 @@ FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "resume_and_save": resume_and_save,
     "make_data": make_data,
     "open_data": open_data,
+    "open_on_node": open_on_node,
+    "open_as_rank": open_as_rank,
 }
 
 if __name__ == "__main__":
