@@ -101,11 +101,17 @@ class Rank:
         self.world = World(rank, size, local_rank=rank % 8)
         self._tape = open(tape, "wb" if rank == 0 else "rb")  # noqa: SIM115
         self._counts: Counts | None = None
-        sys.addaudithook(self._see)
 
-    def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and self._counts is not None and isinstance(arguments[0], str | os.PathLike):
-            self._counts.opened[Path(arguments[0]).name] += 1
+    def __enter__(self) -> "Rank":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tape.close()
+
+    def count_open(self, path: str | os.PathLike[str]) -> None:
+        """Counts a file that this process opens."""
+        if self._counts is not None:
+            self._counts.opened[Path(path).name] += 1
 
     @contextmanager
     def counted(self) -> Iterator[Counts]:
@@ -116,6 +122,7 @@ class Rank:
             setattr(where, name, self._counting(name, original, found))
         on_main, collectives.on_main = collectives.on_main, self._on_main  # type: ignore[assignment]
         self._counts, before, began = found, _read_bytes(), time.process_time()
+        PLAYED[:] = [self]
         try:
             yield found
         finally:
@@ -169,6 +176,18 @@ class Rank:
 
     replayed = 0
     """Bytes of the tape that were read, which are no files of the job."""
+
+
+PLAYED: list[Rank] = []
+"""The rank that is counted."""
+
+
+def _see(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and PLAYED and isinstance(arguments[0], str | os.PathLike):
+        PLAYED[0].count_open(arguments[0])
+
+
+sys.addaudithook(_see)
 
 
 def _content(tensor: Tensor) -> bytes:
@@ -288,8 +307,7 @@ def choose(folder: str, ranks: int) -> dict[str, Any]:
     """Chooses the checkpoint on every rank of the job, one after the other; each hashes its files and keeps them."""
     found: list[Counts] = []
     for rank in range(ranks):
-        one = Rank(rank, ranks, Path(folder, "choose.tape"))
-        with one.counted() as counts:
+        with Rank(rank, ranks, Path(folder, "choose.tape")) as one, one.counted() as counts:
             assert choose_checkpoint(one.world, RunFolder(folder), "auto") is not None
         counts.read_bytes -= one.replayed
         found.append(counts)
