@@ -57,6 +57,40 @@ def measure(ranks: int, stage: int, texts: int, data: str, overrides: Sequence[s
     }
 
 
+def resume_for_real(ranks: int, stage: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Resumes in so many real ranks on this machine."""
+    with tempfile.TemporaryDirectory(prefix="simulate_ranks_") as folder:
+        size = {"folder": folder, "ranks": ranks, "stage": stage, "overrides": overrides}
+        return {"checkpoint": call("fabricate", **size), **call("resume_in_ranks", **size)}
+
+
+def show_real(found: dict[str, Any]) -> None:
+    """Prints what real ranks read, and how long they took."""
+    ranks = found["ranks"]
+    read = sum(one["read_bytes"] for one in ranks)
+    rows = [
+        (
+            f"{max(one['parts'] for one in ranks)}",
+            f"{read / 1e9:.2f} GB",
+            f"{read / found['checkpoint']['bytes']:.2f}",
+            *(
+                f"{max(one[name] for one in ranks):.2f} s"
+                for name in ("choosing_s", "choosing_cpu_s", "loading_s", "loading_cpu_s")
+            ),
+        )
+    ]
+    header = (
+        "part files a rank opens",
+        "bytes the job reads",
+        "of the checkpoint",
+        "reading and hashing",
+        "of it processor",
+        "loading and gathering",
+        "of it processor",
+    )
+    show(f"Resuming in {len(ranks)} real ranks on this machine", header, rows)
+
+
 def total(counts: dict[str, int]) -> int:
     """Bytes of all exchanges."""
     return sum(counts.values())
@@ -153,6 +187,9 @@ def main() -> None:
     parser.add_argument("--ranks", default="8,64,512,4096", help="numbers of ranks, separated by commas")
     parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2, 3), help="ZeRO stage")
     parser.add_argument("--node", type=int, default=8, help="real ranks that open the data on this node")
+    parser.add_argument(
+        "--real", type=int, metavar="RANKS", help="only resume, in real ranks on this machine"
+    )
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=1_000_000_000)
     parser.add_argument("--texts", type=int, default=65_536, help="global batch whose captions are gathered")
@@ -160,6 +197,11 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
     )
     given = parser.parse_args()
+    if given.real:
+        real = resume_for_real(given.real, given.stage, given.set)
+        show_real(real)
+        save_results(given, real)
+        return
     with tempfile.TemporaryDirectory(prefix="simulate_ranks_data_") as data:
         made = call("make_data", folder=data, samples=given.samples, shards=given.shards)
         node = call("open_on_node", folder=data, ranks=given.node)

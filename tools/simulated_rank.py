@@ -94,6 +94,17 @@ class Counts:
         }
 
 
+class Opens:
+    """Counts the files that this process opens, by name."""
+
+    def __init__(self) -> None:
+        self.files: Counter[str] = Counter()
+
+    def count_open(self, path: str | os.PathLike[str]) -> None:
+        """Counts a file that this process opens."""
+        self.files[Path(path).name] += 1
+
+
 class Rank:
     """A rank of a job whose other ranks are not there."""
 
@@ -178,8 +189,8 @@ class Rank:
     """Bytes of the tape that were read, which are no files of the job."""
 
 
-PLAYED: list[Rank] = []
-"""The rank that is counted."""
+PLAYED: list[Rank | Opens] = []
+"""Where opened files are counted."""
 
 
 def _see(event: str, arguments: tuple[Any, ...]) -> None:
@@ -375,6 +386,47 @@ def resume_and_save(
     }
 
 
+def resume_in_ranks(folder: str, ranks: int, stage: int, overrides: list[str]) -> dict[str, Any]:
+    """Resumes the fabricated checkpoint in real ranks on this machine."""
+    arguments = {"folder": folder, "stage": stage, "overrides": overrides}
+    command = [sys.executable, __file__, json.dumps(["resume_as_rank", arguments])]
+    assert run_ranks(command, ranks, gpus=False) == 0
+    found = [json.loads(Path(folder, f"resumed{rank}.json").read_text()) for rank in range(ranks)]
+    return {"ranks": found}
+
+
+def resume_as_rank(folder: str, stage: int, overrides: list[str]) -> dict[str, Any]:
+    """One of the real ranks that resume."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    world = World.from_env()
+    device = collectives.init(world, 600)
+    config = configure(overrides, world.size, stage)
+    student = make_student(config)
+    engine = make_engine(student, config, world, "fp32", device)
+    ema = Ema(engine, config.optim.ema_decay)
+    collectives.barrier()
+    opens = Opens()
+    PLAYED[:] = [opens]
+    read, cpu, began = _read_bytes(), time.process_time(), time.perf_counter()
+    checkpoint = choose_checkpoint(world, RunFolder(folder), "auto")
+    assert checkpoint is not None
+    chosen, chosen_cpu = time.perf_counter(), time.process_time()
+    assert load_fragments(engine, checkpoint, ema.fragments())
+    collectives.barrier()
+    found = {
+        "parts": sum(count for name, count in opens.files.items() if name.startswith("part_")),
+        "read_bytes": _read_bytes() - read,
+        "choosing_s": chosen - began,
+        "choosing_cpu_s": chosen_cpu - cpu,
+        "loading_s": time.perf_counter() - chosen,
+        "loading_cpu_s": time.process_time() - chosen_cpu,
+    }
+    write_json(Path(folder, f"resumed{world.rank}.json"), found)
+    collectives.close()
+    return {}
+
+
 def make_data(folder: str, samples: int, shards: int) -> dict[str, Any]:
     """Writes the manifest of a data set, and its tars as sparse files without content."""
     found = write_manifest(folder, samples, shards)
@@ -452,6 +504,8 @@ FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "fabricate": fabricate,
     "choose": choose,
     "resume_and_save": resume_and_save,
+    "resume_in_ranks": resume_in_ranks,
+    "resume_as_rank": resume_as_rank,
     "make_data": make_data,
     "open_data": open_data,
     "open_on_node": open_on_node,

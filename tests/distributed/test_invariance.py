@@ -8,8 +8,10 @@ import pytest
 import torch
 from ranks import TINY, largest_difference, losses, run_ranks
 
-from uniemox_dist.checkpoints.folders import list_complete_checkpoints
+from uniemox_dist.checkpoints.folders import COMPLETE, digest, list_complete_checkpoints
 from uniemox_dist.checkpoints.format import FragmentReader
+from uniemox_dist.checkpoints.fragment_index import FRAGMENTS
+from uniemox_dist.core.files import write_json
 
 BETA1 = 0.9
 
@@ -168,6 +170,31 @@ def test_any_ranks_and_zero_stage_resume_any_other_with_the_same_losses(
     (moved,) = [line for line in lines if line["event"] == "convert"]
     assert (moved["step"], moved["from_ranks"], moved["from_zero_stage"]) == (3, *before)
     assert (moved["ranks"], moved["zero_stage"]) == after
+
+
+def test_a_checkpoint_of_an_earlier_version_without_the_fragment_index_is_resumed_by_another_layout(
+    tmp_path: Path, unmoved: dict[str, Path], tiny_data: Path, tiny_teacher: Path
+) -> None:
+    for step, (world_size, stage) in ((3, (2, 1)), (6, (1, 2))):
+        layout = (f"batch.micro_batch={24 // world_size}", f"zero.stage={stage}")
+        run = train(
+            tmp_path,
+            tiny_data,
+            tiny_teacher,
+            "old",
+            *MOVED,
+            *layout,
+            "optim.precision=fp32",
+            world_size=world_size,
+            steps=step,
+        )
+        if step == 3:
+            for checkpoint in list_complete_checkpoints(run / "checkpoints"):
+                info = {key: value for key, value in checkpoint.info.items() if key != FRAGMENTS}
+                write_json(checkpoint.folder / COMPLETE, {**info, "sha256": digest(info)})
+    assert largest_difference(losses(unmoved["fp32"]), losses(run)) < 1e-5
+    has_index = [FRAGMENTS in saved.info for saved in list_complete_checkpoints(run / "checkpoints")]
+    assert has_index == [False] * 3 + [True] * 3
 
 
 def test_bf16_resumes_bit_for_bit_on_the_same_layout(
