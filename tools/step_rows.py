@@ -29,6 +29,7 @@ from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed.world import World
+from uniemox_dist.models.compilation import compile_options
 from uniemox_dist.models.student import Student
 from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.train.engine import parameter_groups
@@ -129,6 +130,8 @@ class Setting:
     captions: list[str]
     engine: str
     precision: str
+    compiles: bool = False
+    """Compile the passes of (a), (a') and (c), as `compute.compile` does."""
     _ours: Any = None
 
     def of(self, row: str) -> Callable[[], Any]:
@@ -162,8 +165,12 @@ class Setting:
 
             if not torch.distributed.is_initialized():
                 collectives.init(World(), 600)
-            return make_engine(student, config, World(), self.precision, device())
+            return make_engine(
+                student, config, World(), self.precision, device(), compiles=self.compiles
+            )
         student = student.bfloat16() if self.precision == "bf16" else student
+        if self.compiles:
+            student.compile_parts(compile_options())
         return PlainEngine(student, config.optim.weight_decay, config.optim.betas)
 
 
