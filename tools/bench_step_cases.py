@@ -107,9 +107,7 @@ def main() -> int:
     parser.add_argument("--multiple", type=int, default=64, help="of which the largest micro-batch is one")
     parser.add_argument("--at-most", type=int, default=4096, help="limit of the largest micro-batch")
     parser.add_argument("--matrix-size", type=int, default=8192, help="side of the bf16 matrices")
-    parser.add_argument(
-        "--seconds", type=float, help="start no case that would probably end later than this"
-    )
+    parser.add_argument("--seconds", type=float, help="start no case that would probably end later than this")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # used in another process
     options = parser.parse_args()
     try:
@@ -292,9 +290,7 @@ class Bench:
     def _plan(self, config: Config, *, cached: bool) -> int:
         """Returns the largest amount of memory that `uniemox plan` expects torch to allocate."""
         source = "cache" if cached else "live"
-        config = config.model_copy(
-            update={"teacher": config.teacher.model_copy(update={"source": source})}
-        )
+        config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"source": source})})
         return allocated(config, read_tower(config), _planned_device()).allocated
 
     def _largest(self, config: Config) -> int:

@@ -165,9 +165,7 @@ class Setting:
 
             if not torch.distributed.is_initialized():
                 collectives.init(World(), 600)
-            return make_engine(
-                student, config, World(), self.precision, device(), compiles=self.compiles
-            )
+            return make_engine(student, config, World(), self.precision, device(), compiles=self.compiles)
         student = student.bfloat16() if self.precision == "bf16" else student
         if self.compiles:
             student.compile_parts(compile_options())
