@@ -6,14 +6,14 @@
 Rows, all with both views of 224 pixels of the same slots, read from packed shards with hashes checked:
 (a) the loader's renderer in one process with one thread; (b) the loader's processes, up to the micro-batch on the
 device; (c) a renderer that decodes with torchvision's decode_jpeg on the GPU (nvjpeg) and crops and resizes there,
-picture by picture behind the loader's interface `Renderer`; (d) the same with one call of decode_jpeg for a micro-batch,
-which that interface does not offer. While (c) and (d) run, the GPU and the training process do nothing else; in a run
-they would take this time from the step.
+picture by picture behind the loader's interface `Renderer`; (d) the same with one call of decode_jpeg for a
+micro-batch, which that interface does not offer. While (c) and (d) run, the GPU and the training process do nothing
+else; in a run they would take this time from the step.
 
 The GPU's pixels are not the CPU's: nvjpeg rounds the inverse transform and interpolates colours differently, it cannot
 decode at half size, and torch resizes in fp32 there. A run whose samples were decoded on a GPU would therefore not
-repeat a run on CPUs, and a picture that the CPU refuses may be accepted. The tool measures both, and the loader does not
-offer GPU decoding. torchvision calls decode_jpeg deprecated since 0.29.
+repeat a run on CPUs, and a picture that the CPU refuses may be accepted. The tool measures both, and the loader does
+not offer GPU decoding. torchvision calls decode_jpeg deprecated since 0.29.
 """
 
 import argparse
