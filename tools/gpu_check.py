@@ -113,6 +113,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name not in names:
             raise UserError(f"--only {name}: no such part; the parts are {', '.join(names)}")
     options.only = options.only or names
+    if options.out.is_file():
+        raise UserError(f"OUT={options.out}: is a file; give a folder")
     if options.minutes is None:
         options.minutes = TINY_MINUTES if options.tiny else MINUTES
     if not 0 < options.minutes <= 24 * 60:
@@ -151,8 +153,6 @@ def make_out(out: Path) -> Path:
     Raises:
         UserError: if it cannot be made or written, or has results already.
     """
-    if out.is_file():
-        raise UserError(f"OUT={out}: is a file; give a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if (out / "gpu_check.json").exists():
@@ -215,7 +215,7 @@ class Check:
         left = 60 * self.minutes - (time.monotonic() - self._began)
         wanted = TINY_LIMIT_S if self.form.tiny else part.limit_s * self.minutes / MINUTES
         limit_s = min(wanted, left)
-        if limit_s < min(LEAST_S, wanted):
+        if left < min(LEAST_S, wanted / 2):
             row["reason"] = "no time was left"
             return
         results = {row["name"]: row.get("result", {}) for row in self.found["parts"]}

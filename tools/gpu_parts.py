@@ -113,7 +113,7 @@ def measured_cases(results: Results) -> set[Case]:
 
 def _tests(form: Form, limit_s: float, results: Results) -> list[str]:
     # The line of `make test-gpu SHORT=1`, with this Python; -vv prints each result as it comes.
-    pytest = [sys.executable, "-m", "pytest", "-vv", "-rs", "-n", "1" if form.tiny else "4"]
+    pytest = [sys.executable, "-m", "pytest", "-vv", "-n", "1" if form.tiny else "4", "-rs"]
     if form.tiny:
         return [*pytest, "-m", "not gpu and not slow", "-k", "a_run_is_on_the_device", "tests/gpu"]
     return [*pytest, "-m", "gpu and not slow", "tests/gpu"]
