@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional as F
 
 from shards.pack.pipeline import PackSettings, pack
 from shards.pictures import read_jpeg_header
@@ -45,7 +45,7 @@ from uniemox_dist.data.crops import View, ViewPlan, ViewSettings, plan_training_
 from uniemox_dist.data.loader import PlannedDataset
 from uniemox_dist.data.reader import RawSample
 from uniemox_dist.data.step_batches import StepBatches
-from uniemox_dist.data.views import allocate_views, render
+from uniemox_dist.data.views import allocate_views, render, render_view
 
 ROWS = {
     "a": "the loader's renderer, one thread",
@@ -94,9 +94,9 @@ class TorchvisionRenderer:
                 raise ValueError(
                     f"has {rgb_3HW.shape[2]} x {rgb_3HW.shape[1]} pixels where {size[0]} x {size[1]} are stated"
                 )
-            scene_3HW.copy_(render_view(rgb_3HW, plan.scene, scene_3HW.shape[-1]))
+            scene_3HW.copy_(render_full_size(rgb_3HW, plan.scene, scene_3HW.shape[-1]))
             if plan.person is not None and person_3HW is not None:
-                person_3HW.copy_(render_view(rgb_3HW, plan.person, person_3HW.shape[-1]))
+                person_3HW.copy_(render_full_size(rgb_3HW, plan.person, person_3HW.shape[-1]))
 
     def _decode(self, files: list[bytes]) -> list[Tensor | None]:
         """Decodes JPEGs; None for those that the decoder refuses, about which the CPU decides."""
@@ -128,19 +128,15 @@ def render_on_cpu(
         person_3HW.copy_(views[1])
 
 
-def render_view(rgb_3HW: Tensor, view: View, size: int) -> Tensor:
+def render_full_size(rgb_3HW: Tensor, view: View, size: int) -> Tensor:
     """Renders one view of a picture in full size. torch resizes bytes only on CPUs, so this resizes in fp32."""
     left, top, width, height = view.box
-    picture = rgb_3HW[:, top : top + height, left : left + width]
-    if (width, height) != (size, size):
-        resized = interpolate(picture[None].float(), (size, size), mode="bicubic", antialias=True)[0]
-        picture = resized.round_().clamp_(0, 255).to(torch.uint8)
-    if view.jitter is not None:
-        brightness, contrast, saturation = view.jitter
-        picture = F.adjust_brightness(picture, brightness)
-        picture = F.adjust_contrast(picture, contrast)
-        picture = F.adjust_saturation(picture, saturation)
-    return picture.flip(-1) if view.mirror else picture
+    if (width, height) == (size, size):
+        return render_view(rgb_3HW, view, size)
+    crop_13HW = rgb_3HW[None, :, top : top + height, left : left + width].float()
+    resized = interpolate(crop_13HW, (size, size), mode=view.resize, antialias=True)[0]
+    picture_3HW = resized.round_().clamp_(0, 255).to(torch.uint8)
+    return render_view(picture_3HW, replace(view, box=(0, 0, size, size)), size)
 
 
 def compare_pixels(
