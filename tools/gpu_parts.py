@@ -170,7 +170,7 @@ def _embed(form: Form, limit_s: float, results: Results) -> list[str]:
     command = [sys.executable, str(TOOLS / "bench_embed.py"), "--json", str(form.json("embed")), "--no-onnx"]
     if form.tiny:
         return [*command, "--model", "vit_tiny", "--pictures", "4", "--batch", "4", "--rounds", "1"]
-    more = ["--device", "cuda", "--pictures", "2048", "--batch", "256", "--rounds", "2"]
+    more = ["--device", "cuda", "--pictures", "1024", "--batch", "256", "--rounds", "2"]
     return [*command, *more, "--workers", str(form.workers)]
 
 
@@ -200,7 +200,7 @@ PARTS = (
     Part("steps", "Training steps", 150, _steps, _read_json),
     Part("pretrain", "A real run on JPEGs of 500 pixels", 80, _pretrain, _read_json),
     Part("saves", "Saving", 40, _saves, _read_json),
-    Part("embed", "Embedding", 40, _embed, _read_json),
+    Part("embed", "Embedding", 45, _embed, _read_json),
     Part("decode", "Decoding on the GPU", 35, _decode, _read_json),
     Part("more-steps", "More training steps", 200, _more_steps, _read_json),
 )
