@@ -1,14 +1,18 @@
-"""Compares the loader with plain webdataset on the same shards of real photos; prints a table.
+"""Compares the loader with other libraries' loaders on the same real photos; prints tables.
 
-Rows are samples per second of one core, from tar on disk to collated batch, through one loader process: (a) this loader
-with both views; (b) webdataset with Pillow and torchvision's transforms and two normalised float views, as in the
-released code's loader; (c) decoding alone in a loop, which is the limit. They run in turn, `--repeat` times, and the
-best time of each counts. The photos have no annotated persons, so the person view is the whole picture, the most
-expensive case. A second table shows how (a) spends its time.
+Rows are samples per second of CPU time of one core, from files on disk (in the page cache) to collated batch, through
+one loader process: this loader with both views, by each value of `data.resize`; webdataset, Grain, MosaicML Streaming
+and SPDL with the same decoder and resize (loader_peers.py; those that are not installed are left out); webdataset with
+Pillow and torchvision's transforms and two normalised float views, as in the released code's loader; and decoding alone
+in a loop, which is the limit. They run in turn, `--repeat` times, and the best time of each counts. CPU time is that of
+all processes of a row, so other work on the machine counts little; run the command on one core by `taskset -c 1`. The
+photos have no annotated persons, so the person view is the whole picture, the most expensive case. A last table shows
+how this loader spends its time.
 
 Photos come from `--photos DIR`, or from npm's tabler-ui (fetched by `npm pack`, not kept), or from scikit-image.
 """
 
+import importlib.util
 import io
 import math
 import shutil
@@ -18,14 +22,17 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import simplejpeg
 import torch
 import webdataset
-from benchmark import make_parser, save_results
+from benchmark import make_parser, print_markdown, save_results
+from loader_peers import MICRO_BATCH, PEERS
 from PIL import Image
 from torchvision import transforms
 
@@ -38,9 +45,9 @@ from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
 from uniemox_dist.data.views import render_view
 
-MICRO_BATCH = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PACKAGE = "tabler-ui@0.0.34"
+OURS, OLD, LIMIT = "this loader", "webdataset, Pillow, float views", "decoding alone"
 
 
 def load_photos(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image]]:
@@ -79,11 +86,11 @@ def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int
     return size
 
 
-def make_config(shards: Path) -> Config:
+def make_config(shards: Path, resize: str = "bicubic") -> Config:
     return Config.model_validate(
         {
             "run": {"max_steps": 1},
-            "data": {"path": str(shards), "workers": 1, "prefetch": 4},
+            "data": {"path": str(shards), "workers": 1, "prefetch": 4, "resize": resize},
             "batch": {"global_batch": MICRO_BATCH, "micro_batch": MICRO_BATCH, "streams": 8},
             "teacher": {"name": "shipped:demo"},
         }
@@ -95,8 +102,8 @@ def make_dataset(config: Config) -> PlannedDataset:
     return PlannedDataset(sources.plan(config), sources.readers, None, view_settings(config), config.run.seed)
 
 
-def ours(shards: Path) -> Iterator[int]:
-    config = make_config(shards)
+def ours(resize: str, shards: Path) -> Iterator[int]:
+    config = make_config(shards, resize)
     with StepBatches(make_dataset(config), config, first_step=0, rank=0, world_size=1, pin=False) as batches:
         while True:
             yield sum(len(batch.scene_B3HW) for batch in batches.next_step())
@@ -149,42 +156,86 @@ def read_pictures(shards: Path) -> Iterator[bytes]:
 
 
 def measure_rate(make: Callable[[Path], Iterator[int]], shards: Path, seconds: float) -> float:
-    """Measures samples per second of one way, after start-up and prefetched batches."""
+    """Measures samples per second of CPU time of one way, after start-up and prefetched batches."""
     batches = make(shards)
     warm = 0
     while warm < 6 * MICRO_BATCH:
         warm += next(batches)
-    done, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds:
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+
+    def cpu_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    done, began, used = 0, time.perf_counter(), cpu_s()
+    while time.perf_counter() - began < seconds:
         done += next(batches)
+    used = cpu_s() - used
     batches.close()  # type: ignore[attr-defined]
-    return done / elapsed
+    return done / used
+
+
+def list_ways() -> dict[str, Callable[[Path], Iterator[int]]]:
+    """Returns the rows to measure; prints a line for each peer that is not installed."""
+    ways = {OURS: partial(ours, "bicubic"), f"{OURS}, bilinear": partial(ours, "bilinear")}
+    for name, (module, make) in PEERS.items():
+        if importlib.util.find_spec(module) is None:
+            print(f"{name}: is not installed; left out")
+        else:
+            ways[name] = make
+    return {**ways, OLD: plain, LIMIT: decoding}
 
 
 def profile(shards: Path, seconds: float) -> dict[str, float]:
-    """Measures milliseconds per sample of the parts of (a), in this process."""
+    """Measures milliseconds of CPU time per sample of the parts of this loader, in this process."""
     config = make_config(shards)
     data = make_dataset(config)
     settings, [reader] = data.settings, data.readers
     spent = dict.fromkeys(("plan, index, read, hash", "crops", "decode", "resize, two views"), 0.0)
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        marks = [time.perf_counter()]
+        marks = [time.process_time()]
         place = data.plan.locate(done)
         raw = reader.read(place.shard, place.row)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         plan = plan_training_views(raw.width, raw.height, raw.persons, settings, 0, done)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         array, scale = decode_rgb(raw.image, plan.background, plan.scale)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         rgb = torch.from_numpy(array).permute(2, 0, 1)
         for view in (plan.scene, plan.person):
             render_view(rgb, view, settings.image_size, scale)  # type: ignore[arg-type]
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         for name, start, end in zip(spent, marks, marks[1:]):
             spent[name] += 1e3 * (end - start)
         done += 1
     return {name: ms / done for name, ms in spent.items()}
+
+
+def print_tables(results: dict[int, dict[str, Any]], gpu: float) -> None:
+    """Prints samples per second, their share of decoding alone, our lead, and the parts of our time, by width."""
+    widths = list(results)
+    header = [f"{width} px, {results[width]['bytes'] / 1e3:.0f} kB" for width in widths]
+    rates = {width: result["rates"] for width, result in results.items()}
+    rows = []
+    for name in rates[widths[0]]:
+        cells = []
+        for width in widths:
+            rate, own = rates[width][name], rates[width][OURS]
+            cells += [f"{rate:.0f}", f"{rate / rates[width][LIMIT]:.2f}", f"{own / rate:.2f}"]
+        rows.append([name, *cells])
+    columns = [cell for text in header for cell in (text, "of decoding", "ours ÷ this")]
+    print_markdown(["samples per CPU second", *columns], rows)
+    print()
+    parts: dict[str, list[float]] = {}
+    for width in widths:
+        ms, whole = results[width]["ms"], 1e3 / rates[width][OURS]
+        rest = whole - sum(ms.values())
+        for part, value in {**ms, "collate, hand over and the rest": rest, "all": whole}.items():
+            parts.setdefault(part, []).append(value)
+    rows = [[part, *(f"{value:.3f}" for value in values)] for part, values in parts.items()]
+    print_markdown(["milliseconds per sample", *map(str, widths)], rows)
+    cores = ", ".join(f"{math.ceil(gpu / rates[width][OURS])} at {width}" for width in widths)
+    print(f"\nCores of loader processes that a GPU needs at {gpu:g} samples/s: {cores}")
 
 
 def main() -> None:
@@ -192,46 +243,30 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,024 pixels wide")
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 500, 1024])
     parser.add_argument("--count", type=int, default=400, help="pictures of each width")
-    parser.add_argument("--quality", type=int, default=80, help="of the JPEGs; the photos' own is 80")
+    parser.add_argument("--quality", type=int, default=85, help="of the JPEGs")
     parser.add_argument("--seconds", type=float, default=6, help="of each row, each time")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--gpu", type=float, default=1000, help="samples per second that a GPU takes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    ways = list_ways()
+    results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         what, photos = load_photos(options.photos, scratch)
-        print(
-            f"{what}; {options.count} crops a width, JPEG quality {options.quality}; samples per second of one core\n"
-        )
-        print(
-            f"{'width':>6s} {'KB':>5s} {'(a) ours':>9s} {'(b) plain':>9s} {'(c) decode':>10s}   a/b   a/c  cores"
-        )
+        print(f"{what}; {options.count} crops a width, JPEG quality {options.quality}\n", flush=True)
         for width in options.widths:
             size = write_photos(photos, scratch / f"{width}/x", width, options.count, options.quality)
             shards = scratch / f"shards{width}"
             pack(PackSettings(str(scratch / f"{width}"), "folder", persons="none", shard_samples=100), shards)
-            best = dict.fromkeys("abc", 0.0)
+            best = dict.fromkeys(ways, 0.0)
             for _ in range(options.repeat):
-                for letter, make in zip("abc", (ours, plain, decoding)):
-                    best[letter] = max(best[letter], measure_rate(make, shards, options.seconds))
-            a, b, c = best.values()
+                for way, make in ways.items():
+                    best[way] = max(best[way], measure_rate(make, shards, options.seconds))
             parts = profile(shards, options.seconds)
-            cores = math.ceil(options.gpu / a)
-            rows.append(
-                {"width": width, **best, "a_to_b": a / b, "a_to_c": a / c, "cores": cores, "ms": parts}
-            )
-            rates = f"{a:9.0f} {b:9.0f} {c:10.0f} {a / b:5.2f} {a / c:5.2f} {cores:6d}"
-            print(f"{width:6d} {size / options.count / 1e3:5.0f} {rates}")
-    print(f"\ncores: of loader processes that a GPU needs at {options.gpu:g} samples/s\n")
-    print(f"milliseconds a sample{'':6s}" + "".join(f"{row['width']:>8d}" for row in rows))
-    for part in rows[0]["ms"]:
-        print(f"{part:27s}" + "".join(f"{row['ms'][part]:8.3f}" for row in rows))
-    rest = [1e3 / row["a"] - sum(row["ms"].values()) for row in rows]
-    print(f"{'collate and hand over':27s}" + "".join(f"{ms:8.3f}" for ms in rest))
-    print(f"{'all':27s}" + "".join(f"{1e3 / row['a']:8.3f}" for row in rows))
-    save_results(options, {"command": sys.argv, "photos": what, "rows": rows})
+            results[width] = {"bytes": size / options.count, "rates": best, "ms": parts}
+            save_results(options, {"command": sys.argv, "photos": what, "widths": results})
+    print_tables(results, options.gpu)
 
 
 if __name__ == "__main__":
