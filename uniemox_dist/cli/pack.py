@@ -179,7 +179,7 @@ def pack_command(
     for refused in result.rejected[:5]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
     if result.rejected:
-        click.echo(f"  all {len(result.rejected)} are listed in {out / 'rejected.parquet'}")
+        click.echo(f"  {out / 'rejected.parquet'} lists every refused record and its reason")
 
 
 def _settings(source: str, options: dict[str, Any]) -> Any:
