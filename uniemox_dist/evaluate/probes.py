@@ -68,12 +68,12 @@ def cross_validate(
             f"--group-by: all {len(x_nD)} training samples are of one group ({groups[0]}), so none can be held out; "
             "give another attribute, or --val"
         )
-    right: dict[float, list[int]] = {value: [] for value in values}
+    right = dict.fromkeys(values, 0)
     for fold in np.unique(fold_n):
         held = fold_n == fold
-        answers = classify(x_nD[~held], target_n[~held], classes, x_nD[held], values)
-        right = {value: [*right[value], int((a == target_n[held]).sum())] for value, a in answers.items()}
-    return {value: sum(counts) / len(x_nD) for value, counts in right.items()}
+        answers = classify(x_nD[~held], target_n[~held], classes, x_nD[held], list(right))
+        right = {value: right[value] + int((a == target_n[held]).sum()) for value, a in answers.items()}
+    return {value: count / len(x_nD) for value, count in right.items()}
 
 
 def knn(

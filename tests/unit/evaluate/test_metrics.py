@@ -8,7 +8,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
 from uniemox_dist.evaluate.intervals import Bootstrap
 from uniemox_dist.evaluate.metrics import cosines, distinct_captions, retrieval_ranks
-from uniemox_dist.evaluate.probes import PENALTIES, cross_validate, folds, logistic_regression, ridge
+from uniemox_dist.evaluate.probes import PENALTIES, cross_validate, folds, knn, logistic_regression, ridge
 from uniemox_dist.evaluate.reconstruction import interpolate
 from uniemox_dist.models.patches import patchify
 
@@ -89,6 +89,16 @@ def test_cross_validation_answers_each_sample_without_its_look_alikes() -> None:
     assert together[1.0] < 0.65
     with pytest.raises(UserError, match="--group-by: all 120 training samples are of one group"):
         cross_validate(x, target, 2, ["same"] * 120, nearest, [1.0])
+
+
+def test_k_larger_than_the_smallest_training_part_is_left_out_whichever_fold_comes_first() -> None:
+    x, target = np.random.RandomState(0).randn(24, 4), np.arange(24) % 2
+    # Ten look-alikes share a fold. Without it, 14 samples or fewer remain; without another, 20 or more.
+    for order in (range(24), reversed(range(24))):
+        groups = ["same" if i < 10 else str(i) for i in order]
+        scores = cross_validate(x, target, 2, groups, knn, [1, 5, 20])
+        assert set(scores) == {1, 5}
+        assert all(0 <= accuracy <= 1 for accuracy in scores.values())
 
 
 def test_an_interval_widens_when_look_alikes_are_resampled_together() -> None:
