@@ -87,7 +87,6 @@ class PlainEngine:
         master_of = dict(zip(self.trained, self.masters))
         groups = [{**group, "params": [master_of[p] for p in group["params"]]} for group in groups]
         self.optimizer: Any = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
-        self.optimizer.overflow = False
 
     def __call__(self, *arguments: Any) -> Any:
         return self.module(*arguments)
@@ -101,8 +100,8 @@ class PlainEngine:
     def zero_optimization(self) -> bool:
         return False
 
-    def get_global_grad_norm(self) -> None:
-        return None
+    def zero_optimization_stage(self) -> int:
+        return 0
 
     def step(self) -> None:
         for weight, master in zip(self.trained, self.masters):

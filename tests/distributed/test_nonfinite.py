@@ -98,20 +98,30 @@ def test_evidence_names_the_samples_of_all_ranks(zero_1: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "checks"),
     [
-        (3, "fp32"),
-        (1, "bf16"),
+        (3, "fp32", "false"),
+        (1, "bf16", "false"),
         *(
             pytest.param(*layout, marks=pytest.mark.slow)
-            for layout in ((0, "fp32"), (2, "fp32"), (3, "bf16"))
+            for layout in (
+                (0, "fp32", "false"),
+                (2, "fp32", "false"),
+                (3, "bf16", "false"),
+                (2, "bf16", "true"),
+            )
         ),
     ],
 )
 def test_a_nan_loss_on_one_rank_makes_all_ranks_skip_the_step(
-    tmp_path: Path, zero_1: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str
+    tmp_path: Path, zero_1: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str, checks: str
 ) -> None:
-    layout = (f"zero.stage={stage}", f"optim.precision={precision}")
+    """Whether or not DeepSpeed's own check of bf16 is on."""
+    layout = (
+        f"zero.stage={stage}",
+        f"optim.precision={precision}",
+        f"deepspeed.bf16.check_grad_overflow={checks}",
+    )
     run = settings(tmp_path, tiny_data, tiny_teacher, *layout)
     assert run_ranks(run, world_size=2, prepare=loss_is_nan_at_step_3) == [0, 0]
     check_step_3_was_skipped(tmp_path / "run")
@@ -124,17 +134,27 @@ def test_a_nan_loss_on_one_rank_makes_all_ranks_skip_the_step(
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "checks"),
     [
-        (0, "fp32"),
-        (2, "bf16"),
-        *(pytest.param(stage, "fp32", marks=pytest.mark.slow) for stage in (1, 3)),
+        (0, "fp32", "false"),
+        (2, "bf16", "false"),
+        *(
+            pytest.param(*layout, marks=pytest.mark.slow)
+            for layout in ((1, "fp32", "false"), (3, "fp32", "false"), (1, "bf16", "true"))
+        ),
     ],
 )
 def test_a_gradient_that_is_not_finite_is_skipped_and_named(
-    tmp_path: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path, stage: int, precision: str, checks: str
 ) -> None:
-    layout = (f"zero.stage={stage}", f"optim.precision={precision}", "run.max_steps=4")
+    """With clipping, which leaves the gradients in the evidence as they are."""
+    layout = (
+        f"zero.stage={stage}",
+        f"optim.precision={precision}",
+        f"deepspeed.bf16.check_grad_overflow={checks}",
+        "optim.clip_grad=0.5",
+        "run.max_steps=4",
+    )
     run = settings(tmp_path, tiny_data, tiny_teacher, *layout)
     assert run_ranks(run, world_size=2, prepare=gradient_is_infinite_at_step_3) == [0, 0]
     assert [(e["step"], e["where"]) for e in events(tmp_path / "run", "skip")] == [(3, "gradients")]

@@ -1,10 +1,11 @@
-"""Access to DeepSpeed's internals: ZeRO's fp32 partitions, Adam's states and the reduced gradients. No other module
-uses anything beyond DeepSpeed's public interface.
+"""Access to DeepSpeed's internals: ZeRO's fp32 partitions, Adam's states, the reduced gradients and their update. No
+other module uses anything beyond DeepSpeed's public interface.
 
 setup.py limits the version of DeepSpeed because of this file. With a version that keeps them elsewhere,
-`checkpoints.zero_state.check` and `read_reduced_gradients` raise an error.
+`checkpoints.zero_state.check`, `read_reduced_gradients` and `take_over_checks` raise an error.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -126,31 +127,220 @@ def gather_low_precision(engine: Any) -> None:
             torch.distributed.all_gather_into_tensor(whole, partitions[rank])
 
 
-def read_reduced_gradients(engine: Any) -> dict[str, Tensor]:
-    """Returns this rank's share of the step's gradients by parameter name, after the backward pass of the last
-    micro-batch; in stage 0 all gradients. The padding of partitions is left out.
+def read_reduced_gradients(engine: Any) -> list[dict[str, Tensor]]:
+    """Returns this rank's share of the step's gradients by parameter name, for each of ZeRO's groups, after the
+    backward pass of the last micro-batch; in stage 0 all gradients as one group. The padding of partitions is left out.
 
     Raises:
         RuntimeError: if this version of DeepSpeed keeps them elsewhere.
     """
-    if not engine.zero_optimization():
-        return {name: p.grad for name, p in list_trained(engine) if p.grad is not None}
     optimizer = engine.optimizer
-    found: dict[str, Tensor] = {}
     names = {id(p): name for name, p in list_trained(engine)}
+    if not engine.zero_optimization():
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        order = {id(p): place for place, p in enumerate(own)}  # a sum of fp32 depends on its order
+        trained = sorted(list_trained(engine), key=lambda pair: order.get(id(pair[1]), 0))
+        return [{name: p.grad for name, p in trained if p.grad is not None}]
+    flats = list_flat_partitions(engine)
+    found: list[dict[str, Tensor]] = [{} for _ in flats]
     try:
         groups = optimizer.fp16_groups if hasattr(optimizer, "fp16_groups") else optimizer.params_in_partition
         for group, gradients in optimizer.averaged_gradients.items():
             real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-            found.update({names[id(p)]: gradient for p, gradient in zip(groups[group], real)})
+            found[group] = {names[id(p)]: gradient for p, gradient in zip(groups[group], real)}
         if not optimizer.averaged_gradients:  # an optimizer on the CPU has them in its flat partitions
-            flats = enumerate(list_flat_partitions(engine))
-            found = {f"group {group}": flat.grad for group, flat in flats if flat.grad is not None}
+            found = [
+                {} if flat.grad is None else {f"group {group}": flat.grad} for group, flat in enumerate(flats)
+            ]
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise _moved(repr(error)) from error
-    if not found and any(flat.numel() for flat in list_flat_partitions(engine)):
+    if not any(found) and any(flat.numel() for flat in flats):
         raise _moved("none are found")
     return found
+
+
+def take_over_checks(engine: Any) -> None:
+    """Makes ZeRO's optimizer leave the norm of gradients, their check and clipping to `update`.
+
+    ZeRO would compute a norm for each parameter again, and wait for the device to compare it.
+
+    Raises:
+        RuntimeError: if this version of DeepSpeed does them elsewhere.
+    """
+    if not engine.zero_optimization():
+        return
+    optimizer = engine.optimizer
+    stage3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
+    norm = "_get_norm_groups" if stage3 else "scaled_global_norm"
+    for name in (norm, "unscale_and_clip_grads", "_optimizer_step"):
+        if not callable(getattr(optimizer, name, None)):
+            raise _moved(f"no {name}")
+    factors: list[Tensor] = []
+
+    def scale(group: Any, _: Any) -> None:
+        gradients = [optimizer.fp32_partitioned_groups_flat[group].grad] if stage3 else group
+        for factor in factors:
+            for gradient in gradients:
+                gradient.mul_(factor.to(gradient.device))
+
+    # Python numbers, which are compared without waiting for the device.
+    setattr(optimizer, norm, lambda: [0.0] if stage3 else 0.0)
+    optimizer.unscale_and_clip_grads = scale
+    optimizer.factors = factors
+    if not stage3 and FlatReduction.fits(optimizer):
+        reduction = FlatReduction(optimizer)
+        optimizer.reduce_independent_p_g_buckets_and_remove_grads = reduction.add
+        optimizer.independent_gradient_partition_epilogue = reduction.finish
+
+
+class FlatReduction:
+    """The reduction of gradients in ZeRO-1 and ZeRO-2, with few operations.
+
+    DeepSpeed copies each gradient into a bucket and from there to its partition, one after the other, and the update
+    copies the partition once more into a flat one. This class copies all gradients of a bucket together, and straight
+    to their places in the flat partition; without other ranks there is no bucket. The reduction itself, and the
+    results, are DeepSpeed's.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.zero = optimizer
+        [(self._dtype, self._bucket)] = optimizer.ipg_buckets.items()
+        self._several = torch.distributed.get_world_size(optimizer.dp_process_group) > 1
+        self._partitions: dict[int, Any] = {}
+        """DeepSpeed's flat partition of this rank, by group, from the first gradient to the last micro-batch."""
+        self._placed: set[int] = set()
+        """Numbers of the parameters whose gradients of earlier micro-batches are in `_partitions`."""
+        self._places: dict[int, tuple[int, int, int, int]] = {}
+        """By a parameter's number: its group, the start in its gradient, the length, and the place in the partition."""
+        rank = torch.distributed.get_rank(optimizer.dp_process_group)
+        for group, parameters in enumerate(optimizer.params_in_partition):
+            for p in parameters:
+                number = optimizer.get_param_id(p)
+                start = int(optimizer.grad_start_offset[group][rank][number])
+                place = int(optimizer.grad_partition_insertion_offset[group][rank][number])
+                length = min(p.numel() - start, int(optimizer.partition_size[group]) - place)
+                self._places[number] = (group, start, length, place)
+
+    @staticmethod
+    def fits(optimizer: Any) -> bool:
+        """False with settings of the section `deepspeed` for which DeepSpeed's own reduction is needed."""
+        return (
+            type(optimizer).__name__ == "DeepSpeedZeroOptimizer"
+            and optimizer.contiguous_gradients
+            and not (optimizer.cpu_offload or optimizer.zenflow or optimizer.has_moe_layers)
+            and optimizer.dtype == optimizer.gradient_accumulation_dtype
+            and len(optimizer.ipg_buckets) == 1
+        )
+
+    def add(self, p: Any, group: int) -> None:
+        """Takes the gradient of a parameter, and reduces the bucket first if it is full."""
+        bucket = self._bucket
+        if bucket.elements and bucket.elements + p.numel() > self.zero.reduce_bucket_size:
+            self._reduce()
+        bucket.grads.append(p.grad.view(-1))
+        bucket.params.append((group, p.param_idx_in_group, self.zero.get_param_id(p)))
+        bucket.elements += p.numel()
+        if p.is_cuda:
+            bucket.copy_streams.add(torch.cuda.current_stream())
+        p.grad = None
+
+    def finish(self) -> None:
+        """Reduces the last bucket of a micro-batch; after the last micro-batch of a step, hands the partitions over."""
+        zero = self.zero
+        self._reduce()
+        if self._overlaps:
+            torch.cuda.current_stream().wait_stream(zero.reduction_stream)  # the device waits, not the host
+        if zero.is_gradient_accumulation_boundary():
+            for group in range(len(zero.bit16_groups)):
+                self._open_partition(group)
+            zero.averaged_gradients.update(self._partitions)
+            self._partitions.clear()
+            self._placed.clear()
+        zero._release_ipg_buffers()
+        zero._clear_param_grad_only()
+        zero._epilogue_ran_this_backward = True
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether buckets are reduced on a stream of their own."""
+        return bool(self._several and self.zero.overlap_comm and self.zero.reduction_stream is not None)
+
+    def _open_partition(self, group: int) -> None:
+        if group not in self._partitions:
+            self._partitions[group] = self.zero._build_compact_grad_partition_buffer(group)
+
+    @torch.no_grad()
+    def _reduce(self) -> None:
+        bucket, gradients = self._bucket, self._bucket.grads
+        if not gradients:
+            return
+        for group in sorted({group for group, *_ in bucket.params}):
+            self._open_partition(group)
+        if len(bucket.copy_streams) > 1:  # compiled backward passes can use several
+            here = torch.cuda.current_stream()
+            for stream in bucket.copy_streams - {here}:
+                here.wait_stream(stream)
+            for gradient in gradients:
+                gradient.record_stream(here)
+            bucket.copy_streams = {here}
+        if self._several:
+            if bucket.elements > self.zero.reduce_bucket_size:  # a single gradient, reduced where it is
+                [flat] = gradients
+                if self._overlaps:
+                    flat.record_stream(self.zero.reduction_stream)
+            else:
+                flat = bucket.buffer[bucket.index].narrow(0, 0, bucket.elements)
+                copies = list(flat.split([gradient.numel() for gradient in gradients]))
+                torch._foreach_copy_(copies, gradients)
+                gradients = copies
+            self.zero.average_tensor(flat, self._dtype)
+        with torch.cuda.stream(self.zero.reduction_stream if self._overlaps else None):
+            self._place(gradients)
+        bucket.clear()
+        if self._overlaps:
+            bucket.index = (
+                1 - bucket.index
+            )  # DeepSpeed has two buffers, so that one fills while the other is reduced
+
+    def _place(self, gradients: Sequence[Tensor]) -> None:
+        """Copies reduced gradients to their places in this rank's partitions, or adds those of later micro-batches."""
+        new: tuple[list[Tensor], list[Tensor]] = [], []
+        more: tuple[list[Tensor], list[Tensor]] = [], []
+        for (_, _, number), gradient in zip(self._bucket.params, gradients):
+            if number in self._places:
+                group, start, length, place = self._places[number]
+                targets, sources = more if number in self._placed else new
+                targets.append(self._partitions[group].flat_partition.narrow(0, place, length))
+                sources.append(gradient.narrow(0, start, length))
+                self._placed.add(number)
+        if new[0]:
+            torch._foreach_copy_(*new)
+        if more[0]:
+            torch._foreach_add_(*more)
+
+
+@torch.no_grad()
+def update(engine: Any, gradients: Sequence[Tensor], *, skip: Tensor, factor: Tensor | None) -> None:
+    """Updates the weights from the step's gradients, without waiting for the device.
+
+    Args:
+        gradients: those of `read_reduced_gradients`.
+        skip: 1 if no weight, moment or step counter may change, otherwise 0; fp32, on the device.
+        factor: by which gradients are multiplied first; fp32, on the device.
+    """
+    sharded = engine.zero_optimization()
+    optimizer = engine.optimizer
+    # The second one exists if ZeRO-3 keeps a part of the states on the CPU.
+    for adam in (
+        (optimizer.optimizer, getattr(optimizer, "backup_optimizer", None)) if sharded else (optimizer,)
+    ):
+        if adam is not None:
+            adam.found_inf = skip  # torch's fused Adam reads it on the device
+    if sharded:
+        optimizer.factors[:] = [] if factor is None else [factor]
+    elif factor is not None:
+        torch._foreach_mul_(list(gradients), factor)
+    engine.step()
 
 
 def _moved(why: str) -> RuntimeError:

@@ -15,7 +15,7 @@ from uniemox_dist.config.schema import Config, OptimConfig
 from uniemox_dist.core.devices import peak_tflops
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed import collectives
-from uniemox_dist.distributed.deepspeed_internals import import_deepspeed
+from uniemox_dist.distributed.deepspeed_internals import import_deepspeed, take_over_checks
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier
 from uniemox_dist.models.compilation import (
@@ -49,8 +49,8 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> Any: ...
     def step(self) -> Any: ...
     def is_gradient_accumulation_boundary(self) -> bool: ...
-    def get_global_grad_norm(self) -> Any: ...
     def zero_optimization(self) -> bool: ...
+    def zero_optimization_stage(self) -> int: ...
 
 
 def grad_accum(config: Config, world_size: int) -> int:
@@ -175,13 +175,9 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
         "train_batch_size": config.batch.global_batch,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch,
         "gradient_accumulation_steps": grad_accum(config, world_size),
-        # In stage 0 our optimizer clips, after it has checked the norm.
-        "gradient_clipping": config.optim.clip_grad if config.zero.stage else 0.0,
         "zero_optimization": zero_settings(config.zero.stage, device, world_size),
-        "bf16": {
-            "enabled": precision == "bf16",
-            **({"check_grad_overflow": True} if precision == "bf16" else {}),
-        },
+        # train/step.py checks and clips gradients.
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
         # These timers would synchronise host and device around each micro-batch.
@@ -192,7 +188,12 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
             raise UserError(f"deepspeed.{key}: is derived from batch.*; set it there")
     if "zero_optimization" in config.deepspeed and "stage" in (config.deepspeed["zero_optimization"] or {}):
         raise UserError("deepspeed.zero_optimization.stage: set zero.stage")
-    return merge(ours, config.deepspeed)
+    return {**merge(ours, config.deepspeed), "gradient_clipping": 0.0}
+
+
+def find_clip_grad(config: Config) -> float:
+    """The largest norm of gradients, 0 for none; DeepSpeed's own name of the setting takes precedence."""
+    return float(config.deepspeed.get("gradient_clipping", config.optim.clip_grad))
 
 
 def set_compute_options(
@@ -235,7 +236,7 @@ def parameter_groups(
     ]
 
 
-def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """Makes AdamW for a module that is on its device.
 
     Torch's fused kernel makes one pass over memory instead of a dozen, on CPUs and GPUs (ViT-B on one core: 0.13 s per
@@ -243,39 +244,7 @@ def make_optimizer(module: nn.Module, optim: OptimConfig, zero_stage: int) -> to
     """
     groups = parameter_groups(module, optim.weight_decay, optim.layer_decay)
     settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps, "fused": True}
-    if zero_stage == 0:
-        return CheckedAdamW(groups, clip_grad=optim.clip_grad, **settings)
     return torch.optim.AdamW(groups, **settings)
-
-
-class CheckedAdamW(torch.optim.AdamW):
-    """AdamW for ZeRO stage 0, where DeepSpeed would apply gradients that are not finite.
-
-    Like DeepSpeed's ZeRO optimizers it skips such updates and clips gradients, and it has the attributes that the
-    engine reads from them. Gradients are already averaged over ranks, so all ranks decide alike.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], *, clip_grad: float, **settings: Any) -> None:
-        super().__init__(groups, **settings)
-        self.clip_grad = clip_grad
-        self.overflow = False
-        self._global_grad_norm = 0.0
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Makes one update. If a gradient is not finite, makes none and sets `overflow`."""
-        gradients: list[Tensor] = [
-            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
-        ]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        self.overflow = not math.isfinite(norm)
-        self._global_grad_norm = math.inf if self.overflow else norm
-        if self.overflow:
-            return
-        excess = (norm + 1e-6) / self.clip_grad if self.clip_grad else 0.0
-        if excess > 1:
-            torch._foreach_mul_(gradients, 1 / excess)
-        super().step()
 
 
 def make_engine(
@@ -304,9 +273,10 @@ def make_engine(
     set_compute_options(student, config, world.size, device, compiles=compiles)
     engine, *_ = deepspeed.initialize(
         model=student,
-        optimizer=make_optimizer(student, config.optim, config.zero.stage),
+        optimizer=make_optimizer(student, config.optim),
         config=deepspeed_config(config, world.size, precision, device),
         dist_init_required=False,
     )
+    take_over_checks(engine)
     made: Engine = engine
     return made

@@ -37,6 +37,7 @@ from uniemox_dist.train.engine import (
     Engine,
     decide_compile,
     device_peak,
+    find_clip_grad,
     make_engine,
     resolve_precision,
 )
@@ -127,6 +128,7 @@ class PretrainTrainer(Trainer):
             self.world,
             lr=lr,
             term_names=LOSS_NAMES,
+            clip_grad=find_clip_grad(self.config),
             step=step + 1,
             status=status,
             timer=timer,

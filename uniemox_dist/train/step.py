@@ -3,7 +3,6 @@
 Shape legend: B samples of a micro-batch.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,11 @@ from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import draw_drop_paths
 from uniemox_dist.distributed.collectives import sum_over_ranks
-from uniemox_dist.distributed.deepspeed_internals import read_reduced_gradients
+from uniemox_dist.distributed.deepspeed_internals import read_reduced_gradients, update
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.drop_path import find_drop_paths, set_draws
 from uniemox_dist.train.engine import Engine
+from uniemox_dist.train.gradients import clip_factor, find_bad, sums_of_squares, total_norm
 from uniemox_dist.train.monitor import nonfinite
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
 
@@ -72,6 +72,7 @@ def update_weights(
     *,
     lr: float,
     term_names: Sequence[str],
+    clip_grad: float = 0.0,
     step: int = 0,
     status: RankStatus = RankStatus(),
     timer: ComputeTimer | None = None,
@@ -82,14 +83,15 @@ def update_weights(
         batches: this rank's micro-batches.
         lr: the learning rate; each parameter group multiplies it by its `lr_scale`.
         term_names: names of the terms that `compute_loss` returns.
+        clip_grad: the largest norm of gradients; larger ones are scaled down to it. 0 clips nothing.
         step: the number of this step, for the evidence if it is not applied.
         timer: adds up the time in which this rank does not wait for other ranks.
     """
     device = engine.device
     timer = timer or ComputeTimer(device)
-    # The total, its terms, five counts, and how many ranks got each of the signals that stop.
+    # The total, its terms, four counts, and how many ranks got each of the signals that stop.
     first = 1 + len(term_names)
-    sums = torch.zeros(first + 5 + len(STOP_SIGNALS), dtype=torch.float64, device=device)
+    sums = torch.zeros(first + 4 + len(STOP_SIGNALS), dtype=torch.float64, device=device)
     for batch in batches:
         timer.start()
         batch = batch.to(device)
@@ -106,30 +108,30 @@ def update_weights(
         sums[place].fill_(number)
     if status.stop_signal is not None:
         names = [number.name for number in STOP_SIGNALS]
-        sums[first + 5 + names.index(status.stop_signal)].fill_(1)
-    gradients = read_reduced_gradients(engine)
-    sums[first + 4] = nonfinite.count(list(gradients.values()), device)
+        sums[first + 4 + names.index(status.stop_signal)].fill_(1)
+    stage = engine.zero_optimization_stage()
+    groups = read_reduced_gradients(engine)
+    sums = torch.cat([sums, sums_of_squares(groups, stage, world.size, device)])
     sum_over_ranks(sums)
+    squares_G = sums[-len(groups) :]
+    norm, bad = total_norm(squares_G, stage), find_bad(sums[0], squares_G)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-    # The host waits for the device here, because it must know whether the step may be applied.
-    values = sums.tolist()
+    gradients = {name: gradient for group in groups for name, gradient in group.items()}
+    factor = clip_factor(norm, bad, clip_grad) if clip_grad else None
+    update(engine, list(gradients.values()), skip=bad, factor=factor)
+    # The host waits for the device here and nowhere else in a step, after it has launched everything.
+    skipped, grad_norm, *values = torch.cat([torch.stack([bad.double(), norm.double()]), sums]).tolist()
     loss = values[0]
-    stops, writers, damaged, samples, bad, *signals = values[first:]
+    stops, writers, damaged, samples, *signals = values[first : -len(groups)]
+    applied = not skipped and not getattr(engine.optimizer, "overflow", False)
     evidence = None
-    finite = math.isfinite(loss) and not bad
-    if not finite:
+    if not applied:
         evidence = nonfinite.collect_evidence(engine, gradients, batches, loss, step)
-        nonfinite.poison(list(gradients.values()))
-    engine.step()
-    # The engine also checks: the norm of finite gradients can overflow.
-    applied = not engine.optimizer.overflow
-    assert finite or not applied, "the engine applied a step whose gradients are not finite"
-    norm = engine.get_global_grad_norm()
     return StepResult(
         loss=loss,
         parts=dict(zip(term_names, values[1:first])),
-        grad_norm=float(norm) if norm is not None else float("nan"),
+        grad_norm=grad_norm,
         applied=applied,
         stop=stops > 0,
         damaged=round(damaged),

@@ -14,6 +14,7 @@ from uniemox_dist.train.engine import (
     choose_precision,
     decide_compile,
     deepspeed_config,
+    find_clip_grad,
     grad_accum,
     graphs_fit,
     parameter_groups,
@@ -196,3 +197,15 @@ def test_cuda_graphs_are_used_if_weights_and_gradients_stay_in_place(
 ) -> None:
     sizes = ("batch.global_batch=768", f"batch.micro_batch={768 // accumulation}", f"zero.stage={stage}")
     assert graphs_fit(config(*sizes, *more), world_size=1) == fits
+
+
+def test_deepspeeds_name_of_the_clipping_norm_is_honoured_and_deepspeed_itself_never_clips() -> None:
+    for overrides, norm in (
+        (["optim.clip_grad=0"], 0.0),
+        (["optim.clip_grad=2"], 2.0),
+        (["optim.clip_grad=2", "deepspeed.gradient_clipping=0.5"], 0.5),
+    ):
+        of = config(*overrides)
+        assert find_clip_grad(of) == norm
+        settings = deepspeed_config(of, 1, "bf16", torch.device("cpu"))
+        assert (settings["gradient_clipping"], settings["bf16"]["check_grad_overflow"]) == (0.0, False)

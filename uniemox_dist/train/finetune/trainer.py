@@ -21,6 +21,7 @@ from uniemox_dist.evaluate import metrics
 from uniemox_dist.models.classifier import Outputs, from_unit
 from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
 from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
+from uniemox_dist.train.engine import find_clip_grad
 from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
 from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
@@ -64,6 +65,7 @@ class FinetuneTrainer(Trainer):
             self.world,
             lr=lr,
             term_names=("categories", "dimensions") if self.outputs.dimensions else (),
+            clip_grad=find_clip_grad(self.config),
             step=step + 1,
             status=status,
             timer=timer,

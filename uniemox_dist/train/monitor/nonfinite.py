@@ -1,12 +1,10 @@
-"""Finds losses and gradients that are not finite before the engine steps, in every stage and precision and on all ranks
-alike, and records the evidence.
+"""The evidence of a step that was skipped because its loss or a gradient is not finite.
 
-DeepSpeed checks gradients differently in each stage, and never checks losses. We check gradients after their reduction
-and before the update: in ZeRO's partitions, or in the parameters in stage 0.
+DeepSpeed checks gradients differently in each stage, and never checks losses, so its checks are off. The step checks
+both (train/gradients.py), in every stage and precision and on all ranks alike.
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,29 +21,10 @@ SHOWN = 50
 """Tensors in the evidence: those that are not finite first, then the largest."""
 
 
-@torch.no_grad()
-def count(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Counts the tensors with a value, or a norm, that is not finite; does not wait for the device."""
-    if not gradients:  # with many ranks, one may own none
-        return torch.zeros((), dtype=torch.float64, device=device)
-    # The Euclidean norm, which a CPU computes nine times as fast as the largest value. A norm that overflows counts
-    # too, because the engine would not apply that gradient either.
-    norms = torch.stack(torch._foreach_norm(list(gradients)))
-    return (~norms.isfinite()).sum().double()
-
-
-@torch.no_grad()
-def poison(gradients: Sequence[Tensor]) -> None:
-    """Fills all gradients with NaN. The engine then skips its step and clears its buffers on every rank, as it does
-    for gradients that are not finite."""
-    for gradient in gradients:
-        gradient.fill_(math.nan)
-
-
 def collect_evidence(
     engine: Any, gradients: dict[str, Tensor], batches: Sequence[MicroBatch], loss: float, step: int
 ) -> dict[str, Any]:
-    """Collects this rank's evidence of a step that is about to be skipped."""
+    """Collects this rank's evidence of a step that was skipped."""
     batch_tensors = ("scene_B3HW", "person_B3HW", "texts_BE", "pictures_BE")
     weights = {
         name: p for name, p in list_trained(engine) if not is_partitioned(p)

@@ -1,0 +1,142 @@
+"""Counts what a training step launches: dispatched operations that are not views, and waits of the host for the device.
+
+Operation counts do not depend on widths, so the student is as deep as ViT-B/16 with MAE's decoder (12 and 8 blocks) but
+narrow. A step is a row of step_rows.py: forward and backward pass, reduction, check and update on one rank. The step
+that is counted is the third.
+
+A wait is a call that hands values of a tensor to Python or copies them to the CPU, such as `item`, `tolist` or `bool`.
+On a GPU the host then waits for the device. On a CPU it never does, but the calls are the same.
+"""
+
+import argparse
+import collections
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from benchmark import make_parser, print_markdown, save_results
+from step_rows import ROWS, add_options, setting
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NARROW = (
+    "model.name=null",
+    "model.width=48",
+    "model.depth=12",
+    "model.heads=3",
+    "model.image_size=32",
+    "model.patch_size=8",
+    "model.decoder_width=32",
+    "model.decoder_depth=8",
+    "model.decoder_heads=2",
+    # Gradients fill five buckets, as those of ViT-B do at the size that training uses.
+    "deepspeed.zero_optimization.reduce_bucket_size=120000",
+)
+LAYOUTS = {
+    "plain torch loop, fp32": ("plain", "fp32", 1),
+    "plain torch loop, bf16": ("plain", "bf16", 1),
+    "DeepSpeed, fp32, ZeRO-0": ("deepspeed", "fp32", 0),
+    "DeepSpeed, fp32, ZeRO-1": ("deepspeed", "fp32", 1),
+    "DeepSpeed, fp32, ZeRO-2": ("deepspeed", "fp32", 2),
+    "DeepSpeed, bf16, ZeRO-1": ("deepspeed", "bf16", 1),
+    "DeepSpeed, bf16, ZeRO-2": ("deepspeed", "bf16", 2),
+    # ZeRO-3 replaces torch's linear function for the rest of the process, so it comes last.
+    "DeepSpeed, fp32, ZeRO-3": ("deepspeed", "fp32", 3),
+    "DeepSpeed, bf16, ZeRO-3": ("deepspeed", "bf16", 3),
+}
+WAITS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero")
+"""Operations that make the host wait."""
+WAITING_METHODS = ("tolist", "numpy", "cpu")
+"""Methods of a tensor that make the host wait, and dispatch no operation if the tensor is on a CPU."""
+
+
+class Counter(TorchDispatchMode):
+    """Counts the operations that are dispatched while it is active, without views, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: collections.Counter[str] = collections.Counter()
+        self.waits: list[str] = []
+        """Names of the waits, in their order."""
+        self.after_last_wait = 0
+        """Operations since the last wait."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._schema.name.replace("::", ".")
+        if not func.is_view:
+            self.operations[name] += 1
+            self.after_last_wait += 1
+        if name in WAITS:
+            self.add_wait(name)
+        return func(*args, **(kwargs or {}))
+
+    def add_wait(self, name: str) -> None:
+        self.waits.append(name)
+        self.after_last_wait = 0
+
+
+class MethodCounter(TorchFunctionMode):
+    """Reports calls of WAITING_METHODS to a Counter."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in [getattr(torch.Tensor, name) for name in WAITING_METHODS]:
+            self.counter.add_wait(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def count(step: Callable[[], Any], warm_up: int = 2) -> Counter:
+    """Counts the operations of a step, after `warm_up` steps."""
+    for _ in range(warm_up):
+        step()
+    with Counter() as counter, MethodCounter(counter):
+        step()
+    return counter
+
+
+def count_layout(layout: str, options: argparse.Namespace) -> Counter:
+    """Counts the operations of a step of one of LAYOUTS."""
+    engine, precision, stage = LAYOUTS[layout]
+    changed = {
+        "engine": engine,
+        "precision": precision,
+        "set": [*NARROW, *options.set, f"zero.stage={stage}"],
+    }
+    at = setting(argparse.Namespace(**{**vars(options), **changed}), options.mask[0])
+    return count(at.of(options.row))
+
+
+def main() -> None:
+    parser = make_parser(__doc__.partition("\n\n")[0])
+    add_options(parser)
+    parser.add_argument("--row", choices=list(ROWS), default="a'")
+    parser.add_argument("--layout", choices=list(LAYOUTS), action="append", help="only these (default: all)")
+    parser.add_argument(
+        "--names", type=int, default=0, metavar="N", help="also print the N most frequent names"
+    )
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    rows, results = [], {}
+    for layout in options.layout or LAYOUTS:
+        counter = count_layout(layout, options)
+        total = counter.operations.total()
+        rows.append([layout, f"{total:,}", str(len(counter.waits)), f"{counter.after_last_wait:,}"])
+        results[layout] = {"operations": dict(counter.operations.most_common()), "waits": counter.waits}
+    print_markdown(["engine", "operations", "waits", "operations after the last wait"], rows)
+    for layout, found in results.items():
+        for name, number in list(found["operations"].items())[: options.names]:
+            print(f"{layout:28} {number:6} {name}")
+    save_results(options, {"command": sys.argv, "layouts": results})
+
+
+if __name__ == "__main__":
+    main()
