@@ -32,6 +32,7 @@ from uniemox_dist.config.load import merge, parse_override
 from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.masks import SlotDraws
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.local_launcher import run_ranks
@@ -181,8 +182,9 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
 def random_batch(config: Config, device: torch.device) -> MicroBatch:
     B, size = config.batch.micro_batch, config.model.image_size
     scene = torch.randint(0, 256, (B, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    slots = torch.arange(B)
     return MicroBatch(
-        slots_B=torch.arange(B),
+        slots_B=slots,
         scene_B3HW=scene,
         person_B3HW=None,
         texts_BE=None,
@@ -192,6 +194,7 @@ def random_batch(config: Config, device: torch.device) -> MicroBatch:
         sources=(0,) * B,
         damaged=(),
         counts=ReadCounts(),
+        **SlotDraws(config.model, config.run.seed).draw(slots, None, with_person=False),
     ).to(device)
 
 

@@ -27,9 +27,11 @@ from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config, LossConfig
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
+from uniemox_dist.data.masks import SlotDraws
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.compilation import compile_options
+from uniemox_dist.models.drop_path import list_rates
 from uniemox_dist.models.student import Student
 from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.train.engine import parameter_groups
@@ -202,8 +204,11 @@ def setting(options: argparse.Namespace, mask: float) -> Setting:
     size = config.model.image_size
     pixels = torch.randint(0, 256, (2, B, size, size, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     scene, person = pixels.to(device())
+    slots = torch.arange(B)
+    draws = SlotDraws(config.model, config.run.seed, drop_rates=list_rates(student))
+    drawn = draws.draw(slots, None, with_person=True)
     batch = MicroBatch(
-        slots_B=torch.arange(B, device=device()),
+        slots_B=slots.to(device()),
         scene_B3HW=scene,
         person_B3HW=person,
         texts_BE=teacher.embed_texts(captions),
@@ -213,6 +218,7 @@ def setting(options: argparse.Namespace, mask: float) -> Setting:
         sources=(0,) * B,
         damaged=(),
         counts=ReadCounts(),
+        **{name: tensor.to(device()) for name, tensor in drawn.items()},
     )
     teacher.drop_text_tower()
     return Setting(config, student, teacher, clip, batch, captions, options.engine, options.precision)
@@ -253,5 +259,5 @@ def countable() -> Iterator[None]:
 
 def orders_of(setting: Setting) -> tuple[Tensor, Tensor]:
     """Returns our masks of the batch, to compare (b) with (a)."""
-    views = make_views(setting.batch, setting.config.model, setting.config.run.seed)
+    views = make_views(setting.batch)
     return views.scene_order_BN, views.person_order_BN

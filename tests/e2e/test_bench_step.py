@@ -53,7 +53,7 @@ def test_on_equal_weights_and_masks_the_released_schedule_has_our_gradients(at: 
     released = step_rows.Released(at)
     released.losses(*step_rows.orders_of(at))[0].backward()
     expected = {name: p.grad for name, p in released.student.named_parameters() if p.grad is not None}
-    views = step_rows.make_views(at.batch, at.config.model, at.config.run.seed)
+    views = step_rows.make_views(at.batch)
     targets = Targets(at.teacher.embed_pictures(at.batch.scene_B3HW), at.batch.texts_BE)
     at.student.zero_grad()
     at.student(views, targets)[0].backward()

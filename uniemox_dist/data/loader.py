@@ -1,6 +1,6 @@
 """A map-style data set whose items are micro-batches: it reads, decodes and crops the samples of given slots.
 
-Shape legend: B samples, N patches, E teacher embedding width, C outputs of a classifier.
+Shape legend: B samples, N patches, E teacher embedding width, C outputs of a classifier, L drop-path layers.
 """
 
 import time
@@ -24,6 +24,7 @@ from uniemox_dist.data.crops import (
     plan_with_cached_scene,
 )
 from uniemox_dist.data.labels import LabelledReader
+from uniemox_dist.data.masks import SlotDraws
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
@@ -33,7 +34,16 @@ from uniemox_dist.data.views import Renderer, allocate_views, render
 MAX_REPLACEMENTS = 8
 """Consecutive damaged samples on one stream after which loading fails."""
 VIEW_FIELDS = ("scene_B3HW", "person_B3HW")
-ROW_FIELDS = ("slots_B", "texts_BE", "pictures_BE", "on_person_BN", "targets_BC")
+ROW_FIELDS = (
+    "slots_B",
+    "texts_BE",
+    "pictures_BE",
+    "on_person_BN",
+    "targets_BC",
+    "scene_order_BN",
+    "person_order_BN",
+    "drop_factors_BL",
+)
 
 
 class CaptionVectors(Protocol):
@@ -98,6 +108,12 @@ class MicroBatch:
     """Reads, bytes, cache hits and retries of this micro-batch."""
     targets_BC: Tensor | None = None
     """fp32 targets in fine-tuning; None in pretraining."""
+    scene_order_BN: Tensor | None = None
+    """Order of the scene's patches, whose first ones are visible; None if no masks were drawn."""
+    person_order_BN: Tensor | None = None
+    """Like the scene's; None without a person branch."""
+    drop_factors_BL: Tensor | None = None
+    """Factors of residual branches, two rows a sample (scenes, then persons); None without drop path."""
 
     def pin_memory(self) -> "MicroBatch":
         """Pins the tensors, so that copies to a GPU run beside the step. Called by the DataLoader."""
@@ -132,6 +148,7 @@ class PlannedDataset(Dataset[MicroBatch]):
         cached_views: Sequence[CachedViews] | None = None,
         strict: bool = False,
         renderer: Renderer = render,
+        draws: SlotDraws | None = None,
     ) -> None:
         """
         Args:
@@ -139,9 +156,11 @@ class PlannedDataset(Dataset[MicroBatch]):
             vectors: caption embeddings of each source; None if no loss needs texts.
             cached_views: cached scene views of each source; None to draw new scenes.
             strict: raise Fault for a damaged sample instead of replacing it.
+            draws: draws masks and drop paths; None leaves them out.
         """
         self.plan, self.readers, self.vectors, self.cached_views = plan, readers, vectors, cached_views
         self.settings, self.seed, self.strict, self.renderer = settings, seed, strict, renderer
+        self.draws = draws
         self.positions: np.ndarray | None = None
         """In shared memory: for each loader process its current slot and since when (ns)."""
 
@@ -169,20 +188,26 @@ class PlannedDataset(Dataset[MicroBatch]):
             samples.append(self._load_sample(slot, scene_B3HW[i], person_3HW, damaged))
         if worker is not None:
             self._report_position(worker.id, -1)
+        slots_B = torch.tensor(list(slots), dtype=torch.int64)
+        on_person_BN = None
+        if self.settings.person_grid:
+            on_person_BN = torch.tensor([sample.on_person_N for sample in samples])
+        drawn = {}
+        if self.draws is not None:
+            drawn = self.draws.draw(slots_B, on_person_BN, with_person=self.settings.with_person)
         return MicroBatch(
-            slots_B=torch.tensor(list(slots), dtype=torch.int64),
+            slots_B=slots_B,
             scene_B3HW=scene_B3HW,
             person_B3HW=person_B3HW,
             texts_BE=_stack_rows([sample.text_E for sample in samples]),
             pictures_BE=_stack_fp32([sample.picture_E for sample in samples]),
-            on_person_BN=torch.tensor([sample.on_person_N for sample in samples])
-            if self.settings.person_grid
-            else None,
+            on_person_BN=on_person_BN,
             keys=tuple(sample.key for sample in samples),
             sources=tuple(sample.source for sample in samples),
             damaged=tuple(damaged),
             counts=sum((r.origin.counts - b for r, b in zip(self.readers, before)), ReadCounts()),
             targets_BC=_stack_fp32([sample.target_C for sample in samples]),
+            **drawn,
         )
 
     def describe_slot(self, slot: int) -> str:

@@ -2,9 +2,11 @@
 
 Only integer arithmetic is involved, so masks are the same on every device and for any number of ranks. A mask is an
 order of a view's patches: the first V are visible, the others masked. V is the same for all samples.
-Shape legend: B samples, N patches, V visible patches, K rectangles.
+Shape legend: B samples, N patches, V visible patches, K rectangles, L drop-path layers.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -92,11 +94,15 @@ def block_order(slots_B: Tensor, view: int, seed: int, side: int) -> Tensor:
     shape_BK2 = shapes_S2[draws_BK3[:, :, 0] % shapes_S2.shape[0]]
     # A rectangle may extend over the edge. Otherwise patches near the edges would hardly ever be masked.
     first_BK2 = draws_BK3[:, :, 1:] % (side + shape_BK2 - 1) - shape_BK2 + 1
-    patch_N = torch.arange(side**2, device=device)
-    at_N2 = torch.stack([patch_N // side, patch_N % side], dim=1)
-    inside_BKN = ((at_N2 >= first_BK2[:, :, None]) & (at_N2 < (first_BK2 + shape_BK2)[:, :, None])).all(-1)
-    numbers_K1 = torch.arange(MAX_RECTANGLES, device=device)[:, None]
-    first_cover_BN = torch.where(inside_BKN, numbers_K1, MAX_RECTANGLES).amin(dim=1)
+    at_S = torch.arange(side, device=device)
+    end_BK2 = first_BK2 + shape_BK2
+    rows_BKS, columns_BKS = (
+        (at_S >= first_BK2[:, :, i, None]) & (at_S < end_BK2[:, :, i, None]) for i in (0, 1)
+    )
+    inside_BKN = (rows_BKS[:, :, :, None] & columns_BKS[:, :, None]).flatten(2)
+    numbers_K1 = torch.arange(MAX_RECTANGLES, dtype=torch.uint8, device=device)[:, None]
+    none = torch.full((), MAX_RECTANGLES, dtype=torch.uint8, device=device)
+    first_cover_BN = torch.where(inside_BKN, numbers_K1, none).amin(dim=1)
     random_BN = patch_order(slots_B, view, seed, side**2)
     # Patches covered by no rectangle, or by a late one, come first and are visible.
     late_BN = first_cover_BN.gather(1, random_BN).argsort(dim=1, stable=True, descending=True)
@@ -107,6 +113,41 @@ def draw_drop_paths(slots_B: Tensor, seed: int, count: int) -> Tensor:
     """Returns random numbers for drop path, uniform in [0, 1), 2B×count: scene views first, then person views."""
     both = [_hash_slots(slots_B, view, seed, count, _PATHS) for view in (SCENE_VIEW, PERSON_VIEW)]
     return ((torch.cat(both) >> 40) & 0xFFFFFF).float() / (1 << 24)
+
+
+def drop_path_factors(draws_BL: Tensor, rates: Sequence[float]) -> Tensor:
+    """Returns the factors of residual branches, B×L. A branch whose number is below its rate is dropped (0); the others
+    are scaled up."""
+    columns = [
+        (draws_B >= rate).float() / (1 - rate)
+        for draws_B, rate in zip(draws_BL.unbind(1), rates, strict=True)
+    ]
+    return torch.stack(columns, dim=1)
+
+
+@dataclass(frozen=True)
+class SlotDraws:
+    """Draws the masks and drop paths of micro-batches. Loader processes do so, because on a GPU each of the many small
+    operations would be a launch."""
+
+    model: ModelConfig
+    seed: int
+    masks: bool = True
+    drop_rates: tuple[float, ...] = ()
+    """Rates of the module's drop-path layers, in their order."""
+
+    def draw(self, slots_B: Tensor, on_person_BN: Tensor | None, *, with_person: bool) -> dict[str, Tensor]:
+        """Returns fields of a MicroBatch."""
+        drawn: dict[str, Tensor] = {}
+        if self.masks:
+            model, seed = self.model, self.seed
+            drawn["scene_order_BN"] = choose_patch_order(model, slots_B, SCENE_VIEW, seed, on_person_BN)
+            if with_person:
+                drawn["person_order_BN"] = choose_patch_order(model, slots_B, PERSON_VIEW, seed)
+        if self.drop_rates:
+            draws_BL = draw_drop_paths(slots_B, self.seed, len(self.drop_rates))
+            drawn["drop_factors_BL"] = drop_path_factors(draws_BL, self.drop_rates)
+        return drawn
 
 
 def _hash_slots(slots_B: Tensor, view: int, seed: int, count: int, purpose: int = _ORDER) -> Tensor:

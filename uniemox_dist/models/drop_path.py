@@ -1,6 +1,6 @@
 """Stochastic depth (Huang et al. 2016) with random numbers set from outside, so that they depend on the sample's slot.
 
-Shape legend: B samples (or views), N tokens, D width, K drop-path layers of a module.
+Shape legend: B samples (or views), N tokens, D width, L drop-path layers of a module.
 """
 
 from collections.abc import Sequence
@@ -46,11 +46,12 @@ def find_drop_paths(module: nn.Module) -> list[DropPath]:
     return [child for child in module.modules() if isinstance(child, DropPath)]
 
 
-def set_draws(paths: Sequence[DropPath], draws_BK: Tensor) -> None:
-    """Sets the random numbers of the next forward pass for a module's DropPath layers.
+def list_rates(module: nn.Module) -> tuple[float, ...]:
+    """Lists the rates of a module's DropPath layers."""
+    return tuple(path.rate for path in find_drop_paths(module))
 
-    Args:
-        draws_BK: uniform in [0, 1), at least one row per sample. A branch is dropped if its number is below its rate.
-    """
-    for path, draws_B in zip(paths, draws_BK.unbind(1), strict=True):
-        path.factors_B = (draws_B >= path.rate).float() / (1 - path.rate)
+
+def set_factors(paths: Sequence[DropPath], factors_BL: Tensor) -> None:
+    """Sets the factors of the next forward pass for a module's DropPath layers; at least one row per sample."""
+    for path, factors_B in zip(paths, factors_BL.unbind(1), strict=True):
+        path.factors_B = factors_B

@@ -15,17 +15,18 @@ from uniemox_dist.checkpoints.format import copy_fixed_parameters
 from uniemox_dist.checkpoints.run_state import RunState, check_same_run
 from uniemox_dist.checkpoints.zero_state import check
 from uniemox_dist.config.losses import LOSS_NAMES
-from uniemox_dist.config.schema import Config, ModelConfig
+from uniemox_dist.config.schema import Config
 from uniemox_dist.core.imports import collection_paused
 from uniemox_dist.core.signals import StopFlag
 from uniemox_dist.data.loader import CaptionVectors, MicroBatch, PlannedDataset, view_settings
-from uniemox_dist.data.masks import PERSON_VIEW, SCENE_VIEW, choose_patch_order
+from uniemox_dist.data.masks import SlotDraws
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.shared_manifests import read_shared_manifests
 from uniemox_dist.data.sources import Sources, list_places
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.collectives import gather_rows
 from uniemox_dist.distributed.world import World
+from uniemox_dist.models.drop_path import list_rates
 from uniemox_dist.models.flops import sample_flops
 from uniemox_dist.models.student import Student, Targets, Views
 from uniemox_dist.teacher import text_cache
@@ -56,7 +57,7 @@ from uniemox_dist.train.samples.pictures import (
 from uniemox_dist.train.samples.selection import Shown, choose
 from uniemox_dist.train.schedule import Schedule
 from uniemox_dist.train.startup import StartupTimer
-from uniemox_dist.train.step import ComputeLoss, RankStatus, StepResult, draw_paths, update_weights
+from uniemox_dist.train.step import ComputeLoss, RankStatus, StepResult, set_drop_paths, update_weights
 from uniemox_dist.train.trainer import Expect, Startup, Trainer
 
 if TYPE_CHECKING:
@@ -187,8 +188,8 @@ def prepare_loss(
             pictures_BE = teacher.embed_pictures(batch.scene_B3HW)
         texts = batch.texts_BE if texts_GE is None else texts_GE
         targets = Targets(pictures_BE, texts, logit_scale, loss_weights)
-        draw_paths(engine, batch, config)
-        found: tuple[Tensor, Tensor] = engine(make_views(batch, config.model, config.run.seed), targets)
+        set_drop_paths(engine, batch)
+        found: tuple[Tensor, Tensor] = engine(make_views(batch), targets)
         return found
 
     return compute_loss
@@ -209,17 +210,10 @@ def gather_texts(batches: Sequence[MicroBatch], streams: int, world: World, devi
     return texts_GE
 
 
-def make_views(batch: MicroBatch, model: ModelConfig, seed: int) -> Views:
-    """The two views with their masks, which depend only on seed, slot and persons."""
-    person = batch.person_B3HW
-    return Views(
-        scene_B3HW=batch.scene_B3HW,
-        person_B3HW=person,
-        scene_order_BN=choose_patch_order(model, batch.slots_B, SCENE_VIEW, seed, batch.on_person_BN),
-        person_order_BN=None
-        if person is None
-        else choose_patch_order(model, batch.slots_B, PERSON_VIEW, seed),
-    )
+def make_views(batch: MicroBatch) -> Views:
+    """The two views of a micro-batch with their masks."""
+    assert batch.scene_order_BN is not None
+    return Views(batch.scene_B3HW, batch.person_B3HW, batch.scene_order_BN, batch.person_order_BN)
 
 
 def build(config: Config, startup: Startup) -> PretrainTrainer:
@@ -281,6 +275,7 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
         config.run.seed,
         cached_views=replay.open(sources.readers) if replay else None,
         strict=config.data.strict,
+        draws=SlotDraws(config.model, config.run.seed, drop_rates=list_rates(student)),
     )
     expect("making the engine, and loading the checkpoint")
     fixed = copy_fixed_parameters(student)

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniemox_dist.config.schema import Config
 from uniemox_dist.core.signals import STOP_SIGNALS
 from uniemox_dist.data.loader import MicroBatch
-from uniemox_dist.data.masks import draw_drop_paths
 from uniemox_dist.distributed.collectives import sum_over_ranks
 from uniemox_dist.distributed.deepspeed_internals import read_reduced_gradients, update
 from uniemox_dist.distributed.world import World
-from uniemox_dist.models.drop_path import find_drop_paths, set_draws
+from uniemox_dist.models.drop_path import find_drop_paths, set_factors
 from uniemox_dist.train.engine import Engine
 from uniemox_dist.train.gradients import clip_factor, find_bad, sums_of_squares, total_norm
 from uniemox_dist.train.monitor import nonfinite
@@ -142,8 +140,7 @@ def update_weights(
     )
 
 
-def draw_paths(engine: Engine, batch: MicroBatch, config: Config) -> None:
-    """Draws which branches each sample of a micro-batch skips (`model.drop_path`): by slot, the same on every rank."""
-    if config.model.drop_path:
-        paths = find_drop_paths(engine.module)
-        set_draws(paths, draw_drop_paths(batch.slots_B, config.run.seed, len(paths)))
+def set_drop_paths(engine: Engine, batch: MicroBatch) -> None:
+    """Sets which branches each sample of a micro-batch skips (`model.drop_path`)."""
+    if batch.drop_factors_BL is not None:
+        set_factors(find_drop_paths(engine.module), batch.drop_factors_BL)

@@ -25,6 +25,14 @@ from uniemox_dist.data.loader import (
     MicroBatch,
     view_settings,
 )
+from uniemox_dist.data.masks import (
+    PERSON_VIEW,
+    SCENE_VIEW,
+    SlotDraws,
+    choose_patch_order,
+    draw_drop_paths,
+    drop_path_factors,
+)
 from uniemox_dist.data.rng import Purpose, choice
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
@@ -113,6 +121,29 @@ def test_a_micro_batch_holds_the_samples_of_the_plan(emoji_shards: Path) -> None
         assert torch.equal(batch.scene_B3HW[i], scene)
         assert torch.equal(batch.person_B3HW[i], person)
         assert batch.texts_BE[i].tolist() == [place.shard, place.row, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mask", ["random", "block", "person"])
+def test_micro_batches_bring_the_masks_and_drop_paths_of_their_slots(
+    workers: int, mask: str, tiny_data: Path
+) -> None:
+    of = config(tiny_data / "train", workers=workers)
+    of = of.model_copy(update={"model": of.model.model_copy(update={"mask": mask})})
+    found = dataset(of)
+    found.draws = SlotDraws(of.model, of.run.seed, drop_rates=(0.1, 0.5))
+    with StepBatches(found, of, first_step=1, rank=0, world_size=1, pin=False) as batches:
+        loaded = [batch for _ in range(2) for batch in batches.next_step()]
+    for batch in loaded:
+        slots, seed = batch.slots_B, of.run.seed
+        scene = choose_patch_order(of.model, slots, SCENE_VIEW, seed, batch.on_person_BN)
+        assert batch.scene_order_BN is not None
+        assert torch.equal(batch.scene_order_BN, scene)
+        assert batch.person_order_BN is not None
+        assert torch.equal(batch.person_order_BN, choose_patch_order(of.model, slots, PERSON_VIEW, seed))
+        draws = draw_drop_paths(slots, seed, 2)
+        assert batch.drop_factors_BL is not None
+        assert torch.equal(batch.drop_factors_BL, drop_path_factors(draws, (0.1, 0.5)))
 
 
 def test_a_caption_is_drawn_by_slot_from_all_of_them(tmp_path: Path) -> None:

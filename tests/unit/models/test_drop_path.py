@@ -6,8 +6,14 @@ import torch
 from timm.layers import DropPath as Timms
 
 from uniemox_dist.config.schema import ModelConfig
-from uniemox_dist.data.masks import draw_drop_paths
-from uniemox_dist.models.drop_path import DropPath, find_drop_paths, replace_drop_paths, set_draws
+from uniemox_dist.data.masks import draw_drop_paths, drop_path_factors
+from uniemox_dist.models.drop_path import (
+    DropPath,
+    find_drop_paths,
+    list_rates,
+    replace_drop_paths,
+    set_factors,
+)
 from uniemox_dist.models.encoder import MaskedEncoder
 
 
@@ -27,9 +33,8 @@ def test_our_drop_path_replaces_each_of_timms_with_its_rate() -> None:
 
 def test_a_sample_below_the_rate_does_without_the_branch_and_the_others_are_scaled_up() -> None:
     path, x = DropPath(0.25), torch.ones(4, 3, 2)
-    set_draws(
-        [path], torch.tensor([[0.2], [0.25], [0.9], [0.0], [0.5]])
-    )  # more draws than samples: one view alone
+    draws = torch.tensor([[0.2], [0.25], [0.9], [0.0], [0.5]])  # more than samples: one view alone
+    set_factors([path], drop_path_factors(draws, [0.25]))
     assert torch.equal(path(x)[:, 0, 0], torch.tensor([0.0, 4 / 3, 4 / 3, 0.0]))
     assert torch.equal(path.eval()(x), x)
     path.train().factors_B = None
@@ -56,9 +61,9 @@ def test_each_drop_path_layer_gets_its_own_column() -> None:
         ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, drop_path=0.2)
     )
     draws = draw_drop_paths(torch.arange(4), 0, 4)
-    set_draws(find_drop_paths(encoder), draws)
+    set_factors(find_drop_paths(encoder), drop_path_factors(draws, list_rates(encoder)))
     for k, path in enumerate(find_drop_paths(encoder)):
         assert path.factors_B is not None
         assert torch.equal(path.factors_B > 0, draws[:, k] >= path.rate)
     with pytest.raises(ValueError, match="zip"):
-        set_draws(find_drop_paths(encoder), draws[:, :3])
+        set_factors(find_drop_paths(encoder), draws[:, :3])

@@ -13,10 +13,12 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.signals import StopFlag
 from uniemox_dist.data.augment import Augment, LabelledDataset
 from uniemox_dist.data.loader import view_settings
+from uniemox_dist.data.masks import SlotDraws
 from uniemox_dist.data.splits import Splits, make_train_sources, open_splits
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.classifier import Classifier, Outputs, category_weights
+from uniemox_dist.models.drop_path import list_rates
 from uniemox_dist.models.flops import classifier_flops
 from uniemox_dist.train.engine import decide_compile, device_peak, make_engine, resolve_precision
 from uniemox_dist.train.finetune.trainer import FinetuneTrainer
@@ -80,6 +82,7 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
         config.run.seed,
         config=config,
         strict=config.data.strict,
+        draws=SlotDraws(config.model, config.run.seed, masks=False, drop_rates=list_rates(classifier)),
     )
     expect("making the engine, and loading the checkpoint")
     fixed = copy_fixed_parameters(classifier)

@@ -25,7 +25,7 @@ from uniemox_dist.train.engine import find_clip_grad
 from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
 from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
-from uniemox_dist.train.step import RankStatus, StepResult, draw_paths, update_weights
+from uniemox_dist.train.step import RankStatus, StepResult, set_drop_paths, update_weights
 from uniemox_dist.train.trainer import Expect, Trainer
 
 log = logging.getLogger("uniemox")
@@ -53,7 +53,7 @@ class FinetuneTrainer(Trainer):
         engine, persons = self.engine, self.outputs.persons
 
         def compute_loss(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-            draw_paths(engine, batch, self.config)
+            set_drop_paths(engine, batch)
             person_B3HW = batch.person_B3HW if persons else None
             total, terms = engine(batch.scene_B3HW, person_B3HW, batch.targets_BC)
             return total, terms if self.outputs.dimensions else terms[:0]
