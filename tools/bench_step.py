@@ -9,6 +9,9 @@ on a GPU max_memory_allocated; on a CPU the peak resident memory over two steps 
 weights and batch are loaded, so it covers activations, gradients and moments. On a GPU the rate of bf16 matrix products
 is measured too, and useful FLOPs (uniemox_dist/models/flops.py) are shown as a share of it. `--memory` prints only the
 largest micro-batch of (a) that fits on the GPU, up to 1,024.
+
+`--against-loop` measures something else: (a') with the engine of training, DeepSpeed, against a loop in plain torch
+with the same student, in turn. It prints the ratios of wall-clock and of processor time.
 """
 
 import argparse
@@ -41,6 +44,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--steps", type=int, default=1, help="steps of a row in a round")
     parser.add_argument("--memory", action="store_true", help="only the largest micro-batch of (a) that fits")
+    parser.add_argument(
+        "--against-loop", action="store_true", help="only the engine against a loop in plain torch"
+    )
     parser.add_argument("--no-peaks", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak-of", choices=list(ROWS), help=argparse.SUPPRESS)  # used in a separate process
     options = parser.parse_args()
@@ -52,6 +58,10 @@ def main() -> None:
         print(f"largest micro-batch of (a) at mask {options.mask[0]:g}: {largest_micro_batch(options)}")
         return
     machine = describe_machine()
+    if options.against_loop:
+        rows = [measure_against_loop(options, mask) for mask in options.mask]
+        save_results(options, {"command": sys.argv, "machine": machine, "rows": rows})
+        return
     print(
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; {options.model}, "
         f"micro-batch {options.micro_batch}, {options.precision}, teacher {options.teacher_shape}, "
@@ -110,6 +120,41 @@ def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> l
             flush=True,
         )
     return table
+
+
+def measure_against_loop(options: argparse.Namespace, mask: float) -> dict[str, Any]:
+    """Measures (a') with DeepSpeed's engine against a loop in plain torch; prints and returns the ratios."""
+    options.engine = "deepspeed"
+    at = setting(options, mask)
+    at.clip = at.teacher.model = None  # (a') needs neither
+    steps = {"engine": at.of("a'"), "loop": at.plain_loop()}
+    for step in steps.values():
+        step()
+    processor: dict[str, list[float]] = {name: [] for name in steps}
+
+    def both(name: str) -> float:
+        before = time.process_time()
+        seconds = timed(steps[name], options.steps)
+        processor[name].append((time.process_time() - before) / options.steps)
+        return seconds
+
+    wall = time_in_turn({name: name for name in steps}, options.rounds, both)
+    found: dict[str, Any] = {
+        "mask": mask,
+        "precision": options.precision,
+        "wall_s": wall,
+        "processor_s": processor,
+    }
+    for kind, seconds in (("wall-clock", wall), ("processor", processor)):
+        ratio = statistics.median(loop / engine for loop, engine in zip(seconds["loop"], seconds["engine"]))
+        found[kind] = ratio
+        print(
+            f"{options.model}, {options.precision}, mask {mask:g}, micro-batch {options.micro_batch}: the engine has "
+            f"{ratio:.3f} of the plain loop's speed by {kind} time ({statistics.median(seconds['engine']):.3f} s and "
+            f"{statistics.median(seconds['loop']):.3f} s a step)",
+            flush=True,
+        )
+    return found
 
 
 def useful_flops(at: Setting, row: str) -> int:

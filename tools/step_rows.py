@@ -32,7 +32,7 @@ from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.distributed.world import World
 from uniemox_dist.models.compilation import compile_options
 from uniemox_dist.models.drop_path import list_rates
-from uniemox_dist.models.student import Student
+from uniemox_dist.models.student import Student, Targets
 from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.train.engine import parameter_groups
 from uniemox_dist.train.pretrain import make_views, prepare_loss
@@ -105,15 +105,19 @@ class PlainEngine:
     def zero_optimization_stage(self) -> int:
         return 0
 
+    @torch.no_grad()
     def step(self) -> None:
-        for weight, master in zip(self.trained, self.masters):
-            if weight is not master:
-                master.grad = None if weight.grad is None else weight.grad.float()
+        rounded = [pair for pair in zip(self.trained, self.masters) if pair[0] is not pair[1]]
+        if rounded:
+            weights, masters = map(list, zip(*rounded))
+            for master in masters:
+                master.grad = torch.empty_like(master)
+            torch._foreach_copy_([master.grad for master in masters], [weight.grad for weight in weights])
         self.optimizer.step()
-        for weight, master in zip(self.trained, self.masters):
-            if weight is not master:
-                weight.data.copy_(master)
-            weight.grad = master.grad = None
+        if rounded:
+            torch._foreach_copy_(weights, masters)
+        for tensor in (*self.trained, *self.masters):
+            tensor.grad = None
 
 
 @dataclass
@@ -158,16 +162,36 @@ class Setting:
 
         return step
 
-    def _engine(self, student: Student, config: Config) -> Any:
+    def plain_loop(self) -> Callable[[], Any]:
+        """Returns the step of a loop in plain torch with the student, batch and cached embeddings of (a'): forward and
+        backward pass, update, and reading the loss. It computes no norm and checks nothing."""
+        engine = PlainEngine(
+            self._in_precision(self.student), self.config.optim.weight_decay, self.config.optim.betas
+        )
+
+        def step() -> float:
+            views = make_views(self.batch)
+            total, _ = engine(views, Targets(self.batch.pictures_BE, self.batch.texts_BE))
+            engine.backward(total)
+            engine.step()
+            return float(total)
+
+        return step
+
+    def _in_precision(self, student: Student) -> Student:
         student = copy.deepcopy(student).to(device())
+        return student.bfloat16() if self.precision == "bf16" else student
+
+    def _engine(self, student: Student, config: Config) -> Any:
         if self.engine == "deepspeed":
             from uniemox_dist.distributed import collectives
             from uniemox_dist.train.engine import make_engine
 
             if not torch.distributed.is_initialized():
                 collectives.init(World(), 600)
+            student = copy.deepcopy(student).to(device())
             return make_engine(student, config, World(), self.precision, device(), compiles=self.compiles)
-        student = student.bfloat16() if self.precision == "bf16" else student
+        student = self._in_precision(student)
         if self.compiles:
             student.compile_parts(compile_options())
         return PlainEngine(student, config.optim.weight_decay, config.optim.betas)

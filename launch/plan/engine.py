@@ -40,8 +40,7 @@ class EngineMemory:
     buffers: int
     """Buckets in which gradients are reduced."""
     step_copy: int
-    """A copy of the gradients, in fp32 or flattened. It exists only during the update, when there are no
-    activations."""
+    """A copy of the gradients in fp32. It exists only during the update, when there are no activations."""
 
 
 def engine_memory(
@@ -69,17 +68,17 @@ def engine_memory(
         key: _round_up(sum(p.numbers for p in group), 2 * ranks) * 2 for key, group in groups.items()
     }
     weights = s * (ranks * sum(partitions.values()) + fixed)
-    kept = s * trained if stage == 1 else s * _whole_in_partition(groups, partitions, ranks)
     return EngineMemory(
         weights=weights,
         resting=weights,
-        gradients=kept,
+        # ZeRO-1 keeps all gradients until the end of the backward pass.
+        gradients=s * (trained if stage == 1 else sum(partitions.values())),
         optimiser=12 * sum(partitions.values()),
         ema=averages * 4 * _encoder_in_partition(groups, partitions, ranks),
-        # Two alternating buckets if reductions overlap the backward pass, and a flat copy of the one that is being
-        # reduced.
-        buffers=bucket * (3 if overlap else 2 if ranks > 1 else 1),
-        step_copy=4 * max(partitions.values()),
+        # In ZeRO-2 the gradients that wait until they fill a bucket. With other ranks also the bucket, a second one if
+        # reductions overlap the backward pass, and a flat copy of the one that is being reduced.
+        buffers=bucket * ((stage == 2) + (3 if overlap else 2 if ranks > 1 else 0)),
+        step_copy=4 * max(partitions.values()) if precision == "bf16" else 0,
     )
 
 
@@ -130,25 +129,6 @@ def _group_parameters(
             key = optimizer_group(p.name, len(p.shape), config.model.depth, config.optim.layer_decay)
             found.setdefault(key, []).append(p)
     return found
-
-
-def _whole_in_partition(
-    groups: Mapping[tuple[float, bool], list[Parameter]],
-    partitions: Mapping[tuple[float, bool], int],
-    ranks: int,
-) -> int:
-    """Total size of the parameters that are at least partly in a rank's partitions, on the rank that has most. ZeRO-2
-    keeps their whole gradients until the update."""
-    total_W = np.zeros(ranks, np.int64)
-    for key, group in groups.items():
-        ends = np.cumsum([p.numbers for p in group])
-        first_W = np.arange(ranks) * partitions[key]
-        last_W = np.minimum(first_W + partitions[key], ends[-1])
-        before = np.concatenate([[0], ends])
-        lowest_W = before[np.minimum(np.searchsorted(ends, first_W, "right"), len(group))]
-        highest_W = before[np.searchsorted(ends, last_W, "left") + 1]
-        total_W += np.maximum(0, np.where(first_W < ends[-1], highest_W - lowest_W, 0))
-    return int(total_W.max())
 
 
 def _encoder_in_partition(

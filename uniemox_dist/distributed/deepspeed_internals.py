@@ -37,8 +37,13 @@ def import_deepspeed() -> Any:
 
 
 def list_trained(engine: Any) -> list[tuple[str, Any]]:
-    """The parameters that are trained, with their names."""
-    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    """The parameters that are trained, with their names. Every step asks for them, so the engine remembers them."""
+    if "trained_parameters" not in engine.__dict__:
+        engine.trained_parameters = [
+            (name, p) for name, p in engine.module.named_parameters() if p.requires_grad
+        ]
+    found: list[tuple[str, Any]] = engine.trained_parameters
+    return found
 
 
 def read_shapes(engine: Any) -> dict[str, list[int]]:
@@ -188,9 +193,7 @@ def take_over_checks(engine: Any) -> None:
     optimizer.unscale_and_clip_grads = scale
     optimizer.factors = factors
     if not stage3 and FlatReduction.fits(optimizer):
-        reduction = FlatReduction(optimizer)
-        optimizer.reduce_independent_p_g_buckets_and_remove_grads = reduction.add
-        optimizer.independent_gradient_partition_epilogue = reduction.finish
+        FlatReduction(optimizer).install()
 
 
 class FlatReduction:
@@ -208,18 +211,28 @@ class FlatReduction:
         self._several = torch.distributed.get_world_size(optimizer.dp_process_group) > 1
         self._partitions: dict[int, Any] = {}
         """DeepSpeed's flat partition of this rank, by group, from the first gradient to the last micro-batch."""
+        self._targets: dict[int, Tensor] = {}
+        """A parameter's part of them, by its number; with its shape if that is the whole."""
         self._placed: set[int] = set()
         """Numbers of the parameters whose gradients of earlier micro-batches are in `_partitions`."""
-        self._places: dict[int, tuple[int, int, int, int]] = {}
-        """By a parameter's number: its group, the start in its gradient, the length, and the place in the partition."""
+        self._starts: dict[int, int] = {}
+        """Where this rank's part of a gradient starts, by the parameter's number."""
         rank = torch.distributed.get_rank(optimizer.dp_process_group)
         for group, parameters in enumerate(optimizer.params_in_partition):
-            for p in parameters:
-                number = optimizer.get_param_id(p)
-                start = int(optimizer.grad_start_offset[group][rank][number])
-                place = int(optimizer.grad_partition_insertion_offset[group][rank][number])
-                length = min(p.numel() - start, int(optimizer.partition_size[group]) - place)
-                self._places[number] = (group, start, length, place)
+            starts = optimizer.grad_start_offset[group][rank]
+            self._starts.update({n: int(starts[n]) for n in map(optimizer.get_param_id, parameters)})
+
+    def install(self) -> None:
+        """Replaces DeepSpeed's reduction."""
+        zero = self.zero
+        self._allocate_buckets, zero.setup_buckets = zero.setup_buckets, lambda: None
+        zero.reduce_independent_p_g_buckets_and_remove_grads = self.add
+        zero.independent_gradient_partition_epilogue = self.finish
+        if not (zero.partition_gradients or zero.overlap_comm):
+            # Hooks of parameters which would do nothing: all gradients are reduced after the backward pass.
+            for hook in zero._grad_acc_hooks:
+                hook.remove()
+            zero._grad_acc_hooks.clear()
 
     @staticmethod
     def fits(optimizer: Any) -> bool:
@@ -234,12 +247,12 @@ class FlatReduction:
 
     def add(self, p: Any, group: int) -> None:
         """Takes the gradient of a parameter, and reduces the bucket first if it is full."""
-        bucket = self._bucket
-        if bucket.elements and bucket.elements + p.numel() > self.zero.reduce_bucket_size:
+        bucket, size = self._bucket, p.numel()
+        if bucket.elements and bucket.elements + size > self.zero.reduce_bucket_size:
             self._reduce()
-        bucket.grads.append(p.grad.view(-1))
+        bucket.grads.append(p.grad.view(-1) if self._several else p.grad)
         bucket.params.append((group, p.param_idx_in_group, self.zero.get_param_id(p)))
-        bucket.elements += p.numel()
+        bucket.elements += size
         if p.is_cuda:
             bucket.copy_streams.add(torch.cuda.current_stream())
         p.grad = None
@@ -254,8 +267,8 @@ class FlatReduction:
             for group in range(len(zero.bit16_groups)):
                 self._open_partition(group)
             zero.averaged_gradients.update(self._partitions)
-            self._partitions.clear()
-            self._placed.clear()
+            for kept in (self._partitions, self._targets, self._placed):
+                kept.clear()
         zero._release_ipg_buffers()
         zero._clear_param_grad_only()
         zero._epilogue_ran_this_backward = True
@@ -266,8 +279,12 @@ class FlatReduction:
         return bool(self._several and self.zero.overlap_comm and self.zero.reduction_stream is not None)
 
     def _open_partition(self, group: int) -> None:
-        if group not in self._partitions:
-            self._partitions[group] = self.zero._build_compact_grad_partition_buffer(group)
+        if group in self._partitions:
+            return
+        self._partitions[group] = found = self.zero._build_compact_grad_partition_buffer(group)
+        own = [part for part in found if not getattr(part, "_zero_padding", False)]
+        numbers = map(self.zero.get_param_id, self.zero.params_in_partition[group])
+        self._targets.update(zip(numbers, own, strict=True))
 
     @torch.no_grad()
     def _reduce(self) -> None:
@@ -289,6 +306,7 @@ class FlatReduction:
                 if self._overlaps:
                     flat.record_stream(self.zero.reduction_stream)
             else:
+                self._allocate_buckets()  # once in a micro-batch
                 flat = bucket.buffer[bucket.index].narrow(0, 0, bucket.elements)
                 copies = list(flat.split([gradient.numel() for gradient in gradients]))
                 torch._foreach_copy_(copies, gradients)
@@ -307,12 +325,16 @@ class FlatReduction:
         new: tuple[list[Tensor], list[Tensor]] = [], []
         more: tuple[list[Tensor], list[Tensor]] = [], []
         for (_, _, number), gradient in zip(self._bucket.params, gradients):
-            if number in self._places:
-                group, start, length, place = self._places[number]
-                targets, sources = more if number in self._placed else new
-                targets.append(self._partitions[group].flat_partition.narrow(0, place, length))
-                sources.append(gradient.narrow(0, start, length))
-                self._placed.add(number)
+            target = self._targets.get(number)
+            if target is None:
+                continue  # other ranks own this parameter
+            if target.shape != gradient.shape:
+                target = target.view(-1)
+                gradient = gradient.view(-1).narrow(0, self._starts[number], target.numel())
+            targets, sources = more if number in self._placed else new
+            targets.append(target)
+            sources.append(gradient)
+            self._placed.add(number)
         if new[0]:
             torch._foreach_copy_(*new)
         if more[0]:

@@ -53,14 +53,14 @@ def test_stages_1_and_2_cut_each_group_into_equal_partitions() -> None:
     assert one.weights == 2 * (3 * (168 + 6) + 20)
     assert one.optimiser == two.optimiser == 12 * (168 + 6)
     assert one.gradients == 2 * 515
-    # Rank 1 begins in the encoder's matrix and ends in the other: it keeps both whole, and both biases.
-    assert two.gradients == 2 * (500 + 15)
-    assert engine(2, 2, "bf16").gradients == 2 * (500 + 15)
+    assert two.gradients == 2 * (168 + 6)
+    assert engine(2, 2, "bf16").gradients == 2 * (250 + 8)
     # Rank 0 has 168 of the encoder's matrix and 6 of its bias.
     assert one.ema == 4 * (168 + 6)
     assert one.buffers == 3 * 2 * BUCKET  # two in turn, and a flat copy
-    assert engine(1, 1, "fp32").buffers == 4 * BUCKET
-    assert one.step_copy == 4 * 168
+    assert two.buffers == 4 * 2 * BUCKET  # and the gradients that will fill the next
+    assert engine(1, 1, "fp32").buffers == 0
+    assert (one.step_copy, engine(1, 3, "fp32").step_copy) == (4 * 168, 0)
 
 
 def test_stage_3_cuts_each_parameter_and_gathers_it_for_its_use() -> None:
