@@ -94,7 +94,8 @@ def test_an_evaluation_runs_as_one_process_from_its_frozen_code(
     own = place / "jobs/evaluate-knn-0001"
     assert json.loads((own / "submission.json").read_text())["job_ids"] == [job.number]
     assert (own / f"slurm-{job.number}.out").exists()
-    job = Job(cluster, launch(cluster, place, "--", "evaluate", "knn", str(release), "nowhere"), place)
+    wrong = ("--", "evaluate", "knn", str(release), "data", "--baselines", "teacher", "--teacher", "nowhere")
+    job = Job(cluster, launch(cluster, place, *wrong), place)
     assert job.ended() == ("FAILED", 2)
     assert "nowhere" in (place / f"jobs/evaluate-knn-0002/slurm-{job.number}.out").read_text()
 
