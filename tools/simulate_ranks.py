@@ -73,6 +73,7 @@ def show_real(found: dict[str, Any]) -> None:
             f"{max(one['parts'] for one in ranks)}",
             f"{read / 1e9:.2f} GB",
             f"{read / found['checkpoint']['bytes']:.2f}",
+            f"{found['checkpoint']['bytes'] / len(ranks) / found['hashed_bytes_per_s']:.2f} s",
             *(
                 f"{max(one[name] for one in ranks):.2f} s"
                 for name in ("choosing_s", "choosing_cpu_s", "loading_s", "loading_cpu_s")
@@ -83,12 +84,14 @@ def show_real(found: dict[str, Any]) -> None:
         "part files a rank opens",
         "bytes the job reads",
         "of the checkpoint",
-        "reading and hashing",
+        "reckoned for reading and hashing",
+        "measured",
         "of it processor",
         "loading and gathering",
         "of it processor",
     )
-    show(f"Resuming in {len(ranks)} real ranks on this machine", header, rows)
+    rate = f"one thread reads and hashes {found['hashed_bytes_per_s'] / 1e9:.2f} GB/s of processor time"
+    show(f"Resuming in {len(ranks)} real ranks on this machine, where {rate}", header, rows)
 
 
 def total(counts: dict[str, int]) -> int:

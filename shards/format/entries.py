@@ -8,9 +8,12 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, overload
 
 _HASH_BYTES = 32
+_AT_ONCE = 1000
+"""Entries that an iterator decodes at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +73,40 @@ class ShardTable(Sequence[ShardEntry]):
     def __getitem__(self, index: slice) -> tuple[ShardEntry, ...]: ...
     def __getitem__(self, index: int | slice) -> ShardEntry | tuple[ShardEntry, ...]:
         if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(self._count)))
+            first, last, step = index.indices(self._count)
+            if step == 1:
+                return tuple(starmap(ShardEntry, self._rows(first, last)))
+            return tuple(self[i] for i in range(first, last, step))
         number = range(self._count)[index]
-        start = self._ends[number - 1] if number else 0
-        first = 3 * _HASH_BYTES * number
-        hashes = [
-            self._hashes[first + i : first + i + _HASH_BYTES].hex()
-            for i in range(0, 3 * _HASH_BYTES, _HASH_BYTES)
-        ]
-        name = str(self._names[start : self._ends[number]], "utf-8")
-        return ShardEntry(name, self.samples[number], self.bytes[number], *hashes)
+        return ShardEntry(*next(self._rows(number, number + 1)))
 
     def __iter__(self) -> Iterator[ShardEntry]:
-        return map(self.__getitem__, range(self._count))
+        for first in range(0, self._count, _AT_ONCE):
+            yield from starmap(ShardEntry, self._rows(first, min(first + _AT_ONCE, self._count)))
+
+    def names(self) -> Iterator[str]:
+        """The names of all shards."""
+        start = 0
+        for end in self._ends:
+            yield str(self._names[start:end], "utf-8")
+            start = end
+
+    def _rows(self, first: int, last: int) -> Iterator[tuple[str, int, int, str, str, str]]:
+        """The fields of consecutive entries."""
+        digits = 2 * _HASH_BYTES
+        hashes = self._hashes[3 * _HASH_BYTES * first : 3 * _HASH_BYTES * last].hex()
+        start = self._ends[first - 1] if first else 0
+        for number in range(first, last):
+            end, at = self._ends[number], 3 * digits * (number - first)
+            yield (
+                str(self._names[start:end], "utf-8"),
+                self.samples[number],
+                self.bytes[number],
+                hashes[at : at + digits],
+                hashes[at + digits : at + 2 * digits],
+                hashes[at + 2 * digits : at + 3 * digits],
+            )
+            start = end
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, ShardTable):

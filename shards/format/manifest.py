@@ -166,10 +166,11 @@ def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
         raise ValueError(f"{strange[0]} is not a shard")
     if listed != list(range(len(builder))):
         raise ValueError("provenance lists shards")
-    manifest = Manifest(builder.build(), record["provenance"])
+    table = builder.build()
+    manifest = Manifest(table, record["provenance"])
     if not isinstance(manifest.provenance, dict):
         raise ValueError("provenance is not an object")
-    if len({shard.name for shard in manifest.shards}) != len(manifest.shards):
+    if len(set(table.names())) != len(table):
         raise ValueError("a shard is listed twice")
     return manifest, (record["identity"], record["samples"], record["bytes"])
 

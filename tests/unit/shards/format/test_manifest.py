@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import re
 import tracemalloc
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ import pytest
 
 import shards
 from shards.detect.types import Person
-from shards.format.entries import ShardEntry
+from shards.format.entries import ShardEntry, TableBuilder
 from shards.format.index import REFUSED, SCHEMA
 from shards.format.manifest import Manifest, combined_identity, find_manifest_folders, read_manifest
 from shards.format.sample import Sample
@@ -39,6 +40,25 @@ def test_the_identity_of_any_number_of_shards_is_that_of_one_text(count: int) ->
         {"format_version": 1, "shards": shards}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     assert Manifest(tuple(entries), {}).identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_table_of_shards_gives_the_entries_in_every_way_that_a_tuple_does() -> None:
+    entries = tuple(
+        replace(FIRST, name=f"{i}{'é' * (i % 3)}.tar", samples=i, sha256=f"{i:064x}") for i in range(2050)
+    )
+    table = TableBuilder(entries).build()
+    assert tuple(table) == entries
+    assert (table[0], table[1000], table[-1]) == (entries[0], entries[1000], entries[-1])
+    assert (table[3:7], table[5::512], table[::-1]) == (entries[3:7], entries[5::512], entries[::-1])
+    assert list(table.samples) == [entry.samples for entry in entries]
+    assert list(table.bytes) == [entry.bytes for entry in entries]
+    assert table == entries
+    assert pickle.loads(pickle.dumps(table)) == table
+    assert table != entries[:-1]
+    assert table != (*entries[:-1], FIRST)
+    with pytest.raises(IndexError):
+        table[2050]
+    assert tuple(TableBuilder().build()) == ()
 
 
 def test_reading_needs_little_more_memory_than_the_text_and_the_entries(tmp_path: Path) -> None:
