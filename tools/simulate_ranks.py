@@ -219,14 +219,15 @@ def main() -> None:
     )
     print_tables(found)
     titles = {
-        "private": "memory of its own",
-        "share": "with its part of shared memory",
+        "private": "for the manifest, without what is shared",
         "plan": "for the plan",
         "objects": "before: the entries as objects",
     }
     most = {title: max(one[name] for one in node["memory"]) for name, title in titles.items()}
+    table = found[0]["data"][0]["sent"].get("broadcast", 0)
     show(
-        f"Memory of a rank for the manifest and the plan: the most of {given.node} real ranks on one node",
+        f"Memory of a rank for the manifest and the plan: the most of {given.node} real ranks on one node, which share "
+        f"{table / 1e6:.1f} MB",
         list(most),
         [[f"{value / 1e6:.1f} MB" for value in most.values()]],
     )

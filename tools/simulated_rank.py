@@ -486,22 +486,16 @@ def open_as_rank(folder: str) -> dict[str, Any]:
     measured.append(measure_memory())
     assert len(objects) == len(manifests[0].shards)
     start, opened, planned, before = measured
-    found = {
-        "private": opened["private"] - start["private"],
-        "share": opened["share"] - start["share"],
-        "plan": planned["private"] - opened["private"],
-        "objects": before["private"] - planned["private"],
-    }
+    found = {"private": opened - start, "plan": planned - opened, "objects": before - planned}
     write_json(Path(folder, f"memory{world.rank}.json"), found)
     collectives.close()
     return {}
 
 
-def measure_memory() -> dict[str, int]:
-    """Resident memory of this process alone, and with its share of pages that others use too."""
+def measure_memory() -> int:
+    """Resident memory of this process alone."""
     gc.collect()
-    found = psutil.Process().memory_full_info()
-    return {"private": found.uss, "share": found.pss}
+    return int(psutil.Process().memory_full_info().uss)
 
 
 FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {

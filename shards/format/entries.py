@@ -4,6 +4,7 @@ A data set may have a hundred thousand shards. As objects they need 500 bytes ea
 block is plain bytes, so that ranks can send it to each other and map one copy of it.
 """
 
+import mmap
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -142,7 +143,11 @@ class TableBuilder:
         self._ends.append(len(self._names))
 
     def build(self) -> ShardTable:
-        """Makes the table."""
-        numbers = (self._samples, self._bytes, self._ends)
-        head = len(self).to_bytes(8, "little") + b"".join(part.tobytes() for part in numbers)
-        return ShardTable(head + self._hashes + self._names)
+        """Makes the table, in pages of its own, which return to the system with it."""
+        count = len(self).to_bytes(8, "little")
+        parts: list[Any] = [count, self._samples, self._bytes, self._ends, self._hashes, self._names]
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        content = mmap.mmap(-1, sum(map(len, views)))
+        for view in views:
+            content.write(view)
+        return ShardTable(content)

@@ -74,7 +74,11 @@ def test_one_rank_reads_the_manifest_and_all_have_the_same_data(
     (tmp_path / "ranks").mkdir()
     found = open_in_ranks(tmp_path / "ranks", data, mode)
     assert [facts.pop("opened") for facts in found] == [1, 0, 0]
-    kinds = {"shared": ["mmap"] * 3, "apart": ["mmap", "bytearray", "bytearray"], "full": ["bytearray"] * 3}
+    kinds = {
+        "shared": ["mmap"] * 3,
+        "apart": ["mmap", "bytearray", "bytearray"],
+        "full": ["mmap", "bytearray", "bytearray"],
+    }
     assert [facts.pop("kind") for facts in found] == kinds[mode]
     del alone["opened"], alone["kind"]
     assert found == [alone] * 3  # the same order and identity, and nothing left in the node's memory

@@ -4,7 +4,10 @@ The manifest of 100,000 shards has 35 MB and takes a second to parse. The other 
 identity and its provenance.
 """
 
+import ctypes
 from collections.abc import Sequence
+from mmap import mmap
+from typing import cast
 
 import torch
 
@@ -43,7 +46,7 @@ def read_shared_manifests(
 
 
 def _read(origin: ShardOrigin, world: World, device: torch.device) -> Manifest:
-    tables: list[bytes] = []  # on rank 0
+    tables: list[ShardTable] = []  # on rank 0
 
     def read() -> Manifest | str:
         try:
@@ -51,16 +54,19 @@ def _read(origin: ShardOrigin, world: World, device: torch.device) -> Manifest:
         except Fault as error:
             return str(error)
         assert isinstance(manifest.shards, ShardTable)
-        tables.append(bytes(manifest.shards.content))
+        tables.append(manifest.shards)
         # Its identity and number of samples are computed already, and sent with it.
         found = Manifest((), manifest.provenance)
         found.__dict__.update(identity=manifest.identity, samples=manifest.samples)
         return found
 
     found: Manifest | str = collectives.on_main(world, read)
+    if tables and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # glibc keeps several megabytes of what reading needed
     if isinstance(found, str):
         raise Fault(found)
-    table = ShardTable(share_on_nodes(tables[0] if tables else None, world, device))
+    content = cast(mmap, tables[0].content.obj) if tables else None
+    table = ShardTable(share_on_nodes(content, world, device))
     manifest = Manifest(table, found.provenance)
     manifest.__dict__.update(identity=found.identity, samples=found.samples)
     return manifest

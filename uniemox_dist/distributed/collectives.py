@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from importlib import import_module
+from mmap import mmap
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.distributed.world import World
 
 T = TypeVar("T")
+B = TypeVar("B", bytearray, mmap)
 PIECE_BYTES = 64 << 20
 """Bytes of a file that ranks exchange at once."""
 
@@ -157,20 +159,19 @@ def gather_on_main(value: T, world: World) -> list[T]:
 
 
 @torch.no_grad()
-def share_bytes(content: bytearray | None, size: int, source: int, device: torch.device) -> bytearray:
-    """Returns the `size` bytes that rank `source` has in `content`. Collective.
+def share_bytes(content: B | None, size: int, source: int, device: torch.device) -> B | bytearray:
+    """Returns the `size` bytes that rank `source` has in `content`; on other ranks in a new bytearray. Collective.
 
     They pass through the device in pieces, because NCCL sends from GPUs only.
     """
-    if dist.get_rank() != source or content is None:
-        content = bytearray(size)
+    found = bytearray(size) if dist.get_rank() != source or content is None else content
     if dist.get_world_size() > 1 and size:
-        whole = torch.frombuffer(content, dtype=torch.uint8)
+        whole = torch.frombuffer(found, dtype=torch.uint8)
         for piece in whole.split(PIECE_BYTES):
             there = piece.to(device)
             dist.broadcast(there, src=source)
             piece.copy_(there)
-    return content
+    return found
 
 
 def hosts(world: World) -> list[str]:

@@ -14,11 +14,10 @@ from uniemox_dist.distributed.world import World
 log = logging.getLogger("uniemox")
 FOLDER = Path("/dev/shm")
 """The memory of a node, as a file system."""
+Buffer = bytearray | mmap.mmap
 
-Buffer = bytes | bytearray | mmap.mmap
 
-
-def share_on_nodes(content: bytes | None, world: World, device: torch.device) -> Buffer:
+def share_on_nodes(content: mmap.mmap | None, world: World, device: torch.device) -> Buffer:
     """Returns rank 0's `content` on all ranks. Collective.
 
     The ranks of a node map one file in the node's memory, which has no name any more when this returns. A rank that
@@ -28,7 +27,7 @@ def share_on_nodes(content: bytes | None, world: World, device: torch.device) ->
         assert content is not None
         return content
     name, size = collectives.on_main(world, lambda: (f"uniemox-{secrets.token_hex(16)}", len(content or b"")))
-    own = collectives.share_bytes(bytearray(content) if content is not None else None, size, 0, device)
+    own = collectives.share_bytes(content, size, 0, device)
     path = FOLDER / name
     try:
         if world.local_rank == 0:
@@ -42,7 +41,7 @@ def share_on_nodes(content: bytes | None, world: World, device: torch.device) ->
     return own if mapped is None else mapped
 
 
-def _write(path: Path, content: bytearray) -> None:
+def _write(path: Path, content: Buffer) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "wb", buffering=0) as file:
@@ -54,7 +53,7 @@ def _write(path: Path, content: bytearray) -> None:
         log.debug("%s: %s; each rank keeps its own copy", path, error.strerror)
 
 
-def _map(path: Path, content: bytearray) -> mmap.mmap | None:
+def _map(path: Path, content: Buffer) -> mmap.mmap | None:
     """Maps the file; None if it is not there, or has other bytes."""
     try:
         with open(path, "rb") as file:
