@@ -387,10 +387,11 @@ def resume_and_save(
 
 
 def resume_in_ranks(folder: str, ranks: int, stage: int, overrides: list[str]) -> dict[str, Any]:
-    """Resumes the fabricated checkpoint in real ranks on this machine, after it has hashed a part in one thread."""
+    """Resumes the fabricated checkpoint in real ranks on this machine, after it has hashed a part in one thread and
+    kept its bytes, as each rank does."""
     part = RunFolder(folder).checkpoints / step_folder(1) / part_name(0)
     began = time.process_time()
-    sha256_file(part)
+    sha256_file(part, bytearray(part.stat().st_size))
     rate = part.stat().st_size / (time.process_time() - began)
     arguments = {"folder": folder, "stage": stage, "overrides": overrides}
     command = [sys.executable, __file__, json.dumps(["resume_as_rank", arguments])]
