@@ -44,9 +44,9 @@ from uniemox_dist.release.model_card import (
 )
 from uniemox_dist.release.preprocessing import timm_preprocessing
 from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, open_source, write_weights
-from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import History, number
+from uniemox_dist.runs.history import History
+from uniemox_dist.runs.metric_table import column, read_metrics
 
 CURVES = "training_curves.png"
 ONNX_AGREES = 1e-3
@@ -211,20 +211,21 @@ def select_checkpoint(run: Path, step: str) -> Checkpoint:
     raise UserError(f"--step={step}: RUN={run} has no such checkpoint; it has {shown} (or give last or best)")
 
 
-def mean_loss(lines: Sequence[Line], step: int, window: int) -> float:
+def mean_loss(steps: np.ndarray, losses: np.ndarray, step: int, window: int) -> float:
     """The mean of the finite losses in the `window` steps up to `step`; infinite if there is none."""
-    losses = [number(line.get("loss")) for line in lines if step - window < line["step"] <= step]
-    finite = [loss for loss in losses if math.isfinite(loss)]
+    recent = losses[(steps > step - window) & (steps <= step)]
+    finite = recent[np.isfinite(recent)].tolist()
     return sum(finite) / len(finite) if finite else math.inf
 
 
 def _best_checkpoint(run: Path, there: Sequence[Checkpoint]) -> Checkpoint:
     folder = RunFolder(run)
-    past = History(read_lines(folder.metrics), read_lines(folder.events))
-    skipped = set(past.skips)
-    lines = [line for line in past.lines if line["step"] not in skipped]
+    past = History(read_metrics(folder.metrics), read_lines(folder.events))
+    steps, losses = (np.asarray(column(past.lines, key)) for key in ("step", "loss"))
+    taken = ~np.isin(steps, past.skips)
+    steps, losses = steps[taken], losses[taken]
     window = max(1, *(int(c.info["config"]["run"]["save_every"]) for c in there))
-    means = {c.step: mean_loss(lines, c.step, window) for c in there}
+    means = {c.step: mean_loss(steps, losses, c.step, window) for c in there}
     if not any(map(math.isfinite, means.values())):
         raise UserError(
             f"--step=best: {folder.metrics} has no finite losses; give --step last or a step's number"

@@ -1,12 +1,13 @@
 """The description of a release: the facts in uniemox.json, the model card, and the curves beside it."""
 
-import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
@@ -23,9 +24,13 @@ from uniemox_dist.release.preprocessing import preprocessing_facts
 from uniemox_dist.release.weights import Source
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import History, number
+from uniemox_dist.runs.history import History
+from uniemox_dist.runs.metric_table import column, read_metrics
+from uniemox_dist.runs.report.curves import thin_out
 
 SPLITS = ("train", "val", "test")
+MOST_POINTS = 2000
+"""Points of a curve."""
 MOST_INDEXES = 2000
 """Largest number of index files that are searched for labels; larger data sets are not searched."""
 
@@ -35,7 +40,7 @@ def collect_facts(
 ) -> dict[str, Any]:
     """The contents of uniemox.json: the identity, origin and use of a release."""
     info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
-    lines = [line for line in read_valid_metrics(run) if line["step"] <= checkpoint.step]
+    last = find_last_line(read_valid_metrics(run), checkpoint.step)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -55,14 +60,20 @@ def collect_facts(
         "data_identity": info["data_identity"],
         "data": collect_data_facts(config, info["data_identity"]),
         "licence": licence,
-        "losses": {key: lines[-1].get(key) for key in ("loss", *LOSS_NAMES)} if lines else None,
+        "losses": {key: last.get(key) for key in ("loss", *LOSS_NAMES)} if last else None,
         "config": info["config"],
     }
 
 
-def read_valid_metrics(run: RunFolder) -> list[Line]:
+def read_valid_metrics(run: RunFolder) -> Sequence[Line]:
     """The valid lines of a run's metrics: those of steps that were not repeated later."""
-    return History(read_lines(run.metrics), read_lines(run.events)).lines
+    return History(read_metrics(run.metrics), read_lines(run.events)).lines
+
+
+def find_last_line(lines: Sequence[Line], step: int) -> Line | None:
+    """The last of the valid lines up to a step."""
+    count = bisect_right(column(lines, "step"), step)
+    return lines[count - 1] if count else None
 
 
 def collect_data_facts(config: Config, identity: str) -> dict[str, Any] | None:
@@ -163,21 +174,25 @@ def render_card(
 
 
 def draw_curves(lines: Sequence[Line], step: int, path: Path) -> bool:
-    """Losses and learning rate up to the released step as one PNG; False if the run has no metrics."""
-    lines = [line for line in lines if line["step"] <= step]
+    """Losses and learning rate up to the released step as one PNG; False if the run has no metrics. More than
+    `MOST_POINTS` lines are drawn as the mean and range of neighbours."""
     titles = {
         "loss": "total loss",
         **{term.name: term.title for term in LOSS_TERMS},
         "lr": "learning rate",
     }
-    steps = [line["step"] for line in lines]
-    curves = {key: [number(line.get(key)) for line in lines] for key in titles}
-    shown = {key: values for key, values in curves.items() if any(x and math.isfinite(x) for x in values)}
+    steps = np.asarray(column(lines, "step"))
+    steps = steps[: np.searchsorted(steps, step, side="right")]
+    curves = {key: np.asarray(column(lines, key))[: len(steps)] for key in titles}
+    shown = {key: values for key, values in curves.items() if (np.isfinite(values) & (values != 0)).any()}
     if not shown:
         return False
     figure = Figure(figsize=(3.1 * len(shown), 2.7), dpi=150, layout="constrained")
     for axes, (key, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
-        axes.plot(steps, values, linewidth=1.3, marker="o" if len(steps) < 3 else None)
+        x, mean, low, high = thin_out(steps, values, MOST_POINTS)
+        if len(x) < len(steps):
+            axes.fill_between(x, low, high, alpha=0.25, linewidth=0)
+        axes.plot(x, mean, linewidth=1.3, marker="o" if len(steps) < 3 else None)
         axes.set_title(titles[key], fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)

@@ -6,10 +6,13 @@ missing and values may have other types, because files of all versions are read.
 """
 
 import math
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from statistics import median
 from typing import Any
 
@@ -17,14 +20,10 @@ from uniemox_dist.core.formatting import is_number
 from uniemox_dist.runs.events.base import Event, Line
 from uniemox_dist.runs.events.reading import ends_attempt, find_fault, is_between_attempts, select_kind
 from uniemox_dist.runs.events.training import End, FaultEvent, Skip, Spike, Start, Straggler
+from uniemox_dist.runs.metric_table import MetricTable, column, number
 
 KILLED = "killed (no exit message)"
 """The text for the end of an attempt without an event about it."""
-
-
-def number(value: Any) -> float:
-    """The value as a float; NaN if it is not a number."""
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def select_sections(config: Any) -> dict[str, dict[str, Any]]:
@@ -63,7 +62,7 @@ class Length:
 
 @dataclass(frozen=True)
 class History:
-    """A run's past; `metrics` may be only its last lines."""
+    """A run's past; `metrics` may be only its last lines, or a `MetricTable` for a run of any length."""
 
     metrics: Sequence[Line]
     events: Sequence[Line]
@@ -73,21 +72,32 @@ class History:
         return select_kind(self.events, kind)
 
     @cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> Sequence[Line]:
         """The metrics that led to the present weights, each step once: a start at step s discards earlier lines
         beyond s."""
-        kept: list[Line] = []
-        for line in self.metrics:
-            if not isinstance(line.get("step"), int):
+        steps, times = column(self.metrics, "step"), column(self.metrics, "time")
+        kept = array("q")
+        for i, step in enumerate(steps):
+            if math.isnan(step):
                 continue
-            while kept and kept[-1]["step"] >= line["step"]:  # the step was repeated after a resume
+            while kept and steps[kept[-1]] >= step:  # the step was repeated after a resume
                 kept.pop()
-            kept.append(line)
+            kept.append(i)
         # Lines beyond the checkpoint that have not been overtaken yet.
-        for start in self.select(Start):
-            time, step = number(start.get("time")), number(start.get("step"))
-            kept = [line for line in kept if not (line["step"] > step and number(line.get("time")) < time)]
-        return kept
+        starts = sorted(
+            (number(start["time"]), number(start["step"]))
+            for start in self.select(Start)
+            if is_number(start.get("time")) and is_number(start.get("step"))
+        )
+        began = [time for time, _ in starts]
+        lowest = [math.inf]  # the smallest step of the starts from each one on
+        for _, step in reversed(starts):
+            lowest.append(min(lowest[-1], step))
+        lowest.reverse()
+        kept = array("q", (i for i in kept if steps[i] <= lowest[bisect_right(began, times[i])]))
+        if isinstance(self.metrics, MetricTable):
+            return self.metrics.select(kept)
+        return [self.metrics[i] for i in kept]
 
     @cached_property
     def resumes_by_step(self) -> dict[int, str]:
@@ -185,17 +195,19 @@ class History:
                         found[-1].last_step = max(found[-1].last_step, step)
                     found[-1].last_kind = str(event["event"]) if ends_attempt(event) else ""
                     open_ = not found[-1].last_kind
-        for i, attempt in enumerate(found):
+        for attempt in found:
             if attempt.last_kind == "fault" and not attempt.reason:
                 attempt.reason = find_fault(attempt.events) or ""
-            until = found[i + 1].began if i + 1 < len(found) else math.inf
-            for line in self.metrics:
-                if attempt.began <= number(line.get("time")) < until:
-                    attempt.ended = max(attempt.ended, line["time"])
-                    if isinstance(line.get("step"), int):
-                        attempt.last_step = max(attempt.last_step, line["step"])
-            if i + 1 < len(found):
-                attempt.lost_steps = max(0, attempt.last_step - found[i + 1].first_step)
+        began = list(accumulate((attempt.began for attempt in found), max))
+        for time, step in zip(column(self.metrics, "time"), column(self.metrics, "step")):
+            if math.isnan(time) or not (number_of := bisect_right(began, time)):
+                continue
+            attempt = found[number_of - 1]
+            attempt.ended = max(attempt.ended, time)
+            if not math.isnan(step):
+                attempt.last_step = max(attempt.last_step, int(step))
+        for attempt, following in pairwise(found):
+            attempt.lost_steps = max(0, attempt.last_step - following.first_step)
         return found
 
     @cached_property
@@ -208,8 +220,8 @@ class History:
                 is_between_attempts(event) and select_kind(events, FaultEvent)
             ):
                 break
-            events.insert(0, event)
-        return find_fault(events)
+            events.append(event)
+        return find_fault(events[::-1])
 
     def find_killed(self, *, over: bool = False) -> list[float]:
         """When each attempt that ended without a message wrote its last line.

@@ -18,8 +18,9 @@ from uniemox_dist.runs.events.jobs import Restart
 from uniemox_dist.runs.events.reading import ends_attempt, format_event, is_between_attempts, select_kind
 from uniemox_dist.runs.events.training import End, Spike, Start
 from uniemox_dist.runs.folder import Lock
-from uniemox_dist.runs.history import History, Length, number
+from uniemox_dist.runs.history import History, Length
 from uniemox_dist.runs.jobs import Job
+from uniemox_dist.runs.metric_table import number
 
 STALLED_INTERVALS, STALLED_S = 5, 60.0
 """A run is stalled after this many of its usual intervals without a line, and at least after this many seconds."""

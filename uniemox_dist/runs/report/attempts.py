@@ -13,7 +13,8 @@ from uniemox_dist.runs.events.base import Lane, Line
 from uniemox_dist.runs.events.jobs import JobStart, Restart
 from uniemox_dist.runs.events.reading import CLASSES, describe, find_class
 from uniemox_dist.runs.events.training import Save, Spike, Start
-from uniemox_dist.runs.history import KILLED, Attempt, History, number
+from uniemox_dist.runs.history import KILLED, Attempt, History
+from uniemox_dist.runs.metric_table import column
 from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, figure, style_axes
 
 MOST_POINTS = 200
@@ -165,17 +166,14 @@ def _steps(
     axes: Axes, attempts: Sequence[Attempt], metrics: Sequence[Line], began: float, scale: float
 ) -> None:
     """Draws steps over time: a line for each attempt on a shaded area; lost steps are red."""
+    times, reached = np.asarray(column(metrics, "time")), np.asarray(column(metrics, "step"))
     for i, attempt in enumerate(attempts):
         until = attempts[i + 1].began if i + 1 < len(attempts) else math.inf
-        own = [
-            (line["time"], line["step"])
-            for line in metrics
-            if isinstance(line.get("step"), int) and attempt.began <= number(line.get("time")) < until
-        ]
-        own = [(attempt.began, attempt.first_step), *own, (attempt.ended, attempt.last_step)]
-        chosen = np.unique(np.linspace(0, len(own) - 1, min(MOST_POINTS, len(own))).round().astype(int))
-        x = (np.array([own[i][0] for i in chosen]) - began) / scale
-        y = np.maximum.accumulate(np.array([own[i][1] for i in chosen], float))
+        own = np.flatnonzero(np.isfinite(reached) & (times >= attempt.began) & (times < until))
+        chosen = np.unique(np.linspace(0, len(own) + 1, min(MOST_POINTS, len(own) + 2)).round().astype(int))
+        shown = own[chosen[1:-1] - 1]  # between its beginning and its end
+        x = (np.array([attempt.began, *times[shown], attempt.ended]) - began) / scale
+        y = np.maximum.accumulate(np.array([attempt.first_step, *reached[shown], attempt.last_step], float))
         left, right = (attempt.began - began) / scale, (attempt.ended - began) / scale
         axes.axvspan(left, right, color=COLOURS["total"], alpha=0.07, linewidth=0)
         axes.plot(x, y, color=COLOURS["total"], linewidth=1.8, solid_capstyle="round")

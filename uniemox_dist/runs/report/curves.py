@@ -9,7 +9,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from uniemox_dist.config.losses import LOSS_TERMS
 from uniemox_dist.runs.events.base import Line
-from uniemox_dist.runs.history import History, number
+from uniemox_dist.runs.history import History
+from uniemox_dist.runs.metric_table import column
 from uniemox_dist.runs.report.svg import COLOURS, FONT_SIZE, figure, style_axes
 
 MOST_POINTS = 150
@@ -64,13 +65,13 @@ PANELS = (
 def draw(history: History, loss: Line) -> list[Chart]:
     """A chart for each quantity that has values; losses of weight 0 in the section `loss` are left out."""
     charts = []
+    steps = np.asarray(column(history.lines, "step")).astype(np.int64)
     for panel in PANELS:
         if panel.key == "relation" and loss.get("relation_form") == "kl":
             panel = replace(panel, unit="KL divergence, nats")
         if panel.key == "reconstruction" and loss.get("norm_pix"):
             panel = replace(panel, unit="mean squared error of standardised patches")
-        values = np.array([number(line.get(panel.key)) * panel.scale for line in history.lines])
-        steps = np.array([line["step"] for line in history.lines])
+        values = np.asarray(column(history.lines, panel.key)) * panel.scale
         if loss.get(panel.key, 1.0) != 0 and (chart := draw_chart(panel, steps, values, history)) is not None:
             charts.append(chart)
     return charts

@@ -8,7 +8,8 @@ import numpy as np
 from uniemox_dist.core.files import read_json
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
-from uniemox_dist.runs.history import History, number
+from uniemox_dist.runs.history import History
+from uniemox_dist.runs.metric_table import number
 from uniemox_dist.runs.report.curves import Chart, Panel, draw_chart, show
 
 FORMAT = ("uniemox-finetune", 1)

@@ -20,6 +20,7 @@ from uniemox_dist.core.formatting import duration, moment, zone
 from uniemox_dist.runs.events.training import Resume
 from uniemox_dist.runs.folder import RunFolder, open_run, read_lines
 from uniemox_dist.runs.history import History, select_sections
+from uniemox_dist.runs.metric_table import read_metrics
 from uniemox_dist.runs.report.attempts import (
     collect_lanes,
     draw_timeline,
@@ -37,6 +38,8 @@ from uniemox_dist.scheduler.commands import JobState
 
 EVENTS_SHOWN = 150
 """Largest number of events in the table; if there are more, the middle ones are left out."""
+FIRST_EVENTS = 10
+"""Number of these that come before the ones left out."""
 
 
 def write_report(
@@ -67,9 +70,10 @@ def render(
     text = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else ""
     config = select_sections(parse_yaml(text, str(folder.config)) if text else None)
     lock = folder.check_lock()  # first: it may change while the files are read
-    history, now = History(read_lines(folder.metrics), read_lines(folder.events)), time.time()
+    history, now = History(read_metrics(folder.metrics), read_lines(folder.events)), time.time()
     facts = summarize(folder, config, history, lock, now, answers)
     over = facts["state"].word == "killed" or is_starting(history.events, lock)
+    hidden = max(0, len(history.events) - EVENTS_SHOWN)
     facts["duration"] = duration(history.work_s)
     name = folder.path.resolve().name
     tuned = read_finetuning(folder, config, history)
@@ -108,8 +112,9 @@ def render(
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,
         gallery=gallery(folder.path),
-        events=[make_event_row(event) for event in history.events],
-        most_events=EVENTS_SHOWN,
+        first_events=[make_event_row(event) for event in history.events[:FIRST_EVENTS]],
+        hidden_events=hidden,
+        last_events=[make_event_row(event) for event in history.events[FIRST_EVENTS + hidden :]],
         config=text,
         environment=read_environment(folder.environment),
         submission=read_submission(folder.path / "jobs"),
