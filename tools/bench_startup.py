@@ -33,7 +33,6 @@ print(json.dumps({
     "cpu_s": own.ru_utime + own.ru_stime,
     "modules": len(sys.modules),
     "children_cpu_s": children.ru_utime + children.ru_stime,
-    "memory_bytes": own.ru_maxrss * 1024,
 }))
 """
 TINY = (
@@ -82,7 +81,7 @@ def main() -> None:
                 ("`pretrain`, first step done", RANK, ["pretrain", "demo", *TINY, *place]),
             ):
                 found.setdefault(name, []).append(measure(code, command))
-    keys = ("cpu_s", "modules", "children_cpu_s", "memory_bytes")
+    keys = ("cpu_s", "modules", "children_cpu_s")
     rows = [
         {"what": name, **{key: statistics.median(one[key] for one in runs) for key in keys}}
         for name, runs in found.items()
