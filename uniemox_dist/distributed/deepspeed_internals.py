@@ -210,9 +210,10 @@ class FlatReduction:
         [(self._dtype, self._bucket)] = optimizer.ipg_buckets.items()
         self._several = torch.distributed.get_world_size(optimizer.dp_process_group) > 1
         self._partitions: dict[int, Any] = {}
-        """DeepSpeed's flat partition of this rank, by group, from the first gradient to the last micro-batch."""
+        """DeepSpeed's flat partition of this rank, by group. On a GPU it exists from the first gradient to the update.
+        On a CPU it is kept, because the kernel would have to clear the memory of a new one in each step."""
         self._targets: dict[int, Tensor] = {}
-        """A parameter's part of them, by its number; with its shape if that is the whole."""
+        """A parameter's part of its partition, by its number; with its shape if that is the whole."""
         self._placed: set[int] = set()
         """Numbers of the parameters whose gradients of earlier micro-batches are in `_partitions`."""
         self._starts: dict[int, int] = {}
@@ -267,8 +268,12 @@ class FlatReduction:
             for group in range(len(zero.bit16_groups)):
                 self._open_partition(group)
             zero.averaged_gradients.update(self._partitions)
-            for kept in (self._partitions, self._targets, self._placed):
-                kept.clear()
+            if unused := [part for number, part in self._targets.items() if number not in self._placed]:
+                torch._foreach_zero_(unused)
+            self._placed.clear()
+            if any(partition.flat_partition.is_cuda for partition in self._partitions.values()):
+                self._partitions.clear()
+                self._targets.clear()
         zero._release_ipg_buffers()
         zero._clear_param_grad_only()
         zero._epilogue_ran_this_backward = True

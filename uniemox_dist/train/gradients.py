@@ -14,18 +14,28 @@ from torch import Tensor
 
 @torch.no_grad()
 def sums_of_squares(
-    groups: Sequence[Mapping[str, Tensor]], stage: int, world_size: int, device: torch.device
+    groups: Sequence[Mapping[str, Tensor]],
+    stage: int,
+    world_size: int,
+    device: torch.device,
+    *,
+    clips: bool,
 ) -> Tensor:
     """Sums the squares of this rank's share of the gradients in each group; fp64, G.
 
-    The sum over all ranks counts each gradient once, also in stage 0, where every rank has all gradients.
+    The sum over all ranks counts each gradient once, also in stage 0, where every rank has all gradients. A norm that
+    is only reported is computed in fp32, which a CPU does three times as fast (relative error below 1e-4).
     """
     gradients = [gradient for group in groups for gradient in group.values()]
     if stage == 0:
         return torch.nn.utils.get_total_norm(gradients).to(device).double().square().view(1) / world_size
     if not gradients:  # with many ranks, one may own none
         return torch.zeros(len(groups), dtype=torch.float64, device=device)
-    squares = torch.stack(torch._foreach_norm(gradients, 2, torch.float64)).square()
+    squares = (
+        torch.stack(torch._foreach_norm(gradients, 2, torch.float64 if clips else torch.float32))
+        .double()
+        .square()
+    )
     return torch.stack([part.sum() for part in squares.split([len(group) for group in groups])]).to(device)
 
 

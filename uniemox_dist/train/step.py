@@ -109,7 +109,7 @@ def update_weights(
         sums[first + 4 + names.index(status.stop_signal)].fill_(1)
     stage = engine.zero_optimization_stage()
     groups = read_reduced_gradients(engine)
-    sums = torch.cat([sums, sums_of_squares(groups, stage, world.size, device)])
+    sums = torch.cat([sums, sums_of_squares(groups, stage, world.size, device, clips=clip_grad > 0)])
     sum_over_ranks(sums)
     squares_G = sums[-len(groups) :]
     norm, bad = total_norm(squares_G, stage), find_bad(sums[0], squares_G)
