@@ -2,12 +2,14 @@
 computed, and not what it computes."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import TINY, largest_difference, losses, run_ranks
+from ranks import TINY, events, largest_difference, losses, run_ranks
 from safetensors.torch import load_file
 
 from uniemox_dist.checkpoints.folders import list_complete_checkpoints
@@ -21,7 +23,14 @@ LAYERS = ("optim.layer_decay=0.6",)
 
 
 def train(
-    tmp_path: Path, data: Path, teacher: Path, name: str, *more: str, world_size: int = 1, steps: int = STEPS
+    tmp_path: Path,
+    data: Path,
+    teacher: Path,
+    name: str,
+    *more: str,
+    world_size: int = 1,
+    steps: int = STEPS,
+    kill_when: Callable[[], bool] | None = None,
 ) -> Path:
     settings = (
         f"run.dir={tmp_path}",
@@ -33,7 +42,8 @@ def train(
         "optim.blr=4e-3",
         "optim.clip_grad=1",
     )
-    assert run_ranks([*TINY, *settings, *more], world_size=world_size) == [0] * world_size
+    codes = run_ranks([*TINY, *settings, *more], world_size=world_size, kill_when=kill_when)
+    assert codes == ([] if kill_when else [0] * world_size)
     return tmp_path / name
 
 
@@ -95,6 +105,26 @@ def test_losses_are_those_of_one_plain_process(
         world_size=ranks,
     )
     assert largest_difference(losses(plain[rates]), losses(run)) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_killed_run_finds_its_compiled_code_again(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    run, settings = tmp_path / "run", ("batch.micro_batch=6", "compute.compile=true", "run.save_every=2")
+
+    def saved() -> bool:
+        return bool(list_complete_checkpoints(run / "checkpoints"))
+
+    train(tmp_path, tiny_data, tiny_teacher, "run", *settings, world_size=2, steps=5000, kill_when=saved)
+    [cache] = set(re.findall(r"compiled code is kept in (.+)", (run / "logs/rank0.log").read_text()))
+    assert Path(cache).stat().st_mode & 0o077 == 0
+    before = {path for path in Path(cache).rglob("*") if path.is_file()}
+    assert any(path.suffix == ".so" for path in before)
+    step = list_complete_checkpoints(run / "checkpoints")[-1].step
+    train(tmp_path, tiny_data, tiny_teacher, "run", *settings, world_size=2, steps=step + 1)
+    assert [event["step"] for event in events(run, "resume")] == [step]
+    assert {path for path in Path(cache).rglob("*") if path.is_file()} == before
 
 
 def test_layer_decay_changes_the_run(plain: dict[str, Path]) -> None:
