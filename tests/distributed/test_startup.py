@@ -1,6 +1,7 @@
 """A start loads only what its first step needs."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,3 +43,19 @@ def test_a_rank_with_cached_views_trains_without_what_it_does_not_need(
     assert ["tensorboard" in packages for _, packages in found] == [True, False]
     # torch starts these two; DeepSpeed may start compilers where it probes its operators.
     assert [set(programs) - {"ldconfig", "uname"} for programs, _ in found] == [set(), set()]
+
+
+CHECK = """
+import subprocess
+import sys
+from uniemox_dist.cli.pretrain import COMMAND
+COMMAND.check(COMMAND.load("demo", sys.argv[1:]), 2)
+print(sorted({"torch", "timm", "open_clip", "deepspeed", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_a_launcher_checks_the_settings_without_torch(tiny_data: Path) -> None:
+    settings = [*TINY, "run.max_steps=2", f"data.path={tiny_data}/train", "data.eval_path=null"]
+    command = [sys.executable, "-c", CHECK, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -39,11 +39,10 @@ def _train() -> Callable[..., int]:
 def _check(config: "Config", nproc: int) -> None:
     from uniemox_dist.config.load import require_finetuning
     from uniemox_dist.data.splits import make_train_sources, open_splits
-    from uniemox_dist.train.engine import grad_accum
     from uniemox_dist.train.schedule import Schedule
 
     config = require_finetuning(config)
-    grad_accum(config, nproc)
+    config.batch.grad_accum(nproc)
     sources = make_train_sources(config, open_splits(config))
     sources.plan(config)
     Schedule.from_config(config, sources.epoch_samples(config))

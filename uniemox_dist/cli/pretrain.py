@@ -36,10 +36,9 @@ def _train() -> Callable[..., int]:
 
 def _check(config: "Config", nproc: int) -> None:
     from uniemox_dist.data.sources import Sources
-    from uniemox_dist.train.engine import grad_accum
     from uniemox_dist.train.schedule import Schedule
 
-    grad_accum(config, nproc)
+    config.batch.grad_accum(nproc)
     sources = Sources(config)
     sources.plan(config)
     Schedule.from_config(config, sources.epoch_samples(config))

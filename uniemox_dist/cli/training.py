@@ -5,10 +5,13 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from uniemox_dist.core.errors import missing_extra
 
 if TYPE_CHECKING:
     from uniemox_dist.config.schema import Config
@@ -99,7 +102,10 @@ def run(
 def _launch(
     command: Command, recipe: str, overrides: Sequence[str], nproc: int, resume: str, signals: "Signals"
 ) -> int:
-    """Starts the ranks of this machine, and restarts them after faults; a signal before that ends it."""
+    """Starts the ranks of this machine, and restarts them after faults; a signal before that ends it. It does not
+    import torch, which would take as long as the imports of a rank."""
+    if find_spec("torch") is None:  # reported once, instead of by each rank
+        raise missing_extra("torch", "train")
     from launch.restarts import exit_after_stop, find_newest_step, run_with_restarts
     from uniemox_dist.runs.folder import RunFolder
 
@@ -118,14 +124,11 @@ def _launch(
     command.check(config, nproc)
     if signals.received:
         return exit_after_stop(folder, signals)
-    import torch
-
-    # A signal during that import takes effect before any rank starts.
     return run_with_restarts(
         rank,
         nproc,
         folder,
         signals,
         max_restarts=config.run.max_restarts,
-        gpus=torch.cuda.is_available(),
+        gpus=True,
     )

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from uniemox_dist.config.sections import Amount, Seconds, Section, Share
+from uniemox_dist.core.errors import UserError
 
 
 class RunConfig(Section):
@@ -179,3 +180,27 @@ class BatchConfig(Section):
                 f"batch.streams={self.streams}; try {near}"
             )
         return self
+
+    def grad_accum(self, world_size: int) -> int:
+        """The number of micro-batches of one rank in a step.
+
+        Raises:
+            UserError: if ranks and micro-batch do not divide streams and global batch.
+        """
+        if self.streams % world_size:
+            fits = [w for w in range(1, self.streams + 1) if self.streams % w == 0]
+            near = min(fits, key=lambda w: (abs(w - world_size), -w))
+            raise UserError(
+                f"batch.streams={self.streams} is not a multiple of the {world_size} ranks; use {near} ranks, or a "
+                f"batch.streams and batch.global_batch that {world_size} divides"
+            )
+        accum, rest = divmod(self.global_batch, self.micro_batch * world_size)
+        if rest or not accum:
+            per_rank = self.global_batch // world_size
+            fits = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
+            near = min(fits, key=lambda m: (abs(m - self.micro_batch), m))
+            raise UserError(
+                f"batch.global_batch={self.global_batch} is not a multiple of micro_batch x world_size = "
+                f"{self.micro_batch} x {world_size}; try batch.micro_batch={near}"
+            )
+        return accum

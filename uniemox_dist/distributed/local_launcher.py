@@ -90,6 +90,8 @@ def run_ranks(command: Sequence[str], ranks: int, *, gpus: bool) -> int:
 def run_attempt(command: Sequence[str], ranks: int, signals: Signals, *, gpus: bool) -> Ended:
     """Starts the ranks, forwards signals to them, and waits until all have ended.
 
+    Without `gpus`, DeepSpeed uses the CPU; otherwise it uses GPUs where there are any.
+
     The exit code is 0, 2 or 75 if all ranks ended with it. It is also 2 if some ranks ended with 2 and all others with
     1 or by SIGKILL. Otherwise it is 1.
     """

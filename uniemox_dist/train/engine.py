@@ -53,32 +53,6 @@ class Engine(Protocol):
     def zero_optimization_stage(self) -> int: ...
 
 
-def grad_accum(config: Config, world_size: int) -> int:
-    """The number of micro-batches of one rank in a step.
-
-    Raises:
-        UserError: if ranks and micro-batch do not divide streams and global batch.
-    """
-    batch = config.batch
-    if batch.streams % world_size:
-        fits = [w for w in range(1, batch.streams + 1) if batch.streams % w == 0]
-        near = min(fits, key=lambda w: (abs(w - world_size), -w))
-        raise UserError(
-            f"batch.streams={batch.streams} is not a multiple of the {world_size} ranks; use {near} ranks, or a "
-            f"batch.streams and batch.global_batch that {world_size} divides"
-        )
-    accum, rest = divmod(batch.global_batch, batch.micro_batch * world_size)
-    if rest or not accum:
-        per_rank = batch.global_batch // world_size
-        fits = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
-        near = min(fits, key=lambda m: (abs(m - batch.micro_batch), m))
-        raise UserError(
-            f"batch.global_batch={batch.global_batch} is not a multiple of micro_batch x world_size = "
-            f"{batch.micro_batch} x {world_size}; try batch.micro_batch={near}"
-        )
-    return accum
-
-
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Resolves `auto`: bf16 on a GPU that supports it, and on a CPU if a measurement here shows that its matrix
     products are clearly faster; otherwise fp32."""
@@ -150,7 +124,7 @@ def graphs_fit(config: Config, world_size: int) -> bool:
     """
     if config.zero.stage == 3 or config.compute.checkpoint_blocks:
         return False
-    return config.zero.stage == 2 or grad_accum(config, world_size) == 1
+    return config.zero.stage == 2 or config.batch.grad_accum(world_size) == 1
 
 
 def zero_settings(stage: int, device: torch.device, world_size: int) -> dict[str, Any]:
@@ -174,7 +148,7 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
     ours: dict[str, Any] = {
         "train_batch_size": config.batch.global_batch,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch,
-        "gradient_accumulation_steps": grad_accum(config, world_size),
+        "gradient_accumulation_steps": config.batch.grad_accum(world_size),
         "zero_optimization": zero_settings(config.zero.stage, device, world_size),
         # train/step.py checks and clips gradients.
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},

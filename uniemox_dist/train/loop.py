@@ -34,7 +34,6 @@ from uniemox_dist.runs.events.training import End, FaultEvent, Signal
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.rank_output import main_log
 from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
-from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.monitor.health import Health
 from uniemox_dist.train.monitor.metrics import Metrics, Trace
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
@@ -68,7 +67,7 @@ def train(
     """
     stop = stop or StopFlag().install()
     timer = timer or StartupTimer()
-    grad_accum(config, world.size)  # reports a user's mistake before any file is opened
+    config.batch.grad_accum(world.size)  # reports a user's mistake before any file is opened
     device = collectives.init(world, config.run.timeout_s)
     folder = RunFolder(Path(config.run.dir) / config.run.name)
     collectives.on_main(world, lambda: _open_folder(folder))

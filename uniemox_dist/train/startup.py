@@ -24,7 +24,6 @@ from uniemox_dist.doctor.findings import Finding
 from uniemox_dist.doctor.preflight import preflight
 from uniemox_dist.runs.events.training import Convert, FirstStep, Init, Resume, Start
 from uniemox_dist.runs.folder import RunFolder, report_bad_nodes
-from uniemox_dist.train.engine import grad_accum
 from uniemox_dist.train.trainer import Trainer
 
 log = logging.getLogger("uniemox")
@@ -220,7 +219,7 @@ def _log_run(trainer: Trainer, step: int) -> None:
         trainer.sources.samples,
         world.size,
         config.batch.micro_batch,
-        grad_accum(config, world.size),
+        config.batch.grad_accum(world.size),
         config.batch.global_batch,
         config.zero.stage,
         trainer.precision,

@@ -15,7 +15,6 @@ from uniemox_dist.train.engine import (
     decide_compile,
     deepspeed_config,
     find_clip_grad,
-    grad_accum,
     graphs_fit,
     parameter_groups,
 )
@@ -76,14 +75,14 @@ def test_a_mix_measured_in_epochs_needs_the_size_of_an_epoch() -> None:
 
 @pytest.mark.parametrize(("ranks", "micro", "expected"), [(1, 32, 24), (8, 32, 3), (24, 32, 1), (96, 8, 1)])
 def test_accumulation_is_derived(ranks: int, micro: int, expected: int) -> None:
-    assert grad_accum(config(f"batch.micro_batch={micro}"), ranks) == expected
+    assert config(f"batch.micro_batch={micro}").batch.grad_accum(ranks) == expected
 
 
 def test_accumulation_that_does_not_come_out_even_names_a_fix() -> None:
     with pytest.raises(UserError, match=r"try batch.micro_batch=24"):
-        grad_accum(config("batch.micro_batch=25"), 8)
+        config("batch.micro_batch=25").batch.grad_accum(8)
     with pytest.raises(UserError, match=r"use (6|8) ranks"):
-        grad_accum(config(), 7)
+        config().batch.grad_accum(7)
 
 
 def test_weight_decay_is_on_matrices_only() -> None:
