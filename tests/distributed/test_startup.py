@@ -46,7 +46,6 @@ def test_a_rank_with_cached_views_trains_without_what_it_does_not_need(
 
 
 CHECK = """
-import subprocess
 import sys
 from uniemox_dist.cli.pretrain import COMMAND
 COMMAND.check(COMMAND.load("demo", sys.argv[1:]), 2)
@@ -55,7 +54,8 @@ print(sorted({"torch", "timm", "open_clip", "deepspeed", "matplotlib"} & set(sys
 
 
 def test_a_launcher_checks_the_settings_without_torch(tiny_data: Path) -> None:
-    settings = [*TINY, "run.max_steps=2", f"data.path={tiny_data}/train", "data.eval_path=null"]
+    data = [f"data.path={tiny_data}/train", "data.eval_path=null"]
+    settings = [*TINY, "run.max_steps=2", "batch.micro_batch=12", *data]
     command = [sys.executable, "-c", CHECK, *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
