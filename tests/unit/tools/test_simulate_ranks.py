@@ -54,7 +54,7 @@ def test_the_tables_of_a_tiny_job(tmp_path: Path) -> None:
         assert played["loading"]["parts"] == 0  # kept from hashing
         assert played["texts"]["received"] == {"all_gather_into_tensor": 2 * 512 * 48}
     first, middle, last = (played["commit"] for played in job["played"])
-    assert first["received"]["gather"] == 3 * middle["sent"]["gather"]
+    assert first["received"]["gather"] >= 3 * middle["sent"]["gather"] > 0  # padded to rank 0's, the longest
     assert "gather" not in middle["received"]
     assert "gather" not in last["received"]
     assert [data["manifests"] for data in job["data"]] == [1, 0, 0]
