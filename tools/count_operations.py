@@ -6,6 +6,9 @@ that is counted is the third.
 
 A wait is a call that hands values of a tensor to Python or copies them to the CPU, such as `item`, `tolist` or `bool`.
 On a GPU the host then waits for the device. On a CPU it never does, but the calls are the same.
+
+With `--compile` torch's profiler counts, because nothing is compiled while dispatched operations are observed. A
+compiled pass of a block then counts as one, as a CUDA graph does; without CUDA graphs it launches its kernels itself.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import torch
 from benchmark import make_parser, print_markdown, save_results
 from step_rows import ROWS, add_options, setting
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NARROW = (
@@ -50,6 +54,37 @@ WAITS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero")
 """Operations that make the host wait."""
 WAITING_METHODS = ("tolist", "numpy", "cpu")
 """Methods of a tensor that make the host wait, and dispatch no operation if the tensor is on a CPU."""
+
+
+LAUNCH_NOTHING = frozenset(
+    (
+        *(
+            "_has_compatible_shallow_copy_type",
+            "alias",
+            "as_strided",
+            "detach",
+            "empty",
+            "empty_like",
+            "empty_strided",
+        ),
+        *(
+            "expand",
+            "narrow",
+            "permute",
+            "resolve_conj",
+            "resolve_neg",
+            "select",
+            "slice",
+            "split",
+            "squeeze",
+            "t",
+        ),
+        *("split_with_sizes", "transpose", "unbind", "unsqueeze", "view", "view_as"),
+    )
+)
+"""Operations of torch's profiler that are views, or only allocate memory."""
+COMPOSITE = ("to", "reshape", "contiguous", "flatten", "chunk")
+"""Operations that are counted by what they call, which can be nothing."""
 
 
 class Counter(TorchDispatchMode):
@@ -103,8 +138,33 @@ def count(step: Callable[[], Any], warm_up: int = 2) -> Counter:
     return counter
 
 
+def count_compiled(step: Callable[[], Any], warm_up: int = 3) -> collections.Counter[str]:
+    """Counts the operations of a compiled step, after `warm_up` steps."""
+    for _ in range(warm_up):
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    found: collections.Counter[str] = collections.Counter()
+    waiting = [event for event in profiler.events() if event.cpu_parent is None]
+    while waiting:
+        event = waiting.pop()
+        kind, _, name = event.name.rpartition("::")
+        if "CompiledFxGraph" in event.name:
+            found["a compiled pass"] += 1
+        elif kind not in ("aten", "c10d") or name in COMPOSITE:
+            waiting += event.cpu_children
+        elif name not in LAUNCH_NOTHING:
+            found[f"{kind}.{name}"] += 1
+    return found
+
+
 def count_layout(layout: str, options: argparse.Namespace) -> Counter:
-    """Counts the operations of a step of one of LAYOUTS."""
+    """Counts the operations of a step of one of LAYOUTS, eager."""
+    return count(step_of(layout, options))
+
+
+def step_of(layout: str, options: argparse.Namespace) -> Callable[[], Any]:
+    """Returns the step of one of LAYOUTS."""
     engine, precision, stage = LAYOUTS[layout]
     changed = {
         "engine": engine,
@@ -112,13 +172,15 @@ def count_layout(layout: str, options: argparse.Namespace) -> Counter:
         "set": [*NARROW, *options.set, f"zero.stage={stage}"],
     }
     at = setting(argparse.Namespace(**{**vars(options), **changed}), options.mask[0])
-    return count(at.of(options.row))
+    at.compiles = options.compile
+    return at.of(options.row)
 
 
 def main() -> None:
     parser = make_parser(__doc__.partition("\n\n")[0])
     add_options(parser)
     parser.add_argument("--row", choices=list(ROWS), default="a'")
+    parser.add_argument("--compile", action="store_true", help="with compute.compile=true")
     parser.add_argument("--layout", choices=list(LAYOUTS), action="append", help="only these (default: all)")
     parser.add_argument(
         "--names", type=int, default=0, metavar="N", help="also print the N most frequent names"
@@ -127,6 +189,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     rows, results = [], {}
     for layout in options.layout or LAYOUTS:
+        if options.compile:
+            compiled = count_compiled(step_of(layout, options))
+            rows.append([layout, f"{compiled.total():,}", "-", "-"])
+            results[layout] = {"operations": dict(compiled.most_common())}
+            continue
         counter = count_layout(layout, options)
         total = counter.operations.total()
         rows.append([layout, f"{total:,}", str(len(counter.waits)), f"{counter.after_last_wait:,}"])
