@@ -207,3 +207,14 @@ def test_drop_path_does_not_depend_on_ranks(tmp_path: Path, tiny_data: Path, tin
     for step, found in losses(one).items():
         assert losses(two)[step] == pytest.approx(found, rel=1e-5)
         assert losses(whole)[step] != pytest.approx(found, rel=1e-3)
+
+
+def test_keys_that_deepspeed_does_not_accept_are_refused_in_one_line(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Path
+) -> None:
+    for key, why in (("reduce_bucket_size=many", "valid integer"), ("nonsense=1", "not permitted")):
+        with pytest.raises(
+            AssertionError, match=rf"deepspeed=.*{key.partition('=')[0]}: .*{why}.*remove these keys"
+        ):
+            train(tmp_path, tiny_data, tiny_teacher, "never", f"deepspeed.zero_optimization.{key}")
+    assert not (tmp_path / "never").exists()

@@ -3,6 +3,7 @@
 A recipe resolves to a `Config`. Sections are frozen. A value that can be derived is not a setting.
 """
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -94,6 +95,29 @@ class Config(Section):
     compute: ComputeConfig = ComputeConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys of DeepSpeed's own configuration, merged last."""
+
+    @model_validator(mode="after")
+    def _deepspeed_keys_fit(self) -> "Config":
+        for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+            if key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key}: is derived from batch.*; set it there")
+        for key in ("zero_optimization", "bf16"):
+            value = self.deepspeed.get(key, {})
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"deepspeed.{key}={value}: is a section; set its keys, as deepspeed.{key}.KEY=…"
+                )
+        if "stage" in self.deepspeed.get("zero_optimization", {}):
+            raise ValueError("deepspeed.zero_optimization.stage: set zero.stage")
+        clip = self.deepspeed.get("gradient_clipping", 0.0)
+        if isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 <= clip < math.inf:
+            raise ValueError(
+                f"deepspeed.gradient_clipping={clip}: is not a norm; give a number from 0, or set optim.clip_grad"
+            )
+        check = self.deepspeed.get("bf16", {}).get("check_grad_overflow", False)
+        if not isinstance(check, bool):
+            raise ValueError(f"deepspeed.bf16.check_grad_overflow={check}: give true or false")
+        return self
 
     @model_validator(mode="after")
     def _epochs_have_a_length(self) -> "Config":

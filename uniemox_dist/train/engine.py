@@ -7,6 +7,7 @@ import warnings
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from uniemox_dist.checkpoints.folders import Checkpoint
@@ -157,12 +158,15 @@ def deepspeed_config(config: Config, world_size: int, precision: str, device: to
         # These timers would synchronise host and device around each micro-batch.
         "timers": {"throughput": {"enabled": False}},
     }
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        if key in config.deepspeed:
-            raise UserError(f"deepspeed.{key}: is derived from batch.*; set it there")
-    if "zero_optimization" in config.deepspeed and "stage" in (config.deepspeed["zero_optimization"] or {}):
-        raise UserError("deepspeed.zero_optimization.stage: set zero.stage")
     return {**merge(ours, config.deepspeed), "gradient_clipping": 0.0}
+
+
+def _describe_refusal(config: Config, error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    else:
+        why = " ".join(str(error).split()) or type(error).__name__
+    return f"deepspeed={config.deepspeed}: DeepSpeed does not accept it ({why[:300]}); correct or remove these keys"
 
 
 def find_clip_grad(config: Config) -> float:
@@ -245,12 +249,19 @@ def make_engine(
         student = student.bfloat16()
     student = student.to(device)
     set_compute_options(student, config, world.size, device, compiles=compiles)
-    engine, *_ = deepspeed.initialize(
-        model=student,
-        optimizer=make_optimizer(student, config.optim),
-        config=deepspeed_config(config, world.size, precision, device),
-        dist_init_required=False,
-    )
+    settings = deepspeed_config(config, world.size, precision, device)
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=student,
+            optimizer=make_optimizer(student, config.optim),
+            config=settings,
+            dist_init_required=False,
+        )
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError) as error:
+        if not config.deepspeed:
+            raise
+        # All ranks have the same settings; one reports the problem.
+        raise UserError(_describe_refusal(config, error) if world.is_main else "") from error
     take_over_checks(engine)
     made: Engine = engine
     return made

@@ -61,11 +61,11 @@ def test_the_page_has_a_section_for_each_question(capsys: pytest.CaptureFixture[
 
 
 def test_the_chosen_stage_and_choices_that_do_not_fit_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    page = told(capsys, [*LARGE, "--gpu-memory", "3", "zero.stage=2"])
+    page = told(capsys, [*LARGE, "--gpu-memory", "3.1", "zero.stage=2"])
     assert re.search(r"^ \* 2  bf16 .*too large$", page, re.M)
     assert re.search(r"^   1  bf16 .*too large$", page, re.M)
-    assert "! does not fit in 2.7 GB, which leaves a tenth free" in page
-    assert "recommended: zero.stage=2 batch.micro_batch=32 compute.checkpoint_blocks=true: 2.69 GB" in page
+    assert "! does not fit in 2.8 GB, which leaves a tenth free" in page
+    assert "recommended: zero.stage=2 batch.micro_batch=32 compute.checkpoint_blocks=true: 2.73 GB" in page
     nothing = told(capsys, [*LARGE, "--gpu-memory", "1"])
     assert "nothing of this fits in 0.9 GB" in nothing
 

@@ -1,6 +1,7 @@
 """Values that a run derives from its settings: schedule, accumulation, parameter groups, its place in the world."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -208,3 +209,27 @@ def test_deepspeeds_name_of_the_clipping_norm_is_honoured_and_deepspeed_itself_n
         assert find_clip_grad(of) == norm
         settings = deepspeed_config(of, 1, "bf16", torch.device("cpu"))
         assert (settings["gradient_clipping"], settings["bf16"]["check_grad_overflow"]) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        *(
+            (
+                f"deepspeed.gradient_clipping={bad}",
+                "is not a norm; give a number from 0, or set optim.clip_grad",
+            )
+            for bad in (".nan", ".inf", "-1", "abc", "null", "true", "[1]")
+        ),
+        ("deepspeed.bf16.check_grad_overflow=maybe", "check_grad_overflow=maybe: give true or false"),
+        ("deepspeed.bf16=true", "deepspeed.bf16=True: is a section; set its keys, as deepspeed.bf16.KEY="),
+        ("deepspeed.zero_optimization=5", "deepspeed.zero_optimization=5: is a section"),
+        ("deepspeed.zero_optimization.stage=2", "deepspeed.zero_optimization.stage: set zero.stage"),
+        ("deepspeed.gradient_accumulation_steps=2", "is derived from batch.*; set it there"),
+    ],
+)
+def test_keys_of_deepspeed_that_the_run_uses_are_checked_with_all_other_settings(
+    override: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        config(override)
