@@ -10,8 +10,8 @@ weights and batch are loaded, so it covers activations, gradients and moments. O
 is measured too, and useful FLOPs (uniemox_dist/models/flops.py) are shown as a share of it. `--memory` prints only the
 largest micro-batch of (a) that fits on the GPU, up to 1,024.
 
-`--against-loop` measures something else: (a') with the engine of training, DeepSpeed, against a loop in plain torch
-with the same student, in turn. It prints the ratios of wall-clock and of processor time.
+`--against-loop` measures something else: (a') with the engine of training, DeepSpeed, against a bare loop in
+plain torch with the same student, in turn. It prints the ratios of wall-clock and of processor time.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="steps of a row in a round")
     parser.add_argument("--memory", action="store_true", help="only the largest micro-batch of (a) that fits")
     parser.add_argument(
-        "--against-loop", action="store_true", help="only the engine against a loop in plain torch"
+        "--against-loop", action="store_true", help="only the engine against a bare loop"
     )
     parser.add_argument("--no-peaks", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak-of", choices=list(ROWS), help=argparse.SUPPRESS)  # used in a separate process
@@ -123,11 +123,11 @@ def measure(options: argparse.Namespace, mask: float, matrix: float | None) -> l
 
 
 def measure_against_loop(options: argparse.Namespace, mask: float) -> dict[str, Any]:
-    """Measures (a') with DeepSpeed's engine against a loop in plain torch; prints and returns the ratios."""
+    """Measures (a') with DeepSpeed's engine against a bare loop; prints and returns the ratios."""
     options.engine = "deepspeed"
     at = setting(options, mask)
     at.clip = at.teacher.model = None  # (a') needs neither
-    steps = {"engine": at.of("a'"), "loop": at.plain_loop()}
+    steps = {"engine": at.of("a'"), "loop": at.bare_loop()}
     for step in steps.values():
         step()
     processor: dict[str, list[float]] = {name: [] for name in steps}
@@ -150,7 +150,7 @@ def measure_against_loop(options: argparse.Namespace, mask: float) -> dict[str, 
         found[kind] = ratio
         print(
             f"{options.model}, {options.precision}, mask {mask:g}, micro-batch {options.micro_batch}: the engine has "
-            f"{ratio:.3f} of the plain loop's speed by {kind} time ({statistics.median(seconds['engine']):.3f} s and "
+            f"{ratio:.3f} of the bare loop's speed by {kind} time ({statistics.median(seconds['engine']):.3f} s and "
             f"{statistics.median(seconds['loop']):.3f} s a step)",
             flush=True,
         )

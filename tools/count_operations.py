@@ -7,6 +7,8 @@ that is counted is the third.
 A wait is a call that hands values of a tensor to Python or copies them to the CPU, such as `item`, `tolist` or `bool`.
 On a GPU the host then waits for the device. On a CPU it never does, but the calls are the same.
 
+"plain engine" is the same step with torch's AdamW and fp32 master weights in the place of DeepSpeed.
+
 With `--compile` torch's profiler counts, because nothing is compiled while dispatched operations are observed. A
 compiled pass of a block then counts as one, as a CUDA graph does; without CUDA graphs it launches its kernels itself.
 """
@@ -39,8 +41,8 @@ NARROW = (
     "deepspeed.zero_optimization.reduce_bucket_size=120000",
 )
 LAYOUTS = {
-    "plain torch loop, fp32": ("plain", "fp32", 1),
-    "plain torch loop, bf16": ("plain", "bf16", 1),
+    "plain engine, fp32": ("plain", "fp32", 1),
+    "plain engine, bf16": ("plain", "bf16", 1),
     "DeepSpeed, fp32, ZeRO-0": ("deepspeed", "fp32", 0),
     "DeepSpeed, fp32, ZeRO-1": ("deepspeed", "fp32", 1),
     "DeepSpeed, fp32, ZeRO-2": ("deepspeed", "fp32", 2),

@@ -1,11 +1,10 @@
 """A training step with the schedule of the authors' released code, written from its description in plain torch.
 
 It has an encoder pass and a decoder pass for each view (the person's decoder output is unused), embeds and predicts all
-patches, runs the teacher with autograd (its weights are frozen) and its text tower in every step, and computes
-relations within the micro-batch. Errors of the released code are corrected at no extra cost: L3 compares the
-masked patches, the teacher gets its own normalisation, and the person view is given (no detector). Pixels are
-normalised in advance,
-as by its loader.
+patches, runs the teacher outside no_grad (its weights are frozen, so autograd records nothing there) and its text
+tower in every step, and computes relations within the micro-batch. Errors of the released code are corrected at no
+extra cost: L3 compares the masked patches, the teacher gets its own normalisation, and the person view is given (no
+detector). Pixels are normalised in advance, as by its loader.
 Shape legend: B samples, N patches, V visible ones, F decoder width, E embedding width, P values of a patch.
 """
 

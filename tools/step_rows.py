@@ -1,7 +1,7 @@
 """The training steps that bench_step.py and profile_step.py run, all with the same weights.
 
 (a) ours with a live teacher; (a') ours with cached teacher embeddings, without its image tower; (b) the released code's
-schedule: an encoder pass and a decoder pass for each view, the teacher with autograd, its text tower in every step,
+schedule: an encoder pass and a decoder pass for each view, the teacher outside no_grad, its text tower in every step,
 relations within the micro-batch, no detector; (c) plain MAE: the scene and L3 only.
 (a), (a') and (c) are the training step itself; (b) is in released_step.py.
 Learning rates are 0, so all work is done but every step uses the same weights.
@@ -162,9 +162,9 @@ class Setting:
 
         return step
 
-    def plain_loop(self) -> Callable[[], Any]:
-        """Returns the step of a loop in plain torch with the student, batch and cached embeddings of (a'): forward and
-        backward pass, update, and reading the loss. It computes no norm and checks nothing."""
+    def bare_loop(self) -> Callable[[], Any]:
+        """Returns the step of a bare loop in plain torch with the student, batch and cached embeddings of (a'):
+        forward and backward pass, update, and reading the loss. It computes no norm and checks nothing."""
         engine = PlainEngine(
             self._in_precision(self.student), self.config.optim.weight_decay, self.config.optim.betas
         )

@@ -59,17 +59,17 @@ def count(teacher: Path, *layouts: str, compiled: bool = False) -> Counts:
 @pytest.fixture(scope="module")
 def counts(tiny_teacher: Path) -> Counts:
     layouts = (
-        "plain torch loop, fp32",
+        "plain engine, fp32",
         *(f"DeepSpeed, {name}" for name in ("fp32, ZeRO-1", "bf16, ZeRO-1", "bf16, ZeRO-2")),
     )
     return count(tiny_teacher, *layouts, "DeepSpeed, fp32, ZeRO-3")
 
 
 def test_a_step_of_vit_b_launches_at_most_900_operations(counts: Counts) -> None:
-    """In fp32 and bf16 alike, few more than a plain loop, which has no partitions."""
+    """In fp32 and bf16 alike, few more than with the plain engine, which has no partitions."""
     for layout in ("fp32, ZeRO-1", "bf16, ZeRO-1", "bf16, ZeRO-2"):
         assert counts[f"DeepSpeed, {layout}"][0] <= 900
-    assert counts["DeepSpeed, fp32, ZeRO-1"][0] <= counts["plain torch loop, fp32"][0] + 30
+    assert counts["DeepSpeed, fp32, ZeRO-1"][0] <= counts["plain engine, fp32"][0] + 30
 
 
 def test_the_host_waits_once_in_a_step_after_everything_is_launched(counts: Counts) -> None:
