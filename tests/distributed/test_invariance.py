@@ -237,3 +237,4 @@ def test_steps_with_non_finite_gradients_change_nothing_and_end_the_run_after_so
     events = [json.loads(line) for line in (tmp_path / "wild" / "events.jsonl").read_text().splitlines()]
     assert [e["in_a_row"] for e in events if e["event"] == "skip"][-3:] == [1, 2, 3]
     assert "3 steps in a row had a non-finite loss" in events[-1]["error"]
+    assert "no checkpoint has been saved yet" in events[-1]["error"]

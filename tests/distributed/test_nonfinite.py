@@ -178,6 +178,7 @@ def test_too_many_in_a_row_end_the_run_with_evidence_and_leave_the_last_good_che
     assert [e["in_a_row"] for e in events(tmp_path / "run", "skip")] == [1, 2, 3, 4]
     last = events(tmp_path / "run", "fault")[-1]
     assert last["error"].startswith("4 steps in a row had a non-finite loss or gradient")
+    assert "the checkpoint of step 2 is kept" in last["error"]
     assert (last["ends"], last["restart"]) == (True, False)
     assert [c.step for c in list_complete_checkpoints(tmp_path / "run" / "checkpoints")] == [2]
     assert len(evidence(tmp_path / "run", 3)) == len(evidence(tmp_path / "run", 6)) == 2

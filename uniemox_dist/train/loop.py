@@ -157,12 +157,12 @@ def _run_steps(
         metrics.add(result, batch, waited_s, timer.read_and_reset())
         if trace is not None:
             trace.write(step, batch)
-        problem = health.check(step, result, batch)
+        must_end = health.check(step, result, batch)
         batch.clear()  # the loader may use its memory again
         saves.commit_if(result.ranks_written == world.size)
-        if problem:
+        if must_end:
             saves.finish()
-            return _end_with_fault(folder, world, problem)
+            return _end_with_fault(folder, world, health.describe_end())
         last = step == schedule.max_steps
         if step % config.run.log_every == 0 or last or result.stop:
             metrics.write(step, result, lr)

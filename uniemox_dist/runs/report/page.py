@@ -108,6 +108,7 @@ def render(
         questions={term.name: term.question for term in LOSS_TERMS},
         persons_too=bool((config.get("loss") or {}).get("person_reconstruction")),
         pictures=select_pictures(folder.samples),
+        run=config.get("run") or {},
         nearest=read_nearest_texts(folder.samples),
         table=table(evaluation) if evaluation else None,
         evaluation=evaluation,

@@ -6,6 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
+from uniemox_dist.checkpoints.folders import find_newest_complete
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.distributed import collectives
@@ -36,8 +37,8 @@ class Health:
         self.skipped_in_a_row = 0
         self._spikes = LossSpikes(config.run.spike_factor)
 
-    def check(self, step: int, result: StepResult, batches: Sequence[MicroBatch]) -> str | None:
-        """Reports the events of a step; returns the reason to end training, or None. All ranks return the same.
+    def check(self, step: int, result: StepResult, batches: Sequence[MicroBatch]) -> bool:
+        """Reports the events of a step; returns whether training must end, on all ranks alike.
 
         Each rank reports the samples that it replaced, and writes its own evidence of the first and of the last of
         several skipped steps in a row.
@@ -53,7 +54,7 @@ class Health:
             log.warning(
                 "step %d: the loss of %.4f is far above the median of %.4f", step, result.loss, median
             )
-        return self._find_reason_to_end()
+        return self._skips_too_much or self._damaged_too_much
 
     def _report_skip(self, step: int, result: StepResult) -> None:
         if result.evidence is not None and self.skipped_in_a_row in (1, self.config.optim.max_skipped):
@@ -66,20 +67,28 @@ class Health:
             verb = "is" if where == "loss" else "are"
             log.warning("skipped step %d: its %s %s not finite", step, where, verb)
 
-    def _find_reason_to_end(self) -> str | None:
-        if self.skipped_in_a_row >= self.config.optim.max_skipped:
+    @property
+    def _skips_too_much(self) -> bool:
+        return self.skipped_in_a_row >= self.config.optim.max_skipped
+
+    @property
+    def _damaged_too_much(self) -> bool:
+        share = self.config.data.max_bad_share
+        return self.metrics.damaged > max(MIN_DAMAGED, share * self.metrics.samples)
+
+    def describe_end(self) -> str:
+        """Returns the reason why training must end. All ranks call it, when no save is under way."""
+        if self._skips_too_much:
+            saved = find_newest_complete(self.folder.checkpoints)
+            kept = f"the checkpoint of step {saved.step} is kept" if saved else "no checkpoint has been saved yet"
             return (
                 f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient; see "
-                f"{self.folder.logs}/nonfinite_*.json; the last good checkpoint is kept; lower optim.blr or fix the "
-                "data"
+                f"{self.folder.logs}/nonfinite_*.json; {kept}; lower optim.blr or fix the data"
             )
-        damaged, samples = self.metrics.damaged, self.metrics.samples
-        if damaged > max(MIN_DAMAGED, self.config.data.max_bad_share * samples):
-            collectives.barrier()  # wait until every rank has reported its samples
-            share = f"more than data.max_bad_share={self.config.data.max_bad_share:g}"
-            found = f"{damaged} of {samples} pictures are damaged, {share}"
-            return f"{found}: {list_damaged(self.folder)}"
-        return None
+        collectives.barrier()  # wait until every rank has reported its samples
+        share = f"more than data.max_bad_share={self.config.data.max_bad_share:g}"
+        found = f"{self.metrics.damaged} of {self.metrics.samples} pictures are damaged, {share}"
+        return f"{found}: {list_damaged(self.folder)}"
 
 
 class LossSpikes:

@@ -405,6 +405,18 @@ def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
     assert "no sound checkpoint" in Page(write_report(found.path)).text
 
 
+def test_a_run_without_pictures_gets_them_later_only_if_it_writes_some(tmp_path: Path) -> None:
+    found = RunFolder(tmp_path / "blind")
+    found.create()
+    write_text(found.config, dump_yaml(config(run=RunConfig(max_steps=20, pictures_every=None))))
+    found.events.write_text('{"time": 1, "event": "skip", "step": 3, "in_a_row": 1, "loss": "nan"}\n')
+    found.metrics.write_text(json.dumps(metric(1, 1)) + "\n")
+    text = Page(write_report(found.path)).text
+    assert "No pictures: run.pictures_every is null." in text
+    assert "No pictures yet" not in text
+    assert "skipped 1 step with losses or gradients that were not finite" in text
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "words\n", "model: 3\nloss: no\n", "model: {width: 3}\n"])
 def test_an_invalid_configuration_leaves_out_only_its_own_facts(folder: RunFolder, text: str) -> None:
     folder.config.write_text(text)
