@@ -44,9 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--steps", type=int, default=1, help="steps of a row in a round")
     parser.add_argument("--memory", action="store_true", help="only the largest micro-batch of (a) that fits")
-    parser.add_argument(
-        "--against-loop", action="store_true", help="only the engine against a bare loop"
-    )
+    parser.add_argument("--against-loop", action="store_true", help="only the engine against a bare loop")
     parser.add_argument("--no-peaks", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak-of", choices=list(ROWS), help=argparse.SUPPRESS)  # used in a separate process
     options = parser.parse_args()

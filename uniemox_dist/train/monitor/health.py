@@ -80,7 +80,11 @@ class Health:
         """Returns the reason why training must end. All ranks call it, when no save is under way."""
         if self._skips_too_much:
             saved = find_newest_complete(self.folder.checkpoints)
-            kept = f"the checkpoint of step {saved.step} is kept" if saved else "no checkpoint has been saved yet"
+            kept = (
+                f"the checkpoint of step {saved.step} is kept"
+                if saved
+                else "no checkpoint has been saved yet"
+            )
             return (
                 f"{self.skipped_in_a_row} steps in a row had a non-finite loss or gradient; see "
                 f"{self.folder.logs}/nonfinite_*.json; {kept}; lower optim.blr or fix the data"
