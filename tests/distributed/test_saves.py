@@ -198,13 +198,17 @@ def test_a_changed_complete_json_is_found_by_its_own_hash(
 
 
 LACKING = '{"format": "uniemox-checkpoint", "format_version": 1, "step": 4, "files": {}}'
+NEGATIVE = LACKING.replace("{}", '{"part_00000.safetensors": {"bytes": -5, "sha256": ""}}')
 
 
 @pytest.mark.parametrize(
     "content",
     [
         LACKING,
-        *(pytest.param(text, marks=pytest.mark.slow) for text in ("", '{"format": "uniemox-checkpoint"}')),
+        *(
+            pytest.param(text, marks=pytest.mark.slow)
+            for text in ("", '{"format": "uniemox-checkpoint"}', NEGATIVE)
+        ),
     ],
 )
 def test_an_invalid_complete_json_is_set_aside_like_other_damage(

@@ -10,16 +10,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from uniemox_dist.checkpoints.complete_entries import COMPLETE, find_missing_entry, find_wrong_entry
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json, read_json, sha256_bytes, sha256_file
+from uniemox_dist.core.formatting import cut, short
 
-COMPLETE = "complete.json"
 FIXED = "fixed.safetensors"
 FORMAT = "uniemox-checkpoint"
 FORMAT_VERSION = 1
 NAME = re.compile(r"step_(\d{8})")
 UNREADABLE = "cannot be read"
 """Part of an error message about a file whose disk does not answer; its content may be intact."""
+_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 SET_ASIDE = re.compile(r"step_(\d{8})\.damaged.*")
 
 
@@ -51,8 +53,11 @@ class Checkpoint:
         names = self.info["files"] if files is None else files
         for name in names:
             facts = self.info["files"][name]
-            content = bytearray(facts["bytes"]) if keep else None
-            problem = find_file_problem(self.folder / name, facts, hashes=hashes, content=content)
+            path = self.folder / name
+            # Before memory is allocated for as many bytes as complete.json states.
+            problem = find_file_problem(path, facts, hashes=False) if keep else None
+            content = bytearray(facts["bytes"]) if keep and problem is None else None
+            problem = problem or find_file_problem(path, facts, hashes=hashes, content=content)
             if problem is not None:
                 return problem
             if content is not None:
@@ -60,10 +65,11 @@ class Checkpoint:
         return None
 
     def own_problem(self) -> str | None:
-        """Returns the problem of complete.json if it changed since it was read, otherwise None."""
+        """Returns the problem of complete.json if it changed since it was read or lacks an entry, otherwise None."""
         if self.info.get("sha256", digest(self.info)) != digest(self.info):
             return f"{self.folder / COMPLETE} was altered: its SHA-256 differs"
-        return None
+        missing = find_missing_entry(self.info)
+        return None if missing is None else f"{self.folder / COMPLETE} {missing}"
 
     @property
     def completed(self) -> float | None:
@@ -124,30 +130,27 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
 def _read(path: Path) -> Checkpoint:
     """Reads a checkpoint. Raises ValueError with the reason if complete.json is invalid, or OSError."""
+    try:
+        return _parse(path)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _parse(path: Path) -> Checkpoint:
     info = read_json(path / COMPLETE)
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ValueError(f"is not a {FORMAT}")
     version = info.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(f"is of format {version}, which a newer uniemox-dist wrote")
     if "sha256" in info and info["sha256"] != digest(info):
         raise ValueError("was altered: its SHA-256 differs")
-    files = info.get("files")
-    sane = (
-        version == FORMAT_VERSION
-        and info.get("step") == _step(path)
-        and all(isinstance(info.get(key, 0), int) for key in ("slots", "world_size", "zero_stage"))
-        and isinstance(files, dict)
-        and all(
-            isinstance(facts, dict)
-            and isinstance(facts.get("bytes"), int)
-            and isinstance(facts.get("sha256"), str)
-            and "/" not in name
-            for name, facts in files.items()
-        )
-    )
-    if not sane:
-        raise ValueError("lacks required fields, or belongs to another step")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"has format_version={cut(short(version), 80)} instead of {FORMAT_VERSION}")
+    if (wrong := find_wrong_entry(info)) is not None:
+        raise ValueError(wrong)
+    if info["step"] != _step(path):
+        raise ValueError(f"is that of step {info['step']}")
     return Checkpoint(path, info)
 
 
@@ -166,11 +169,7 @@ def list_unreadable(folder: Path) -> list[tuple[Path, str]]:
             except FileNotFoundError:
                 continue
             except ValueError as error:
-                text = (
-                    "is not valid JSON"
-                    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-                    else error
-                )
+                text = "is not valid JSON" if isinstance(error, _NO_JSON) else error
                 found.append((path, f"{path / COMPLETE} {text}"))
     return found
 
@@ -283,7 +282,7 @@ def find_checkpoint(path: str | Path, field: str) -> Checkpoint:
         try:
             return _read(path)
         except (OSError, ValueError) as error:
-            reason = "is not valid JSON" if isinstance(error, json.JSONDecodeError) else error
+            reason = "is not valid JSON" if isinstance(error, _NO_JSON) else error
             raise UserError(f"{field}={path}: {COMPLETE} {reason}; use another checkpoint") from None
     if path.is_file():
         raise UserError(

@@ -181,24 +181,24 @@ class FragmentReader:
         Raises:
             UserError: if the checkpoint does not cover that range.
         """
+        found = self._index.find(name, kind, start, length)
+        covered = sum(min(start + length, first + size) - max(start, first) for _, first, size in found)
+        if covered != length:  # before memory is allocated, because the length comes from complete.json
+            raise UserError(
+                f"{self.checkpoint.folder}: holds {covered} of {length} numbers of {name} ({kind})"
+            )
         out = torch.empty(length)
-        covered = 0
-        for number, first, size in self._index.find(name, kind, start, length):
+        for number, first, size in found:
             a, b = max(start, first), min(start + length, first + size)
             out[a - start : b - start] = self._part(number).read(
                 fragment_key(name, first, kind), a - first, b - a
-            )
-            covered += b - a
-        if covered != length:
-            raise UserError(
-                f"{self.checkpoint.folder}: holds {covered} of {length} numbers of {name} ({kind})"
             )
         return out
 
     def parameter(self, name: str, kind: str = "fp32") -> Tensor:
         """A whole parameter in its shape."""
         shape = self.shapes[name]
-        return self.read(name, kind, 0, int(torch.Size(shape).numel())).view(shape)
+        return self.read(name, kind, 0, math.prod(shape)).view(shape)
 
     def _part(self, number: int) -> Part:
         part = self._parts.pop(number, None)

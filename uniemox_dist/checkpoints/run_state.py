@@ -118,5 +118,5 @@ def _shares(data: dict[str, Any]) -> list[str]:
     """How a mix is composed: the weight of each source, or its repeats."""
     return [
         f"repeat {source['repeat']:g}" if source.get("repeat") else f"weight {source.get('weight') or 1.0:g}"
-        for source in data["sources"]
+        for source in data.get("sources", [])
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from uniemox_dist.checkpoints.complete_entries import find_wrong_entry
 from uniemox_dist.checkpoints.folders import (
     COMPLETE,
     FORMAT,
@@ -60,7 +61,7 @@ def examine(folder: Path) -> Checkpoint | Unread:
         info = read_json(path)
     except OSError as error:
         return Unread(folder, "unreadable", f"{path} {UNREADABLE}: {error.strerror}")
-    except ValueError:
+    except (ValueError, RecursionError):
         info = None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         return Unread(folder, "damaged", f"{path} is not a {FORMAT}")
@@ -77,22 +78,10 @@ def _own_problem(folder: Path, info: dict[str, Any]) -> str | None:
             return "was altered: its SHA-256 differs"
     except ValueError:  # NaN has no canonical form
         return "was altered: it holds what no save writes"
-    files, step = info.get("files"), info.get("step")
-    if not isinstance(step, int) or not isinstance(files, dict) or not all(map(_is_file, files.values())):
-        return "lacks its step, or sizes and hashes of files"
-    aside = SET_ASIDE.fullmatch(folder.name)
-    if aside and int(aside[1]) != step:
-        return f"is that of step {step}"
-    # A folder of that name was read above.
-    return "lacks required fields, or belongs to another step" if NAME.fullmatch(folder.name) else None
-
-
-def _is_file(facts: object) -> bool:
-    return (
-        isinstance(facts, dict)
-        and isinstance(facts.get("bytes"), int)
-        and isinstance(facts.get("sha256"), str)
-    )
+    if (wrong := find_wrong_entry(info)) is not None:
+        return wrong
+    step, named = info["step"], NAME.fullmatch(folder.name) or SET_ASIDE.fullmatch(folder.name)
+    return f"is that of step {step}" if named and int(named[1]) != step else None
 
 
 def list_superseded(

@@ -43,7 +43,15 @@ from uniemox_dist.release.model_card import (
     render_card,
 )
 from uniemox_dist.release.preprocessing import timm_preprocessing
-from uniemox_dist.release.weights import DTYPES, Source, check_names, compare, open_source, write_weights
+from uniemox_dist.release.weights import (
+    DTYPES,
+    Source,
+    check_names,
+    compare,
+    open_source,
+    read_config,
+    write_weights,
+)
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History
 from uniemox_dist.runs.metric_table import column, read_metrics
@@ -92,7 +100,7 @@ def release(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write_config(temporary / CONFIG, Config.model_validate(checkpoint.info["config"]), source)
+        _write_config(temporary / CONFIG, read_config(checkpoint), source)
         write_weights(temporary, source, DTYPES[dtype])
         compare(temporary, source, DTYPES[dtype])
         curves = draw_curves(read_valid_metrics(folder), checkpoint.step, temporary / CURVES)
@@ -113,7 +121,7 @@ def release(
 
 def load_student(checkpoint: Checkpoint, *, ema: bool = False) -> Student:
     """The student of a checkpoint in fp32 on the CPU; with `ema` its encoder has the moving average."""
-    config = Config.model_validate(checkpoint.info["config"])
+    config = read_config(checkpoint)
     student = Student(config.model, config.loss, checkpoint.info["embedding_width"])
     source = open_source(checkpoint, ema=ema)
     with torch.no_grad():
@@ -218,13 +226,19 @@ def mean_loss(steps: np.ndarray, losses: np.ndarray, step: int, window: int) -> 
     return sum(finite) / len(finite) if finite else math.inf
 
 
+def _save_every(checkpoint: Checkpoint) -> int:
+    """The number of steps between saves; 1 if complete.json lacks it, because it was damaged."""
+    steps = checkpoint.info.get("config", {}).get("run", {}).get("save_every")
+    return steps if isinstance(steps, int) else 1
+
+
 def _best_checkpoint(run: Path, there: Sequence[Checkpoint]) -> Checkpoint:
     folder = RunFolder(run)
     past = History(read_metrics(folder.metrics), read_lines(folder.events))
     steps, losses = (np.asarray(column(past.lines, key)) for key in ("step", "loss"))
     taken = ~np.isin(steps, past.skips)
     steps, losses = steps[taken], losses[taken]
-    window = max(1, *(int(c.info["config"]["run"]["save_every"]) for c in there))
+    window = max(1, *(_save_every(c) for c in there))
     means = {c.step: mean_loss(steps, losses, c.step, window) for c in there}
     if not any(map(math.isfinite, means.values())):
         raise UserError(

@@ -100,7 +100,7 @@ def check_run(run: Path) -> None:
         raise UserError(
             f"RUN={run}: is a release; give the folder of a run, or --inspect to describe the release"
         )
-    if "finetune" in find_checkpoint(run, "RUN").info["config"]:
+    if "finetune" in find_checkpoint(run, "RUN").info.get("config", {}):
         raise UserError(
             f"RUN={run}: is a fine-tuning run; its best weights are in {run}/best, and timm loads that folder"
         )

@@ -21,7 +21,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import read_json
 from uniemox_dist.release.format import ENCODER, FORMAT, FORMAT_VERSION, REST
 from uniemox_dist.release.preprocessing import preprocessing_facts
-from uniemox_dist.release.weights import Source
+from uniemox_dist.release.weights import Source, read_config
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History
@@ -39,7 +39,7 @@ def collect_facts(
     checkpoint: Checkpoint, source: Source, run: RunFolder, *, weights: str, dtype: str, licence: str | None
 ) -> dict[str, Any]:
     """The contents of uniemox.json: the identity, origin and use of a release."""
-    info, config = checkpoint.info, Config.model_validate(checkpoint.info["config"])
+    info, config = checkpoint.info, read_config(checkpoint)
     last = find_last_line(read_valid_metrics(run), checkpoint.step)
     return {
         "format": FORMAT,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from uniemox_dist.checkpoints.folders import Checkpoint
+from uniemox_dist.checkpoints.folders import COMPLETE, Checkpoint
 from uniemox_dist.checkpoints.format import (
     EMA,
     FragmentReader,
@@ -21,7 +22,9 @@ from uniemox_dist.checkpoints.format import (
     write_tensors,
 )
 from uniemox_dist.config.schema import Config
+from uniemox_dist.config.sections import explain_errors
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.formatting import cut
 from uniemox_dist.models.student import Student
 from uniemox_dist.release.format import ENCODER, REST
 
@@ -57,6 +60,21 @@ def find_file(name: str) -> str:
     return ENCODER if name.startswith(PREFIX) else REST
 
 
+def read_config(checkpoint: Checkpoint) -> Config:
+    """The configuration that a checkpoint records.
+
+    Raises:
+        UserError: if it is not one that this version reads.
+    """
+    try:
+        return Config.model_validate(checkpoint.info["config"])
+    except ValidationError as error:
+        reason = cut(next(explain_errors(error, Config)))
+        raise UserError(
+            f"{checkpoint.folder / COMPLETE}: config: {reason}; update uniemox-dist, or use another checkpoint"
+        ) from None
+
+
 def open_source(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
     """The weights of a checkpoint; with `ema` the moving average of the encoder's.
 
@@ -69,7 +87,7 @@ def open_source(checkpoint: Checkpoint, *, ema: bool = False) -> Source:
             f"--ema: {checkpoint.folder} holds no moving average; train with optim.ema_decay=0.999, or leave --ema out"
         )
     if not fixed:  # the checkpoint is of an early version, which recomputed them, or there are none
-        config = Config.model_validate(checkpoint.info["config"])
+        config = read_config(checkpoint)
         fixed = copy_fixed_parameters(Student(config.model, config.loss, checkpoint.info["embedding_width"]))
     shapes = {name: tuple(shape) for name, shape in reader.shapes.items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in fixed.items()}

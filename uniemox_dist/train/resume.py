@@ -8,7 +8,6 @@ import psutil
 import torch
 
 from uniemox_dist.checkpoints.folders import (
-    COMPLETE,
     UNREADABLE,
     Checkpoint,
     find_checkpoint,
@@ -33,19 +32,6 @@ HASH_THREADS = 4
 KEPT_SHARE = 1 / 16
 """Share of the node's available memory that files may take which a rank keeps from hashing to loading. With more, or
 with many ranks on a node, it reads them again."""
-REQUIRED_KEYS = (
-    "slots",
-    "adam_step",
-    "world_size",
-    "zero_stage",
-    "precision",
-    "data_identity",
-    "teacher",
-    "embedding_width",
-    "parameters",
-    "config",
-)
-"""Keys of complete.json that a resumed run needs, besides its files."""
 
 
 def choose_checkpoint(world: World, folder: RunFolder, resume: str) -> Checkpoint | None:
@@ -122,8 +108,8 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[list[Checkpoint], list[
 
 
 def _find_damage(world: World, checkpoint: Checkpoint) -> str | None:
-    if lacking := [key for key in REQUIRED_KEYS if key not in checkpoint.info]:
-        return f"{checkpoint.folder / COMPLETE} lacks {lacking[0]}"
+    if (problem := checkpoint.own_problem()) is not None:
+        return problem
     own = own_files(checkpoint, world.rank, world.size)
     size = sum(checkpoint.info["files"][name]["bytes"] for name in own)
     keep = size <= psutil.virtual_memory().available * KEPT_SHARE

@@ -29,7 +29,8 @@ def save(folder: RunFolder, step: int, **more: Any) -> Path:
         files[f"part_{rank:05d}.safetensors"] = {"bytes": PART, "sha256": sha256_bytes(data)}
     about = {"format": "uniemox-checkpoint", "format_version": 1, "step": step, "slots": step * 96}
     layout = {"world_size": 2, "zero_stage": 1, "precision": "bf16", "adam_step": 1.0, "files": files}
-    layout |= {"config": {}, "parameters": {}}
+    layout |= {"config": {"run": {}, "data": {}, "batch": {}, "model": {}}, "parameters": {}}
+    layout |= {"data_identity": "ab" * 32, "teacher": None, "embedding_width": None}
     info = {**about, **layout, **more}
     write_json(path / "complete.json", {**info, "sha256": digest(info)})
     os.utime(path / "complete.json", (1_795_492_800, 1_795_492_800))
@@ -357,7 +358,7 @@ def test_a_checkpoint_that_lacks_facts_is_damaged_for_verify_list_and_prune(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     complete = save(run, 450, slots="many") / "complete.json"
-    why = f"{complete} lacks required fields, or belongs to another step"
+    why = f"{complete} has slots=many instead of a whole number of at least 0"
     assert uniemox(["checkpoint", "verify", str(run.path)]) == EXIT_FAULT
     assert f"step_00000450: DAMAGED: {why}\n" in capsys.readouterr().out
     assert uniemox(["checkpoint", "list", str(run.path)]) == EXIT_DONE

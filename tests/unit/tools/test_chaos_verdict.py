@@ -37,6 +37,9 @@ def reference(tmp_path: Path) -> Run:
     (folder / "part").write_bytes(b"weights")
     facts = {"bytes": 7, "sha256": sha256_file(folder / "part")}
     info = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": STEPS, "files": {"part": facts}}
+    info |= {"slots": 4 * STEPS, "adam_step": STEPS, "world_size": 2, "zero_stage": 1, "precision": "fp32"}
+    info |= {"data_identity": "ab", "teacher": None, "embedding_width": None, "parameters": {}}
+    info |= {"config": {"run": {}, "data": {}, "batch": {}, "model": {}}}
     (folder / "complete.json").write_text(json.dumps(info))
     return Run(path, [])
 
