@@ -32,8 +32,10 @@ class ShardEntry:
     """Hash of the index's rows; independent of the Parquet library that wrote it."""
 
 
+# No control characters, which could rewrite a terminal's lines, and no halves of surrogate pairs, which UTF-8 lacks.
+_NAME = r"[^/\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+\.tar"
 # Checks three hashes and a name at once.
-_TEXTS = re.compile(r"(?:[0-9a-f]{64}/){3}[^/\0]+\.tar")
+_TEXTS = re.compile(rf"(?:[0-9a-f]{{64}}/){{3}}{_NAME}")
 
 
 def is_entry(entry: ShardEntry) -> bool:
@@ -45,6 +47,20 @@ def is_entry(entry: ShardEntry) -> bool:
         and _TEXTS.fullmatch("/".join((entry.sha256, entry.index_sha256, entry.rows_sha256, entry.name)))
         is not None
     )
+
+
+def find_wrong_field(entry: ShardEntry) -> tuple[str, Any, str]:
+    """The first field with an illegal value, the value, and the legal values, of an entry for which `is_entry` is not
+    true."""
+    for field in ("samples", "bytes"):
+        value = getattr(entry, field)
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            return field, value, "a whole number of at least 0 and below 2^63"
+    for field in ("sha256", "index_sha256", "rows_sha256"):
+        value = getattr(entry, field)
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+            return field, value, "64 hexadecimal digits"
+    return "name", entry.name, "a file name that ends with .tar, without / and control characters"
 
 
 class ShardTable(Sequence[ShardEntry]):

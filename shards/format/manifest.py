@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shards.format.entries import ShardEntry, ShardTable, TableBuilder, is_entry
+from shards.format.entries import ShardEntry, ShardTable, TableBuilder, find_wrong_field, is_entry
 from shards.format.sample import FORMAT_NAME, FORMAT_VERSION
 from shards.storage import Place, is_local, parse_place
 from uniemox_dist.core.errors import UserError
@@ -21,6 +22,7 @@ from uniemox_dist.core.files import (
     sha256_bytes,
     write_json,
 )
+from uniemox_dist.core.formatting import cut
 
 MANIFEST, SIZES = "manifest.json", "sizes.json"
 _HASHED_AT_ONCE = 1000
@@ -121,10 +123,16 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     path = find_manifest(folder, field)
     try:
         manifest, stated = _parse(path.read_text(encoding="utf-8"), path)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a readable manifest ({error!r}); pack again or restore it") from None
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise UserError(f"{path}: not a readable manifest ({reason}); pack again or restore it") from None
+    except (ValueError, RecursionError) as error:
+        reason = "its JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(
+            f"{path}: not a readable manifest ({cut(reason)}); pack again or restore it"
+        ) from None
     except (PermissionError, IsADirectoryError) as error:
         raise UserError(
             f"{path}: cannot be read ({format_os_error(error)}); pack again or restore it"
@@ -132,7 +140,7 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     for what, given, actual in zip(("identity", "samples", "bytes"), stated, _sums(manifest)):
         if given != actual:
             raise UserError(
-                f"{path}: was edited: {what} {str(given)[:12]} does not match its shards; restore it or pack again"
+                f"{path}: was edited: {what} {cut(str(given), 12)} does not match its shards; restore it or pack again"
             )
     if manifest.samples == 0:
         raise UserError(f"{field}={folder}: has no samples; pack a source with pictures")
@@ -149,36 +157,71 @@ def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
         if found.keys() != _FIELDS:
             return found
         entry = ShardEntry(**found)
-        if not is_entry(entry):
-            raise ValueError(f"{entry} is not a shard")
+        try:
+            legal = is_entry(entry)
+        except TypeError:  # a text field is not a text
+            legal = False
+        if not legal:
+            field, value, expected = find_wrong_field(entry)
+            raise ValueError(f"shards[{len(builder)}].{field}={_show(value)} is not {expected}")
         builder.add(entry)
         return _Number(len(builder) - 1)
 
     record = json.loads(text, object_hook=entry_or_object, parse_float=_finite, parse_constant=_finite)
-    version = record["format_version"]
-    if record["format"] != FORMAT_NAME or not 1 <= version <= FORMAT_VERSION:
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    version = record.get("format_version")
+    if type(version) is not int:
+        raise ValueError(f"format_version={_show(version)} is not a whole number")
+    if record.get("format") != FORMAT_NAME or not 1 <= version <= FORMAT_VERSION:
         raise UserError(
-            f"{path}: format {record['format']} {version} is not readable by this version "
+            f"{path}: format {_show(record.get('format'))} {_show(version)} is not readable by this version "
             f"(it reads {FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
         )
+    if lacking := [field for field in _RECORD if field not in record]:
+        raise ValueError(f"it lacks {lacking[0]}")
     listed = record["shards"]
-    if strange := [entry for entry in listed if type(entry) is not _Number]:
-        raise ValueError(f"{strange[0]} is not a shard")
+    if not isinstance(listed, list):
+        raise ValueError(f"shards={_show(listed)} is not a list")
+    for number, entry in enumerate(listed):
+        if type(entry) is not _Number:
+            raise ValueError(f"shards[{number}] {_why_no_shard(entry)}")
     if listed != list(range(len(builder))):
-        raise ValueError("provenance lists shards")
+        raise ValueError("it has shards outside of the list shards, such as in provenance")
     table = builder.build()
     manifest = Manifest(table, record["provenance"])
     if not isinstance(manifest.provenance, dict):
-        raise ValueError("provenance is not an object")
+        raise ValueError(f"provenance={_show(manifest.provenance)} is not an object")
     if len(set(table.names())) != len(table):
-        raise ValueError("a shard is listed twice")
+        name, _ = Counter(table.names()).most_common(1)[0]
+        raise ValueError(f"the shard {_show(name)} is listed twice")
+    for what, total in (("samples", manifest.samples), ("bytes", manifest.bytes)):
+        if total > _MOST:
+            raise ValueError(f"the {what} of all shards are {total}, more than 2^53")
     return manifest, (record["identity"], record["samples"], record["bytes"])
+
+
+def _why_no_shard(entry: object) -> str:
+    """The reason why an element of the list is not a shard."""
+    if not isinstance(entry, dict):
+        return f"is not a shard: {_show(entry)} is not an object"
+    if lacking := [field for field in _FIELDS if field not in entry]:
+        return f"is not a shard: it lacks {lacking[0]}"
+    unknown = next(key for key in entry if key not in _FIELDS)
+    return f"is not a shard: it has the unknown field {_show(unknown)}"
+
+
+def _show(value: object) -> str:
+    return cut(json.dumps(value, ensure_ascii=False), 80)
 
 
 def _sums(manifest: Manifest) -> tuple[Any, ...]:
     return manifest.identity, manifest.samples, manifest.bytes
 
 
+_RECORD = ("identity", "samples", "bytes", "shards", "provenance")
+_MOST = 1 << 53
+"""The largest total; larger whole numbers are not exact in all JSON readers, and overflow in the stream."""
 _FIELDS = ShardEntry.__dataclass_fields__.keys()
 
 
@@ -190,7 +233,7 @@ def _finite(text: str) -> float:
     """Parses a number; raises ValueError for NaN and infinity, which the format does not allow."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is not a number")
+        raise ValueError(f"{cut(text, 80)} is not a number")
     return value
 
 

@@ -177,6 +177,99 @@ def test_a_field_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, A
         read_manifest(tmp_path)
 
 
+HOSTILE_NAMES = [
+    "a\nb.tar",
+    "a\x1b[2Jb.tar",
+    "a\0b.tar",
+    "a\x85b.tar",
+    "a\u2028b.tar",
+    "a\u202eb.tar",
+    "a\ud800b.tar",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
+def test_a_name_with_control_characters_is_refused(tmp_path: Path, name: str) -> None:
+    edit(tmp_path, shards=[asdict(FIRST), {**asdict(SECOND), "name": name}])
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path)
+    assert "(shards[1].name=" in str(caught.value)
+    assert "is not a file name that ends with .tar, without / and control characters)" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"shards": {}}, "shards={} is not a list"),
+        ({"shards": ""}, 'shards="" is not a list'),
+        ({"shards": None}, "shards=null is not a list"),
+        (
+            {"shards": [asdict(FIRST), "x" * 1000]},
+            f'shards[1] is not a shard: "{"x" * 79} … is not an object',
+        ),
+        ({"shards": [{"name": "000000.tar"}]}, "shards[0] is not a shard: it lacks samples"),
+        (
+            {"shards": [{**asdict(FIRST), "more": 1}]},
+            'shards[0] is not a shard: it has the unknown field "more"',
+        ),
+        (
+            {"shards": [asdict(FIRST), {**asdict(SECOND), "samples": "3"}]},
+            'shards[1].samples="3" is not a whole number of at least 0 and below 2^63',
+        ),
+        (
+            {"shards": [{**asdict(FIRST), "sha256": None}]},
+            "shards[0].sha256=null is not 64 hexadecimal digits",
+        ),
+        ({"shards": [asdict(FIRST), asdict(FIRST)]}, 'the shard "000000.tar" is listed twice'),
+        (
+            {"shards": [{**asdict(s), "samples": 1 << 62} for s in (FIRST, SECOND)]},
+            f"the samples of all shards are {1 << 63}, more than 2^53",
+        ),
+        (
+            {"shards": [{**asdict(FIRST), "bytes": (1 << 53) + 1}]},
+            f"the bytes of all shards are {(1 << 53) + 1}, more than 2^53",
+        ),
+        ({"provenance": [1]}, "provenance=[1] is not an object"),
+        ({"provenance": asdict(FIRST)}, "it has shards outside of the list shards, such as in provenance"),
+        ({"format_version": True}, "format_version=true is not a whole number"),
+    ],
+)
+def test_an_error_names_the_entry_and_the_field(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    edit(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/manifest.json: not a readable manifest ({reason}); pack again or restore it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"format": "' + b"\xff" * 100_000, "it is not UTF-8 text: byte 12 is 0xff"),
+        (b"[" * 100_000, "its JSON is nested too deeply"),
+        (b"5", "it is not a JSON object"),
+        (b'{"x": ' + b"1" * 10_000 + b".0e999}", "1" * 80 + " … is not a number"),
+    ],
+    ids=["bytes", "nested", "number", "infinite"],
+)
+def test_errors_about_hostile_bytes_are_short(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path)
+    assert f"not a readable manifest ({reason}); pack again" in str(caught.value)
+
+
+def test_texts_of_a_foreign_manifest_are_shortened(tmp_path: Path) -> None:
+    for changes in ({"format": "\x1b" + "x" * 10_000}, {"identity": "\x1b\n" + "x" * 10_000}):
+        edit(tmp_path, **changes)
+        with pytest.raises(UserError) as caught:
+            read_manifest(tmp_path)
+        assert len(str(caught.value)) < len(str(tmp_path)) + 250
+        assert str(caught.value).isprintable()
+
+
 def test_numbers_that_only_look_finite_are_refused(tmp_path: Path) -> None:
     edit(tmp_path, provenance={"x": "HUGE"})
     path = tmp_path / "manifest.json"
