@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import make_parser, save_results
+from benchmark import make_parser, run_main, save_results
+from options import positive_int, setting_pair
 
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.checkpoints.run_state import RunState
-from uniemox_dist.config.load import merge, parse_override
+from uniemox_dist.config.load import merge, parse_override, validate_config
 from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.loader import MicroBatch
@@ -46,21 +47,26 @@ from uniemox_dist.train.step import RankStatus, update_weights
 
 def main() -> None:
     parser = make_parser(__doc__.partition("\n\n")[0])
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="of each rank")
+    parser.add_argument("--ranks", type=positive_int, default=1)
+    parser.add_argument("--threads", type=positive_int, default=1, help="of each rank")
     parser.add_argument(
         "--model", default="vit_base_patch16_224", help="the student's encoder, a name of timm's"
     )
-    parser.add_argument("--micro-batch", type=int, default=1)
-    parser.add_argument("--zero", type=int, default=1, help="ZeRO stage")
+    parser.add_argument("--micro-batch", type=positive_int, default=1)
+    parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=1, help="ZeRO stage")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--ema", action="store_true", help="keep and save a moving average, too")
-    parser.add_argument("--saves", type=int, default=6, help="in each way, the first a warm-up")
+    parser.add_argument("--saves", type=positive_int, default=6, help="in each way, the first a warm-up")
     parser.add_argument(
         "--dir", type=Path, help="where to save, and so which disk is measured (a temporary folder)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
+        "--set",
+        type=setting_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as of uniemox pretrain",
     )
     options = parser.parse_args()
     if options.ranks > 1 and "RANK" not in os.environ:
@@ -101,7 +107,7 @@ def measure(options: argparse.Namespace, world: World, folder: Path) -> dict[str
     }
     for pair in options.set:
         values = merge(values, parse_override(pair))
-    config = Config.model_validate(values)
+    config = validate_config(values, "--model and --set")
     engine = make_engine(Student(config.model, config.loss, None), config, world, options.precision, device)
     ema = Ema(engine, 0.999) if options.ema else None
     batch = random_batch(config, device)
@@ -260,4 +266,4 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

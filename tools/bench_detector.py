@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from benchmark import make_parser, save_results, time_in_turn
+from benchmark import make_parser, run_main, save_results, time_in_turn
+from options import positive_int
 from PIL import Image
 from skimage import data
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--original", type=Path, metavar="ONNX", help="the file `plain` runs")
     parser.add_argument("--persons", metavar="SPEC", help="a further detector, as `--persons` names it")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive_int, default=3)
     options = parser.parse_args()
 
     ways = {"plain": plain(options.original)} | {f"batch {n}": batched(n) for n in BATCHES}
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,8 @@ import numpy as np
 import timm
 import torch
 from bench_release import make_run
-from benchmark import make_parser, print_markdown, save_results, time_call, time_in_turn
+from benchmark import make_parser, print_markdown, run_main, save_results, time_call, time_in_turn
+from options import positive_int
 from PIL import Image
 
 from uniemox_dist.config.schema import Config
@@ -94,10 +95,10 @@ def main() -> None:
     """Measures, and prints a table."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", default="vit_base")
-    parser.add_argument("--pictures", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=positive_int, default=128)
+    parser.add_argument("--batch", type=positive_int, default=16)
+    parser.add_argument("--workers", type=positive_int, default=1)
+    parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--no-onnx", action="store_true", help="leave out the ONNX export")
     given = parser.parse_args()
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from bench_embed import SIDE, make_pictures
 from bench_loader import make_config, make_dataset
-from benchmark import make_parser, save_results
+from benchmark import make_parser, run_main, save_results
+from options import positive_int, positive_number
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -289,12 +290,12 @@ def loader_rate(config: Config, options: argparse.Namespace, there: torch.device
 def main() -> int:
     parser = make_parser(__doc__.partition("\n\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="where (c) and (d) decode")
-    parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--micro-batch", type=int, default=64)
+    parser.add_argument("--pictures", type=positive_int, default=512)
+    parser.add_argument("--micro-batch", type=positive_int, default=64)
     parser.add_argument(
         "--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="loader processes"
     )
-    parser.add_argument("--seconds", type=float, default=3, help="of each row")
+    parser.add_argument("--seconds", type=positive_number, default=3, help="of each row")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU here; --device cpu runs the same code without one")
@@ -334,4 +335,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -31,8 +31,9 @@ import psutil
 import simplejpeg
 import torch
 import webdataset
-from benchmark import make_parser, print_markdown, save_results
+from benchmark import make_parser, print_markdown, run_main, save_results
 from loader_peers import MICRO_BATCH, PEERS
+from options import photo_folder, positive_int, positive_number
 from PIL import Image
 from torchvision import transforms
 
@@ -247,13 +248,15 @@ def print_tables(results: dict[int, dict[str, Any]], gpu: float) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__.partition("\n\n")[0])
-    parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,024 pixels wide")
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 500, 1024])
-    parser.add_argument("--count", type=int, default=400, help="pictures of each width")
-    parser.add_argument("--quality", type=int, default=85, help="of the JPEGs")
-    parser.add_argument("--seconds", type=float, default=6, help="of each row, each time")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--gpu", type=float, default=1000, help="samples per second that a GPU takes")
+    parser.add_argument("--photos", type=photo_folder, help="folder of JPEGs at least 1,024 pixels wide")
+    parser.add_argument("--widths", type=positive_int, nargs="+", default=[256, 500, 1024])
+    parser.add_argument("--count", type=positive_int, default=400, help="pictures of each width")
+    parser.add_argument("--quality", type=positive_int, default=85, help="of the JPEGs")
+    parser.add_argument("--seconds", type=positive_number, default=6, help="of each row, each time")
+    parser.add_argument("--repeat", type=positive_int, default=3)
+    parser.add_argument(
+        "--gpu", type=positive_number, default=1000, help="samples per second that a GPU takes"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     ways = list_ways()
@@ -277,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

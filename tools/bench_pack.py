@@ -10,13 +10,13 @@ waits for the disk, except that the packer calls fsync for each shard.
 import io
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from benchmark import make_parser, save_results, time_call, time_in_turn
+from benchmark import make_parser, run_main, save_results, time_call, time_in_turn
+from options import positive_int
 from PIL import Image
 
 DISTINCT = 1000
@@ -94,10 +94,10 @@ def measure(ways: dict[str, Callable[[Path], None]], work: Path, repeat: int) ->
 def main() -> int:
     """Measures and prints."""
     parser = make_parser(__doc__)
-    parser.add_argument("--photos", type=int, default=20_000)
-    parser.add_argument("--width", type=int, default=500)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--photos", type=positive_int, default=20_000)
+    parser.add_argument("--width", type=positive_int, default=500)
+    parser.add_argument("--workers", type=positive_int, default=2)
+    parser.add_argument("--repeat", type=positive_int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_pack_") as name:
         work = Path(name)
@@ -135,4 +135,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

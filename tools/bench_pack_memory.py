@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmark import make_parser, save_results
+from benchmark import make_parser, run_main, save_results
+from options import positive_int
 from PIL import Image
 
 MB = 1 << 20
@@ -74,10 +75,10 @@ def watch(command: list[str]) -> tuple[float, float, float]:
 def main() -> int:
     """Measures and prints."""
     parser = make_parser(__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--counts", type=positive_int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--layout", choices=["folder", "table"], default="folder")
     parser.add_argument("--persons", default="none")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=positive_int, default=2)
     arguments = parser.parse_args()
     rows = []
     print(f"{'pictures':>9} {'seconds':>8} {'pictures/s':>11} {'parent, MB':>11} {'a worker, MB':>13}")
@@ -95,4 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -15,8 +15,9 @@ import warnings
 from typing import Any
 
 import torch
-from benchmark import make_parser, run_json, save_results
+from benchmark import make_parser, run_json, run_main, save_results
 from engine_memory import Measuring, planned
+from options import positive_int
 
 from launch.plan.memory import Memory, choose_precision, count_memory
 from launch.plan.model import Tower, list_trained_parameters, read_tower
@@ -38,8 +39,8 @@ def main() -> None:
     parser.add_argument(
         "--teacher", default="ViT-B-16-quickgelu", help="shape of the teacher, by open_clip's name"
     )
-    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[32])
+    parser.add_argument("--stages", type=int, choices=(0, 1, 2, 3), nargs="+", default=[1, 2, 3])
+    parser.add_argument("--micro-batches", type=positive_int, nargs="+", default=[32])
     parser.add_argument("--checkpoint-blocks", action="store_true", help="measure with and without it")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # used in a separate process
     options = parser.parse_args()
@@ -156,4 +157,4 @@ def line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bench_embed import SIDE, make_pictures
-from benchmark import make_parser, save_results
+from benchmark import make_parser, run_main, save_results
+from options import non_negative_int, positive_int, positive_number, teacher_shape
 from step_rows import write_teacher
 
 from shards.pack.pipeline import PackSettings, pack
@@ -35,20 +36,21 @@ def main() -> int:
     parser.add_argument("--recipe", default="uniemox_vit_b16")
     parser.add_argument(
         "--teacher-shape",
+        type=teacher_shape,
         default="ViT-B-16-quickgelu",
         help="an open_clip model, with random weights, or local-dir:PATH",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
     )
-    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--pictures", type=positive_int, default=1024)
     parser.add_argument(
         "--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1), help="loader processes"
     )
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--warm-up", type=int, default=10, help="steps that do not count")
-    parser.add_argument("--log-every", type=int, default=5, help="steps of an interval")
-    parser.add_argument("--seconds", type=float, help="stop the run after so long")
+    parser.add_argument("--steps", type=positive_int, default=40)
+    parser.add_argument("--warm-up", type=non_negative_int, default=10, help="steps that do not count")
+    parser.add_argument("--log-every", type=positive_int, default=5, help="steps of an interval")
+    parser.add_argument("--seconds", type=positive_number, help="stop the run after so long")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -140,4 +142,4 @@ def read_results(run: Path, warm_up: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import make_parser, print_markdown, run_json, save_results
+from benchmark import make_parser, print_markdown, run_json, run_main, save_results
 
 from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
 from uniemox_dist.checkpoints.format import KINDS, copy_fixed_parameters, write_part
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,7 +19,8 @@ import numpy as np
 import simplejpeg
 import torch
 from bench_loader import load_photos, write_photos
-from benchmark import make_parser, print_markdown, save_results
+from benchmark import make_parser, print_markdown, run_main, save_results
+from options import photo_folder, positive_int
 from torch import Tensor
 
 from uniemox_dist.data.crops import View, ViewSettings, plan_training_views
@@ -74,11 +75,11 @@ def compare(exact: list[Tensor], other: list[Tensor]) -> dict[str, float]:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,024 pixels wide")
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 500, 1024])
-    parser.add_argument("--count", type=int, default=100, help="pictures of each width")
-    parser.add_argument("--quality", type=int, default=85, help="of the JPEGs")
-    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--photos", type=photo_folder, help="folder of JPEGs at least 1,024 pixels wide")
+    parser.add_argument("--widths", type=positive_int, nargs="+", default=[256, 500, 1024])
+    parser.add_argument("--count", type=positive_int, default=100, help="pictures of each width")
+    parser.add_argument("--quality", type=positive_int, default=85, help="of the JPEGs")
+    parser.add_argument("--repeat", type=positive_int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
     ways: dict[str, Way] = {
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_loader import load_photos
-from benchmark import make_parser, save_results
+from benchmark import make_parser, run_main, save_results
+from options import photo_folder, positive_int
 from PIL import Image
 
 from uniemox_dist.data.crops import DENSITY
@@ -39,8 +40,8 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def main() -> None:
     parser = make_parser(__doc__.partition("\n\n")[0])
-    parser.add_argument("--photos", type=Path, help="folder of JPEGs at least 1,500 pixels wide")
-    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
+    parser.add_argument("--photos", type=photo_folder, help="folder of JPEGs at least 1,500 pixels wide")
+    parser.add_argument("--quality", type=positive_int, default=90, help="of the JPEGs")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     found: dict[float, list[tuple[float, float]]] = {density: [] for density in DENSITIES}
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

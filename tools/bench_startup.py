@@ -15,7 +15,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from benchmark import make_parser, print_markdown, run_json, save_results
+from benchmark import make_parser, print_markdown, run_json, run_main, save_results
+from options import positive_int
 
 from shards.pack.pipeline import PackSettings, pack
 
@@ -67,7 +68,7 @@ def measure(code: str, command: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Measures, and prints a table."""
     parser = make_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="processes per row")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="processes per row")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, list[dict[str, Any]]] = {}
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

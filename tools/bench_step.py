@@ -27,11 +27,13 @@ from typing import Any
 
 import psutil
 import torch
-from benchmark import make_parser, run_json, save_results, time_in_turn
-from step_rows import ROWS, Setting, add_options, countable, device, setting
+from benchmark import make_parser, run_json, run_main, save_results, time_in_turn
+from options import positive_int
+from step_rows import ROWS, Setting, add_options, countable, device, make_config, setting
 from torch.utils.flop_counter import FlopCounterMode
 
 from uniemox_dist.core.devices import peak_tflops
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.models.flops import sample_flops
 from uniemox_dist.teacher.flops import count_teacher_flops
 
@@ -41,14 +43,16 @@ LARGEST = 1024
 def main() -> None:
     parser = make_parser(__doc__.partition("\n\n")[0])
     add_options(parser)
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
-    parser.add_argument("--steps", type=int, default=1, help="steps of a row in a round")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="of which the median counts")
+    parser.add_argument("--steps", type=positive_int, default=1, help="steps of a row in a round")
     parser.add_argument("--memory", action="store_true", help="only the largest micro-batch of (a) that fits")
     parser.add_argument("--against-loop", action="store_true", help="only the engine against a bare loop")
     parser.add_argument("--no-peaks", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peak-of", choices=list(ROWS), help=argparse.SUPPRESS)  # used in a separate process
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
+    for mask in options.mask:
+        make_config(options, mask)  # finds mistakes before the work
     if options.peak_of:
         print(peak_bytes(options))
         return
@@ -217,7 +221,7 @@ def peak_bytes(options: argparse.Namespace) -> int:
 def largest_micro_batch(options: argparse.Namespace) -> int:
     """Returns the largest power of two, up to 1,024, at which two steps of (a) fit on the GPU; 0 if none fits."""
     if device().type != "cuda":
-        sys.exit("--memory: needs a GPU; a CPU would swap instead of failing")
+        raise UserError("--memory: needs a GPU; a CPU would swap instead of failing")
     fits, options.micro_batch = 0, 8
     while options.micro_batch <= LARGEST:
         try:
@@ -248,4 +252,4 @@ def describe_machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

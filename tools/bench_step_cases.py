@@ -32,13 +32,14 @@ import torch
 from bench_checkpoint import random_batch
 from bench_plan_memory import allocated
 from bench_step import matrix_tflops, timed
-from benchmark import make_parser
+from benchmark import make_parser, run_main
+from options import positive_int, positive_number, ratio, setting_pair, teacher_shape
 from released_step import device
 from step_rows import Setting, write_teacher
 from torch.nn import functional as F
 
 from launch.plan.model import read_tower
-from uniemox_dist.config.load import merge, parse_override
+from uniemox_dist.config.load import merge, parse_override, validate_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.devices import Device
 from uniemox_dist.core.files import read_json, write_json
@@ -70,8 +71,11 @@ class Case:
         model, mask, micro_batch, compiles = words
         if compiles not in ("on", "off"):
             raise ValueError(f"compile is on or off, not {compiles}")
-        number = None if micro_batch == LARGEST else int(micro_batch)
-        return cls(model, float(mask), number, compiles == "on")
+        try:
+            number = None if micro_batch == LARGEST else positive_int(micro_batch)
+            return cls(model, ratio(mask), number, compiles == "on")
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
 
     def describe(self) -> dict[str, Any]:
         micro_batch = LARGEST if self.micro_batch is None else self.micro_batch
@@ -95,19 +99,29 @@ def main() -> int:
     )
     parser.add_argument(
         "--teacher-shape",
+        type=teacher_shape,
         default="ViT-B-16-quickgelu",
         help="an open_clip model, with random weights, or local-dir:PATH",
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
+        "--set",
+        type=setting_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as of uniemox pretrain",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round")
-    parser.add_argument("--multiple", type=int, default=64, help="of which the largest micro-batch is one")
-    parser.add_argument("--at-most", type=int, default=4096, help="limit of the largest micro-batch")
-    parser.add_argument("--matrix-size", type=int, default=8192, help="side of the bf16 matrices")
-    parser.add_argument("--seconds", type=float, help="start no case that would probably end later than this")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="of which the median counts")
+    parser.add_argument("--steps", type=positive_int, default=4, help="steps in a round")
+    parser.add_argument(
+        "--multiple", type=positive_int, default=64, help="of which the largest micro-batch is one"
+    )
+    parser.add_argument("--at-most", type=positive_int, default=4096, help="limit of the largest micro-batch")
+    parser.add_argument("--matrix-size", type=positive_int, default=8192, help="side of the bf16 matrices")
+    parser.add_argument(
+        "--seconds", type=positive_number, help="start no case that would probably end later than this"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # used in another process
     options = parser.parse_args()
     try:
@@ -285,7 +299,7 @@ class Bench:
         }
         for pair in self.options.set:
             values = merge(values, parse_override(pair))
-        return Config.model_validate(values)
+        return validate_config(values, "--case and --set")
 
     def _plan(self, config: Config, *, cached: bool) -> int:
         """Returns the largest amount of memory that `uniemox plan` expects torch to allocate."""
@@ -324,4 +338,4 @@ def _free() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from benchmark import make_parser, print_markdown, save_results
+from benchmark import make_parser, print_markdown, run_main, save_results
+from options import non_negative_int
 from step_rows import ROWS, add_options, setting
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="with compute.compile=true")
     parser.add_argument("--layout", choices=list(LAYOUTS), action="append", help="only these (default: all)")
     parser.add_argument(
-        "--names", type=int, default=0, metavar="N", help="also print the N most frequent names"
+        "--names", type=non_negative_int, default=0, metavar="N", help="also print the N most frequent names"
     )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -208,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

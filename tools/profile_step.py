@@ -4,23 +4,27 @@ The trace is Chrome's JSON for chrome://tracing or Perfetto. Operations are rank
 are those of bench_step.py.
 """
 
-import argparse
 import warnings
 from pathlib import Path
 
+from benchmark import Parser, run_main
+from options import positive_int
 from step_rows import ROWS, add_options, device, setting
 from torch.profiler import ProfilerActivity, profile
+
+from uniemox_dist.core.files import check_output
 
 OPERATIONS = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser = Parser(__doc__.partition(":")[0])
     add_options(parser)
     parser.add_argument("--row", choices=list(ROWS), default="a")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=positive_int, default=3)
     parser.add_argument("--trace", type=Path, default=Path("step_trace.json"))
     options = parser.parse_args()
+    check_output(options.trace, "--trace")
     warnings.filterwarnings("ignore")
     step = setting(options, options.mask[0]).of(options.row)
     step()
@@ -47,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,10 +18,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmark import make_parser, print_markdown, run_json, save_results
+from benchmark import make_parser, print_markdown, run_json, run_main, save_results
+from options import positive_int, positive_ints, setting_pair
+
+from uniemox_dist.config.load import load_config
+from uniemox_dist.config.schema import Config
 
 RANK = str(Path(__file__).with_name("simulated_rank.py"))
 WIDTH = 512
+
+
+def configure(overrides: Sequence[str], ranks: int, stage: int) -> Config:
+    """The recipe for ViT-B/16 with overrides, for so many ranks.
+
+    Raises:
+        UserError: if they are no valid configuration.
+    """
+    batch = [f"batch.streams={ranks}", f"batch.global_batch={ranks}", "batch.micro_batch=1"]
+    other = ["data.path=nowhere", f"zero.stage={stage}", "optim.ema_decay=0.999", "optim.precision=fp32"]
+    return load_config("uniemox_vit_b16", [*other, *batch, *overrides])
 
 
 def call(function: str, **arguments: Any) -> Any:
@@ -187,19 +202,32 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Measures, and prints the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument("--ranks", default="8,64,512,4096", help="numbers of ranks, separated by commas")
-    parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2, 3), help="ZeRO stage")
-    parser.add_argument("--node", type=int, default=8, help="real ranks that open the data on this node")
     parser.add_argument(
-        "--real", type=int, metavar="RANKS", help="only resume, in real ranks on this machine"
+        "--ranks", type=positive_ints, default="8,64,512,4096", help="numbers of ranks, separated by commas"
     )
-    parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--samples", type=int, default=1_000_000_000)
-    parser.add_argument("--texts", type=int, default=65_536, help="global batch whose captions are gathered")
+    parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2, 3), help="ZeRO stage")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as of uniemox pretrain"
+        "--node", type=positive_int, default=8, help="real ranks that open the data on this node"
+    )
+    parser.add_argument(
+        "--real", type=positive_int, metavar="RANKS", help="only resume, in real ranks on this machine"
+    )
+    parser.add_argument("--shards", type=positive_int, default=100_000)
+    parser.add_argument("--samples", type=positive_int, default=1_000_000_000)
+    parser.add_argument(
+        "--texts", type=positive_int, default=65_536, help="global batch whose captions are gathered"
+    )
+    parser.add_argument(
+        "--set",
+        type=setting_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as of uniemox pretrain",
     )
     given = parser.parse_args()
+    for ranks in [given.real] if given.real else given.ranks:
+        configure(given.set, ranks, given.stage)  # finds mistakes in --set before the work
     if given.real:
         real = resume_for_real(given.real, given.stage, given.set)
         show_real(real)
@@ -208,10 +236,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="simulate_ranks_data_") as data:
         made = call("make_data", folder=data, samples=given.samples, shards=given.shards)
         node = call("open_on_node", folder=data, ranks=given.node)
-        found = [
-            measure(ranks, given.stage, given.texts, data, given.set)
-            for ranks in map(int, given.ranks.split(","))
-        ]
+        found = [measure(ranks, given.stage, given.texts, data, given.set) for ranks in given.ranks]
     first = found[0]["checkpoint"]
     print(
         f"{first['weights']:,} trained numbers, ZeRO-{given.stage}, a checkpoint of {first['bytes'] / 1e9:.2f} GB; "
@@ -236,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

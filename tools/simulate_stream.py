@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark import make_parser, run_json, save_results
+from benchmark import make_parser, run_json, run_main, save_results
+from options import non_negative_int, positive_int, positive_number
 
 from shards.format.entries import ShardEntry
 from shards.format.manifest import Manifest, read_manifest
@@ -123,14 +123,14 @@ def call_in_new_process(function: str, **arguments: Any) -> dict[str, Any]:
 def main() -> int:
     """Runs the measurements and prints the tables."""
     parser = make_parser(__doc__)
-    parser.add_argument("--samples", type=float, default=1e9)
-    parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--ranks", type=int, default=4096)
-    parser.add_argument("--streams", type=int, default=12_288)
-    parser.add_argument("--global-batch", type=int, default=49_152)
-    parser.add_argument("--step", type=int, default=1_000_000)
+    parser.add_argument("--samples", type=positive_number, default=1e9)
+    parser.add_argument("--shards", type=positive_int, default=100_000)
+    parser.add_argument("--ranks", type=positive_int, default=4096)
+    parser.add_argument("--streams", type=positive_int, default=12_288)
+    parser.add_argument("--global-batch", type=positive_int, default=49_152)
+    parser.add_argument("--step", type=non_negative_int, default=1_000_000)
     parser.add_argument(
-        "--repeat", type=int, default=3, help="starts per step; the least seconds, the most MB"
+        "--repeat", type=positive_int, default=3, help="starts per step; the least seconds, the most MB"
     )
     parser.add_argument("--call", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -174,4 +174,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

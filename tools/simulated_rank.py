@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from simulate_ranks import configure
 from simulate_stream import write as write_manifest
 from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
@@ -42,7 +43,6 @@ from uniemox_dist.checkpoints.fragment_index import (
 )
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.checkpoints.zero_state import load_fragments
-from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import sha256_file, write_json
 from uniemox_dist.data.loader import MicroBatch
@@ -213,13 +213,6 @@ def _fill(tensor: Tensor, content: bytes) -> None:
 def _read_bytes() -> int:
     text = Path("/proc/self/io").read_text()
     return int(text.split()[1])
-
-
-def configure(overrides: list[str], ranks: int, stage: int) -> Config:
-    """The recipe for ViT-B/16 with overrides, for so many ranks."""
-    batch = [f"batch.streams={ranks}", f"batch.global_batch={ranks}", "batch.micro_batch=1"]
-    other = ["data.path=nowhere", f"zero.stage={stage}", "optim.ema_decay=0.999", "optim.precision=fp32"]
-    return load_config("uniemox_vit_b16", [*other, *batch, *overrides])
 
 
 def make_student(config: Config) -> Student:

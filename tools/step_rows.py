@@ -10,7 +10,6 @@ Learning rates are 0, so all work is done but every step uses the same weights.
 import argparse
 import contextlib
 import copy
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,12 +18,14 @@ from typing import Any
 
 import open_clip
 import torch
+from options import positive_int, ratio, setting_pair, teacher_shape
 from released_step import Released, device
 from torch import Tensor, nn
 
-from uniemox_dist.config.load import merge, parse_override
+from uniemox_dist.config.load import merge, parse_override, validate_config
 from uniemox_dist.config.losses import LOSS_NAMES
 from uniemox_dist.config.schema import Config, LossConfig
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.masks import SlotDraws
@@ -56,18 +57,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="vit_base_patch16_224", help="the student's encoder, a name of timm's"
     )
-    parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--mask", type=float, nargs="+", default=[0.75, 0.9], help="mask ratios")
+    parser.add_argument("--micro-batch", type=positive_int, default=8)
+    parser.add_argument("--mask", type=ratio, nargs="+", default=[0.75, 0.9], help="mask ratios")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="of student and teacher"
     )
     parser.add_argument(
         "--teacher-shape",
+        type=teacher_shape,
         default="ViT-B-16-quickgelu",
         help="an open_clip model, with random weights, or local-dir:PATH",
     )
     parser.add_argument(
         "--set",
+        type=setting_pair,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -197,8 +200,12 @@ class Setting:
         return PlainEngine(student, config.optim.weight_decay, config.optim.betas)
 
 
-def setting(options: argparse.Namespace, mask: float) -> Setting:
-    """Creates random weights and a random batch, deterministic for given options."""
+def make_config(options: argparse.Namespace, mask: float) -> Config:
+    """The configuration of a step.
+
+    Raises:
+        UserError: if the options are no valid one.
+    """
     B = options.micro_batch
     values: dict[str, Any] = {
         "run": {"max_steps": 1},
@@ -210,9 +217,15 @@ def setting(options: argparse.Namespace, mask: float) -> Setting:
     }
     for pair in options.set:
         values = merge(values, parse_override(pair))
-    config = Config.model_validate(values)
+    config = validate_config(values, "--model and --set")
     if not (config.loss.relation and config.loss.similarity and config.loss.reconstruction):
-        sys.exit("--set: the released schedule has all three losses; switch none off")
+        raise UserError("--set: the released schedule has all three losses; switch none off")
+    return config
+
+
+def setting(options: argparse.Namespace, mask: float) -> Setting:
+    """Creates random weights and a random batch, deterministic for given options."""
+    config, B = make_config(options, mask), options.micro_batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.teacher_shape.startswith("local-dir:"):
