@@ -220,7 +220,10 @@ def test_initial_weights_of_each_layout_are_known_by_their_headers(
     run.mkdir(parents=True)
     (run / "part_00000.safetensors").write_bytes(b"12345")
     files = {"part_00000.safetensors": {"bytes": 5, "sha256": ""}}
-    info = {"format": FORMAT, "format_version": 1, "step": 10, "files": files}
+    info: dict[str, object] = {"format": FORMAT, "format_version": 1, "step": 10, "files": files}
+    info |= {"slots": 960, "adam_step": 10.0, "world_size": 1, "zero_stage": 1, "precision": "fp32"}
+    info |= {"data_identity": "ab", "teacher": None, "embedding_width": None, "parameters": {}}
+    info |= {"config": {"run": {}, "data": {}, "batch": {}, "model": {}}}
     (run / COMPLETE).write_text(json.dumps(info))
     for path in (run, tmp_path / "run"):
         assert "a checkpoint of step 10, 1 files" in inputs.measure_initial(path).text
