@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from benchmark import make_parser, print_markdown, run_json, run_main, save_results
 
-from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
+from uniemox_dist.checkpoints.folders import (
+    COMPLETE,
+    FIXED,
+    FORMAT,
+    FORMAT_VERSION,
+    open_checkpoint,
+    step_folder,
+)
 from uniemox_dist.checkpoints.format import KINDS, copy_fixed_parameters, write_part
 from uniemox_dist.checkpoints.fragment_index import fragment_key
 from uniemox_dist.config.load import load_config
@@ -84,6 +91,8 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base", help="encoder of the checkpoint that is made")
     parser.add_argument("--run", type=Path, help="a run of yours instead")
     given = parser.parse_args()
+    if given.run is not None:
+        open_checkpoint(given.run, "--run")  # an error before the work
     with tempfile.TemporaryDirectory() as folder:
         run = given.run or make_run(Path(folder) / "runs", given.model)
         rows = [measure(run, Path(folder) / dtype, dtype) for dtype in ("fp32", "bf16")]
