@@ -130,7 +130,7 @@ def test_manifests_that_cannot_be_read_end_with_2(
 ) -> None:
     record = json.loads((copy / "manifest.json").read_text())
     says = {
-        "newer": "format uniemox-shards 2 is not readable by this version",
+        "newer": 'format "uniemox-shards" 2 is not readable by this version',
         "foreign": "not a readable manifest",
     }
     if kind == "newer":
