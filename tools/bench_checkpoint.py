@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from benchmark import make_parser, run_main, save_results
-from options import positive_int, setting_pair
+from options import add_settings, positive_int
 
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.checkpoints.run_state import RunState
@@ -60,14 +60,7 @@ def main() -> None:
     parser.add_argument(
         "--dir", type=Path, help="where to save, and so which disk is measured (a temporary folder)"
     )
-    parser.add_argument(
-        "--set",
-        type=setting_pair,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as of uniemox pretrain",
-    )
+    add_settings(parser)
     options = parser.parse_args()
     if options.ranks > 1 and "RANK" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)

@@ -33,7 +33,7 @@ from bench_checkpoint import random_batch
 from bench_plan_memory import allocated
 from bench_step import matrix_tflops, timed
 from benchmark import make_parser, run_main
-from options import positive_int, positive_number, ratio, setting_pair, teacher_shape
+from options import add_settings, positive_int, positive_number, ratio, teacher_shape
 from released_step import device
 from step_rows import Setting, write_teacher
 from torch.nn import functional as F
@@ -104,14 +104,7 @@ def main() -> int:
         help="an open_clip model, with random weights, or local-dir:PATH",
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
-    parser.add_argument(
-        "--set",
-        type=setting_pair,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as of uniemox pretrain",
-    )
+    add_settings(parser)
     parser.add_argument("--rounds", type=positive_int, default=3, help="of which the median counts")
     parser.add_argument("--steps", type=positive_int, default=4, help="steps in a round")
     parser.add_argument(

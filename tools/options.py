@@ -88,6 +88,18 @@ def teacher_shape(text: str) -> str:
     return text
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set KEY=VALUE`, which can be repeated."""
+    parser.add_argument(
+        "--set",
+        type=setting_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as of uniemox pretrain",
+    )
+
+
 def setting_pair(text: str) -> str:
     """A pair KEY=VALUE whose key is one of the configuration."""
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import make_parser, print_markdown, run_json, run_main, save_results
-from options import positive_int, positive_ints, setting_pair
+from options import add_settings, positive_int, positive_ints
 
 from uniemox_dist.config.load import load_config
 from uniemox_dist.config.schema import Config
@@ -217,14 +217,7 @@ def main() -> None:
     parser.add_argument(
         "--texts", type=positive_int, default=65_536, help="global batch whose captions are gathered"
     )
-    parser.add_argument(
-        "--set",
-        type=setting_pair,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as of uniemox pretrain",
-    )
+    add_settings(parser)
     given = parser.parse_args()
     for ranks in [given.real] if given.real else given.ranks:
         configure(given.set, ranks, given.stage)  # finds mistakes in --set before the work

@@ -18,7 +18,7 @@ from typing import Any
 
 import open_clip
 import torch
-from options import positive_int, ratio, setting_pair, teacher_shape
+from options import add_settings, positive_int, ratio, teacher_shape
 from released_step import Released, device
 from torch import Tensor, nn
 
@@ -68,14 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="ViT-B-16-quickgelu",
         help="an open_clip model, with random weights, or local-dir:PATH",
     )
-    parser.add_argument(
-        "--set",
-        type=setting_pair,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="further settings, as of uniemox pretrain",
-    )
+    add_settings(parser)
     parser.add_argument(
         "--engine", choices=["plain", "deepspeed"], default="plain", help="of (a), (a') and (c)"
     )
