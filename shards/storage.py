@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import is_remote
 
 Place = Path
 """A local path, or a remote one (UPath). Both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir` and `glob`;
@@ -29,11 +30,6 @@ _PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is outside the local file tree."""
-    return "://" in str(path) and not str(path).startswith(("file://", "local://"))
 
 
 def is_local(where: Place) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from benchmark import make_parser, run_main, save_results
-from options import add_settings, positive_int
+from options import add_settings, local_path, positive_int
 
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
 from uniemox_dist.checkpoints.run_state import RunState
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--ema", action="store_true", help="keep and save a moving average, too")
     parser.add_argument("--saves", type=positive_int, default=6, help="in each way, the first a warm-up")
     parser.add_argument(
-        "--dir", type=Path, help="where to save, and so which disk is measured (a temporary folder)"
+        "--dir", type=local_path, help="where to save, and so which disk is measured (a temporary folder)"
     )
     add_settings(parser)
     options = parser.parse_args()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from options import local_path
+
 from uniemox_dist.core.errors import EXIT_USER, UserError
 from uniemox_dist.core.files import check_output, describe_missing_folder, write_json
 
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Creates a parser with the option `--json FILE`."""
     parser = Parser(description)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="also write the results to FILE")
     return parser
 
 

@@ -23,6 +23,7 @@ from chaos_faults.lab import Lab, Missed
 from chaos_faults.processes import preload
 from chaos_faults.registry import FAULTS, described
 from chaos_faults.verdict import Outcome
+from options import local_path
 
 HEADER = ("fault", "noticed after", "recovered from", "steps lost", "samples lost", "doubled", "result")
 
@@ -36,8 +37,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the faults and stop")
     parser.add_argument("--kills", type=int, default=3, help="how often a save is hit in fault 2 (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default 0)")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
-    parser.add_argument("--keep", metavar="FOLDER", help="work there and leave all runs to be looked at")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument(
+        "--keep", type=local_path, metavar="FOLDER", help="work there and leave all runs to be looked at"
+    )
     parser.add_argument("--no-mount", action="store_true", help="skip the faults that mount a file system")
     options = parser.parse_args()
     if options.list:
@@ -62,7 +65,7 @@ def main() -> int:
     print(table(outcomes))
     print(f"{len(outcomes)} faults in {(time.monotonic() - began) / 60:.1f} minutes")
     if options.json:
-        Path(options.json).write_text(json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
+        options.json.write_text(json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
     return int(any(outcome.problems for outcome in outcomes))
 
 

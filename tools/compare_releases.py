@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from options import local_path
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import atomic_path, write_json, write_text
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR")
     parser.add_argument("--methods", default="knn,probe")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("comparison"))
+    parser.add_argument("--out", type=local_path, default=Path("comparison"))
     given = parser.parse_args()
     methods = [m.strip() for m in given.methods.split(",") if m.strip()]
     try:

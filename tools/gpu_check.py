@@ -31,7 +31,7 @@ from gpu_page import make_page
 from gpu_parts import PARTS, ROOT, Form, Part, environment
 
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, UserError
-from uniemox_dist.core.files import format_os_error, write_json, write_text
+from uniemox_dist.core.files import format_os_error, require_local, write_json, write_text
 from uniemox_dist.core.versions import versions
 
 MINUTES, TINY_MINUTES = 8.0, 30.0
@@ -113,6 +113,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name not in names:
             raise UserError(f"--only {name}: no such part; the parts are {', '.join(names)}")
     options.only = options.only or names
+    require_local(options.out, "OUT")
     if options.out.is_file():
         raise UserError(f"OUT={options.out}: is a file; give a folder")
     if options.minutes is None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from uniemox_dist.config.load import parse_override
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import describe_missing_folder
+from uniemox_dist.core.files import describe_missing_folder, require_local
 
 
 def positive_int(text: str) -> int:
@@ -57,6 +57,14 @@ def _number(text: str, bound: float, expected: str) -> float:
     if not 0 < number < bound:
         raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
     return number
+
+
+def local_path(text: str) -> Path:
+    """A file or folder to write, on a local or network file system."""
+    try:
+        return Path(require_local(text, "path"))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path=")) from None
 
 
 def photo_folder(text: str) -> Path:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from benchmark import Parser, run_main
-from options import positive_int
+from options import local_path, positive_int
 from step_rows import ROWS, add_options, device, setting
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,7 +22,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--row", choices=list(ROWS), default="a")
     parser.add_argument("--steps", type=positive_int, default=3)
-    parser.add_argument("--trace", type=Path, default=Path("step_trace.json"))
+    parser.add_argument("--trace", type=local_path, default=Path("step_trace.json"))
     options = parser.parse_args()
     check_output(options.trace, "--trace")
     warnings.filterwarnings("ignore")

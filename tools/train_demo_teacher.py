@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from shards.pictures import to_rgb
 from uniemox_dist.config.schema import TeacherConfig
+from uniemox_dist.core.files import require_local
 from uniemox_dist.data.views import decode_tensor, resize_whole
 from uniemox_dist.evaluate.baselines import colour_histogram, small_pixels
 from uniemox_dist.evaluate.intervals import Bootstrap
@@ -283,6 +284,8 @@ def main(
     table: Path | None, out: Path, steps: int, batch: int, lr: float, seed: int, json_file: Path | None
 ) -> None:
     """Trains the demo's teacher and measures it on held-out pictures."""
+    require_local(out, "--out")
+    require_local(json_file or "", "--json")
     train_rows, test_rows = read_table(
         table or Path(str(resources.files("shards") / "demo/fluent_emoji.parquet"))
     )

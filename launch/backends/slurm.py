@@ -10,10 +10,9 @@ from launch import render
 from launch.conflicts import require_commands
 from launch.dispatch import PARALLEL, Frozen, Request, Submitted
 from launch.submission import delay_interrupts, record
-from shards.storage import is_remote
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.core.files import write_text
+from uniemox_dist.core.files import is_remote, write_text
 from uniemox_dist.scheduler import commands
 
 LOG = "slurm-%j.out"

@@ -11,8 +11,9 @@ from itertools import takewhile
 
 from shards.pictures import BadPicture
 from shards.sources import Image, Slice
-from shards.storage import Place, is_remote, parse_place, read_range
+from shards.storage import Place, parse_place, read_range
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import is_remote
 
 SPLITS = {
     "train": "train",

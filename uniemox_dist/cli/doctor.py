@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, UserError, install_command
+from uniemox_dist.core.files import require_local
 
 if TYPE_CHECKING:
     from uniemox_dist.distributed.world import World
@@ -46,6 +47,8 @@ def doctor(
 
     if short and data:
         raise UserError(f"--data={data[0]}: --short does not check shards; leave one of them out")
+    run_dir = None if run_dir is None else require_local(run_dir, "--run-dir")
+    json_file = None if json_file is None else require_local(json_file, "--json")
     subject = _subject(recipe, run_dir, data)
     if json_file is not None and not Path(json_file).absolute().parent.is_dir():
         raise UserError(f"--json={json_file}: no such folder; make {Path(json_file).parent} first")

@@ -89,11 +89,27 @@ class OutputFile(_Named):
 
     def check(self, text: str, field: str, *, seen: bool) -> Path:
         """As `_Named.check`."""
-        from uniemox_dist.core.files import check_output
+        from uniemox_dist.core.files import check_output, require_local
 
+        path = Path(require_local(text, field))
         if seen:
-            check_output(Path(text), field, self.suffix)
-        return Path(text)
+            check_output(path, field, self.suffix)
+        return path
+
+
+class LocalFolder(_Named):
+    """A folder on a local or network file system, which the command reads or writes and checks itself."""
+
+    name = "folder"
+
+    def __init__(self) -> None:
+        super().__init__("give a folder")
+
+    def check(self, text: str, field: str, *, seen: bool) -> Path:
+        """As `_Named.check`."""
+        from uniemox_dist.core.files import require_local
+
+        return Path(require_local(text, field))
 
 
 class Release(_Named):

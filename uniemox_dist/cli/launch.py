@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from uniemox_dist.cli.inputs import LocalFolder
+
 if TYPE_CHECKING:
     from launch.dispatch import Backend, Request
 
@@ -105,7 +107,7 @@ def _submits(function: F, effective: Sequence[str] | None = None) -> F:
         ),
         click.option(
             "--jobs",
-            type=click.Path(path_type=Path),
+            type=LocalFolder(),
             default=Path("jobs"),
             show_default=True,
             metavar="DIR",
@@ -221,7 +223,7 @@ def submitit_command(dry_run: bool, **given: Any) -> None:
 
 
 @launch.command("scripts", short_help="Write the batch scripts for a site into a folder.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=LocalFolder())
 @click.option(
     "--cluster", "site", default="plain", show_default=True, metavar="SITE", help="The site they are for."
 )

@@ -21,8 +21,10 @@ class RunPath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from uniemox_dist.core.files import require_local
+
         refuse_empty(value)
-        return super().convert(value, param, ctx)
+        return super().convert(require_local(value, "RUN"), param, ctx)
 
 
 def refuse_empty(run: object) -> None:

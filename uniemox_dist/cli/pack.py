@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.inputs import Checked
+from uniemox_dist.cli.inputs import Checked, LocalFolder
 
 
 class NamesOption(click.Option):
@@ -42,7 +42,7 @@ CHECK = click.option(
     show_default=True,
     help="Read all data of every picture, or trust its header.",
 )
-OUT = click.argument("out", type=click.Path(path_type=Path))
+OUT = click.argument("out", type=LocalFolder())
 
 
 def layouts() -> list[str]:
@@ -60,8 +60,8 @@ def _presets() -> list[str]:
 
 def _check(context: click.Context) -> None:
     from shards.pack.settings import parse_part
-    from shards.storage import is_remote
     from uniemox_dist.core.errors import UserError
+    from uniemox_dist.core.files import is_remote
 
     given = context.params
     source = given["source"]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from uniemox_dist.cli.inputs import LocalFolder
+
 if TYPE_CHECKING:
     from launch.plan.data import Data
     from launch.plan.plan import Plan, PlanInputs
@@ -63,7 +65,7 @@ AMOUNT = _Amount()
 )
 @click.option(
     "--from-run",
-    type=click.Path(path_type=Path),
+    type=LocalFolder(),
     metavar="RUN",
     help="Use the pace and the saves that a run measured.",
 )

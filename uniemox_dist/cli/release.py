@@ -4,9 +4,7 @@ from pathlib import Path
 
 import click
 
-from uniemox_dist.cli.inputs import Checked, InputFile
-
-FOLDER = click.Path(path_type=Path)
+from uniemox_dist.cli.inputs import Checked, InputFile, LocalFolder
 
 
 def _check(context: click.Context) -> None:
@@ -22,8 +20,8 @@ def _check(context: click.Context) -> None:
 
 
 @click.command(cls=Checked, check=_check)
-@click.argument("run", type=FOLDER)
-@click.argument("out", type=FOLDER, required=False)
+@click.argument("run", type=LocalFolder())
+@click.argument("out", type=LocalFolder(), required=False)
 @click.option(
     "--step",
     default="last",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.inputs import Checked, OutputFile
+from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputFile
 from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, WORKERS, NamesOption, pack_command
 
 WRITABLE = "give a file in a folder that can be written"
@@ -24,7 +24,7 @@ class FolderType(click.ParamType):
 
 COPY = click.option("--copy", is_flag=True, help="Write new tars instead of linking the existing ones.")
 JSON = click.option("--json", "json_file", type=OutputFile(), help="Also write the results to this file.")
-FOLDER = click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+FOLDER = click.argument("folder", type=LocalFolder(), metavar="DIR")
 REMOTE_FOLDER = click.argument("folder", type=FolderType(), metavar="DIR")
 
 
@@ -158,7 +158,7 @@ def report_command(folder: Path, out: Path | None) -> None:
 
 @shards.command("merge", cls=Checked, check=_check_parts)
 @OUT
-@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("parts", nargs=-1, required=True, type=LocalFolder())
 def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
     """Join the PARTS of `shards pack --part I/N` into one data set OUT without copying tars.
 

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from uniemox_dist.config.sections import Amount, Seconds, Section, Share
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import require_local
 
 
 class RunConfig(Section):
@@ -60,6 +61,11 @@ class RunConfig(Section):
                 f"run.name={value!r}: letters, digits, dots, - and _, and first a letter or digit"
             )
         return value
+
+    @field_validator("dir")
+    @classmethod
+    def _is_local(cls, value: str) -> str:
+        return require_local(value, "run.dir")
 
     @model_validator(mode="after")
     def _one_length(self) -> "RunConfig":
@@ -131,6 +137,11 @@ class DataConfig(Section):
     """Filter that resizes the views of training, antialiased; bilinear is faster and a little softer."""
     colour_jitter: Share = 0.0
     """Brightness, contrast and saturation of each view are multiplied by 1 - this … 1 + this."""
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _is_local(cls, value: str | None) -> str | None:
+        return None if value is None else require_local(value, "data.cache_dir")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DataConfig":

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -119,6 +120,37 @@ def remove_dir(path: str | os.PathLike[str]) -> None:
 def describe_missing_folder(path: Path) -> str:
     """The reason why a path is not a folder."""
     return "is a file" if path.is_file() else "no such folder"
+
+
+_FLATTENED_URL = re.compile(r"(s3a?|gcs|gs|https?|hf|az|abfss?|hdfs|s?ftp|ssh):/")
+"""The beginning of a URL as pathlib writes it, with one slash."""
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL outside the local file tree."""
+    return "://" in str(path) and not str(path).startswith(("file://", "local://"))
+
+
+def hide_secrets(path: str | os.PathLike[str]) -> str:
+    """A path or URL for messages and logs: without user, password and query, which may hold keys and signatures."""
+    text = str(path)
+    if not is_remote(text):
+        return text
+    text = re.sub(r"(://)[^/?#]*@", r"\1…@", text)
+    return re.sub(r"[?#].*=.*", "?…", text, flags=re.DOTALL)
+
+
+def require_local(path: str | os.PathLike[str], field: str) -> str:
+    """Returns a path without file:// or local://; `field` is the argument, option or setting that names it.
+
+    Raises:
+        UserError: if it is a URL of another protocol. pathlib would make a local folder `s3:` of it.
+    """
+    if is_remote(path) or _FLATTENED_URL.match(str(path)):
+        raise UserError(
+            f"{field}={hide_secrets(path)}: is a URL, but this must be on a local or network file system; give a path"
+        )
+    return str(path).removeprefix("file://").removeprefix("local://")
 
 
 def check_output(path: Path | None, option: str, suffix: str = "") -> None:

@@ -13,8 +13,8 @@ import torch
 
 from shards.format.entries import ShardTable
 from shards.format.manifest import Manifest, find_manifest, read_manifest
-from shards.storage import is_remote
 from uniemox_dist.core.errors import Fault
+from uniemox_dist.core.files import is_remote
 from uniemox_dist.data.origin import ShardOrigin
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.node_memory import share_on_nodes

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from shards.format.manifest import Manifest, combined_identity, read_manifest
-from shards.storage import is_remote
 from uniemox_dist import __version__
 from uniemox_dist.checkpoints.folders import Checkpoint
 from uniemox_dist.config.losses import LOSS_NAMES, LOSS_TERMS
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import read_json
+from uniemox_dist.core.files import is_remote, read_json
 from uniemox_dist.release.format import ENCODER, FORMAT, FORMAT_VERSION, REST
 from uniemox_dist.release.preprocessing import preprocessing_facts
 from uniemox_dist.release.weights import Source, read_config
