@@ -26,6 +26,7 @@ from uniemox_dist.config.schema import Config
 
 RANK = str(Path(__file__).with_name("simulated_rank.py"))
 WIDTH = 512
+"""Width of the teacher's space."""
 
 
 def configure(overrides: Sequence[str], ranks: int, stage: int) -> Config:

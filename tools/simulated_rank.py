@@ -1,49 +1,34 @@
 """One rank of a large job, alone in its process, for `simulate_ranks.py`.
 
-The process group is torch's fake one, whose collectives return at once. Ranks of a job run one after the other: rank 0
-records what it sends to all others (the tape), and they replay it. `Counts` has the bytes of each exchange, of files
-that are read, and the names of files that are opened.
-
-    python tools/simulated_rank.py '["FUNCTION", {"ARGUMENT": VALUE}]'
+python tools/simulated_rank.py '["FUNCTION", {"ARGUMENT": VALUE}]'
 """
 
 import gc
 import json
 import os
-import pickle
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
-from simulate_ranks import configure
+from fabricated_checkpoint import fabricate, make_student
+from fake_rank import PLAYED, Counts, Opens, Rank, read_bytes
+from simulate_ranks import WIDTH, configure
 from simulate_stream import write as write_manifest
-from torch import Tensor
-from torch.distributed import distributed_c10d as c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from shards.format.manifest import read_manifest
 from uniemox_dist.checkpoints.async_writer import AsyncWriter
-from uniemox_dist.checkpoints.folders import COMPLETE, FIXED, FORMAT, FORMAT_VERSION, step_folder
-from uniemox_dist.checkpoints.format import EMA, KINDS, copy_fixed_parameters, write_part
-from uniemox_dist.checkpoints.fragment_index import (
-    FRAGMENTS,
-    build_index,
-    fragment_key,
-    list_cuts,
-    part_name,
-)
+from uniemox_dist.checkpoints.folders import step_folder
+from uniemox_dist.checkpoints.format import copy_fixed_parameters
+from uniemox_dist.checkpoints.fragment_index import part_name
 from uniemox_dist.checkpoints.run_state import RunState
 from uniemox_dist.checkpoints.zero_state import load_fragments
-from uniemox_dist.config.schema import Config
 from uniemox_dist.core.files import sha256_file, write_json
 from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.origin import ReadCounts
@@ -52,259 +37,13 @@ from uniemox_dist.data.sources import Sources, list_places
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.local_launcher import run_ranks
 from uniemox_dist.distributed.world import World
-from uniemox_dist.models.student import Student
 from uniemox_dist.runs.folder import RunFolder
-from uniemox_dist.train.ema import ENCODER, Ema
-from uniemox_dist.train.engine import make_engine, parameter_groups
+from uniemox_dist.train.ema import Ema
+from uniemox_dist.train.engine import make_engine
 from uniemox_dist.train.pretrain import gather_texts
 from uniemox_dist.train.resume import choose_checkpoint
 
-WIDTH = 512
-"""Width of the teacher's space."""
 CPU = torch.device("cpu")
-EXCHANGES = ("gather", "all_gather", "all_gather_into_tensor", "all_reduce", "broadcast")
-
-
-@dataclass
-class Counts:
-    """What this rank did while it was counted."""
-
-    opened: Counter[str] = field(default_factory=Counter)
-    """Files by name."""
-    read_bytes: int = 0
-    """As the kernel counts them, of all files."""
-    sent: Counter[str] = field(default_factory=Counter)
-    """Bytes by exchange; what a rank passes on in a tree or ring is not counted."""
-    received: Counter[str] = field(default_factory=Counter)
-    cpu_s: float = 0.0
-
-    @property
-    def parts(self) -> int:
-        """Number of part files that were opened, repetitions included."""
-        return sum(count for name, count in self.opened.items() if name.startswith("part_"))
-
-    def facts(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return {
-            "parts": self.parts,
-            "read_bytes": self.read_bytes,
-            "sent": dict(self.sent),
-            "received": dict(self.received),
-            "cpu_s": self.cpu_s,
-        }
-
-
-class Opens:
-    """Counts the files that this process opens, by name."""
-
-    def __init__(self) -> None:
-        self.files: Counter[str] = Counter()
-
-    def count_open(self, path: str | os.PathLike[str]) -> None:
-        """Counts a file that this process opens."""
-        self.files[Path(path).name] += 1
-
-
-class Rank:
-    """A rank of a job whose other ranks are not there."""
-
-    def __init__(self, rank: int, size: int, tape: Path) -> None:
-        self.world = World(rank, size, local_rank=rank % 8)
-        self._tape = open(tape, "wb" if rank == 0 else "rb")  # noqa: SIM115
-        self._counts: Counts | None = None
-
-    def __enter__(self) -> "Rank":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tape.close()
-
-    def count_open(self, path: str | os.PathLike[str]) -> None:
-        """Counts a file that this process opens."""
-        if self._counts is not None:
-            self._counts.opened[Path(path).name] += 1
-
-    @contextmanager
-    def counted(self) -> Iterator[Counts]:
-        """Counts what happens, and lets rank 0's words reach the others."""
-        found = Counts()
-        originals = {(where, name): getattr(where, name) for where in (dist, c10d) for name in EXCHANGES}
-        for (where, name), original in originals.items():
-            setattr(where, name, self._counting(name, original, found))
-        on_main, collectives.on_main = collectives.on_main, self._on_main  # type: ignore[assignment]
-        self._counts, before, began = found, _read_bytes(), time.process_time()
-        PLAYED[:] = [self]
-        try:
-            yield found
-        finally:
-            self._counts = None
-            found.read_bytes, found.cpu_s = _read_bytes() - before, time.process_time() - began
-            collectives.on_main = on_main
-            for (where, name), original in originals.items():
-                setattr(where, name, original)
-
-    def _on_main(self, _: World, work: Callable[[], Any]) -> Any:
-        value = self._share(pickle.dumps(work()) if self.world.is_main else None)
-        if self._counts is not None:
-            (self._counts.sent if self.world.is_main else self._counts.received)["on_main"] += len(value)
-        return pickle.loads(value)
-
-    def _share(self, content: bytes | None) -> bytes:
-        """Rank 0's bytes, by way of the tape."""
-        if content is not None:
-            self._tape.write(len(content).to_bytes(8, "little") + content)
-            self._tape.flush()
-            return content
-        counts, self._counts = self._counts, None
-        before = _read_bytes()
-        found = self._tape.read(int.from_bytes(self._tape.read(8), "little"))
-        self.replayed += _read_bytes() - before
-        self._counts = counts
-        return found
-
-    def _counting(self, name: str, original: Callable[..., Any], found: Counts) -> Callable[..., Any]:
-        others = self.world.size - 1
-
-        def exchange(*arguments: Any, **named: Any) -> Any:
-            tensors = [a for a in arguments if isinstance(a, Tensor)]
-            if name == "broadcast":
-                source = named.get("src", arguments[1] if len(arguments) > 1 else 0)
-                own = source == self.world.rank
-                (found.sent if own else found.received)[name] += tensors[0].nbytes
-                if source == 0:
-                    _fill(tensors[0], self._share(_content(tensors[0]) if own else None))
-                return None
-            count = tensors[-1].nbytes
-            if name == "gather":
-                main = self.world.is_main
-                (found.received if main else found.sent)[name] += count * others if main else count
-            else:
-                found.sent[name] += count
-                found.received[name] += count if name == "all_reduce" else count * others
-            return original(*arguments, **named)
-
-        return exchange
-
-    replayed = 0
-    """Bytes of the tape that were read, which are no files of the job."""
-
-
-PLAYED: list[Rank | Opens] = []
-"""Where opened files are counted."""
-
-
-def _see(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and PLAYED and isinstance(arguments[0], str | os.PathLike):
-        PLAYED[0].count_open(arguments[0])
-
-
-sys.addaudithook(_see)
-
-
-def _content(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _fill(tensor: Tensor, content: bytes) -> None:
-    if tensor.numel():
-        tensor.copy_(torch.frombuffer(bytearray(content), dtype=tensor.dtype).view(tensor.shape))
-
-
-def _read_bytes() -> int:
-    text = Path("/proc/self/io").read_text()
-    return int(text.split()[1])
-
-
-def make_student(config: Config) -> Student:
-    """An untrained student."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Student(config.model, config.loss, WIDTH)
-
-
-def cut(student: Student, config: Config, ranks: int) -> list[dict[str, int]]:
-    """The lengths of every rank's tensors by their keys, as DeepSpeed cuts them. `resume_and_save` compares them with
-    those of the real engine."""
-    names = {id(p): name for name, p in student.named_parameters()}
-    places: list[dict[str, tuple[int, int]]] = [{} for _ in range(ranks)]
-    for group in parameter_groups(student, config.optim.weight_decay):
-        sizes = [(names[id(p)], p.numel()) for p in group["params"]]
-        whole, offset = sum(size for _, size in sizes), 0
-        share = 2 * -(-whole // (2 * ranks))  # stages 1 and 2: one partition of the group for each rank
-        for name, size in sizes:
-            if config.zero.stage in (0, 3):
-                offset, share = 0, -(-size // ranks)
-            for rank in range(offset // share, -(-(offset + size) // share)):
-                a, b = max(offset, rank * share), min(offset + size, (rank + 1) * share)
-                if a < b:
-                    places[rank][name] = a - offset, b - offset
-            offset += size
-    return [
-        {
-            fragment_key(name, own[name][0], kind): own[name][1] - own[name][0]
-            for kinds, prefix in ((KINDS, ""), ((EMA,), ENCODER))
-            for name in names.values()
-            if name in own and name.startswith(prefix)
-            for kind in kinds
-        }
-        for own in places
-    ]
-
-
-def fabricate(folder: str, ranks: int, stage: int, overrides: list[str]) -> dict[str, Any]:
-    """Writes a checkpoint of so many ranks. Headers, index and hashes are real; all numbers are zeros, in sparse files
-    that need no disk."""
-    config = configure(overrides, ranks, stage)
-    student = make_student(config)
-    checkpoint = RunFolder(folder).checkpoints / step_folder(1)
-    checkpoint.mkdir(parents=True)
-    cuts = cut(student, config, ranks)
-    files = {}
-    for rank, lengths in enumerate(cuts):
-        path = checkpoint / part_name(rank)
-        header = make_header(lengths)
-        path.write_bytes(header)
-        os.truncate(path, len(header) + 4 * sum(lengths.values()))
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    size, sha256 = write_part(checkpoint / FIXED, copy_fixed_parameters(student))
-    files[FIXED] = {"bytes": size, "sha256": sha256}
-    trained = {name: list(p.shape) for name, p in student.named_parameters() if p.requires_grad}
-    info = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "step": 1,
-        "slots": config.batch.global_batch,
-        "adam_step": 1.0,
-        "world_size": ranks,
-        "zero_stage": stage,
-        "precision": "fp32",
-        "data_identity": "0" * 64,
-        "teacher": None,
-        "embedding_width": WIDTH,
-        "parameters": trained,
-        FRAGMENTS: build_index(map(list_cuts, cuts)),
-        "config": config.model_dump(mode="json"),
-        "files": files,
-    }
-    write_json(checkpoint / COMPLETE, info)
-    weights = sum(torch.Size(shape).numel() for shape in trained.values())
-    return {
-        "files": len(files),
-        "bytes": sum(facts["bytes"] for facts in files.values()),
-        "weights": weights,
-        "complete_bytes": (checkpoint / COMPLETE).stat().st_size,
-    }
-
-
-def make_header(lengths: dict[str, int]) -> bytes:
-    """The header of a part with these fp32 tensors."""
-    header, end = {}, 0
-    for key, length in lengths.items():
-        start, end = end, end + 4 * length
-        header[key] = {"dtype": "F32", "shape": [length], "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def choose(folder: str, ranks: int) -> dict[str, Any]:
@@ -406,7 +145,7 @@ def resume_as_rank(folder: str, stage: int, overrides: list[str]) -> dict[str, A
     collectives.barrier()
     opens = Opens()
     PLAYED[:] = [opens]
-    read, cpu, began = _read_bytes(), time.process_time(), time.perf_counter()
+    read, cpu, began = read_bytes(), time.process_time(), time.perf_counter()
     checkpoint = choose_checkpoint(world, RunFolder(folder), "auto")
     assert checkpoint is not None
     chosen, chosen_cpu = time.perf_counter(), time.process_time()
@@ -414,7 +153,7 @@ def resume_as_rank(folder: str, stage: int, overrides: list[str]) -> dict[str, A
     collectives.barrier()
     found = {
         "parts": sum(count for name, count in opens.files.items() if name.startswith("part_")),
-        "read_bytes": _read_bytes() - read,
+        "read_bytes": read_bytes() - read,
         "choosing_s": chosen - began,
         "choosing_cpu_s": chosen_cpu - cpu,
         "loading_s": time.perf_counter() - chosen,

@@ -108,13 +108,25 @@ def open_splits(config: FinetuneRun) -> Splits:
 
 
 def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size: int = 1) -> Sources:
-    """Makes the training split the source of a stream."""
+    """Makes the training split the source of a stream.
+
+    Each rank checks the sizes of its part of the shards of all splits, because a node may lack files that rank 0 has.
+
+    Raises:
+        UserError: naming the first shard that is missing or truncated.
+    """
     path = splits.train.url
     sources = Sources(
         config.model_copy(update={"data": config.data.model_copy(update={"path": path})}),
         rank=rank,
         world_size=world_size,
+        manifests=[splits.train.manifest],
     )
+    for reader in filter(None, (splits.val, splits.test)):
+        if reader.url != path:
+            ShardReader.from_folder(
+                reader.url, "data.path", share=(rank, world_size), manifest=reader.manifest
+            )
     cache = sources.readers[0].origin.cache
     splits.train.origin.cache = cache
     sources.readers = [splits.train]

@@ -1,5 +1,7 @@
 """Splits of a labelled set: how they are chosen, their labels, and errors."""
 
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from shards.sources.layouts.emotic import CATEGORIES
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.splits import Splits, open_splits
+from uniemox_dist.data.splits import Splits, make_train_sources, open_splits
 
 
 def config(data: Path, *more: str) -> FinetuneRun:
@@ -142,3 +144,21 @@ def test_the_samples_of_emotic_are_persons_or_pictures(tmp_path: Path) -> None:
     )
     assert not keys(made)[0] & keys(made)[1]
     assert made.train.samples + made.val.samples == 24
+
+
+def test_other_ranks_check_their_shards_of_each_split_without_reading_a_manifest(tmp_path: Path) -> None:
+    labels = {"a": 3, "b": 3}
+    data = packed(
+        labels_set(tmp_path / "source", {"train": labels, "val": labels, "test": labels}), tmp_path / "data"
+    )
+    of = config(data)
+    splits = pickle.loads(pickle.dumps(open_splits(of)))  # as rank 0 sends them
+    for split in ("train", "val", "test"):
+        (data / split / "manifest.json").unlink()
+    sources = make_train_sources(of, splits, 1, 2)
+    assert (sources.samples, splits.val.samples, splits.test.samples) == (6, 6, 6)
+    [tar] = (data / "test").glob("*.tar")
+    os.truncate(tar, 100)
+    make_train_sources(of, splits, 1, 2)  # the only shard is rank 0's
+    with pytest.raises(UserError, match=rf"^data.path={data}/test: shard {tar.name} has 100 bytes"):
+        make_train_sources(of, splits, 0, 2)

@@ -54,7 +54,7 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
     expect("opening the data")
     hosts = collectives.hosts(world)
     compiles = decide_compile(config, world, device)
-    splits = collectives.on_all(world, lambda: open_splits(config))
+    splits = collectives.on_main(world, lambda: open_splits(config))
     collectives.on_all(world, lambda: Augment(config))
     sources = collectives.on_all(world, lambda: make_train_sources(config, splits, world.rank, world.size))
     _check_pairs(config, world)
