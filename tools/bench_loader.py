@@ -82,7 +82,7 @@ def write_photos(photos: list[Image.Image], folder: Path, width: int, count: int
         photo = photos[i % len(photos)]
         share = rng.uniform(0.75, 1.0)
         w, h = int(photo.width * share), int(photo.height * share)
-        x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
+        x, y = int(rng.integers(photo.width - w + 1)), int(rng.integers(photo.height - h + 1))
         crop = photo.resize((width, round(width * h / w)), Image.Resampling.LANCZOS, (x, y, x + w, y + h))
         crop.save(folder / f"{i:05d}.jpg", quality=quality)
         size += (folder / f"{i:05d}.jpg").stat().st_size
@@ -179,7 +179,10 @@ def measure_rate(make: Callable[[Path], Iterator[int]], shards: Path, seconds: f
 
 def list_ways() -> dict[str, Callable[[Path], Iterator[int]]]:
     """Returns the rows to measure; prints a line for each peer that is not installed."""
-    ways = {OURS: partial(ours, "bicubic"), f"{OURS}, bilinear": partial(ours, "bilinear")}
+    ways: dict[str, Callable[[Path], Iterator[int]]] = {
+        OURS: partial(ours, "bicubic"),
+        f"{OURS}, bilinear": partial(ours, "bilinear"),
+    }
     for name, (module, make) in PEERS.items():
         if importlib.util.find_spec(module) is None:
             print(f"{name}: is not installed; left out")

@@ -36,7 +36,7 @@ def make_photos(folder: Path, count: int, width: int) -> int:
             photo = photos[i % len(photos)]
             share = rng.uniform(0.6, 1.0)
             w, h = int(photo.width * share), int(photo.height * share)
-            x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
+            x, y = int(rng.integers(photo.width - w + 1)), int(rng.integers(photo.height - h + 1))
             crop = photo.crop((x, y, x + w, y + h))
             buffer = io.BytesIO()
             crop.resize((width, round(width * h / w)), Image.Resampling.LANCZOS).save(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from benchmark import make_parser, print_markdown, run_json, run_main, save_results
+from torch import Tensor
 
 from uniemox_dist.checkpoints.folders import (
     COMPLETE,
@@ -48,9 +49,9 @@ def make_run(folder: Path, model: str) -> Path:
     checkpoint = folder / config.run.name / "checkpoints" / step_folder(1)
     checkpoint.mkdir(parents=True)
     trained = {name: p.detach() for name, p in student.named_parameters() if p.requires_grad}
-    files = {}
+    files: dict[str, Any] = {}
     for rank in range(2):
-        pieces = {}
+        pieces: dict[str, Tensor] = {}
         for name, p in trained.items():
             half = -(-p.numel() // 2)
             piece = p.flatten()[rank * half : (rank + 1) * half]

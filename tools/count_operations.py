@@ -190,7 +190,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    rows, results = [], {}
+    rows: list[list[str]] = []
+    results: dict[str, dict[str, Any]] = {}
     for layout in options.layout or LAYOUTS:
         if options.compile:
             compiled = count_compiled(step_of(layout, options))

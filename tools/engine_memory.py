@@ -65,22 +65,22 @@ class Measuring:
             self.most[part] = max(self.most[part], found["weights" if part == "resting" else part])
 
     def _batch(self, teacher: nn.Module | None, size: int) -> tuple[Any, ...]:
-        B, model, there = self.config.batch.micro_batch, self.config.model, {"device": self.device}
+        B, model, device = self.config.batch.micro_batch, self.config.model, self.device
         shape = (B, 3, model.image_size, model.image_size)
 
         def pixels() -> Tensor:
-            return torch.randint(0, 256, shape, dtype=torch.uint8, **there)
+            return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
         def order() -> Tensor:
-            return torch.rand(B, model.patches, **there).argsort(1)
+            return torch.rand(B, model.patches, device=device).argsort(1)
 
         if isinstance(self.student, Classifier):
             outputs = self.student.outputs
-            targets_BC = torch.eye(len(outputs.names), **there)[torch.arange(B) % len(outputs.names)]
+            targets_BC = torch.eye(len(outputs.names), device=device)[torch.arange(B) % len(outputs.names)]
             return pixels(), pixels() if outputs.persons else None, targets_BC
         person = (pixels(), order()) if self.student.has_person_branch else (None, None)
         G = self.config.batch.global_batch
-        pictures, texts = (F.normalize(torch.randn(n, self._width, **there), dim=1) for n in (B, G))
+        pictures, texts = (F.normalize(torch.randn(n, self._width, device=device), dim=1) for n in (B, G))
         scene = pixels()
         if teacher is not None:
             pictures = _embed(teacher, scene, size)

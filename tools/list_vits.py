@@ -36,7 +36,8 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
                 )
             except TypeError:  # a family with other arguments
                 continue
-        block = vit.blocks[0]
+        blocks: Any = vit.blocks
+        block = blocks[0]
         if type(vit) is not VisionTransformer or not hasattr(block, "attn"):
             continue
         found[name] = {
@@ -66,6 +67,7 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
             found[name]["no_patch_bias"] = True
         if isinstance(vit.norm, torch.nn.Identity):
             found[name]["no_final_norm"] = True
+        assert vit.pos_embed is not None  # its default
         rows = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
         if rows != 1:  # rows of the position table besides those of the patches
             found[name]["prefix_positions"] = rows

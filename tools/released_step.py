@@ -88,7 +88,7 @@ class Released:
             losses.similarity_loss(fused_BE, pictures_BE),
             (per_patch_BN * mask_BN).sum() / mask_BN.sum(),
         )
-        return sum(parts), torch.stack(parts).detach()
+        return parts[0] + parts[1] + parts[2], torch.stack(parts).detach()
 
     def autoencode(self, pixels_B3HW: Tensor, order_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Runs MAE on one view: returns predictions of all patches B×N×P, and the class token at width F."""

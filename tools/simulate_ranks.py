@@ -144,7 +144,7 @@ def print_tables(found: Sequence[dict[str, Any]]) -> None:
             f"{before / 1e9:.1f} GB",
         )
 
-    header = (
+    header: Sequence[str] = (
         "ranks",
         "part files a rank opens",
         "before",

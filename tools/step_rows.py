@@ -290,4 +290,5 @@ def countable() -> Iterator[None]:
 def orders_of(setting: Setting) -> tuple[Tensor, Tensor]:
     """Returns our masks of the batch, to compare (b) with (a)."""
     views = make_views(setting.batch)
+    assert views.person_order_BN is not None  # the method has both branches
     return views.scene_order_BN, views.person_order_BN

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import count
 
 import psutil
@@ -84,13 +85,13 @@ def during_saves(lab: Lab) -> Outcome:
     beyond, noticed, left, when = 0, [], 0, 0.0
     for attempts in range(1, lab.kills + 1):
         # Once an attempt has started, it has deleted the remains of the interrupted save.
-        run.wait_until(lambda n=attempts: len(run.events("start")) == n, f"the start of attempt {attempts}")
+        run.wait_until(partial(_has_events, run, "start", attempts), f"the start of attempt {attempts}")
         step = run.wait_for_save(beyond)
         time.sleep(dice.uniform(0.0, save_s))
         left += (run.folder.checkpoints / f".step_{step:08d}.tmp").exists()
         when = kill(run.ranks())
         restarts = len(run.events("restart"))
-        run.wait_until(lambda n=restarts: len(run.events("restart")) > n, "the launcher's restart")
+        run.wait_until(partial(_has_events, run, "restart", restarts + 1), "the launcher's restart")
         noticed.append(run.noticed(when) or 0.0)
         for checkpoint in run.checkpoints():
             problem = checkpoint.problem(hashes=True)
@@ -158,3 +159,7 @@ def always_dies(lab: Lab) -> Outcome:
     if not outcome.problems:
         compare(outcome, run, lab.reference())
     return outcome
+
+
+def _has_events(run: Run, kind: str, number: int) -> bool:
+    return len(run.events(kind)) >= number

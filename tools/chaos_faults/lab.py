@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -71,7 +72,7 @@ class Lab:
             lambda: inputs.make_shards(self.root / "data"),
             lambda: inputs.make_teacher(self.root / "clip"),
         ):
-            if Forked(lambda make=make: 0 if make() else 1).wait():
+            if Forked(partial(_succeeds, make)).wait():
                 raise Missed("the inputs could not be made")
 
     def dice(self, name: str) -> Random:
@@ -234,3 +235,8 @@ class Run:
         """The last line that was printed."""
         self.look()
         return self.heard[-1][1] if self.heard else "(it said nothing)"
+
+
+def _succeeds(make: Callable[[], object]) -> int:
+    """Exit code of a process that makes something: 0 if it returns a true value."""
+    return 0 if make() else 1

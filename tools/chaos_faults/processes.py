@@ -107,7 +107,7 @@ def start(arguments: Sequence[str], log: Path, patch: Patch | None = None) -> Fo
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        uniemox_dist.distributed.local_launcher.subprocess = types.SimpleNamespace(Popen=_rank(patch))  # type: ignore[attr-defined]
+        uniemox_dist.distributed.local_launcher.subprocess = types.SimpleNamespace(Popen=_rank(patch))  # type: ignore[attr-defined,assignment]
         sys.argv = ["uniemox", *arguments]
         return run(list(arguments))
 
