@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_table import write_table
+from benchmark import Parser, run_main
 from options import local_path
 
 from uniemox_dist.config.load import load_config
@@ -166,7 +167,7 @@ def complete_seeds(bench: Bench, rows: Sequence[str], seeds: Sequence[int]) -> l
 
 def main() -> int:
     """Runs the missing rows, and writes the table of the complete ones."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument(
         "--out", type=local_path, default=Path("demo/ablation"), help="folder of runs and table"
     )
@@ -218,4 +219,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -9,7 +9,6 @@ final weights must be equal, bit for bit. Exit code 1 if a run did not survive i
     python tools/chaos.py --list
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -18,26 +17,28 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark import make_parser, run_main
 from chaos_faults.disks import NotPermitted
 from chaos_faults.lab import Lab, Missed
 from chaos_faults.processes import preload
 from chaos_faults.registry import FAULTS, described
 from chaos_faults.verdict import Outcome
-from options import local_path
+from options import local_path, positive_int
+
+from uniemox_dist.core.files import write_text
 
 HEADER = ("fault", "noticed after", "recovered from", "steps lost", "samples lost", "doubled", "result")
 
 
 def main() -> int:
     """Runs the tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults; 5 selects all 5-…")
     parser.add_argument("--list", action="store_true", help="print the faults and stop")
-    parser.add_argument("--kills", type=int, default=3, help="how often a save is hit in fault 2 (default 3)")
+    parser.add_argument(
+        "--kills", type=positive_int, default=3, help="how often a save is hit in fault 2 (default 3)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default 0)")
-    parser.add_argument("--json", type=local_path, metavar="FILE", help="write the rows there, too")
     parser.add_argument(
         "--keep", type=local_path, metavar="FOLDER", help="work there and leave all runs to be looked at"
     )
@@ -65,7 +66,7 @@ def main() -> int:
     print(table(outcomes))
     print(f"{len(outcomes)} faults in {(time.monotonic() - began) / 60:.1f} minutes")
     if options.json:
-        options.json.write_text(json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
+        write_text(options.json, json.dumps([o.as_json() for o in outcomes], indent=1) + "\n")
     return int(any(outcome.problems for outcome in outcomes))
 
 
@@ -107,4 +108,4 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -7,11 +7,10 @@ Writes comparison.md, comparison.png and comparison.json. A cell is empty if a m
 timm has no text embeddings.
 """
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmark import Parser, run_main
 from matplotlib.figure import Figure
 from options import local_path
 
@@ -79,9 +78,7 @@ def draw(names: list[str], rows: list[tuple[str, list[dict[str, float] | None]]]
 
 def main() -> int:
     """Measures all releases, and writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("releases", nargs="+")
     parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR")
     parser.add_argument("--methods", default="knn,probe")
@@ -89,28 +86,24 @@ def main() -> int:
     parser.add_argument("--out", type=local_path, default=Path("comparison"))
     given = parser.parse_args()
     methods = [m.strip() for m in given.methods.split(",") if m.strip()]
-    try:
-        if unknown := [m for m in methods if m not in METHODS]:
-            raise UserError(f"--methods={unknown[0]}: is not a method; give some of {', '.join(METHODS)}")
-        results: dict[str, Any] = {}
-        rows: list[tuple[str, list[dict[str, float] | None]]] = []
-        for text in given.data:
-            title, _, folder = text.rpartition("=")
-            for method in methods:
-                cells: list[dict[str, float] | None] = []
-                for release in given.releases:
-                    if release.startswith("timm:") and method not in ("knn", "probe"):
-                        cells.append(None)
-                        continue
-                    found = measure(
-                        method, release, folder, splits=SPLITS, group_by="family", device=given.device
-                    )
-                    results[f"{title or folder}/{method}/{release}"] = found
-                    cells.append(cell(found))
-                rows.append((f"{title or Path(folder).name}, {method}", cells))
-    except UserError as error:
-        print(f"compare_releases: error: {error}", file=sys.stderr)
-        return 2
+    if unknown := [m for m in methods if m not in METHODS]:
+        raise UserError(f"--methods={unknown[0]}: is not a method; give some of {', '.join(METHODS)}")
+    results: dict[str, Any] = {}
+    rows: list[tuple[str, list[dict[str, float] | None]]] = []
+    for text in given.data:
+        title, _, folder = text.rpartition("=")
+        for method in methods:
+            cells: list[dict[str, float] | None] = []
+            for release in given.releases:
+                if release.startswith("timm:") and method not in ("knn", "probe"):
+                    cells.append(None)
+                    continue
+                found = measure(
+                    method, release, folder, splits=SPLITS, group_by="family", device=given.device
+                )
+                results[f"{title or folder}/{method}/{release}"] = found
+                cells.append(cell(found))
+            rows.append((f"{title or Path(folder).name}, {method}", cells))
     names = [name_of(release) for release in given.releases]
     table = markdown(names, rows)
     print(table)
@@ -121,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

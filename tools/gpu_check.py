@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from benchmark import Parser, run_main
 from gpu_page import make_page
 from gpu_parts import PARTS, ROOT, Form, Part, environment
 
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, UserError
 from uniemox_dist.core.files import format_os_error, require_local, write_json, write_text
 from uniemox_dist.core.versions import versions
 
@@ -71,27 +72,20 @@ class Interrupted(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns its exit code."""
-    try:
-        options = parse(arguments)
-        check_modules()
-        machine = describe_machine(tiny=options.tiny)
-        out = make_out(options.out)
-    except UserError as error:
-        print(f"gpu_check: {error}", file=sys.stderr)
-        return EXIT_USER
+    """Runs the tool; returns its exit code.
+
+    Raises:
+        UserError: if the command line is wrong, or there is no GPU.
+    """
+    options = parse(arguments)
+    check_modules()
+    machine = describe_machine(tiny=options.tiny)
+    out = make_out(options.out)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
         form = Form(Path(scratch), options.tiny, machine["cores"])
         return Check(form, machine, out, options.minutes, options.only).run()
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -101,9 +95,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         UserError: if it is wrong.
     """
     names = [part.name for part in PARTS]
-    parser = OneLineParser(
-        prog="gpu_check.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
     parser.add_argument("--minutes", type=float, help="time limit (8; with --tiny 30)")
     parser.add_argument("--only", nargs="+", metavar="PART", help=f"only these parts: {', '.join(names)}")
@@ -305,4 +297,4 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

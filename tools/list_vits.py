@@ -11,8 +11,11 @@ from typing import Any
 
 import timm
 import torch
+from benchmark import Parser, run_main
 from timm.layers import DiffAttention
 from timm.models.vision_transformer import VisionTransformer
+
+from uniemox_dist.core.files import write_text
 
 OUT = Path(__file__).parent.parent / "uniemox_dist/config/vits.json"
 
@@ -74,7 +77,13 @@ def shapes(names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the file."""
+    Parser(__doc__).parse_args()
     lines = [f"  {json.dumps(name)}: {json.dumps(shape)}" for name, shape in shapes().items()]
-    OUT.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_text(OUT, "{\n" + ",\n".join(lines) + "\n}\n")
     print(f"{OUT}: {len(lines)} names")
+
+
+if __name__ == "__main__":
+    run_main(main)

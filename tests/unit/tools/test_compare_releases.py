@@ -10,6 +10,8 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
+from uniemox_dist.core.errors import UserError
+
 TOOL = Path(__file__).parents[3] / "tools/compare_releases.py"
 
 
@@ -45,5 +47,5 @@ def test_encoders_of_timm_are_compared(
     assert lines[2].startswith(f"| emoji, knn | **{value}")
     assert lines[3] == "| emoji, retrieval | – | – |"
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
-    assert compare(monkeypatch, "timm:test_vit=none", "--data", f"x={tiny_data}") == 2
-    assert "is not a safetensors file" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        compare(monkeypatch, "timm:test_vit=none", "--data", f"x={tiny_data}")

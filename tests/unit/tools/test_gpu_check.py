@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu_check  # noqa: E402
+from benchmark import run_main  # noqa: E402
 from gpu_page import make_page  # noqa: E402
 from gpu_parts import PARTS, VIT_B, VIT_L, Form, Part, environment, list_cases  # noqa: E402
 
@@ -87,9 +88,12 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "FILE").write_text("")
     paths = {"OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "FILE")}
-    assert gpu_check.main([paths.get(word, word) for word in arguments]) == 2
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *(paths.get(word, word) for word in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        run_main(gpu_check.main)
+    assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("gpu_check: ")
+    assert line.startswith("gpu_check.py: error: ")
     assert message in line
     assert not (tmp_path / "out").exists()
 
