@@ -84,7 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("reconstruct RELEASE pictures out.jpg", "is written as PNG; give a name that ends with .png"),
         (
             "shards pack pictures out --layout ''",
-            "--layout=: not known; valid are coco, emoset, emotic, folder",
+            "--layout=: not known; valid are coco, ",
         ),
         (
             "shards pack pictures out --layout folder --column image=x",

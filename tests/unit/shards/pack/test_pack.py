@@ -22,6 +22,7 @@ from shards.format.index import index_path, read_index
 from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from shards.pictures import BadPicture, check_picture, decode_picture
+from shards.sources import layout_names
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 
@@ -321,7 +322,7 @@ def test_an_out_that_is_a_file_or_a_foreign_folder_stays_untouched(emoji_table: 
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (["--layout", "zip"], "--layout=zip: not known; valid are coco, emoset, emotic, folder, table, wds"),
+        (["--layout", "zip"], f"--layout=zip: not known; valid are {', '.join(layout_names())}"),
         (
             ["--persons", "yolo"],
             "--persons 'yolo': not a person detector; valid are nanodet, onnx:FILE (a YOLO-type export), source (only "
