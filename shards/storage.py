@@ -1,6 +1,6 @@
 """Local and remote paths behind pathlib's interface; remote ones are read with fsspec (s3://, gs://, http(s)://).
 
-Reading only: shards are written to local or network file systems.
+`remote_folder.py` writes to remote places.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import is_remote
+from uniemox_dist.core.files import hide_secrets, is_remote
 
 Place = Path
 """A local path, or a remote one (UPath). Both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir` and `glob`;
@@ -47,7 +47,12 @@ def parse_place(path: str | Place, field: str = "path") -> Place:
         return path
     if not is_remote(path):
         return Path(path.removeprefix("file://").removeprefix("local://"))
-    protocol = path.partition("://")[0]
+    protocol, _, rest = path.partition("://")
+    if protocol in ("s3", "s3a", "gs", "gcs") and "@" in rest.partition("/")[0]:
+        raise UserError(
+            f"{field}={hide_secrets(path)}: keys are not part of such a URL; set them in the environment, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     from upath import UPath  # imported here, because local packing does not need it
 
     try:
@@ -57,10 +62,12 @@ def parse_place(path: str | Place, field: str = "path") -> Place:
     except ImportError:
         package = _PACKAGES.get(protocol, protocol)
         raise UserError(
-            f"{field}={path}: {protocol}:// needs {package}; install it with: pip install {package}"
+            f"{field}={hide_secrets(path)}: {protocol}:// needs {package}; install it with: pip install {package}"
         ) from None
     except ValueError as error:
-        raise UserError(f"{field}={path}: {error}; valid are s3://, gs://, http(s)://, file://") from None
+        raise UserError(
+            f"{field}={hide_secrets(path)}: {error}; valid are s3://, gs://, http(s)://, file://"
+        ) from None
 
 
 def read_range(where: Place, offset: int, length: int) -> bytes:

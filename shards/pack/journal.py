@@ -10,6 +10,7 @@ from typing import Any
 from shards.format.entries import ShardEntry
 from shards.format.index import index_path
 from shards.pack.prepare import Rejected
+from shards.storage import Place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 
@@ -24,6 +25,21 @@ class Step:
     """Position in the order of packing at which the next shard begins."""
     refused: list[tuple[int, Rejected]]
     """(record number, refusal) of the records refused since the previous step."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as JSON values."""
+        return {
+            "split": self.split,
+            "entry": asdict(self.entry),
+            "next": self.next,
+            "refused": [[number, *vars(rejected).values()] for number, rejected in self.refused],
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Step":
+        """The step of `to_json`."""
+        refused = [(int(number), Rejected(*rest)) for number, *rest in record["refused"]]
+        return cls(record["split"], ShardEntry(**record["entry"]), record["next"], refused)
 
 
 class Journal:
@@ -40,9 +56,11 @@ class Journal:
             UserError: if the folder contains steps of another plan, or their plan cannot be read.
         """
         self.path = folder / "journal.jsonl"
+        self.shards: Place = folder.parent
+        """The folder of the complete shards."""
         if has_steps(folder):
             plan = json.loads(canonical_json(plan))
-            if changes := _describe_changes(_read_plan(folder / "plan.json"), plan):
+            if changes := describe_changes(_read_plan(folder / "plan.json"), plan):
                 raise UserError(
                     f"OUT={folder.parent}: an interrupted pack cannot resume: {changes}; use its original settings "
                     "and source, or delete it"
@@ -51,38 +69,32 @@ class Journal:
             write_json(folder / "plan.json", plan)
             self.path.touch()
 
-    def steps(self, out: Path) -> list[Step]:
+    def steps(self) -> list[Step]:
         """The finished steps, up to the first that is unreadable or whose files have changed. Removes the rest."""
-        return list(self._read_steps(out))
+        return list(self._read_steps())
 
     def append(self, step: Step) -> None:
         """Adds a step and returns once it would survive a power failure."""
-        text = canonical_json(
-            {
-                "split": step.split,
-                "entry": asdict(step.entry),
-                "next": step.next,
-                "refused": [[number, *vars(rejected).values()] for number, rejected in step.refused],
-            }
-        )
+        text = canonical_json(step.to_json())
         with open(self.path, "ab") as file:
             file.write(sha256_bytes(text).encode() + b" " + text + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def _read_steps(self, out: Path) -> Iterator[Step]:
+    def wait(self) -> None:
+        """Returns when all steps are durable; here `append` does."""
+
+    def _read_steps(self) -> Iterator[Step]:
         kept = 0
         for line in self.path.read_bytes().split(b"\n")[:-1]:
             sha256, _, text = line.partition(b" ")
             if sha256 != sha256_bytes(text).encode():
                 break
-            record = json.loads(text)
-            entry = ShardEntry(**record["entry"])
-            if not _is_complete(out / record["split"], entry):
+            step = Step.from_json(json.loads(text))
+            if not _is_complete(self.shards / step.split, step.entry):
                 break
             kept += len(line) + 1
-            refused = [(int(number), Rejected(*rest)) for number, *rest in record["refused"]]
-            yield Step(record["split"], entry, record["next"], refused)
+            yield step
         os.truncate(self.path, kept)
 
 
@@ -116,7 +128,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _describe_changes(stated: dict[str, Any], plan: dict[str, Any]) -> str:
+def describe_changes(stated: dict[str, Any], plan: dict[str, Any]) -> str:
     """Describes the differences; "" if there are none."""
     before, now = stated["settings"], plan["settings"]
     settings = [

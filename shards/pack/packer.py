@@ -17,6 +17,7 @@ from shards.pack.journal import Journal, Step
 from shards.pack.listing import Listing
 from shards.pack.partial import WORK
 from shards.pack.prepare import Batch, Preparation, Ready, Rejected
+from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings
 from shards.pack.workers import Task, Workers
 from shards.pool import Progress
@@ -49,7 +50,7 @@ class Packer:
         folder: Path,
         listing: Listing,
         part: tuple[int, int] | None,
-        journal: Journal,
+        journal: Journal | RemoteJournal,
         progress: Progress | None,
     ) -> None:
         self.settings, self.folder, self.listing = settings, folder, listing
@@ -65,7 +66,7 @@ class Packer:
 
     def run(self, preparation: Preparation, workers: Workers) -> None:
         """Packs all remaining records."""
-        for step in self.journal.steps(self.folder):
+        for step in self.journal.steps():
             self._replay(step)
         self._delete_leftovers()
         self.result.resumed = self.position
@@ -82,6 +83,7 @@ class Packer:
         finally:
             for writer in self.writers.values():
                 writer.wait()  # also after an error, so that full shards are completed
+            self.journal.wait()
 
     def _tasks(self) -> Iterator[Task]:
         cells = CellReader()
@@ -144,6 +146,7 @@ class Packer:
             for entry in writer.entries
             for path in (self.folder / name / entry.name, index_path(self.folder / name, entry.name))
         }
+        writing = {str(writer.folder) for writer in self.writers.values()}
         for found, folders, names in os.walk(self.folder, topdown=False):
             if WORK in Path(found).relative_to(self.folder).parts:
                 continue
@@ -151,7 +154,7 @@ class Packer:
                 if os.path.islink(path) or not os.path.isdir(path):
                     if path not in complete:
                         os.unlink(path)
-                elif not os.listdir(path):
+                elif not os.listdir(path) and path not in writing:
                     os.rmdir(path)
 
     def _replay(self, step: Step) -> None:
@@ -159,7 +162,7 @@ class Packer:
         if step.split not in self.writers:
             self.writers[step.split] = self._writer(step.split)
         self.writers[step.split].entries.append(step.entry)
-        path = index_path(self.folder / step.split, step.entry.name)
+        path = index_path(self.journal.shards / step.split, step.entry.name)
         table = read_index(path, ["key", "image_sha256", "persons"])
         refused = {number for number, _ in step.refused}
         numbers = [n for n in self.order_M[self.position : step.next].tolist() if n not in refused]

@@ -24,7 +24,7 @@ INSIDE = ".partial"
 _MOVING = "moving"
 """Marks a complete pack, some pieces of which may be in OUT already; a file in the working folder."""
 _NO_CONTENT = {INSIDE, "lost+found"}  # the latter is in every fresh ext4 file system
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def is_taken(out: Path) -> bool:
@@ -67,7 +67,7 @@ def open_partial(out: Path, resume: bool) -> Iterator[Path]:
             is_kept = has_steps(work)
             if not is_kept:
                 shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
                 kept = f"complete shards are in {_display(partial)}" if is_kept else "nothing was kept"
                 again = "continue with the same command and --resume" if is_kept else "start again"
                 raise UserError(

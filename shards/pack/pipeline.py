@@ -4,6 +4,7 @@ The bytes do not depend on the number of processes. A killed pack continues afte
 keeps the shards, `journal.py` records them.
 """
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -13,24 +14,28 @@ from typing import Any
 from shards.detect.registry import make_detector
 from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import write_rejected
+from shards.pack import remote as remote_pack
 from shards.pack.captions import load_captioner
 from shards.pack.journal import Journal
 from shards.pack.listing import Listing
 from shards.pack.packer import Packer, PackResult
 from shards.pack.partial import PART, WORK, finish_publishing, is_taken, open_partial, publish
 from shards.pack.prepare import Preparation
+from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings, check_licence
 from shards.pack.workers import Workers
 from shards.pool import Progress
+from shards.remote_folder import RemoteFolder, open_remote_folder
 from shards.sources import SourceOptions, check_options, open_source
 from shards.sources.presets import find_preset
+from shards.storage import Place, is_local
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import read_json, write_json
+from uniemox_dist.core.files import write_json
 
 
 def pack(
     settings: PackSettings,
-    out: Path,
+    out: Place,
     *,
     workers: int = 0,
     resume: bool = False,
@@ -50,14 +55,20 @@ def pack(
         disk is full.
     """
     check_licence(licence)
-    if is_taken(out):
-        return _reuse(settings, part, licence, out, resume)
+    remote = (
+        None
+        if is_local(out)
+        else open_remote_folder(out, again="continue with the same command and --resume")
+    )
+    if is_taken(out) if remote is None else remote_pack.is_taken(remote):
+        return _reuse(settings, part, licence, out, resume, remote)
     options = SourceOptions(settings.columns, settings.persons == "source")
     check_options(settings.layout, options)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
-    with open_partial(out, resume) as partial, Workers(workers) as pool:
+    opened = open_partial(out, resume) if remote is None else remote_pack.open_remote(remote, resume)
+    with opened as partial, Workers(workers) as pool:
         work = partial / WORK
         records = open_source(settings.layout, preset.locate(settings.source), options)
         listing = Listing.read(
@@ -76,28 +87,37 @@ def pack(
         preparation = Preparation(
             settings.persons, settings.check, settings.shrink, settings.filters, captioner, work
         )
-        journal = Journal(work, {**provenance, "part": part})
+        plan = {**provenance, "part": part}
+        journal = Journal(work, plan) if remote is None else RemoteJournal(remote, partial, plan)
         packer = Packer(settings, partial, listing, part, journal, progress)
         packer.run(preparation, pool)
         listing.spool.close()
         if licence is not None:
             provenance["licence"] = licence
         _finish(packer, partial, provenance, part)
-        publish(partial, out)
+        if isinstance(journal, RemoteJournal):
+            journal.publish()
+        else:
+            publish(partial, out)
     packer.result.folders = find_manifest_folders(out)
     return packer.result
 
 
 def _reuse(
-    settings: PackSettings, part: tuple[int, int] | None, licence: str | None, out: Path, resume: bool
+    settings: PackSettings,
+    part: tuple[int, int] | None,
+    licence: str | None,
+    out: Place,
+    resume: bool,
+    remote: RemoteFolder | None,
 ) -> PackResult:
     """The result of a complete pack, if it was made with these settings."""
-    if resume:
+    if resume and remote is None:
         finish_publishing(out)
-    folders = find_manifest_folders(out) if out.is_dir() else []
+    folders = find_manifest_folders(out) if remote is not None or out.is_dir() else []
     if not (resume and (folders or (out / PART).is_file())):
         raise UserError(
-            f"OUT={out}: exists; give another folder, delete it, or use --resume to keep a complete pack"
+            f"OUT={remote or out}: exists; give another folder, delete it, or use --resume to keep a complete pack"
         )
     manifests = {folder: read_manifest(folder, "OUT") for folder in folders}
     for stated in [*(manifest.provenance for manifest in manifests.values()), *_read_part(out)]:
@@ -108,19 +128,22 @@ def _reuse(
             raise UserError(
                 f"OUT={out}: was packed with --licence={stated.get('licence') or ''}; give the same, or delete OUT"
             )
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    if remote is None:
+        shutil.rmtree(out / WORK, ignore_errors=True)
+    else:
+        remote_pack.clear_leftovers(remote)
     packed = {
         folder.name if folder != out else "": manifest.samples for folder, manifest in manifests.items()
     }
     return PackResult(folders, sum(packed.values()), Counter(packed), reused=True)
 
 
-def _read_part(out: Path) -> list[dict[str, Any]]:
+def _read_part(out: Place) -> list[dict[str, Any]]:
     """The content of part.json, which describes a part even if it has no sample and so no manifest."""
     if not (out / PART).is_file():
         return []
     try:
-        return [dict(read_json(out / PART))]
+        return [dict(json.loads((out / PART).read_bytes()))]
     except (ValueError, TypeError):
         raise UserError(f"OUT={out}: {PART} cannot be read; delete OUT and pack this part again") from None
 

@@ -8,6 +8,7 @@ from shards.pack.prepare import Filters
 from shards.pack.shrink import Shrink
 from shards.sources.validate import escape_text
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import hide_secrets
 
 CHECKS = ("decode", "header")
 
@@ -49,8 +50,10 @@ class PackSettings:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values; text that is not Unicode, such as bytes of a file name, is escaped."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        """The settings as JSON values, without keys in URLs; text that is not Unicode, such as bytes of a file name, is
+        escaped."""
+        values = {**asdict(self), "source": hide_secrets(self.source)}
+        return {name: _plain(value) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -97,6 +97,28 @@ class OutputFile(_Named):
         return path
 
 
+class OutputPlace(_Named):
+    """A file or folder to write, local or on a store; the command checks it."""
+
+    name = "place"
+
+    def __init__(self) -> None:
+        super().__init__("give a place")
+
+    def check(self, text: str, field: str, *, seen: bool) -> Path:
+        """As `_Named.check`."""
+        from shards.remote_folder import open_remote_folder
+        from shards.storage import is_local, parse_place
+        from uniemox_dist.core.files import is_remote, require_local
+
+        if not is_remote(text):
+            return Path(require_local(text, field))
+        place = parse_place(text, field)
+        if not is_local(place):
+            open_remote_folder(place, field)  # refuses what can only be read
+        return place
+
+
 class LocalFolder(_Named):
     """A folder on a local or network file system, which the command reads or writes and checks itself."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.inputs import Checked, LocalFolder
+from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputPlace
 
 
 class NamesOption(click.Option):
@@ -43,6 +43,7 @@ CHECK = click.option(
     help="Read all data of every picture, or trust its header.",
 )
 OUT = click.argument("out", type=LocalFolder())
+OUT_PLACE = click.argument("out", type=OutputPlace())
 
 
 def layouts() -> list[str]:
@@ -75,7 +76,7 @@ def _check(context: click.Context) -> None:
 
 @click.command("pack", cls=Checked, check=_check)
 @click.argument("source")
-@OUT
+@OUT_PLACE
 @click.option(
     "--layout",
     cls=NamesOption,
@@ -159,6 +160,7 @@ def pack_command(
 
     from shards.pack.pipeline import pack
     from shards.pack.settings import parse_part
+    from uniemox_dist.core.files import hide_secrets
 
     settings = _settings(source, options)
     part = None if part_text is None else parse_part(part_text)
@@ -166,12 +168,12 @@ def pack_command(
         result = pack(settings, out, workers=workers, resume=resume, part=part, licence=licence, progress=bar)
     packed = sum(result.packed.values())
     if result.reused:
-        click.echo(f"{out} is complete: {result.records} samples, nothing to do")
+        click.echo(f"{hide_secrets(out)} is complete: {result.records} samples, nothing to do")
         return
     if result.resumed:
         click.echo(f"resumed after {result.resumed} records that were already done")
     for split, count in sorted(result.packed.items()):
-        click.echo(f"{out / split}: {count} samples")
+        click.echo(f"{hide_secrets(out / split)}: {count} samples")
     click.echo(
         f"{result.records} records = {packed} packed + {len(result.rejected)} refused; "
         f"{result.with_person} with a person, {packed - result.with_person} without"
@@ -179,7 +181,7 @@ def pack_command(
     for refused in result.rejected[:5]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
     if result.rejected:
-        click.echo(f"  {out / 'rejected.parquet'} lists every refused record and its reason")
+        click.echo(f"  {hide_secrets(out / 'rejected.parquet')} lists every refused record and its reason")
 
 
 def _settings(source: str, options: dict[str, Any]) -> Any:

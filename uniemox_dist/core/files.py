@@ -132,12 +132,10 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def hide_secrets(path: str | os.PathLike[str]) -> str:
-    """A path or URL for messages and logs: without user, password and query, which may hold keys and signatures."""
-    text = str(path)
-    if not is_remote(text):
-        return text
-    text = re.sub(r"(://)[^/?#]*@", r"\1…@", text)
-    return re.sub(r"[?#].*=.*", "?…", text, flags=re.DOTALL)
+    """A path, a URL or a text with URLs for messages and logs: without users, passwords and queries, which may hold
+    keys and signatures."""
+    text = re.sub(r"(://)[^/?#\s]*@", r"\1…@", str(path))
+    return re.sub(r"(://[^?]*)\?[^\s\"']*=[^\s\"']*", r"\1?…", text)
 
 
 def require_local(path: str | os.PathLike[str], field: str) -> str:

@@ -65,7 +65,6 @@ RECIPE = ["demo", "data.path=nowhere", "--dry-run"]
 @pytest.mark.parametrize(
     ("command", "field"),
     [
-        (["shards", "pack", ".", "URL", "--layout", "folder"], "OUT"),
         (["shards", "select", ".", "URL"], "OUT"),
         (["shards", "split", ".", "URL"], "OUT"),
         (["shards", "merge", "URL", "."], "OUT"),

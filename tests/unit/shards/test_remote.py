@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3 import serve_s3, upload
 from torch.utils.data import DataLoader, Dataset
 
 from shards.format.manifest import read_manifest
@@ -19,26 +20,12 @@ from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.data.reader import ShardReader
 
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """An empty bucket of a real S3 server; its address is in the environment, as with any S3 store."""
-    from moto.server import ThreadedMotoServer
-
-    with pytest.MonkeyPatch.context() as patch:
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-            patch.setenv(name, value)
-        import s3fs
-
-        s3fs.S3FileSystem().mkdir("pictures")
+    with serve_s3("pictures"):
         yield "s3://pictures"
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +41,6 @@ def website(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield root, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-def upload(source: Path, url: str) -> None:
-    import s3fs
-
-    s3fs.S3FileSystem().put(str(source), url.removeprefix("s3://"), recursive=True)
 
 
 def identities(out: Path) -> list[str]:

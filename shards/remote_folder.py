@@ -1,0 +1,308 @@
+"""Writes to a folder of an object store, or of another remote file system of fsspec: complete files only, with retries,
+and with one clear error line for each way in which a store can refuse."""
+
+import errno
+import re
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shards.storage import Place, is_local, parse_place
+from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import hide_secrets
+from uniemox_dist.core.formatting import cut
+
+T = TypeVar("T")
+RETRY_S = 60.0
+"""Seconds for which a failing request is repeated, in addition to the retries of the store's own library."""
+AT_ONCE = 16
+"""Small requests at a time."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
+"""Size and number of the parts of a large upload that are in memory at a time (S3)."""
+_READ_ONLY = {"http", "https", "github", "data", "zip", "tar"}
+_ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oss", "oci", "tos", "memory"}
+"""Stores in which an object appears only when its upload is complete. In others a file is renamed when it is."""
+_SETTINGS = {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.EPERM, getattr(errno, "EREMCHG", 0)}
+"""Errors that repeating does not repair, such as a bucket of another region."""
+_LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "gcsfs", "urllib3")
+_SECRETS = re.compile(r"[\w+%=-]{40,}")
+"""Long words in a store's error text, such as signatures and tokens."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a store."""
+
+    size: int
+    tag: str
+    """Changes with the content; "" if the store has none."""
+
+
+class RemoteFolder:
+    """A remote folder that a command writes. `field` is its name in error lines."""
+
+    def __init__(self, place: Place, field: str = "OUT", *, again: str = "start again") -> None:
+        """`again` is the advice for when a store that does not answer does so again."""
+        self.place, self.field, self.again = place, field, again
+        remote: Any = place
+        self._fs, self._root = remote.fs, remote.path.rstrip("/")
+        self._protocol = str(remote.protocol)
+        self._is_reached = False
+
+    def __str__(self) -> str:
+        return hide_secrets(str(self.place))
+
+    def check_access(self, probe: str) -> None:
+        """Checks early that files can be written, listed, read and deleted, with a small file of that name.
+
+        Raises:
+            UserError: if not, naming the reason.
+        """
+        self.write(probe, b"")
+        self.list_files()
+        self.read(probe)
+        self.delete([probe])
+
+    def upload(self, source: Path, name: str) -> None:
+        """Stores a local file; it appears only when it is complete."""
+        options: dict[str, Any] = {}
+        if self._protocol in ("s3", "s3a"):
+            options = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
+        self._put(name, lambda path: self._fs.put_file(str(source), path, **options))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Stores bytes; the file appears only when it is complete."""
+        self._put(name, lambda path: self._fs.pipe_file(path, data))
+
+    def copy(self, source: Place, name: str) -> None:
+        """Stores a copy of a local or remote file. Within one store no data pass through this machine."""
+        if is_local(source):
+            self.upload(source, name)
+            return
+        remote: Any = source
+        if remote.fs is self._fs:
+            self._put(name, lambda path: self._fs.cp_file(remote.path, path))
+            return
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(prefix="uniemox-copy-") as file:
+            self._do("read", lambda: remote.fs.get_file(remote.path, file.name))
+            self.upload(Path(file.name), name)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is no such file."""
+        return self._do("read", lambda: self._read(name))
+
+    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The contents of existing files."""
+        names = list(names)
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            found = threads.map(self.read, names)
+            return {name: data for name, data in zip(names, found) if data is not None}
+
+    def list_files(self) -> dict[str, Stored]:
+        """All files below the folder, by name."""
+        return self._do("list", self._list_files)
+
+    def stat(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Sizes and tags of existing files."""
+        return {name: self._do("read", partial(self._stat, name)) for name in names}
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes files; missing ones do not matter."""
+        paths = [self._path(name) for name in names]
+        if paths:
+            self._do("delete", lambda: self._delete(paths))
+
+    def abort_uploads(self) -> None:
+        """Aborts uploads into this folder that a killed process left: stores keep and charge their parts."""
+        if self._protocol in ("s3", "s3a"):
+            with suppress(UserError):  # a store or a policy may not allow to list them
+                self._do("delete", self._abort_uploads)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _put(self, name: str, put: Callable[[str], Any]) -> None:
+        path = self._path(name)
+        if self._protocol in _ATOMIC:
+            self._do("write", lambda: put(path))
+            return
+        folder, _, base = path.rpartition("/")
+        temporary = f"{folder}/.{base}.tmp"
+
+        def put_and_rename() -> None:
+            self._fs.makedirs(folder, exist_ok=True)
+            put(temporary)
+            self._fs.mv(temporary, path)
+
+        self._do("write", put_and_rename)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(self._path(name)))
+        except FileNotFoundError as error:
+            if _is_bucket_missing(error):
+                raise
+            return None
+
+    def _list_files(self) -> dict[str, Stored]:
+        self._fs.invalidate_cache()
+        prefix = f"{self._root}/"
+        try:
+            found = self._fs.find(self._root, detail=True)
+        except FileNotFoundError as error:
+            if _is_bucket_missing(error):
+                raise
+            return {}
+        return {
+            path.removeprefix(prefix): Stored(int(info["size"] or 0), _tag(info))
+            for path, info in found.items()
+            if path.startswith(prefix) and not path.endswith("/")
+        }
+
+    def _stat(self, name: str) -> Stored:
+        self._fs.invalidate_cache()
+        info = self._fs.info(self._path(name))
+        return Stored(int(info["size"] or 0), _tag(info))
+
+    def _delete(self, paths: list[str]) -> None:
+        try:
+            self._fs.rm(paths)
+        except FileNotFoundError:
+            for path in paths:
+                try:
+                    self._fs.rm_file(path)
+                except FileNotFoundError:
+                    continue
+
+    def _abort_uploads(self) -> None:
+        bucket, _, prefix = self._root.partition("/")
+        found = self._fs.call_s3(
+            "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else ""
+        )
+        for upload in found.get("Uploads") or []:
+            self._fs.call_s3(
+                "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+            )
+
+    def _do(self, action: str, call: Callable[[], T]) -> T:
+        """Makes a request, repeatedly if it fails by an error that may pass.
+
+        Raises:
+            UserError: if the store refuses it, or was never reached.
+            Fault: if the store does not answer any more.
+        """
+        deadline, wait_s = time.monotonic() + RETRY_S, FIRST_WAIT_S
+        while True:
+            try:
+                result = call()
+                self._is_reached = True
+                return result
+            except (UserError, Fault):
+                raise
+            except Exception as error:
+                if (mistake := self._describe_mistake(error, action)) is not None:
+                    raise UserError(f"{self.field}={self}: {mistake}") from None
+                if not _is_storage_error(error):
+                    raise
+                if not self._is_reached:
+                    raise UserError(
+                        f"{self.field}={self}: cannot be reached ({_reason(error)}); check the address, and the "
+                        "store's settings such as AWS_ENDPOINT_URL"
+                    ) from None
+                if time.monotonic() + wait_s > deadline:
+                    raise Fault(
+                        f"{self.field}={self}: the store does not {action} any more ({_reason(error)}); {self.again} "
+                        "when it does"
+                    ) from None
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _describe_mistake(self, error: Exception, action: str) -> str | None:
+        """The reason and fix of an error that repeating does not repair; None for others."""
+        name = type(error).__name__
+        if isinstance(error, PermissionError):
+            return (
+                f"no permission to {action} ({_reason(error)}); check the credentials, and that they may list, read, "
+                "write and delete there"
+            )
+        if "Credentials" in name or name == "ProfileNotFound":
+            return f"{_reason(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        if isinstance(error, FileNotFoundError):
+            return f"no such bucket ({_reason(error)}); create it, or correct its name"
+        if isinstance(error, NotImplementedError):
+            return f"{self._protocol}:// cannot be written; give s3://, gs:// or a local folder"
+        if name in ("ParamValidationError", "InvalidRegionError") or isinstance(error, ValueError):
+            return f"not a valid address ({_reason(error)}); correct it"
+        if isinstance(error, OSError) and error.errno in _SETTINGS:
+            return f"the store refuses to {action} ({_reason(error)}); correct the address or its settings"
+        return None
+
+
+def open_remote_folder(place: Place, field: str = "OUT", *, again: str = "start again") -> RemoteFolder:
+    """The folder of a remote place.
+
+    Raises:
+        UserError: if its kind of store can only be read.
+    """
+    remote: Any = place
+    protocol = str(remote.protocol)
+    if protocol in _READ_ONLY or "::" in str(place):
+        raise UserError(
+            f"{field}={hide_secrets(str(place))}: {protocol}:// can only be read; give s3://, gs:// or a local folder"
+        )
+    return RemoteFolder(place, field, again=again)
+
+
+def write_anywhere(path: str | Place, data: bytes, field: str) -> None:
+    """Writes a whole file atomically, local or remote.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    from uniemox_dist.core.files import convert_write_errors, write_bytes
+
+    place = parse_place(path, field)
+    if is_local(place):
+        with convert_write_errors(f"{field}={place}", "give a file in a folder that can be written"):
+            write_bytes(place, data)
+    else:
+        open_remote_folder(place.parent, field).write(place.name, data)
+
+
+def _tag(info: dict[str, Any]) -> str:
+    for name in ("ETag", "etag", "md5Hash", "content_md5"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    return ""
+
+
+def _is_bucket_missing(error: FileNotFoundError) -> bool:
+    response = getattr(error.__cause__, "response", None) or {}
+    return "bucket" in str(error).lower() or response.get("Error", {}).get("Code") == "NoSuchBucket"
+
+
+def _is_storage_error(error: Exception) -> bool:
+    """Whether an error comes from storage or network rather than from this program."""
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | TimeoutError) or module in (
+        "botocore",
+        "aiohttp",
+        "aiobotocore",
+        "gcsfs",
+        "urllib3",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text, without addresses' queries and long words that may be keys."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.splitlines() or [type(error).__name__]
+    return _SECRETS.sub("…", cut(hide_secrets(lines[0]).rstrip("."), 160))
