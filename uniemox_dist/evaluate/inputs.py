@@ -8,6 +8,7 @@ from shards.format.manifest import MANIFEST
 from shards.storage import parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.evaluate.intervals import LOOK_ALIKES
 
 TIMM_PREFIX = "timm:"
 
@@ -42,6 +43,26 @@ def open_splits(data: str, names: Mapping[str, str | None], wanted: Sequence[str
                 f"of DATA={data} ({identity[:12]}); a {other} split must hold samples that nothing was learned on"
             )
     return found
+
+
+def check_group_attribute(readers: Mapping[str, ShardReader], attribute: str | None) -> None:
+    """Checks that some sample has the attribute that names groups of look-alikes. The default one may be missing.
+
+    Raises:
+        UserError: naming the attributes that samples have.
+    """
+    if attribute in (None, LOOK_ALIKES):
+        return
+    have: set[str] = set()
+    for reader in readers.values():
+        for shard, count in enumerate(reader.counts):
+            for record in reader.records(shard, range(count)):
+                attributes = record.get("attributes")
+                have.update(attributes if isinstance(attributes, dict) else ())
+            if attribute in have:
+                return
+    known = ", ".join(sorted(have)) or "none at all"
+    raise UserError(f"--group-by={attribute}: no sample has this attribute; samples have {known}")
 
 
 def parse_timm(text: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.embedding_pass import embed_splits
-from uniemox_dist.evaluate.inputs import TIMM_PREFIX, open_splits
+from uniemox_dist.evaluate.inputs import TIMM_PREFIX, check_group_attribute, open_splits
 from uniemox_dist.evaluate.intervals import RESAMPLES
 from uniemox_dist.evaluate.subject import BASELINES, RELEASE, ReleaseSubject, TimmSubject
 from uniemox_dist.teacher.model import Teacher
@@ -64,6 +64,7 @@ def measure(
     """
     learns = task in LEARNING
     readers = open_splits(data, splits, ("train", "val", "test") if learns else ("test",))
+    check_group_attribute(readers, group_by)
     teacher: Teacher | None = None
     if str(release).startswith(TIMM_PREFIX):
         if not learns:

@@ -16,7 +16,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_json
 from uniemox_dist.data.evaluation_batches import EvaluationBatch
 from uniemox_dist.evaluate.embedding_pass import Split, embed_splits
-from uniemox_dist.evaluate.inputs import open_splits
+from uniemox_dist.evaluate.inputs import check_group_attribute, open_splits
 from uniemox_dist.evaluate.intervals import RESAMPLES, Bootstrap
 from uniemox_dist.evaluate.metrics import cosines, distinct_captions, pearson, retrieval_ranks, unit
 from uniemox_dist.evaluate.probes import PENALTIES, cross_validate, logistic_regression, ridge
@@ -107,6 +107,7 @@ def run(
             f"RELEASE={release}: was trained without a teacher, which the protocol compares with; use knn or probe"
         )
     readers = open_splits(data, splits, ("train", "test"))
+    check_group_attribute(readers, group_by)
     subject = ReleaseSubject(release, BASELINES, teacher_name=teacher_name, device=device)
 
     def embed(role: str, batch: EvaluationBatch) -> Rows:
