@@ -119,16 +119,16 @@ def _svg(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) 
             axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
         dots = "o" if len(x) < 30 else None
         axes.plot(x, mean, color=colour, linewidth=1.7, marker=dots, markersize=3.5, gid="curve")
-        _dress(axes, panel, steps, values)
+        _dress(axes, panel, steps, values, history)
         _mark(axes, history)
     return svg[0]
 
 
-def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
-    """Styles axes: units, few ticks, a light grid."""
+def _dress(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> None:
+    """Styles axes: units, few ticks, a light grid. They reach to the last mark, which may follow the last value."""
     finite = values[np.isfinite(values)]
     unit = panel.unit
-    first, last = int(steps.min()), int(steps.max())
+    first, last = int(steps.min()), max(int(steps.max()), *history.skips, *history.spikes, 0)
     margin = max(0.5, 0.02 * (last - first))
     axes.set_xlim(first - margin, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))

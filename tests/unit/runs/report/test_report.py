@@ -589,6 +589,15 @@ def test_curves_mark_resumes_and_loss_spikes() -> None:
         assert svg.count(f'class="{name}"') == 1, name
 
 
+def test_a_step_skipped_after_the_last_line_of_metrics_has_its_mark() -> None:
+    events = [{"event": "skip", "step": step} for step in (5, 29)]
+    past = History([metric(s, 100 + s) for s in (10, 20)], events)
+    assert past.skips == [5, 29]
+    mark = re.search(r'<g class="marks-skip".*?</g>\s*</g>', draw(past, {})[0].svg, re.DOTALL)
+    assert mark is not None
+    assert mark[0].count("<use ") == 1  # the first step lies before the axis, the last within it
+
+
 def test_the_state_is_the_one_that_status_shows(
     folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
