@@ -15,13 +15,13 @@ from shards.format.index import index_path, read_index, rows_sha256, write_index
 from shards.format.manifest import MANIFEST, SIZES, Manifest
 from shards.format.rejected import REJECTED, write_rejected
 from shards.format.sample import make_key
-from shards.format.tars import Group, read_groups
+from shards.format.tars import Group
 from shards.pack.prepare import Rejected, make_sample
 from shards.pack.settings import check_licence
 from shards.pictures import BadPicture, check_picture
 from shards.pool import Progress, map_in_order
 from shards.sources import Record, Slice
-from shards.sources.layouts.wds import sample_records, table_rows
+from shards.sources.layouts.wds import tar_records
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import (
     convert_read_errors,
@@ -166,19 +166,17 @@ def _with_unique_keys(entry: ShardEntry, made: Path, taken: set[str]) -> ShardEn
 
 def _read_samples(tar: Path, check: str) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """The index rows of a tar's samples, and the refused ones."""
-    table = table_rows(tar)
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     with open(tar, "rb") as file:
-        for group in read_groups(tar, "DIR"):
-            for record in sample_records(tar, group, None, table):
-                if record.refused is not None:
-                    rejected.append(Rejected(record.name, *record.refused))
-                    continue
-                try:
-                    rows.append(_row(file, record, group, check))
-                except BadPicture as bad:
-                    rejected.append(Rejected(record.name, bad.reason, bad.detail))
+        for group, record in tar_records(tar, field_name="DIR"):
+            if record.refused is not None:
+                rejected.append(Rejected(record.name, *record.refused))
+                continue
+            try:
+                rows.append(_row(file, record, group, check))
+            except BadPicture as bad:
+                rejected.append(Rejected(record.name, bad.reason, bad.detail))
     return rows, rejected
 
 

@@ -1,8 +1,5 @@
 """`uniemox shards merge`: joins the parts of a parallel pack. Links tars; writes manifests and indexes."""
 
-import io
-import json
-import tarfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
 from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import REJECTED, read_rejected, write_rejected
+from shards.format.tars import read_json_member
 from shards.pack.duplicates import describe_duplicate
 from shards.pack.listing import split_rank
 from shards.pack.partial import PART
@@ -206,10 +204,8 @@ class _Sample(NamedTuple):
         """The record's name in its source, from its `.json`; `tar/key` if that cannot be read."""
         try:
             data = read_range(self.tar, self.begin, self.end - self.begin)
-            with tarfile.open(fileobj=io.BytesIO(data)) as members:
-                file = members.extractfile(members.next() or "")
-                return str(json.loads(file.read())["source"]) if file else ""
-        except (OSError, tarfile.TarError, ValueError, KeyError, TypeError):
+            return str(read_json_member(data)["source"])
+        except (OSError, ValueError, KeyError):
             return f"{self.tar.name}/{self.key}"
 
 

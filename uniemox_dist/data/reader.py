@@ -1,8 +1,5 @@
 """Random access to samples by (shard, row): one positioned read for the picture, everything else from the index."""
 
-import io
-import json
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +7,7 @@ from typing import Any
 from shards.detect.types import Person
 from shards.format.index import index_path, read_index
 from shards.format.manifest import Manifest, read_manifest
+from shards.format.tars import read_json_member
 from shards.storage import Place, file_sizes, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_bytes
@@ -188,10 +186,4 @@ class ShardReader:
 
     def _record(self, shard: int, offset: int, length: int) -> dict[str, Any]:
         entry = self.manifest.shards[shard]
-        data = self.origin.read(entry, offset, length)
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for member in tar:
-                if member.name.endswith(".json") and (file := tar.extractfile(member)):
-                    record = json.loads(file.read())
-                    return record if isinstance(record, dict) else {}
-        return {}
+        return read_json_member(self.origin.read(entry, offset, length))

@@ -3,9 +3,10 @@
 SOURCE is a tar, a folder of tars (`SOURCE/<split>/*.tar` if none is at its top), or a pattern with `*`. In a sample,
 `.txt` is the caption and `.cls` the label. `.json` may have `caption` or `captions`, `label`, `persons` and
 `attributes`, as our own shards do; all other fields become attributes, and so do the columns of img2dataset's
-`.parquet` beside a tar. A key that occurs in several tars counts once per tar. Neighbouring members belong to one
-sample if their names agree up to the first dot. Its picture is the first member with a picture's extension, or else
-one such as `x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that is missing.
+`.parquet` beside a tar. A key that occurs in several tars counts once per tar. Members belong to one
+sample if their names agree up to the first dot; they need not be neighbours. Its picture is the first member with a
+usual picture's extension, or else one such as `x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that
+is missing. If no member has such an extension, the content of the members decides.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from shards.format.tars import Group, read_groups
+from shards.format.tars import Group, Member, read_groups
+from shards.picture_formats import HEAD_BYTES, identify_format
 from shards.sources import Record, Slice, SourceOptions
 from shards.sources.files import SPLITS, is_clutter, name_below
 from shards.sources.tables import convert_parquet_errors
@@ -33,6 +35,9 @@ from uniemox_dist.core.errors import UserError
 USES = ("--persons source",)
 # Fields in which img2dataset describes its download; they do not describe the picture.
 _DOWNLOAD = {"key", "status", "error_message", "sha256", "md5", "width", "height"}
+_TEXTS = {"txt", "json", "cls"}
+_APPLE_DOUBLE = b"\0\5\x16\7"
+"""First bytes of a file that macOS writes for the extended attributes of another file."""
 _OWN = {"caption", "captions", "label", "persons", "attributes", "source", "image_sha256"}
 
 
@@ -45,9 +50,8 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     tars = _tars(source)
     own_names = len(tars) == 1 or _are_one_pack([tar for tar, _ in tars])
     for tar, split in tars:
-        name, rows = name_below(tar, source), table_rows(tar)
-        for group in read_groups(tar):
-            yield from sample_records(tar, group, split, rows, name, own_names)
+        for _, record in tar_records(tar, split, name_below(tar, source), own_names):
+            yield record
 
 
 def _tars(source: str) -> list[tuple[Place, str | None]]:
@@ -88,7 +92,7 @@ def _listing(folder: Place) -> str | None:
         return None
 
 
-def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
+def _table_rows(tar: Place) -> dict[str, dict[str, Any]]:
     """The rows of img2dataset's table beside a tar, by key; empty if there is no table."""
     beside = tar.parent / f"{tar.name.removesuffix('.tar')}.parquet"
     if not beside.is_file():
@@ -98,22 +102,43 @@ def table_rows(tar: Place) -> dict[str, dict[str, Any]]:
     return {str(row["key"]): row for row in rows if "key" in row}
 
 
-def sample_records(
+def tar_records(
     tar: Place,
-    group: Group,
-    split: str | None,
-    rows: dict[str, dict[str, Any]],
+    split: str | None = None,
     tar_name: str | None = None,
     own_names: bool = True,
-) -> Iterator[Record]:
-    """The record of a group of members, and a refused record for everything in it that cannot be used.
+    field_name: str = "SOURCE",
+) -> Iterator[tuple[Group, Record]]:
+    """The records of a tar, each with its group: one for each sample, and a refused one for everything that cannot be
+    used.
 
     Args:
-        rows: from `table_rows`.
         tar_name: the first part of all names; default: the tar's file name.
         own_names: samples of our own shards keep the name in their source.
+        field_name: the tar's name in error lines.
     """
-    return map(validate_record, _sample_records(tar, group, split, rows, tar_name or tar.name, own_names))
+    rows = _table_rows(tar)
+    tar_name = tar_name or tar.name
+    group, clutter = None, 0
+    for group in read_groups(tar, field_name):
+        if _is_clutter(tar, group):
+            clutter += len(group.members)
+            continue
+        for record in _sample_records(tar, group, split, rows, tar_name, own_names):
+            yield group, validate_record(record)
+    if group is not None and clutter:
+        files = "1 file" if clutter == 1 else f"{clutter} files"
+        refused = ("no_picture", f"{files} that macOS adds to archives (._…, .DS_Store, __MACOSX)")
+        yield group, Record(f"{tar_name}/._*", b"", split=split, refused=refused)
+
+
+def _is_clutter(tar: Place, group: Group) -> bool:
+    """Whether a group is none of the user's files, but one that macOS adds to archives."""
+    base = group.name.rpartition("/")[2]
+    if group.name.startswith("__MACOSX/") or base in (".DS_Store", "._", "._.DS_Store"):
+        return True
+    first = group.members[0]
+    return base.startswith("._") and _read_slice(tar, first.offset, 4) == _APPLE_DOUBLE
 
 
 def _sample_records(
@@ -129,27 +154,41 @@ def _sample_records(
     def refused(reason: str, detail: str) -> Record:
         return Record(name, b"", split=split, refused=(reason, detail))
 
-    if not group.pictures:
+    if not (pictures := _pictures(tar, group)):
         yield refused("no_picture", "has no picture among its members")
         return
-    first, *others = group.pictures
+    first, *others = pictures
     if group.is_unsafe:
         yield refused("unsafe_name", "its name points outside the folder")
     elif not first.is_file:
-        yield refused("no_picture", f"its .{first.extension} is a link to a file, not the file")
+        yield refused("no_picture", f"its .{first.extension} is {first.kind.value}")
     else:
         try:
-            fields = {**rows.get(group.name, {}), **_json(tar, group)}
+            fields = {**rows.get(group.name, {}), **_json(tar, group, first)}
             if {"source", "image_sha256"} <= fields.keys():  # a sample of ours
                 own = str(fields["source"])
                 name = own if own_names else f"{tar_name}/{own}"
             image = Slice(str(tar), first.offset, first.length)
-            yield _record(name, image, split, fields, _text(tar, group, "txt"), _text(tar, group, "cls"))
+            texts = [_text(tar, group, first, extension) for extension in ("txt", "cls")]
+            yield _record(name, image, split, fields, *texts)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
     for other in others:
         detail = f"a second picture (.{other.extension}) of one key"
         yield Record(f"{name}.{other.extension}", b"", split=split, refused=("duplicate_key", detail))
+
+
+def _pictures(tar: Place, group: Group) -> list[Member]:
+    """The pictures of a group; by their content if no member has a picture's extension."""
+    if group.pictures:
+        return group.pictures
+    return [
+        member
+        for member in group.members
+        if member.is_file
+        and member.extension not in _TEXTS
+        and identify_format(_read_slice(tar, member.offset, min(member.length, HEAD_BYTES))) is not None
+    ]
 
 
 def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], txt: str, cls: str) -> Record:
@@ -171,20 +210,20 @@ def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], 
     )
 
 
-def _json(tar: Place, group: Group) -> dict[str, Any]:
-    found = _text(tar, group, "json")
+def _json(tar: Place, group: Group, picture: Member) -> dict[str, Any]:
+    found = _text(tar, group, picture, "json")
     fields = load_json(found) if found else {}
     if not isinstance(fields, dict):
         raise ValueError(f"is {type(fields).__name__}, not an object")
     return fields
 
 
-def _text(tar: Place, group: Group, extension: str) -> str:
-    member = group.find(extension)
+def _text(tar: Place, group: Group, picture: Member, extension: str) -> str:
+    member = group.find(extension, picture)
     if member is None:
         return ""
     if not member.is_file:
-        raise ValueError(f"its .{member.extension} is a link to a file, not the file")
+        raise ValueError(f"its .{member.extension} is {member.kind.value}")
     return _read_slice(tar, member.offset, member.length).decode("utf-8-sig").strip()
 
 

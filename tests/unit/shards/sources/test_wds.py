@@ -207,7 +207,7 @@ def test_a_picture_with_dots_in_its_name_brings_the_texts_that_share_them(tmp_pa
         "mask.seg.png": jpeg(3),
         "mask.jpg": jpeg(4),
     }
-    first, second, plain = records(write_tar(tmp_path / "a.tar", members))
+    first, second, plain, mask = records(write_tar(tmp_path / "a.tar", members))
     assert (first.name, first.captions, first.label, bytes_of(first)) == (
         "a.tar/photo",
         ("its own",),
@@ -219,9 +219,13 @@ def test_a_picture_with_dots_in_its_name_brings_the_texts_that_share_them(tmp_pa
         ("duplicate_key", "a second picture (.v3.jpg) of one key"),
     )
     assert (plain.name, plain.refused, bytes_of(plain)) == ("a.tar/mask", None, jpeg(4))
+    assert (mask.name, mask.refused) == (
+        "a.tar/mask.seg.png",
+        ("duplicate_key", "a second picture (.seg.png) of one key"),
+    )
 
 
-def test_links_inside_tars_are_refused_and_listed(tmp_path: Path) -> None:
+def test_hard_links_inside_tars_are_read_and_other_links_are_refused_and_listed(tmp_path: Path) -> None:
     members: list[tuple[str, bytes | str]] = [
         ("real.jpg", jpeg(1)),
         ("hard.jpg", "real.jpg"),
@@ -244,12 +248,14 @@ def test_links_inside_tars_are_refused_and_listed(tmp_path: Path) -> None:
         found = records(tmp_path / "a.tar")
         assert {r.name: r.refused and r.refused[0] for r in found} == {
             "a.tar/real": None,
-            "a.tar/hard": "no_picture",
+            "a.tar/hard": None if kind == tarfile.LNKTYPE else "no_picture",
             "a.tar/label": "annotation",
             "a.tar/two": None,
             "a.tar/two.png": "duplicate_key",
             "a.tar/end": None,
         }
+        if kind == tarfile.LNKTYPE:
+            assert bytes_of(found[1]) == jpeg(1)
         assert bytes_of(found[-1]) == jpeg(4)
         assert [group.offset for group in read_groups(tmp_path / "a.tar")][1:] == [
             group.end for group in read_groups(tmp_path / "a.tar")
@@ -468,3 +474,77 @@ def test_an_annotated_json_keeps_persons_and_several_captions(tmp_path: Path) ->
     assert record.attributes == {"scene": "attic", "extra": "inf"}
     assert record.persons is not None
     assert record.persons[0].box == (0, 0, 0.5, 1)
+
+
+# ---- tars whose members are not in order
+
+
+SCATTERED = {
+    **{f"d/{i}.jpg": jpeg(i) for i in range(8)},
+    **{f"d/{i}.json": json.dumps({"scene": f"s{i}", "label": "joy"}).encode() for i in range(8)},
+    **{f"d/{i}.txt": f"caption {i}".encode() for i in range(8)},
+}
+
+
+def test_captions_that_follow_all_pictures_are_packed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in/a.tar", SCATTERED)
+    result = pack(PackSettings(str(tmp_path / "in"), "wds", persons="none"), tmp_path / "out")
+    assert (result.packed, result.rejected) == ({"": 8}, [])
+    reader = ShardReader.from_folder(tmp_path / "out", "x")
+    found = {raw.captions: (raw.image, raw.label) for raw in (reader.read(0, row) for row in range(8))}
+    assert found == {(f"caption {i}",): (jpeg(i), "joy") for i in range(8)}
+    assert {reader.record(0, row)["attributes"]["scene"] for row in range(8)} == {f"s{i}" for i in range(8)}
+
+
+def test_an_index_of_such_a_tar_has_captions_pictures_and_the_right_json(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", SCATTERED)
+    manifest, rejected = index_folder(tmp_path)
+    assert (manifest.samples, rejected) == (8, [])
+    reader = ShardReader.from_folder(tmp_path, "x")
+    for row in range(8):
+        raw = reader.read(0, row)
+        assert (raw.image, raw.captions, raw.label) == (jpeg(row), (f"caption {row}",), "joy")
+        assert reader.record(0, row)["scene"] == f"s{row}"
+    assert not any(verdict.problems for verdict in verify([tmp_path]))
+
+
+def test_files_that_macos_adds_are_one_line_and_pictures_of_other_names_are_read(tmp_path: Path) -> None:
+    fork = b"\0\5\x16\7" + bytes(60)
+    members = {
+        "./._x.jpg": fork,
+        "./x.jpg": jpeg(1),
+        "./._x.txt": fork,
+        "./x.txt": b"its caption",
+        "./.DS_Store": b"\0\0\0\1Bud1",
+        "__MACOSX/._x.jpg": fork,
+        "./._y.jpg": jpeg(2),
+        "./z.jpg_large": jpeg(3),
+        "./without extension": jpeg(4),
+    }
+    write_tar(tmp_path / "a.tar", members)
+    found = {record.name: record for record in records(tmp_path)}
+    assert {name: record.refused for name, record in found.items()} == {
+        "a.tar/x": None,
+        "a.tar/._y": None,
+        "a.tar/z": None,
+        "a.tar/without extension": None,
+        "a.tar/._*": ("no_picture", "4 files that macOS adds to archives (._…, .DS_Store, __MACOSX)"),
+    }
+    assert found["a.tar/x"].captions == ("its caption",)
+    assert bytes_of(found["a.tar/z"]) == jpeg(3)
+
+
+def test_joined_tars_are_read_to_the_end_and_repeated_keys_are_counted(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "1", {"0.jpg": jpeg(1), "0.txt": b"one", "1.jpg": jpeg(2)})
+    two = write_tar(tmp_path / "2", {"0.jpg": jpeg(3), "0.txt": b"two", "2.jpg": jpeg(4)})
+    (tmp_path / "a.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    found = records(tmp_path / "a.tar")
+    assert [(record.name, record.captions, bytes_of(record)) for record in found] == [
+        ("a.tar/0", ("one",), jpeg(1)),
+        ("a.tar/1", (), jpeg(2)),
+        ("a.tar/0", ("two",), jpeg(3)),
+        ("a.tar/2", (), jpeg(4)),
+    ]
+    result = pack(PackSettings(str(tmp_path / "a.tar"), "wds", persons="none"), tmp_path / "out")
+    assert result.packed == {"": 3}
+    assert [(refused.source, refused.reason) for refused in result.rejected] == [("a.tar/0", "duplicate_key")]
