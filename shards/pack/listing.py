@@ -18,6 +18,7 @@ from shards.format.sample import make_key
 from shards.pack.spool import Spool, parse_record
 from shards.sources import Cell, Record
 from shards.sources.presets import Labels, Preset, assign_shares, draw64
+from shards.sources.rows import join_rows
 from shards.sources.validate import validate_record
 from uniemox_dist.core.errors import UserError
 
@@ -33,9 +34,11 @@ FIRST = {"test": 0, "val": 1, "train": 2}
 class Listing:
     """The records of a source: spooled to disk, and the fields that planning needs in arrays."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.spool = Spool(folder)
+    def __init__(self, folder: Path, seed: int, name: str = "records.jsonl") -> None:
+        self.spool = Spool(folder, name)
         self.seed = seed
+        self.rows = 0
+        """Rows of the source; more than its records if several rows describe one picture."""
         self.splits: list[str | None] = []
         self.labels: list[str | None] = []
         self.digest = ""
@@ -48,6 +51,7 @@ class Listing:
         self._draws = array("Q")
         self._keys = array("Q")
         self._refused = array("b")
+        self._places = array("Q")  # hashes of picture and split; 0 for records that are not joined
 
     @classmethod
     def read(
@@ -58,9 +62,13 @@ class Listing:
         seed: int,
         preset: Preset,
         keep_labels: tuple[str, ...],
+        several_rows: bool = False,
     ) -> "Listing":
         """Lists a source. Labels get their declared spelling. Records with an undeclared label, and those that cannot
         be written, are marked as refused.
+
+        Args:
+            several_rows: records with the same picture and split are rows of one record; they are joined.
 
         Raises:
             UserError: for a split that is not a folder name, and if only some records have a split.
@@ -68,7 +76,17 @@ class Listing:
         listing = cls(folder, seed)
         declared, kept = Labels(preset.labels), Labels(keep_labels)
         for record in records:
+            if several_rows:
+                listing._places.append(_place_hash(record))
             listing._append(_with_label(validate_record(record), declared, kept), preset.by_group)
+        rows = len(listing.spool)
+        if several_rows and (joined := listing._join_rows()) is not None:
+            unjoined, listing = listing, cls(folder, seed, "joined.jsonl")
+            for record in joined:
+                listing._append(_with_label(validate_record(record), declared, kept), preset.by_group)
+            unjoined.spool.close()
+            unjoined.spool.path.unlink()
+        listing.rows = rows
         listing.splits, listing.labels = list(listing._codes["split"]), list(listing._codes["label"])
         listing._assign_splits(preset)
         listing.digest = listing.spool.seal()
@@ -123,6 +141,37 @@ class Listing:
         self._keys.append(key_hash(make_key(record.name)))
         self._refused.append(record.refused is not None)
         self.spool.append(record)
+
+    def _join_rows(self) -> Iterator[Record] | None:
+        """The records with rows of one picture joined, each where its first row is; None if all pictures differ.
+
+        Needs 40 bytes of memory per row; the rows themselves are read from the spool.
+        """
+        place_N = np.frombuffer(self._places, np.uint64)
+        order_N = np.argsort(place_N, kind="stable")
+        sorted_N = place_N[order_N]
+        differs_N = np.ones(len(sorted_N), bool)
+        differs_N[1:] = (sorted_N[1:] != sorted_N[:-1]) | (sorted_N[1:] == 0)
+        starts = np.flatnonzero(differs_N)
+        if len(starts) == len(place_N):
+            return None
+        self.spool.seal()
+        end_N = np.zeros(len(place_N), np.int64)  # by the number of the first row; 0 for all other rows
+        end_N[order_N[starts]] = np.append(starts[1:], len(place_N))
+        start_N = np.zeros(len(place_N), np.int64)
+        start_N[order_N[starts]] = starts
+        return self._read_joined(order_N, start_N, end_N)
+
+    def _read_joined(self, order_N: np.ndarray, start_N: np.ndarray, end_N: np.ndarray) -> Iterator[Record]:
+        for number in np.flatnonzero(end_N):
+            pictures: dict[Any, list[Record]] = {}  # more than one only if two hashes are equal by chance
+            for row in order_N[start_N[number] : end_N[number]].tolist():
+                record = parse_record(self.spool.line(row))
+                if record.refused is not None and record.refused[0] == "label":
+                    record = replace(record, refused=None)  # the label is checked again after joining
+                place = (record.image, record.split) if record.refused is None else row
+                pictures.setdefault(place, []).append(record)
+            yield from map(join_rows, pictures.values())
 
     def _code(self, kind: str, value: Any) -> int:
         return self._codes[kind].setdefault(value, len(self._codes[kind]))
@@ -194,6 +243,11 @@ def split_rank(name: str) -> tuple[int, str]:
 def key_hash(key: str) -> int:
     """A 64-bit hash of a key."""
     return draw64(0, key)
+
+
+def _place_hash(record: Record) -> int:
+    is_row = isinstance(record.image, str) and record.refused is None
+    return draw64(0, f"{record.split}\n{record.image!r}") if is_row else 0
 
 
 def _with_label(record: Record, declared: Labels, kept: Labels) -> Record:

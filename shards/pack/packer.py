@@ -20,7 +20,9 @@ from shards.pack.prepare import Batch, Preparation, Ready, Rejected
 from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings
 from shards.pack.workers import Task, Workers
+from shards.pictures import BadPicture
 from shards.pool import Progress
+from shards.sources import Findings
 from shards.sources.tables import CellReader
 
 CHUNK = 16
@@ -35,6 +37,11 @@ class PackResult:
     records: int = 0
     packed: Counter[str] = field(default_factory=Counter)
     with_person: int = 0
+    contents: Counter[str] = field(default_factory=Counter)
+    """`captions`, `labels` and `boxes` of the samples; samples `without_caption`, `without_label`, `without_box`."""
+    rows: tuple[int, int] = (0, 0)
+    """Rows of the whole source, and the pictures that they describe."""
+    findings: Findings = field(default_factory=Findings)
     rejected: list[Rejected] = field(default_factory=list)
     reused: bool = False
     resumed: int = 0
@@ -57,7 +64,7 @@ class Packer:
         self.journal, self.progress = journal, progress
         self.prefix = "" if part is None else f"p{part[0]:03d}-"
         self.order_M, self.piece_M = listing.order(part)
-        self.result = PackResult(records=len(self.order_M))
+        self.result = PackResult(records=len(self.order_M), rows=(listing.rows, len(listing.spool)))
         self.writers: dict[str, ShardWriter] = {}
         self.packed = PackedSamples(listing)
         self.position = 0
@@ -86,12 +93,12 @@ class Packer:
             self.journal.wait()
 
     def _tasks(self) -> Iterator[Task]:
-        cells = CellReader()
+        cells = CellReader(allow_outside=self.settings.allow_outside)
         spool = self.listing.spool
         for start in range(self.position, len(self.order_M), CHUNK):
             numbers = self.order_M[start : start + CHUNK].tolist()
             lines = [spool.line(number) for number in numbers]
-            images: list[bytes | str | None] = [None] * len(numbers)
+            images: list[bytes | str | BadPicture | None] = [None] * len(numbers)
             for i, piece in enumerate(self.piece_M[start : start + CHUNK].tolist()):
                 if piece >= 0 and (cell := self.listing.cell(lines[i])) is not None:
                     images[i] = cells.read(cell, piece)
@@ -121,7 +128,18 @@ class Packer:
             self.writers[name] = self._writer(name)
         self.writers[name].add_encoded(sample)
         self.result.packed[name] += 1
-        self.result.with_person += bool(sample.fields["persons"])
+        self._count(sample.fields["captions"], sample.fields["label"], len(sample.fields["persons"]))
+
+    def _count(self, captions: list[str], label: str | None, persons: int) -> None:
+        self.result.with_person += persons > 0
+        self.result.contents.update(
+            captions=len(captions),
+            labels=label is not None,
+            boxes=persons,
+            without_caption=not captions,
+            without_label=label is None,
+            without_box=not persons,
+        )
 
     def _writer(self, name: str) -> ShardWriter:
         def closing() -> Callable[[ShardEntry], None]:
@@ -163,13 +181,15 @@ class Packer:
             self.writers[step.split] = self._writer(step.split)
         self.writers[step.split].entries.append(step.entry)
         path = index_path(self.journal.shards / step.split, step.entry.name)
-        table = read_index(path, ["key", "image_sha256", "persons"])
+        table = read_index(path, ["key", "image_sha256", "persons", "captions", "label"])
         refused = {number for number, _ in step.refused}
         numbers = [n for n in self.order_M[self.position : step.next].tolist() if n not in refused]
         assert len(numbers) == table.num_rows, f"{path}: the journal does not match"
         for number, key, sha256 in zip(numbers, table["key"].to_pylist(), table["image_sha256"].to_pylist()):
             self.packed.check(number, key, sha256)
         self.result.packed[step.split] += table.num_rows
-        self.result.with_person += pc.sum(pc.greater(pc.list_value_length(table["persons"]), 0)).as_py()
+        persons = pc.list_value_length(table["persons"]).to_pylist()
+        for found in zip(table["captions"].to_pylist(), table["label"].to_pylist(), persons):
+            self._count(*found)
         self.result.rejected += [rejected for _, rejected in step.refused]
         self.position = step.next

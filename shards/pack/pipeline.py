@@ -26,7 +26,7 @@ from shards.pack.settings import PackSettings, check_licence
 from shards.pack.workers import Workers
 from shards.pool import Progress
 from shards.remote_folder import RemoteFolder, open_remote_folder
-from shards.sources import SourceOptions, check_options, open_source
+from shards.sources import SourceOptions, check_options, may_repeat_pictures, open_source
 from shards.sources.presets import find_preset
 from shards.storage import Place, is_local
 from uniemox_dist.core.errors import UserError
@@ -62,7 +62,7 @@ def pack(
     )
     if is_taken(out) if remote is None else remote_pack.is_taken(remote):
         return _reuse(settings, part, licence, out, resume, remote)
-    options = SourceOptions(settings.columns, settings.persons == "source")
+    options = SourceOptions(settings.columns, settings.persons == "source", settings.allow_outside)
     check_options(settings.layout, options)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
@@ -72,7 +72,12 @@ def pack(
         work = partial / WORK
         records = open_source(settings.layout, preset.locate(settings.source), options)
         listing = Listing.read(
-            records, work, seed=settings.seed, preset=preset, keep_labels=settings.keep_labels
+            records,
+            work,
+            seed=settings.seed,
+            preset=preset,
+            keep_labels=settings.keep_labels,
+            several_rows=may_repeat_pictures(settings.layout),
         )
         provenance = {
             "settings": settings.to_json(),
@@ -85,11 +90,18 @@ def pack(
             "source_sha256": listing.digest,
         }
         preparation = Preparation(
-            settings.persons, settings.check, settings.shrink, settings.filters, captioner, work
+            settings.persons,
+            settings.check,
+            settings.shrink,
+            settings.filters,
+            captioner,
+            work,
+            tuple(sorted(options.findings.roots)),
         )
         plan = {**provenance, "part": part}
         journal = Journal(work, plan) if remote is None else RemoteJournal(remote, partial, plan)
         packer = Packer(settings, partial, listing, part, journal, progress)
+        packer.result.findings = options.findings
         packer.run(preparation, pool)
         listing.spool.close()
         if licence is not None:
@@ -160,6 +172,8 @@ def _finish(packer: Packer, partial: Path, provenance: dict[str, Any], part: tup
         )
     reasons = Counter(rejected.reason for rejected in result.rejected)
     provenance |= {"records": result.records, "rejected": dict(sorted(reasons.items()))}
+    if result.findings.not_pictures:
+        provenance["not_pictures"] = dict(sorted(result.findings.not_pictures.items()))
     if part is not None:
         provenance["part"] = list(part)
         write_json(partial / PART, {**provenance, "packed": dict(result.packed)})

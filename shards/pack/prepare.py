@@ -72,6 +72,8 @@ class Preparation:
     captioner: "Captioner | None" = None
     folder: Path = Path()
     """The spool's folder."""
+    roots: tuple[str, ...] = ()
+    """Local folders that links of pictures named below them may not leave."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,20 @@ class Preparer:
         self.detects = preparation.persons not in ("none", "source")
 
     def __call__(
-        self, lines: list[bytes], images: list[bytes | str | None]
+        self, lines: list[bytes], images: Sequence[bytes | str | BadPicture | None]
     ) -> tuple[list[bytes], list[Item]]:
         """Prepares the records of some spooled lines; returns (tar members, result of each record).
 
-        `images` are pictures that the parent has read already, or their paths; None for the others.
+        `images` are pictures that the parent has read already, their paths, or why they cannot be read; None for the
+        others.
         """
         records = [parse_record(line, self.settings.folder) for line in lines]
-        records = [r if i is None else replace(r, image=i) for r, i in zip(records, images)]
-        wanted = [record for record in records if record.refused is None]
-        fetched = iter(fetch_images([record.image for record in wanted]))
+        wanted = [
+            record.image if image is None else image
+            for record, image in zip(records, images)
+            if record.refused is None
+        ]
+        fetched = iter(fetch_images(wanted, self.settings.roots))
         checked = [
             Rejected(record.name, *record.refused) if record.refused else self._check(record, next(fetched))
             for record in records

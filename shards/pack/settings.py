@@ -11,6 +11,8 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets
 
 CHECKS = ("decode", "header")
+_ADDED = {"allow_outside": False}
+"""Settings that older manifests do not state, and their defaults."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class PackSettings:
     filters: Filters = field(default_factory=Filters)
     keep_labels: tuple[str, ...] = ()
     """Labels that are packed; empty: all."""
+    allow_outside: bool = False
+    """True if paths in a table may lead out of its folder."""
 
     def __post_init__(self) -> None:
         """Raises UserError for illegal values."""
@@ -51,9 +55,16 @@ class PackSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values, without keys in URLs; text that is not Unicode, such as bytes of a file name, is
-        escaped."""
+        escaped.
+
+        Settings that were added after the first manifests are stated only if they are not the default.
+        """
         values = {**asdict(self), "source": hide_secrets(self.source)}
-        return {name: _plain(value) for name, value in values.items()}
+        return {
+            name: _plain(value)
+            for name, value in values.items()
+            if name not in _ADDED or value != _ADDED[name]
+        }
 
 
 def _plain(value: Any) -> Any:

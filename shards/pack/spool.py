@@ -19,9 +19,10 @@ class Spool:
     Pictures that a layout passes as bytes go into a second file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "records.jsonl") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines: BinaryIO = open(folder / "records.jsonl", "w+b", buffering=1 << 20)  # noqa: SIM115
+        self.path = folder / name
+        self._lines: BinaryIO = open(self.path, "w+b", buffering=1 << 20)  # noqa: SIM115
         self._pictures_path = folder / "pictures.bin"
         self._pictures: BinaryIO | None = None
         self._offsets = array("Q", [0])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 
 from shards.pack.prepare import Batch, Item, Preparation, Preparer, Ready
+from shards.pictures import BadPicture
 from uniemox_dist.core.errors import Fault
 
 WAITING_BYTES = 96 << 20
@@ -31,8 +32,8 @@ class Task:
 
     numbers: list[int]
     lines: list[bytes]
-    images: list[bytes | str | None]
-    """Pictures that only the parent can read; None for those that the worker reads."""
+    images: list[bytes | str | BadPicture | None]
+    """Pictures that only the parent can read, or why it cannot; None for those that the worker reads."""
 
 
 class Slot:
@@ -155,7 +156,7 @@ def _exit_with_parent() -> None:
 
 
 def _work(
-    preparation: Preparation, path: str, lines: list[bytes], images: list[int | str | None]
+    preparation: Preparation, path: str, lines: list[bytes], images: list[int | str | BadPicture | None]
 ) -> list[Item]:
     """Runs in a worker. A number in `images` is the length of a picture in the slot, in order; the prepared tar members
     replace these pictures in the slot."""
@@ -164,7 +165,7 @@ def _work(
     if path not in _slots:
         _slots[path] = os.open(path, os.O_RDWR)
     slot, offset = _slots[path], 0
-    given: list[bytes | str | None] = []
+    given: list[bytes | str | BadPicture | None] = []
     for image in images:
         if isinstance(image, int):
             given.append(os.pread(slot, image, offset))

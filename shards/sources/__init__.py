@@ -2,9 +2,12 @@
 
 Every module in `layouts/` is a layout. Its name is the value of `--layout`; it defines
 `read(source, options) -> Iterator[Record]`, and may name in `USES` the options of `shards pack` that have an effect on
-it: `--column`, and `--persons source` if the source has person boxes. No other file lists the layouts.
+it: `--column`, `--allow-outside` if its files state paths of pictures, and `--persons source` if the source has person
+boxes. `SEVERAL_ROWS = True` says that several of its records may describe one picture; the packer then joins them. No
+other file lists the layouts.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -71,6 +74,18 @@ class Record:
     packer counts and lists it with all other refused records."""
 
 
+@dataclass
+class Findings:
+    """Facts about a source besides its records, which a layout collects while it is read."""
+
+    not_pictures: Counter[str] = field(default_factory=Counter)
+    """Files that are not pictures, by extension (`.xml`)."""
+    notes: list[str] = field(default_factory=list)
+    """Lines for the summary of a pack."""
+    roots: set[str] = field(default_factory=set)
+    """Local folders of tables. A picture named below one of them must really be there: links may not lead outside."""
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """User settings that a layout may need besides the path."""
@@ -79,6 +94,10 @@ class SourceOptions:
     """Renamed columns of a table: our name -> the table's name."""
     source_persons: bool = False
     """True if the user asked for the source's own person boxes (`--persons source`), which may be slow to read."""
+    allow_outside: bool = False
+    """True if paths in the source's files may lead out of the source (`--allow-outside`)."""
+    findings: Findings = field(default_factory=Findings)
+    """Filled by the layout."""
 
 
 Reader = Callable[[str, SourceOptions], Iterator[Record]]
@@ -113,10 +132,17 @@ def check_options(layout: str, options: SourceOptions) -> None:
             f"--column={'='.join(first)}: --layout {layout} has no columns; leave it out, or give --layout "
             f"{' or '.join(with_columns)}"
         )
+    if options.allow_outside and "--allow-outside" not in uses:
+        raise UserError(f"--allow-outside: --layout {layout} reads no paths from its files; leave it out")
     if options.source_persons and "--persons source" not in uses:
         raise UserError(
             f"--persons=source: --layout {layout} has no person boxes; give nanodet, onnx:FILE or none"
         )
+
+
+def may_repeat_pictures(layout: str) -> bool:
+    """Whether several records of a layout may describe one picture."""
+    return bool(getattr(_load(layout), "SEVERAL_ROWS", False))
 
 
 def _load(layout: str) -> ModuleType:

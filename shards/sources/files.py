@@ -2,18 +2,22 @@
 
 import errno
 import os
+import posixpath
 import stat
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from glob import has_magic
 from itertools import takewhile
 
 from shards.pictures import BadPicture
 from shards.sources import Image, Slice
-from shards.storage import Place, parse_place, read_range
+from shards.sources.download import download, is_web
+from shards.storage import Place, is_local, parse_place, read_range
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import is_remote
+from uniemox_dist.core.files import hide_secrets, is_remote
 
 SPLITS = {
     "train": "train",
@@ -21,13 +25,19 @@ SPLITS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
 }
-"""Folder names that mean a split, in lower case -> the split's name."""
+"""Usual names of splits, in lower case -> the split's name. Every layout uses this table."""
 REMOTE_READS = 16
 """Remote pictures that one worker requests at a time, because most of that time is waiting."""
 TRIES = 3
+_LOCAL_PROTOCOLS = frozenset(
+    ("asynclocal", "blockcache", "cached", "dir", "filecache", "generic", "git", "libarchive", "memory")
+) | {"reference", "simplecache", "tar", "zip"}
+"""Protocols of fsspec that may read local files."""
+_ALLOW = "--allow-outside permits it"
 _NO_SUCH_FILE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 )
@@ -35,6 +45,29 @@ _NO_SUCH_FILE = frozenset(
 
 
 # ---- names
+
+
+def split_name(name: str) -> str:
+    """The name of a split: train, val or test for their usual names in any case, all others unchanged."""
+    return SPLITS.get(name.strip().lower(), name)
+
+
+def find_split_files(folder: Place, extension: str) -> list[tuple[str, Place]]:
+    """The files of a folder that are called like splits (`train.json`, `Validation.json`), in the order train, val,
+    test.
+
+    Raises:
+        UserError: if two of them mean the same split.
+    """
+    found: dict[str, Place] = {}
+    for name, split in SPLITS.items():
+        paths = [folder / f"{spelling}{extension}" for spelling in (name, name.capitalize(), name.upper())]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None and split in found:
+            raise UserError(f"SOURCE: {found[split]} and {path} are both of split {split}; remove one")
+        if path is not None:
+            found[split] = path
+    return [(split, found[split]) for split in ("train", "val", "test") if split in found]
 
 
 def name_below(path: Place, source: str) -> str:
@@ -45,6 +78,38 @@ def name_below(path: Place, source: str) -> str:
     base = "/".join(takewhile(lambda part: not has_magic(part), source.split("/")))
     root = str(parse_place(base or ("/" if source.startswith("/") else ".")))
     return path.name if str(path) == root else str(path).removeprefix(root.rstrip("/") + "/")
+
+
+class Outside(ValueError):
+    """A path in a source's file leads out of the source's folder."""
+
+
+def resolve_path(folder: Place, text: str, *, allow_outside: bool = False) -> str:
+    """The place that a file of the source names: a path relative to `folder`, or a URL.
+
+    Links are not followed here; `fetch_images` checks where they lead.
+
+    Raises:
+        Outside: for a path that leads out of `folder`, unless `allow_outside`.
+    """
+    protocol, is_url, rest = text.partition("://")
+    if allow_outside:
+        return text if is_url else str(folder / text)
+    if is_url and protocol.lower() in ("http", "https"):
+        return text
+    if is_url and protocol.lower() not in ("file", "local"):
+        if protocol.lower() in _LOCAL_PROTOCOLS or "::" in text:
+            raise Outside(f"{_escape(hide_secrets(text))} may lead to any local file; {_ALLOW}")
+        return text
+    path = rest if is_url else text
+    if is_local(folder):
+        root = os.path.abspath(folder)
+        is_below = os.path.normpath(os.path.join(root, path)).startswith(f"{root.rstrip('/')}/")
+    else:
+        is_below = not (is_url or path.startswith("/") or posixpath.normpath(path).split("/")[0] == "..")
+    if not is_below:
+        raise Outside(f"{_escape(text)} leads out of the folder {_escape(str(folder))}; {_ALLOW}")
+    return text if is_url else str(folder / text)
 
 
 def is_clutter(folder: str) -> bool:
@@ -72,29 +137,35 @@ def read_side_file(path: Place) -> bytes:
         raise
 
 
-def fetch_images(images: list[Image]) -> list[bytes | BadPicture]:
+def fetch_images(images: Sequence[Image | BadPicture], roots: Sequence[str] = ()) -> list[bytes | BadPicture]:
     """The bytes of several pictures; for a picture without any, the reason.
+
+    Args:
+        images: pictures, or the reasons why they are refused.
+        roots: local folders; a file named below one of them is refused if a link leads out of it.
 
     Raises:
         OSError: for errors of the disk or network; remote reads are tried three times.
     """
     if sum(is_remote(_path(image)) for image in images) < 2:
-        return [_fetch(image) for image in images]
+        return [_fetch(image, roots) for image in images]
     with ThreadPoolExecutor(REMOTE_READS) as threads:
-        return list(threads.map(_fetch, images))
+        return list(threads.map(lambda image: _fetch(image, roots), images))
 
 
-def _path(image: Image) -> str:
-    return "" if isinstance(image, bytes) else image if isinstance(image, str) else image.path
+def _path(image: Image | BadPicture) -> str:
+    return "" if isinstance(image, bytes | BadPicture) else image if isinstance(image, str) else image.path
 
 
-def _fetch(image: Image) -> bytes | BadPicture:
-    if isinstance(image, bytes):
+def _fetch(image: Image | BadPicture, roots: Sequence[str]) -> bytes | BadPicture:
+    if isinstance(image, bytes | BadPicture):
         return image
     path = _path(image)
     for attempt in range(TRIES):
         try:
-            return _read(image)
+            return _read(image, roots)
+        except BadPicture as bad:
+            return bad
         except OSError as error:
             no_such_file = _NO_SUCH_FILE | {errno.ENXIO}  # the latter for a socket
             if isinstance(error, FileNotFoundError | PermissionError) or error.errno in no_such_file:
@@ -102,32 +173,60 @@ def _fetch(image: Image) -> bytes | BadPicture:
             if attempt == TRIES - 1 or not is_remote(path):
                 raise
             time.sleep(2**attempt)
-        except BadPicture as bad:
-            return bad
         except UserError as error:  # an unknown protocol, or its package is missing
             return BadPicture("unreadable", str(error))
         except ValueError:  # a zero byte inside the name
             return BadPicture("unreadable", f"not a file name: {_escape(repr(path))}")
+        except Exception as error:  # fsspec's file systems raise the errors of their libraries
+            if not is_remote(path):
+                raise
+            return BadPicture(
+                "unreadable", f"{type(error).__name__}: {' '.join(hide_secrets(str(error)).split())[:200]}"
+            )
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _read(image: Image) -> bytes:
+def _read(image: Image, roots: Sequence[str]) -> bytes:
     if isinstance(image, str):
+        if is_web(image):
+            return download(image)
         if is_remote(image):
             return bytes(parse_place(image).read_bytes())
-        return _read_regular_file(image.removeprefix("file://"))
+        return _read_regular_file(image.removeprefix("file://").removeprefix("local://"), roots)
     assert isinstance(image, Slice), f"{type(image).__name__} is read by tables.CellReader"
     if is_remote(image.path):
         return read_range(parse_place(image.path), image.offset, image.length)
     return os.pread(_open_file(image.path), image.length, image.offset)
 
 
-def _read_regular_file(path: str) -> bytes:
-    """Raises BadPicture for a pipe or a device, which could block or never end."""
+def _read_regular_file(path: str, roots: Sequence[str]) -> bytes:
+    """Raises BadPicture for a pipe or a device, which could block or never end, and for a file outside of its root."""
     with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise BadPicture("unreadable", f"not a regular file: {_escape(path)}")
+        if roots:
+            _check_inside(path, file.fileno(), roots)
         return file.read()
+
+
+def _check_inside(path: str, fd: int, roots: Sequence[str]) -> None:
+    """Checks that an open file is really inside the root below which it is named: a link may lead elsewhere."""
+    named = os.path.abspath(path)
+    root = next(
+        (root for root in map(os.path.abspath, roots) if named.startswith(f"{root.rstrip('/')}/")), None
+    )
+    if root is None:
+        return
+    real = os.readlink(f"/proc/self/fd/{fd}")
+    if not real.startswith(f"{_real_path(root).rstrip('/')}/"):
+        raise BadPicture(
+            "outside", f"a link leads out of the folder {_escape(root)}: {_escape(path)}; {_ALLOW}"
+        )
+
+
+@lru_cache(maxsize=64)
+def _real_path(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

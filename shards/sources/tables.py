@@ -1,20 +1,31 @@
-"""Tables as sources: strict CSV reading, Parquet with clear errors, and pictures in Parquet columns."""
+"""Reading of tables: CSV, JSON Lines, Parquet and Arrow files, with clear errors, and pictures in their columns."""
 
+import codecs
 import csv
+import itertools
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.pictures import BadPicture
 from shards.sources import Cell
-from shards.storage import Place, open_seekable, parse_place
+from shards.sources.files import Outside, resolve_path
+from shards.sources.values import load_json
+from shards.storage import Place, is_local, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
 
 _FIELD_BYTES = 1 << 24
-"""Largest cell of a CSV."""
+"""Largest cell of a CSV, and longest line of JSON Lines."""
+ARROW = (".arrow", ".feather", ".ipc")
+"""Extensions of Arrow files."""
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+_DELIMITERS = "\t|;"
+"""Tried for a CSV whose header has no comma."""
 
 
 def read_csv(
@@ -31,7 +42,12 @@ def read_csv(
     csv.field_size_limit(_FIELD_BYTES)
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            first = file.readline(_FIELD_BYTES)
+            file.seek(0)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else _find_delimiter(first)
+            lines = csv.reader(
+                file, strict=True, delimiter=delimiter, skipinitialspace=delimiter not in ",\t"
+            )
             header = next(lines, [])
             if not header:
                 raise UserError(
@@ -54,6 +70,44 @@ def read_csv(
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"SOURCE={path}: not a CSV in UTF-8 ({error.reason}); convert it") from None
+
+
+def _find_delimiter(header: str) -> str:
+    return "," if "," in header else next((mark for mark in _DELIMITERS if mark in header), ",")
+
+
+def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """Yields (row number from 0, object) of a file with one JSON object per line; a ValueError for a line that is none.
+
+    Empty lines are no rows.
+
+    Raises:
+        UserError: for a line of more than 16 MiB.
+    """
+    row = 0
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(_FIELD_BYTES + 1)
+            if not line:
+                return
+            if len(line) > _FIELD_BYTES:
+                raise UserError(
+                    f"SOURCE={path}: line {number} has more than {_FIELD_BYTES >> 20} MiB; put one object on each line"
+                )
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            try:
+                value = load_json(line.strip().decode())
+                if not isinstance(value, dict):
+                    raise ValueError(f"holds {type(value).__name__}, not an object")
+                yield row, value
+            except json.JSONDecodeError as error:
+                yield row, ValueError(f"line {number}: {error.msg} at character {error.pos + 1}")
+            except ValueError as error:
+                yield row, ValueError(f"line {number}: {error}")
+            row += 1
 
 
 def check_column_names(columns: list[str], path: Place) -> None:
@@ -84,33 +138,139 @@ def convert_parquet_errors(where: str) -> Iterator[None]:
         ) from None
 
 
+class Table(Protocol):
+    """A Parquet or Arrow file: groups of rows, each of which is read at once."""
+
+    schema: pa.Schema
+    groups: int
+    """Number of groups."""
+
+    def size(self, group: int, columns: Sequence[str]) -> tuple[int, int]:
+        """Rows of a group, and bytes of these columns in it."""
+
+    def rows(self, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """The rows of a group with these columns."""
+
+    def column(self, group: int, name: str) -> Any:
+        """A column of a group."""
+
+
+@contextmanager
+def open_table(path: Place) -> Iterator[Table]:
+    """Opens a Parquet or Arrow file.
+
+    Raises:
+        UserError: if it is damaged, or neither.
+    """
+    with convert_parquet_errors(f"SOURCE={path}"):
+        if path.suffix.lower() in ARROW:
+            yield _ArrowTable(path)
+        else:
+            with open_seekable(path) as raw, pq.ParquetFile(raw) as file:
+                yield _ParquetTable(file)
+
+
+class _ParquetTable:
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
+        self.schema = file.schema_arrow
+        self.groups = file.num_row_groups
+
+    def size(self, group: int, columns: Sequence[str]) -> tuple[int, int]:
+        metadata = self._file.metadata.row_group(group)
+        every = [metadata.column(i) for i in range(metadata.num_columns)]
+        used = [c.total_uncompressed_size for c in every if c.path_in_schema.split(".")[0] in columns]
+        return metadata.num_rows, sum(used)
+
+    def rows(self, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+        if not columns:
+            yield from ({} for _ in range(self.size(group, ())[0]))
+            return
+        for batch in self._file.iter_batches(4096, row_groups=[group], columns=columns, use_threads=False):
+            yield from batch.to_pylist()
+
+    def column(self, group: int, name: str) -> Any:
+        return self._file.read_row_group(group, [name], use_threads=False)[name]
+
+
+class _ArrowTable:
+    """Arrow's file format (Feather version 2) or stream format, which Hugging Face's `save_to_disk` writes."""
+
+    def __init__(self, path: Place) -> None:
+        source = pa.memory_map(str(path)) if is_local(path) else pa.BufferReader(path.read_bytes())
+        magic = source.read(6)
+        source.seek(0)
+        if magic == b"ARROW1":
+            file = pa.ipc.open_file(source)
+            self._read: Callable[[int], pa.RecordBatch] = file.get_batch
+            self.schema, self.groups = file.schema, file.num_record_batches
+            return
+        size = source.size()
+        source.seek(max(0, size - 8))
+        if source.read(8) != _STREAM_END:
+            raise pa.ArrowInvalid("it lacks the mark at its end")
+        source.seek(0)
+        stream = pa.ipc.open_stream(source)
+        self.schema, batches = stream.schema, list(stream)  # views of the mapped file
+        self._read, self.groups = batches.__getitem__, len(batches)
+
+    def size(self, group: int, columns: Sequence[str]) -> tuple[int, int]:
+        batch = self._read(group)
+        return batch.num_rows, sum(batch.column(name).nbytes for name in columns)
+
+    def rows(self, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+        if not columns:
+            yield from ({} for _ in range(self.size(group, ())[0]))
+            return
+        batch = self._read(group).select(columns)
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, 4096):
+            yield from batch.slice(start, 4096).to_pylist()
+
+    def column(self, group: int, name: str) -> Any:
+        column = self._read(group).column(name)
+        column.validate(full=True)
+        return column
+
+
+def storage_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values: without dictionaries, runs and extensions."""
+    while True:
+        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        else:
+            return kind
+
+
 class CellReader:
     """Reads pictures out of Parquet columns, piece by piece; only the row groups of one piece are in memory.
 
     Only the packing parent reads them, because Parquet is read by whole row groups.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, allow_outside: bool = False) -> None:
+        self._allow_outside = allow_outside
         self._piece: int | None = None
         self._groups: dict[tuple[str, int], Any] = {}
 
-    def read(self, cell: Cell, piece: int) -> bytes | str:
-        """The picture in a cell, or the path of its file if the column holds paths."""
+    def read(self, cell: Cell, piece: int) -> bytes | str | BadPicture:
+        """The picture in a cell, or the path of its file if the column holds paths; BadPicture if that leads out of the
+        table's folder."""
         if piece != self._piece:
             self._piece, self._groups = piece, {}
         key = (cell.path, cell.row_group)
         if key not in self._groups:
-            with (
-                convert_parquet_errors(f"SOURCE={cell.path}"),
-                open_seekable(parse_place(cell.path)) as raw,
-                pq.ParquetFile(raw) as file,
-            ):
-                self._groups[key] = file.read_row_group(cell.row_group, [cell.column], use_threads=False)[
-                    cell.column
-                ]
+            with open_table(parse_place(cell.path)) as table:
+                self._groups[key] = table.column(cell.row_group, cell.column)
         value = self._groups[key][cell.row].as_py()
         if isinstance(value, dict):  # the struct of Hugging Face's image columns
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return value if "://" in value else str(parse_place(cell.path).parent / value)
+            try:
+                folder = parse_place(cell.path).parent
+                return resolve_path(folder, value, allow_outside=self._allow_outside)
+            except Outside as error:
+                return BadPicture("outside", str(error))
         return value or b""

@@ -135,6 +135,9 @@ def _check(context: click.Context) -> None:
     "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Rename a column of the table."
 )
 @click.option(
+    "--allow-outside", is_flag=True, help="Let paths in a table lead out of its folder, by /, .. or links."
+)
+@click.option(
     "--part",
     "part_text",
     metavar="I/N",
@@ -178,10 +181,28 @@ def pack_command(
         f"{result.records} records = {packed} packed + {len(result.rejected)} refused; "
         f"{result.with_person} with a person, {packed - result.with_person} without"
     )
+    for line in _describe_contents(result):
+        click.echo(line)
     for refused in result.rejected[:5]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
     if result.rejected:
         click.echo(f"  {hide_secrets(out / 'rejected.parquet')} lists every refused record and its reason")
+
+
+def _describe_contents(result: Any) -> list[str]:
+    """What the samples have and lack, and which files and rows of the source are no records."""
+    count = result.contents
+    lines = [
+        f"the samples have {count['captions']} captions, {count['labels']} labels and {count['boxes']} boxes; "
+        f"{count['without_caption']} have no caption, {count['without_label']} no label, {count['without_box']} no box"
+    ]
+    rows, pictures = result.rows
+    if rows > pictures:
+        lines.append(f"{rows} rows of the source describe {pictures} pictures")
+    if others := result.findings.not_pictures:
+        by_count = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        lines.append(f"not pictures: {', '.join(f'{number} {kind}' for kind, number in by_count)}")
+    return lines + result.findings.notes
 
 
 def _settings(source: str, options: dict[str, Any]) -> Any:
@@ -207,6 +228,7 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
         ),
         columns=dict(pairs),
         keep_labels=tuple(options["keep_labels"]),
+        allow_outside=options["allow_outside"],
         **{
             name: options[name]
             for name in ("persons", "shard_mb", "shard_samples", "seed", "preset", "captions", "check")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from shards.detect.types import Person
 from shards.format.manifest import find_manifest_folders
 from shards.pictures import BadPicture
-from shards.sources import Cell, Record, SourceOptions, open_source
+from shards.sources import Cell, Image, Record, SourceOptions, open_source
 from shards.sources.files import fetch_images
 from shards.sources.tables import CellReader
 from shards.storage import parse_place
@@ -74,7 +74,9 @@ class Pictures:
             self.records = [Record(where.name, source)]
             return
         try:
-            self.records = list(open_source(kind, source, SourceOptions(source_persons=True)))
+            self.records = list(
+                open_source(kind, source, SourceOptions(source_persons=True, allow_outside=True))
+            )
         except UserError as error:
             raise UserError(str(error).replace("SOURCE=", "INPUT=", 1)) from None
 
@@ -116,7 +118,7 @@ class Pictures:
             if record.refused is not None:
                 image = BadPicture(*record.refused)
             else:
-                where = record.image
+                where: Image | BadPicture = record.image
                 if isinstance(where, Cell):
                     where = cells.read(where, where.row_group)
                 image = fetch_images([where])[0]
@@ -146,7 +148,7 @@ class PictureBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         numbers = self.numbers[index * self.batch : (index + 1) * self.batch]
-        self._cells = self._cells or CellReader()
+        self._cells = self._cells or CellReader(allow_outside=True)
         size = self.settings.image_size
         scene, person = allocate_views(len(numbers), size).zero_(), allocate_views(len(numbers), size).zero_()
         names: list[str] = []

@@ -19,12 +19,13 @@ from typing import Any
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
+from shards.sources.files import SPLITS, split_name
 from shards.sources.values import BAD_VALUE, load_json, parse_text
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
 
 USES = ("--persons source",)
-CAPTIONS = re.compile(r"captions_(?P<part>(?P<split>train|val|test)(?P<year>\d*))\.json")
+CAPTIONS = re.compile(rf"captions_(?P<part>(?P<split>{'|'.join(SPLITS)})(?P<year>\d*))\.json", re.IGNORECASE)
 _PROBES = 16
 """Number of pictures that are tried to find the picture folder."""
 
@@ -64,7 +65,7 @@ def _caption_files(source: str) -> list[Place]:
 
 def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
     match = CAPTIONS.fullmatch(path.name)
-    part, split = (match["part"], match["split"]) if match else ("", None)
+    part, split = (match["part"], split_name(match["split"])) if match else ("", None)
     content = _load(path, ("images", "annotations"))
     images: list[dict[str, Any]] = []
     captions: dict[Any, list[tuple[int, str]]] = defaultdict(list)

@@ -1,7 +1,8 @@
 """EmoSet-118K: a list of rows per split, and a JSON of attributes per picture.
 
     SOURCE/info.json                                    {"emotion": {"label2idx": {"amusement": 0, …}}, …}
-    SOURCE/train.json, val.json, test.json              at least one of them
+    SOURCE/train.json, val.json, test.json              at least one of them; other usual names
+                                                        of splits will do, such as validation.json
     SOURCE/image/amusement/amusement_00000.jpg
     SOURCE/annotation/amusement/amusement_00000.json    {"brightness": 0.4, "scene": "bakery/shop", …}
 
@@ -15,12 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.sources import Record, SourceOptions
-from shards.sources.files import read_side_file
+from shards.sources.files import find_split_files, read_side_file
 from shards.sources.values import load_json, to_json_value
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
 
-SPLITS = ("train", "val", "test")
 ATTRIBUTES = ("scene", "object", "facial_expression", "human_action", "brightness", "colorfulness")
 POLARITY = {
     **dict.fromkeys(("amusement", "awe", "contentment", "excitement"), "positive"),
@@ -39,7 +39,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     """
     root = parse_place(source, "SOURCE")
     labels = _labels(root / "info.json")
-    lists = [(split, root / f"{split}.json") for split in SPLITS if (root / f"{split}.json").is_file()]
+    lists = find_split_files(root, ".json")
     if not lists:
         raise UserError(
             f"SOURCE={source}: has none of train.json, val.json, test.json; give EmoSet-118K's folder"

@@ -25,6 +25,7 @@ import numpy as np
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
+from shards.sources.files import find_split_files
 from shards.sources.tables import read_csv
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError, missing_extra
@@ -98,7 +99,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     mats = [
         path for path in (root / "Annotations.mat", root / "Annotations/Annotations.mat") if path.is_file()
     ]
-    tables = [(split, root / f"{split}.csv") for split in SPLITS if (root / f"{split}.csv").is_file()]
+    tables = find_split_files(root, ".csv")
     if mats:
         splits = _from_mat(mats[0])
     elif tables:

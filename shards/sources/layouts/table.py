@@ -1,30 +1,47 @@
-"""Tables: Parquet or CSV with one row per picture.
+"""Tables: Parquet, Arrow, CSV or JSON Lines, with one row per picture, or one per caption.
 
-SOURCE is a file, a folder of `.parquet` files, or a pattern with `*`. Columns: `image` (bytes, or a struct
-with `bytes`) or `path` (relative to the table), and optionally `key`, `caption` (text or a list), `label`,
-`split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an attribute. In a CSV
-these named columns are texts (`007` stays `007`), and `image` is a path. An empty text counts as missing.
+SOURCE is a file, a folder of `.parquet` files (or else of other tables), or a pattern with `*`. Columns: `image`
+(bytes, or a struct with `bytes`) or `path` (below the table's folder, or a URL), and optionally `key`, `caption` (text
+or a list), `label`, `split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an
+attribute. Rows of the same path are one picture with several captions. In a CSV these named columns are texts (`007`
+stays `007`), and `image` is a path. An empty text counts as missing.
+
+Tables without `image` and `path`, those of Hugging Face's `datasets`, JSON Lines and Arrow files may use other usual
+names for these columns, such as `file_name` and `text` (`columns.py`). Classes of `datasets` are stored by name. If
+there are several tables, all called like splits (`train.csv`, `test-00000-of-00002.parquet`), these are their splits.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.sources import Cell, Image, Record, SourceOptions
-from shards.sources.files import name_below
-from shards.sources.tables import check_column_names, convert_parquet_errors, read_csv
-from shards.sources.values import BAD_VALUE, parse_attributes, parse_captions, parse_persons, parse_text
-from shards.storage import Place, match_pattern, open_seekable, parse_place
+from shards.sources.columns import check_known, exact_names, make_record, shape_of, usual_names
+from shards.sources.files import SPLITS, Outside, name_below, resolve_path
+from shards.sources.hugging_face import has_classes, name_classes, read_features
+from shards.sources.tables import (
+    ARROW,
+    check_column_names,
+    open_table,
+    read_csv,
+    read_json_lines,
+    storage_type,
+)
+from shards.storage import Place, is_local, match_pattern, parse_place
 from uniemox_dist.core.errors import UserError
 
-USES = ("--column", "--persons source")
-KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
+USES = ("--column", "--persons source", "--allow-outside")
+SEVERAL_ROWS = True
 SHIPPED = {"shipped:fluent_emoji": "fluent_emoji.parquet"}
+CSV = (".csv", ".tsv", ".psv", ".txt")
+JSON_LINES = (".jsonl", ".ndjson")
+_SHARD = re.compile(r"(?P<split>.+?)(-\d+-of-\d+)?(-[0-9a-f]{16})?")
+"""The name of one of Hugging Face's tables, such as train-00000-of-00001-0d49c5d7b8ac2ba4."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
@@ -33,11 +50,19 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if there is no table, or one without pictures, or an unknown `--column`.
     """
-    for unknown in sorted(set(options.columns) - set(KNOWN)):
-        raise UserError(f"--column {unknown}=…: unknown column; valid are {', '.join(KNOWN)}")
-    names = {name: options.columns.get(name, name) for name in KNOWN}
-    for path, name in _locate(source):
-        yield from (_csv if path.suffix.lower() in (".csv", ".tsv") else _parquet)(path, name, names)
+    check_known(options.columns)
+    tables = _locate(source)
+    splits = _splits_of_names(source, [name for _, name in tables])
+    for (path, name), split in zip(tables, splits):
+        if is_local(path) and not options.allow_outside:
+            options.findings.roots.add(str(path.parent))
+        for record in _reader(path)(path, name, options):
+            yield record if split is None or record.split else replace(record, split=split)
+
+
+def _reader(path: Place) -> Any:
+    extension = path.suffix.lower()
+    return _csv if extension in CSV else _json_lines if extension in JSON_LINES else _columnar
 
 
 def _locate(source: str) -> list[tuple[Place, str]]:
@@ -47,7 +72,7 @@ def _locate(source: str) -> list[tuple[Place, str]]:
     found = match_pattern(source, "SOURCE")
     if found is None:
         root = parse_place(source, "SOURCE")
-        found = [root] if root.is_file() else sorted(root.glob("*.parquet"), key=str) if root.is_dir() else []
+        found = [root] if root.is_file() else _tables_in(source, root) if root.is_dir() else []
     if not found:
         raise UserError(
             f"SOURCE={source}: no such table; give a .parquet or .csv file, a folder of .parquet files, or "
@@ -56,54 +81,113 @@ def _locate(source: str) -> list[tuple[Place, str]]:
     return [(path, name_below(path, source)) for path in found]
 
 
-def _parquet(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
-    with convert_parquet_errors(f"SOURCE={path}"), open_seekable(path) as raw, pq.ParquetFile(raw) as file:
-        schema = file.schema_arrow
-        _check_columns(schema.names, names, path)
+def _tables_in(source: str, folder: Place) -> list[Place]:
+    """The tables in a folder, or else in its folders of splits: Parquet tables, or the only other kind."""
+    for pattern in ("", "*/"):
+        for kinds in ((".parquet",), (*JSON_LINES, *ARROW, *CSV[:2])):
+            found = {kind: sorted(folder.glob(f"{pattern}*{kind}"), key=str) for kind in kinds}
+            if pattern:
+                found = {
+                    kind: [path for path in paths if path.parent.name.lower() in SPLITS]
+                    for kind, paths in found.items()
+                }
+            present = [kind for kind in kinds if found[kind]]
+            if len(present) > 1:
+                raise UserError(
+                    f"SOURCE={source}: has tables of several kinds ({', '.join(present)}); give a pattern such as "
+                    f"{source}/{pattern}*{present[0]}"
+                )
+            if present:
+                return found[present[0]]
+    return []
+
+
+def _splits_of_names(source: str, names: list[str]) -> list[str | None]:
+    """The splits that the names of tables or their folders state. None if not all do, and for a table that is SOURCE
+    itself."""
+    stated = [_split_of(name) for name in names]
+    is_file = names == [source.rpartition("/")[2]]
+    return [None] * len(names) if is_file or None in stated else stated
+
+
+def _split_of(name: str) -> str | None:
+    *folders, file = name.split("/")
+    match = _SHARD.fullmatch(file.rpartition(".")[0])
+    candidates = [match["split"] if match else "", *folders[-1:]]
+    return next((SPLITS[name.lower()] for name in candidates if name.lower() in SPLITS), None)
+
+
+# ---- Parquet and Arrow
+
+
+def _columnar(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
+    with open_table(path) as table:
+        schema = table.schema
         check_column_names(schema.names, path)
+        features = read_features(schema)
+        names = _names(schema, features, options, usual=bool(features) or path.suffix.lower() in ARROW)
+        _check_columns(schema.names, names, path)
         pictures = [n for n in (names["image"], names["path"]) if n in schema.names]
         kinds = {n: _kind(schema.field(n).type, n, path) for n in pictures}
         inline = [n for n in pictures if kinds[n] == "bytes"]
         others = [n for n in schema.names if n not in inline]
+        classes = {n: features[n] for n in others if has_classes(features.get(n))}
         first = 0
-        for group in range(file.num_row_groups):
-            metadata = file.metadata.row_group(group)
-            size = _column_bytes(metadata, inline) // max(1, metadata.num_rows)
-            for row, values in enumerate(_rows(file, group, metadata.num_rows, others)):
-                image: Image = b""
+        for group in range(table.groups):
+            count, used = table.size(group, inline)
+            size = used // max(1, count) or None
+            for row, values in enumerate(table.rows(group, others)):
+                row_name = f"{name}#{first + row}"
+                try:
+                    for column, feature in classes.items():
+                        values[column] = name_classes(values[column], feature)
+                except ValueError as error:
+                    yield Record(row_name, b"", refused=("annotation", f"the column {column!r}: {error}"))
+                    continue
                 if inline:
-                    image = Cell(str(path), inline[0], group, row)
-                elif where := next((values[n] for n in pictures if values.get(n)), None):
-                    image = _beside(path, where)
-                yield _record(values, names, f"{name}#{first + row}", image, size or None)
-            first += metadata.num_rows
+                    cell = Cell(str(path), inline[0], group, row)
+                    yield make_record(values, names, row_name, cell, size)
+                else:
+                    where = next((values[n] for n in pictures if values.get(n)), None)
+                    yield _path_record(values, names, row_name, path, where, options)
+            first += count
 
 
-def _rows(file: pq.ParquetFile, group: int, count: int, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """A row group without its pictures, which are read later, in the order of packing."""
-    if not columns:
-        yield from ({} for _ in range(count))
-        return
-    for batch in file.iter_batches(4096, row_groups=[group], columns=columns, use_threads=False):
-        yield from batch.to_pylist()
+def _names(
+    schema: pa.Schema, features: dict[str, Any], options: SourceOptions, *, usual: bool
+) -> dict[str, str]:
+    exact = exact_names(options.columns)
+    if not usual and (exact["image"] in schema.names or exact["path"] in schema.names):
+        return exact
+    columns = dict(options.columns)
+    images = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
+    if images and not {"image", "path"} & {*columns, *schema.names}:
+        columns["image"] = images[0]
+    return usual_names({field.name: _shape(field.type) for field in schema}, columns)
 
 
-def _csv(path: Place, name: str, names: dict[str, str]) -> Iterator[Record]:
-    known = set(names.values())
-    for row, _, cells in read_csv(path, lambda header: _check_columns(header, names, path)):
-        values: dict[str, Any] = {
-            column: cell if column in known else _number(cell) for column, cell in cells.items()
-        }
-        where = values.get(names["image"]) or values.get(names["path"])
-        image: Image = _beside(path, where) if where else b""
-        yield _record(values, names, f"{name}#{row}", image, None)
+def _shape(kind: pa.DataType) -> str:
+    kind = storage_type(kind)
+    lists = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+    if any(getattr(pa.types, test)(kind) for test in lists):
+        return "list"
+    return "object" if pa.types.is_struct(kind) or pa.types.is_map(kind) else ""
 
 
 def _kind(kind: pa.DataType, name: str, path: Place) -> str:
     """`bytes` if a column contains pictures (a struct of Hugging Face may also contain paths), `path` for texts."""
-    if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    stored = storage_type(kind)
+    if pa.types.is_struct(stored) or any(
+        test(stored)
+        for test in (
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
+            pa.types.is_fixed_size_binary,
+        )
+    ):
         return "bytes"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+    if any(test(stored) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
         return "path"
     raise UserError(
         f"SOURCE={path}: column {name!r} holds {kind}, not pictures or paths; name another with "
@@ -111,9 +195,63 @@ def _kind(kind: pa.DataType, name: str, path: Place) -> str:
     )
 
 
-def _column_bytes(metadata: Any, names: list[str]) -> int:
-    columns = [metadata.column(i) for i in range(metadata.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+# ---- CSV and JSON Lines
+
+
+def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
+    names = exact_names(options.columns)
+
+    def check_header(header: list[str]) -> None:
+        nonlocal names
+        if names["image"] not in header and names["path"] not in header:
+            names = usual_names(dict.fromkeys(header, ""), options.columns)
+        _check_columns(header, names, path)
+
+    for row, _, cells in read_csv(path, check_header):
+        known = set(names.values())
+        values: dict[str, Any] = {
+            column: cell if column in known else _number(cell) for column, cell in cells.items()
+        }
+        where = values.get(names["image"]) or values.get(names["path"])
+        yield _path_record(values, names, f"{name}#{row}", path, where, options)
+
+
+def _json_lines(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
+    for row, found in read_json_lines(path):
+        row_name = f"{name}#{row}"
+        if isinstance(found, ValueError):
+            yield Record(row_name, b"", refused=("annotation", str(found)))
+            continue
+        values = {column: value for column, value in found.items() if value not in (None, "")}
+        names = usual_names({column: shape_of(value) for column, value in values.items()}, options.columns)
+        where = values.get(names["image"]) or values.get(names["path"])
+        if isinstance(where, dict):  # as Hugging Face writes pictures without their bytes
+            where = where.get("path")
+        if not isinstance(where, str) or not where:
+            columns = ", ".join(found) or "none"
+            detail = f"names no picture; its fields are {columns[:120]}; name one with --column image=NAME"
+            yield Record(row_name, b"", refused=("annotation", detail))
+            continue
+        yield _path_record(values, names, row_name, path, where, options)
+
+
+def _path_record(
+    values: dict[str, Any],
+    names: dict[str, str],
+    name: str,
+    table: Place,
+    where: str | None,
+    options: SourceOptions,
+) -> Record:
+    """The record of a row that names its picture, or has none."""
+    image: Image = b""
+    refused = None
+    try:
+        image = resolve_path(table.parent, where, allow_outside=options.allow_outside) if where else b""
+    except Outside as error:
+        refused = ("outside", str(error))
+    record = make_record(values, names, name, image)
+    return replace(record, refused=refused) if refused and record.refused is None else record
 
 
 def _check_columns(present: list[str], names: dict[str, str], path: Place) -> None:
@@ -127,47 +265,6 @@ def _check_columns(present: list[str], names: dict[str, str], path: Place) -> No
             raise UserError(
                 f"--column {ours}={theirs}: {path} has no such column; its columns are {', '.join(present)}"
             )
-
-
-def _record(
-    values: dict[str, Any], names: dict[str, str], name: str, image: Image, size: int | None
-) -> Record:
-    known = {ours: values.pop(theirs, None) for ours, theirs in names.items()}
-    column = ""
-    try:
-        for ours, read in _READERS.items():
-            column = f"the column {names[ours]!r}: "
-            known[ours] = read(known[ours])
-        column = ""
-        more = parse_attributes(values)
-    except BAD_VALUE as error:
-        split, key = (known[ours] if isinstance(known[ours], str) else None for ours in ("split", "key"))
-        return Record(key or name, image, split=split, refused=("annotation", f"{column}{error}"))
-    return Record(
-        name=known["key"] or name,
-        image=image,
-        captions=known["caption"],
-        label=known["label"],
-        attributes=more,
-        split=known["split"],
-        persons=known["persons"],
-        size=size,
-    )
-
-
-# The split comes first, so that a refused record keeps it.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "split": parse_text,
-    "key": parse_text,
-    "caption": parse_captions,
-    "label": parse_text,
-    "persons": parse_persons,
-}
-
-
-def _beside(path: Place, text: str) -> str:
-    """The path in a cell: absolute, a URL, or relative to the table's folder."""
-    return text if "://" in text else str(path.parent / text)
 
 
 def _number(text: str) -> Any:

@@ -291,6 +291,7 @@ def test_the_command_packs_counts_and_does_not_overwrite(
         f"{out}/test: 24 samples",
         f"{out}/train: 72 samples",
         "96 records = 96 packed + 0 refused; 0 with a person, 96 without",
+        "the samples have 96 captions, 96 labels and 0 boxes; 0 have no caption, 0 no label, 96 no box",
     ]
     before = files(out)
     assert packed_by_command(emoji_table, out) == EXIT_USER

@@ -1,0 +1,238 @@
+"""Downloads pictures from web servers, with time-outs, retries and a limit of bytes.
+
+Many servers of a list of URLs are slow, gone or answer with a page of HTML; each failure concerns one picture. Only a
+failure of this machine's own network is an error of the pack.
+"""
+
+import contextlib
+import errno
+import http.client
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any, NoReturn
+from urllib.parse import quote, urljoin
+
+from shards.picture_formats import HEAD_BYTES, identify_format
+from shards.pictures import BadPicture
+from uniemox_dist.core.files import hide_secrets
+
+SILENCE_S = 10.0
+"""Longest wait for a connection, or for the next bytes."""
+TOTAL_S = 60.0
+"""Longest time of one try."""
+LARGEST_BYTES = 64 << 20
+"""Largest picture."""
+TRIES = 3
+"""Tries if the server answers that it is busy; two if it does not answer."""
+PAUSE_S = 1.0
+"""Pause before the second try; doubles each time."""
+LONGEST_PAUSE_S = 30.0
+"""Longest pause that a server may ask for (Retry-After)."""
+REDIRECTS = 5
+_REDIRECTED = frozenset({301, 302, 303, 307, 308})
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP statuses that may be another one soon."""
+_OWN_NETWORK = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE})
+_CHUNK = 1 << 16
+
+
+def is_web(path: str) -> bool:
+    """Whether a path is a URL of a web server."""
+    return path[:8].lower().startswith(("http://", "https://"))
+
+
+def download(url: str) -> bytes:
+    """The picture at a URL.
+
+    Raises:
+        BadPicture: `unreadable` if the server does not send it in time, `too_large`, or `format` if the body is
+            not a picture and the server says so, such as a page of HTML.
+        OSError: if this machine has no network.
+    """
+    for number in range(1, TRIES + 1):
+        try:
+            return _follow(url)
+        except _Again as failure:
+            if number >= failure.tries:
+                raise BadPicture("unreadable", f"{failure} (tried {number} times): {_shorten(url)}") from None
+            time.sleep(max(PAUSE_S * 2 ** (number - 1), min(failure.pause_s, LONGEST_PAUSE_S)))
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+class _Again(Exception):
+    """A failure that may not happen again."""
+
+    def __init__(self, text: str, tries: int, pause_s: float = 0) -> None:
+        super().__init__(text)
+        self.tries, self.pause_s = min(tries, TRIES), pause_s
+
+
+class _Deadline:
+    """Ends all connections of a try after `TOTAL_S`, because a server may send a byte now and then for ever."""
+
+    def __init__(self) -> None:
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(TOTAL_S, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Deadline":
+        _current.deadline = self
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._sockets.clear()
+
+    def watch(self, connection: socket.socket) -> None:
+        self._sockets.append(connection)
+
+    def _end(self) -> None:
+        self.passed = True
+        for connection in list(self._sockets):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TCP; TLS must not be touched here
+
+
+_current = threading.local()
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _current.deadline.watch(self.sock)
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _current.deadline.watch(self.sock)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_SecureConnection, req)
+
+
+def _make_opener() -> urllib.request.OpenerDirector:
+    """An opener that knows web servers and proxies only, and follows no redirects."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        _Http(),
+        _Https(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+    ):
+        opener.add_handler(handler)
+    opener.addheaders = [("User-Agent", "uniemox-shards"), ("Accept", "image/*,*/*;q=0.5")]
+    return opener
+
+
+_opener = _make_opener()
+
+
+def _follow(url: str) -> bytes:
+    """The picture at a URL, or at the one to which its server redirects."""
+    at = url
+    with _Deadline() as deadline:
+        for _ in range(REDIRECTS + 1):
+            try:
+                found = _request(at, url)
+            except (OSError, http.client.HTTPException, ValueError, _Again) as error:
+                if deadline.passed and not isinstance(error, BadPicture):
+                    raise _Again(f"not complete after {TOTAL_S:g} s", 2) from None
+                if isinstance(error, BadPicture | _Again):
+                    raise
+                _raise_failure(error, url)
+            if deadline.passed:
+                raise _Again(f"not complete after {TOTAL_S:g} s", 2)
+            if isinstance(found, bytes):
+                return found
+            at = found
+    raise BadPicture("unreadable", f"more than {REDIRECTS} redirects: {_shorten(url)}")
+
+
+def _request(at: str, url: str) -> bytes | str:
+    """The picture at `at`, or the URL to which the server redirects; `url` is named in failures."""
+    request = urllib.request.Request(quote(at, safe="%/:=&?~#+!$,;'@()*[]"))
+    try:
+        with _opener.open(request, timeout=SILENCE_S) as answer:
+            data = _read_body(answer, url)
+            kind = answer.headers.get_content_type() if "content-type" in answer.headers else ""
+    except urllib.error.HTTPError as error:
+        with error:
+            return _redirected(error, at, url)
+    is_text = kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")
+    if is_text and identify_format(data[:HEAD_BYTES]) is None:
+        raise BadPicture("format", f"the server sent {kind}, not a picture: {_shorten(url)}")
+    return data
+
+
+def _redirected(error: urllib.error.HTTPError, at: str, url: str) -> str:
+    """The URL to which a server redirects."""
+    location = error.headers.get("location")
+    if error.code in _REDIRECTED and location:
+        there = urljoin(at, location)
+        if not is_web(there):
+            detail = f"redirects to {_shorten(location)}, which is not followed: {_shorten(url)}"
+            raise BadPicture("unreadable", detail)
+        return there
+    answer = f"the server answers {error.code} {error.reason}".strip()
+    if error.code in _AGAIN:
+        raise _Again(answer, TRIES, _seconds(error.headers.get("retry-after")))
+    raise BadPicture("unreadable", f"{answer}: {_shorten(url)}")
+
+
+def _read_body(answer: Any, url: str) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while part := answer.read1(_CHUNK):
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_BYTES:
+            raise BadPicture("too_large", f"more than {LARGEST_BYTES:,} bytes: {_shorten(url)}")
+    stated = answer.headers.get("content-length")
+    if not answer.chunked and stated is not None and stated.isdecimal() and size < int(stated):
+        raise _Again(f"the server sent {size:,} of {int(stated):,} bytes", 2)
+    return b"".join(parts)
+
+
+def _raise_failure(error: Exception, url: str) -> NoReturn:
+    """Raises what an exception of the network means for one picture, or for the pack."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, OSError):
+        temporary = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+        if temporary or cause.errno in _OWN_NETWORK:
+            raise OSError(cause.errno, f"no network ({cause.strerror or cause}): {_shorten(url)}") from None
+        if isinstance(cause, TimeoutError):
+            raise _Again(f"no answer within {SILENCE_S:g} s", 2) from None
+        if not isinstance(cause, ssl.SSLCertVerificationError | socket.gaierror):
+            raise _Again(_text(cause), 2) from None
+    elif isinstance(cause, http.client.HTTPException) and not isinstance(cause, http.client.InvalidURL):
+        raise _Again(_text(cause), 2) from None
+    raise BadPicture("unreadable", f"{_text(cause)}: {_shorten(url)}") from None
+
+
+def _text(cause: object) -> str:
+    text = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None) or str(cause)
+    return " ".join((str(text) or type(cause).__name__).split())[:200]
+
+
+def _seconds(value: str | None) -> float:
+    return float(value) if value is not None and value.strip().isdecimal() else 0.0
+
+
+def _shorten(url: str) -> str:
+    """A URL for a message: without keys, printable, at most 200 characters."""
+    return "".join(c if c.isprintable() else "?" for c in hide_secrets(url)[:200])

@@ -1,0 +1,42 @@
+"""Joins several rows that describe one picture, such as one row per caption, into one record."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from shards.sources import Record
+
+
+def join_rows(rows: Sequence[Record]) -> Record:
+    """One record of several for the same picture, in the order of the source: all captions once each.
+
+    Name, split and picture are the first row's. An attribute whose values differ becomes the list of its values, one
+    for each row (None where a row has none). Rows that state different labels or persons are refused as `conflict`.
+    """
+    first = rows[0]
+    if len(rows) == 1:
+        return first
+    record = replace(
+        first,
+        captions=tuple(dict.fromkeys(caption for row in rows for caption in row.captions)),
+        label=next((row.label for row in rows if row.label is not None), None),
+        persons=next((row.persons for row in rows if row.persons is not None), None),
+        attributes=_join_attributes(rows),
+    )
+    for what in ("label", "persons"):
+        stated = [row for row in rows if getattr(row, what) is not None]
+        other = next((row for row in stated if getattr(row, what) != getattr(stated[0], what)), None)
+        if other is not None:
+            values = f" ({stated[0].label!r:.60} and {other.label!r:.60})" if what == "label" else ""
+            detail = f"its rows {stated[0].name} and {other.name} state different {_PLURAL[what]}{values}"
+            return replace(record, refused=("conflict", detail))
+    return record
+
+
+_PLURAL = {"label": "labels", "persons": "persons"}
+
+
+def _join_attributes(rows: Sequence[Record]) -> dict[str, Any]:
+    names = dict.fromkeys(name for row in rows for name in row.attributes)
+    values = {name: [row.attributes.get(name) for row in rows] for name in names}
+    return {name: found if any(v != found[0] for v in found) else found[0] for name, found in values.items()}

@@ -1,0 +1,277 @@
+"""Pictures at URLs, from a real server on loopback that misbehaves in every way that servers do."""
+
+import io
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from shards.pack.packer import Packer, PackResult
+from shards.pack.pipeline import PackSettings, pack
+from shards.pictures import BadPicture
+from shards.sources import download as downloads
+from shards.sources.files import REMOTE_READS, fetch_images
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels_HW3 = np.random.default_rng(number).integers(0, 255, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels_HW3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `/N.png`, and misbehaves at all other paths."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: Counter[str] = Counter()
+        self.open = 0
+        self.most_open = 0
+        self.lock = threading.Lock()
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        name = self.path[1:]
+        with self.server.lock:
+            self.server.requests[name] += 1
+            self.server.open += 1
+            self.server.most_open = max(self.server.most_open, self.server.open)
+        try:
+            getattr(self, f"send_{name}", self.send_picture)()
+        finally:
+            with self.server.lock:
+                self.server.open -= 1
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Content_Length": str(len(body)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_picture(self) -> None:
+        number = self.path[1:].removesuffix(".png")
+        if not number.isdecimal():
+            return self.answer(404)
+        time.sleep(0.02)  # so that requests overlap
+        return self.answer(200, picture(int(number)), Content_Type="image/png")
+
+    def send_html(self) -> None:
+        self.answer(200, b"<html>log in</html>", Content_Type="text/html; charset=utf-8")
+
+    def send_mislabelled(self) -> None:
+        self.answer(200, picture(1), Content_Type="text/html")
+
+    def send_gone(self) -> None:
+        self.answer(410)
+
+    def send_busy(self) -> None:
+        self.answer(503)
+
+    def send_once_busy(self) -> None:
+        if self.server.requests["once_busy"] == 1:
+            self.answer(429, Retry_After="0")
+        else:
+            self.answer(200, picture(2))
+
+    def send_silent(self) -> None:
+        time.sleep(2)
+
+    def send_dripping(self) -> None:
+        self.answer(200, Content_Length="1000000")
+        for _ in range(50):
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
+    def send_dripping_header(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(50):
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
+    def send_half(self) -> None:
+        self.answer(200, b"x" * 10, Content_Length="20")
+
+    def send_huge(self) -> None:
+        self.answer(200, Content_Length=str(1 << 40))
+        for _ in range(1000):
+            self.wfile.write(b"x" * 65536)
+
+    def send_to_file(self) -> None:
+        self.answer(302, Location="file:///etc/passwd")
+
+    def send_to_ftp(self) -> None:
+        self.answer(301, Location="ftp://127.0.0.1/x.png")
+
+    def send_to_picture(self) -> None:
+        self.answer(307, Location="/3.png")
+
+    def send_circle(self) -> None:
+        self.answer(302, Location="/circle")
+
+    def send_endless_redirect(self) -> None:
+        self.answer(302, Location="/3.png", Content_Length=str(1 << 40))
+        for _ in range(50):
+            self.wfile.write(b"x" * 65536)
+            time.sleep(0.05)
+
+    def send_nonsense(self) -> None:
+        self.wfile.write(b"220 mail server\r\n")
+
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name, value in {"SILENCE_S": 0.3, "TOTAL_S": 0.7, "PAUSE_S": 0.01, "LARGEST_BYTES": 1 << 20}.items():
+        monkeypatch.setattr(downloads, name, value)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def fetch(url: str) -> bytes | BadPicture:
+    [found] = fetch_images([url])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "requests"),
+    [
+        ("missing", ("unreadable", "the server answers 404 Not Found: {url}"), 1),
+        ("gone", ("unreadable", "the server answers 410 Gone: {url}"), 1),
+        (
+            "busy",
+            ("unreadable", "the server answers 503 Service Unavailable (tried 3 times): {url}"),
+            3,
+        ),
+        ("html", ("format", "the server sent text/html, not a picture: {url}"), 1),
+        ("silent", ("unreadable", "no answer within 0.3 s (tried 2 times): {url}"), 2),
+        ("dripping", ("unreadable", "not complete after 0.7 s (tried 2 times): {url}"), 2),
+        ("dripping_header", ("unreadable", "not complete after 0.7 s (tried 2 times): {url}"), 2),
+        ("half", ("unreadable", "the server sent 10 of 20 bytes (tried 2 times): {url}"), 2),
+        ("huge", ("too_large", "more than 1,048,576 bytes: {url}"), 1),
+        ("to_file", ("unreadable", "redirects to file:///etc/passwd, which is not followed: {url}"), 1),
+        ("to_ftp", ("unreadable", "redirects to ftp://127.0.0.1/x.png, which is not followed: {url}"), 1),
+        ("circle", ("unreadable", "more than 5 redirects: {url}"), 6),
+        ("nonsense", ("unreadable", "220 mail server (tried 2 times): {url}"), 2),
+    ],
+)
+def test_a_failure_is_refused_with_its_reason(
+    server: Server, path: str, expected: tuple[str, str], requests: int
+) -> None:
+    found = fetch(f"{server.url}/{path}")
+    assert isinstance(found, BadPicture)
+    assert (found.reason, found.detail) == (expected[0], expected[1].format(url=f"{server.url}/{path}"))
+    assert server.requests[path] == requests
+
+
+@pytest.mark.parametrize(
+    ("path", "number"), [("1.png", 1), ("mislabelled", 1), ("once_busy", 2), ("to_picture", 3)]
+)
+def test_a_picture_is_fetched_even_if_its_server_hesitates(server: Server, path: str, number: int) -> None:
+    assert fetch(f"{server.url}/{path}") == picture(number)
+
+
+def test_the_body_of_a_redirect_is_not_read(server: Server) -> None:
+    assert fetch(f"{server.url}/endless_redirect") == picture(3)
+
+
+def test_hosts_and_urls_that_do_not_exist_are_refused(server: Server) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        refused = fetch(f"http://127.0.0.1:{port}/1.png")
+    assert isinstance(refused, BadPicture)
+    assert refused.detail == f"Connection refused (tried 2 times): http://127.0.0.1:{port}/1.png"
+    for url in ("http://", "http://[", "http://h:port/", "http://a\0b/"):
+        found = fetch(url)
+        assert isinstance(found, BadPicture)
+        assert found.reason == "unreadable"
+
+
+def test_keys_in_urls_are_not_written_down(server: Server) -> None:
+    found = fetch(f"{server.url}/missing?signature=secret")
+    assert isinstance(found, BadPicture)
+    assert found.detail == f"the server answers 404 Not Found: {server.url}/missing?…"
+
+
+def test_connections_are_concurrent_and_bounded(server: Server) -> None:
+    found = fetch_images([f"{server.url}/{i}.png" for i in range(100)])
+    assert found == [picture(i) for i in range(100)]
+    assert 1 < server.most_open <= REMOTE_READS
+
+
+def pack_urls(server: Server, folder: Path, names: list[str], **options: bool) -> PackResult:
+    table = folder / "t.csv"
+    table.write_text("url,text\n" + "".join(f"{server.url}/{name},about {name}\n" for name in names))
+    settings = PackSettings(str(table), persons="none", shard_samples=4)
+    return pack(settings, folder / "out", **options)  # type: ignore[arg-type]
+
+
+def test_a_table_of_urls_is_packed_and_its_failures_are_listed(server: Server, tmp_path: Path) -> None:
+    result = pack_urls(server, tmp_path, ["1.png", "missing", "html", "to_file", "2.png", "silent", "huge"])
+    assert (result.packed, result.contents["captions"]) == ({"": 2}, 2)
+    rows = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
+    assert {row["source"]: row["reason"] for row in rows} == {
+        "t.csv#1": "unreadable",
+        "t.csv#2": "format",
+        "t.csv#3": "unreadable",
+        "t.csv#5": "unreadable",
+        "t.csv#6": "too_large",
+    }
+
+
+def test_resume_fetches_only_what_is_missing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i}.png" for i in range(48)]
+    consume = Packer._consume
+
+    def stop_after_two(self: Packer, *arguments: object) -> None:
+        consume(self, *arguments)  # type: ignore[arg-type]
+        if self.position >= 32:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Packer, "_consume", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            pack_urls(server, tmp_path, names)
+    server.requests.clear()
+    result = pack_urls(server, tmp_path, names, resume=True)
+    assert result.packed == {"": 48}
+    assert sum(server.requests.values()) == 48 - result.resumed
+    assert result.resumed >= 28  # 32 were fetched, and the last shard may have been open
+
+
+def test_without_a_network_the_pack_ends_and_can_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr("shards.sources.files.time.sleep", lambda _: None)
+    with pytest.raises(
+        OSError, match=r"no network \(Temporary failure in name resolution\): http://h/1\.png"
+    ):
+        fetch("http://h/1.png")
