@@ -134,11 +134,11 @@ class Packer:
         self.result.with_person += persons > 0
         self.result.contents.update(
             captions=len(captions),
-            labels=label is not None,
+            labels=int(label is not None),
             boxes=persons,
-            without_caption=not captions,
-            without_label=label is None,
-            without_box=not persons,
+            without_caption=int(not captions),
+            without_label=int(label is None),
+            without_box=int(not persons),
         )
 
     def _writer(self, name: str) -> ShardWriter:

@@ -11,6 +11,8 @@ from uniemox_dist.core.errors import UserError
 
 KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
 """Our names of columns, the valid left sides of `--column`."""
+DOWNLOAD = frozenset(("key", "status", "error_message", "sha256", "md5", "width", "height"))
+"""Fields in which img2dataset describes its download; they do not describe the picture."""
 _USUAL = {
     "image": ("image", "img", "picture"),
     "path": (
@@ -70,7 +72,8 @@ def _usual_names(shapes: tuple[tuple[str, str], ...], columns: tuple[tuple[str, 
 def make_record(
     values: dict[str, Any], names: Mapping[str, str], name: str, image: Image, size: int | None = None
 ) -> Record:
-    """The record of a row; `names` are from `exact_names` or `usual_names`, and all other values become attributes.
+    """The record of a row; `names` are from `exact_names` or `usual_names`, all or some of them, and all other values
+    become attributes.
 
     A row with a value that cannot be converted becomes a refused record.
     """
@@ -78,12 +81,12 @@ def make_record(
     column = ""
     try:
         for ours, read in _READERS.items():
-            column = f"the column {names[ours]!r}: "
-            known[ours] = read(known[ours])
+            column = f"the column {names.get(ours, ours)!r}: "
+            known[ours] = read(known.get(ours))
         column = ""
         more = parse_attributes(values)
     except BAD_VALUE as error:
-        split, key = (known[ours] if isinstance(known[ours], str) else None for ours in ("split", "key"))
+        split, key = (t if isinstance(t := known.get(ours), str) else None for ours in ("split", "key"))
         return Record(key or name, image, split=split, refused=("annotation", f"{column}{error}"))
     return Record(
         name=known["key"] or name,

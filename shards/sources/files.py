@@ -12,6 +12,7 @@ from functools import lru_cache
 from glob import has_magic
 from itertools import takewhile
 
+from shards.picture_formats import HEAD_BYTES
 from shards.pictures import BadPicture
 from shards.sources import Image, Slice
 from shards.sources.download import download, is_web
@@ -32,6 +33,8 @@ SPLITS = {
 """Usual names of splits, in lower case -> the split's name. Every layout uses this table."""
 REMOTE_READS = 16
 """Remote pictures that one worker requests at a time, because most of that time is waiting."""
+SIDE_BYTES = 16 << 20
+"""Largest file of a caption or annotation."""
 TRIES = 3
 _LOCAL_PROTOCOLS = frozenset(
     ("asynclocal", "blockcache", "cached", "dir", "filecache", "generic", "git", "libarchive", "memory")
@@ -120,16 +123,44 @@ def is_clutter(folder: str) -> bool:
 # ---- bytes
 
 
-def read_side_file(path: Place) -> bytes:
+def read_side_file(path: Place, limit: int = SIDE_BYTES) -> bytes:
     """The bytes of a file that belongs to one picture, such as its caption.
 
     Raises:
-        ValueError: if its name leads to no readable file (missing, a broken link, too long a name).
+        ValueError: if its name leads to no readable file (missing, a broken link, too long a name, a pipe), or it has
+            more than `limit` bytes.
         OSError: for errors of the disk or network.
     """
+    data = _read_start(path, limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"has more than {limit >> 20} MiB")
+    return data
+
+
+def read_head(path: Place) -> bytes:
+    """The first bytes of a file, which decide whether it is a picture; none of a pipe or a device.
+
+    Raises:
+        ValueError: if it cannot be read.
+        OSError: for errors of the disk or network.
+    """
+    return _read_start(path, HEAD_BYTES, others=b"")
+
+
+def _read_start(path: Place, length: int, others: bytes | None = None) -> bytes:
+    """The first bytes of a file. `others` is returned for a pipe or a device, which is an error if that is None."""
     try:
-        return bytes(path.read_bytes())
+        if not is_local(path):
+            return read_range(path, 0, length)
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                if others is None:
+                    raise ValueError("not a regular file")
+                return others
+            return file.read(length) or b""
     except OSError as error:
+        if error.errno == errno.ENXIO and others is not None:  # a socket
+            return others
         if isinstance(error, FileNotFoundError):  # object stores raise it without a number
             raise ValueError("no such file") from None
         if error.errno in _NO_SUCH_FILE:

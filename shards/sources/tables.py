@@ -4,6 +4,7 @@ import codecs
 import csv
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,13 @@ def read_csv(
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"SOURCE={path}: not a CSV in UTF-8 ({error.reason}); convert it") from None
+
+
+def parse_number(text: str) -> Any:
+    """A cell of a CSV as a number if the conversion is exact; otherwise the text itself."""
+    if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+([eE][-+]?\d+)?", text) else text
 
 
 def _find_delimiter(header: str) -> str:

@@ -1,64 +1,248 @@
 """Picture folders: label folders, with or without split folders above them.
 
 Paths are `SOURCE/<split>/<label>/…/picture` if the top folders are called train, val, test or similar (in any case),
-and `SOURCE/<label>/…/picture` if none is. Pictures directly in SOURCE have no label. Folders between label and
-picture are the record's group. A text file of the same name beside a picture (`x.txt` for `x.jpg`) is its caption.
-Hidden folders and `__MACOSX` are skipped.
+and `SOURCE/<label>/…/picture` if none is. Pictures directly in SOURCE have no label. Folders between label and picture
+are the record's group. Every file that is a picture by its content belongs to the source, whatever its name; files with
+a picture's extension that are none are refused when they are packed. All other files are counted by extension. Hidden
+folders and `__MACOSX` are skipped.
+
+Captions come from files beside a picture `x.jpg`, in this order and all of them: `x.txt`, `x.caption`, `x.text`, the
+same after the whole name (`x.jpg.txt`), the rows of a `metadata.csv`, `.jsonl` or `.parquet` above it (`metadata.py`),
+and `x.json` (an object with `caption`, `captions` or `text`, or else `tags`). Extensions may have any case. Labels of
+the metadata go before those of folders, and folders before `x.json`; other fields of both become attributes.
 """
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from shards.format.tars import PICTURES
+from shards.picture_formats import PictureFormat, identify_format
 from shards.sources import Record, SourceOptions
-from shards.sources.files import SPLITS, is_clutter, read_side_file
-from shards.storage import find_files, is_local, parse_place
+from shards.sources.columns import DOWNLOAD, check_known, make_record, shape_of, usual_names
+from shards.sources.files import SPLITS, is_clutter, read_head, read_side_file
+from shards.sources.metadata import Metadata, is_metadata
+from shards.sources.rows import join_rows
+from shards.sources.values import BAD_VALUE, load_json, parse_captions
+from shards.storage import Place, find_files, is_local, parse_place
 from uniemox_dist.core.errors import UserError
+
+USES = ("--column",)
+TEXTS = (".txt", ".caption", ".text")
+"""Extensions of captions files, in the order of their captions."""
+JSON_BYTES = 1 << 20
+"""A larger `x.json` is not read: it holds more than captions, such as the picture itself."""
+HIDDEN = "in hidden folders"
+_HEADS = 256
+"""Files of which one thread reads the first bytes."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
-    """Yields the pictures by name; names are paths relative to the source.
+    """Yields the pictures by name, and then refused records for files that only a metadata file names. Names are paths
+    relative to the source.
 
     Raises:
         UserError: if the folder does not exist, has no pictures, or has folders of splits beside other folders.
     """
+    check_known(options.columns)
     root = parse_place(source, "SOURCE")
     if not root.is_dir():
         raise UserError(f"SOURCE={source}: no such folder; give a folder of pictures")
-    paths = _walk(root) if is_local(root) else find_files(root)
+    paths = sorted(_walk(root) if is_local(root) else find_files(root))
+    count = len(paths)
     paths = [path for path in paths if not any(map(is_clutter, path.split("/")[:-1]))]
-    pictures = sorted(path for path in paths if _extension(path) in PICTURES)
-    if not pictures:
-        raise UserError(
-            f"SOURCE={source}: has no pictures ({', '.join(sorted(PICTURES))}); "
-            f"give another folder, or another --layout"
-        )
-    texts = {path for path in paths if path.endswith(".txt")}
-    del paths
-    has_splits = _has_splits(source, {path.split("/")[0] for path in pictures if "/" in path})
-    base = str(root).rstrip("/")
-    for path in pictures:
-        # File names are bytes; those that are not UTF-8 are written with \xff escapes.
-        name = _escape(path)
-        parts = name.split("/")[:-1]
-        split = SPLITS[parts.pop(0).lower()] if has_splits and parts else None
-        beside = f"{path[: path.rindex('.')]}.txt"
-        text, refused = "", None
-        if beside in texts:
+    if hidden := count - len(paths):
+        options.findings.not_pictures[HIDDEN] += hidden
+    said = [path for path in paths if is_metadata(path)]
+    pictures = _find_formats(root, said)
+    with Metadata(root, [path for path in said if path not in pictures], options) as metadata:
+        yield from _Folder(source, root, paths, metadata, options).records()
+        yield from metadata.unmatched()
+
+
+class _Folder:
+    """The files of a source, and which of them are pictures."""
+
+    def __init__(
+        self, source: str, root: Place, paths: list[str], metadata: Metadata, options: SourceOptions
+    ) -> None:
+        self.root, self.metadata, self.options = root, metadata, options
+        others = [path for path in paths if _extension(path) not in PICTURES]
+        formats = _find_formats(root, others)
+        self.pictures = [
+            path for path in paths if _extension(path) in PICTURES or path in formats or metadata.names(path)
+        ]
+        self.refused = {path: found for path, found in formats.items() if found and not found.is_accepted}
+        known = set(self.pictures)
+        others = [path for path in others if path not in known]
+        _count(others, options)
+        if not self.pictures:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in options.findings.not_pictures.most_common(5))
+            raise UserError(
+                f"SOURCE={source}: has no pictures; its files are {kinds or 'none'}; give another folder, or "
+                "another --layout"
+            )
+        # By path with the extension in lower case; of x.txt and x.TXT the former comes first.
+        self.beside: dict[str, list[str]] = {}
+        for path in sorted(others, key=str.swapcase):
+            if (extension := f".{_extension(path)}") in (*TEXTS, ".json"):
+                self.beside.setdefault(path[: -len(extension)] + extension, []).append(path)
+        tops = {path.split("/")[0] for path in self.pictures if "/" in path and path not in self.refused}
+        self.has_splits = _has_splits(source, tops)
+        self.used: set[str] = set()
+        self.notes: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def records(self) -> Iterator[Record]:
+        base = str(self.root).rstrip("/")
+        for path in self.pictures:
+            # File names are bytes; those that are not UTF-8 are written with \xff escapes.
+            name = _escape(path)
+            parts = name.split("/")[:-1]
+            top = parts[0].lower() if parts else ""
+            split = SPLITS[top] if self.has_splits and top in SPLITS else None
+            if split is not None:
+                parts.pop(0)
+            record = Record(
+                name=name,
+                image=f"{base}/{path}",
+                label=parts[0] if parts else None,
+                group="/".join(parts[1:]) or None,
+                split=split,
+            )
+            if (found := self.refused.get(path)) is not None:
+                yield replace(record, refused=("format", f"{found.name}: {found.refusal}"))
+            else:
+                yield self._describe(path, record)
+        self._write_notes()
+
+    def _describe(self, path: str, record: Record) -> Record:
+        """A picture's record with what the files beside it and the metadata say."""
+        captions: dict[str, None] = {}
+        sources = 0
+        stems = dict.fromkeys((path.rpartition(".")[0] if _extension(path) else path, path))
+        for beside in (side for stem in stems for ext in TEXTS for side in self.beside.get(stem + ext, ())):
+            self.used.add(beside)
             try:
-                text = read_side_file(root / beside).decode("utf-8-sig").strip()
+                text = read_side_file(self.root / beside).decode("utf-8-sig").strip()
             except ValueError as error:
-                refused = ("annotation", f"its caption {_escape(beside.rpartition('/')[2])}: {error}")
-        yield Record(
-            name=name,
-            image=f"{base}/{path}",
-            captions=(text,) if text else (),
-            label=parts[0] if parts else None,
-            group="/".join(parts[1:]) or None,
+                detail = f"its caption {_escape(beside.rpartition('/')[2])}: {error}"
+                return replace(record, refused=("annotation", detail))
+            if text:
+                sources += 1
+                captions[text] = None
+        label, attributes, persons, split = record.label, {}, None, record.split
+        if rows := self.metadata.rows(path):
+            joined = join_rows(rows)
+            if joined.refused is not None:
+                return replace(record, refused=joined.refused)
+            sources += bool(joined.captions)
+            captions |= dict.fromkeys(joined.captions)
+            label, attributes, persons = joined.label or label, joined.attributes, joined.persons
+            split = split or joined.split
+        elif self.metadata.covers(path):
+            self._note("pictures that no metadata file names", path)
+        for beside in (side for stem in stems for side in self.beside.get(f"{stem}.json", ())):
+            self.used.add(beside)
+            try:
+                said = self._read_json(beside)
+            except BAD_VALUE as error:
+                detail = f"its {_escape(beside.rpartition('/')[2])}: {error}"
+                return replace(record, refused=("annotation", detail))
+            if said is None:
+                continue
+            if said.refused is not None:
+                reason, detail = said.refused
+                detail = f"its {_escape(beside.rpartition('/')[2])}: {detail}"
+                return replace(record, refused=(reason, detail))
+            sources += bool(said.captions)
+            captions |= dict.fromkeys(said.captions)
+            more = {"label": said.label} if label is not None and said.label not in (None, label) else {}
+            attributes = {**said.attributes, **more, **attributes}
+            label = said.label if label is None else label
+            persons = said.persons if persons is None else persons
+        if sources > 1:
+            self._note("pictures with captions in several files; all are kept", path)
+        return replace(
+            record,
+            captions=tuple(captions),
+            label=label,
+            attributes=attributes,
+            persons=persons,
             split=split,
-            refused=refused,
         )
+
+    def _read_json(self, path: str) -> Record | None:
+        """What the `x.json` of a picture says; None if it is no object, or a large one."""
+        try:
+            data = read_side_file(self.root / path, JSON_BYTES)
+        except ValueError as error:
+            if str(error).startswith("has more than"):
+                self._note(".json files of more than 1 MiB, which were not read", path)
+                return None
+            raise
+        fields = load_json(data.decode("utf-8-sig"))
+        if not isinstance(fields, dict):
+            self._note(".json files that hold no object, which were not read", path)
+            return None
+        own = fields.pop("attributes", None)
+        fields = {name: value for name, value in fields.items() if name not in DOWNLOAD and value is not None}
+        if isinstance(own, dict):
+            fields = {**own, **fields}
+        elif own is not None:
+            fields["attributes"] = own
+        tags = fields.get("tags")
+        names = usual_names({name: shape_of(value) for name, value in fields.items()}, self.options.columns)
+        named = {ours: names[ours] for ours in ("caption", "label", "persons")}
+        record = make_record(fields, named, "", b"")
+        if not record.captions and record.refused is None and isinstance(tags, str | list):
+            record = replace(record, captions=parse_captions(", ".join(parse_captions(tags))))
+        return record
+
+    def _note(self, what: str, path: str) -> None:
+        self.notes[what] += 1
+        self.first.setdefault(what, path)
+
+    def _write_notes(self) -> None:
+        texts = (path for sides in self.beside.values() for path in sides if f".{_extension(path)}" in TEXTS)
+        for path in sorted(path for path in texts if path not in self.used):
+            self._note(f"captions files ({', '.join(TEXTS)}) that belong to no picture", path)
+        for what, count in self.notes.items():
+            self.options.findings.notes.append(f"{count} {what}, such as {_escape(self.first[what])}")
+
+
+def _find_formats(root: Place, paths: list[str]) -> dict[str, PictureFormat | None]:
+    """The files that are pictures by their first bytes, and their formats. The format is None for a file that cannot be
+    read; it may be a picture unless its name says otherwise."""
+
+    def find(some: Sequence[str]) -> list[tuple[str, PictureFormat | None]]:
+        found: list[tuple[str, PictureFormat | None]] = []
+        for path in some:
+            try:
+                head = read_head(root / path)
+            except ValueError:
+                if f".{_extension(path)}" not in (*TEXTS, ".json"):
+                    found.append((path, None))
+                continue
+            if (kind := identify_format(head)) is not None:
+                found.append((path, kind))
+        return found
+
+    parts = [paths[start : start + _HEADS] for start in range(0, len(paths), _HEADS)]
+    with ThreadPoolExecutor(16) as threads:
+        return dict(item for found in threads.map(find, parts) for item in found)
+
+
+def _count(paths: list[str], options: SourceOptions) -> None:
+    """Counts files that are not pictures by extension."""
+    count = options.findings.not_pictures
+    for path in paths:
+        extension = _escape(_extension(path))
+        kind = f".{extension}" if extension else "without extension"
+        count[kind if kind in count or (len(count) < 100 and len(kind) <= 20) else "others"] += 1
 
 
 def _has_splits(source: str, tops: set[str]) -> bool:

@@ -28,6 +28,7 @@ from shards.sources.tables import (
     ARROW,
     check_column_names,
     open_table,
+    parse_number,
     read_csv,
     read_json_lines,
     storage_type,
@@ -210,7 +211,7 @@ def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
     for row, _, cells in read_csv(path, check_header):
         known = set(names.values())
         values: dict[str, Any] = {
-            column: cell if column in known else _number(cell) for column, cell in cells.items()
+            column: cell if column in known else parse_number(cell) for column, cell in cells.items()
         }
         where = values.get(names["image"]) or values.get(names["path"])
         yield _path_record(values, names, f"{name}#{row}", path, where, options)
@@ -265,10 +266,3 @@ def _check_columns(present: list[str], names: dict[str, str], path: Place) -> No
             raise UserError(
                 f"--column {ours}={theirs}: {path} has no such column; its columns are {', '.join(present)}"
             )
-
-
-def _number(text: str) -> Any:
-    """A cell of a CSV as a number if the conversion is exact; otherwise the text itself."""
-    if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+([eE][-+]?\d+)?", text) else text

@@ -53,13 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path[1:]
         with self.server.lock:
             self.server.requests[name] += 1
-            self.server.open += 1
-            self.server.most_open = max(self.server.most_open, self.server.open)
-        try:
-            getattr(self, f"send_{name}", self.send_picture)()
-        finally:
-            with self.server.lock:
-                self.server.open -= 1
+        getattr(self, f"send_{name}", self.send_picture)()
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -72,7 +66,12 @@ class Handler(BaseHTTPRequestHandler):
         number = self.path[1:].removesuffix(".png")
         if not number.isdecimal():
             return self.answer(404)
+        with self.server.lock:
+            self.server.open += 1
+            self.server.most_open = max(self.server.most_open, self.server.open)
         time.sleep(0.02)  # so that requests overlap
+        with self.server.lock:
+            self.server.open -= 1
         return self.answer(200, picture(int(number)), Content_Type="image/png")
 
     def send_html(self) -> None:
@@ -143,8 +142,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name, value in {"SILENCE_S": 0.3, "TOTAL_S": 0.7, "PAUSE_S": 0.01, "LARGEST_BYTES": 1 << 20}.items():
-        monkeypatch.setattr(downloads, name, value)
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.01)
+    monkeypatch.setattr(downloads, "LARGEST_BYTES", 1 << 20)
     with Server() as running:
         threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
         yield running
@@ -179,8 +178,12 @@ def fetch(url: str) -> bytes | BadPicture:
     ],
 )
 def test_a_failure_is_refused_with_its_reason(
-    server: Server, path: str, expected: tuple[str, str], requests: int
+    server: Server, path: str, expected: tuple[str, str], requests: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if path == "silent":
+        monkeypatch.setattr(downloads, "SILENCE_S", 0.3)
+    if path.startswith("dripping"):
+        monkeypatch.setattr(downloads, "TOTAL_S", 0.7)
     found = fetch(f"{server.url}/{path}")
     assert isinstance(found, BadPicture)
     assert (found.reason, found.detail) == (expected[0], expected[1].format(url=f"{server.url}/{path}"))
@@ -231,7 +234,7 @@ def pack_urls(server: Server, folder: Path, names: list[str], **options: bool) -
 
 
 def test_a_table_of_urls_is_packed_and_its_failures_are_listed(server: Server, tmp_path: Path) -> None:
-    result = pack_urls(server, tmp_path, ["1.png", "missing", "html", "to_file", "2.png", "silent", "huge"])
+    result = pack_urls(server, tmp_path, ["1.png", "missing", "html", "to_file", "2.png", "gone", "huge"])
     assert (result.packed, result.contents["captions"]) == ({"": 2}, 2)
     rows = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
     assert {row["source"]: row["reason"] for row in rows} == {

@@ -1,0 +1,195 @@
+"""Metadata files of Hugging Face's ImageFolder: `metadata.csv`, `.jsonl` or `.parquet` beside or above the pictures.
+
+Each row names a picture in `file_name`, relative to the file's folder. Other columns are `text` or `caption`, `label`,
+`split` and so on, by their usual names (`columns.py`); the rest become attributes.
+"""
+
+import json
+import os
+import posixpath
+import tempfile
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from shards.sources import Record, SourceOptions
+from shards.sources.columns import make_record, shape_of, usual_names
+from shards.sources.files import read_head
+from shards.sources.hugging_face import has_classes, name_classes, read_features
+from shards.sources.presets import draw64
+from shards.sources.tables import check_column_names, open_table, parse_number, read_csv, read_json_lines
+from shards.sources.values import to_json_value
+from shards.storage import Place
+
+NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_NAME = "file_name"
+
+
+def is_metadata(path: str) -> bool:
+    """Whether a file has the name of a metadata file."""
+    return path.rpartition("/")[2].lower() in NAMES
+
+
+class _NoFileName(Exception):
+    """A file without the column `file_name`."""
+
+
+class Metadata:
+    """The rows of a source's metadata files by picture. The rows are on disk; each needs 17 bytes in memory."""
+
+    def __init__(self, root: Place, paths: list[str], options: SourceOptions) -> None:
+        """Reads metadata files; those without `file_name` are left out and noted.
+
+        Raises:
+            UserError: for a file that cannot be read.
+        """
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self._options = options
+        self._folders: list[str] = []
+        hashes, offsets = array("Q"), array("Q", [0])
+        for path in paths:
+            folder = path.rpartition("/")[0]
+            try:
+                if not read_head(root / path):
+                    raise _NoFileName("it is empty")
+                for row, values in _read(root / path, options.columns.get("path", FILE_NAME)):
+                    name, line = _encode(folder, f"{path}, row {row + 1}", values)
+                    hashes.append(draw64(0, name))
+                    offsets.append(offsets[-1] + len(line))
+                    self._file.write(line)
+            except _NoFileName as error:
+                options.findings.notes.append(f"{path} is not used: {error}")
+                continue
+            self._folders.append(f"{folder}/" if folder else "")
+        self._file.flush()
+        hash_N = np.frombuffer(hashes, np.uint64)
+        self._order_N = np.argsort(hash_N, kind="stable")
+        self._sorted_N = hash_N[self._order_N]
+        self._offsets = offsets
+        self._is_matched_N = np.zeros(len(hash_N), bool)
+
+    def __enter__(self) -> "Metadata":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def covers(self, path: str) -> bool:
+        """Whether a metadata file lies in a folder above a picture."""
+        return any(path.startswith(folder) for folder in self._folders)
+
+    def names(self, path: str) -> bool:
+        """Whether a row names this file."""
+        return bool(self._numbers(path))
+
+    def rows(self, path: str) -> list[Record]:
+        """What the rows of a picture say, in the order of the files; their names are places of the rows."""
+        numbers = self._numbers(path)
+        self._is_matched_N[numbers] = True
+        return [self._record(number)[1] for number in numbers]
+
+    def unmatched(self) -> Iterator[Record]:
+        """A refused record for each file that rows name, but that was not asked for by `rows`."""
+        last = None
+        for at in np.flatnonzero(~self._is_matched_N[self._order_N]).tolist():
+            number = int(self._order_N[at])
+            name, row = self._record(number)
+            if name and name == last:
+                continue
+            last = name
+            if row.refused is not None and not name:
+                yield Record(row.name, b"", refused=row.refused)
+            elif name == ".." or name.startswith(("../", "/")):
+                detail = f"{row.name} names it, but it leads out of the folder"
+                yield Record(name, b"", split=row.split, refused=("outside", detail))
+            else:
+                detail = f"{row.name} names it, but there is no such file"
+                yield Record(name, b"", split=row.split, refused=("unreadable", detail))
+
+    def _numbers(self, path: str) -> list[int]:
+        if not len(self._sorted_N):
+            return []
+        value = np.uint64(draw64(0, path))
+        start, end = (np.searchsorted(self._sorted_N, value, side) for side in ("left", "right"))  # type: ignore[call-overload]
+        found: list[int] = self._order_N[start:end].tolist()
+        return [number for number in found if self._content(number)[0] == path]
+
+    def _content(self, number: int) -> tuple[str, str, dict[str, Any] | str]:
+        """(path of the picture, place of the row, its values or why it cannot be used)."""
+        start, end = self._offsets[number], self._offsets[number + 1]
+        name, where, values = json.loads(os.pread(self._file.fileno(), end - start, start))
+        return name, where, values
+
+    def _record(self, number: int) -> tuple[str, Record]:
+        name, where, values = self._content(number)
+        if isinstance(values, str):
+            return name, Record(where, b"", refused=("annotation", values))
+        names = usual_names({key: shape_of(value) for key, value in values.items()}, self._options.columns)
+        named = {ours: names[ours] for ours in ("caption", "label", "split", "persons")}
+        return name, make_record(values, named, where, b"")
+
+
+def _encode(folder: str, where: str, values: dict[str, Any] | ValueError) -> tuple[str, bytes]:
+    """(path of a row's picture below SOURCE, the row as a line)."""
+    content: Any
+    if isinstance(values, ValueError):
+        name, content = "", f"{where}: {values}"
+    else:
+        text = values.pop(FILE_NAME, None)
+        if isinstance(text, str) and text.strip():
+            name = text if text.startswith("/") else posixpath.normpath(posixpath.join(folder, text))
+            content = {key: value for key, value in to_json_value(values).items() if value not in (None, "")}
+        else:
+            name, content = "", f"{where}: names no file"
+    return name, json.dumps([name, where, content]).encode()
+
+
+def _read(path: Place, file_name: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """The rows of a metadata file; the picture's file is under `FILE_NAME`."""
+    extension = path.suffix.lower()
+    rows = _csv(path, file_name) if extension == ".csv" else _other(path, file_name, extension)
+    for row, values in rows:
+        if isinstance(values, dict):
+            values[FILE_NAME] = values.pop(file_name, None)
+        yield row, values
+
+
+def _csv(path: Place, file_name: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    def check_header(header: list[str]) -> None:
+        _check(header, file_name)
+
+    names: dict[str, str] | None = None
+    for row, _, cells in read_csv(path, check_header):
+        names = names or usual_names(dict.fromkeys(cells, ""), {})
+        texts = {file_name, *names.values()}
+        yield row, {key: cell if key in texts else parse_number(cell) for key, cell in cells.items()}
+
+
+def _other(path: Place, file_name: str, extension: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    if extension == ".jsonl":
+        first = True
+        for row, values in read_json_lines(path):
+            if first and isinstance(values, dict):
+                _check(list(values), file_name)
+                first = False
+            yield row, values
+        return
+    with open_table(path) as table:
+        _check(table.schema.names, file_name)
+        check_column_names(table.schema.names, path)
+        features = {name: f for name, f in read_features(table.schema).items() if has_classes(f)}
+        number = 0
+        for group in range(table.groups):
+            for values in table.rows(group, table.schema.names):
+                try:
+                    yield number, {k: name_classes(v, features.get(k)) for k, v in values.items()}
+                except ValueError as error:
+                    yield number, ValueError(str(error))
+                number += 1
+
+
+def _check(columns: list[str], file_name: str) -> None:
+    if file_name not in columns:
+        raise _NoFileName(f"it has no column {file_name}, only {', '.join(columns)[:120]}")
