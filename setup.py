@@ -15,11 +15,12 @@ BASE = [
     "matplotlib>=3.8",  # the charts inside reports
     "numpy>=1.26",  # the plan of samples
     "packaging>=22",  # comparing versions; matplotlib brings it anyway
-    "pillow>=10.1",  # decoding and checking pictures while packing
+    "pillow>=11.3",  # decoding and checking pictures; its wheels decode AVIF since 11.3
     "psutil>=5.9",  # host facts in run folders
     "pyarrow>=15",  # indexes and tables
     "pydantic>=2.7",  # the configuration; attribute docstrings came with 2.7
     "pyyaml>=6.0",  # recipes
+    "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or less where that is enough; reports truncated ones
     "tqdm>=4.66",  # progress bars
     "universal_pathlib>=0.2.6",  # pathlib's words for what fsspec reaches
 ]
@@ -30,7 +31,6 @@ MODELS = [
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
     "scipy>=1.11",  # L-BFGS of the linear probe
     "threadpoolctl>=3.1",  # one BLAS thread in that solver
-    "simplejpeg>=1.8",  # JPEGs straight into arrays, at a half or a quarter where crops allow it
     "safetensors>=0.4.3",  # every file of weights that we write or read
 ]
 TRAIN = [
@@ -49,6 +49,11 @@ REMOTE = [  # reading sources and shards from elsewhere; for gs:// install gcsfs
     "s3fs>=2024.2",  # s3://
     "aiohttp>=3.9",  # http:// and https://
 ]
+HEIF = [
+    # HEIC photos of phones. 1.0 is the first without AVIF, which Pillow decodes. Its wheels contain libheif and
+    # libde265 (LGPL) and x265 (GPL), which no other part needs.
+    "pillow-heif>=1.0,<2",
+]
 ONNX = [
     "onnx>=1.16",
     "onnxscript>=0.1",
@@ -56,6 +61,7 @@ ONNX = [
 ]  # torch's exporter needs two, the comparison one
 DEV = [
     *EMOTIC,
+    *HEIF,
     *REMOTE,
     *ONNX,  # small detectors made in tests; exported encoders
     "moto[server]>=5",  # a real S3 server on loopback
@@ -109,7 +115,8 @@ setup(
         "onnx": ONNX,
         "emotic": EMOTIC,
         "remote": REMOTE,
-        "all": [*TRAIN, *CLUSTER, *PERSONS, *EMOTIC, *REMOTE, *ONNX],
+        "heif": HEIF,
+        "all": [*TRAIN, *CLUSTER, *PERSONS, *EMOTIC, *REMOTE, *HEIF, *ONNX],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["uniemox = uniemox_dist.cli.main:main"]},

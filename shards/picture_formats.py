@@ -15,6 +15,22 @@ from uniemox_dist.core.errors import install_command
 
 HEAD_BYTES = 1024
 """Number of first bytes of a file that decide its format; fewer are enough for everything but SVG."""
+MAX_PIXELS = 178_956_970
+"""Pictures with more pixels are refused as decompression bombs (Pillow's own limit, 1 GiB as 16-bit RGB)."""
+
+
+class BadPicture(ValueError):
+    """A picture that cannot be used.
+
+    `reason` is the word that `rejected.parquet` lists: `empty`, `format`, `too_large`, `corrupt` or `unreadable`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,37 @@
-"""Decoding and checking of encoded pictures: the only place that knows formats, EXIF, transparency and completeness.
+"""Decoding and checking of encoded pictures, for packing, verification, training, evaluation and inference alike.
 
-Packing, verification, training, embedding, prediction and evaluation all decode through this module. Training adds a
-faster JPEG decoder on top (`uniemox_dist/data/decode.py`), which follows the same rules.
+All of them accept the same formats (`picture_formats.py`), turn pictures by the same rules (`orientation.py`), refuse
+the same incomplete files (`jpeg.py`, `containers.py`) and get the same pixels (`pixels.py`).
 """
 
 import io
-import struct
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from shards.format.sample import EXTENSIONS
+from shards.containers import count_gif_frames, find_cut, has_png_rows, read_png_chunk
+from shards.jpeg import JpegHeader, check_jpeg, decode_jpeg, is_jpeg, read_jpeg_header
+from shards.orientation import read_orientation, turn_array, turn_upright, upright_size
+from shards.picture_formats import HEAD_BYTES, MAX_PIXELS, BadPicture, identify_format
+from shards.pixels import WHITE, Rgb, load_eight_bits, to_rgb
 
-MAX_PIXELS = 178_956_970
-"""Pictures with more pixels are refused as decompression bombs (Pillow's own limit, 1 GiB as 16-bit RGB)."""
-Rgb = tuple[int, int, int]
-WHITE: Rgb = (255, 255, 255)
-Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2 as fractions of width and height."""
-
-
-class BadPicture(ValueError):
-    """A picture that cannot be used.
-
-    `reason` is the word that `rejected.parquet` lists: `empty`, `format`, `too_large`, `corrupt` or `unreadable`.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # callers get the reason; no lines on stderr
+_TIFF_SUBFILE, _TIFF_SUB_IFDS, _DNG_VERSION = 254, 330, 50706
 
 
 @dataclass(frozen=True)
 class Picture:
     """A checked picture."""
 
-    extension: str
+    format: str
+    """Pillow's name of the format; JPEG also for MPO."""
     width: int
     """Pixels, of the upright picture."""
     height: int
@@ -49,29 +40,7 @@ class Picture:
     unless the caller requested pixels."""
 
 
-class _Turn(NamedTuple):
-    """The operations that turn a stored picture upright: first swap x and y, then mirror."""
-
-    swaps_sides: bool
-    mirrors_x: bool
-    mirrors_y: bool
-    transpose: Image.Transpose
-    """The same operation for Pillow."""
-
-
-# By EXIF orientation (EXIF 2.3, tag 0x0112); 1 is upright already.
-_TURNS = {
-    2: _Turn(False, True, False, Image.Transpose.FLIP_LEFT_RIGHT),
-    3: _Turn(False, True, True, Image.Transpose.ROTATE_180),
-    4: _Turn(False, False, True, Image.Transpose.FLIP_TOP_BOTTOM),
-    5: _Turn(True, False, False, Image.Transpose.TRANSPOSE),
-    6: _Turn(True, True, False, Image.Transpose.ROTATE_270),
-    7: _Turn(True, True, True, Image.Transpose.TRANSVERSE),
-    8: _Turn(True, False, True, Image.Transpose.ROTATE_90),
-}
-
-
-# ---- checking and decoding
+# ---- checking
 
 
 def check_picture(data: bytes, *, check: str = "decode", pixels_side: int | None = None) -> Picture:
@@ -86,34 +55,101 @@ def check_picture(data: bytes, *, check: str = "decode", pixels_side: int | None
     Raises:
         BadPicture: reasons `empty`, `format`, `too_large` or `corrupt`.
     """
-    if not data:
-        raise BadPicture("empty", "no bytes")
-    if check == "header" and pixels_side is None and (header := read_jpeg_header(data)) is not None:
-        return Picture("jpg", *_upright_size(header.width, header.height, header.orientation))
+    if is_jpeg(data):
+        header, rgb = _read_jpeg_header(data), None
+        if pixels_side is not None:
+            rgb = reduce_jpeg(data, _reduction(header.width, header.height, pixels_side))
+        elif check != "header":
+            _check_jpeg(data, header)
+        return Picture("JPEG", *upright_size(header.width, header.height, header.orientation), rgb)
     with open_picture(data) as image:
-        width, height = image.size
-        extension = EXTENSIONS[image.format or ""]
+        assert image.format is not None
+        form, size, orientation = image.format, image.size, read_orientation(image)
         rgb = None
         if check != "header" or pixels_side is not None:
-            if extension == "jpg":
-                image.draft(None, (pixels_side or 1, pixels_side or 1))
-            image.load()
+            loaded = load_whole(image, data)
             if pixels_side is not None:
-                rgb = read_upright_pixels(image)
-        return Picture(extension, *_upright_size(width, height, read_orientation(image)), rgb)
+                rgb = read_upright_pixels(loaded)
+        return Picture(form, *upright_size(*size, orientation), rgb)
+
+
+def _reduction(width: int, height: int, side: int) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves both sides of a JPEG at `side` or more."""
+    most = min(width, height) // max(side, 1)
+    return next((scale for scale in (8, 4, 2) if scale <= most), 1)
+
+
+def _check_jpeg(data: bytes, header: JpegHeader) -> None:
+    if header.has_more:
+        with open_picture(data) as image:
+            _refuse_cut(data, image)
+    if not check_jpeg(data, header):
+        _decode_by_pillow(data, 8)
+
+
+# ---- decoding
 
 
 def decode_picture(data: bytes, background: Rgb = WHITE) -> np.ndarray:
-    """The whole picture as H×W×3 uint8 RGB (read-only), upright, with `background` behind transparent pixels.
+    """The whole picture as H×W×3 uint8 RGB, upright, with `background` behind transparent pixels.
 
     Raises:
         BadPicture: as `check_picture` does.
     """
-    if not data:
-        raise BadPicture("empty", "no bytes")
+    return decode_scaled(data, background, 1)[0]
+
+
+def decode_scaled(data: bytes, background: Rgb, scale: int) -> tuple[np.ndarray, int]:
+    """Like `decode_picture`, with the scale of the result: a JPEG may come at 1/`scale` of its sides, rounded up. Its
+    higher frequencies are then never transformed. All other pictures are returned in full size, at scale 1.
+
+    Raises:
+        BadPicture: as `check_picture` does.
+    """
+    if not is_jpeg(data):
+        with open_picture(data) as image:
+            return read_upright_pixels(load_whole(image, data), background), 1
+    header = _read_jpeg_header(data)
+    if header.orientation == 1 and scale > 1:
+        return _decode_jpeg(data, header, scale), scale
+    return np.ascontiguousarray(turn_array(_decode_jpeg(data, header, 1), header.orientation)), 1
+
+
+def reduce_jpeg(data: bytes, reduction: int) -> np.ndarray:
+    """A JPEG at 1/`reduction` (1, 2, 4 or 8) of its sides, rounded up: H×W×3 uint8, upright.
+
+    Raises:
+        BadPicture: as `check_picture` does.
+    """
+    header = _read_jpeg_header(data)
+    return turn_array(_decode_jpeg(data, header, reduction), header.orientation)
+
+
+def _decode_jpeg(data: bytes, header: JpegHeader, scale: int) -> np.ndarray:
+    """The stored pixels of a whole JPEG as RGB, at 1/`scale` of its sides."""
+    if header.has_more or header.channels == 4:
+        _check_jpeg(data, header)
+    stored = None if header.channels == 4 else decode_jpeg(data, scale)
+    return _decode_by_pillow(data, scale) if stored is None else stored
+
+
+def _decode_by_pillow(data: bytes, scale: int) -> np.ndarray:
+    """Decodes a JPEG that libjpeg-turbo's interface cannot; CMYK as Pillow shows it, for example."""
     with open_picture(data) as image:
-        image.load()
-        return read_upright_pixels(image, background)
+        if scale > 1:
+            image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+        return np.array(to_rgb(image))
+
+
+def _read_jpeg_header(data: bytes) -> JpegHeader:
+    if (header := read_jpeg_header(data)) is not None:
+        return header
+    with open_picture(data) as image:
+        has_more = image.format == "MPO"
+        return JpegHeader(*image.size, read_orientation(image), len(image.getbands()), has_more)
+
+
+# ---- Pillow
 
 
 @contextmanager
@@ -122,17 +158,25 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
     turns every error that Pillow raises inside into `BadPicture`.
 
     Raises:
-        BadPicture: reasons `format`, `too_large` or `corrupt`.
+        BadPicture: reasons `empty`, `format`, `too_large` or `corrupt`.
     """
+    if not data:
+        raise BadPicture("empty", "no bytes")
+    found = identify_format(data[:HEAD_BYTES])
+    if found is None:
+        raise BadPicture("corrupt", "not a picture of a known format")
+    if found.refusal is not None:
+        raise BadPicture("format", found.refusal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format not in EXTENSIONS:
-                    raise BadPicture("format", f"{image.format} is not one of {', '.join(EXTENSIONS)}")
+            with Image.open(io.BytesIO(data), formats=_plugins(found.name)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     size = f"{image.width} x {image.height}"
                     raise BadPicture("too_large", f"{size} pixels, limit {MAX_PIXELS}")
+                _refuse_camera_raw(image)
+                if image.format == "PNG" and (exif := read_png_chunk(data, b"eXIf")):
+                    image.info["exif"] = b"Exif\0\0" + exif  # Pillow finds one behind the pixels only later
                 yield image
         except BadPicture:
             raise
@@ -141,168 +185,62 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
         except (
             UnidentifiedImageError
         ):  # its message holds an object's address, which differs between processes
-            raise BadPicture("corrupt", "not a picture of a known format") from None
+            raise BadPicture("corrupt", f"not a readable {found.name} picture") from None
         except Exception as error:  # Pillow's decoders raise many types on damaged data
             raise BadPicture("corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def read_upright_pixels(image: Image.Image, background: Rgb = WHITE) -> np.ndarray:
-    """An open picture as H×W×3 uint8 RGB (read-only), upright, with `background` behind transparent pixels."""
-    return np.asarray(to_rgb(turn_upright(image), background))
+@lru_cache
+def _plugins(name: str) -> tuple[str, ...]:
+    """Pillow's plugins for a format, which use one thread: packing and loading run one process for each core."""
+    if name == "HEIF":
+        import pillow_heif
+
+        pillow_heif.options.DECODE_THREADS = 1
+        pillow_heif.register_heif_opener()
+    elif name == "AVIF":
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    return ("JPEG", "MPO") if name == "JPEG" else (name,)
 
 
-# ---- transparency and depth
+def _refuse_camera_raw(image: Any) -> None:
+    """Raises BadPicture for the raw files of cameras that are TIFFs, whose first picture is a small preview."""
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        is_preview = tags.get(_TIFF_SUBFILE, 0) & 1 and _TIFF_SUB_IFDS in tags
+        if is_preview or _DNG_VERSION in tags:
+            raise BadPicture(
+                "format", "raw pictures of cameras are not decoded; convert them to PNG, JPEG or WebP"
+            )
 
 
-def has_alpha(image: Image.Image) -> bool:
-    """Whether a picture may have transparent pixels."""
-    return "A" in image.getbands() or "transparency" in image.info
-
-
-def to_rgb(image: Image.Image, background: Rgb = WHITE) -> Image.Image:
-    """The picture as 8-bit RGB, with `background` behind its transparent pixels."""
-    if image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if not has_alpha(image):
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    base = Image.new("RGB", rgba.size, background)
-    base.paste(rgba, mask=rgba.getchannel("A"))
-    return base
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey to 8 bits; Pillow's own conversion would clip all values above 255 to white."""
-    values_HW = np.asarray(image).astype(np.int64).clip(0, 65535)
-    grey = Image.fromarray(((values_HW * 255 + 32767) // 65535).astype(np.uint8))
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))
-    return grey
-
-
-# ---- EXIF orientation
-
-
-def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if there is none, or none that can be read.
-
-    An orientation that only XMP states does not count: fast JPEG decoders and browsers do not read it, and person
-    boxes found in one orientation would then be cut out of another.
-    """
-    return _parse_orientation(image.info.get("exif"))
-
-
-def _parse_orientation(exif: bytes | None) -> int:
-    if not exif:
-        return 1
-    parser = Image.Exif()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            parser.load(exif)
-            found = int(parser.get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's parser raises many types; unreadable EXIF counts as none
-        return 1
-    return found if found in _TURNS else 1
-
-
-def swaps_sides(orientation: int) -> bool:
-    """Whether an EXIF orientation swaps width and height."""
-    return orientation in _TURNS and _TURNS[orientation].swaps_sides
-
-
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Turns a picture as its EXIF orientation requires; a turned one has no EXIF any more."""
-    turn = _TURNS.get(read_orientation(image))
-    if turn is None:
-        return image
-    turned = image.transpose(turn.transpose)
-    turned.info.pop("exif", None)
-    return turned
-
-
-def turn_array(stored_HW3: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns stored pixels as an EXIF orientation requires; returns a view."""
-    turn = _TURNS.get(orientation)
-    if turn is None:
-        return stored_HW3
-    turned = stored_HW3.transpose(1, 0, 2) if turn.swaps_sides else stored_HW3
-    return turned[:: -1 if turn.mirrors_y else 1, :: -1 if turn.mirrors_x else 1]
-
-
-def turn_box(box: Box, orientation: int) -> Box:
-    """A box of the stored picture as one of the upright picture; `orientation` is EXIF's, 1 to 8."""
-    turn = _TURNS.get(orientation)
-    if turn is None:
-        return box
-    xs, ys = (box[0], box[2]), (box[1], box[3])
-    if turn.swaps_sides:
-        xs, ys = ys, xs
-    if turn.mirrors_x:
-        xs = (1 - xs[1], 1 - xs[0])
-    if turn.mirrors_y:
-        ys = (1 - ys[1], 1 - ys[0])
-    return xs[0], ys[0], xs[1], ys[1]
-
-
-def _upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    return (height, width) if swaps_sides(orientation) else (width, height)
-
-
-# ---- JPEG headers
-
-
-class JpegHeader(NamedTuple):
-    """The header of a JPEG."""
-
-    width: int
-    """Pixels as stored."""
-    height: int
-    orientation: int
-    """The EXIF orientation, 1 to 8."""
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Whether the bytes are those of a JPEG: it has no transparency, and can be decoded at a smaller size."""
-    return data[:2] == b"\xff\xd8"
-
-
-def read_jpeg_orientation(data: bytes) -> int:
-    """The EXIF orientation of an encoded JPEG, 1 to 8.
+def load_whole(image: Image.Image, data: bytes) -> Image.Image:
+    """Loads an open picture with 8 bits per sample, as stored; `data` are its bytes.
 
     Raises:
-        BadPicture: if its header cannot be read.
+        BadPicture: reason `corrupt`, if a part of the file is missing; `format`, for values that are no colours.
     """
-    if (header := read_jpeg_header(data)) is not None:
-        return header.orientation
-    with open_picture(data) as image:
-        return read_orientation(image)
+    _refuse_cut(data, image)
+    loaded = load_eight_bits(image)
+    if image.format == "PNG":
+        last_row = loaded.crop((0, loaded.height - 1, loaded.width, loaded.height))
+        if not np.asarray(last_row).any() and not has_png_rows(data):
+            raise BadPicture("corrupt", "the PNG is truncated: its compressed data end before the last row")
+    return loaded
 
 
-def read_jpeg_header(data: bytes) -> JpegHeader | None:
-    """Reads the segments of a common JPEG in a tenth of Pillow's time.
+def _refuse_cut(data: bytes, image: Image.Image) -> None:
+    if problem := find_cut(data, image):
+        raise BadPicture("corrupt", problem)
 
-    None if Pillow has to decide: other formats, rare kinds of JPEG, bytes between segments, a header that is cut off,
-    or too many pixels. Fill bytes before a marker are skipped, as Pillow does (ITU-T T.81, B.1.1.2).
-    """
-    if not is_jpeg(data):
-        return None
-    at, size, exif = 2, (0, 0), b""
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if marker == 0xDA:  # the first scan ends the header
-            width, height = size
-            is_sound = 0 < width * height <= MAX_PIXELS
-            return JpegHeader(width, height, _parse_orientation(exif)) if is_sound else None
-        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            size = (width, height)
-        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif += data[at + (10 if exif else 4) : at + 2 + length]  # long EXIF is split over segments
-        elif not (0xE0 <= marker <= 0xEF or marker in (0xDB, 0xC4, 0xFE, 0xDD)):
-            return None
-        at += 2 + length
-    return None
+
+def count_frames(image: Image.Image, data: bytes) -> int:
+    """The number of pictures in an open file: of an animation, or of pages."""
+    return count_gif_frames(data) if image.format == "GIF" else int(getattr(image, "n_frames", 1))
+
+
+def read_upright_pixels(image: Image.Image, background: Rgb = WHITE) -> np.ndarray:
+    """An open picture as H×W×3 uint8 RGB, upright, with `background` behind transparent pixels."""
+    return np.array(to_rgb(turn_upright(load_eight_bits(image)), background))

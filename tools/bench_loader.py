@@ -36,11 +36,11 @@ from loader_peers import MICRO_BATCH, PEERS
 from options import photo_folder, positive_int, positive_number
 from PIL import Image
 from torchvision import transforms
+from uniemox_dist.data.decode import decode_rgb
 
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.crops import plan_training_views
-from uniemox_dist.data.decode import decode_rgb
 from uniemox_dist.data.loader import PlannedDataset, view_settings
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches

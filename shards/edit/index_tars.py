@@ -14,11 +14,12 @@ from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_index, rows_sha256, write_index
 from shards.format.manifest import MANIFEST, SIZES, Manifest
 from shards.format.rejected import REJECTED, write_rejected
-from shards.format.sample import make_key
+from shards.format.sample import EXTENSIONS, make_key
 from shards.format.tars import Group
 from shards.pack.prepare import Rejected, make_sample
 from shards.pack.settings import check_licence
-from shards.pictures import BadPicture, check_picture
+from shards.picture_formats import BadPicture
+from shards.pictures import check_picture
 from shards.pool import Progress, map_in_order
 from shards.sources import Record, Slice
 from shards.sources.layouts.wds import tar_records
@@ -190,7 +191,9 @@ def _row(file: BinaryIO, record: Record, group: Group, check: str) -> dict[str, 
     assert isinstance(image, Slice)
     file.seek(image.offset)
     data = file.read(image.length)
-    fields = index_fields(make_sample(record, data, check_picture(data, check=check)))
+    picture = check_picture(data, check=check)
+    extension = EXTENSIONS.get(picture.format, picture.format.lower())
+    fields = index_fields(make_sample(record, data, extension, picture.width, picture.height))
     positions = {
         "sample_offset": group.offset,
         "sample_length": group.end - group.offset,

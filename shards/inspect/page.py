@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 from shards.format.index import read_shard_rows
 from shards.inspect.charts import Histogram, histogram
 from shards.inspect.stats import Summary, group_rejected, summarise_folder
-from shards.pictures import BadPicture, decode_picture
+from shards.picture_formats import BadPicture
+from shards.pictures import decode_picture
 from shards.storage import Place, read_range
 from uniemox_dist.core.files import convert_write_errors, write_bytes
 

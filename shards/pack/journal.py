@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Step:
     """Position in the order of packing at which the next shard begins."""
     refused: list[tuple[int, Rejected]]
     """(record number, refusal) of the records refused since the previous step."""
+    converted: dict[str, int] = field(default_factory=dict)
+    """The shard's pictures that were converted, by their original format."""
 
     def to_json(self) -> dict[str, Any]:
         """The step as JSON values."""
@@ -33,13 +35,15 @@ class Step:
             "entry": asdict(self.entry),
             "next": self.next,
             "refused": [[number, *vars(rejected).values()] for number, rejected in self.refused],
+            **({"converted": self.converted} if self.converted else {}),
         }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Step":
         """The step of `to_json`."""
         refused = [(int(number), Rejected(*rest)) for number, *rest in record["refused"]]
-        return cls(record["split"], ShardEntry(**record["entry"]), record["next"], refused)
+        entry, converted = ShardEntry(**record["entry"]), record.get("converted", {})
+        return cls(record["split"], entry, record["next"], refused, converted)
 
 
 class Journal:

@@ -43,6 +43,8 @@ class PackResult:
     """Rows of the whole source, and the pictures that they describe."""
     findings: Findings = field(default_factory=Findings)
     rejected: list[Rejected] = field(default_factory=list)
+    converted: Counter[str] = field(default_factory=Counter)
+    """Packed pictures that were converted, by their original format."""
     reused: bool = False
     resumed: int = 0
     """Records that were done before an interruption."""
@@ -70,6 +72,7 @@ class Packer:
         self.position = 0
         """Number of records processed so far, in the order of packing."""
         self._refused: list[tuple[int, Rejected]] = []  # since the last journal step
+        self._converted: Counter[str] = Counter()  # likewise
 
     def run(self, preparation: Preparation, workers: Workers) -> None:
         """Packs all remaining records."""
@@ -113,6 +116,9 @@ class Packer:
                 refusal = self.packed.check(number, item.fields["key"], item.fields["image_sha256"])
                 if refusal is None:
                     self._write(number, encoded)
+                    if item.converted is not None:
+                        self._converted[item.converted] += 1
+                        self.result.converted[item.converted] += 1
                 else:
                     item = Rejected(item.source, *refusal)
             if isinstance(item, Rejected):
@@ -143,9 +149,9 @@ class Packer:
 
     def _writer(self, name: str) -> ShardWriter:
         def closing() -> Callable[[ShardEntry], None]:
-            position, refused = self.position, self._refused
-            self._refused = []
-            return lambda entry: self.journal.append(Step(name, entry, position, refused))
+            position, refused, converted = self.position, self._refused, dict(self._converted)
+            self._refused, self._converted = [], Counter()
+            return lambda entry: self.journal.append(Step(name, entry, position, refused, converted))
 
         return ShardWriter(
             self.folder / name,
@@ -192,4 +198,5 @@ class Packer:
         for found in zip(table["captions"].to_pylist(), table["label"].to_pylist(), persons):
             self._count(*found)
         self.result.rejected += [rejected for _, rejected in step.refused]
+        self.result.converted.update(step.converted)
         self.position = step.next

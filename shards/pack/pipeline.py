@@ -174,6 +174,8 @@ def _finish(packer: Packer, partial: Path, provenance: dict[str, Any], part: tup
     provenance |= {"records": result.records, "rejected": dict(sorted(reasons.items()))}
     if result.findings.not_pictures:
         provenance["not_pictures"] = dict(sorted(result.findings.not_pictures.items()))
+    if result.converted:
+        provenance["converted"] = dict(sorted(result.converted.items()))
     if part is not None:
         provenance["part"] = list(part)
         write_json(partial / PART, {**provenance, "packed": dict(result.packed)})

@@ -10,18 +10,12 @@ import numpy as np
 from shards.detect.registry import make_detector
 from shards.detect.types import Person, PersonDetector
 from shards.format.encode import encode_members, index_fields
-from shards.format.sample import Sample, make_key
-from shards.pack.shrink import Shrink, shrink
+from shards.format.sample import EXTENSIONS, Sample, make_key
+from shards.orientation import read_orientation, swaps_sides, turn_box
+from shards.pack.shrink import Shrink, reencode
 from shards.pack.spool import parse_record
-from shards.pictures import (
-    BadPicture,
-    Picture,
-    check_picture,
-    open_picture,
-    read_orientation,
-    swaps_sides,
-    turn_box,
-)
+from shards.picture_formats import HEAD_BYTES, BadPicture, identify_format
+from shards.pictures import check_picture, open_picture
 from shards.sources import Record
 from shards.sources.files import fetch_images
 from uniemox_dist.core.files import sha256_bytes
@@ -93,6 +87,8 @@ class Ready:
     length: int
     image_length: int
     fields: dict[str, Any]
+    converted: str | None = None
+    """The format of the original picture if it was converted, such as GIF."""
 
 
 Item = Ready | Rejected
@@ -147,8 +143,9 @@ class Preparer:
             sample = item.sample()
             pieces = encode_members(sample)
             parts += pieces
+            length = sum(map(len, pieces))
             items.append(
-                Ready(item.record.name, sum(map(len, pieces)), len(sample.image), index_fields(sample))
+                Ready(item.record.name, length, len(sample.image), index_fields(sample), item.converted)
             )
         return parts, items
 
@@ -161,25 +158,29 @@ class Preparer:
             record = turn_boxes_upright(record, data)
             shrinks = settings.shrink.max_side or settings.shrink.min_side
             check = "header" if shrinks else settings.check
-            picture = check_picture(
-                data, check=check, pixels_side=DETECTOR_SIDE if detects and not shrinks else None
-            )
+            found = identify_format(data[:HEAD_BYTES])
+            stored = found is None or found.name in EXTENSIONS
+            side = DETECTOR_SIDE if detects and not shrinks and stored else None
+            picture = check_picture(data, check=check if stored else "header", pixels_side=side)
             width, height, rgb = picture.width, picture.height, picture.rgb_HW3
             captions = record.captions
             if settings.captioner is not None:
                 captions = settings.captioner.captions(captions, record.label, record.attributes)
             if refusal := settings.filters.check(width, height, captions):
                 return Rejected(record.name, *refusal)
-            if shrinks:
-                scale = settings.shrink.scale(width, height)
-                if scale < 1:
-                    data, rgb = shrink(data, scale, settings.shrink.quality)
-                    height, width = rgb.shape[:2]
-                else:
-                    rgb = check_picture(data, pixels_side=DETECTOR_SIDE if detects else None).rgb_HW3
+            scale = settings.shrink.scale(width, height)
+            extension, converted = EXTENSIONS.get(picture.format, ""), None
+            if scale < 1 or not stored:
+                data, extension, rgb, frames = reencode(data, scale, settings.shrink.quality)
+                height, width = rgb.shape[:2]
+                if not stored:
+                    converted = picture.format
+                    record = note_original(record, converted, frames)
+            elif shrinks:
+                rgb = check_picture(data, pixels_side=DETECTOR_SIDE if detects else None).rgb_HW3
         except BadPicture as bad:
             return Rejected(record.name, bad.reason, bad.detail)
-        return _Checked(record, data, picture.extension, width, height, captions, rgb if detects else None)
+        return _Checked(record, data, extension, width, height, captions, rgb if detects else None, converted)
 
 
 @dataclass
@@ -193,6 +194,7 @@ class _Checked:
     height: int
     captions: tuple[str, ...]
     rgb_HW3: np.ndarray | None
+    converted: str | None
     persons: tuple[Person, ...] = ()
 
     def sample(self) -> Sample:
@@ -200,17 +202,24 @@ class _Checked:
         persons = record.persons if record.persons is not None else self.persons
         by_score = tuple(sorted(persons, key=lambda person: -person.score))
         record = replace(record, captions=self.captions, persons=by_score)
-        return make_sample(record, self.data, Picture(self.extension, self.width, self.height))
+        return make_sample(record, self.data, self.extension, self.width, self.height)
 
 
-def make_sample(record: Record, data: bytes, picture: Picture) -> Sample:
-    """The sample of a record with these encoded bytes, which were checked as `picture`."""
+def note_original(record: Record, form: str, frames: int) -> Record:
+    """A record whose attributes state the format of its picture before conversion, and how many pictures the file
+    has if it has several."""
+    more = {"original_format": form} | ({"original_frames": frames} if frames > 1 else {})
+    return replace(record, attributes={**record.attributes, **more})
+
+
+def make_sample(record: Record, data: bytes, extension: str, width: int, height: int) -> Sample:
+    """The sample of a record with these encoded bytes of an upright size in pixels."""
     return Sample(
         key=make_key(record.name),
         image=data,
-        extension=picture.extension,
-        width=picture.width,
-        height=picture.height,
+        extension=extension,
+        width=width,
+        height=height,
         source=record.name,
         captions=record.captions,
         label=record.label,

@@ -1,14 +1,20 @@
-"""Shrinks pictures (`--max-side`, `--min-side`)."""
+"""Shrinks pictures (`--max-side`, `--min-side`), and converts those that shards do not store as they are."""
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from shards.format.sample import EXTENSIONS
-from shards.pictures import has_alpha, open_picture, read_orientation, swaps_sides, to_rgb, turn_upright
+from shards.orientation import read_orientation, turn_upright, upright_size
+from shards.pictures import count_frames, load_whole, open_picture, reduce_jpeg
+from shards.pixels import has_alpha, to_rgb
+
+MAX_WEBP_SIDE = 16_383
+LOSSLESS_WEBP: dict[str, Any] = {"lossless": True, "quality": 0, "method": 0, "exact": True}
+"""The fastest lossless effort: on photos 25 % smaller than PNG, and written in a sixth of its time."""
 
 
 @dataclass(frozen=True)
@@ -28,39 +34,58 @@ class Shrink:
         return min([1.0, *(limit / side for limit, side in limits if limit is not None)])
 
 
-def shrink(data: bytes, scale: float, quality: int) -> tuple[bytes, np.ndarray]:
-    """Shrinks a picture by `scale` (below 1); returns its bytes and its pixels (H×W×3 uint8, on white).
+class Reencoded(NamedTuple):
+    """A picture that was encoded again."""
 
-    The format stays. The result is upright and has no EXIF. Transparency stays; CMYK and 16-bit grey become 8-bit RGB.
-    The filter is Lanczos; a JPEG is first decoded at a half or less if that leaves at least twice the pixels needed.
+    data: bytes
+    extension: str
+    rgb_HW3: np.ndarray
+    """Its pixels, uint8, on white."""
+    frames: int
+    """The number of pictures in the original, of which this is the first."""
+
+
+def reencode(data: bytes, scale: float = 1.0, quality: int = 90) -> Reencoded:
+    """Encodes a picture again, upright and without EXIF, shrunk by `scale` (at most 1).
+
+    JPEG, PNG and WebP keep their format; all others become lossless WebP, or PNG if a side is too long for WebP.
+    Transparency stays; CMYK, 16-bit and floating-point pictures become 8-bit RGB. The filter is Lanczos; a JPEG is
+    first decoded at a half or less if that leaves at least twice the pixels needed.
 
     Raises:
         BadPicture: if it cannot be decoded.
     """
     with open_picture(data) as image:
-        form = "JPEG" if EXTENSIONS[image.format or ""] == "jpg" else str(image.format)
-        width, height = image.size
-        icc = image.info.get("icc_profile")
-        if form == "JPEG":
-            image.draft(None, (max(1, int(2 * scale * width)), max(1, int(2 * scale * height))))
-        image.load()
-        picture = turn_upright(image)
-        if swaps_sides(read_orientation(image)):
-            width, height = height, width
-        keeps_alpha = form != "JPEG" and has_alpha(picture)
-        picture = picture.convert("RGBA") if keeps_alpha else to_rgb(picture)
+        icc, frames = image.info.get("icc_profile"), count_frames(image, data)
+        if EXTENSIONS.get(image.format or "") == "jpg":
+            form = "JPEG"
+            width, height = image.size
+            least = (max(1, int(2 * scale * width)), max(1, int(2 * scale * height)))
+            reduction = next((r for r in (8, 4, 2) if r <= min(width // least[0], height // least[1])), 1)
+            picture = Image.fromarray(reduce_jpeg(data, reduction))
+            width, height = upright_size(width, height, read_orientation(image))
+            picture.info = {k: v for k, v in image.info.items() if k == "comment"}  # Pillow writes it again
+        else:
+            form = str(image.format)
+            picture = turn_upright(load_whole(image, data))
+            picture = picture.convert("RGBA") if has_alpha(picture) else to_rgb(picture)
+            width, height = picture.size
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        options: dict[str, Any] = {}
+        if scale < 1:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        options: dict[str, Any] = {"quality": quality}
+        if form not in EXTENSIONS:
+            form = "WEBP" if max(picture.size) <= MAX_WEBP_SIDE else "PNG"
+            options = LOSSLESS_WEBP
+        if form == "PNG":
+            options = {}
         if not _is_rgb_profile(icc):
             picture.info.pop("icc_profile", None)  # otherwise a PNG would keep it
         elif picture.mode == "RGB":
-            options["icc_profile"] = icc
-        if form != "PNG":
-            options["quality"] = quality
+            options = {**options, "icc_profile": icc}
+        buffer = io.BytesIO()
         picture.save(buffer, form, **options)
-    return buffer.getvalue(), np.asarray(to_rgb(picture))
+    return Reencoded(buffer.getvalue(), EXTENSIONS[form], np.asarray(to_rgb(picture)), frames)
 
 
 def _is_rgb_profile(icc: bytes | None) -> bool:

@@ -55,7 +55,6 @@ EXTRAS = {
     "torchvision": "models",
     "timm": "models",
     "safetensors": "models",
-    "simplejpeg": "models",
     "deepspeed": "train",
     "open_clip": "train",
     "tensorboard": "train",

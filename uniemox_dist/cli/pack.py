@@ -183,6 +183,9 @@ def pack_command(
     )
     for line in _describe_contents(result):
         click.echo(line)
+    if result.converted:
+        formats = ", ".join(f"{count} {form}" for form, count in sorted(result.converted.items()))
+        click.echo(f"  stored as lossless WebP or PNG, of several frames or pages the first: {formats}")
     for refused in result.rejected[:5]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
     if result.rejected:

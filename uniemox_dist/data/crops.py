@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from shards.detect.types import Person
-from shards.pictures import WHITE, Rgb
+from shards.pixels import WHITE, Rgb
 from uniemox_dist.data.rng import Purpose, choice, mix64, uniform
 
 Box = tuple[int, int, int, int]
@@ -120,10 +120,10 @@ def plan_evaluation_views(
     width: int, height: int, persons: tuple[Person, ...], settings: ViewSettings
 ) -> ViewPlan:
     """Plans the views of evaluation: the whole picture and the person's crop, on white, unmirrored, resized by the
-    bicubic filter, without randomness."""
+    bicubic filter, without randomness. They are cut out of the full decode, as `load_encoder` does it."""
     how = "most_confident" if settings.person == "random" else settings.person
     box = grow_person_box(width, height, choose_person(persons, how, 0, 0), settings.person_margin)
-    return plan_views(View((0, 0, width, height)), View(box), WHITE, settings.image_size)
+    return ViewPlan(View((0, 0, width, height)), View(box), WHITE, scale=1)
 
 
 def plan_views(scene: View, person: View | None, background: Rgb, image_size: int) -> ViewPlan:

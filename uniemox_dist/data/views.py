@@ -14,7 +14,10 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from shards.detect.types import Person
-from shards.pictures import WHITE, BadPicture, Rgb, check_picture, is_jpeg
+from shards.jpeg import is_jpeg
+from shards.picture_formats import BadPicture
+from shards.pictures import check_picture, decode_scaled
+from shards.pixels import WHITE, Rgb
 from uniemox_dist.data.crops import (
     Box,
     View,
@@ -24,7 +27,6 @@ from uniemox_dist.data.crops import (
     plan_training_views,
     scale_box,
 )
-from uniemox_dist.data.decode import decode_rgb as decode_array
 
 
 class Renderer(Protocol):
@@ -102,7 +104,7 @@ def decode_tensor(data: bytes, background: Rgb = WHITE) -> Tensor:
     Raises:
         ValueError: if it cannot be decoded.
     """
-    return torch.from_numpy(decode_array(data, background)[0]).permute(2, 0, 1)
+    return torch.from_numpy(_decode_array(data, background, 1)[0]).permute(2, 0, 1)
 
 
 def resize_whole(rgb_3HW: Tensor, size: int) -> Tensor:
@@ -148,12 +150,19 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 def _decode(data: bytes, size: tuple[int, int], background: Rgb, scale: int) -> tuple[Tensor, int]:
     """Decodes a picture to uint8 3×H×W; returns it with the scale of the result. Checks its size."""
-    array_HW3, scale = decode_array(data, background, scale)
+    array_HW3, scale = _decode_array(data, background, scale)
     stated = (-(-size[0] // scale), -(-size[1] // scale))
     actual = (array_HW3.shape[1], array_HW3.shape[0])
     if actual != stated:
         raise ValueError(f"has {actual[0]} x {actual[1]} pixels where {stated[0]} x {stated[1]} are stated")
     return torch.from_numpy(array_HW3).permute(2, 0, 1), scale
+
+
+def _decode_array(data: bytes, background: Rgb, scale: int) -> tuple[np.ndarray, int]:
+    try:
+        return decode_scaled(data, background, scale)
+    except BadPicture as bad:
+        raise ValueError(f"cannot be decoded: {bad.detail}") from None
 
 
 def allocate_views(count: int, size: int) -> Tensor:

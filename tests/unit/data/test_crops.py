@@ -10,6 +10,7 @@ from skimage import data
 from torch import Tensor
 
 from shards.detect.types import Person
+from shards.pictures import decode_scaled
 from uniemox_dist.data.crops import (
     DENSITY,
     View,
@@ -20,7 +21,6 @@ from uniemox_dist.data.crops import (
     plan_views,
     scale_box,
 )
-from uniemox_dist.data.decode import decode_rgb
 from uniemox_dist.data.views import allocate_views, render, render_view, training_views
 
 SIZE = 224
@@ -46,7 +46,7 @@ def photo(width: int, height: int, name: str = "rocket") -> Image.Image:
 
 def views(file: bytes, width: int, height: int, scale: int, boxes: list[View]) -> list[Tensor]:
     """The views of a picture decoded at 1/scale."""
-    array, found = decode_rgb(file, WHITE, scale)
+    array, found = decode_scaled(file, WHITE, scale)
     assert found == scale
     assert array.shape[:2] == (-(-height // scale), -(-width // scale))
     return [render_view(torch.from_numpy(array).permute(2, 0, 1), view, SIZE, scale) for view in boxes]
@@ -102,8 +102,10 @@ def test_the_scale_keeps_enough_pixels_for_the_smallest_crop(scale: int) -> None
 
 def test_rotated_pictures_and_other_formats_are_decoded_whole_with_the_same_content() -> None:
     picture = photo(1400, 1000)
-    plan = plan_evaluation_views(1400, 1000, (), ViewSettings())
+    whole = View((0, 0, 1400, 1000))
+    plan = plan_views(whole, whole, WHITE, SIZE)
     assert plan.scale == 2
+    assert plan_evaluation_views(1400, 1000, (), ViewSettings()).scale == 1
     exif = Image.Exif()
     exif[0x112] = 6
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(np.asarray(picture))))
@@ -118,7 +120,7 @@ def test_rotated_pictures_and_other_formats_are_decoded_whole_with_the_same_cont
         render(file, (1400, 1000), plan, scene[0], person[0])
         assert torch.equal(scene, person)  # without a person both are the whole picture
         shown.append(scene[0])
-    assert decode_rgb(files[1], WHITE, 2)[1] == 1
+    assert decode_scaled(files[1], WHITE, 2)[1] == 1
     for other in shown[1:]:
         assert distance(shown[0], other) < 1.5  # two lossy formats
 

@@ -9,9 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from shards.detect.types import Person
+from shards.orientation import turn_box
 from shards.pack.pipeline import PackSettings, pack
 from shards.pack.prepare import turn_boxes_upright
-from shards.pictures import decode_picture, turn_box
+from shards.pictures import decode_picture
 from shards.sources import Record
 from uniemox_dist.data.reader import ShardReader
 

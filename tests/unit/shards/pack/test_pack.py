@@ -56,7 +56,7 @@ BAD = {
     "truncated": (JPEG[: len(JPEG) // 2], "corrupt"),
     "empty": (b"", "empty"),
     "text": (b"this is no picture", "corrupt"),
-    "gif": (encoded(PHOTO, "GIF"), "format"),
+    "eps": (encoded(PHOTO, "EPS"), "format"),
     "bomb": (huge_png(), "too_large"),
 }
 
@@ -400,7 +400,7 @@ def test_a_jpeg_cut_by_a_single_byte_is_noticed() -> None:
 
 def test_a_picture_of_several_frames_under_jpg_is_its_first() -> None:
     several = encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO.resize((32, 32))])
-    assert check_picture(several).extension == "jpg"
+    assert check_picture(several).format == "JPEG"
     np.testing.assert_array_equal(decode_picture(several), decode_picture(JPEG))
 
 
