@@ -12,6 +12,10 @@ _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column, first row and steps of the passes of an interlaced PNG."""
 _TIFF_PLANES, _TIFF_SAMPLES = 284, 277
+_TIFF_BLOCKS = ((273, 279), (324, 325))
+"""Tags of the offsets and lengths of strips, and of tiles."""
+MAX_PAGES = 1000
+"""Pages of a TIFF that are searched for a cut."""
 
 
 def find_cut(data: bytes, image: Image.Image) -> str | None:
@@ -28,7 +32,7 @@ def find_cut(data: bytes, image: Image.Image) -> str | None:
         return _find_box_cut(data, form)
     if form == "MPO":
         return _find_mpo_cut(data, image)
-    return _find_tiff_cut(image) if form == "TIFF" else None
+    return _find_tiff_cut(data, image) if form == "TIFF" else None
 
 
 # ---- PNG
@@ -149,11 +153,18 @@ def _find_mpo_cut(data: bytes, image: Any) -> str | None:
     return None
 
 
-def _find_tiff_cut(image: Any) -> str | None:
+def _find_tiff_cut(data: bytes, image: Any) -> str | None:
     if not image.use_load_libtiff:
         covered = sum((right - left) * (lower - upper) for _, (left, upper, right, lower), *_ in image.tile)
         planes = image.tag_v2.get(_TIFF_SAMPLES, 1) if image.tag_v2.get(_TIFF_PLANES) == 2 else 1
-        width, height = image.tag_v2[256], image.tag_v2[257]
-        if covered < width * height * planes:
-            return f"the TIFF has data for {covered} of {width * height * planes} pixels"
+        wanted = image.tag_v2[256] * image.tag_v2[257] * planes
+        if covered < wanted:
+            return f"the TIFF has data for {covered} of {wanted} pixels"
+    for page in range(1, min(image.n_frames, MAX_PAGES) if image.is_animated else 1):
+        image.seek(page)
+        for offsets, lengths in _TIFF_BLOCKS:
+            ends = map(sum, zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ())))
+            if max(ends, default=0) > len(data):
+                return f"the TIFF is truncated inside page {page + 1}"
+    image.seek(0)
     return None

@@ -6,7 +6,6 @@ not a picture. `shards/pictures.py` decodes the accepted ones.
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.util import find_spec
 
 from PIL import features
@@ -146,7 +145,6 @@ def _iso_name(head: bytes) -> str:
     return "HEIF" if not _HEVC_BRANDS.isdisjoint(brands) else ""
 
 
-@lru_cache(maxsize=128)
 def _named(name: str) -> PictureFormat:
     return PictureFormat(name, _refusal(name))
 

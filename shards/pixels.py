@@ -59,7 +59,7 @@ def load_eight_bits(image: Image.Image) -> Image.Image:
         return loaded
     bits = _stated_bits(image) if image.mode.startswith("I;16") else None
     inverted = _is_white_zero(image)
-    is_scaled = image.format in ("PPM", "JPEG2000")  # Pillow has scaled the values to 16 bits, by the header
+    is_scaled = _is_scaled_by_pillow(image)
     image.load()
     if image.mode in ("LAB", "HSV"):
         raise BadPicture("format", f"{image.mode} colours are not decoded; convert it to RGB")
@@ -125,6 +125,18 @@ def _stated_bits(image: Image.Image) -> int | None:
         largest = max(stated) if isinstance(stated, tuple) else stated
         return int(largest).bit_length() if 255 <= largest <= 65535 else None
     return None
+
+
+def _is_scaled_by_pillow(image: Image.Image) -> bool:
+    """Whether Pillow scales grey values to 16 bits, because the header states fewer."""
+    if image.format == "JPEG2000":
+        data = _encoded(image)
+        size = data.find(b"\xff\x4f\xff\x51")  # the codestream begins with the marker SIZ
+        return size >= 0 and (data[size + 42 : size + 43] or b"\x0f")[0] & 127 < 15
+    if image.format == "PPM":
+        tiles: list[Any] = getattr(image, "tile", [])
+        return bool(tiles) and isinstance(tiles[0].args, tuple) and tiles[0].args[-1] != 65535
+    return False
 
 
 def _is_white_zero(image: Image.Image) -> bool:

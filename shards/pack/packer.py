@@ -20,7 +20,7 @@ from shards.pack.prepare import Batch, Preparation, Ready, Rejected
 from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings
 from shards.pack.workers import Task, Workers
-from shards.pictures import BadPicture
+from shards.picture_formats import BadPicture
 from shards.pool import Progress
 from shards.sources import Findings
 from shards.sources.tables import CellReader

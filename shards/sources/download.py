@@ -16,8 +16,7 @@ import urllib.request
 from typing import Any, NoReturn
 from urllib.parse import quote, urljoin
 
-from shards.picture_formats import HEAD_BYTES, identify_format
-from shards.pictures import BadPicture
+from shards.picture_formats import HEAD_BYTES, BadPicture, identify_format
 from uniemox_dist.core.files import hide_secrets
 
 SILENCE_S = 10.0

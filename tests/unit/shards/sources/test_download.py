@@ -16,7 +16,7 @@ from PIL import Image
 
 from shards.pack.packer import Packer, PackResult
 from shards.pack.pipeline import PackSettings, pack
-from shards.pictures import BadPicture
+from shards.picture_formats import BadPicture
 from shards.sources import download as downloads
 from shards.sources.files import REMOTE_READS, fetch_images
 
