@@ -2,15 +2,17 @@
 
 SOURCE is a tar, a folder of tars (`SOURCE/<split>/*.tar` if none is at its top), or a pattern with `*`. In a sample,
 `.txt` is the caption and `.cls` the label. `.json` may have `caption` or `captions`, `label`, `persons` and
-`attributes`, as our own shards do; all other fields become attributes, and so do the columns of img2dataset's
-`.parquet` beside a tar. A key that occurs in several tars counts once per tar. Members belong to one
-sample if their names agree up to the first dot; they need not be neighbours. Its picture is the first member with a
-usual picture's extension, or else one such as `x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that
-is missing. If no member has such an extension, the content of the members decides.
+`attributes`, as our own shards do; `--column` names other fields, which then go before `.txt` and `.cls`. All other
+fields become attributes, and so do the columns of img2dataset's `.parquet` beside a tar. A key that occurs in several
+tars counts once per tar. Members belong to one sample if their names agree up to the first dot; they need not be
+neighbours. Its picture is the first member with a usual picture's extension, or else one such as `x.v2.jpg`; the latter
+is described by `x.v2.txt`, or by `x.txt` if that is missing. If no member has such an extension, the content of the
+members decides.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,7 +20,8 @@ import pyarrow.parquet as pq
 from shards.format.tars import Group, Member, read_groups
 from shards.picture_formats import HEAD_BYTES, identify_format
 from shards.sources import Record, Slice, SourceOptions
-from shards.sources.files import SPLITS, is_clutter, name_below
+from shards.sources.columns import DOWNLOAD
+from shards.sources.files import SPLITS, is_clutter, name_below, split_name
 from shards.sources.tables import convert_parquet_errors
 from shards.sources.validate import validate_record
 from shards.sources.values import (
@@ -32,9 +35,9 @@ from shards.sources.values import (
 from shards.storage import Place, match_pattern, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
 
-USES = ("--persons source",)
-# Fields in which img2dataset describes its download; they do not describe the picture.
-_DOWNLOAD = {"key", "status", "error_message", "sha256", "md5", "width", "height"}
+USES = ("--persons source", "--column")
+COLUMNS = ("caption", "label", "split", "persons")
+"""Our names of JSON fields, the valid left sides of `--column`."""
 _TEXTS = {"txt", "json", "cls"}
 _APPLE_DOUBLE = b"\0\5\x16\7"
 """First bytes of a file that macOS writes for the extended attributes of another file."""
@@ -47,11 +50,23 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if there are no tars, or one is incomplete.
     """
+    for unknown in sorted(set(options.columns) - set(COLUMNS)):
+        raise UserError(
+            f"--column {unknown}=…: --layout wds takes it from the tar; valid are {', '.join(COLUMNS)}"
+        )
+    unseen = dict(options.columns)
     tars = _tars(source)
     own_names = len(tars) == 1 or _are_one_pack([tar for tar, _ in tars])
     for tar, split in tars:
-        for _, record in tar_records(tar, split, name_below(tar, source), own_names):
+        records = tar_records(
+            tar, split, name_below(tar, source), own_names, columns=options.columns, unseen=unseen
+        )
+        for _, record in records:
             yield record
+    for ours, theirs in unseen.items():
+        raise UserError(
+            f"--column {ours}={theirs}: no sample has such a field in its .json or in the table beside its tar"
+        )
 
 
 def _tars(source: str) -> list[tuple[Place, str | None]]:
@@ -108,6 +123,8 @@ def tar_records(
     tar_name: str | None = None,
     own_names: bool = True,
     field_name: str = "SOURCE",
+    columns: Mapping[str, str] | None = None,
+    unseen: dict[str, str] | None = None,
 ) -> Iterator[tuple[Group, Record]]:
     """The records of a tar, each with its group: one for each sample, and a refused one for everything that cannot be
     used.
@@ -116,15 +133,18 @@ def tar_records(
         tar_name: the first part of all names; default: the tar's file name.
         own_names: samples of our own shards keep the name in their source.
         field_name: the tar's name in error lines.
+        columns: fields of the `.json` members that the user named: our name (of `COLUMNS`) -> the field's name.
+        unseen: those of `columns` that no sample has had so far; found ones are removed.
     """
     rows = _table_rows(tar)
+    unseen = {} if unseen is None else unseen
     tar_name = tar_name or tar.name
     group, clutter = None, 0
     for group in read_groups(tar, field_name):
         if _is_clutter(tar, group):
             clutter += len(group.members)
             continue
-        for record in _sample_records(tar, group, split, rows, tar_name, own_names):
+        for record in _sample_records(tar, group, split, rows, tar_name, own_names, columns or {}, unseen):
             yield group, validate_record(record)
     if group is not None and clutter:
         files = "1 file" if clutter == 1 else f"{clutter} files"
@@ -148,6 +168,8 @@ def _sample_records(
     rows: dict[str, dict[str, Any]],
     tar_name: str,
     own_names: bool,
+    columns: Mapping[str, str],
+    unseen: dict[str, str],
 ) -> Iterator[Record]:
     name = f"{tar_name}/{group.name}"
 
@@ -170,7 +192,10 @@ def _sample_records(
                 name = own if own_names else f"{tar_name}/{own}"
             image = Slice(str(tar), first.offset, first.length)
             texts = [_text(tar, group, first, extension) for extension in ("txt", "cls")]
-            yield _record(name, image, split, fields, *texts)
+            named = {ours: fields.pop(theirs) for ours, theirs in columns.items() if theirs in fields}
+            for ours in named:
+                unseen.pop(ours, None)
+            yield _named(_record(name, image, split, fields, *texts), named)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
     for other in others:
@@ -194,7 +219,7 @@ def _pictures(tar: Place, group: Group) -> list[Member]:
 def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], txt: str, cls: str) -> Record:
     """The record of a sample; `fields` come from its `.json` and its row in the table beside the tar."""
     own = fields.get("attributes")
-    more = {key: value for key, value in fields.items() if key not in _OWN | _DOWNLOAD}
+    more = {key: value for key, value in fields.items() if key not in _OWN | DOWNLOAD}
     label = parse_text(fields.get("label"))
     return Record(
         name=name,
@@ -208,6 +233,19 @@ def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], 
         persons=parse_persons(fields.get("persons")),
         size=image.length,
     )
+
+
+def _named(record: Record, named: dict[str, Any]) -> Record:
+    """A record with the fields that the user named; they go before all others."""
+    if captions := parse_captions(named.get("caption")):
+        record = replace(record, captions=captions)
+    if (label := parse_text(named.get("label"))) is not None:
+        record = replace(record, label=label)
+    if (split := parse_text(named.get("split"))) is not None:
+        record = replace(record, split=split_name(split))
+    if (persons := parse_persons(named.get("persons"))) is not None:
+        record = replace(record, persons=persons)
+    return record
 
 
 def _json(tar: Place, group: Group, picture: Member) -> dict[str, Any]:

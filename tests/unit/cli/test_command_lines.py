@@ -87,8 +87,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "--layout=: not known; valid are coco, ",
         ),
         (
-            "shards pack pictures out --layout folder --column image=x",
-            "--column=image=x: --layout folder has no columns; leave it out, or give --layout table",
+            "shards pack pictures out --layout coco --column image=x",
+            "--column=image=x: --layout coco has no columns; leave it out, or give --layout folder or table",
         ),
         (
             "shards pack pictures out --layout folder --persons source",

@@ -44,8 +44,8 @@ def write_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
     return path
 
 
-def records(source: object) -> list[Record]:
-    return list(open_source("wds", str(source), SourceOptions()))
+def records(source: object, **options: Any) -> list[Record]:
+    return list(open_source("wds", str(source), SourceOptions(**options)))
 
 
 def bytes_of(record: Record) -> bytes:
@@ -548,3 +548,38 @@ def test_joined_tars_are_read_to_the_end_and_repeated_keys_are_counted(tmp_path:
     result = pack(PackSettings(str(tmp_path / "a.tar"), "wds", persons="none"), tmp_path / "out")
     assert result.packed == {"": 3}
     assert [(refused.source, refused.reason) for refused in result.rejected] == [("a.tar/0", "duplicate_key")]
+
+
+# ---- fields of the .json by name
+
+
+def test_fields_of_the_json_can_be_named(tmp_path: Path) -> None:
+    members = {
+        "a.jpg": jpeg(1),
+        "a.json": b'{"TEXT": ["one", "two"], "mood": "joy", "part": "Validation", "caption": "kept out", "x": 1}',
+        "a.txt": b"text",
+        "a.cls": b"7",
+        "b.jpg": jpeg(2),
+        "b.json": b'{"caption": "c"}',
+        "b.txt": b"text",
+        "c.jpg": jpeg(3),
+        "c.json": b'{"TEXT": {"en": "c"}}',
+    }
+    columns = {"caption": "TEXT", "label": "mood", "split": "part"}
+    first, second, third = records(write_tar(tmp_path / "t.tar", members), columns=columns)
+    found = (first.captions, first.label, first.split, first.attributes)
+    assert found == (("one", "two"), "joy", "val", {"x": 1})
+    assert (second.captions, second.label, second.split) == (("text",), None, None)
+    assert third.refused is not None
+    assert third.refused[0] == "annotation"
+
+
+def test_a_named_field_that_no_sample_has_is_a_user_error(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "t.tar", {"a.jpg": jpeg(1), "a.json": b'{"caption": "c"}'})
+    with pytest.raises(UserError, match=r"--column caption=words: no sample has such a field in its \.json"):
+        records(tar, columns={"caption": "words"})
+    with pytest.raises(
+        UserError,
+        match=r"--column image=jpg: --layout wds takes it from the tar|--column image=…: --layout wds",
+    ):
+        records(tar, columns={"image": "jpg"})
