@@ -114,6 +114,16 @@ def resolve_path(folder: Place, text: str, *, allow_outside: bool = False) -> st
     return text if is_url else str(folder / text)
 
 
+def try_path(
+    folder: Place, text: str, *, allow_outside: bool = False
+) -> tuple[str | bytes, tuple[str, str] | None]:
+    """(place, None) of `resolve_path`, or (b"", reason and detail for a refused record)."""
+    try:
+        return resolve_path(folder, text, allow_outside=allow_outside), None
+    except Outside as error:
+        return b"", ("outside", str(error))
+
+
 def is_clutter(folder: str) -> bool:
     """Whether a folder does not belong to the source: hidden folders, and those that macOS adds to archives."""
     return folder.startswith(".") or folder == "__MACOSX"

@@ -19,12 +19,12 @@ from typing import Any
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
-from shards.sources.files import SPLITS, split_name
+from shards.sources.files import SPLITS, split_name, try_path
 from shards.sources.values import BAD_VALUE, load_json, parse_text
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
 
-USES = ("--persons source",)
+USES = ("--persons source", "--allow-outside")
 CAPTIONS = re.compile(rf"captions_(?P<part>(?P<split>{'|'.join(SPLITS)})(?P<year>\d*))\.json", re.IGNORECASE)
 _PROBES = 16
 """Number of pictures that are tried to find the picture folder."""
@@ -88,14 +88,16 @@ def _read_part(path: Place, options: SourceOptions) -> Iterator[Record]:
     folder = _picture_folder(path, part, names[:_PROBES])
     for name, image in zip(names, images):
         texts = dict.fromkeys(caption for _, caption in sorted(captions[image["id"]]) if caption)
+        place, refused = try_path(folder, name, allow_outside=options.allow_outside)
         yield Record(
             name=f"{part}/{name}" if part else name,
-            image=str(folder / name),
+            image=place,
             captions=tuple(texts),
             attributes={"coco_id": image["id"]},
             split=split,
             persons=None if persons is None else persons[image["id"]],
             boxes_size=sizes.get(image["id"]),
+            refused=refused,
         )
 
 

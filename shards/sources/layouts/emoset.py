@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.sources import Record, SourceOptions
-from shards.sources.files import find_split_files, read_side_file
+from shards.sources.files import find_split_files, read_side_file, try_path
 from shards.sources.values import load_json, to_json_value
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
 
+USES = ("--allow-outside",)
 ATTRIBUTES = ("scene", "object", "facial_expression", "human_action", "brightness", "colorfulness")
 POLARITY = {
     **dict.fromkeys(("amusement", "awe", "contentment", "excitement"), "positive"),
@@ -46,23 +47,25 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         )
     for split, path in lists:
         for row in sorted(_rows(path), key=lambda row: row[1]):
-            yield _record(root, split, row, labels)
+            yield _record(root, split, row, labels, options)
 
 
-def _record(root: Place, split: str, row: Row, labels: list[str]) -> Record:
+def _record(root: Place, split: str, row: Row, labels: list[str], options: SourceOptions) -> Record:
     label, image, annotation = row
     attributes: dict[str, Any] = {}
-    refused = None
-    if label not in labels:
+    place, refused = try_path(root, image, allow_outside=options.allow_outside)
+    if refused is None and annotation is not None:
+        _, refused = try_path(root, annotation, allow_outside=options.allow_outside)
+    if refused is None and label not in labels:
         refused = ("label", f"label {label!r} is not one of {', '.join(labels)}")
-    elif annotation is not None:
+    elif refused is None and annotation is not None:
         attributes, problem = _attributes(root, annotation)
         refused = ("annotation", f"{annotation[:120]}: {problem}") if problem else None
     if label in POLARITY:
         attributes["polarity"] = POLARITY[label]
     return Record(
         name=image,
-        image=str(root / image),
+        image=place,
         label=label,
         attributes=attributes,
         split=split,

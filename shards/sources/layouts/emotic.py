@@ -25,12 +25,12 @@ import numpy as np
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
-from shards.sources.files import find_split_files
+from shards.sources.files import find_split_files, try_path
 from shards.sources.tables import read_csv
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError, missing_extra
 
-USES = ("--persons source",)
+USES = ("--persons source", "--allow-outside")
 SPLITS = ("train", "val", "test")
 CATEGORIES = (
     *("Affection", "Anger", "Annoyance", "Anticipation", "Aversion", "Confidence", "Disapproval"),
@@ -74,18 +74,19 @@ class _Picture:
         # Boxes have 5 decimals, so an area beyond 10 decimals is float noise, which must not order equal boxes.
         self.boxed.append((-round((x2 - x1) * (y2 - y1), 10), person))
 
-    def record(self, root: Place, name: str, split: str) -> Record:
+    def record(self, root: Place, name: str, split: str, *, allow_outside: bool) -> Record:
         seen = [person for area, person in sorted(self.boxed, key=lambda pair: pair[0]) if area < 0]
         if not seen and not self.problems:
             self.problems.append("no annotated person's box is inside the picture")
+        place, refused = try_path(root, name, allow_outside=allow_outside)
         return Record(
             name=name,
-            image=str(root / name),
+            image=place,
             attributes={"categories": sorted(self.categories)},
             split=split,
             persons=tuple(seen),
             boxes_size=self.size,
-            refused=("annotation", self.problems[0]) if self.problems else None,
+            refused=("annotation", self.problems[0]) if self.problems else refused,
         )
 
 
@@ -115,7 +116,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         held = (folder for folder in folders if any((folder / name).is_file() for name in names[:_PROBES]))
         folder = next(held, folders[0])
         for name in names:
-            yield pictures[name].record(folder, name, split)
+            yield pictures[name].record(folder, name, split, allow_outside=options.allow_outside)
 
 
 def _labels(

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from shards.sources import Cell, Image, Record, SourceOptions
 from shards.sources.columns import check_known, exact_names, make_record, shape_of, usual_names
-from shards.sources.files import SPLITS, Outside, name_below, resolve_path
+from shards.sources.files import SPLITS, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.tables import (
     ARROW,
@@ -247,10 +247,8 @@ def _path_record(
     """The record of a row that names its picture, or has none."""
     image: Image = b""
     refused = None
-    try:
-        image = resolve_path(table.parent, where, allow_outside=options.allow_outside) if where else b""
-    except Outside as error:
-        refused = ("outside", str(error))
+    if where:
+        image, refused = try_path(table.parent, where, allow_outside=options.allow_outside)
     record = make_record(values, names, name, image)
     return replace(record, refused=refused) if refused and record.refused is None else record
 

@@ -769,3 +769,45 @@ def test_coco_and_emotic_are_read_from_urls(tmp_path: Path) -> None:
     [record] = records("emotic", "memory://annotated/emotic/csv")
     assert record.image == "memory://annotated/emotic/csv/emotic/mscoco/images/a.jpg"
     assert "has no annotations/captions_" in error_of("coco", "memory://annotated/nothing")
+
+
+# ---- names of splits, and paths that lead out of the folder
+
+
+def test_usual_names_of_splits_are_read_in_every_layout(tmp_path: Path) -> None:
+    rows = {
+        name: [emoset_row(tmp_path, "awe", i)] for i, name in enumerate(("Training", "validation", "TEST"))
+    }
+    assert [r.split for r in records("emoset", emoset(tmp_path / "emoset", rows))] == ["train", "val", "test"]
+    parts = ("training2017", "valid2017")
+    assert {r.split for r in records("coco", coco(tmp_path / "coco", parts))} == {"train", "val"}
+    (tmp_path / "emotic").mkdir()
+    for name in ("train", "dev"):
+        emotic_csv(tmp_path / f"emotic/{name}.csv", cells())
+    assert [record.split for record in records("emotic", tmp_path / "emotic")] == ["train", "val"]
+
+
+def test_two_files_of_one_split_are_a_user_error(tmp_path: Path) -> None:
+    rows = {name: [emoset_row(tmp_path, "awe", 1)] for name in ("val", "validation")}
+    emoset(tmp_path, rows)
+    assert error_of("emoset", tmp_path) == (
+        f"SOURCE: {tmp_path}/val.json and {tmp_path}/validation.json are both of split val; remove one"
+    )
+
+
+@pytest.mark.parametrize("outside", ["/etc/passwd", "../x.jpg", "a/../../x.jpg"])
+def test_a_picture_or_annotation_outside_of_the_folder_is_refused(outside: str, tmp_path: Path) -> None:
+    rows = {"train": [["awe", outside, None], ["awe", "1", "image/1.jpg", outside]]}
+    emoset(tmp_path / "emoset", rows)
+    coco(tmp_path / "coco")
+    content = coco_captions()
+    content["images"][0]["file_name"] = outside
+    put_json(tmp_path / "coco/annotations/captions_val2017.json", content)
+    (tmp_path / "emotic").mkdir()
+    emotic_csv(tmp_path / "emotic/train.csv", cells(folder="", filename=outside))
+    for layout, count in (("emoset", 2), ("coco", 1), ("emotic", 1)):
+        found = [record.refused for record in records(layout, tmp_path / layout) if record.refused]
+        assert [refused[0] for refused in found] == ["outside"] * count
+        assert all(refused[1].startswith(f"{outside} leads out of the folder ") for refused in found)
+        allowed = records(layout, tmp_path / layout, allow_outside=True)
+        assert all(record.refused is None or record.refused[0] != "outside" for record in allowed)
