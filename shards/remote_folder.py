@@ -2,19 +2,24 @@
 and with one clear error line for each way in which a store can refuse."""
 
 import errno
+import fcntl
+import os
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shards.storage import Place, is_local, parse_place
+from shards.storage import Place, is_local
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.core.files import hide_secrets
+from uniemox_dist.core.files import check_output, convert_write_errors, hide_secrets, write_bytes
 from uniemox_dist.core.formatting import cut
 
 T = TypeVar("T")
@@ -31,6 +36,12 @@ _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oss", "oci",
 _SETTINGS = {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.EPERM, getattr(errno, "EREMCHG", 0)}
 """Errors that repeating does not repair, such as a bucket of another region."""
 _LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "gcsfs", "urllib3")
+_DATA_FILE = re.compile(
+    r"\.partial/.*|([^/]+/)?(([^/]*-)?\d{6,}\.tar|index/([^/]*-)?\d{6,}\.parquet|manifest\.json|sizes\.json)"
+    r"|rejected\.parquet|part\.json"
+)
+_SCRATCH = "uniemox-upload-"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _SECRETS = re.compile(r"[\w+%=-]{40,}")
 """Long words in a store's error text, such as signatures and tokens."""
 
@@ -47,16 +58,19 @@ class Stored:
 class RemoteFolder:
     """A remote folder that a command writes. `field` is its name in error lines."""
 
-    def __init__(self, place: Place, field: str = "OUT", *, again: str = "start again") -> None:
-        """`again` is the advice for when a store that does not answer does so again."""
+    def __init__(
+        self, place: Place, field: str = "OUT", *, again: str = "start again", is_reached: bool = False
+    ) -> None:
+        """`again` is the advice for when a store that does not answer does so again. Until the first answer an error of
+        the network means a wrong address, and is not retried, unless `is_reached`."""
         self.place, self.field, self.again = place, field, again
         remote: Any = place
         self._fs, self._root = remote.fs, remote.path.rstrip("/")
         self._protocol = str(remote.protocol)
-        self._is_reached = False
+        self._is_reached = is_reached
 
     def __str__(self) -> str:
-        return hide_secrets(str(self.place))
+        return hide_secrets(str(self.place)).rstrip("/")
 
     def check_access(self, probe: str) -> None:
         """Checks early that files can be written, listed, read and deleted, with a small file of that name.
@@ -89,11 +103,13 @@ class RemoteFolder:
         if remote.fs is self._fs:
             self._put(name, lambda path: self._fs.cp_file(remote.path, path))
             return
-        import tempfile
-
         with tempfile.NamedTemporaryFile(prefix="uniemox-copy-") as file:
-            self._do("read", lambda: remote.fs.get_file(remote.path, file.name))
+            RemoteFolder(source.parent, "SOURCE", is_reached=True).download(source.name, Path(file.name))
             self.upload(Path(file.name), name)
+
+    def download(self, name: str, target: Path) -> None:
+        """Writes a file of the folder to a local path."""
+        self._do("read", lambda: self._fs.get_file(self._path(name), str(target)))
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if there is no such file."""
@@ -116,9 +132,8 @@ class RemoteFolder:
 
     def delete(self, names: Iterable[str]) -> None:
         """Deletes files; missing ones do not matter."""
-        paths = [self._path(name) for name in names]
-        if paths:
-            self._do("delete", lambda: self._delete(paths))
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda name: self._do("delete", lambda: self._delete_file(name)), list(names)))
 
     def abort_uploads(self) -> None:
         """Aborts uploads into this folder that a killed process left: stores keep and charge their parts."""
@@ -172,15 +187,9 @@ class RemoteFolder:
         info = self._fs.info(self._path(name))
         return Stored(int(info["size"] or 0), _tag(info))
 
-    def _delete(self, paths: list[str]) -> None:
-        try:
-            self._fs.rm(paths)
-        except FileNotFoundError:
-            for path in paths:
-                try:
-                    self._fs.rm_file(path)
-                except FileNotFoundError:
-                    continue
+    def _delete_file(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))  # unlike `rm`, it does not read names as patterns
 
     def _abort_uploads(self) -> None:
         bucket, _, prefix = self._root.partition("/")
@@ -258,18 +267,74 @@ def open_remote_folder(place: Place, field: str = "OUT", *, again: str = "start 
         raise UserError(
             f"{field}={hide_secrets(str(place))}: {protocol}:// can only be read; give s3://, gs:// or a local folder"
         )
+    if has_magic(remote.path) or not remote.path.strip("/"):
+        problem = (
+            "has one of * ? [, which stand for patterns" if remote.path.strip("/") else "names no bucket"
+        )
+        raise UserError(
+            f"{field}={hide_secrets(str(place))}: {problem}; give a name such as s3://bucket/folder"
+        )
     return RemoteFolder(place, field, again=again)
 
 
-def write_anywhere(path: str | Place, data: bytes, field: str) -> None:
+@contextmanager
+def open_scratch() -> Iterator[Path]:
+    """Yields an empty folder below TMPDIR for files that are to be uploaded, and deletes it at the end. Deletes also
+    those that killed processes of this user left.
+
+    Raises:
+        UserError: if the disk is full or cannot be written.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError):  # in use, or just being made
+            if folder.stat().st_uid == os.getuid():
+                with open(folder / "lock") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+    scratch = None
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        with open(scratch / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (scratch / "files").mkdir()
+            yield scratch / "files"
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise UserError(
+            f"TMPDIR={tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with space for two shards, then "
+            "start the same command again"
+        ) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file below OUT has a name that our commands write; other files there belong to the user."""
+    return _DATA_FILE.fullmatch(name) is not None
+
+
+def check_writable(place: Place, field: str) -> None:
+    """Checks that a file, local or remote, can be written, without creating it.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    if is_local(place):
+        check_output(place, field)
+    else:
+        folder = open_remote_folder(place.parent, field)
+        folder.write(f".{place.name}.access", b"")
+        folder.delete([f".{place.name}.access"])
+
+
+def write_anywhere(place: Place, data: bytes, field: str) -> None:
     """Writes a whole file atomically, local or remote.
 
     Raises:
         UserError: if it cannot be written.
     """
-    from uniemox_dist.core.files import convert_write_errors, write_bytes
-
-    place = parse_place(path, field)
     if is_local(place):
         with convert_write_errors(f"{field}={place}", "give a file in a folder that can be written"):
             write_bytes(place, data)

@@ -1,23 +1,36 @@
-"""`uniemox shards merge`: joins the parts of a parallel pack. Links tars; writes manifests and indexes."""
+"""`uniemox shards merge`: joins the parts of a parallel pack, or unrelated data sets. Links or copies tars; writes
+manifests and indexes."""
 
+import json
 from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from shards.edit.links import link_file, publish_on_success
+from shards.edit.output import Output, open_output
 from shards.format.encode import BLOCK
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
 from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import REJECTED, read_rejected, write_rejected
+from shards.format.sample import make_key
 from shards.format.tars import read_json_member
+from shards.pack.append import combine_licences
 from shards.pack.duplicates import describe_duplicate
 from shards.pack.listing import split_rank
 from shards.pack.partial import PART
-from shards.storage import read_range
+from shards.storage import Place, is_local, read_range
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import convert_read_errors, convert_write_errors, read_json, sha256_file
+from uniemox_dist.core.files import (
+    convert_read_errors,
+    convert_write_errors,
+    describe_missing_folder,
+    hide_secrets,
+    sha256_file,
+)
+
+SAME_KEY = ("refuse", "rename", "drop")
+"""What happens to a sample whose key a sample of an earlier data set has, with another picture."""
 
 
 @dataclass
@@ -30,31 +43,131 @@ class MergeResult:
     marked: int
     """Copies of samples that several parts packed; they no longer count."""
     records: int
+    renamed: int = 0
+    """Samples that got another key."""
 
 
-def merge(out: Path, parts: list[Path]) -> MergeResult:
-    """Joins all parts of one pack under `out`. The parts stay unchanged. They may be deleted afterwards unless the
-    tars in `out` are symbolic links, as on another file system.
+@dataclass
+class _Input:
+    """A part or a data set to be joined."""
 
-    If several parts packed the same picture or key, one sample stays: that of the test split, or else of the earliest
-    part. The others are marked in their index and do not count. Shards that have only marked samples are left out.
+    name: str
+    """Its name in lists; "" for parts of one pack, whose records need none."""
+    folder: Place
+    found: list[tuple[str, Place, Manifest]]
+    """(split, folder, manifest) of its data sets."""
+    rejected: list[dict[str, str]]
+    records: int
+    prefix: str = ""
+    """What the names of its shards begin with in the result."""
+    note: dict[str, Any] = field(default_factory=dict)
+    """The part.json of a part."""
+
+
+def merge(out: Place, parts: Sequence[Place], *, same_key: str = "refuse") -> MergeResult:
+    """Joins all parts of one pack, or unrelated data sets, under `out`. They stay unchanged. On one disk they may be
+    deleted afterwards unless the tars in `out` are symbolic links, as on another file system.
+
+    If several packed the same picture, one sample stays: that of the test split, or else of the earliest. The others
+    are marked in their index and do not count, and so are samples with a key that occurred before, with another
+    picture. Between unrelated data sets `same_key` "refuse" makes that an error, and "rename" gives them another key in
+    their index. Shards that have only marked samples are left out.
 
     Raises:
-        UserError: if parts are missing, given twice, incomplete or have different settings, or `out` exists or cannot
-            be written.
+        UserError: if parts are missing, given twice, incomplete or have different settings, data sets have the same
+            keys, or splits in some only, or `out` exists or cannot be written.
     """
-    notes = check_parts(parts)
-    with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
-        return _join(partial, notes)
+    inputs = check_inputs(parts)
+    target = f"OUT={hide_secrets(out)}"
+    with convert_write_errors(target), open_output(out) as output:
+        return _join(output, inputs, same_key)
 
 
-def check_parts(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+def check_inputs(parts: Sequence[Place]) -> list[_Input]:
+    """Reads what `merge` joins: all parts of one pack in their order, or unrelated data sets in the given order.
+
+    Raises:
+        UserError: as `merge` for its parts.
+    """
+    if not parts:
+        raise UserError("PARTS: none given; give the folders of all parts, or of data sets")
+    are_parts = [(folder / PART).is_file() for folder in parts]
+    if all(are_parts):
+        return [_open_part(folder, note) for folder, note in check_parts(parts)]
+    if any(are_parts):
+        part, other = parts[are_parts.index(True)], parts[are_parts.index(False)]
+        _open_data_set(other, "", "")
+        raise UserError(
+            f"PARTS={hide_secrets(part)}: is a part of a parallel pack, but {hide_secrets(other)} is not; join the "
+            "parts first, then merge the result"
+        )
+    return _open_data_sets(parts)
+
+
+def _open_data_sets(folders: Sequence[Place]) -> list[_Input]:
+    if len(folders) == 1:
+        raise UserError(
+            f"PARTS={hide_secrets(folders[0])}: one data set; give at least two, or all parts of a pack"
+        )
+    names = _unique_names(folders)
+    inputs = [
+        _open_data_set(folder, name, f"m{number:03d}-")
+        for number, (folder, name) in enumerate(zip(folders, names), 1)
+    ]
+    seen: dict[str, Place] = {}
+    for given in inputs:
+        for _, folder, manifest in given.found:
+            if (first := seen.setdefault(manifest.identity, folder)) is not folder:
+                raise UserError(
+                    f"PARTS={folder}: is the same data set as {hide_secrets(first)}; give it once"
+                )
+    with_splits = [given for given in inputs if given.found[0][0]]
+    without = [given for given in inputs if not given.found[0][0]]
+    if with_splits and without:
+        raise UserError(
+            f"PARTS={hide_secrets(without[0].folder)}: has no splits, but {hide_secrets(with_splits[0].folder)} has "
+            f"{', '.join(split for split, _, _ in with_splits[0].found)}; divide it with `uniemox shards split`, or "
+            "merge it with one split only"
+        )
+    return inputs
+
+
+def _unique_names(folders: Sequence[Place]) -> list[str]:
+    """Short names for lists: that of the folder, with its parent's if several have the same."""
+    parts = [[part for part in hide_secrets(folder).split("/") if part] or ["."] for folder in folders]
+    short = Counter(words[-1] for words in parts)
+    names = ["/".join(words[-1:] if short[words[-1]] == 1 else words[-2:]) for words in parts]
+    return [name if names.count(name) == 1 else f"{number}:{name}" for number, name in enumerate(names, 1)]
+
+
+def _open_data_set(folder: Place, name: str, prefix: str) -> _Input:
+    found = _find_splits(folder)
+    if not found:
+        missing = is_local(folder) and not folder.is_dir()
+        problem = describe_missing_folder(folder) if missing else "has no manifest.json"
+        raise UserError(
+            f"PARTS={folder}: {problem}; give data sets, or all folders that `shards pack --part I/N` "
+            "completed"
+        )
+    rejected = read_rejected(folder) or []
+    samples = sum(manifest.samples for _, _, manifest in found)
+    return _Input(name, folder, found, rejected, samples + len(rejected), prefix)
+
+
+def _find_splits(folder: Place) -> list[tuple[str, Place, Manifest]]:
+    return [
+        (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
+        for data in find_manifest_folders(folder)
+    ]
+
+
+def check_parts(parts: Sequence[Place]) -> list[tuple[Place, dict[str, Any]]]:
     """The parts in order, each with its part.json.
 
     Raises:
         UserError: as `merge` for its parts.
     """
-    found: dict[int, tuple[Path, dict[str, Any]]] = {}
+    found: dict[int, tuple[Place, dict[str, Any]]] = {}
     for folder in parts:
         note = _read_part(folder)
         number, of = note["part"]
@@ -64,15 +177,14 @@ def check_parts(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
             )
         found[number] = (folder, note)
     ordered = [found[number] for number in sorted(found)]
-    if not ordered:
-        raise UserError("PARTS: none given; give the folders of all parts")
     first, stated = ordered[0]
     for folder, note in ordered[1:]:
-        for field in ("settings", "captions", "detector", "licence", "source_sha256"):
-            if note.get(field) != stated.get(field):
-                what = "source" if field == "source_sha256" else field
+        for fact in ("settings", "captions", "detector", "licence", "source_sha256"):
+            if note.get(fact) != stated.get(fact):
+                what = "source" if fact == "source_sha256" else fact
                 raise UserError(
-                    f"PARTS={folder}: was packed with a different {what} than {first}; pack it again"
+                    f"PARTS={folder}: was packed with a different {what} than {first}; pack it again, or join the "
+                    "parts of each pack first"
                 )
     of = stated["part"][1]
     missing = sorted(set(range(1, of + 1)) - set(found))
@@ -82,15 +194,11 @@ def check_parts(parts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     return ordered
 
 
-def _read_part(folder: Path) -> dict[str, Any]:
+def _read_part(folder: Place) -> dict[str, Any]:
     """The part.json of a part: its number, and how many records it packed and refused."""
-    if not (folder / PART).is_file():
-        raise UserError(
-            f"PARTS={folder}: has no {PART}; give folders that `shards pack --part I/N` completed"
-        )
     try:
         with convert_read_errors(f"PARTS={folder}: {PART}", "pack this part again"):
-            note: dict[str, Any] = read_json(folder / PART)
+            note: dict[str, Any] = json.loads((folder / PART).read_bytes())
         (number, of), records = note["part"], note["records"]
         packed, rejected = list(note["packed"].values()), list(note["rejected"].values())
         is_sound = all(type(value) is int for value in (number, of, records, *packed, *rejected))
@@ -103,47 +211,12 @@ def _read_part(folder: Path) -> dict[str, Any]:
     return note
 
 
-def _join(partial: Path, notes: list[tuple[Path, dict[str, Any]]]) -> MergeResult:
-    rejected: list[dict[str, str]] = []
-    found: list[tuple[str, Path, Manifest]] = []
-    for folder, note in notes:
-        of_part, listed = _contents(folder, note)
-        found += of_part
-        rejected += listed
-    found.sort(key=lambda item: split_rank(item[0]))  # stable: parts stay in order
-    entries: dict[str, list[ShardEntry]] = {}
-    marks = _Marks()
-    for split, folder, manifest in found:
-        for entry in manifest.shards:
-            linked = _link_shard(entry, folder, partial / split, split, marks)
-            if linked is not None:
-                entries.setdefault(split, []).append(linked)
-    if not entries:
-        raise UserError(f"PARTS: none of the {len(notes)} parts has a sample; see their {REJECTED}")
-    rejected += marks.rejected
-    refused = Counter(row["reason"] for row in rejected)
-    records = sum(note["records"] for _, note in notes)
-    shared = {k: v for k, v in notes[0][1].items() if k not in ("part", "packed")}
-    counts = {"records": records, "rejected": dict(sorted(refused.items()))}
-    for split, shards in entries.items():
-        Manifest(tuple(shards), {**shared, **counts, "parts": len(notes)}).write(partial / split)
-    write_rejected(partial, rejected)
-    packed = {split: sum(entry.samples for entry in shards) for split, shards in entries.items()}
-    return MergeResult(packed, refused, len(marks.rejected), records)
-
-
-def _contents(
-    folder: Path, note: dict[str, Any]
-) -> tuple[list[tuple[str, Path, Manifest]], list[dict[str, str]]]:
-    """(split, folder, manifest) of a part's data sets, and its refused records.
-
-    Raises:
-        UserError: if they do not match the counts in part.json.
+def _open_part(folder: Place, note: dict[str, Any]) -> _Input:
     """
-    found = [
-        (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
-        for data in find_manifest_folders(folder)
-    ]
+    Raises:
+        UserError: if the samples or refused records of a part do not match the counts in part.json.
+    """
+    found = _find_splits(folder)
     rejected = read_rejected(folder)
     if rejected is None:
         raise UserError(f"PARTS={folder}: {REJECTED} is missing; pack this part again")
@@ -154,32 +227,97 @@ def _contents(
         raise UserError(
             f"PARTS={folder}: {REJECTED} lists other records than {PART} counts; pack this part again"
         )
-    return found, rejected
+    return _Input("", folder, found, rejected, note["records"], note=note)
 
 
-def _link_shard(
-    entry: ShardEntry, folder: Path, target: Path, split: str, marks: "_Marks"
+def _join(output: Output, inputs: list[_Input], same_key: str) -> MergeResult:
+    are_parts = bool(inputs[0].note)
+    found = [(split, given, folder, manifest) for given in inputs for split, folder, manifest in given.found]
+    found.sort(key=lambda item: split_rank(item[0]))  # stable: the order of the inputs stays
+    entries: dict[str, list[ShardEntry]] = {}
+    marks = _Marks("drop" if are_parts else same_key)
+    for split, given, folder, manifest in found:
+        for entry in manifest.shards:
+            linked = _add_shard(output, entry, given, folder, split, marks)
+            if linked is not None:
+                entries.setdefault(split, []).append(linked)
+    marks.check_keys()
+    if not entries:
+        raise UserError(f"PARTS: none of the {len(inputs)} parts has a sample; see their {REJECTED}")
+    rejected = [
+        {**row, "source": f"{given.name}/{row['source']}" if given.name else row["source"]}
+        for given in inputs
+        for row in given.rejected
+    ]
+    rejected += marks.rejected
+    refused = Counter(row["reason"] for row in rejected)
+    records = sum(given.records for given in inputs)
+    counts = {"records": records, "rejected": dict(sorted(refused.items()))}
+    for split, shards in entries.items():
+        shared = _part_provenance(inputs) if are_parts else _merged_provenance(inputs, split)
+        Manifest(tuple(shards), {**shared, **counts, **_count_parts(inputs)}).write(output.folder / split)
+    write_rejected(output.folder, rejected)
+    packed = {split: sum(entry.samples for entry in shards) for split, shards in entries.items()}
+    return MergeResult(packed, refused, len(marks.rejected), records, marks.renamed)
+
+
+def _count_parts(inputs: list[_Input]) -> dict[str, Any]:
+    return {"parts": len(inputs)} if inputs[0].note else {}
+
+
+def _part_provenance(inputs: list[_Input]) -> dict[str, Any]:
+    """What all parts of a pack state alike."""
+    return {k: v for k, v in inputs[0].note.items() if k not in ("part", "packed")}
+
+
+def _merged_provenance(inputs: list[_Input], split: str) -> dict[str, Any]:
+    """The provenance of each data set, and what it means for all."""
+    of_split = [(given, manifest) for given in inputs for name, _, manifest in given.found if name == split]
+    provenance: dict[str, Any] = {
+        "merged": [
+            {
+                "name": given.name,
+                "shards": f"{given.prefix}*.tar",
+                "identity": manifest.identity,
+                "samples": manifest.samples,
+                "provenance": manifest.provenance,
+            }
+            for given, manifest in of_split
+        ]
+    }
+    labels = [label for _, manifest in of_split for label in manifest.provenance.get("labels") or []]
+    if labels:
+        provenance["labels"] = list(dict.fromkeys(labels))
+    licence = combine_licences([manifest.provenance.get("licence") for _, manifest in of_split])
+    return provenance if licence is None else {**provenance, "licence": licence}
+
+
+def _add_shard(
+    output: Output, entry: ShardEntry, given: _Input, folder: Place, split: str, marks: "_Marks"
 ) -> ShardEntry | None:
-    """Links one shard and its index into `target`; rewrites the index if some of its rows are marked. Returns None and
-    links nothing if all rows are."""
+    """Adds one shard and its index to the output; rewrites the index if some of its rows are marked or have another
+    key. Returns None and adds nothing if all rows are marked."""
     tar, index = folder / entry.name, index_path(folder, entry.name)
     check_tar(folder, entry, "PARTS")
     rows = to_rows(read_all_shard_rows(folder, entry))
-    is_marked = marks.add(rows, split, tar)
+    name = f"{given.prefix}{entry.name}"
+    is_changed = marks.add(rows, split, tar, given.name, name)
     samples = sum("refused" not in row for row in rows)
     if not samples:
         return None
-    link_file(tar, target / entry.name)
-    if not is_marked:
-        link_file(index, index_path(target, entry.name))
-        return entry
-    write_index(index_path(target, entry.name), rows)
-    return replace(
-        entry,
-        samples=samples,
-        index_sha256=sha256_file(index_path(target, entry.name)),
-        rows_sha256=rows_sha256(rows),
+    before = f"{split}/" if split else ""
+    index_name = f"{before}index/{name.removesuffix('.tar')}.parquet"
+    output.add(tar, f"{before}{name}")
+    if not is_changed:
+        output.add(index, index_name)
+        return replace(entry, name=name)
+    path = output.folder / index_name
+    write_index(path, rows)
+    changed = replace(
+        entry, name=name, samples=samples, index_sha256=sha256_file(path), rows_sha256=rows_sha256(rows)
     )
+    output.finish([index_name])
+    return changed
 
 
 class _Sample(NamedTuple):
@@ -187,20 +325,27 @@ class _Sample(NamedTuple):
 
     split: str
     label: str | None
-    tar: Path
+    part: str
+    """Name of its data set; "" for parts of one pack."""
+    tar: Place
     key: str
     begin: int
     """Position of the first tar member after the picture, bytes."""
     end: int
 
     @classmethod
-    def from_row(cls, row: dict[str, Any], split: str, tar: Path) -> "_Sample":
+    def from_row(cls, row: dict[str, Any], split: str, tar: Place, part: str) -> "_Sample":
         begin = row["image_offset"] + row["image_length"]
         end = row["sample_offset"] + row["sample_length"]
-        return cls(split, row["label"], tar, row["key"], begin + -begin % BLOCK, end)
+        return cls(split, row["label"], part, tar, row["key"], begin + -begin % BLOCK, end)
 
     @property
     def name(self) -> str:
+        """The record's name in its source, after the name of its data set."""
+        return f"{self.part}/{self.source}" if self.part else self.source
+
+    @property
+    def source(self) -> str:
         """The record's name in its source, from its `.json`; `tar/key` if that cannot be read."""
         try:
             data = read_range(self.tar, self.begin, self.end - self.begin)
@@ -210,29 +355,65 @@ class _Sample(NamedTuple):
 
 
 class _Marks:
-    """Marks samples that occurred in an earlier shard; needs about 400 bytes of memory per sample."""
+    """Marks samples that occurred in an earlier shard; needs about 500 bytes of memory per sample."""
 
-    def __init__(self) -> None:
+    def __init__(self, same_key: str) -> None:
         self.rejected: list[dict[str, str]] = []
+        self.renamed = 0
+        self._same_key = same_key
         self._earlier: dict[int, _Sample] = {}  # by content
-        self._keys: set[str] = set()
+        self._keys: dict[str, Place] = {}
+        self._clashes: list[str] = []  # the first one, described
+        self._count = 0
 
-    def add(self, rows: list[dict[str, Any]], split: str, tar: Path) -> bool:
-        """Marks the repeated samples among a shard's rows; returns whether there are any."""
-        before = len(self.rejected)
+    def add(self, rows: list[dict[str, Any]], split: str, tar: Place, part: str, name: str) -> bool:
+        """Marks or renames the repeated samples among the rows of a shard, which gets a name in the output; returns
+        whether there are any."""
+        is_changed = False
         for row in rows:
             if "refused" in row:
                 continue
-            content, sample = int(row["image_sha256"][:32], 16), _Sample.from_row(row, split, tar)
+            content, sample = int(row["image_sha256"][:32], 16), _Sample.from_row(row, split, tar, part)
             first = self._earlier.get(content)
             if first is not None:
                 reason, detail = describe_duplicate(split, sample.label, first.split, first.label, first.name)
-            elif sample.key in self._keys:
+            elif sample.key in self._keys and self._same_key == "drop":
                 reason, detail = "duplicate_key", f"a sample of another part has the same key {sample.key}"
             else:
+                if sample.key in self._keys:
+                    self._count_clash(sample)
+                    row["key"] = self._new_key(name, sample.key)
+                    is_changed = True
                 self._earlier[content] = sample
-                self._keys.add(sample.key)
+                self._keys[row["key"]] = tar
                 continue
             row["refused"] = reason
+            is_changed = True
             self.rejected.append({"source": sample.name, "reason": reason, "detail": detail})
-        return len(self.rejected) > before
+        return is_changed
+
+    def check_keys(self) -> None:
+        """
+        Raises:
+            UserError: if keys name different pictures, and this is to be refused.
+        """
+        if self._same_key == "refuse" and self._count:
+            keys = "1 key names" if self._count == 1 else f"{self._count} keys name"
+            raise UserError(
+                f"PARTS: {keys} different pictures, such as {self._clashes[0]}; give --same-key rename (the later "
+                "sample gets another key) or --same-key drop (it is refused and counted)"
+            )
+
+    def _count_clash(self, sample: "_Sample") -> None:
+        self._count += 1
+        if self._same_key == "rename":
+            self.renamed += 1
+        elif not self._clashes:
+            places = hide_secrets(self._keys[sample.key]), hide_secrets(sample.tar)
+            self._clashes.append(f"{sample.key} in {places[0]} and {places[1]}")
+
+    def _new_key(self, name: str, key: str) -> str:
+        new = make_key(f"{name}/{key}")
+        while new in self._keys:
+            new = make_key(f"{name}/{new}")
+        return new

@@ -17,7 +17,7 @@ from uniemox_dist.core.files import fsync_dir, sha256_file
 
 
 class ShardWriter:
-    """Writes samples into `folder/000000.tar`, `000001.tar`, …, each with its index.
+    """Writes samples into `folder/000000.tar`, `000001.tar`, …, each with its index; `first` is the first number.
 
     A shard is written under a temporary name, fsynced, and renamed after its index has been written. It is never larger
     than `shard_bytes`, unless a single sample is. Tars contain no times, owners or extended headers. A thread waits for
@@ -32,12 +32,13 @@ class ShardWriter:
         shard_bytes: int,
         shard_samples: int,
         prefix: str = "",
+        first: int = 0,
         closing: Callable[[], Callable[[ShardEntry], Any]] | None = None,
     ) -> None:
         self.folder = folder
         self.shard_bytes = shard_bytes
         self.shard_samples = shard_samples
-        self.prefix = prefix
+        self.prefix, self.first = prefix, first
         self.entries: list[ShardEntry] = []
         """Complete shards; a resumed pack continues after the existing ones."""
         self.closing = closing
@@ -92,7 +93,7 @@ class ShardWriter:
 
     @property
     def _temporary(self) -> Path:
-        return self.folder / f".{self.prefix}{len(self.entries):06d}.tar.tmp"
+        return self.folder / f".{self.prefix}{self.first + len(self.entries):06d}.tar.tmp"
 
     def _write(self, data: bytes | memoryview) -> None:
         assert self._file is not None

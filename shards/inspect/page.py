@@ -7,7 +7,6 @@ import base64
 import io
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -19,8 +18,8 @@ from shards.inspect.charts import Histogram, histogram
 from shards.inspect.stats import Summary, group_rejected, summarise_folder
 from shards.picture_formats import BadPicture
 from shards.pictures import decode_picture
+from shards.remote_folder import write_anywhere
 from shards.storage import Place, read_range
-from uniemox_dist.core.files import convert_write_errors, write_bytes
 
 LABELS_SHOWN = 24
 PICTURES_SHOWN = 12
@@ -75,7 +74,7 @@ class Account:
     """Shards that were quarantined later."""
 
 
-def write_page(folder: Place, out: Path) -> None:
+def write_page(folder: Place, out: Place) -> None:
     """Writes a page about the data sets at or directly below a folder.
 
     Raises:
@@ -106,10 +105,8 @@ def write_page(folder: Place, out: Path) -> None:
         account=_account(folder, summaries),
         provenance=_flatten(provenance),
     )
-    with convert_write_errors(f"--out={out}", "give a file in a folder that can be written"):
-        write_bytes(
-            out, page.encode("utf-8", "backslashreplace")
-        )  # file names may contain bytes that are not UTF-8
+    # File names may contain bytes that are not UTF-8.
+    write_anywhere(out, page.encode("utf-8", "backslashreplace"), "--out")
 
 
 def _account(folder: Place, summaries: list[Summary]) -> Account:
@@ -198,6 +195,9 @@ def _flatten(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, st
     for name, value in provenance.items():
         if isinstance(value, dict):
             lines += _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value, 1):
+                lines += _flatten(item, f"{prefix}{name}.{number}.")
         elif value not in (None, [], ""):
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             lines.append((f"{prefix}{name}", text if len(text) <= 200 else f"{text[:200]}…"))

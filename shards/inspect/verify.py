@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
 from shards.format.manifest import MANIFEST, SIZES, Manifest, find_manifest_folders, read_manifest
+from shards.pack.partial import INSIDE, WORK
 from shards.picture_formats import BadPicture
 from shards.pictures import check_picture
 from shards.pool import Progress, map_in_order
@@ -56,12 +57,21 @@ def verify(
     for folder, manifest in manifests.items():
         verdicts += [
             Verdict(folder, tar.name, 0, ("is in the folder, but not in the manifest",))
-            for tar in sorted(folder.glob("*.tar"))
+            for tar in ([] if is_appending(folder) else sorted(folder.glob("*.tar")))
             if tar.name not in manifest.sizes
         ]
         if (problem := _sizes_problem(folder, manifest)) is not None:
             verdicts.append(Verdict(folder, SIZES, 0, (problem,)))
     return verdicts
+
+
+def is_appending(folder: Place) -> bool:
+    """Whether an append to a data set or its splits is running or was interrupted. Its new shards may be in the folder
+    before the manifest lists them."""
+    places = [folder / INSIDE, folder.parent / INSIDE]
+    return any(
+        file_size(place / name) is not None for place in places for name in ("plan.json", f"{WORK}/plan.json")
+    )
 
 
 def _sizes_problem(folder: Place, manifest: Manifest) -> str | None:
@@ -85,6 +95,11 @@ def quarantine(verdicts: list[Verdict]) -> dict[Path, Manifest | None]:
     """
     written: dict[Path, Manifest | None] = {}
     for folder in sorted({verdict.folder for verdict in verdicts if verdict.problems}):
+        if is_appending(folder):
+            raise UserError(
+                f"--quarantine: an append to {folder} is running or was interrupted; finish it with `shards pack "
+                "--append --resume` first"
+            )
         named = {verdict.shard for verdict in verdicts if verdict.folder == folder and verdict.problems}
         with convert_write_errors(f"DIR={folder}", "verify a copy in a writable folder"):
             written[folder] = _quarantine_shards(folder, sorted(named - {SIZES}))

@@ -1,14 +1,21 @@
 """Finds pictures that were packed before, by the hash of their stored bytes, and repeated keys."""
 
+from shards.pack.append import Existing, PackedBefore
 from shards.pack.listing import Listing, key_hash
 from shards.pack.spool import parse_record
 
 
 class PackedSamples:
-    """The samples packed so far; needs about 150 bytes of memory per sample."""
+    """The samples packed so far; needs about 150 bytes of memory per sample, and 400 for one of the data set to which
+    a pack is appended."""
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, existing: Existing | None = None) -> None:
         self._listing = listing
+        self._before: dict[int, PackedBefore] = {}
+        self._keys_before: set[str] = set()
+        for sha256, key, sample in existing.samples() if existing is not None else ():
+            self._before[int(sha256[:32], 16)] = sample
+            self._keys_before.add(key)
         self._shared = listing.shared_keys()
         self._first: dict[int, int] = {}  # 128 bits of the content's hash -> record number
         self._keys: set[str] = set()
@@ -16,10 +23,15 @@ class PackedSamples:
     def check(self, number: int, key: str, image_sha256: str) -> tuple[str, str] | None:
         """(reason, detail) if a sample was packed before; otherwise remembers it and returns None."""
         content = int(image_sha256[:32], 16)
+        own = self._listing.split(number), self._listing.label(number)
+        if (before := self._before.get(content)) is not None:
+            return describe_duplicate(*own, before.split, before.label, before.name)
+        if key in self._keys_before:
+            return "duplicate_key", f"a sample of the data set has the same key {key}"
         first = self._first.get(content)
         if first is not None:
             name = parse_record(self._listing.spool.line(first)).name
-            own, other = ((self._listing.split(n), self._listing.label(n)) for n in (number, first))
+            other = self._listing.split(first), self._listing.label(first)
             return describe_duplicate(*own, *other, name)
         if self._shared and key_hash(key) in self._shared:
             if key in self._keys:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,6 +88,10 @@ class Journal:
 
     def wait(self) -> None:
         """Returns when all steps are durable; here `append` does."""
+
+    def discard(self) -> None:
+        """Deletes the working folder of a pack that has nothing to publish."""
+        shutil.rmtree(self.path.parent.parent)
 
     def _read_steps(self) -> Iterator[Step]:
         kept = 0

@@ -45,6 +45,8 @@ class Listing:
         """A hash of the listed records; an interrupted pack resumes only with the same one."""
         self.made_splits = False
         """True if the splits were drawn by us, from the preset's shares."""
+        self.used_splits: list[str] = []
+        """The splits of records that may be packed; "" if the source has none."""
         self._codes: dict[str, dict[Any, int]] = {name: {} for name in ("split", "label", "stratum", "block")}
         self._arrays = {name: array("q") for name in ("split", "label", "stratum", "block")}
         self._sizes = array("q")  # of the blocks
@@ -207,6 +209,7 @@ class Listing:
         """Checks the splits of records that may be packed; those of refused records do not matter."""
         packed_N = np.frombuffer(self._refused, np.int8) == 0
         used = [self.splits[code] for code in np.unique(self.split_N[packed_N]).tolist()]
+        self.used_splits = [name or "" for name in used]
         for name in used:
             if name and not SPLIT_NAME.fullmatch(name):
                 raise UserError(f"SOURCE: split={name!r}: not a folder name; use only letters, digits, . _ -")

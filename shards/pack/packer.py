@@ -12,6 +12,7 @@ from shards.format.encode import Encoded
 from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_index
 from shards.format.writer import ShardWriter
+from shards.pack.append import Existing
 from shards.pack.duplicates import PackedSamples
 from shards.pack.journal import Journal, Step
 from shards.pack.listing import Listing
@@ -61,14 +62,15 @@ class Packer:
         part: tuple[int, int] | None,
         journal: Journal | RemoteJournal,
         progress: Progress | None,
+        existing: Existing | None = None,
     ) -> None:
         self.settings, self.folder, self.listing = settings, folder, listing
-        self.journal, self.progress = journal, progress
+        self.journal, self.progress, self.existing = journal, progress, existing
         self.prefix = "" if part is None else f"p{part[0]:03d}-"
         self.order_M, self.piece_M = listing.order(part)
         self.result = PackResult(records=len(self.order_M), rows=(listing.rows, len(listing.spool)))
         self.writers: dict[str, ShardWriter] = {}
-        self.packed = PackedSamples(listing)
+        self.packed = PackedSamples(listing, existing)
         self.position = 0
         """Number of records processed so far, in the order of packing."""
         self._refused: list[tuple[int, Rejected]] = []  # since the last journal step
@@ -94,6 +96,12 @@ class Packer:
             for writer in self.writers.values():
                 writer.wait()  # also after an error, so that full shards are completed
             self.journal.wait()
+
+    @property
+    def has_only_copies(self) -> bool:
+        """Whether every record is a copy of a picture that was packed before."""
+        reasons = {rejected.reason for rejected in self.result.rejected}
+        return not self.writers and reasons == {"duplicate"}
 
     def _tasks(self) -> Iterator[Task]:
         cells = CellReader(allow_outside=self.settings.allow_outside)
@@ -158,6 +166,7 @@ class Packer:
             shard_bytes=int(self.settings.shard_mb * 1e6),
             shard_samples=self.settings.shard_samples,
             prefix=self.prefix,
+            first=0 if self.existing is None else self.existing.first_number(name),
             closing=closing,
         )
 

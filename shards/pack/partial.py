@@ -12,19 +12,23 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from shards.format.manifest import MANIFEST
+from shards.format.manifest import MANIFEST, SIZES
+from shards.format.rejected import REJECTED
 from shards.pack.journal import has_steps
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import fsync_dir, publish_dir, write_bytes
+from uniemox_dist.core.files import fsync_dir, publish_dir, read_json, write_bytes
 
 WORK = ".work"
 PART = "part.json"
 INSIDE = ".partial"
 _MOVING = "moving"
 """Marks a complete pack, some pieces of which may be in OUT already; a file in the working folder."""
+_APPEND = b"append"
+"""Content of that file if the pieces go into a finished data set."""
 _NO_CONTENT = {INSIDE, "lost+found"}  # the latter is in every fresh ext4 file system
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def is_taken(out: Path) -> bool:
@@ -67,7 +71,7 @@ def open_partial(out: Path, resume: bool) -> Iterator[Path]:
             is_kept = has_steps(work)
             if not is_kept:
                 shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in NO_SPACE:
+            if isinstance(error, OSError) and error.errno in _NO_SPACE:
                 kept = f"complete shards are in {_display(partial)}" if is_kept else "nothing was kept"
                 again = "continue with the same command and --resume" if is_kept else "start again"
                 raise UserError(
@@ -86,12 +90,30 @@ def publish(partial: Path, out: Path) -> None:
     shutil.rmtree(out / WORK, ignore_errors=True)
 
 
+def publish_into(partial: Path, out: Path) -> None:
+    """Moves new shards into a finished data set, and then replaces its manifests. After a kill `out` is whole, with or
+    without the new shards of a split, and `finish_publishing` completes it."""
+    write_bytes(partial / WORK / _MOVING, _APPEND)
+    _move_files(partial, out)
+
+
+def read_plan(out: Path) -> dict[str, Any] | None:
+    """The plan of an interrupted pack or append; None if there is none."""
+    try:
+        return dict(read_json(_partial_folder(out) / WORK / "plan.json"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def finish_publishing(out: Path) -> None:
-    """Finishes a `publish` that was killed, if there is one."""
+    """Finishes a `publish` or `publish_into` that was killed, if there is one."""
     partial = _partial_folder(out)
-    if (partial / WORK / _MOVING).is_file():
+    marker = partial / WORK / _MOVING
+    if marker.is_file():
         with _lock(out, partial):
-            _move(partial, out)
+            (_move_files if marker.read_bytes() == _APPEND else _move)(partial, out)
 
 
 def _partial_folder(out: Path) -> Path:
@@ -140,4 +162,24 @@ def _move(partial: Path, out: Path) -> None:
         for path in sorted(group):
             os.rename(path, out / path.name)
         fsync_dir(out)
+    shutil.rmtree(partial)
+
+
+def publishing_order(name: Path) -> tuple[int, str]:
+    """The sort key of a file of a data set: lists and manifests come after the shards that they name."""
+    return (2 if name.name == MANIFEST else 1 if name.name in (SIZES, REJECTED) else 0), str(name)
+
+
+def _move_files(partial: Path, out: Path) -> None:
+    """Moves all files of a pack into a finished data set, manifests last."""
+    found = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+    names = sorted((name for name in found if WORK not in name.parts), key=publishing_order)
+    for is_manifest in (False, True):
+        group = [name for name in names if (name.name == MANIFEST) == is_manifest]
+        for folder in sorted({(out / name).parent for name in group}):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name in group:
+            os.replace(partial / name, out / name)
+        for folder in sorted({(out / name).parent for name in group}):
+            fsync_dir(folder)
     shutil.rmtree(partial)

@@ -15,11 +15,21 @@ from shards.detect.registry import make_detector
 from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import write_rejected
 from shards.pack import remote as remote_pack
+from shards.pack.append import Existing, is_append
 from shards.pack.captions import load_captioner
 from shards.pack.journal import Journal
 from shards.pack.listing import Listing
 from shards.pack.packer import Packer, PackResult
-from shards.pack.partial import PART, WORK, finish_publishing, is_taken, open_partial, publish
+from shards.pack.partial import (
+    PART,
+    WORK,
+    finish_publishing,
+    is_taken,
+    open_partial,
+    publish,
+    publish_into,
+    read_plan,
+)
 from shards.pack.prepare import Preparation
 from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings, check_licence
@@ -41,6 +51,7 @@ def pack(
     resume: bool = False,
     part: tuple[int, int] | None = None,
     licence: str | None = None,
+    append: bool = False,
     progress: Progress | None = None,
 ) -> PackResult:
     """Packs a source, or one part of it, into `out` (or `out/<split>` if it has splits).
@@ -49,6 +60,7 @@ def pack(
         resume: continue an interrupted pack, and reuse a complete one with the same settings.
         part: (I, N) packs only part I of N.
         licence: the licence of the pictures; goes into the manifests and the cards of models trained on them.
+        append: add the records to the finished data set at `out`, in new shards.
 
     Raises:
         UserError: if `out` exists, the source does not have the layout or has no picture that can be packed, or the
@@ -60,14 +72,19 @@ def pack(
         if is_local(out)
         else open_remote_folder(out, again="continue with the same command and --resume")
     )
-    if is_taken(out) if remote is None else remote_pack.is_taken(remote):
+    existing = _open_existing(out, part, remote, resume) if append else None
+    if existing is None and (is_taken(out) if remote is None else remote_pack.is_taken(remote)):
         return _reuse(settings, part, licence, out, resume, remote)
     options = SourceOptions(settings.columns, settings.persons == "source", settings.allow_outside)
     check_options(settings.layout, options)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
-    opened = open_partial(out, resume) if remote is None else remote_pack.open_remote(remote, resume)
+    opened = (
+        open_partial(out, resume)
+        if remote is None
+        else remote_pack.open_remote(remote, resume, appends=append)
+    )
     with opened as partial, Workers(workers) as pool:
         work = partial / WORK
         records = open_source(settings.layout, preset.locate(settings.source), options)
@@ -99,20 +116,70 @@ def pack(
             tuple(sorted(options.findings.roots)),
         )
         plan = {**provenance, "part": part}
-        journal = Journal(work, plan) if remote is None else RemoteJournal(remote, partial, plan)
-        packer = Packer(settings, partial, listing, part, journal, progress)
+        if existing is not None:
+            existing.check_splits(listing.used_splits)
+            if resume and existing.contains(settings.to_json(), listing.digest):
+                shutil.rmtree(partial, ignore_errors=True)
+                return _unchanged(existing)
+            plan["appended_to"] = existing.identities
+        if remote is None:
+            journal: Journal | RemoteJournal = Journal(work, plan)
+        else:
+            journal = RemoteJournal(remote, partial, plan, existing)
+        packer = Packer(settings, partial, listing, part, journal, progress, existing)
         packer.result.findings = options.findings
         packer.run(preparation, pool)
         listing.spool.close()
         if licence is not None:
             provenance["licence"] = licence
-        _finish(packer, partial, provenance, part)
+        if existing is not None and packer.has_only_copies:
+            journal.discard()
+            return _unchanged(existing, packer.result)
+        _finish(packer, partial, provenance, part, existing)
         if isinstance(journal, RemoteJournal):
             journal.publish()
+        elif existing is not None:
+            publish_into(partial, out)
         else:
             publish(partial, out)
     packer.result.folders = find_manifest_folders(out)
     return packer.result
+
+
+def _open_existing(
+    out: Place, part: tuple[int, int] | None, remote: RemoteFolder | None, resume: bool
+) -> Existing:
+    """The finished data set to which a pack is appended.
+
+    Raises:
+        UserError: if there is none, or it or the new pack is a part of a parallel pack.
+    """
+    if part is not None:
+        raise UserError(
+            "--append: is not possible with --part; pack the parts, merge them, then merge both data sets"
+        )
+    if resume and remote is None:
+        finish_publishing(out)
+    elif resume and remote is not None:
+        remote_pack.finish_publishing(remote)
+    plan = read_plan(out) if remote is None else remote_pack.read_plan(remote)
+    if plan is not None and not is_append(plan):
+        raise UserError(
+            f"OUT={remote or out}: a pack into it was interrupted; finish it with --resume and without --append first"
+        )
+    if (out / PART).is_file():
+        raise UserError(
+            f"OUT={remote or out}: is a part of a parallel pack; join the parts with `shards merge` first"
+        )
+    return Existing.read(out)
+
+
+def _unchanged(existing: Existing, refused: PackResult | None = None) -> PackResult:
+    """The result if nothing was appended: all records are in the data set already."""
+    result = refused or PackResult()
+    result.packed = Counter({split: manifest.samples for split, manifest in existing.manifests.items()})
+    result.reused, result.records = True, sum(result.packed.values())
+    return result
 
 
 def _reuse(
@@ -160,7 +227,13 @@ def _read_part(out: Place) -> list[dict[str, Any]]:
         raise UserError(f"OUT={out}: {PART} cannot be read; delete OUT and pack this part again") from None
 
 
-def _finish(packer: Packer, partial: Path, provenance: dict[str, Any], part: tuple[int, int] | None) -> None:
+def _finish(
+    packer: Packer,
+    partial: Path,
+    provenance: dict[str, Any],
+    part: tuple[int, int] | None,
+    existing: Existing | None,
+) -> None:
     """Writes manifests and the list of refused records."""
     result = packer.result
     if not packer.writers and part is None:
@@ -179,6 +252,13 @@ def _finish(packer: Packer, partial: Path, provenance: dict[str, Any], part: tup
     if part is not None:
         provenance["part"] = list(part)
         write_json(partial / PART, {**provenance, "packed": dict(result.packed)})
-    write_rejected(partial, [asdict(rejected) for rejected in result.rejected])
-    for name, writer in packer.writers.items():
-        Manifest(tuple(writer.entries), provenance).write(partial / name)
+    rejected = [asdict(rejected) for rejected in result.rejected]
+    entries = {name: tuple(writer.entries) for name, writer in packer.writers.items()}
+    manifests = {name: Manifest(shards, provenance) for name, shards in entries.items()}
+    if existing is not None:
+        rejected = [*(existing.rejected or []), *rejected]
+        manifests = existing.extended(entries, provenance)
+    write_rejected(partial, rejected)
+    for name, manifest in manifests.items():
+        (partial / name).mkdir(exist_ok=True)
+        manifest.write(partial / name)

@@ -5,37 +5,26 @@ the plan and one small file for each complete shard, so that any machine can res
 are written.
 """
 
-import fcntl
 import json
 import os
-import re
-import shutil
 import socket
-import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shards.format.index import index_path
-from shards.format.manifest import MANIFEST, SIZES
-from shards.format.rejected import REJECTED
+from shards.pack.append import Existing, is_append
 from shards.pack.journal import Step, describe_changes
-from shards.pack.partial import INSIDE, NO_SPACE, PART, WORK
-from shards.remote_folder import RemoteFolder, Stored
+from shards.pack.partial import INSIDE, PART, WORK, publishing_order
+from shards.remote_folder import RemoteFolder, Stored, is_data_file, open_scratch
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json
 
 _PLAN, _OWNER = f"{INSIDE}/plan.json", f"{INSIDE}/owner.json"
-_OURS = re.compile(
-    rf"{re.escape(INSIDE)}/.*|([^/]+/)?(([^/]*-)?\d{{6,}}\.tar|index/([^/]*-)?\d{{6,}}\.parquet|{MANIFEST}|{SIZES})"
-    rf"|{REJECTED}|{PART}"
-)
-"""Names of files that a pack writes below OUT."""
-_LOCAL = "uniemox-pack-"
-"""Beginning of the name of the working folders below TMPDIR."""
+_FINAL, _MOVING = f"{INSIDE}/final/", f"{INSIDE}/moving.json"
 
 
 def is_taken(out: RemoteFolder) -> bool:
@@ -45,58 +34,46 @@ def is_taken(out: RemoteFolder) -> bool:
         UserError: if the store cannot be reached, or does not permit to write there.
     """
     names = out.list_files()
-    return _PLAN not in names and any(not name.startswith(f"{INSIDE}/") for name in names)
+    is_packing = _PLAN in names and not is_append(read_plan(out))
+    return not is_packing and not all(map(_is_inside, names))
+
+
+def read_plan(out: RemoteFolder) -> dict[str, Any] | None:
+    """The plan of an interrupted pack or append; None if there is none."""
+    text = out.read(_PLAN)
+    try:
+        return None if text is None else dict(json.loads(text))
+    except (ValueError, TypeError):
+        return {}
 
 
 @contextmanager
-def open_remote(out: RemoteFolder, resume: bool) -> Iterator[Path]:
+def open_remote(out: RemoteFolder, resume: bool, *, appends: bool = False) -> Iterator[Path]:
     """Yields an empty local folder for the shards that are not uploaded yet; it is deleted at the end.
 
     Raises:
         UserError: if there is an interrupted pack and `resume` is false, the store does not permit to write, or the
             local disk is full.
     """
-    if not resume and any(_is_step(name) for name in out.list_files()):
+    if not resume and _has_steps(out.list_files()):
         raise UserError(
-            f"OUT={out}: an interrupted pack is in {INSIDE}/; continue it with --resume, or delete all of OUT"
+            f"OUT={out}: an interrupted pack is in {INSIDE}/; continue it with --resume, or delete "
+            f"{_what_to_delete(appends)}"
         )
     out.check_access(f"{INSIDE}/access")
-    _delete_abandoned()
-    local = Path(tempfile.mkdtemp(prefix=_LOCAL))
-    try:
+    with open_scratch() as local:
         (local / WORK).mkdir()
-        with open(local / WORK / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield local
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise UserError(
-                f"TMPDIR={tempfile.gettempdir()}: {error.strerror}; complete shards are in OUT={out}; set TMPDIR to a "
-                "folder with space for two shards, then continue with the same command and --resume"
-            ) from None
-        raise
-    finally:
-        shutil.rmtree(local, ignore_errors=True)
-
-
-def _delete_abandoned() -> None:
-    """Deletes working folders of killed processes of this user: their locks are free."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_LOCAL}*"):
-        try:
-            if folder.stat().st_uid != os.getuid():
-                continue
-            with open(folder / WORK / "lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # in use, or just being made
-            continue
+        yield local
 
 
 class RemoteJournal:
     """The steps of a remote pack. `append` uploads a shard in the background, one at a time, and then records it."""
 
-    def __init__(self, out: RemoteFolder, local: Path, plan: dict[str, Any]) -> None:
-        """Opens the journal in `OUT/.partial`, for shards that are written below `local`.
+    def __init__(
+        self, out: RemoteFolder, local: Path, plan: dict[str, Any], existing: Existing | None = None
+    ) -> None:
+        """Opens the journal in `OUT/.partial`, for shards that are written below `local`; `existing` is the finished
+        data set to which they are appended.
 
         Raises:
             UserError: if it contains steps of another plan, or they cannot be read.
@@ -104,15 +81,17 @@ class RemoteJournal:
         self.shards = out.place
         """The folder of the complete shards."""
         self._out, self._local = out, local
+        self._appends = existing is not None
         self._count = 0
         self._thread = ThreadPoolExecutor(1)
         self._uploading: Future[None] | None = None
         self._found = out.list_files()
         plan = json.loads(canonical_json(plan))
-        if any(map(_is_step, self._found)) and (changes := describe_changes(self._read_plan(), plan)):
+        self._resumes = _has_steps(self._found)
+        if self._resumes and (changes := describe_changes(self._read_plan(), plan)):
             raise UserError(
                 f"OUT={out}: an interrupted pack cannot resume: {changes}; use its original settings and source, or "
-                "delete all of OUT"
+                f"delete {_what_to_delete(self._appends)}"
             )
         self._owner = _describe_process()
         out.write(_OWNER, canonical_json(self._owner))
@@ -123,7 +102,7 @@ class RemoteJournal:
         """The finished steps, up to the first that is unreadable or whose files have changed. Deletes all other files
         that a pack writes."""
         names = [_step_name(number) for number in range(len(self._found))]
-        present = [name for name in names if name in self._found]
+        present = [name for name in names if name in self._found and self._resumes]
         contents = self._out.read_many(present)
         steps: list[Step] = []
         kept = {_PLAN, _OWNER}
@@ -136,7 +115,9 @@ class RemoteJournal:
                 break
             steps.append(step)
             kept |= {name, *record["files"]}
-        self._out.delete([name for name in self._found if name not in kept and _OURS.fullmatch(name)])
+        # Other files beside a finished data set may belong to the user, such as those in quarantine/.
+        is_ours = _is_inside if self._appends else is_data_file
+        self._out.delete([name for name in self._found if name not in kept and is_ours(name)])
         self._count = len(steps)
         return steps
 
@@ -160,11 +141,23 @@ class RemoteJournal:
         """Uploads what the pack wrote beside its shards: manifests after all other files, part.json last. Then deletes
         `.partial`."""
         self._check_owner()
-        files = [path for path in self._local.rglob("*") if path.is_file()]
-        files = [path for path in files if WORK not in path.relative_to(self._local).parts]
-        for path in sorted(files, key=lambda path: (path.name == PART, path.name == MANIFEST, str(path))):
-            self._out.upload(path, path.relative_to(self._local).as_posix())
+        files = [path.relative_to(self._local) for path in self._local.rglob("*") if path.is_file()]
+        files = [name for name in files if WORK not in name.parts]
+        files.sort(key=lambda name: (name.name == PART, *publishing_order(name)))
+        if self._appends:  # first beside the old manifests, so that a killed pack can be finished
+            for name in files:
+                self._out.upload(self._local / name, f"{_FINAL}{name.as_posix()}")
+            self._out.write(_MOVING, canonical_json([name.as_posix() for name in files]))
+            finish_publishing(self._out)
+            return
+        for name in files:
+            self._out.upload(self._local / name, name.as_posix())
         self._out.delete([_PLAN])  # from here on the pack is complete
+        clear_leftovers(self._out)
+
+    def discard(self) -> None:
+        """Deletes `.partial` of a pack that has nothing to publish."""
+        self._out.delete([_PLAN])
         clear_leftovers(self._out)
 
     def _store(self, step: Step) -> None:
@@ -200,9 +193,21 @@ class RemoteJournal:
             return {**plan, "settings": {**plan["settings"]}}
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"OUT={self._out}: an interrupted pack cannot resume: its {_PLAN} is missing or damaged; delete all of "
-                "OUT and pack again"
+                f"OUT={self._out}: an interrupted pack cannot resume: its {_PLAN} is missing or damaged; delete "
+                f"{_what_to_delete(self._appends)} and start again"
             ) from None
+
+
+def finish_publishing(out: RemoteFolder) -> None:
+    """Replaces the manifests of a data set to which a pack was appended, if that pack has begun to."""
+    listed = out.read(_MOVING)
+    if listed is None:
+        return
+    for name in json.loads(listed):
+        out.copy(out.place / f"{_FINAL}{name}", name)
+    for name in (_PLAN, _MOVING):  # in this order, before the files that the second one lists
+        out.delete([name])
+    clear_leftovers(out)
 
 
 def clear_leftovers(out: RemoteFolder) -> None:
@@ -214,8 +219,18 @@ def _step_name(number: int) -> str:
     return f"{INSIDE}/step-{number:06d}.json"
 
 
-def _is_step(name: str) -> bool:
-    return name.startswith(f"{INSIDE}/step-")
+def _is_inside(name: str) -> bool:
+    return name.startswith(f"{INSIDE}/")
+
+
+def _what_to_delete(appends: bool) -> str:
+    return f"{INSIDE}/" if appends else "all of OUT"
+
+
+def _has_steps(names: Iterable[str]) -> bool:
+    """Whether an interrupted pack left any complete shard. One that was complete has no plan any more."""
+    names = set(names)
+    return _PLAN in names and any(name.startswith(f"{INSIDE}/step-") for name in names)
 
 
 def _describe_process() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -28,6 +29,9 @@ def serve_s3(*buckets: str) -> Iterator[str]:
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
         server.start()
         host, port = server.get_host_and_port()
+        urlopen(
+            Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+        )  # of an earlier server of this process
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()

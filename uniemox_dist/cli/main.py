@@ -19,6 +19,7 @@ from uniemox_dist.core.errors import (
     exit_without_teardown,
     missing_extra,
 )
+from uniemox_dist.core.files import hide_secrets
 
 COMMANDS = {
     "shards": (
@@ -143,6 +144,7 @@ def _say(text: str, code: int, *, main: bool = True) -> int:
     """Prints an error; a rank of a Slurm job that writes to its own file also prints it to the job's main log."""
     if not text or not main:
         time.sleep(QUIET_S)
+    text = hide_secrets(text)
     rank_output = sys.modules.get("uniemox_dist.runs.rank_output")
     for line in text.splitlines():
         click.echo(f"uniemox: error: {line}", err=True)

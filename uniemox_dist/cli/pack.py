@@ -144,6 +144,11 @@ def _check(context: click.Context) -> None:
     help="Pack only part I of N, counted from 1 (0/N means N/N, for arrays from 0); join with `shards merge`.",
 )
 @LICENCE
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Add new shards to the finished data set OUT; its own shards stay unchanged.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted pack; keep a complete one.")
 def pack_command(
     source: str,
@@ -152,6 +157,7 @@ def pack_command(
     resume: bool,
     part_text: str | None,
     licence: str | None,
+    append: bool,
     **options: Any,
 ) -> None:
     """Pack SOURCE into tar shards with captions and person boxes in OUT (OUT/<split> if there are splits).
@@ -168,8 +174,20 @@ def pack_command(
     settings = _settings(source, options)
     part = None if part_text is None else parse_part(part_text)
     with tqdm(unit=" pictures", desc="packing", disable=None, smoothing=0.05) as bar:
-        result = pack(settings, out, workers=workers, resume=resume, part=part, licence=licence, progress=bar)
+        result = pack(
+            settings,
+            out,
+            workers=workers,
+            resume=resume,
+            part=part,
+            licence=licence,
+            append=append,
+            progress=bar,
+        )
     packed = sum(result.packed.values())
+    if result.reused and append:
+        click.echo(f"{hide_secrets(out)} has all pictures of SOURCE already: nothing to append")
+        return
     if result.reused:
         click.echo(f"{hide_secrets(out)} is complete: {result.records} samples, nothing to do")
         return

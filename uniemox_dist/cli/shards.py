@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputFile
-from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, WORKERS, NamesOption, pack_command
+from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputFile, OutputPlace
+from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, OUT_PLACE, WORKERS, NamesOption, pack_command
 
 WRITABLE = "give a file in a folder that can be written"
 
@@ -47,9 +47,9 @@ def _check_tars(context: click.Context) -> None:
 
 
 def _check_parts(context: click.Context) -> None:
-    from shards.edit.merge import check_parts
+    from shards.edit.merge import check_inputs
 
-    check_parts(list(context.params["parts"]))
+    check_inputs(context.params["parts"])
 
 
 @click.group()
@@ -140,42 +140,58 @@ def stats_command(folder: Path, json_file: Path | None) -> None:
 
 @shards.command("report", cls=Checked, check=_check_data_sets)
 @REMOTE_FOLDER
-@click.option("--out", type=OutputFile(), help="The HTML file  [default: DIR/report.html]")
+@click.option("--out", type=OutputPlace(), help="The HTML file, also on a store  [default: DIR/report.html]")
 def report_command(folder: Path, out: Path | None) -> None:
     """Write one HTML page about DIR: pictures of every label with person boxes, histograms, refused records."""
     from shards.inspect.page import write_page
     from shards.inspect.verify import find_data_sets
-    from shards.storage import is_local
-    from uniemox_dist.core.errors import UserError
+    from shards.remote_folder import check_writable
+    from uniemox_dist.core.files import hide_secrets
 
     find_data_sets(folder)
-    if out is None and not is_local(folder):
-        raise UserError("--out: required, because DIR is remote; give a local file")
     page = out or folder / "report.html"
+    check_writable(page, "--out")
     write_page(folder, page)
-    click.echo(f"wrote {page}")
+    click.echo(f"wrote {hide_secrets(page)}")
 
 
 @shards.command("merge", cls=Checked, check=_check_parts)
-@OUT
-@click.argument("parts", nargs=-1, required=True, type=LocalFolder())
-def merge_command(out: Path, parts: tuple[Path, ...]) -> None:
-    """Join the PARTS of `shards pack --part I/N` into one data set OUT without copying tars.
+@OUT_PLACE
+@click.argument("parts", nargs=-1, required=True, type=FolderType())
+@click.option(
+    "--same-key",
+    type=click.Choice(["refuse", "rename", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="What to do if samples of unrelated data sets have the same key and different pictures.",
+)
+def merge_command(out: Path, parts: tuple[Path, ...], same_key: str) -> None:
+    """Join PARTS into one data set OUT without copying tars: all parts of a `shards pack --part I/N`, or unrelated data
+    sets.
 
-    Pictures that several parts packed are marked in the index and do not count. The tars are hard links, so the parts
-    may be deleted afterwards; on another file system they are symbolic links, and the parts must stay.
+    Pictures that several parts packed are marked in the index and do not count; a copy in a test split stays. The tars
+    are hard links, so the parts may be deleted afterwards; on another file system they are symbolic links, and the
+    parts must stay. OUT and PARTS may be at s3:// or gs://, where tars are copied.
     """
     from shards.edit.merge import merge
+    from shards.storage import is_local
+    from uniemox_dist.core.files import hide_secrets
 
-    result = merge(out, list(parts))
+    result = merge(out, parts, same_key=same_key)
     for split, count in sorted(result.packed.items()):
-        click.echo(f"{out / split}: {count} samples")
+        click.echo(f"{hide_secrets(out / split)}: {count} samples")
     packed = sum(result.packed.values())
     click.echo(
         f"{result.records} records = {packed} packed + {sum(result.refused.values())} refused, "
         f"{result.marked} of them because another part packed the same"
     )
-    _report_links(out)
+    if result.refused:
+        counted = ", ".join(f"{reason} {count}" for reason, count in sorted(result.refused.items()))
+        click.echo(f"  refused: {counted}; {hide_secrets(out / 'rejected.parquet')} lists them")
+    if result.renamed:
+        click.echo(f"{result.renamed} samples have another key, because an earlier data set has theirs")
+    if is_local(out):
+        _report_links(out)
 
 
 def _filter_names() -> list[str]:

@@ -67,9 +67,7 @@ RECIPE = ["demo", "data.path=nowhere", "--dry-run"]
     [
         (["shards", "select", ".", "URL"], "OUT"),
         (["shards", "split", ".", "URL"], "OUT"),
-        (["shards", "merge", "URL", "."], "OUT"),
         (["shards", "index", "URL"], "DIR"),
-        (["shards", "report", ".", "--out", "URL"], "--out"),
         (["shards", "stats", ".", "--json", "URL"], "--json"),
         (["shards", "verify", ".", "--json", "URL"], "--json"),
         (["evaluate", "knn", "nothing", "nowhere", "--json", "URL"], "--json"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3 import serve_s3, upload
+from s3 import list_objects, serve_s3, upload
 from torch.utils.data import DataLoader, Dataset
 
 from shards.format.manifest import read_manifest
@@ -155,3 +155,20 @@ def test_invalid_urls_are_one_line_errors(
 def test_file_addresses_are_local_paths(photo_shards: Path) -> None:
     assert parse_place(f"file://{photo_shards}") == photo_shards
     assert run(["shards", "stats", f"file://{photo_shards}"]) == EXIT_DONE
+
+
+def test_the_page_about_shards_is_written_to_a_store(
+    bucket: str, photo_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    upload(photo_shards, f"{bucket}/reported")
+    assert run(["shards", "report", f"{bucket}/reported"]) == EXIT_DONE
+    assert run(["shards", "report", f"{bucket}/reported", "--out", f"{bucket}/pages/a.html"]) == EXIT_DONE
+    shutil.copytree(photo_shards, tmp_path / "reported")
+    assert run(["shards", "report", str(tmp_path / "reported")]) == EXIT_DONE
+    page = (tmp_path / "reported/report.html").read_bytes()
+    assert list_objects(f"{bucket}/reported")["report.html"] == page
+    assert list_objects(f"{bucket}/pages") == {"a.html": page}
+    capfd.readouterr()
+    assert run(["shards", "report", f"{bucket}/reported", "--out", "s3://nowhere/a.html"]) == EXIT_USER
+    [line] = capfd.readouterr().err.strip().splitlines()
+    assert "--out=s3://nowhere: no such bucket (The specified bucket does not exist)" in line

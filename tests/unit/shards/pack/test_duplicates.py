@@ -183,7 +183,7 @@ def test_a_part_twice_a_foreign_folder_and_another_source_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"is part 1/3, but so is .*part1; give each part once"):
         merge(tmp_path / "out", [*parts, parts[0]])
-    with pytest.raises(UserError, match=r"has no part\.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json; give data sets, or all folders that"):
         merge(tmp_path / "out", [*parts, tmp_path])
     other = tmp_path / "other"
     other.mkdir()

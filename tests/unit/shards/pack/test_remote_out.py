@@ -261,6 +261,8 @@ ERRORS = {
     "s3://Not_Valid!/x": "OUT=s3://Not_Valid!/x: not a valid address",
     "s3://k:s@data/x": "OUT=s3://…@data/x: keys are not part of such a URL; set them in the environment",
     "https://host/x?sig=abc": "OUT=https://host/x?…: https:// can only be read; give s3://, gs:// or a local folder",
+    "s3://": "OUT=s3://: names no bucket; give a name such as s3://bucket/folder",
+    "s3://data/x[1]": "OUT=s3://data/x[1]: has one of * ? [, which stand for patterns; give a name",
     "zz://x/y": "OUT=zz://x/y: Unsupported filesystem: 'zz'",
 }
 
@@ -464,3 +466,20 @@ def test_files_of_stores_that_show_incomplete_ones_are_renamed(tmp_path: Path) -
     assert [path.rpartition("/")[2] for path in written] == [".a.json.tmp"]
     assert list(folder.list_files()) == ["a.json"]
     assert folder.read("a.json") == b"1"
+
+
+def test_files_of_neighbours_and_of_users_are_left_alone(
+    store: str, photo_folder: Path, tmp_path: Path
+) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem()
+    others = {"near": b"an object with the name of OUT", "near2/manifest.json": b"{}", "nea/000000.tar": b"t"}
+    for name, content in others.items():
+        fs.pipe_file(f"data/quiet/{name}", content)
+    pack(settings(photo_folder), parse_place("s3://data/quiet/near/"))
+    pack(settings(photo_folder), tmp_path / "local")
+    found = list_objects("s3://data/quiet")
+    assert {name: found[name] for name in others} == others
+    packed = {f"near/{name}": content for name, content in list_local(tmp_path / "local").items()}
+    assert found == {**others, **packed}

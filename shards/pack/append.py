@@ -1,0 +1,156 @@
+"""Appends a pack to a finished data set (`shards pack --append`): its tars and indexes stay as they are, new shards are
+numbered after them, and new manifests replace the old ones at the end."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from shards.format.entries import ShardEntry
+from shards.format.index import read_shard_rows
+from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
+from shards.format.rejected import read_rejected
+from shards.storage import Place
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import hide_secrets
+
+_NUMBERED = re.compile(r"(\d{6,})\.tar")
+_OF_PART = (
+    "settings",
+    "captions",
+    "labels",
+    "splits",
+    "detector",
+    "source_sha256",
+    "records",
+    "rejected",
+    "not_pictures",
+    "licence",
+)
+"""What the provenance keeps about each appended part."""
+
+
+class PackedBefore(NamedTuple):
+    """A sample of the finished data set."""
+
+    split: str
+    label: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Existing:
+    """The finished data set to which a pack is appended."""
+
+    out: Place
+    manifests: dict[str, Manifest]
+    """By split; "" for a data set without splits."""
+    rejected: list[dict[str, str]] | None
+    """The refused records of OUT; None if there is no list."""
+
+    @classmethod
+    def read(cls, out: Place) -> "Existing":
+        """Reads the manifests at `out`.
+
+        Raises:
+            UserError: if there is no data set, or one that cannot be read.
+        """
+        folders = find_manifest_folders(out)
+        if not folders:
+            raise UserError(
+                f"OUT={hide_secrets(out)}: has no data set to append to; pack it without --append first"
+            )
+        manifests = {folder.name if folder != out else "": read_manifest(folder, "OUT") for folder in folders}
+        return cls(out, manifests, read_rejected(out))
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """The identity of each split."""
+        return {split: manifest.identity for split, manifest in self.manifests.items()}
+
+    def first_number(self, split: str) -> int:
+        """The number of the first new shard of a split."""
+        names = (entry.name for entry in self.manifests[split].shards) if split in self.manifests else ()
+        return max((int(match[1]) + 1 for name in names if (match := _NUMBERED.fullmatch(name))), default=0)
+
+    def check_splits(self, splits: Sequence[str]) -> None:
+        """
+        Raises:
+            UserError: if the new records have splits and the data set has none, or the reverse.
+        """
+        if ("" in self.manifests) == all(split == "" for split in splits):
+            return
+        ours, theirs = (
+            "no splits" if "" in some else f"the splits {', '.join(sorted(some))}"
+            for some in (self.manifests.keys(), set(splits))
+        )
+        raise UserError(
+            f"SOURCE: has {theirs}, but OUT={hide_secrets(self.out)} has {ours}; append to a data set with splits only "
+            "records with splits (to one split: give OUT/<split> and records without)"
+        )
+
+    def samples(self) -> Iterator[tuple[str, str, PackedBefore]]:
+        """(image's SHA-256, key, sample) of all samples."""
+        for split, manifest in self.manifests.items():
+            folder = self.out / split if split else self.out
+            for entry in manifest.shards:
+                table = read_shard_rows(folder, entry, ["key", "label", "image_sha256"])
+                for row in table.to_pylist():
+                    name = f"{f'{split}/' if split else ''}{entry.name}/{row['key']}"
+                    yield row["image_sha256"], row["key"], PackedBefore(split, row["label"], name)
+
+    def contains(self, settings: dict[str, Any], source_sha256: str) -> bool:
+        """Whether this source was packed or appended before with these settings."""
+        first = next(iter(self.manifests.values())).provenance
+        parts = [first, *_parts(first)]
+        return any(
+            part.get("settings") == settings and part.get("source_sha256") == source_sha256 for part in parts
+        )
+
+    def extended(
+        self, new: Mapping[str, Sequence[ShardEntry]], provenance: dict[str, Any]
+    ) -> dict[str, Manifest]:
+        """The manifests with new shards, by split. Their provenance is that of the first pack, with totals of all
+        records and an entry for each appended part."""
+        base = next(iter(self.manifests.values())).provenance
+        part = {name: provenance[name] for name in _OF_PART if name in provenance}
+        part["samples"] = sum(entry.samples for entries in new.values() for entry in entries)
+        found: dict[str, Manifest] = {}
+        for split in sorted(self.manifests.keys() | new.keys()):
+            old = self.manifests.get(split)
+            before = dict(base if old is None else old.provenance)
+            shards = [entry.name for entry in new.get(split, ())]
+            total = Counter(before.get("rejected") or {}) + Counter(provenance["rejected"])
+            more: dict[str, Any] = {
+                "rejected": dict(sorted(total.items())),
+                "appended": [*_parts(before), {**part, "shards": shards}],
+            }
+            if isinstance(before.get("records"), int):
+                more["records"] = before["records"] + provenance["records"]
+            if before.get("labels") or provenance.get("labels"):
+                more["labels"] = list(dict.fromkeys([*(before.get("labels") or []), *provenance["labels"]]))
+            licence = combine_licences([before.get("licence"), provenance.get("licence")])
+            if licence is not None:
+                more["licence"] = licence
+            entries = (*(old.shards if old is not None else ()), *new.get(split, ()))
+            found[split] = Manifest(entries, {**before, **more})
+        return found
+
+
+def is_append(plan: dict[str, Any] | None) -> bool:
+    """Whether the plan of an interrupted pack is that of an append."""
+    return plan is not None and "appended_to" in plan
+
+
+def _parts(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = provenance.get("appended")
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+
+
+def combine_licences(stated: Sequence[str | None]) -> str | None:
+    """One text for several licences: each once, `unstated` if some but not all are missing."""
+    names = list(
+        dict.fromkeys(part for text in stated for part in (text.split(" AND ") if text else ["unstated"]))
+    )
+    return None if names == ["unstated"] else " AND ".join(names)
