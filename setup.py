@@ -100,6 +100,7 @@ setup(
             "demo/*",
             "detect/weights/*",
             "inspect/*.j2",
+            "overlap/*.j2",
             "pack/*.yaml",
             "sources/*.yaml",
             "sources/*.md",

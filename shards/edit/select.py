@@ -1,7 +1,7 @@
 """`uniemox shards select` and `split`: subsets without copying pictures. Tars are linked; new indexes list the
 samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from shards.format.encode import BLOCK, Encoded
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
 from shards.format.manifest import Manifest, read_manifest
+from shards.format.rejected import write_rejected
 from shards.format.writer import ShardWriter
 from shards.pack.listing import SPLIT_NAME
 from shards.sources.presets import assign_shares, draw64
@@ -25,6 +26,8 @@ from uniemox_dist.core.files import convert_read_errors, convert_write_errors, s
 
 COPY_BYTES, COPY_SAMPLES = 256_000_000, 10_000
 """Largest shard that `copy` writes: the defaults of `shards pack`."""
+OVERLAP = "overlap"
+"""The reason in rejected.parquet of samples that are near-copies of others."""
 Chooser = Callable[[pa.Table], np.ndarray]
 """Maps the rows of an index to booleans: whether each belongs to the subset."""
 
@@ -35,9 +38,11 @@ def select(
     *,
     labels: tuple[str, ...] = (),
     filter_text: str | None = None,
+    without: Mapping[str, str] | None = None,
     copy: bool = False,
 ) -> Manifest:
-    """Writes a new data set of the samples that have one of `labels` and match a filter.
+    """Writes a new data set of the samples that have one of `labels` and match a filter, without those whose keys are
+    in `without`; these are listed in rejected.parquet with the reason that it maps them to.
 
     With `copy` the pictures are written into new tars, so that readers without index support see the subset too.
 
@@ -58,15 +63,25 @@ def select(
             keep_R &= np.array([label in labels for label in table["label"].to_pylist()], bool)
         if filter_text is not None:
             keep_R &= np.asarray(apply_filter(table, filter_text).to_numpy(zero_copy_only=False), bool)
+        if without:
+            keys = table["key"].to_pylist()
+            dropped = [{"source": k, "reason": OVERLAP, "detail": without[k]} for k in keys if k in without]
+            rejected.extend(dropped)
+            keep_R &= np.array([key not in without for key in keys], bool)
         return keep_R
 
-    why = {"labels": list(labels), "filter": filter_text}
+    rejected: list[dict[str, str]] = []
+    why: dict[str, Any] = {"labels": list(labels), "filter": filter_text}
+    if without is not None:
+        why["without_overlap"] = len(without)
     with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
         subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
         if subset is None:
             raise UserError(
                 f"DIR={folder}: no sample matches {_describe(labels, filter_text)}; relax the conditions"
             )
+        if without is not None:
+            write_rejected(partial, rejected)
     return subset
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputFile, OutputPlace
+from uniemox_dist.cli.inputs import Checked, InputFile, LocalFolder, OutputFile, OutputPlace
+from uniemox_dist.cli.overlap import overlap_command
 from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, OUT_PLACE, WORKERS, NamesOption, pack_command
 
 WRITABLE = "give a file in a folder that can be written"
@@ -58,6 +59,7 @@ def shards() -> None:
 
 
 shards.add_command(pack_command)
+shards.add_command(overlap_command)
 
 
 @shards.command("index", cls=Checked, check=_check_tars)
@@ -212,9 +214,21 @@ def _filter_names() -> list[str]:
     metavar="EXPR",
     help="Select samples by a condition such as 'side >= 256 and persons > 0'. Its names are",
 )
+@click.option(
+    "--without-overlap",
+    "overlap_file",
+    type=InputFile("write it with `uniemox shards overlap`"),
+    metavar="FILE",
+    help="Drop near-copies that this file of `shards overlap` lists; OUT/rejected.parquet names them and their twins.",
+)
 @COPY
 def select_command(
-    folder: Path, out: Path, labels: tuple[str, ...], filter_text: str | None, copy: bool
+    folder: Path,
+    out: Path,
+    labels: tuple[str, ...],
+    filter_text: str | None,
+    overlap_file: Path | None,
+    copy: bool,
 ) -> None:
     """Make a data set OUT of selected samples of DIR without copying pictures.
 
@@ -223,11 +237,22 @@ def select_command(
     """
     from shards.edit.select import select
 
-    subset = select(folder, out, labels=labels, filter_text=filter_text, copy=copy)
+    without = None if overlap_file is None else _read_dropped(folder, overlap_file)
+    subset = select(folder, out, labels=labels, filter_text=filter_text, without=without, copy=copy)
     click.echo(
         f"{out}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
+    if without is not None:
+        click.echo(f"dropped {len(without)} near-copies; {out / 'rejected.parquet'} lists each with its twin")
     _report_links(out)
+
+
+def _read_dropped(folder: Path, overlap_file: Path) -> dict[str, str]:
+    from shards.format.manifest import read_manifest
+    from shards.overlap.pairs import choose_dropped, read_pairs
+
+    overlap = read_pairs(overlap_file, "--without-overlap")
+    return choose_dropped(overlap, read_manifest(folder, "DIR").identity, f"--without-overlap={overlap_file}")
 
 
 @shards.command("split", cls=Checked, check=_check_manifest)
