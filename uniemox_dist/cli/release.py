@@ -47,6 +47,12 @@ def _check(context: click.Context) -> None:
     "of that step]",
 )
 @click.option(
+    "--overlap",
+    type=InputFile("write it with `uniemox shards overlap`"),
+    help="File of `uniemox shards overlap` with the training data and benchmarks; the model card states the overlap "
+    "with each test split.",
+)
+@click.option(
     "--licence", "--license", metavar="ID", help="Licence of the weights for the model card: apache-2.0, …"
 )
 @click.option("--inspect", is_flag=True, help="Only describe the release in RUN.")

@@ -72,6 +72,7 @@ def release(
     onnx: bool = False,
     evaluation: Path | None = None,
     licence: str | None = None,
+    overlap: Path | None = None,
 ) -> dict[str, Any]:
     """Writes a release of a run's checkpoint (or of a checkpoint folder) to `out`. Returns its facts.
 
@@ -82,6 +83,7 @@ def release(
         onnx: also writes the encoder as ONNX, compared with torch.
         evaluation: result of the protocol for the model card; by default the run's evaluation.json of that step.
         licence: licence of the weights for the model card, an identifier of the Hugging Face Hub.
+        overlap: file of `shards overlap` with the training data and benchmarks, for the model card.
 
     Raises:
         UserError: if the run has no such checkpoint, or no moving average, or `out` exists.
@@ -95,7 +97,9 @@ def release(
     folder = RunFolder(checkpoint.folder.parent.parent)
     found = find_evaluation(folder, evaluation, checkpoint.step)
     weights = "moving average" if ema else "trained"
-    facts = collect_facts(checkpoint, source, folder, weights=weights, dtype=dtype, licence=licence)
+    facts = collect_facts(
+        checkpoint, source, folder, weights=weights, dtype=dtype, licence=licence, overlap=overlap
+    )
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

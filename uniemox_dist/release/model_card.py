@@ -18,6 +18,7 @@ from uniemox_dist.config.losses import LOSS_NAMES, LOSS_TERMS
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import is_remote, read_json
+from uniemox_dist.release.contamination import find_contamination
 from uniemox_dist.release.format import ENCODER, FORMAT, FORMAT_VERSION, REST
 from uniemox_dist.release.preprocessing import preprocessing_facts
 from uniemox_dist.release.weights import Source, read_config
@@ -35,7 +36,14 @@ MOST_INDEXES = 2000
 
 
 def collect_facts(
-    checkpoint: Checkpoint, source: Source, run: RunFolder, *, weights: str, dtype: str, licence: str | None
+    checkpoint: Checkpoint,
+    source: Source,
+    run: RunFolder,
+    *,
+    weights: str,
+    dtype: str,
+    licence: str | None,
+    overlap: Path | None = None,
 ) -> dict[str, Any]:
     """The contents of uniemox.json: the identity, origin and use of a release."""
     info, config = checkpoint.info, read_config(checkpoint)
@@ -58,6 +66,7 @@ def collect_facts(
         "teacher": info["teacher"],
         "data_identity": info["data_identity"],
         "data": collect_data_facts(config, info["data_identity"]),
+        "overlap": find_contamination(overlap, config, info["data_identity"]),
         "licence": licence,
         "losses": {key: last.get(key) for key in ("loss", *LOSS_NAMES)} if last else None,
         "config": info["config"],
