@@ -56,7 +56,7 @@ def shape_of(value: Any) -> str:
     return "list" if isinstance(value, list | tuple) else "object" if isinstance(value, dict) else ""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _usual_names(shapes: tuple[tuple[str, str], ...], columns: tuple[tuple[str, str], ...]) -> dict[str, str]:
     given, shape = dict(columns), dict(shapes)
     by_name = {name.lower(): name for name in reversed(shape) if name not in given.values()}

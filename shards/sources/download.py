@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from typing import Any, NoReturn
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from shards.picture_formats import HEAD_BYTES, BadPicture, identify_format
 from uniemox_dist.core.files import hide_secrets
@@ -164,7 +164,7 @@ def _follow(url: str) -> bytes:
 
 def _request(at: str, url: str) -> bytes | str:
     """The picture at `at`, or the URL to which the server redirects; `url` is named in failures."""
-    request = urllib.request.Request(quote(at, safe="%/:=&?~#+!$,;'@()*[]"))
+    request = urllib.request.Request(_encode(at))
     try:
         with _opener.open(request, timeout=SILENCE_S) as answer:
             data = _read_body(answer, url)
@@ -176,6 +176,15 @@ def _request(at: str, url: str) -> bytes | str:
     if is_text and identify_format(data[:HEAD_BYTES]) is None:
         raise BadPicture("format", f"the server sent {kind}, not a picture: {_shorten(url)}")
     return data
+
+
+def _encode(url: str) -> str:
+    """A URL in ASCII: the host by IDNA, everything else by percent."""
+    parts = urlsplit(url)
+    if parts.hostname and not parts.netloc.isascii():
+        host = parts.hostname.encode("idna").decode()
+        url = parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host).geturl()
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def _redirected(error: urllib.error.HTTPError, at: str, url: str) -> str:

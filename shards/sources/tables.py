@@ -90,7 +90,7 @@ def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueEr
     Empty lines are no rows.
 
     Raises:
-        UserError: for a line of more than 16 MiB.
+        UserError: for a line of more than 16 MiB, and for UTF-16.
     """
     row = 0
     with path.open("rb") as file:
@@ -104,6 +104,8 @@ def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueEr
                 )
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UserError(f"SOURCE={path}: is in UTF-16, but JSON Lines are in UTF-8; convert it")
             if not line.strip():
                 continue
             try:

@@ -197,6 +197,17 @@ def test_a_picture_is_fetched_even_if_its_server_hesitates(server: Server, path:
     assert fetch(f"{server.url}/{path}") == picture(number)
 
 
+@pytest.mark.parametrize(
+    ("url", "encoded"),
+    [
+        ("http://bücher.de:80/ä b.jpg?q=ü", "http://xn--bcher-kva.de:80/%C3%A4%20b.jpg?q=%C3%BC"),
+        ("https://h/a%20b/c::d.jpg", "https://h/a%20b/c::d.jpg"),
+    ],
+)
+def test_urls_are_encoded(url: str, encoded: str) -> None:
+    assert downloads._encode(url) == encoded
+
+
 def test_the_body_of_a_redirect_is_not_read(server: Server) -> None:
     assert fetch(f"{server.url}/endless_redirect") == picture(3)
 

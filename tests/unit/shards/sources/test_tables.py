@@ -86,6 +86,12 @@ def test_an_endless_line_is_a_user_error(tmp_path: Path) -> None:
         records(tmp_path / "t.jsonl")
 
 
+def test_json_lines_in_utf16_are_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "1.jpg"}\n', encoding="utf-16")
+    with pytest.raises(UserError, match="is in UTF-16, but JSON Lines are in UTF-8; convert it"):
+        records(tmp_path / "t.jsonl")
+
+
 # ---- CSV of other programs
 
 
