@@ -162,8 +162,8 @@ def pack_command(
 ) -> None:
     """Pack SOURCE into tar shards with captions and person boxes in OUT (OUT/<split> if there are splits).
 
-    SOURCE is a table (.parquet, .csv, or shipped:fluent_emoji), a folder of pictures or of tars, or the folder of
-    a published set; on disk, or at s3://, gs:// or http(s)://.
+    SOURCE is a table (.parquet, .csv, .jsonl, .arrow, or shipped:fluent_emoji), a folder of pictures or of tars, or
+    the folder of a published set; on disk, or at s3://, gs:// or http(s)://.
     """
     from tqdm import tqdm
 

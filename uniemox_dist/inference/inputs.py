@@ -25,7 +25,7 @@ from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.views import allocate_views, read_size, render
 
-TABLES = (".parquet", ".csv")
+TABLES = (".parquet", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather")
 MOST_REASON = 200
 
 
@@ -51,7 +51,7 @@ class Pictures:
         """Lists an input.
 
         Args:
-            source: a picture, a folder of pictures or of packed shards, a table (.parquet, .csv), or tars.
+            source: a picture, a folder of pictures or of packed shards, a table (.parquet, .csv, .jsonl), or tars.
             layout: a layout of `uniemox shards pack`, if the name does not show it.
 
         Raises:

@@ -158,13 +158,25 @@ def _names(
     schema: pa.Schema, features: dict[str, Any], options: SourceOptions, *, usual: bool
 ) -> dict[str, str]:
     exact = exact_names(options.columns)
+    shapes = {field.name: _shape(field.type) for field in schema}
     if not usual and (exact["image"] in schema.names or exact["path"] in schema.names):
+        _note_other_names(shapes, exact, options)
         return exact
     columns = dict(options.columns)
     images = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
     if images and not {"image", "path"} & {*columns, *schema.names}:
         columns["image"] = images[0]
-    return usual_names({field.name: _shape(field.type) for field in schema}, columns)
+    return usual_names(shapes, columns)
+
+
+def _note_other_names(shapes: dict[str, str], exact: dict[str, str], options: SourceOptions) -> None:
+    """Notes columns that look like captions or labels, but become attributes because the table has exact names."""
+    usual = usual_names(shapes, options.columns)
+    for ours in ("caption", "label"):
+        if exact[ours] not in shapes and usual[ours] in shapes:
+            note = f"the column {usual[ours]!r} became an attribute; --column {ours}={usual[ours]} makes it the {ours}"
+            if note not in options.findings.notes:
+                options.findings.notes.append(note)
 
 
 def _shape(kind: pa.DataType) -> str:
@@ -206,6 +218,8 @@ def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
         nonlocal names
         if names["image"] not in header and names["path"] not in header:
             names = usual_names(dict.fromkeys(header, ""), options.columns)
+        else:
+            _note_other_names(dict.fromkeys(header, ""), names, options)
         _check_columns(header, names, path)
 
     for row, _, cells in read_csv(path, check_header):

@@ -106,8 +106,13 @@ def test_other_delimiters_are_found_in_the_header(mark: str, tmp_path: Path) -> 
 def test_a_table_with_a_column_called_path_keeps_other_columns_as_attributes(tmp_path: Path) -> None:
     """Its columns had exact names before usual names were known; its packs stay the same."""
     (tmp_path / "t.csv").write_text("path,text,category\n1.jpg,t,c\n")
-    [record] = records(tmp_path / "t.csv")
+    options = SourceOptions()
+    [record] = open_source("table", str(tmp_path / "t.csv"), options)
     assert (record.captions, record.label, record.attributes) == ((), None, {"text": "t", "category": "c"})
+    assert options.findings.notes == [
+        "the column 'text' became an attribute; --column caption=text makes it the caption",
+        "the column 'category' became an attribute; --column label=category makes it the label",
+    ]
 
 
 # ---- Arrow
