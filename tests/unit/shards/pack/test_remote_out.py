@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -483,3 +484,35 @@ def test_files_of_neighbours_and_of_users_are_left_alone(
     assert {name: found[name] for name in others} == others
     packed = {f"near/{name}": content for name, content in list_local(tmp_path / "local").items()}
     assert found == {**others, **packed}
+
+
+def test_a_shard_is_uploaded_while_the_next_one_is_packed(
+    store: str, emoji_table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    further = threading.Event()
+    waited: list[bool] = []
+
+    class Position:
+        total = 0
+        done = 0
+
+        def update(self, count: float | None = 1) -> bool | None:
+            self.done += int(count or 0)
+            if self.done > 16:  # the first shard has 10 samples, and records are packed 16 at a time
+                further.set()
+            return None
+
+    upload = shards.remote_folder.RemoteFolder.upload
+
+    def slow(self: Any, source: Path, name: str) -> None:
+        if name == "test/000000.tar":
+            waited.append(further.wait(60))
+        upload(self, source, name)
+
+    monkeypatch.setattr(shards.remote_folder.RemoteFolder, "upload", slow)
+    pack(
+        settings(emoji_table, "table", shard_samples=10),
+        parse_place("s3://data/overlap"),
+        progress=Position(),
+    )
+    assert waited == [True]
