@@ -498,7 +498,7 @@ def test_a_shard_is_uploaded_while_the_next_one_is_packed(
 
         def update(self, count: float | None = 1) -> bool | None:
             self.done += int(count or 0)
-            if self.done > 16:  # the first shard has 10 samples, and records are packed 16 at a time
+            if self.done > 10:  # the number of samples in a shard
                 further.set()
             return None
 
