@@ -1,7 +1,7 @@
 """Downloads pictures from web servers, with time-outs, retries and a limit of bytes.
 
-Many servers of a list of URLs are slow, gone or answer with a page of HTML; each failure concerns one picture. Only a
-failure of this machine's own network is an error of the pack.
+Many servers of a list of URLs are slow, gone or answer with a page of HTML; each failure concerns one picture. Only if
+no server answers any more, after some did, the pack ends, because the network is then probably down.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 from shards.picture_formats import HEAD_BYTES, BadPicture, identify_format
+from uniemox_dist.core.errors import Fault
 from uniemox_dist.core.files import hide_secrets
 
 SILENCE_S = 10.0
@@ -35,7 +36,9 @@ REDIRECTS = 5
 _REDIRECTED = frozenset({301, 302, 303, 307, 308})
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that may be another one soon."""
-_OWN_NETWORK = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EMFILE, errno.ENFILE})
+SILENT_PICTURES = 32
+"""The pack ends if no server answered for so many pictures in succession, but did before."""
+_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
 _CHUNK = 1 << 16
 
 
@@ -50,13 +53,17 @@ def download(url: str) -> bytes:
     Raises:
         BadPicture: `unreadable` if the server does not send it in time, `too_large`, or `format` if the body is
             not a picture and the server says so, such as a page of HTML.
-        OSError: if this machine has no network.
+        Fault: if no server has answered for the last pictures, although some did before.
+        OSError: if this process has too many open files.
     """
     for number in range(1, TRIES + 1):
         try:
-            return _follow(url)
+            data = _follow(url)
+            _answers.add(True)
+            return data
         except _Again as failure:
             if number >= failure.tries:
+                _answers.add(False)
                 raise BadPicture("unreadable", f"{failure} (tried {number} times): {_shorten(url)}") from None
             time.sleep(max(PAUSE_S * 2 ** (number - 1), min(failure.pause_s, LONGEST_PAUSE_S)))
     raise AssertionError("unreachable: the last try returns or raises")
@@ -68,6 +75,28 @@ class _Again(Exception):
     def __init__(self, text: str, tries: int, pause_s: float = 0) -> None:
         super().__init__(text)
         self.tries, self.pause_s = min(tries, TRIES), pause_s
+
+
+class _Answers:
+    """Counts pictures in succession for which no server answered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._has_answered = False
+        self._silent = 0
+
+    def add(self, is_answer: bool) -> None:
+        with self._lock:
+            self._has_answered |= is_answer
+            self._silent = 0 if is_answer else self._silent + 1
+            if self._has_answered and self._silent >= SILENT_PICTURES:
+                raise Fault(
+                    f"no web server answered for the last {self._silent} pictures, so the network may be down; "
+                    "continue with --resume"
+                )
+
+
+_answers = _Answers()
 
 
 class _Deadline:
@@ -220,12 +249,14 @@ def _raise_failure(error: Exception, url: str) -> NoReturn:
     """Raises what an exception of the network means for one picture, or for the pack."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, OSError):
-        temporary = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
-        if temporary or cause.errno in _OWN_NETWORK:
-            raise OSError(cause.errno, f"no network ({cause.strerror or cause}): {_shorten(url)}") from None
+        if cause.errno in _OWN_LIMITS:
+            raise cause
         if isinstance(cause, TimeoutError):
             raise _Again(f"no answer within {SILENCE_S:g} s", 2) from None
-        if not isinstance(cause, ssl.SSLCertVerificationError | socket.gaierror):
+        is_final = isinstance(cause, ssl.SSLCertVerificationError) or (
+            isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN
+        )
+        if not is_final:
             raise _Again(_text(cause), 2) from None
     elif isinstance(cause, http.client.HTTPException) and not isinstance(cause, http.client.InvalidURL):
         raise _Again(_text(cause), 2) from None

@@ -16,7 +16,7 @@ from shards.picture_formats import HEAD_BYTES, BadPicture
 from shards.sources import Image, Slice
 from shards.sources.download import download, is_web
 from shards.storage import Place, is_local, parse_place, read_range
-from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import hide_secrets, is_remote
 
 SPLITS = {
@@ -217,6 +217,8 @@ def _fetch(image: Image | BadPicture, roots: Sequence[str]) -> bytes | BadPictur
             return BadPicture("unreadable", str(error))
         except ValueError:  # a zero byte inside the name
             return BadPicture("unreadable", f"not a file name: {_escape(repr(path))}")
+        except Fault:
+            raise
         except Exception as error:  # fsspec's file systems raise the errors of their libraries
             if not is_remote(path):
                 raise

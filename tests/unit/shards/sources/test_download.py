@@ -19,6 +19,7 @@ from shards.pack.pipeline import PackSettings, pack
 from shards.picture_formats import BadPicture
 from shards.sources import download as downloads
 from shards.sources.files import REMOTE_READS, fetch_images
+from uniemox_dist.core.errors import Fault
 
 
 def picture(number: int) -> bytes:
@@ -279,13 +280,38 @@ def test_resume_fetches_only_what_is_missing(
     assert result.resumed >= 28  # 32 were fetched, and the last shard may have been open
 
 
-def test_without_a_network_the_pack_ends_and_can_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+def test_the_pack_ends_if_no_server_answers_any_more_and_can_resume(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_answers", downloads._Answers())
+    monkeypatch.setattr(downloads, "SILENT_PICTURES", 12)
+    # Servers that never answered are refused picture by picture.
+    assert all(isinstance(found, BadPicture) for found in fetch_images([f"{server.url}/busy"] * 16))
+    send = Handler.send_picture
 
-    monkeypatch.setattr(socket, "create_connection", no_network)
-    monkeypatch.setattr("shards.sources.files.time.sleep", lambda _: None)
+    def send_sixteen(self: Handler) -> None:
+        (send if self.server.requests.total() <= 16 else Handler.send_busy)(self)
+
+    monkeypatch.setattr(Handler, "send_picture", send_sixteen)
+    server.requests.clear()
+    names = [f"{i}.png" for i in range(48)]
     with pytest.raises(
-        OSError, match=r"no network \(Temporary failure in name resolution\): http://h/1\.png"
+        Fault, match="no web server answered for the last 12 pictures, so the network may be do"
     ):
-        fetch("http://h/1.png")
+        pack_urls(server, tmp_path, names)
+    monkeypatch.setattr(Handler, "send_picture", send)
+    assert pack_urls(server, tmp_path, names, resume=True).packed == {"": 48}
+
+
+def test_hosts_without_an_address_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of names that fail for ever answer with "temporary failure" as well."""
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.01)
+    for code, tried in ((socket.EAI_AGAIN, " (tried 2 times)"), (socket.EAI_NONAME, "")):
+
+        def fail(*_: object, code: int = code, **__: object) -> None:
+            raise socket.gaierror(code, "no address")
+
+        monkeypatch.setattr(socket, "create_connection", fail)
+        found = fetch("http://h/1.png")
+        assert isinstance(found, BadPicture)
+        assert found.detail == f"no address{tried}: http://h/1.png"
