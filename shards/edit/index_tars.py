@@ -22,7 +22,8 @@ from shards.picture_formats import BadPicture
 from shards.pictures import check_picture
 from shards.pool import Progress, map_in_order
 from shards.sources import Record, Slice
-from shards.sources.layouts.wds import tar_records
+from shards.sources.layouts.wds import read_tar
+from shards.sources.tars import TARS
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import (
     convert_read_errors,
@@ -99,9 +100,19 @@ def find_tars(folder: Path) -> list[Path]:
     """The tars of a folder.
 
     Raises:
-        UserError: if there are none, or one has a name that a manifest cannot hold.
+        UserError: if there are none, one is compressed, or one has a name that a manifest cannot hold.
     """
-    tars = [tar for tar in sorted(folder.glob("*.tar")) if not tar.is_dir()] if folder.is_dir() else []
+    files = [path for path in sorted(folder.iterdir()) if not path.is_dir()] if folder.is_dir() else []
+    for path in files:
+        if path.name.lower().endswith(TARS) and not path.name.endswith(".tar"):
+            fix = (
+                "rename it to .tar" if path.suffix.lower() == ".tar" else "decompress it to a .tar beside it"
+            )
+            raise UserError(
+                f"DIR={folder}: {_show(path)}: only files called .tar can be indexed; {fix}, or pack it with "
+                "`uniemox shards pack --layout wds`"
+            )
+    tars = [path for path in files if path.name.endswith(".tar")]
     if not tars:
         problem = "has no .tar files" if folder.is_dir() else describe_missing_folder(folder)
         raise UserError(f"DIR={folder}: {problem}; give a folder with .tar files")
@@ -111,6 +122,15 @@ def find_tars(folder: Path) -> list[Path]:
                 f"DIR={folder}: the file name {tar.name!a} cannot be written into a manifest; rename it"
             )
     return tars
+
+
+def find_folders_below(folder: Path) -> list[str]:
+    """Folders directly below one that have tars, too; they are data sets of their own."""
+    return sorted({tar.parent.name for tar in folder.glob("*/*.tar") if tar.parent.name != "quarantine"})
+
+
+def _show(path: Path) -> str:
+    return path.name if path.name.isprintable() else ascii(path.name)
 
 
 @contextmanager
@@ -170,7 +190,7 @@ def _read_samples(tar: Path, check: str) -> tuple[list[dict[str, Any]], list[Rej
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     with open(tar, "rb") as file:
-        for group, record in tar_records(tar, field_name="DIR"):
+        for group, record in read_tar(tar, "DIR"):
             if record.refused is not None:
                 rejected.append(Rejected(record.name, *record.refused))
                 continue

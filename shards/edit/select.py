@@ -1,7 +1,8 @@
-"""`uniemox shards select` and `split`: subsets without copying pictures. Tars are linked; new indexes list the
-samples."""
+"""`uniemox shards select` and `split`: subsets of data sets, written into new tars. On request tars are linked instead,
+and new indexes list the samples; readers without an index then see the others, too."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,22 +11,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shards.detect.types import Person
 from shards.edit.expressions import apply_filter
 from shards.edit.links import link_file, publish_on_success
-from shards.format.encode import BLOCK, Encoded
+from shards.format.encode import Encoded, encode, is_current
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.rejected import write_rejected
+from shards.format.sample import PICTURE, Sample
 from shards.format.writer import ShardWriter
 from shards.pack.listing import SPLIT_NAME
+from shards.sources import Record, Slice
+from shards.sources.layouts.wds import read_tar
 from shards.sources.presets import assign_shares, draw64
 from shards.storage import read_range
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import convert_read_errors, convert_write_errors, sha256_bytes, sha256_file
 
 COPY_BYTES, COPY_SAMPLES = 256_000_000, 10_000
-"""Largest shard that `copy` writes: the defaults of `shards pack`."""
+"""Largest shard that is written: the defaults of `shards pack`."""
 OVERLAP = "overlap"
 """The reason in rejected.parquet of samples that are near-copies of others."""
 Chooser = Callable[[pa.Table], np.ndarray]
@@ -39,12 +44,12 @@ def select(
     labels: tuple[str, ...] = (),
     filter_text: str | None = None,
     without: Mapping[str, str] | None = None,
-    copy: bool = False,
+    link: bool = False,
 ) -> Manifest:
     """Writes a new data set of the samples that have one of `labels` and match a filter, without those whose keys are
     in `without`; these are listed in rejected.parquet with the reason that it maps them to.
 
-    With `copy` the pictures are written into new tars, so that readers without index support see the subset too.
+    With `link` the tars are links to those of `folder`. They hold all samples, and only the index knows the subset.
 
     Raises:
         UserError: if no sample matches, no sample has a label, the filter is illegal, a shard does not match the
@@ -75,7 +80,7 @@ def select(
     if without is not None:
         why["without_overlap"] = len(without)
     with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
-        subset = _subset(folder, manifest, partial, chosen, {"selected": why}, copy)
+        subset = _subset(folder, manifest, partial, chosen, {"selected": why}, link)
         if subset is None:
             raise UserError(
                 f"DIR={folder}: no sample matches {_describe(labels, filter_text)}; relax the conditions"
@@ -86,7 +91,7 @@ def select(
 
 
 def split(
-    folder: Path, out: Path, shares: dict[str, float], *, seed: int = 0, copy: bool = False
+    folder: Path, out: Path, shares: dict[str, float], *, seed: int = 0, link: bool = False
 ) -> dict[str, Manifest]:
     """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys.
 
@@ -107,7 +112,7 @@ def split(
         for number, name in enumerate(shares):
             chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
             why = {"split": {"shares": shares, "seed": seed, "name": name}}
-            subset = _subset(folder, manifest, partial / name, chosen, why, copy)
+            subset = _subset(folder, manifest, partial / name, chosen, why, link)
             if subset is None:
                 raise UserError(
                     f"--shares {name}={shares[name]}: no sample falls into this split; give it a larger share"
@@ -145,17 +150,17 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def _subset(
-    folder: Path, manifest: Manifest, target: Path, chooser: Chooser, why: dict[str, Any], copy: bool
+    folder: Path, manifest: Manifest, target: Path, chooser: Chooser, why: dict[str, Any], link: bool
 ) -> Manifest | None:
     """Writes the chosen samples as a data set into `target`; returns None if there are none."""
-    if copy:
-        entries = _copy_shards(folder, manifest, target, chooser)
-    else:
+    if link:
         entries = [
             linked
             for entry in manifest.shards
             if (linked := _link_shard(folder, entry, target, chooser)) is not None
         ]
+    else:
+        entries = _copy_shards(folder, manifest, target, chooser)
     if not entries:
         return None
     subset = Manifest(tuple(entries), {**manifest.provenance, **why, "of": manifest.identity})
@@ -187,8 +192,9 @@ def _copy_shards(folder: Path, manifest: Manifest, target: Path, chooser: Choose
         for entry in manifest.shards:
             check_tar(folder, entry, "DIR")
             table = read_shard_rows(folder, entry)
-            for row in table.filter(pa.array(chooser(table))).to_pylist():
-                writer.add_encoded(_read_sample(folder / entry.name, row))
+            rows = table.filter(pa.array(chooser(table))).to_pylist()
+            for sample in _read_samples(folder / entry.name, rows):
+                writer.add_encoded(sample)
         return writer.close()
     except BaseException:
         with suppress(OSError):
@@ -196,22 +202,53 @@ def _copy_shards(folder: Path, manifest: Manifest, target: Path, chooser: Choose
         raise
 
 
-def _read_sample(tar: Path, row: dict[str, Any]) -> Encoded:
-    """Reads one sample of a tar, and checks the picture's hash."""
-    with convert_read_errors(f"DIR={tar}"):
-        data = read_range(tar, row["sample_offset"], row["sample_length"])
-    first = row["image_offset"] - row["sample_offset"]
-    if sha256_bytes(data[first : first + row["image_length"]]) != row["image_sha256"]:
-        raise UserError(
-            f"DIR={tar}: {row['key']}: the picture's bytes have changed since packing (SHA-256); remove bad "
-            f"shards with `uniemox shards verify --quarantine`"
-        )
-    if first != BLOCK or not data.startswith(f"{row['key']}.".encode()):
-        raise UserError(
-            f"--copy: {tar} was not written by `shards pack`; copy it with `uniemox shards pack --layout wds`"
-        )
-    fields = {k: v for k, v in row.items() if not k.endswith(("_offset", "_length"))}
-    return Encoded(data, row["image_length"], fields)
+def _read_samples(tar: Path, rows: list[dict[str, Any]]) -> Iterator[Encoded]:
+    """The samples of some rows of a tar's index, as `shards pack` writes them. Those of other programs and of earlier
+    versions are encoded again; their pictures stay as they are."""
+    records: dict[int, Record] | None = None
+    for row in rows:
+        with convert_read_errors(f"DIR={tar}"):
+            image = read_range(tar, row["image_offset"], row["image_length"])
+            data = read_range(tar, row["sample_offset"], row["sample_length"])
+        if sha256_bytes(image) != row["image_sha256"]:
+            raise UserError(
+                f"DIR={tar}: {row['key']}: the picture's bytes have changed since packing (SHA-256); remove bad "
+                f"shards with `uniemox shards verify --quarantine`"
+            )
+        if is_current(row["key"], data):
+            fields = {k: v for k, v in row.items() if not k.endswith(("_offset", "_length"))}
+            yield Encoded(data, row["image_length"], fields)
+            continue
+        if records is None:
+            records = {
+                record.image.offset: record
+                for _, record in read_tar(tar, "DIR")
+                if isinstance(record.image, Slice)
+            }
+        yield encode(_make_sample(tar, row, image, records))
+
+
+def _make_sample(tar: Path, row: dict[str, Any], image: bytes, records: dict[int, Record]) -> Sample:
+    """The sample of a row of the index; attributes and source are only in the tar."""
+    record = records.get(row["image_offset"])
+    if record is None:
+        raise UserError(f"DIR={tar}: {row['key']}: the tar has no such sample; index it again")
+    return Sample(
+        key=row["key"],
+        image=image,
+        extension=PICTURE,
+        width=row["width"],
+        height=row["height"],
+        source=record.name,
+        captions=tuple(row["captions"]),
+        label=row["label"],
+        attributes=record.attributes,
+        persons=tuple(
+            Person(tuple(person["box"]), person["score"], json.loads(person["labels"]))
+            for person in row["persons"]
+        ),
+        image_sha256=row["image_sha256"],
+    )
 
 
 def _labels(folder: Path, manifest: Manifest) -> set[str | None]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from shards.format.sample import Sample
+from shards.format.sample import PICTURE, Sample
+from shards.format.tars import read_json_member
 from uniemox_dist.core.files import canonical_json
 
 BLOCK = tarfile.BLOCKSIZE
@@ -29,6 +30,17 @@ def encode_members(sample: Sample) -> list[bytes]:
 def encode(sample: Sample) -> Encoded:
     """Encodes a sample."""
     return Encoded(b"".join(encode_members(sample)), len(sample.image), index_fields(sample))
+
+
+def is_current(key: str, data: bytes) -> bool:
+    """Whether a sample's members are as `encode` writes them: earlier versions and other programs use other names or
+    another JSON."""
+    if not data.startswith(f"{key}.{PICTURE}\0".encode()):
+        return False
+    try:
+        return isinstance(read_json_member(data).get("persons"), str)
+    except ValueError:
+        return False
 
 
 def index_fields(sample: Sample) -> dict[str, Any]:

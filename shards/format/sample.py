@@ -16,6 +16,9 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with more pictures (a preview, a
 gain map) after the first one; phones write them as .jpg."""
+PICTURE = "jpg"
+"""The extension of every picture in a tar, whatever its format. Hugging Face `datasets` and plain readers of columns
+need one extension in a whole data set, and its formats are not known before it is packed."""
 
 
 def make_key(name: str) -> str:
@@ -33,6 +36,7 @@ class Sample:
     key: str
     image: bytes
     extension: str
+    """The usual one of the picture's format; the member is called `.jpg` in any case."""
     width: int
     """Pixels, of the upright picture (EXIF rotation applied)."""
     height: int
@@ -45,14 +49,16 @@ class Sample:
     image_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The sample's `.json` member."""
+        """The sample's `.json` member. Every field has the same JSON type in all samples, because Hugging Face
+        `datasets` infers the types from the first samples of a tar: there is no null, no empty list, and what may
+        differ in form is text that holds JSON."""
         return {
-            "label": self.label,
-            "attributes": self.attributes,
-            "captions": list(self.captions),
+            "label": self.label or "",
+            "attributes": _JSON.encode(self.attributes),
+            "captions": list(self.captions) or [""],
             "width": self.width,
             "height": self.height,
-            "persons": [person.to_json() for person in self.persons],
+            "persons": _JSON.encode([person.to_json() for person in self.persons]),
             "source": self.source,
             "image_sha256": self.image_sha256,
         }
@@ -62,7 +68,26 @@ class Sample:
         record = _JSON.encode(self.to_json())
         caption = (self.captions[0] if self.captions else "").encode("utf-8")
         return [
-            (f"{self.key}.{self.extension}", self.image),
+            (f"{self.key}.{PICTURE}", self.image),
             (f"{self.key}.json", record.encode("utf-8")),
             (f"{self.key}.txt", caption),
         ]
+
+
+def parse_record(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `.json` member of ours: `label` as text or None, `attributes` as an object, `captions` and
+    `persons` as lists. The members of earlier versions have these forms themselves; those of other programs are
+    returned as they are.
+
+    Raises:
+        ValueError: if a text that should hold JSON does not.
+    """
+    if not {"source", "image_sha256"} <= fields.keys():
+        return fields
+    found = {**fields, "label": fields.get("label") or None}
+    for name in ("attributes", "persons"):
+        if isinstance(found.get(name), str):
+            found[name] = json.loads(found[name])
+    if isinstance(captions := found.get("captions"), list):
+        found["captions"] = [caption for caption in captions if caption]
+    return found

@@ -7,7 +7,7 @@ keeps the shards, `journal.py` records them.
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,9 @@ def pack(
     existing = _open_existing(out, part, remote, resume) if append else None
     if existing is None and (is_taken(out) if remote is None else remote_pack.is_taken(remote)):
         return _reuse(settings, part, licence, out, resume, remote)
-    options = SourceOptions(settings.columns, settings.persons == "source", settings.allow_outside)
+    options = SourceOptions(
+        settings.columns, settings.persons == "source", settings.allow_outside, picture=settings.picture
+    )
     check_options(settings.layout, options)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
@@ -87,6 +89,8 @@ def pack(
     )
     with opened as partial, Workers(workers) as pool:
         work = partial / WORK
+        work.mkdir(parents=True, exist_ok=True)
+        options = replace(options, scratch=work)
         records = open_source(settings.layout, preset.locate(settings.source), options)
         listing = Listing.read(
             records,

@@ -11,7 +11,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets
 
 CHECKS = ("decode", "header")
-_ADDED = {"allow_outside": False}
+_ADDED = {"allow_outside": False, "picture": None}
 """Settings that older manifests do not state, and their defaults."""
 
 
@@ -37,6 +37,8 @@ class PackSettings:
     """Labels that are packed; empty: all."""
     allow_outside: bool = False
     """True if paths in a table may lead out of its folder."""
+    picture: str | None = None
+    """Which picture of a sample with several is packed; None: the first one."""
 
     def __post_init__(self) -> None:
         """Raises UserError for illegal values."""
@@ -44,6 +46,10 @@ class PackSettings:
             raise UserError('SOURCE="": is empty; give a table, a folder or tars, such as . for this folder')
         if not 0 < self.shard_mb * 1e6 < math.inf:  # false also for NaN
             raise UserError(f"--shard-size={self.shard_mb}: give a positive number of MB")
+        if self.picture == "":
+            raise UserError(
+                "--picture=: is empty; give a part of a member's name, such as left for k.left.jpg"
+            )
         if self.check not in CHECKS:
             raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
         if not 1 <= self.shrink.quality <= 100:

@@ -2,15 +2,16 @@
 
 Every module in `layouts/` is a layout. Its name is the value of `--layout`; it defines
 `read(source, options) -> Iterator[Record]`, and may name in `USES` the options of `shards pack` that have an effect on
-it: `--column`, `--allow-outside` if its files state paths of pictures, and `--persons source` if the source has person
-boxes. `SEVERAL_ROWS = True` says that several of its records may describe one picture; the packer then joins them. No
-other file lists the layouts.
+it: `--column`, `--picture`, `--allow-outside` if its files state paths of pictures, and `--persons source` if the
+source has person boxes. `SEVERAL_ROWS = True` says that several of its records may describe one picture; the packer
+then joins them. No other file lists the layouts.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
@@ -98,6 +99,10 @@ class SourceOptions:
     """True if paths in the source's files may lead out of the source (`--allow-outside`)."""
     findings: Findings = field(default_factory=Findings)
     """Filled by the layout."""
+    picture: str | None = None
+    """Which picture of a sample with several (`--picture`), in lower case."""
+    scratch: Path | None = None
+    """A folder for temporary files, such as decompressed tars; None: sources that need one are refused."""
 
 
 Reader = Callable[[str, SourceOptions], Iterator[Record]]
@@ -134,6 +139,11 @@ def check_options(layout: str, options: SourceOptions) -> None:
         )
     if options.allow_outside and "--allow-outside" not in uses:
         raise UserError(f"--allow-outside: --layout {layout} reads no paths from its files; leave it out")
+    if options.picture is not None and "--picture" not in uses:
+        raise UserError(
+            f"--picture={options.picture}: --layout {layout} has one picture for each sample; leave it out, or give "
+            "--layout wds"
+        )
     if options.source_persons and "--persons source" not in uses:
         raise UserError(
             f"--persons=source: --layout {layout} has no person boxes; give nanodet, onnx:FILE or none"

@@ -9,14 +9,19 @@ import click
 import pytest
 import torch
 import yaml
+from old_shards import rewrite_as_before
 from PIL import Image
 from ranks import TINY, losses, run_ranks
 from skimage import data as photographs
 
 import launch
+from shards.edit.select import select
+from shards.inspect.verify import verify
+from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.cli.main import run, uniemox
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.files import sha256_file
+from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.release.classifier import load_classifier
 from uniemox_dist.release.load import load_encoder, load_uniemox
 
@@ -33,6 +38,12 @@ LOSSES = {
 }
 """Total, relation, similarity and reconstruction by step, of the run whose checkpoint is in golden/."""
 TARS = {
+    "train/000000.tar": "fbf7b0ac4a7e958dc9b222d82d38c8320be86203f8c289f3d9eebbc9a8e23bf3",
+    "train/000004.tar": "49949a50a9211ef17b0fe1e2738b9fa019047217ee91b71d60bf624636fe836f",
+    "test/000001.tar": "f3457c05c4b7fd98ec3426f81aafbcc3cfd281ebba81dbdbee4b460eaf4358f6",
+}
+"""SHA-256 of shards of today's form."""
+TARS_BEFORE = {
     "train/000000.tar": "af07a974158e77b25cffe413d2f9ef5f89d33979fc0752d58f7e867476e7bad3",
     "train/000004.tar": "e55bfa6a1f108e46b261d57dc49ea975d91925cc025f176dad9121c44c02a4ba",
     "test/000001.tar": "c6fc0d6fc196f8175c991e19df90713df441c0db57ae370cf84263be0b06bccd",
@@ -83,6 +94,38 @@ def test_shards_have_the_same_bytes(emoji_shards: Path) -> None:
     assert {name: sha256_file(emoji_shards / name) for name in TARS} == TARS
 
 
+@pytest.fixture(scope="module")
+def shards_of_before(emoji_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`emoji_shards` in the first form of the format, in which the checkpoint of golden/ was trained."""
+    folder = tmp_path_factory.mktemp("before")
+    for name in ("train", "test"):
+        rewrite_as_before(emoji_shards / name, folder / name)
+    return folder
+
+
+def test_shards_of_the_first_form_hold_the_same_samples(emoji_shards: Path, shards_of_before: Path) -> None:
+    """Hugging Face `datasets` needs one extension and one type for each field, hence the other bytes of today."""
+    assert {name: sha256_file(shards_of_before / name) for name in TARS_BEFORE} == TARS_BEFORE
+    assert not any(verdict.problems for verdict in verify([shards_of_before / "train"]))
+    today, before = (ShardReader.from_folder(f / "train", "x") for f in (emoji_shards, shards_of_before))
+    for shard, count in enumerate(today.counts):
+        for row in range(count):
+            assert today.record(shard, row) == before.record(shard, row)
+            assert vars(today.read(shard, row)) == vars(before.read(shard, row))
+
+
+def test_selecting_and_repacking_shards_of_the_first_form_gives_those_of_today(
+    emoji_shards: Path, shards_of_before: Path, tmp_path: Path
+) -> None:
+    select(shards_of_before / "test", tmp_path / "selected")
+    select(emoji_shards / "test", tmp_path / "today")
+    assert sha256_file(tmp_path / "selected/000000.tar") == sha256_file(tmp_path / "today/000000.tar")
+    for folder, out in ((shards_of_before, "repacked before"), (emoji_shards, "repacked today")):
+        pack(PackSettings(str(folder), "wds", persons="none"), tmp_path / out)
+    tars = [sha256_file(tmp_path / f"repacked {name}/train/000000.tar") for name in ("before", "today")]
+    assert tars[0] == tars[1]
+
+
 def settings(tmp_path: Path, shards: Path) -> list[str]:
     return [*TINY, *SMALL, f"run.dir={tmp_path}", "run.name=run", "run.max_steps=4", f"data.path={shards}/train",
             "model.decoder_depth=1"]  # fmt: skip
@@ -99,12 +142,12 @@ def test_a_run_has_the_same_losses(tmp_path: Path, emoji_shards: Path, world_siz
         assert found[step] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_checkpoint_of_before_resumes_with_the_same_losses(tmp_path: Path, emoji_shards: Path) -> None:
+def test_a_checkpoint_of_before_resumes_with_the_same_losses(tmp_path: Path, shards_of_before: Path) -> None:
     shutil.copytree(GOLDEN / "checkpoint", tmp_path / "run/checkpoints/step_00000002")
     # It does not state data.resize, which did not exist.
     with pytest.raises(AssertionError, match=r"data\.resize was bicubic and is bilinear"):
-        run_ranks([*settings(tmp_path, emoji_shards), "data.resize=bilinear"], world_size=1)
-    assert run_ranks(settings(tmp_path, emoji_shards), world_size=1) == [0]
+        run_ranks([*settings(tmp_path, shards_of_before), "data.resize=bilinear"], world_size=1)
+    assert run_ranks(settings(tmp_path, shards_of_before), world_size=1) == [0]
     found = losses(tmp_path / "run")
     assert sorted(found) == [3, 4]
     for step in (3, 4):

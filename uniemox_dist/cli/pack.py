@@ -70,6 +70,10 @@ def _check(context: click.Context) -> None:
     if given["part_text"] is not None:
         parse_part(given["part_text"])
     is_path = not (is_remote(source) or source.startswith("shipped:") or has_magic(source))
+    if given["layout"] == "wds":
+        from shards.sources.tars import stands_for_several
+
+        is_path = is_path and not stands_for_several(source)
     if is_path and not Path(source.removeprefix("file://")).exists():
         raise UserError(f"SOURCE={source}: no such file or folder; give a table, a folder or tars")
 
@@ -136,6 +140,11 @@ def _check(context: click.Context) -> None:
 )
 @click.option(
     "--allow-outside", is_flag=True, help="Let paths in a table lead out of its folder, by /, .. or links."
+)
+@click.option(
+    "--picture",
+    metavar="NAME",
+    help="Which picture of a sample with several: `left` for k.left.jpg  [default: the first]",
 )
 @click.option(
     "--part",
@@ -248,6 +257,7 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
             parse_limits("--keep-caption", options["keep_caption"]),
         ),
         columns=dict(pairs),
+        picture=None if options["picture"] is None else options["picture"].lower().removeprefix("."),
         keep_labels=tuple(options["keep_labels"]),
         allow_outside=options["allow_outside"],
         **{

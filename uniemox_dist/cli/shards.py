@@ -23,7 +23,12 @@ class FolderType(click.ParamType):
         return parse_place(value, "DIR")
 
 
-COPY = click.option("--copy", is_flag=True, help="Write new tars instead of linking the existing ones.")
+LINK = click.option(
+    "--link",
+    is_flag=True,
+    help="Link the tars of DIR instead of writing new ones; readers without an index see all samples of DIR.",
+)
+COPY = click.option("--copy", is_flag=True, help="Write new tars (the default).")
 JSON = click.option("--json", "json_file", type=OutputFile(), help="Also write the results to this file.")
 FOLDER = click.argument("folder", type=LocalFolder(), metavar="DIR")
 REMOTE_FOLDER = click.argument("folder", type=FolderType(), metavar="DIR")
@@ -72,7 +77,7 @@ def index_command(folder: Path, workers: int, check: str, licence: str | None) -
 
     For tars of other tools, such as img2dataset. DIR/rejected.parquet lists what cannot be used.
     """
-    from shards.edit.index_tars import index_folder
+    from shards.edit.index_tars import find_folders_below, index_folder
 
     with _bar("indexing", "tars") as bar:
         manifest, rejected = index_folder(folder, workers=workers, check=check, licence=licence, progress=bar)
@@ -81,6 +86,10 @@ def index_command(folder: Path, workers: int, check: str, licence: str | None) -
     click.echo(f"{records} records = {manifest.samples} indexed + {len(rejected)} refused")
     for refused in rejected[:5]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
+    if below := find_folders_below(folder):
+        click.echo(
+            f"tars in folders of {folder} are not indexed; index them one by one: {', '.join(below[:5])}"
+        )
 
 
 @shards.command("verify", cls=Checked, check=_check_data_sets)
@@ -221,6 +230,7 @@ def _filter_names() -> list[str]:
     metavar="FILE",
     help="Drop near-copies that this file of `shards overlap` lists; OUT/rejected.parquet names them and their twins.",
 )
+@LINK
 @COPY
 def select_command(
     folder: Path,
@@ -228,17 +238,19 @@ def select_command(
     labels: tuple[str, ...],
     filter_text: str | None,
     overlap_file: Path | None,
+    link: bool,
     copy: bool,
 ) -> None:
-    """Make a data set OUT of selected samples of DIR without copying pictures.
+    """Make a data set OUT of selected samples of DIR.
 
-    The tars are hard links, so DIR may be deleted afterwards; on another file system they are symbolic links, and DIR
-    must stay.
+    With --link the tars are hard links, so DIR may be deleted afterwards; on another file system they are symbolic
+    links, and DIR must stay.
     """
     from shards.edit.select import select
 
+    _check_link(link, copy)
     without = None if overlap_file is None else _read_dropped(folder, overlap_file)
-    subset = select(folder, out, labels=labels, filter_text=filter_text, without=without, copy=copy)
+    subset = select(folder, out, labels=labels, filter_text=filter_text, without=without, link=link)
     click.echo(
         f"{out}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
@@ -265,14 +277,30 @@ def _read_dropped(folder: Path, overlap_file: Path) -> dict[str, str]:
     help="Names of the splits, and their shares.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed that assigns samples to splits.")
+@LINK
 @COPY
-def split_command(folder: Path, out: Path, shares: str, seed: int, copy: bool) -> None:
-    """Divide DIR into splits OUT/<name>, label by label; the tars are linked as by `select`."""
+def split_command(folder: Path, out: Path, shares: str, seed: int, link: bool, copy: bool) -> None:
+    """Divide DIR into splits OUT/<name>, label by label."""
     from shards.edit.select import parse_shares, split
 
-    for name, subset in split(folder, out, parse_shares(shares), seed=seed, copy=copy).items():
+    _check_link(link, copy)
+    for name, subset in split(folder, out, parse_shares(shares), seed=seed, link=link).items():
         click.echo(f"{out / name}: {subset.samples} samples, identity {subset.identity[:12]}")
     _report_links(out)
+
+
+def _check_link(link: bool, copy: bool) -> None:
+    """Warns of links; raises UserError if both options are given."""
+    from uniemox_dist.core.errors import UserError
+
+    if link and copy:
+        raise UserError("--link and --copy: exclude each other; --copy is the default")
+    if link:
+        click.echo(
+            "warning: linked tars hold all samples of DIR, those of other splits too; only uniemox reads the index "
+            "that leaves them out (webdataset, open_clip and datasets do not)",
+            err=True,
+        )
 
 
 def _report_links(out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from shards.detect.types import Person
 from shards.format.index import index_path, read_index
 from shards.format.manifest import Manifest, read_manifest
+from shards.format.sample import parse_record
 from shards.format.tars import read_json_member
 from shards.storage import Place, file_sizes, is_local, parse_place
 from uniemox_dist.core.errors import UserError
@@ -186,4 +187,4 @@ class ShardReader:
 
     def _record(self, shard: int, offset: int, length: int) -> dict[str, Any]:
         entry = self.manifest.shards[shard]
-        return read_json_member(self.origin.read(entry, offset, length))
+        return parse_record(read_json_member(self.origin.read(entry, offset, length)))

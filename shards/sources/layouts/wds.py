@@ -1,28 +1,28 @@
 """WebDataset tars: img2dataset's output, our own shards, or any other collection.
 
-SOURCE is a tar, a folder of tars (`SOURCE/<split>/*.tar` if none is at its top), or a pattern with `*`. In a sample,
-`.txt` is the caption and `.cls` the label. `.json` may have `caption` or `captions`, `label`, `persons` and
-`attributes`, as our own shards do; `--column` names other fields, which then go before `.txt` and `.cls`. All other
-fields become attributes, and so do the columns of img2dataset's `.parquet` beside a tar. A key that occurs in several
-tars counts once per tar. Members belong to one sample if their names agree up to the first dot; they need not be
-neighbours. Its picture is the first member with a usual picture's extension, or else one such as `x.v2.jpg`; the latter
-is described by `x.v2.txt`, or by `x.txt` if that is missing. If no member has such an extension, the content of the
-members decides.
+`shards/sources/tars.py` finds the tars that SOURCE names. In a sample, `.txt` is the caption and `.cls` the label.
+`.json` may have `caption` or `captions`, `label`, `persons` and `attributes`, as our own shards do; `--column` names
+other fields, which then go before `.txt` and `.cls`. All other fields become attributes, and so do the columns of
+img2dataset's `.parquet` beside a tar. A key that occurs in several tars counts once per tar. Members belong to one
+sample if their names agree up to the first dot; they need not be neighbours. Its picture is the first member with a
+usual picture's extension, or else one such as `x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that
+is missing. If no member has such an extension, the content of the members decides.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from shards.format.sample import parse_record
 from shards.format.tars import Group, Member, read_groups
 from shards.picture_formats import HEAD_BYTES, identify_format
 from shards.sources import Record, Slice, SourceOptions
 from shards.sources.columns import DOWNLOAD
-from shards.sources.files import SPLITS, is_clutter, name_below, split_name
+from shards.sources.files import split_name
 from shards.sources.tables import convert_parquet_errors
+from shards.sources.tars import TARS, are_one_pack, decompressed, find_tars
 from shards.sources.validate import validate_record
 from shards.sources.values import (
     BAD_VALUE,
@@ -32,10 +32,10 @@ from shards.sources.values import (
     parse_persons,
     parse_text,
 )
-from shards.storage import Place, match_pattern, open_seekable, parse_place
+from shards.storage import Place, open_seekable
 from uniemox_dist.core.errors import UserError
 
-USES = ("--persons source", "--column")
+USES = ("--persons source", "--picture", "--column")
 COLUMNS = ("caption", "label", "split", "persons")
 """Our names of JSON fields, the valid left sides of `--column`."""
 _TEXTS = {"txt", "json", "cls"}
@@ -55,101 +55,87 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
             f"--column {unknown}=…: --layout wds takes it from the tar; valid are {', '.join(COLUMNS)}"
         )
     unseen = dict(options.columns)
-    tars = _tars(source)
-    own_names = len(tars) == 1 or _are_one_pack([tar for tar, _ in tars])
-    for tar, split in tars:
-        records = tar_records(
-            tar, split, name_below(tar, source), own_names, columns=options.columns, unseen=unseen
-        )
-        for _, record in records:
-            yield record
+    tars, others = find_tars(source)
+    own_names = len(tars) == 1 or are_one_pack(tars)
+    for tar in tars:
+        with decompressed(tar.place, options.scratch) as place:
+            reading = Reading(
+                tar.name,
+                tar.split,
+                own_names=own_names,
+                chosen=tar.read_chosen(),
+                picture=options.picture,
+                rows=_table_rows(tar.place),
+                as_bytes=place is not tar.place,
+                columns=options.columns,
+                unseen=unseen,
+            )
+            for _, record in tar_records(place, reading):
+                yield record
+    yield from others
     for ours, theirs in unseen.items():
         raise UserError(
             f"--column {ours}={theirs}: no sample has such a field in its .json or in the table beside its tar"
         )
 
 
-def _tars(source: str) -> list[tuple[Place, str | None]]:
-    """The tars of a source, with their splits."""
-    root = parse_place(source, "SOURCE")
-    found: list[tuple[Place, str | None]]
-    if (named := match_pattern(source, "SOURCE")) is not None:
-        found = [(tar, None) for tar in named]
-    elif root.is_file():
-        found = [(root, None)]
-    elif root.is_dir():
-        found = [(tar, None) for tar in sorted(root.glob("*.tar"), key=str)] or [
-            (tar, SPLITS.get(tar.parent.name.lower(), tar.parent.name))
-            for tar in sorted(root.glob("*/*.tar"), key=str)
-            if not is_clutter(tar.parent.name)
-        ]
-    else:
-        raise UserError(
-            f"SOURCE={source}: no such file or folder; give a tar, a folder of tars, or a pattern"
-        )
-    if not found:
-        raise UserError(f"SOURCE={source}: has no tars; give a folder of .tar files, or a pattern")
-    return found
+@dataclass(frozen=True)
+class Reading:
+    """How a tar is read."""
+
+    name: str
+    """The first part of all names."""
+    split: str | None = None
+    field_name: str = "SOURCE"
+    """The tar's name in error lines."""
+    own_names: bool = True
+    """Samples of our own shards keep the name in their source."""
+    chosen: frozenset[int] | None = None
+    """Positions of the pictures that count; None for all."""
+    picture: str | None = None
+    """Which picture of a key with several: the part of its name between the key and the format's extension."""
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """From `_table_rows`."""
+    as_bytes: bool = False
+    """Pictures are passed as bytes, because the tar is deleted."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the `.json` members that the user named: our name (of `COLUMNS`) -> the field's name."""
+    unseen: dict[str, str] = field(default_factory=dict)
+    """Those of `columns` that no sample has had so far; found ones are removed."""
 
 
-def _are_one_pack(tars: list[Place]) -> bool:
-    """Whether all tars belong to data sets that this project packed from one listing; the names of their samples are
-    then unique."""
-    listings = {_listing(folder) for folder in {str(tar.parent): tar.parent for tar in tars}.values()}
-    return len(listings) == 1 and None not in listings
+def read_tar(tar: Place, field_name: str) -> Iterator[tuple[Group, Record]]:
+    """All records of one tar; `field_name` is its name in error lines."""
+    return tar_records(tar, Reading(tar.name, field_name=field_name, rows=_table_rows(tar)))
 
 
-def _listing(folder: Place) -> str | None:
-    """The hash of the listing that a data set was packed from; None if its manifest has none."""
-    try:
-        return str(json.loads((folder / "manifest.json").read_bytes())["provenance"]["source_sha256"])
-    except (OSError, *BAD_VALUE):
-        return None
+def tar_records(tar: Place, reading: Reading) -> Iterator[tuple[Group, Record]]:
+    """The records of a tar, each with its group: one for each sample, and a refused one for everything that cannot be
+    used. Samples that are not chosen have none."""
+    group, clutter = None, 0
+    for group in read_groups(tar, reading.field_name):
+        if _is_clutter(tar, group):
+            clutter += len(group.members)
+            continue
+        for record in _sample_records(tar, group, reading):
+            if reading.as_bytes and isinstance(image := record.image, Slice):
+                record = replace(record, image=_read_slice(tar, image.offset, image.length))
+            yield group, validate_record(record)
+    if group is not None and clutter and reading.chosen is None:
+        files = "1 file" if clutter == 1 else f"{clutter} files"
+        refused = ("no_picture", f"{files} that macOS adds to archives (._…, .DS_Store, __MACOSX)")
+        yield group, Record(f"{reading.name}/._*", b"", split=reading.split, refused=refused)
 
 
 def _table_rows(tar: Place) -> dict[str, dict[str, Any]]:
     """The rows of img2dataset's table beside a tar, by key; empty if there is no table."""
-    beside = tar.parent / f"{tar.name.removesuffix('.tar')}.parquet"
+    end = max((end for end in TARS if tar.name.lower().endswith(end)), key=len, default="")
+    beside = tar.parent / f"{tar.name[: len(tar.name) - len(end)]}.parquet"
     if not beside.is_file():
         return {}
     with convert_parquet_errors(str(beside)), open_seekable(beside) as file:
         rows = pq.read_table(file, use_threads=False).to_pylist()
     return {str(row["key"]): row for row in rows if "key" in row}
-
-
-def tar_records(
-    tar: Place,
-    split: str | None = None,
-    tar_name: str | None = None,
-    own_names: bool = True,
-    field_name: str = "SOURCE",
-    columns: Mapping[str, str] | None = None,
-    unseen: dict[str, str] | None = None,
-) -> Iterator[tuple[Group, Record]]:
-    """The records of a tar, each with its group: one for each sample, and a refused one for everything that cannot be
-    used.
-
-    Args:
-        tar_name: the first part of all names; default: the tar's file name.
-        own_names: samples of our own shards keep the name in their source.
-        field_name: the tar's name in error lines.
-        columns: fields of the `.json` members that the user named: our name (of `COLUMNS`) -> the field's name.
-        unseen: those of `columns` that no sample has had so far; found ones are removed.
-    """
-    rows = _table_rows(tar)
-    unseen = {} if unseen is None else unseen
-    tar_name = tar_name or tar.name
-    group, clutter = None, 0
-    for group in read_groups(tar, field_name):
-        if _is_clutter(tar, group):
-            clutter += len(group.members)
-            continue
-        for record in _sample_records(tar, group, split, rows, tar_name, own_names, columns or {}, unseen):
-            yield group, validate_record(record)
-    if group is not None and clutter:
-        files = "1 file" if clutter == 1 else f"{clutter} files"
-        refused = ("no_picture", f"{files} that macOS adds to archives (._…, .DS_Store, __MACOSX)")
-        yield group, Record(f"{tar_name}/._*", b"", split=split, refused=refused)
 
 
 def _is_clutter(tar: Place, group: Group) -> bool:
@@ -161,24 +147,26 @@ def _is_clutter(tar: Place, group: Group) -> bool:
     return base.startswith("._") and _read_slice(tar, first.offset, 4) == _APPLE_DOUBLE
 
 
-def _sample_records(
-    tar: Place,
-    group: Group,
-    split: str | None,
-    rows: dict[str, dict[str, Any]],
-    tar_name: str,
-    own_names: bool,
-    columns: Mapping[str, str],
-    unseen: dict[str, str],
-) -> Iterator[Record]:
-    name = f"{tar_name}/{group.name}"
+def _sample_records(tar: Place, group: Group, reading: Reading) -> Iterator[Record]:
+    name, split = f"{reading.name}/{group.name}", reading.split
 
     def refused(reason: str, detail: str) -> Record:
         return Record(name, b"", split=split, refused=(reason, detail))
 
-    if not (pictures := _pictures(tar, group)):
+    pictures = _pictures(tar, group)
+    if reading.chosen is not None:
+        pictures = [member for member in pictures if member.offset in reading.chosen]
+        if not pictures:
+            return
+    if not pictures:
         yield refused("no_picture", "has no picture among its members")
         return
+    if reading.picture is not None:
+        pictures = sorted(pictures, key=lambda member: not _is_called(member, reading.picture or ""))
+        if not _is_called(pictures[0], reading.picture):
+            extensions = ", ".join(f".{member.extension}" for member in pictures[:5])
+            yield refused("no_picture", f"has no picture {reading.picture}, but {extensions}")
+            return
     first, *others = pictures
     if group.is_unsafe:
         yield refused("unsafe_name", "its name points outside the folder")
@@ -186,15 +174,15 @@ def _sample_records(
         yield refused("no_picture", f"its .{first.extension} is {first.kind.value}")
     else:
         try:
-            fields = {**rows.get(group.name, {}), **_json(tar, group, first)}
+            fields = parse_record({**reading.rows.get(group.name, {}), **_json(tar, group, first)})
             if {"source", "image_sha256"} <= fields.keys():  # a sample of ours
                 own = str(fields["source"])
-                name = own if own_names else f"{tar_name}/{own}"
+                name = own if reading.own_names else f"{reading.name}/{own}"
             image = Slice(str(tar), first.offset, first.length)
             texts = [_text(tar, group, first, extension) for extension in ("txt", "cls")]
-            named = {ours: fields.pop(theirs) for ours, theirs in columns.items() if theirs in fields}
+            named = {ours: fields.pop(theirs) for ours, theirs in reading.columns.items() if theirs in fields}
             for ours in named:
-                unseen.pop(ours, None)
+                reading.unseen.pop(ours, None)
             yield _named(_record(name, image, split, fields, *texts), named)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
@@ -214,6 +202,11 @@ def _pictures(tar: Place, group: Group) -> list[Member]:
         and member.extension not in _TEXTS
         and identify_format(_read_slice(tar, member.offset, min(member.length, HEAD_BYTES))) is not None
     ]
+
+
+def _is_called(picture: Member, name: str) -> bool:
+    """Whether `--picture NAME` means a picture: `left` and `left.jpg` mean `k.left.jpg`, and `jpg` means `k.jpg`."""
+    return name in (picture.extension, picture.extension.rpartition(".")[0])
 
 
 def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], txt: str, cls: str) -> Record:

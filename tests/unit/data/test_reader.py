@@ -18,7 +18,7 @@ from PIL import Image
 from shards.detect.types import Person
 from shards.format.index import index_path, read_index
 from shards.format.manifest import Manifest, read_manifest
-from shards.format.sample import Sample
+from shards.format.sample import Sample, parse_record
 from shards.format.writer import ShardWriter
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data import origin
@@ -166,10 +166,10 @@ def test_plain_webdataset_reads_our_tars(emoji_shards: Path) -> None:
     for found, place in zip(samples, places):
         raw = reader.read(*place)
         assert found["__key__"] == raw.key
-        assert {name for name in found if not name.startswith("__")} == {"webp", "json", "txt"}
-        assert found["webp"] == raw.image
+        assert {name for name in found if not name.startswith("__")} == {"jpg", "json", "txt"}
+        assert found["jpg"] == raw.image
         assert found["txt"].decode() == raw.captions[0]
-        assert json.loads(found["json"]) == reader.record(*place)
+        assert parse_record(json.loads(found["json"])) == reader.record(*place)
 
 
 def test_webdataset_decodes_our_jpegs_and_jsons(photo_shards: Path) -> None:
@@ -180,7 +180,7 @@ def test_webdataset_decodes_our_jpegs_and_jsons(photo_shards: Path) -> None:
     assert len(samples) == 20
     for picture, record, caption in samples:
         assert picture.shape == (record["height"], record["width"], 3)
-        assert caption == (record["captions"][0] if record["captions"] else "")
+        assert caption == record["captions"][0]  # [""] without a caption
         assert record["label"] == record["source"].split("/")[0]
 
 
@@ -189,7 +189,7 @@ def test_tar_lists_the_members_in_the_order_of_the_index(emoji_shards: Path) -> 
     expected = [
         f"{key}.{extension}"
         for key in read_index(index_path(tar.parent, tar.name), ["key"])["key"].to_pylist()
-        for extension in ("webp", "json", "txt")
+        for extension in ("jpg", "json", "txt")
     ]
     assert subprocess.check_output(["tar", "tf", tar], text=True).split() == expected
 

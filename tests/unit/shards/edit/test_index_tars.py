@@ -1,11 +1,15 @@
 """`shards index`: all files or none, and keys that are the data set's own."""
 
+import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
+from tars import jpeg, write_tar
 
 from shards.edit.index_tars import index_folder
+from shards.edit.select import select
 from shards.format.index import index_path, read_index
 from shards.format.manifest import read_manifest
 from shards.inspect.verify import verify
@@ -51,17 +55,39 @@ def test_keys_that_several_tars_have_get_the_tars_name_in_front(
     ]
 
 
-def test_a_repacked_key_of_two_tars_cannot_be_copied_under_its_new_name(
-    photo_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_selection_of_indexed_tars_has_the_keys_of_the_index_and_all_annotations(
+    photo_shards: Path, tmp_path: Path
 ) -> None:
-    """The tar's members have their old names: a copy would hold samples that its index calls otherwise."""
-    (tmp_path / "in").mkdir()
+    """The tars' members have other names: hashes of tar and key, and new names of keys that two tars have."""
     for name in ("a", "b"):
+        (tmp_path / "in").mkdir(exist_ok=True)
         shutil.copy(photo_shards / "000000.tar", tmp_path / "in" / f"{name}.tar")
+    fields = {"label": "joy", "scene": "attic", "persons": [{"box": [0, 0, 0.5, 1]}]}
+    members = {
+        "x.txt": b"its caption",
+        "y.jpg": jpeg(2),
+        "x.jpg": jpeg(1),
+        "x.json": json.dumps(fields).encode(),
+        "y.left.png": jpeg(3),
+    }
+    write_tar(tmp_path / "in/c.tar", members)
     index_folder(tmp_path / "in")
-    assert run(["shards", "select", str(tmp_path / "in"), str(tmp_path / "out"), "--copy"]) == EXIT_USER
-    assert "b.tar was not written by `shards pack`; copy it with" in capfd.readouterr().err
-    assert not (tmp_path / "out").exists()
+    select(tmp_path / "in", tmp_path / "out")
+    before, after = (ShardReader.from_folder(tmp_path / name, "x") for name in ("in", "out"))
+    rows = [(shard, row) for shard in range(3) for row in range(before.counts[shard])]
+    assert after.samples == before.samples == 18
+    for number, place in enumerate(rows):
+        old, new = before.read(*place), after.read(0, number)
+        assert vars(old) == vars(new)
+    record = after.record(0, 16)
+    assert (record["source"], record["attributes"]) == ("c.tar/x", {"scene": "attic"})
+    assert after.read(0, 16).image == jpeg(1)
+    assert not any(verdict.problems for verdict in verify([tmp_path / "out"]))
+    with tarfile.open(tmp_path / "out/000000.tar") as tar:
+        names = tar.getnames()
+    assert names == [
+        f"{key}.{end}" for key in keys(tmp_path / "out", "000000.tar") for end in ("jpg", "json", "txt")
+    ]
 
 
 def test_a_file_in_the_way_of_the_indexes_is_named_and_nothing_is_written(

@@ -109,11 +109,11 @@ def labels(folder: Path) -> list[str]:
     return [x for e in shards for x in read_index(index_path(folder, e.name), ["label"])["label"].to_pylist()]
 
 
-@pytest.mark.parametrize("copy", [False, True])
-def test_a_selection_has_the_pictures_of_its_label_and_links_or_copies_them(
-    copy: bool, photo_shards: Path, tmp_path: Path
+@pytest.mark.parametrize("link", [False, True])
+def test_a_selection_has_the_pictures_of_its_label_in_new_or_linked_tars(
+    link: bool, photo_shards: Path, tmp_path: Path
 ) -> None:
-    subset = select(photo_shards, tmp_path / "out", labels=("people",), copy=copy)
+    subset = select(photo_shards, tmp_path / "out", labels=("people",), link=link)
     assert labels(tmp_path / "out") == ["people"] * 8
     everything = pictures(photo_shards)
     assert pictures(tmp_path / "out").items() <= everything.items()
@@ -121,14 +121,15 @@ def test_a_selection_has_the_pictures_of_its_label_and_links_or_copies_them(
     assert all(not verdict.problems for verdict in verify([tmp_path / "out"]))
     tars = sorted((tmp_path / "out").glob("*.tar"))
     inodes = {path.stat().st_ino for path in photo_shards.glob("*.tar")}
-    assert all((tar.stat().st_ino in inodes) != copy for tar in tars)
-    if copy:
+    assert all((tar.stat().st_ino in inodes) == link for tar in tars)
+    if not link:
         with tarfile.open(fileobj=io.BytesIO(tars[0].read_bytes())) as tar:
             assert len(tar.getnames()) == 24
 
 
 def test_a_selection_of_everything_has_the_same_identity(photo_shards: Path, tmp_path: Path) -> None:
-    assert select(photo_shards, tmp_path / "out").identity == read_manifest(photo_shards).identity
+    identity = read_manifest(photo_shards).identity
+    assert select(photo_shards, tmp_path / "out", link=True).identity == identity
 
 
 def test_a_selection_by_condition_reads_from_a_selection(photo_shards: Path, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_the_commands_print_their_results(
     photo_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["shards", "select", str(photo_shards), str(tmp_path / "a"), "--label", "people"]) == EXIT_DONE
-    assert f"{tmp_path}/a: 8 samples in 3 shards, identity" in capfd.readouterr().out
+    assert f"{tmp_path}/a: 8 samples in 1 shards, identity" in capfd.readouterr().out
     assert run(["shards", "split", str(photo_shards), str(tmp_path / "b")]) == EXIT_DONE
     lines = capfd.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == [
@@ -192,17 +193,44 @@ def test_the_commands_print_their_results(
     ]
 
 
-def test_plain_readers_see_only_the_samples_of_a_repacked_selection(
+def keys_of_tars(folder: Path) -> set[str]:
+    """The keys that a reader without an index finds."""
+    found: set[str] = set()
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {name.split(".")[0] for name in tar.getnames()}
+    return found
+
+
+def test_plain_readers_see_only_the_samples_of_a_selection_or_split(
     photo_shards: Path, tmp_path: Path
 ) -> None:
-    """Links keep whole tars, so that readers without an index see everything: repacking or --copy makes them small."""
-    select(photo_shards, tmp_path / "linked", labels=("people",))
-    result = pack(
-        PackSettings(str(tmp_path / "linked"), "wds", persons="none", keep_labels=("people",)),
-        tmp_path / "small",
+    split(photo_shards, tmp_path / "out", {"train": 60, "test": 40})
+    found = [keys_of_tars(tmp_path / "out" / name) for name in ("train", "test")]
+    assert found == [set(pictures(tmp_path / "out" / name)) for name in ("train", "test")]
+    assert [len(keys) for keys in found] == [12, 8]
+    assert not found[0] & found[1]
+
+
+def test_linking_warns_and_a_pack_of_linked_tars_reads_their_index(
+    photo_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    linked = tmp_path / "linked"
+    for command in ("select", "split"):
+        arguments = ["shards", command, str(photo_shards), str(tmp_path / command)]
+        assert run([*arguments, "--link", "--copy"]) == EXIT_USER
+        assert "--link and --copy: exclude each other" in capfd.readouterr().err
+        assert run([*arguments, "--copy"]) == EXIT_DONE
+        assert capfd.readouterr().err == ""
+    assert (
+        run(["shards", "select", str(photo_shards), str(linked), "--label", "people", "--link"]) == EXIT_DONE
     )
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: linked tars hold all samples of DIR, those of other splits too; ")
+    assert keys_of_tars(linked) == keys_of_tars(photo_shards)
+    result = pack(PackSettings(str(linked), "wds", persons="none"), tmp_path / "small")
     assert result.packed == {"": 8}
-    assert pictures(tmp_path / "small") == pictures(tmp_path / "linked")
+    assert pictures(tmp_path / "small") == pictures(linked)
 
 
 @pytest.mark.parametrize(

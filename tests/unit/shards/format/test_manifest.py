@@ -16,7 +16,7 @@ from shards.detect.types import Person
 from shards.format.entries import ShardEntry, TableBuilder
 from shards.format.index import REFUSED, SCHEMA
 from shards.format.manifest import Manifest, combined_identity, find_manifest_folders, read_manifest
-from shards.format.sample import Sample
+from shards.format.sample import Sample, parse_record
 from shards.pack.pipeline import PackSettings
 from uniemox_dist.core.errors import UserError
 
@@ -361,8 +361,9 @@ def test_the_documented_manifest_has_the_documented_identity(tmp_path: Path) -> 
 
 
 def test_the_code_writes_the_documented_sample() -> None:
-    persons = tuple(Person.from_json(person) for person in SAMPLE["persons"])
-    fields = {**SAMPLE, "captions": tuple(SAMPLE["captions"]), "persons": persons}
+    record = parse_record(SAMPLE)
+    persons = tuple(Person.from_json(person) for person in record["persons"])
+    fields = {**record, "captions": tuple(record["captions"]), "persons": persons}
     assert Sample(key="k", image=b"", extension="webp", **fields).to_json() == SAMPLE
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.detect.types import Person
-from shards.format.sample import EXTENSIONS, KEY_PATTERN, Sample, make_key
+from shards.format.sample import EXTENSIONS, KEY_PATTERN, Sample, make_key, parse_record
 
 
 def sample(**changes: object) -> Sample:
@@ -47,17 +47,47 @@ def test_any_other_name_becomes_16_hex_digits_of_its_hash(name: str) -> None:
     assert make_key(name) == hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
+BEFORE = {
+    "label": "cat",
+    "attributes": {"place": "Zürich", "age": 3},
+    "captions": ["a cat on a mat", "schläft"],
+    "width": 640,
+    "height": 480,
+    "persons": [{"box": [0.1, 0.2, 0.5, 1.0], "score": 0.87, "labels": {"mood": "calm"}}],
+    "source": "cats/1.jpg",
+    "image_sha256": "ab" * 32,
+}
+"""The JSON of the sample as it was written first."""
+
+
 def test_the_json_of_a_sample_matches_the_format() -> None:
-    assert sample().to_json() == {
-        "label": "cat",
-        "attributes": {"place": "Zürich", "age": 3},
-        "captions": ["a cat on a mat", "schläft"],
-        "width": 640,
-        "height": 480,
-        "persons": [{"box": [0.1, 0.2, 0.5, 1.0], "score": 0.87, "labels": {"mood": "calm"}}],
-        "source": "cats/1.jpg",
-        "image_sha256": "ab" * 32,
+    texts = {
+        "attributes": '{"age": 3, "place": "Zürich"}',
+        "persons": '[{"box": [0.1, 0.2, 0.5, 1.0], "labels": {"mood": "calm"}, "score": 0.87}]',
     }
+    assert sample().to_json() == {**BEFORE, **texts}
+
+
+def test_fields_without_a_value_have_the_same_types_as_all_others() -> None:
+    empty = sample(label=None, captions=(), attributes={}, persons=()).to_json()
+    assert {name: empty[name] for name in ("label", "captions", "attributes", "persons")} == {
+        "label": "",
+        "captions": [""],
+        "attributes": "{}",
+        "persons": "[]",
+    }
+    assert {name: type(value) for name, value in empty.items()} == {
+        name: type(value) for name, value in sample().to_json().items()
+    }
+
+
+def test_a_json_of_today_and_one_of_before_read_the_same() -> None:
+    assert parse_record(sample().to_json()) == parse_record(BEFORE) == BEFORE
+    none = {"label": None, "captions": [], "attributes": {}, "persons": []}
+    today = sample(label=None, captions=(), attributes={}, persons=()).to_json()
+    assert parse_record(today) == parse_record({**BEFORE, **none}) == {**BEFORE, **none}
+    foreign = {"label": "", "captions": [""], "attributes": "{}", "persons": "x"}
+    assert parse_record(foreign) == foreign
 
 
 def test_members_are_picture_json_and_first_caption_in_this_order() -> None:
@@ -66,7 +96,7 @@ def test_members_are_picture_json_and_first_caption_in_this_order() -> None:
     assert record[0] == "cat-1.json"
     assert json.loads(record[1]) == sample().to_json()
     assert record[1].startswith(
-        b'{"attributes": {"age": 3, "place": "Z\xc3\xbcrich"}, "captions": ['
+        b'{"attributes": "{\\"age\\": 3, \\"place\\": \\"Z\xc3\xbcrich\\"}", "captions": ['
     )  # sorted, UTF-8
     assert caption == ("cat-1.txt", b"a cat on a mat")
 

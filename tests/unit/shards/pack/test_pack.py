@@ -20,6 +20,7 @@ from skimage import data
 import shards.pack.pipeline
 from shards.format.index import index_path, read_index
 from shards.format.manifest import find_manifest_folders, read_manifest
+from shards.format.sample import parse_record
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from shards.picture_formats import BadPicture
 from shards.pictures import check_picture, decode_picture
@@ -137,8 +138,8 @@ def test_pictures_pass_through_unchanged(emoji_table: Path, emoji_shards: Path) 
                 members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
             for row in read_index(index_path(folder, entry.name)).to_pylist():
                 origin, key = source[row["key"]], row["key"]
-                record = json.loads(members[f"{key}.json"])
-                assert members[f"{key}.webp"] == origin["image"]
+                record = parse_record(json.loads(members[f"{key}.json"]))
+                assert members[f"{key}.jpg"] == origin["image"]
                 assert members[f"{key}.txt"].decode() == origin["caption"]
                 assert (
                     row["image_sha256"]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from shards.detect.types import Person
 from shards.format.manifest import find_manifest_folders, read_manifest
+from shards.format.sample import parse_record
 from shards.pack.packer import PackResult
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources import Record
@@ -46,7 +47,7 @@ def samples(folder: Path) -> dict[str, dict[str, Any]]:
             with tarfile.open(path) as tar:
                 for member in tar:
                     if member.name.endswith(".json"):
-                        record = json.load(tar.extractfile(member) or io.BytesIO())
+                        record = parse_record(json.load(tar.extractfile(member) or io.BytesIO()))
                         found[record["source"]] = record
     return found
 

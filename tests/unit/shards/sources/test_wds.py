@@ -5,14 +5,12 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
-from skimage import data
+from tars import bytes_of, jpeg, records, write_tar
 
 from shards.edit.index_tars import index_folder
 from shards.format.index import index_path, read_index
@@ -20,38 +18,9 @@ from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.format.tars import read_groups
 from shards.inspect.verify import verify
 from shards.pack.pipeline import PackSettings, pack
-from shards.sources import Record, Slice, SourceOptions, open_source
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 from uniemox_dist.data.reader import ShardReader
-
-PHOTO = Image.fromarray(data.astronaut())
-
-
-def jpeg(number: int) -> bytes:
-    buffer = io.BytesIO()
-    PHOTO.crop((number, 0, number + 64, 48)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **options) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def records(source: object, **options: Any) -> list[Record]:
-    return list(open_source("wds", str(source), SourceOptions(**options)))
-
-
-def bytes_of(record: Record) -> bytes:
-    image = record.image
-    assert isinstance(image, Slice)
-    return Path(image.path).read_bytes()[image.offset : image.offset + image.length]
 
 
 @pytest.fixture
