@@ -101,6 +101,8 @@ _STARTS = (
     (b"#?RGBE", "Radiance HDR"),
     (b"gimp xcf ", "XCF"),
     (b"qoif", "QOI"),
+    (b"P7\n", "PAM"),
+    (b"PF\n", "colour PFM"),
     (b"icns", "ICNS"),
     (b"SIMPLE  =", "FITS"),
     (b"\xd7\xcd\xc6\x9a", "WMF"),
@@ -121,7 +123,7 @@ _STARTS = (
     (b"\0MRM", "Minolta raw (MRW)"),
 )
 _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
-_PORTABLE = re.compile(rb"P[1-6][ \t\r\n]+(#|\d)|P7\nWIDTH |P[fF]\n\d")
+_PORTABLE = re.compile(rb"P[1-6][ \t\r\n]+(#|\d)|Pf\s+\d")
 _TARGA = re.compile(rb".\0[\2\3\n\v]\0{5}.{8}[\x08\x10\x18\x20][\0-\x3f]", re.S)  # it has no magic number
 _SVG = re.compile(
     rb"(?:\xef\xbb\xbf)?(?:<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!DOCTYPE\s+svg[^>]*>|\s)*<(?:svg:)?svg[\s>]",

@@ -1,17 +1,19 @@
-"""Compares packing with simpler ways, on the same photos, in one run: prints a table, and writes it with `--json
+"""Compares packing with simpler ways, on the same pictures, in one run: prints a table, and writes it with `--json
 FILE`.
 
 Rows: this packer with 2 workers (once reading all data of every picture, once only hashing it), a plain loop of
 Pillow's `.load()` and `webdataset.ShardWriter`, and `tar cf`. The photos are crops of scikit-image's photos, 500
-pixels wide; no two files are equal. The ways take turns, `--repeat` times, and the best time of each counts. None
-waits for the disk, except that the packer calls fsync for each shard.
+pixels wide; no two files are equal. With `--mixed` they are stored in nine formats in turn, and a further row is a
+plain loop that converts to PNG what is not JPEG, PNG or WebP, as the packer converts to lossless WebP. The ways take
+turns, `--repeat` times, and the best time of each counts. None waits for the disk, except that the packer calls fsync
+for each shard.
 """
 
 import io
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,36 +23,62 @@ from PIL import Image
 
 DISTINCT = 1000
 """Pictures with different pixels; further ones repeat them."""
+MIXED: tuple[tuple[str, str], ...] = (
+    ("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif"),
+    ("JPEG2000", "jp2"), ("AVIF", "avif"), ("PPM", "ppm"),
+)  # fmt: skip
+KEPT = ("JPEG", "MPO", "PNG", "WEBP")
 
 
-def make_photos(folder: Path, count: int, width: int) -> int:
-    """Writes `count` JPEGs and returns their bytes."""
+def draw_photos(count: int, width: int) -> Iterator[Image.Image]:
+    """Yields crops of real photos."""
     from skimage import data
 
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
-    encoded: list[bytes] = []
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        share = rng.uniform(0.6, 1.0)
+        w, h = int(photo.width * share), int(photo.height * share)
+        x, y = rng.integers(0, photo.width - w + 1), rng.integers(0, photo.height - h + 1)
+        crop = photo.crop((x, y, x + w, y + h))
+        yield crop.resize((width, round(width * h / w)), Image.Resampling.LANCZOS)
+
+
+def make_photos(folder: Path, count: int, width: int) -> int:
+    """Writes `count` JPEGs and returns their bytes."""
+    encoded = [encode(photo, "JPEG") for photo in draw_photos(min(count, DISTINCT), width)]
     size = 0
     for i in range(count):
-        if i < DISTINCT:
-            photo = photos[i % len(photos)]
-            share = rng.uniform(0.6, 1.0)
-            w, h = int(photo.width * share), int(photo.height * share)
-            x, y = int(rng.integers(photo.width - w + 1)), int(rng.integers(photo.height - h + 1))
-            crop = photo.crop((x, y, x + w, y + h))
-            buffer = io.BytesIO()
-            crop.resize((width, round(width * h / w)), Image.Resampling.LANCZOS).save(
-                buffer, "JPEG", quality=90
-            )
-            encoded.append(buffer.getvalue())
         # Repeated pixels get different comments, so that no two files have the same bytes.
         comment = b"\xff\xfe\x00\x0a" + b"%08d" % i
         content = encoded[i % DISTINCT][:2] + comment + encoded[i % DISTINCT][2:]
-        path = folder / ("joy", "awe")[i % 2] / f"{i:06d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        size += len(content)
+        size += write_labelled(folder, i, "jpg", content)
     return size
+
+
+def make_mixed(folder: Path, count: int, width: int) -> int:
+    """Writes `count` pictures in the formats of `MIXED` in turn and returns their bytes."""
+    size = 0
+    for i, photo in enumerate(draw_photos(count, width)):
+        form, extension = MIXED[i % len(MIXED)]
+        size += write_labelled(folder, i, extension, encode(photo, form))
+    return size
+
+
+def encode(photo: Image.Image, form: str) -> bytes:
+    """Encodes a photo; lossy formats at quality 90."""
+    buffer = io.BytesIO()
+    photo.save(buffer, form, **({"quality": 90} if form in ("JPEG", "WEBP", "AVIF") else {}))
+    return buffer.getvalue()
+
+
+def write_labelled(folder: Path, number: int, extension: str, content: bytes) -> int:
+    """Writes a picture into the folder of one of two labels and returns its bytes."""
+    path = folder / ("joy", "awe")[number % 2] / f"{number:06d}.{extension}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return len(content)
 
 
 def packer(photos: Path, out: Path, workers: int, check: str) -> None:
@@ -61,16 +89,21 @@ def packer(photos: Path, out: Path, workers: int, check: str) -> None:
     pack(PackSettings(str(photos), "folder", persons="none", check=check), out, workers=workers)
 
 
-def plain_loop(photos: Path, out: Path) -> None:
-    """A plain loop of ten lines: decodes every picture and writes it with its label."""
+def plain_loop(photos: Path, out: Path, converts: bool = False) -> None:
+    """A plain loop of a dozen lines: decodes every picture and writes it with its label."""
     import webdataset
 
     out.mkdir()
     with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=10_000, maxsize=256e6, verbose=0) as writer:
-        for path in sorted(photos.rglob("*.jpg")):
-            data = path.read_bytes()
-            Image.open(io.BytesIO(data)).load()
-            writer.write({"__key__": path.stem, "jpg": data, "json": {"label": path.parent.name}, "txt": ""})
+        for path in sorted(path for path in photos.rglob("*") if path.is_file()):
+            data, extension = path.read_bytes(), path.suffix[1:]
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            if converts and image.format not in KEPT:
+                data, extension = encode(image, "PNG"), "png"
+            writer.write(
+                {"__key__": path.stem, extension: data, "json": {"label": path.parent.name}, "txt": ""}
+            )
 
 
 def tar(photos: Path, out: Path) -> None:
@@ -98,12 +131,14 @@ def main() -> int:
     parser.add_argument("--width", type=positive_int, default=500)
     parser.add_argument("--workers", type=positive_int, default=2)
     parser.add_argument("--repeat", type=positive_int, default=3)
+    parser.add_argument("--mixed", action="store_true", help="pictures in nine formats instead of JPEGs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_pack_") as name:
         work = Path(name)
         photos = work / "photos"
         photos.mkdir()
-        size = make_photos(photos, arguments.photos, arguments.width)
+        make = make_mixed if arguments.mixed else make_photos
+        size = make(photos, arguments.photos, arguments.width)
         workers = arguments.workers
         ways: dict[str, Callable[[Path], None]] = {
             f"uniemox, {workers} workers, every picture decoded": lambda out: packer(
@@ -113,23 +148,35 @@ def main() -> int:
             f"uniemox, {workers} workers, hashed only": lambda out: packer(photos, out, workers, "header"),
             "tar cf": lambda out: tar(photos, out),
         }
+        if arguments.mixed:
+            ways["plain loop, converting to PNG"] = lambda out: plain_loop(photos, out, converts=True)
         seconds = measure(ways, work, arguments.repeat)
     rows = [
         {"way": way, "seconds": s, "pictures_per_s": arguments.photos / s, "mb_per_s": size / 1e6 / s}
         for way, s in seconds.items()
     ]
     print(
-        f"{arguments.photos} photos of {arguments.width} pixels, {size / 1e6:.0f} MB, best of {arguments.repeat}\n"
+        f"{arguments.photos} pictures of {arguments.width} pixels, {size / 1e6:.0f} MB, best of {arguments.repeat}\n"
     )
     for row in rows:
         print(
             f"{row['way']:50} {row['seconds']:7.2f} s {row['pictures_per_s']:8.0f}/s {row['mb_per_s']:7.0f} MB/s"
         )
-    decoded, loop, hashed, plain = (row["seconds"] for row in rows)
+    decoded, loop, hashed, plain, *converting = (row["seconds"] for row in rows)
     ratios = {"decoded_to_plain_loop": loop / decoded, "hashed_to_tar": plain / hashed}
     print(f"\ndecoded: {ratios['decoded_to_plain_loop']:.2f} times the plain loop's speed (aim: 3)")
     print(f"hashed:  {ratios['hashed_to_tar']:.2f} times tar's speed (aim: 0.5)")
-    facts = {"photos": arguments.photos, "width": arguments.width, "bytes": size, "rows": rows, **ratios}
+    if converting:
+        ratios["decoded_to_converting_loop"] = converting[0] / decoded
+        print(f"decoded: {converting[0] / decoded:.2f} times the speed of the loop that converts to PNG")
+    facts = {
+        "mixed": arguments.mixed,
+        "photos": arguments.photos,
+        "width": arguments.width,
+        "bytes": size,
+        "rows": rows,
+        **ratios,
+    }
     save_results(arguments, facts)
     return 0
 

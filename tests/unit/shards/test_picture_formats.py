@@ -56,6 +56,8 @@ def test_variants_have_the_name_of_their_format() -> None:
         (encoded("SGI"), "SGI"),
         (encoded("DDS"), "DDS"),
         (b"8BPS\0\1", "PSD"),
+        (b"P7\nWIDTH 4\n", "PAM"),
+        (b"PF\n2 2\n-1.0\n", "colour PFM"),
         (b"\xff\x0a\xfa\x7f", "JPEG XL"),
         (b"II*\0\x10\0\0\0CR\2\0", "Canon raw (CR2)"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Canon raw (CR3)"),
