@@ -35,7 +35,7 @@ def encode(picture: Image.Image, form: str, **options: Any) -> bytes:
 
 def decode(data: bytes) -> Image.Image:
     """A picture as RGB."""
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data), formats=["AVIF", "PNG", "WEBP"]) as picture:
         return picture.convert("RGB")
 
 

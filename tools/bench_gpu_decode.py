@@ -190,7 +190,7 @@ def unusual_pictures() -> dict[str, bytes]:
     """Pictures that decoders treat differently, all 500 x 375 pixels when upright."""
     with tempfile.TemporaryDirectory() as folder:
         plain = (make_pictures(Path(folder) / "one", 1) / "00000.jpg").read_bytes()
-    picture = Image.open(io.BytesIO(plain))
+    picture = Image.open(io.BytesIO(plain), formats=["JPEG"])
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
 

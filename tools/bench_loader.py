@@ -36,9 +36,9 @@ from loader_peers import MICRO_BATCH, PEERS
 from options import photo_folder, positive_int, positive_number
 from PIL import Image
 from torchvision import transforms
-from uniemox_dist.data.decode import decode_rgb
 
 from shards.pack.pipeline import PackSettings, pack
+from shards.pictures import decode_picture, decode_scaled
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.crops import plan_training_views
 from uniemox_dist.data.loader import PlannedDataset, view_settings
@@ -53,6 +53,11 @@ PROFILED = 96
 OURS, OLD, LIMIT = "this loader", "webdataset, Pillow, float views", "decoding alone"
 
 
+def decode(data: bytes) -> Image.Image:
+    """Returns a picture of a file."""
+    return Image.fromarray(decode_picture(data))
+
+
 def load_photos(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Image]]:
     """Returns photos of at least 1,024 pixels, and a description of them."""
     if folder is None and shutil.which("npm"):
@@ -63,10 +68,10 @@ def load_photos(folder: Path | None, scratch: Path) -> tuple[str, list[Image.Ima
                 by_name = {m.name.rpartition("/")[2]: m for m in tar if m.name.endswith("-1500.jpg")}
                 members = [by_name[name] for name in sorted(by_name)]
                 files = [io.BytesIO(tar.extractfile(m).read()) for m in members]  # type: ignore[union-attr]
-            return f"{len(files)} photos of {PACKAGE}", [Image.open(file).convert("RGB") for file in files]
+            return f"{len(files)} photos of {PACKAGE}", [decode(file.getvalue()) for file in files]
     if folder is not None:
         paths = sorted(folder.rglob("*.jpg"))
-        return f"{len(paths)} photos of {folder}", [Image.open(path).convert("RGB") for path in paths]
+        return f"{len(paths)} photos of {folder}", [decode(path.read_bytes()) for path in paths]
     from skimage import data
 
     names = ("astronaut", "chelsea", "coffee", "rocket")
@@ -210,7 +215,7 @@ def profile(shards: Path, seconds: float) -> dict[str, float]:
             marks.append(time.process_time())
             plan = plan_training_views(raw.width, raw.height, raw.persons, settings, 0, slot)
             marks.append(time.process_time())
-            array, scale = decode_rgb(raw.image, plan.background, plan.scale)
+            array, scale = decode_scaled(raw.image, plan.background, plan.scale)
             marks.append(time.process_time())
             rgb = torch.from_numpy(array).permute(2, 0, 1)
             for view in (plan.scene, plan.person):

@@ -97,7 +97,7 @@ def plain_loop(photos: Path, out: Path, converts: bool = False) -> None:
     with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=10_000, maxsize=256e6, verbose=0) as writer:
         for path in sorted(path for path in photos.rglob("*") if path.is_file()):
             data, extension = path.read_bytes(), path.suffix[1:]
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=[form for form, _ in MIXED])
             image.load()
             if converts and image.format not in KEPT:
                 data, extension = encode(image, "PNG"), "png"

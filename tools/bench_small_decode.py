@@ -19,8 +19,9 @@ from benchmark import make_parser, run_main, save_results
 from options import photo_folder, positive_int
 from PIL import Image
 
+from shards.pictures import decode_scaled
+from shards.pixels import WHITE
 from uniemox_dist.data.crops import DENSITY
-from uniemox_dist.data.decode import decode_rgb
 from uniemox_dist.data.views import crop_and_resize
 
 SIZE = 224
@@ -50,8 +51,8 @@ def main() -> None:
     for photo in photos:
         buffer = io.BytesIO()
         photo.save(buffer, "JPEG", quality=options.quality)
-        whole, _ = decode_rgb(buffer.getvalue())
-        half, _ = decode_rgb(buffer.getvalue(), scale=2)
+        whole, _ = decode_scaled(buffer.getvalue(), WHITE, 1)
+        half, _ = decode_scaled(buffer.getvalue(), WHITE, 2)
         boxed = np.array(Image.fromarray(whole).reduce(2))
         height, width = whole.shape[:2]
         for density in DENSITIES:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from shards.pixels import to_rgb
+from shards.pictures import decode_picture
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.files import require_local
 from uniemox_dist.data.views import decode_tensor, resize_whole
@@ -69,7 +69,9 @@ def read_table(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def premultiplied(data: bytes, size: int) -> Tensor:
     """Decodes an RGBA picture to 4×size×size in 0…1, colours times alpha, so that resizing leaves no dark rims."""
     rgba = (
-        torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).copy()).permute(2, 0, 1)
+        torch.from_numpy(
+            np.asarray(Image.open(io.BytesIO(data), formats=["PNG", "WEBP"]).convert("RGBA")).copy()
+        ).permute(2, 0, 1)
         / 255
     )
     rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
@@ -241,7 +243,7 @@ def measure(
     teacher = Teacher(TeacherConfig(name=f"local-dir:{folder}"))
 
     def embed_rows(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        whites = [np.asarray(to_rgb(Image.open(io.BytesIO(r["image"])))) for r in rows]
+        whites = [decode_picture(r["image"]) for r in rows]
         scenes = torch.stack([resize_whole(decode_tensor(r["image"]), SIZE) for r in rows])
         return {
             "teacher": torch.cat([teacher.embed_pictures(piece) for piece in scenes.split(64)]).numpy(),

@@ -31,7 +31,7 @@ def select_pictures(samples: Path) -> dict[str, Any]:
     earlier, broken = [], []
     for path in sorted(samples.glob("*.png"), reverse=True):
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=["PNG"]) as picture:
                 picture.load()
                 uri = _embed(path, picture, whole=newest is None)
                 found = {"uri": uri, "title": _title(path), "width": picture.width, "height": picture.height}
