@@ -18,7 +18,7 @@ def encode(picture: Image.Image, form: str = "JPEG", quality: int = 90) -> bytes
 
 
 def _decoded(picture: Image.Image, form: str, quality: int) -> Image.Image:
-    return Image.open(io.BytesIO(encode(picture, form, quality))).convert("RGB")
+    return Image.open(io.BytesIO(encode(picture, form, quality)), formats=[form]).convert("RGB")
 
 
 def _resized(picture: Image.Image, scale: float) -> Image.Image:
