@@ -131,12 +131,20 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if os.environ.get("UNIEMOX_TRACEBACK"):
             traceback.print_exc()
+        if isinstance(error, PermissionError) and error.filename is None:  # of a store
+            fix = "check the credentials, and that they may list and read there"
+            return _say(f"remote storage: no permission ({error}); {fix}", EXIT_USER)
         return _say(f"{error.filename or 'input/output'}: {error.strerror or error}", EXIT_FAULT)
     except Exception as error:
         # botocore's errors are not OSErrors, and importing it for an except clause is slow.
         if type(error).__module__ == "botocore.exceptions" and "Credentials" in type(error).__name__:
             fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             return _say(f"s3://: {error}; {fix}", EXIT_USER)
+        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            if os.environ.get("UNIEMOX_TRACEBACK"):
+                traceback.print_exc()
+            fix = "check the address, the network, and the store's settings such as AWS_ENDPOINT_URL"
+            return _say(f"remote storage: {' '.join(str(error).split())}; {fix}", EXIT_FAULT)
         raise
 
 

@@ -172,7 +172,7 @@ def pack_command(
     """Pack SOURCE into tar shards with captions and person boxes in OUT (OUT/<split> if there are splits).
 
     SOURCE is a table (.parquet, .csv, .jsonl, .arrow, or shipped:fluent_emoji), a folder of pictures or of tars, or
-    the folder of a published set; on disk, or at s3://, gs:// or http(s)://.
+    the folder of a published set; on disk, or at s3://, gs:// or http(s)://. OUT may be at s3:// or gs://, too.
     """
     from tqdm import tqdm
 

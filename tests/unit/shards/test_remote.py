@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3 import list_objects, serve_s3, upload
+from s3 import list_objects, serve_faults, serve_s3, upload
 from torch.utils.data import DataLoader, Dataset
 
 from shards.format.manifest import read_manifest
@@ -17,7 +18,7 @@ from shards.pack.pipeline import PackSettings, pack
 from shards.sources import SourceOptions, open_source
 from shards.storage import parse_place
 from uniemox_dist.cli.main import run
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, UserError
 from uniemox_dist.data.reader import ShardReader
 
 
@@ -149,6 +150,41 @@ def test_invalid_urls_are_one_line_errors(
         assert "Traceback" not in error
     with pytest.raises(UserError, match=f"data.path={bucket}/nowhere: has no manifest.json"):
         ShardReader.from_folder(f"{bucket}/nowhere", "data.path")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["shards", "stats", "s3://pictures/x"],
+        ["shards", "verify", "s3://pictures/x"],
+        ["shards", "merge", "OUT", "s3://pictures/a", "s3://pictures/b"],
+        ["shards", "pack", "s3://pictures/x", "OUT", "--layout", "folder", "--persons", "none"],
+        ["shards", "pack", "s3://pictures/x", "OUT", "--persons", "none"],
+    ],
+)
+def test_a_store_that_refuses_or_does_not_answer_is_one_line_for_readers(
+    command: list[str],
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import s3fs
+
+    words = [str(tmp_path / "out") if word == "OUT" else word for word in command]
+    with serve_faults(os.environ["AWS_ENDPOINT_URL"], lambda method, path: (403, "AccessDenied")):
+        assert run(words) == EXIT_USER
+        [line] = capfd.readouterr().err.strip().splitlines()
+        assert "remote storage: no permission (AccessDenied of the test); check the credentials" in line
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert run(words) == EXIT_FAULT
+        [line] = capfd.readouterr().err.strip().splitlines()
+        assert "remote storage: Could not connect to the endpoint URL" in line
+        assert "list-type" not in line
+    s3fs.S3FileSystem.clear_instance_cache()
     assert list(tmp_path.iterdir()) == []
 
 
