@@ -45,6 +45,7 @@ class RemoteOutput(Output):
         self._out = out
         self._threads = ThreadPoolExecutor(_AT_ONCE)
         self._copies: list[Future[None]] = []
+        self._uploading: Future[None] | None = None
 
     def add(self, source: Place, name: str) -> None:
         """As `Output.add`. Within one store no data pass through this machine. Copies run in the background."""
@@ -53,17 +54,22 @@ class RemoteOutput(Output):
             self._copies.pop(0).result()
 
     def finish(self, names: list[str]) -> None:
-        """As `Output.finish`."""
+        """As `Output.finish`. Uploads in the background, the files of one call at a time."""
+        if self._uploading is not None:
+            self._uploading.result()
+        self._uploading = self._threads.submit(self._upload, names)
+
+    def _upload(self, names: list[str]) -> None:
         for name in names:
             self._out.upload(self.folder / name, name)
             (self.folder / name).unlink()
 
     def publish(self) -> None:
         """Uploads all remaining files, manifests last."""
-        for copy in self._copies:
+        for copy in [*self._copies, *([self._uploading] if self._uploading is not None else [])]:
             copy.result()
         names = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
-        self.finish([name.as_posix() for name in sorted(names, key=publishing_order)])
+        self._upload([name.as_posix() for name in sorted(names, key=publishing_order)])
         self._out.delete([_MARKER])
 
     def cancel(self) -> None:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from shards.detect.types import Person
 from shards.edit.expressions import apply_filter
-from shards.edit.links import link_file, publish_on_success
+from shards.edit.links import link_file
+from shards.edit.output import Output, open_output
 from shards.format.encode import Encoded, encode, is_current
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
@@ -25,7 +26,7 @@ from shards.pack.listing import SPLIT_NAME
 from shards.sources import Record, Slice
 from shards.sources.layouts.wds import read_tar
 from shards.sources.presets import assign_shares, draw64
-from shards.storage import read_range
+from shards.storage import Place, is_local, read_range
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import convert_read_errors, convert_write_errors, sha256_bytes, sha256_file
 
@@ -38,8 +39,8 @@ Chooser = Callable[[pa.Table], np.ndarray]
 
 
 def select(
-    folder: Path,
-    out: Path,
+    folder: Place,
+    out: Place,
     *,
     labels: tuple[str, ...] = (),
     filter_text: str | None = None,
@@ -55,6 +56,7 @@ def select(
         UserError: if no sample matches, no sample has a label, the filter is illegal, a shard does not match the
             manifest, or `out` exists or cannot be written.
     """
+    _check_links(folder, out, link)
     manifest = read_manifest(folder, "DIR")
     known = _labels(folder, manifest) if labels else {}
     for label in labels:
@@ -79,25 +81,26 @@ def select(
     why: dict[str, Any] = {"labels": list(labels), "filter": filter_text}
     if without is not None:
         why["without_overlap"] = len(without)
-    with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
-        subset = _subset(folder, manifest, partial, chosen, {"selected": why}, link)
+    with convert_write_errors(f"OUT={out}"), open_output(out) as output:
+        subset = _subset(folder, manifest, output, "", chosen, {"selected": why}, link)
         if subset is None:
             raise UserError(
                 f"DIR={folder}: no sample matches {_describe(labels, filter_text)}; relax the conditions"
             )
         if without is not None:
-            write_rejected(partial, rejected)
+            write_rejected(output.folder, rejected)
     return subset
 
 
 def split(
-    folder: Path, out: Path, shares: dict[str, float], *, seed: int = 0, link: bool = False
+    folder: Place, out: Place, shares: dict[str, float], *, seed: int = 0, link: bool = False
 ) -> dict[str, Manifest]:
     """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys.
 
     Raises:
         UserError: if a split would be empty, a shard does not match the manifest, or `out` exists or cannot be written.
     """
+    _check_links(folder, out, link)
     manifest = read_manifest(folder, "DIR")
     codes: dict[str | None, int] = {}
     strata: list[int] = []
@@ -108,11 +111,11 @@ def split(
         draws += [draw64(seed, key) for key in table["key"].to_pylist()]
     share_N = assign_shares(np.array(strata), np.array(draws, np.uint64), shares)
     made: dict[str, Manifest] = {}
-    with convert_write_errors(f"OUT={out}"), publish_on_success(out) as partial:
+    with convert_write_errors(f"OUT={out}"), open_output(out) as output:
         for number, name in enumerate(shares):
             chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
             why = {"split": {"shares": shares, "seed": seed, "name": name}}
-            subset = _subset(folder, manifest, partial / name, chosen, why, link)
+            subset = _subset(folder, manifest, output, name, chosen, why, link)
             if subset is None:
                 raise UserError(
                     f"--shares {name}={shares[name]}: no sample falls into this split; give it a larger share"
@@ -149,10 +152,27 @@ def parse_shares(text: str) -> dict[str, float]:
     return shares
 
 
+def _check_links(folder: Place, out: Place, link: bool) -> None:
+    """
+    Raises:
+        UserError: if links are requested where there are none.
+    """
+    for field, place in (("DIR", folder), ("OUT", out)):
+        if link and not is_local(place):
+            raise UserError(f"--link: {field}={place} is on a store, which has no links; leave --link out")
+
+
 def _subset(
-    folder: Path, manifest: Manifest, target: Path, chooser: Chooser, why: dict[str, Any], link: bool
+    folder: Place,
+    manifest: Manifest,
+    output: Output,
+    name: str,
+    chooser: Chooser,
+    why: dict[str, Any],
+    link: bool,
 ) -> Manifest | None:
-    """Writes the chosen samples as a data set into `target`; returns None if there are none."""
+    """Writes the chosen samples as a data set into folder `name` of an output; returns None if there are none."""
+    target = output.folder / name
     if link:
         entries = [
             linked
@@ -160,7 +180,7 @@ def _subset(
             if (linked := _link_shard(folder, entry, target, chooser)) is not None
         ]
     else:
-        entries = _copy_shards(folder, manifest, target, chooser)
+        entries = _copy_shards(folder, manifest, output, name, chooser)
     if not entries:
         return None
     subset = Manifest(tuple(entries), {**manifest.provenance, **why, "of": manifest.identity})
@@ -168,7 +188,7 @@ def _subset(
     return subset
 
 
-def _link_shard(folder: Path, entry: ShardEntry, target: Path, chooser: Chooser) -> ShardEntry | None:
+def _link_shard(folder: Place, entry: ShardEntry, target: Path, chooser: Chooser) -> ShardEntry | None:
     """Links one shard, with an index of the chosen samples; returns None if there are none."""
     check_tar(folder, entry, "DIR")
     table = read_shard_rows(folder, entry)
@@ -185,9 +205,21 @@ def _link_shard(folder: Path, entry: ShardEntry, target: Path, chooser: Chooser)
     return replace(entry, samples=len(rows), index_sha256=sha256_file(index), rows_sha256=rows_sha256(rows))
 
 
-def _copy_shards(folder: Path, manifest: Manifest, target: Path, chooser: Chooser) -> list[ShardEntry]:
+def _copy_shards(
+    folder: Place, manifest: Manifest, output: Output, name: str, chooser: Chooser
+) -> list[ShardEntry]:
     """Writes the chosen samples of all shards into new tars."""
-    writer = ShardWriter(target, shard_bytes=COPY_BYTES, shard_samples=COPY_SAMPLES)
+    before = f"{name}/" if name else ""
+
+    def finish(entry: ShardEntry) -> None:
+        output.finish([f"{before}{entry.name}", f"{before}index/{entry.name.removesuffix('.tar')}.parquet"])
+
+    writer = ShardWriter(
+        output.folder / name,
+        shard_bytes=COPY_BYTES,
+        shard_samples=COPY_SAMPLES,
+        closing=lambda: finish,
+    )
     try:
         for entry in manifest.shards:
             check_tar(folder, entry, "DIR")
@@ -202,14 +234,17 @@ def _copy_shards(folder: Path, manifest: Manifest, target: Path, chooser: Choose
         raise
 
 
-def _read_samples(tar: Path, rows: list[dict[str, Any]]) -> Iterator[Encoded]:
+def _read_samples(tar: Place, rows: list[dict[str, Any]]) -> Iterator[Encoded]:
     """The samples of some rows of a tar's index, as `shards pack` writes them. Those of other programs and of earlier
     versions are encoded again; their pictures stay as they are."""
     records: dict[int, Record] | None = None
     for row in rows:
         with convert_read_errors(f"DIR={tar}"):
-            image = read_range(tar, row["image_offset"], row["image_length"])
             data = read_range(tar, row["sample_offset"], row["sample_length"])
+            first = row["image_offset"] - row["sample_offset"]
+            image = data[first : first + row["image_length"]] if first >= 0 else b""
+            if len(image) < row["image_length"]:  # other programs may put a sample's members anywhere
+                image = read_range(tar, row["image_offset"], row["image_length"])
         if sha256_bytes(image) != row["image_sha256"]:
             raise UserError(
                 f"DIR={tar}: {row['key']}: the picture's bytes have changed since packing (SHA-256); remove bad "
@@ -228,7 +263,7 @@ def _read_samples(tar: Path, rows: list[dict[str, Any]]) -> Iterator[Encoded]:
         yield encode(_make_sample(tar, row, image, records))
 
 
-def _make_sample(tar: Path, row: dict[str, Any], image: bytes, records: dict[int, Record]) -> Sample:
+def _make_sample(tar: Place, row: dict[str, Any], image: bytes, records: dict[int, Record]) -> Sample:
     """The sample of a row of the index; attributes and source are only in the tar."""
     record = records.get(row["image_offset"])
     if record is None:
@@ -251,7 +286,7 @@ def _make_sample(tar: Path, row: dict[str, Any], image: bytes, records: dict[int
     )
 
 
-def _labels(folder: Path, manifest: Manifest) -> set[str | None]:
+def _labels(folder: Place, manifest: Manifest) -> set[str | None]:
     found: set[str | None] = set()
     for entry in manifest.shards:
         found.update(read_shard_rows(folder, entry, ["label"])["label"].unique().to_pylist())

@@ -7,7 +7,7 @@ import click
 
 from uniemox_dist.cli.inputs import Checked, InputFile, LocalFolder, OutputFile, OutputPlace
 from uniemox_dist.cli.overlap import overlap_command
-from uniemox_dist.cli.pack import CHECK, LICENCE, OUT, OUT_PLACE, WORKERS, NamesOption, pack_command
+from uniemox_dist.cli.pack import CHECK, LICENCE, OUT_PLACE, WORKERS, NamesOption, pack_command
 
 WRITABLE = "give a file in a folder that can be written"
 
@@ -185,7 +185,6 @@ def merge_command(out: Path, parts: tuple[Path, ...], same_key: str) -> None:
     parts must stay. OUT and PARTS may be at s3:// or gs://, where tars are copied.
     """
     from shards.edit.merge import merge
-    from shards.storage import is_local
     from uniemox_dist.core.files import hide_secrets
 
     result = merge(out, parts, same_key=same_key)
@@ -201,8 +200,7 @@ def merge_command(out: Path, parts: tuple[Path, ...], same_key: str) -> None:
         click.echo(f"  refused: {counted}; {hide_secrets(out / 'rejected.parquet')} lists them")
     if result.renamed:
         click.echo(f"{result.renamed} samples have another key, because an earlier data set has theirs")
-    if is_local(out):
-        _report_links(out)
+    _report_links(out)
 
 
 def _filter_names() -> list[str]:
@@ -212,8 +210,8 @@ def _filter_names() -> list[str]:
 
 
 @shards.command("select", cls=Checked, check=_check_manifest)
-@FOLDER
-@OUT
+@REMOTE_FOLDER
+@OUT_PLACE
 @click.option("--label", "labels", multiple=True, help="Select samples with this label (repeatable).")
 @click.option(
     "--filter",
@@ -247,12 +245,13 @@ def select_command(
     links, and DIR must stay.
     """
     from shards.edit.select import select
+    from uniemox_dist.core.files import hide_secrets
 
     _check_link(link, copy)
     without = None if overlap_file is None else _read_dropped(folder, overlap_file)
     subset = select(folder, out, labels=labels, filter_text=filter_text, without=without, link=link)
     click.echo(
-        f"{out}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
+        f"{hide_secrets(out)}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
     if without is not None:
         click.echo(f"dropped {len(without)} near-copies; {out / 'rejected.parquet'} lists each with its twin")
@@ -268,8 +267,8 @@ def _read_dropped(folder: Path, overlap_file: Path) -> dict[str, str]:
 
 
 @shards.command("split", cls=Checked, check=_check_manifest)
-@FOLDER
-@OUT
+@REMOTE_FOLDER
+@OUT_PLACE
 @click.option(
     "--shares",
     default="train=80,val=10,test=10",
@@ -282,10 +281,11 @@ def _read_dropped(folder: Path, overlap_file: Path) -> dict[str, str]:
 def split_command(folder: Path, out: Path, shares: str, seed: int, link: bool, copy: bool) -> None:
     """Divide DIR into splits OUT/<name>, label by label."""
     from shards.edit.select import parse_shares, split
+    from uniemox_dist.core.files import hide_secrets
 
     _check_link(link, copy)
     for name, subset in split(folder, out, parse_shares(shares), seed=seed, link=link).items():
-        click.echo(f"{out / name}: {subset.samples} samples, identity {subset.identity[:12]}")
+        click.echo(f"{hide_secrets(out / name)}: {subset.samples} samples, identity {subset.identity[:12]}")
     _report_links(out)
 
 
@@ -305,6 +305,10 @@ def _check_link(link: bool, copy: bool) -> None:
 
 def _report_links(out: Path) -> None:
     """Prints the folders that must stay, if tars are symbolic links."""
+    from shards.storage import is_local
+
+    if not is_local(out):
+        return
     links = [path for path in out.rglob("*.tar") if path.is_symlink()]
     if links:
         folders = sorted({str(path.resolve().parent) for path in links})

@@ -65,8 +65,6 @@ RECIPE = ["demo", "data.path=nowhere", "--dry-run"]
 @pytest.mark.parametrize(
     ("command", "field"),
     [
-        (["shards", "select", ".", "URL"], "OUT"),
-        (["shards", "split", ".", "URL"], "OUT"),
         (["shards", "index", "URL"], "DIR"),
         (["shards", "stats", ".", "--json", "URL"], "--json"),
         (["shards", "verify", ".", "--json", "URL"], "--json"),
