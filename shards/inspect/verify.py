@@ -68,6 +68,8 @@ def verify(
 def is_appending(folder: Place) -> bool:
     """Whether an append to a data set or its splits is running or was interrupted. Its new shards may be in the folder
     before the manifest lists them."""
+    if str(folder).startswith(("http://", "https://")):  # nothing is appended there
+        return False
     places = [folder / INSIDE, folder.parent / INSIDE]
     return any(
         file_size(place / name) is not None for place in places for name in ("plan.json", f"{WORK}/plan.json")

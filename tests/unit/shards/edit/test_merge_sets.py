@@ -1,5 +1,6 @@
 """Joining unrelated data sets, on disk and on a store."""
 
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from s3 import list_local, list_names, list_objects, serve_s3
 
 import shards.remote_folder
 from shards.edit.merge import merge
+from shards.edit.select import select
 from shards.format.manifest import read_manifest
 from shards.format.rejected import read_rejected
 from shards.format.sample import make_key
@@ -61,6 +63,16 @@ def pictures(out: Path, split: str) -> dict[str, bytes]:
     reader = ShardReader.from_folder(str(out / split), "data.path")
     places = [(s, r) for s, count in enumerate(reader.manifest.counts) for r in range(count)]
     return {sample.key: sample.image for sample in (reader.read(*place) for place in places)}
+
+
+def list_pictures(folder: Path) -> list[bytes]:
+    """All pictures in the tars, as a reader without an index finds them."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            names = [name for name in tar.getnames() if not name.endswith((".json", ".txt"))]
+            found += [file.read() for name in names if (file := tar.extractfile(name)) is not None]
+    return found
 
 
 def test_keys_that_name_different_pictures_are_refused_unless_a_rule_is_given(
@@ -122,6 +134,10 @@ def test_joined_sets_have_every_picture_once_and_keep_the_provenance_of_each(
     assert not any(verdict.problems for verdict in verify([tmp_path / "out/train", tmp_path / "out/test"]))
     assert (list_local(one), list_local(two)) == before
     assert run(["shards", "report", str(tmp_path / "out")]) == EXIT_DONE
+    # Other readers see marked samples in the linked tars, but not in those of a selection.
+    select(tmp_path / "out/train", tmp_path / "train")
+    assert len(list_pictures(tmp_path / "out/train")) == len(train) + 3
+    assert set(list_pictures(tmp_path / "train")) == set(train.values())
 
 
 def test_wrong_inputs_are_one_line(
