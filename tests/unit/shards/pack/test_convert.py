@@ -14,6 +14,7 @@ from pictures import PHOTO, VARIANTS, encoded
 from PIL import Image
 
 import shards.pack.packer
+from shards.edit.index_tars import index_folder
 from shards.format.manifest import read_manifest
 from shards.format.sample import parse_record
 from shards.pack.pipeline import PackSettings, pack
@@ -21,6 +22,7 @@ from shards.pack.shrink import MAX_WEBP_SIDE, Shrink, reencode
 from shards.pictures import check_picture, decode_picture
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE
+from uniemox_dist.data.reader import ShardReader
 
 KEYS = {name.replace(" ", "-"): data for name, data in VARIANTS.items()}
 AS_THEY_ARE = {key for key in KEYS if key.startswith(("jpeg", "mpo", "png", "apng", "webp"))}
@@ -140,6 +142,32 @@ def test_shrinking_agrees_with_converting(table: Path, tmp_path: Path) -> None:
     for name, limit in (("plain", None), ("limited", 96)):
         pack(settings(table, shrink=Shrink(max_side=limit)), tmp_path / name)
     assert members(tmp_path / "limited") == members(tmp_path / "plain")
+
+
+def test_tars_with_other_formats_are_indexed_as_they_are_and_converted_when_packed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/a.tar", "w") as tar:
+        for key, extension in (
+            ("avif", "avif"),
+            ("gif", "gif"),
+            ("jp2", "jp2"),
+            ("pgm", "pgm"),
+            ("tiff", "tif"),
+        ):
+            for name, content in ((f"{key}.{extension}", KEYS[key]), (f"{key}.txt", key.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    result = pack(PackSettings(str(tmp_path / "in/a.tar"), "wds", persons="none"), tmp_path / "out")
+    assert result.rejected == []
+    assert result.converted == {"AVIF": 1, "GIF": 1, "JPEG2000": 1, "PPM": 1, "TIFF": 1}
+    manifest, rejected = index_folder(tmp_path / "in")
+    assert (manifest.shards[0].samples, rejected) == (5, [])
+    reader = ShardReader.from_folder(tmp_path / "in", "DIR")
+    assert [reader.read(0, row).image for row in range(5)] == [
+        KEYS[key] for key in ("avif", "gif", "jp2", "pgm", "tiff")
+    ]
+    assert run(["shards", "verify", str(tmp_path / "in")]) == EXIT_DONE
 
 
 def test_a_side_too_long_for_webp_is_stored_as_png() -> None:
