@@ -5,8 +5,9 @@ by the command's own code; whether the pairs are real near-copies has to be judg
 them are changed, and each changed copy goes through the same steps: its fingerprint must bring the original among its
 best candidates out of all pictures, and the comparison of pixels must accept the pair.
 
---index N measures time and memory of the candidate search with N made-up fingerprints in the real format. It compares
-at some of the landmarks and extrapolates the rest by the number of comparisons.
+--index N measures time and memory of the candidate search with N made-up fingerprints in the real format. A part
+of the rows is assigned to landmarks, and some landmarks are compared; the rest of the time is extrapolated. All memory
+is used as in a real search.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from shards.pack.settings import PackSettings
 from shards.pictures import decode_picture
 from shards.storage import read_range
 
+MADE_UP = 100_000
 LARGE = 64
 """Copies with a shorter side below this are listed apart: little is left of the picture."""
 
@@ -55,6 +57,7 @@ def main() -> None:
         "--index", type=positive_int, metavar="N", help="measure the index with N made-up pictures"
     )
     parser.add_argument("--landmarks", type=positive_int, default=40, help="landmarks that --index measures")
+    parser.add_argument("--assigned", type=positive_int, default=1_000_000, help="rows that --index assigns")
     options = parser.parse_args()
     if (options.pictures is None) == (options.index is None):
         parser.error("give PICTURES or --index N")
@@ -184,8 +187,10 @@ def measure_index(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         path = Path(scratch, "values")
         with open(path, "wb") as file:
-            for start in range(0, options.index, 50_000):
-                _made_up(min(50_000, options.index - start), frames, rng).tofile(file)
+            once = _made_up(min(MADE_UP, options.index), frames, rng)
+            for start in range(0, options.index, MADE_UP):
+                signs = rng.choice(np.array([-1, 1], np.int8), WIDTH)  # other pictures of the same spectrum
+                (once[: (options.index - start) * frames] * signs).tofile(file)
         values_RW = np.memmap(path, np.int8, "r").reshape(-1, WIDTH)
         rows = candidates.FingerprintRows(
             values_RW,
@@ -193,7 +198,7 @@ def measure_index(options: argparse.Namespace) -> dict[str, Any]:
             np.tile(np.arange(frames) == 0, options.index),
         )
         started = time.process_time()
-        measured = candidates.measure_part(rows, options.index, options.landmarks)
+        measured = candidates.measure_part(rows, options.index, options.landmarks, options.assigned)
         measured["cpu_s_measured"] = round(time.process_time() - started, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     results = {"pictures": options.index, "rows": count, "peak_rss_gb": round(peak, 2), **measured}

@@ -48,12 +48,14 @@ def find_candidates(rows: FingerprintRows, pictures: int) -> np.ndarray:
     return best.pairs()
 
 
-def measure_part(rows: FingerprintRows, pictures: int, landmarks: int) -> dict[str, Any]:
-    """CPU seconds of the search, for tools/bench_overlap.py. All rows are assigned; of the landmarks, the first
-    `landmarks` are compared, and the time of all is extrapolated by the number of comparisons."""
+def measure_part(rows: FingerprintRows, pictures: int, landmarks: int, assigned: int) -> dict[str, Any]:
+    """CPU seconds of the search, for tools/bench_overlap.py. The first `assigned` rows are assigned to landmarks and
+    the others are put where those are; the first `landmarks` landmarks are compared. The time of all is extrapolated by
+    the number of rows and of comparisons."""
     started = time.process_time()
-    cells = _Cells(rows, _draw_landmarks(rows))
+    cells = _Cells(rows, _draw_landmarks(rows), assigned)
     assigned_s = time.process_time() - started
+    share = min(1.0, assigned / max(1, len(rows.owner_R)))
     best = _Best(pictures)
     sizes = cells.comparisons()
     done = 0
@@ -69,7 +71,9 @@ def measure_part(rows: FingerprintRows, pictures: int, landmarks: int) -> dict[s
         "landmarks": len(sizes),
         "landmarks_compared": min(landmarks, len(sizes)),
         "comparisons": total,
+        "rows_assigned": min(assigned, len(rows.owner_R)),
         "cpu_s_assign": round(assigned_s, 1),
+        "cpu_s_assign_all_extrapolated": round(assigned_s / share, 1),
         "cpu_s_compare": round(compared_s, 1),
         "cpu_s_compare_all_extrapolated": round(compared_s * total / max(1, done), 1),
     }
@@ -99,14 +103,16 @@ class _Cells:
     """The landmarks' cells. Iterating yields, for each landmark, the rows that lie there, and the rows of whole
     pictures that are compared with them, as they are or mirrored."""
 
-    def __init__(self, rows: FingerprintRows, landmarks_LW: np.ndarray) -> None:
+    def __init__(self, rows: FingerprintRows, landmarks_LW: np.ndarray, limit: int | None = None) -> None:
+        """Assigns all rows. With `limit`, for measurements, only so many, and repeats their places for the others."""
         count = len(landmarks_LW)
         probes = min(PROBES, count)
         home_R = np.zeros(len(rows.owner_R), np.int32)
         wholes_W = np.flatnonzero(rows.is_whole_R).astype(np.int32)
         cell_2WP = np.zeros((2, len(wholes_W), probes), np.int32)
         done = 0
-        for start in range(0, len(home_R) if count else 0, BLOCK):
+        end = len(home_R) if limit is None else min(limit, len(home_R))
+        for start in range(0, end if count else 0, BLOCK):
             block = slice(start, start + BLOCK)
             values = unit(rows.values_RW[block])
             home_R[block] = (values @ landmarks_LW.T).argmax(1)
@@ -115,6 +121,11 @@ class _Cells:
                 near = (values[wholes] * (MIRROR if mirrored else 1)) @ landmarks_LW.T
                 cell_2WP[mirrored, done : done + len(wholes)] = _highest(near, probes)
             done += len(wholes)
+        if end < len(home_R):
+            home_R[:] = np.resize(home_R[:end], len(home_R))
+            cell_2WP[:, done:] = np.resize(
+                cell_2WP[:, :done].swapaxes(0, 1), (len(wholes_W) - done, 2, probes)
+            ).swapaxes(0, 1)
         cells = cell_2WP.ravel()
         self._by_home, self._by_cell = np.argsort(home_R, kind="stable"), np.argsort(cells, kind="stable")
         self._homes = np.searchsorted(home_R[self._by_home], np.arange(count + 1))
