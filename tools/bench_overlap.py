@@ -51,6 +51,9 @@ def main() -> None:
         "pictures", nargs="?", type=folder, metavar="PICTURES", help="folder of pictures, any depth"
     )
     parser.add_argument("--copied", type=positive_int, default=300, help="originals of which copies are made")
+    parser.add_argument(
+        "--only-recall", action="store_true", help="do not search for pairs among the originals"
+    )
     parser.add_argument("--workers", type=positive_int, default=1)
     parser.add_argument("--page", type=local_path, help="page of the pairs among the originals")
     parser.add_argument(
@@ -74,6 +77,9 @@ def folder(text: str) -> Path:
 
 def measure_pictures(options: argparse.Namespace) -> dict[str, Any]:
     """Recall for each edit, and the pairs among the originals."""
+    if options.only_recall:
+        paths = sorted(path for path in options.pictures.rglob("*") if path.is_file())
+        return _print_recall([path.read_bytes() for path in paths], options.copied)
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch, "packed")
         settings = PackSettings(str(options.pictures.absolute()), "folder", persons="none")
@@ -91,7 +97,18 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, Any]:
         f"{samples} originals, {pairs} pairs: {found.candidates} candidates, {len(found.pairs)} near-copies reported"
     )
     print(f"{1000 * cpu_s / samples:.1f} ms of CPU for each picture\n")
-    recall = measure_recall(originals, options.copied)
+    return {
+        "originals": samples,
+        "pairs": pairs,
+        "candidates": found.candidates,
+        "reported": [[p.kept.key, p.copy.key, p.kind, round(p.score, 3)] for p in found.pairs],
+        "cpu_ms_per_picture": round(1000 * cpu_s / samples, 2),
+        **_print_recall(originals, options.copied),
+    }
+
+
+def _print_recall(originals: list[bytes], copied: int) -> dict[str, Any]:
+    recall = measure_recall(originals, copied)
     rows = [
         [edit, _share(row["found"], row["of"]), _share(row["found_64"], row["of_64"]), row["kinds"]]
         for edit, row in recall.items()
@@ -99,14 +116,7 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, Any]:
     print_markdown(
         ["change", "found", f"found, copies of at least {LARGE} pixels", "most common kinds"], rows
     )
-    return {
-        "originals": samples,
-        "pairs": pairs,
-        "candidates": found.candidates,
-        "reported": [[p.kept.key, p.copy.key, p.kind, round(p.score, 3)] for p in found.pairs],
-        "cpu_ms_per_picture": round(1000 * cpu_s / samples, 2),
-        "recall": recall,
-    }
+    return {"recall": recall}
 
 
 def _children_s() -> float:

@@ -36,7 +36,8 @@ THIN = 0.012
 class Prepared:
     """A decoded picture, ready to be compared."""
 
-    data: bytes
+    data: bytes | None
+    """The encoded picture; without it, equal pixels count as re-encoded."""
     width: int
     height: int
     fingerprint: Fingerprint
@@ -70,8 +71,11 @@ def prepare(data: bytes) -> Prepared:
 
 def compare(first: Prepared, second: Prepared) -> NearCopy | None:
     """The relation of two pictures; None if they are not near-copies."""
-    if (first.width, first.height) == (second.width, second.height) and np.array_equal(
-        first.thumbnail_SS3, second.thumbnail_SS3
+    if (
+        first.data is not None
+        and second.data is not None
+        and (first.width, first.height) == (second.width, second.height)
+        and np.array_equal(first.thumbnail_SS3, second.thumbnail_SS3)
     ):
         if first.data == second.data:
             return NearCopy("bytes", 1.0, 0.0)

@@ -13,6 +13,7 @@ Shapes: N samples, R rows of fingerprints.
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,7 @@ def find_pairs(
         UserError: if a shard is missing or differs from the manifest.
         Fault: if a worker is killed.
     """
+    _load.cache_clear()  # of an earlier search in this process; the files may be others by now
     for one in sets:
         for entry in one.manifest.shards:
             check_tar(one.folder, entry, "DIR")
@@ -303,15 +305,11 @@ def _fingerprint_shard(folder: Place, entry: ShardEntry) -> _ShardPrints:
 
 
 def _compare_pairs(pairs: list[tuple[_Picture, _Picture]]) -> list[NearCopy | None]:
-    seen: dict[_Picture, Prepared] = {}
+    return [compare(_load(first), _load(second)) for first, second in pairs]
 
-    def load(picture: _Picture) -> Prepared:
-        if picture not in seen:
-            while len(seen) >= REMEMBERED:
-                seen.pop(next(iter(seen)))
-            with convert_read_errors(f"DIR={picture.tar}"):
-                data = read_range(picture.tar, picture.offset, picture.length)
-            seen[picture] = prepare(data)
-        return seen[picture]
 
-    return [compare(load(first), load(second)) for first, second in pairs]
+@lru_cache(maxsize=REMEMBERED)
+def _load(picture: _Picture) -> Prepared:
+    with convert_read_errors(f"DIR={picture.tar}"):
+        data = read_range(picture.tar, picture.offset, picture.length)
+    return prepare(data)

@@ -16,10 +16,12 @@ from shards.pack.append import Existing
 from shards.pack.duplicates import PackedSamples
 from shards.pack.journal import Journal, Step
 from shards.pack.listing import Listing
+from shards.pack.near_duplicates import NEAR_DUPLICATE, Twins, mark_line
 from shards.pack.partial import WORK
 from shards.pack.prepare import Batch, Preparation, Ready, Rejected
 from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings
+from shards.pack.spool import parse_record
 from shards.pack.workers import Task, Workers
 from shards.picture_formats import BadPicture
 from shards.pool import Progress
@@ -73,6 +75,9 @@ class Packer:
         self.packed = PackedSamples(listing, existing)
         self.position = 0
         """Number of records processed so far, in the order of packing."""
+        self.twins: Twins = {}
+        """Near-copies among the records; empty with --near-duplicates keep."""
+        self._kept: set[int] = set()  # the packed records, if there are twins
         self._refused: list[tuple[int, Rejected]] = []  # since the last journal step
         self._converted: Counter[str] = Counter()  # likewise
 
@@ -86,7 +91,7 @@ class Packer:
             self.progress.total = len(self.order_M)
             self.progress.update(self.position)
         try:
-            for task, batch in workers.prepare(self._tasks(), preparation):
+            for task, batch in workers.prepare(self.tasks(self.position), preparation):
                 self._consume(task, batch)
                 if self.progress is not None:
                     self.progress.update(len(task.numbers))
@@ -103,12 +108,17 @@ class Packer:
         reasons = {rejected.reason for rejected in self.result.rejected}
         return not self.writers and reasons == {"duplicate"}
 
-    def _tasks(self) -> Iterator[Task]:
+    def tasks(self, first: int = 0) -> Iterator[Task]:
+        """The records in the order of packing, from position `first`."""
         cells = CellReader(allow_outside=self.settings.allow_outside)
         spool = self.listing.spool
-        for start in range(self.position, len(self.order_M), CHUNK):
+        for start in range(first, len(self.order_M), CHUNK):
             numbers = self.order_M[start : start + CHUNK].tolist()
             lines = [spool.line(number) for number in numbers]
+            if self.twins and self.settings.near_duplicates == "mark":
+                lines = [
+                    mark_line(line, self.twins, number, self._name) for line, number in zip(lines, numbers)
+                ]
             images: list[bytes | str | BadPicture | None] = [None] * len(numbers)
             for i, piece in enumerate(self.piece_M[start : start + CHUNK].tolist()):
                 if piece >= 0 and (cell := self.listing.cell(lines[i])) is not None:
@@ -122,6 +132,7 @@ class Packer:
                 encoded = Encoded(data[offset : offset + item.length], item.image_length, item.fields)
                 offset += item.length
                 refusal = self.packed.check(number, item.fields["key"], item.fields["image_sha256"])
+                refusal = refusal or self._near_duplicate(number)
                 if refusal is None:
                     self._write(number, encoded)
                     if item.converted is not None:
@@ -133,6 +144,20 @@ class Packer:
                 self.result.rejected.append(item)
                 self._refused.append((number, item))
             self.position += 1
+
+    def _near_duplicate(self, number: int) -> tuple[str, str] | None:
+        """(reason, detail) if near-copies are dropped and one of this record's was packed."""
+        if self.settings.near_duplicates != "drop" or not self.twins:
+            return None
+        for twin, kind in self.twins.get(number, []):
+            if twin in self._kept:
+                split = self.listing.split(twin)
+                return NEAR_DUPLICATE, f"{kind}: {self._name(twin)}{f' of split {split}' if split else ''}"
+        self._kept.add(number)
+        return None
+
+    def _name(self, number: int) -> str:
+        return parse_record(self.listing.spool.line(number)).name
 
     def _write(self, number: int, sample: Encoded) -> None:
         name = self.listing.split(number)
@@ -202,6 +227,7 @@ class Packer:
         assert len(numbers) == table.num_rows, f"{path}: the journal does not match"
         for number, key, sha256 in zip(numbers, table["key"].to_pylist(), table["image_sha256"].to_pylist()):
             self.packed.check(number, key, sha256)
+        self._kept.update(numbers)
         self.result.packed[step.split] += table.num_rows
         persons = pc.list_value_length(table["persons"]).to_pylist()
         for found in zip(table["captions"].to_pylist(), table["label"].to_pylist(), persons):

@@ -19,6 +19,7 @@ from shards.pack.append import Existing, is_append
 from shards.pack.captions import load_captioner
 from shards.pack.journal import Journal
 from shards.pack.listing import Listing
+from shards.pack.near_duplicates import load_twins
 from shards.pack.packer import Packer, PackResult
 from shards.pack.partial import (
     PART,
@@ -132,6 +133,10 @@ def pack(
             journal = RemoteJournal(remote, partial, plan, existing)
         packer = Packer(settings, partial, listing, part, journal, progress, existing)
         packer.result.findings = options.findings
+        if settings.near_duplicates != "keep":
+            packer.twins = load_twins(
+                packer.tasks(), work, preparation.roots, workers, json.loads(json.dumps(plan))
+            )
         packer.run(preparation, pool)
         listing.spool.close()
         if licence is not None:

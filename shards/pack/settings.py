@@ -10,8 +10,10 @@ from shards.sources.validate import escape_text
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets
 
+MODES = ("keep", "mark", "drop")
+"""What happens to near-copies."""
 CHECKS = ("decode", "header")
-_ADDED = {"allow_outside": False, "picture": None}
+_ADDED = {"allow_outside": False, "picture": None, "near_duplicates": "keep"}
 """Settings that older manifests do not state, and their defaults."""
 
 
@@ -39,6 +41,8 @@ class PackSettings:
     """True if paths in a table may lead out of its folder."""
     picture: str | None = None
     """Which picture of a sample with several is packed; None: the first one."""
+    near_duplicates: str = "keep"
+    """`keep`, `mark` (in the attributes of the later one) or `drop`."""
 
     def __post_init__(self) -> None:
         """Raises UserError for illegal values."""
@@ -52,6 +56,10 @@ class PackSettings:
             )
         if self.check not in CHECKS:
             raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
+        if self.near_duplicates not in MODES:
+            raise UserError(
+                f"--near-duplicates={self.near_duplicates}: not known; valid are {', '.join(MODES)}"
+            )
         if not 1 <= self.shrink.quality <= 100:
             raise UserError(f"--quality={self.shrink.quality}: give 1 to 100")
         if self.filters.aspect is not None and not 1 <= self.filters.aspect < math.inf:

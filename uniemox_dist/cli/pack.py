@@ -152,6 +152,14 @@ def _check(context: click.Context) -> None:
     metavar="I/N",
     help="Pack only part I of N, counted from 1 (0/N means N/N, for arrays from 0); join with `shards merge`.",
 )
+@click.option(
+    "--near-duplicates",
+    type=click.Choice(["keep", "mark", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Near-copies of pictures that are packed earlier: keep, name the earlier one in their attributes, or list "
+    "them as refused. Reads every picture once more.",
+)
 @LICENCE
 @click.option(
     "--append",
@@ -260,6 +268,7 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
         picture=None if options["picture"] is None else options["picture"].lower().removeprefix("."),
         keep_labels=tuple(options["keep_labels"]),
         allow_outside=options["allow_outside"],
+        near_duplicates=options["near_duplicates"],
         **{
             name: options[name]
             for name in ("persons", "shard_mb", "shard_samples", "seed", "preset", "captions", "check")
