@@ -1,4 +1,5 @@
-"""Shards that this project packed, as other programs read them: webdataset, and open_clip with two webdatasets.
+"""Shards that this project packed, as other programs read them: webdataset, open_clip with two webdatasets, and
+Hugging Face `datasets`.
 
 open_clip's training reader needs webdataset 0.2.86 (with 1.0 it ends in a KeyError). That version is installed into a
 folder of the tests' own, from which a process of its own imports first.
@@ -14,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from PIL import Image
@@ -21,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from shards.format.manifest import read_manifest
 from shards.format.sample import parse_record
+from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.data.reader import RawSample, ShardReader
 
 OLD = "webdataset==0.2.86"
@@ -28,12 +32,39 @@ IMAGE_SIZE = 32
 
 
 @pytest.fixture(scope="session")
-def data_sets(emoji_shards: Path, photo_shards: Path) -> dict[str, Path]:
-    """72 WebP pictures with alpha and a caption each in 5 shards; 20 JPEGs in 3, half of them without a caption."""
-    return {"emoji": emoji_shards / "train", "photos": photo_shards}
+def data_sets(
+    emoji_shards: Path, photo_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """72 WebP pictures with alpha and a caption each in 5 shards; 20 JPEGs in 3, half of them without a caption; and 40
+    pictures of five formats in 5 shards, of which most lack a caption, label, person or attribute."""
+    mixed = _pack_mixed(tmp_path_factory.mktemp("mixed"))
+    return {"emoji": emoji_shards / "train", "photos": photo_shards, "mixed": mixed}
 
 
-@pytest.fixture(params=["emoji", "photos"])
+def _pack_mixed(folder: Path) -> Path:
+    from skimage import data
+
+    photo = Image.fromarray(data.astronaut())
+    rows: list[dict[str, Any]] = []
+    for number in range(40):
+        buffer = io.BytesIO()
+        kind = ("JPEG", "PNG", "WEBP", "GIF", "BMP")[number % 5]
+        photo.crop((number, 0, number + 48, 40)).save(buffer, kind)
+        row: dict[str, Any] = {"key": f"k{number:02d}", "image": buffer.getvalue()}
+        row["captions"] = [f"caption {number}", "second"] if number % 3 == 0 else []
+        row["label"] = "joy" if number % 4 == 0 else None
+        row["persons"] = json.dumps([{"box": [0, 0, 0.5, 1], "score": 0.5}]) if number % 6 == 0 else "[]"
+        row["mood"] = number if number % 7 == 0 else None
+        rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+    result = pack(
+        PackSettings(str(folder / "t.parquet"), "table", persons="source", shard_samples=8), folder / "out"
+    )
+    assert (result.packed, result.with_person) == ({"": 40}, 7)
+    return folder / "out"
+
+
+@pytest.fixture(params=["emoji", "photos", "mixed"])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -276,3 +307,71 @@ def test_open_clips_evaluation_reads_everything_in_index_order_with_either_webda
         assert pairs(result) == expected
         sizes = [images[0] for images, _ in result["epochs"][0]["shapes"]]
         assert sizes == [7] * (samples // 7) + [samples % 7]  # the last batch is a part of one
+
+
+# ---- Hugging Face datasets
+
+LOAD = """
+import hashlib, json, sys
+import datasets
+datasets.disable_progress_bars()
+found = {}
+for name, files, cache in json.loads(sys.argv[1]):
+    for streaming in (False, True):
+        loaded = datasets.load_dataset(
+            "webdataset", data_files={"train": files}, split="train", streaming=streaming, cache_dir=cache
+        )
+        features = {k: str(v) for k, v in (loaded.features or {}).items()}
+        raw = loaded.cast_column("jpg", datasets.Image(decode=False)) if loaded.features else loaded
+        rows = []
+        for pixels, row in zip(loaded, raw):
+            jpg = row["jpg"]
+            digest = hashlib.sha256(jpg["bytes"]).hexdigest() if isinstance(jpg, dict) else None
+            rows.append([row["__key__"], digest, list(pixels["jpg"].size), row["json"], row["txt"]])
+        found[f"{name} {streaming}"] = {"features": features, "rows": rows}
+print(json.dumps(found))
+"""
+NEEDS = ("datasets", "dill", "multiprocess", "xxhash", "pandas")
+"""`datasets`, and what it needs beyond the packages of this environment."""
+
+
+@pytest.mark.slow
+def test_hugging_face_datasets_reads_every_sample_streaming_and_not(
+    data_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "hf"),
+    ]
+    installed = subprocess.run([*command, *NEEDS], capture_output=True, text=True, timeout=300)
+    if installed.returncode:
+        pytest.skip(f"datasets could not be installed: {installed.stderr[-300:]}")
+    jobs = [(name, urls(packed), str(tmp_path / name)) for name, packed in data_sets.items()]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, json.dumps(jobs)],
+        env={**os.environ, **offline, "PYTHONPATH": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    for name, packed in data_sets.items():
+        expected = [
+            [raw.key, raw.image_sha256, [raw.width, raw.height], own, caption(raw)]
+            for raw, own in stored(packed)
+        ]
+        for streaming in (False, True):
+            rows = found[f"{name} {streaming}"]["rows"]
+            assert [[*row[:3], parse_record(row[3]), row[4]] for row in rows] == expected
+    types = found["mixed False"]["features"]
+    assert types["jpg"].startswith("Image")
+    assert types["json"] == found["photos False"]["features"]["json"]
+    assert "null" not in types["json"]
