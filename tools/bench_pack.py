@@ -7,13 +7,18 @@ pixels wide; no two files are equal. With `--mixed` they are stored in nine form
 plain loop that converts to PNG what is not JPEG, PNG or WebP, as the packer converts to lossless WebP. The ways take
 turns, `--repeat` times, and the best time of each counts; CPU time includes all processes. None waits for the disk,
 except that the packer calls fsync for each shard.
+
+Then it compares the CPU time in which the samples of a tar are found: over the whole tar, in order and with all
+pictures before all captions, and by Python's `tarfile` among neighbours only.
 """
 
 import io
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +27,7 @@ from benchmark import make_parser, run_main, save_results, time_call, time_in_tu
 from options import positive_int
 from PIL import Image
 
+TAR_SAMPLES = 10_000
 DISTINCT = 1000
 """Pictures with different pixels; further ones repeat them."""
 MIXED: tuple[tuple[str, str], ...] = (
@@ -135,6 +141,44 @@ def cpu_s() -> float:
     return sum(os.times()[:4])
 
 
+def find_samples(work: Path, samples: int, repeat: int) -> dict[str, float]:
+    """CPU seconds in which each way finds the samples of a tar."""
+    from shards.format.tars import read_groups
+
+    def write(name: str, members: list[str]) -> Path:
+        with tarfile.open(work / name, "w", format=tarfile.USTAR_FORMAT) as out:
+            for member in members:
+                info = tarfile.TarInfo(member)
+                info.size = 2000
+                out.addfile(info, io.BytesIO(bytes(2000)))
+        return work / name
+
+    ends = ("jpg", "json", "txt")
+    in_order = write("in_order.tar", [f"{i:08d}.{end}" for i in range(samples) for end in ends])
+    apart = write("apart.tar", [f"{i:08d}.{end}" for end in ends for i in range(samples)])
+
+    def neighbours() -> None:
+        last, groups = "", 0
+        with open(in_order, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as members:
+            while (member := members.next()) is not None:
+                members.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member
+                key = member.name.partition(".")[0]
+                groups, last = groups + (key != last), key
+        assert groups == samples
+
+    def measure_cpu(way: Callable[[], object]) -> float:
+        started = time.process_time()
+        way()
+        return time.process_time() - started
+
+    ways: dict[str, Callable[[], object]] = {
+        "tarfile, neighbours only": neighbours,
+        "whole tar, members in order": lambda: sum(1 for _ in read_groups(in_order)),
+        "whole tar, pictures before captions": lambda: sum(1 for _ in read_groups(apart)),
+    }
+    return {name: min(seconds) for name, seconds in time_in_turn(ways, repeat, measure_cpu).items()}
+
+
 def main() -> int:
     """Measures and prints."""
     parser = make_parser(__doc__)
@@ -162,6 +206,7 @@ def main() -> int:
         if arguments.mixed:
             ways["plain loop, converting to PNG"] = lambda out: plain_loop(photos, out, converts=True)
         seconds = measure(ways, work, arguments.repeat)
+        finding = find_samples(work, TAR_SAMPLES, arguments.repeat)
     rows = [
         {
             "way": way,
@@ -195,7 +240,10 @@ def main() -> int:
         "rows": rows,
         **ratios,
     }
-    save_results(arguments, facts)
+    print(f"\nto find the {TAR_SAMPLES} samples of a tar, CPU time:")
+    for way, spent in finding.items():
+        print(f"{way:50} {spent:7.2f} s {spent / TAR_SAMPLES * 1e6:8.1f} us a sample")
+    save_results(arguments, {**facts, "find_samples_cpu_s": finding})
     return 0
 
 
