@@ -47,7 +47,7 @@ class Metadata:
         """
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._options = options
-        self._folders: list[str] = []
+        self._folders: set[str] = set()
         hashes, offsets = array("Q"), array("Q", [0])
         for path in paths:
             folder = path.rpartition("/")[0]
@@ -62,7 +62,7 @@ class Metadata:
             except _NoFileName as error:
                 options.findings.notes.append(f"{path} is not used: {error}")
                 continue
-            self._folders.append(f"{folder}/" if folder else "")
+            self._folders.add(f"{folder}/" if folder else "")
         self._file.flush()
         hash_N = np.frombuffer(hashes, np.uint64)
         self._order_N = np.argsort(hash_N, kind="stable")
@@ -78,7 +78,10 @@ class Metadata:
 
     def covers(self, path: str) -> bool:
         """Whether a metadata file lies in a folder above a picture."""
-        return any(path.startswith(folder) for folder in self._folders)
+        if not self._folders:
+            return False
+        ends = [at for at, character in enumerate(path) if character == "/"]
+        return "" in self._folders or any(path[: at + 1] in self._folders for at in ends)
 
     def names(self, path: str) -> bool:
         """Whether a row names this file."""

@@ -113,19 +113,29 @@ class _Folder:
                 group="/".join(parts[1:]) or None,
                 split=split,
             )
+            texts, jsons = self._find_beside(path)
+            rows = self.metadata.rows(path)
             if (found := self.refused.get(path)) is not None:
                 yield replace(record, refused=("format", f"{found.name}: {found.refusal}"))
             else:
-                yield self._describe(path, record)
+                yield self._describe(path, record, texts, rows, jsons)
         self._write_notes()
 
-    def _describe(self, path: str, record: Record) -> Record:
-        """A picture's record with what the files beside it and the metadata say."""
+    def _find_beside(self, path: str) -> tuple[list[str], list[str]]:
+        """The captions files and the .json files of a picture, in the order of their captions."""
+        stems = dict.fromkeys((path.rpartition(".")[0] if _extension(path) else path, path))
+        texts = [side for stem in stems for ext in TEXTS for side in self.beside.get(stem + ext, ())]
+        jsons = [side for stem in stems for side in self.beside.get(f"{stem}.json", ())]
+        self.used.update(texts)
+        return texts, jsons
+
+    def _describe(
+        self, path: str, record: Record, texts: list[str], rows: list[Record], jsons: list[str]
+    ) -> Record:
+        """A picture's record with what the files beside it and the rows of metadata say."""
         captions: dict[str, None] = {}
         sources = 0
-        stems = dict.fromkeys((path.rpartition(".")[0] if _extension(path) else path, path))
-        for beside in (side for stem in stems for ext in TEXTS for side in self.beside.get(stem + ext, ())):
-            self.used.add(beside)
+        for beside in texts:
             try:
                 text = read_side_file(self.root / beside).decode("utf-8-sig").strip()
             except ValueError as error:
@@ -135,7 +145,7 @@ class _Folder:
                 sources += 1
                 captions[text] = None
         label, attributes, persons, split = record.label, {}, None, record.split
-        if rows := self.metadata.rows(path):
+        if rows:
             joined = join_rows(rows)
             if joined.refused is not None:
                 return replace(record, refused=joined.refused)
@@ -145,8 +155,7 @@ class _Folder:
             split = split or joined.split
         elif self.metadata.covers(path):
             self._note("pictures that no metadata file names", path)
-        for beside in (side for stem in stems for side in self.beside.get(f"{stem}.json", ())):
-            self.used.add(beside)
+        for beside in jsons:
             try:
                 said = self._read_json(beside)
             except BAD_VALUE as error:

@@ -221,6 +221,24 @@ def test_files_that_only_the_metadata_names_are_listed_by_name(tmp_path: Path) -
     assert result.packed == {"": 1}
 
 
+def test_a_picture_that_is_refused_is_not_reported_as_missing(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {
+        "a/b/1.png": picture(1),
+        "a/b/1.txt": b"caf\xe9",
+        "a/2.psd": b"8BPS",
+        "3.png": picture(3),
+    }
+    tree(tmp_path, files | {"a/2.txt": "caption of the PSD"})
+    write_metadata(tmp_path / "a/metadata.jsonl", [{"file_name": name} for name in ("b/1.png", "2.psd")])
+    found, options = listed(tmp_path)
+    assert {name: record.refused and record.refused[0] for name, record in found.items()} == {
+        "3.png": None,
+        "a/2.psd": "format",
+        "a/b/1.png": "annotation",
+    }
+    assert options.findings.notes == []
+
+
 def test_a_file_called_metadata_without_file_names_is_noted(tmp_path: Path) -> None:
     tree(tmp_path, {"1.png": picture(1), "metadata.csv": "id,what\n1,x\n"})
     found, options = listed(tmp_path)
