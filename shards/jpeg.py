@@ -112,7 +112,12 @@ def decode_jpeg(data: bytes, scale: int = 1, *, colours: str = "RGB") -> np.ndar
     if _DAMAGE.search(problem):
         state = "truncated" if "remature end" in problem else "damaged"
         raise BadPicture("corrupt", f"the JPEG is {state} ({problem})")
-    return _decode(data, scale, colours, strict=False) if _MINOR.search(problem) else None
+    if not _MINOR.search(problem):
+        return None
+    try:
+        return _decode(data, scale, colours, strict=False)
+    except ValueError:
+        return None
 
 
 def check_jpeg(data: bytes, header: JpegHeader) -> bool:
@@ -199,8 +204,8 @@ def _without_metadata(data: bytes) -> bytes:
         if marker == 0xE0 and segment[4:9] == b"JFIF\0" and len(segment) > 9:
             segment[9] = 1
         elif marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) >= 16:
-            if segment[15] > (1 if channels == 3 else 2):
-                segment[15] = 1 if channels == 3 else 2  # as libjpeg assumes
+            usual = 2 if channels == 4 else 1  # as libjpeg assumes
+            segment[15] = segment[15] if segment[15] in (0, usual) else usual
         elif 0xE0 <= marker <= 0xEF or marker == 0xFE:
             continue
         if marker in _FRAMES:

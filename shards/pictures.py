@@ -187,7 +187,7 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
         ):  # its message holds an object's address, which differs between processes
             raise BadPicture("corrupt", f"not a readable {found.name} picture") from None
         except Exception as error:  # Pillow's decoders raise many types on damaged data
-            raise BadPicture("corrupt", f"{type(error).__name__}: {error}") from None
+            raise BadPicture("corrupt", " ".join(f"{type(error).__name__}: {error}".split())) from None
 
 
 @lru_cache

@@ -16,35 +16,9 @@ from shards.storage import Place, open_seekable
 from uniemox_dist.core.errors import UserError
 
 PICTURES = frozenset(
-    [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "webp",
-        "gif",
-        "bmp",
-        "dib",
-        "tif",
-        "tiff",
-        "avif",
-        "heic",
-        "heif",
-        "hif",
-        "jp2",
-        "j2k",
-        "jpf",
-        "jpx",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "pfm",
-        "apng",
-        "mpo",
-    ]
-)
+    ("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif",
+     "heic", "heif", "hif", "jp2", "j2k", "jpf", "jpx", "ppm", "pgm", "pbm", "pnm", "pfm")
+)  # fmt: skip
 """Extensions of pictures. Only the content decides whether a picture can be packed."""
 _USUAL = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp"})
 

@@ -267,6 +267,15 @@ ODD_JPEGS = {
 }
 
 
+def test_an_unknown_colour_transform_of_a_cmyk_jpeg_is_left_to_pillow() -> None:
+    data = bytearray(VARIANTS["jpeg cmyk"])
+    data[data.index(b"Adobe") + 11] = 1
+    with Image.open(io.BytesIO(bytes(data))) as plain:
+        expected = np.asarray(plain.convert("RGB"))
+    check_picture(bytes(data))
+    np.testing.assert_array_equal(decode_picture(bytes(data)), expected)
+
+
 @pytest.mark.parametrize("name", ODD_JPEGS)
 def test_odd_metadata_of_a_jpeg_do_not_matter_and_hide_no_damage(name: str) -> None:
     data = ODD_JPEGS[name]
