@@ -1,12 +1,13 @@
 """WebDataset tars: img2dataset's output, our own shards, or any other collection.
 
-`shards/sources/tars.py` finds the tars that SOURCE names. In a sample, `.txt` is the caption and `.cls` the label.
-`.json` may have `caption` or `captions`, `label`, `persons` and `attributes`, as our own shards do; `--column` names
-other fields, which then go before `.txt` and `.cls`. All other fields become attributes, and so do the columns of
-img2dataset's `.parquet` beside a tar. A key that occurs in several tars counts once per tar. Members belong to one
-sample if their names agree up to the first dot; they need not be neighbours. Its picture is the first member with a
-usual picture's extension, or else one such as `x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that
-is missing. If no member has such an extension, the content of the members decides.
+`shards/sources/tars.py` finds the tars that SOURCE names. In a sample, `.txt`, `.caption` and `.text` are captions, and
+`.cls` is the label; `x.jpg.txt` and `x.jpg.json` belong to `x.jpg` as well. `.json` may have `caption` or `captions`,
+`label`, `persons` and `attributes`, as our own shards do; `--column` names other fields, which then go before all
+others. All other fields become attributes, and so do the columns of img2dataset's `.parquet` beside a tar. A key that
+occurs in several tars counts once per tar. Members belong to one sample if their names agree up to the first dot; they
+need not be neighbours. Its picture is the first member with a usual picture's extension, or else one such as
+`x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that is missing. If no member has such an extension,
+the content of the members decides.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,9 @@ from uniemox_dist.core.errors import UserError
 USES = ("--persons source", "--picture", "--column")
 COLUMNS = ("caption", "label", "split", "persons")
 """Our names of JSON fields, the valid left sides of `--column`."""
-_TEXTS = {"txt", "json", "cls"}
+CAPTIONS = ("txt", "caption", "text")
+"""Extensions of captions, in their order; all of a sample's are kept."""
+_TEXTS = {*CAPTIONS, "json", "cls"}
 _APPLE_DOUBLE = b"\0\5\x16\7"
 """First bytes of a file that macOS writes for the extended attributes of another file."""
 _OWN = {"caption", "captions", "label", "persons", "attributes", "source", "image_sha256"}
@@ -179,11 +182,12 @@ def _sample_records(tar: Place, group: Group, reading: Reading) -> Iterator[Reco
                 own = str(fields["source"])
                 name = own if reading.own_names else f"{reading.name}/{own}"
             image = Slice(str(tar), first.offset, first.length)
-            texts = [_text(tar, group, first, extension) for extension in ("txt", "cls")]
+            texts = [_text(tar, group, first, extension) for extension in CAPTIONS]
+            label = _text(tar, group, first, "cls")
             named = {ours: fields.pop(theirs) for ours, theirs in reading.columns.items() if theirs in fields}
             for ours in named:
                 reading.unseen.pop(ours, None)
-            yield _named(_record(name, image, split, fields, *texts), named)
+            yield _named(_record(name, image, split, fields, texts, label), named)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
     for other in others:
@@ -209,7 +213,9 @@ def _is_called(picture: Member, name: str) -> bool:
     return name in (picture.extension, picture.extension.rpartition(".")[0])
 
 
-def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], txt: str, cls: str) -> Record:
+def _record(
+    name: str, image: Slice, split: str | None, fields: dict[str, Any], texts: list[str], cls: str
+) -> Record:
     """The record of a sample; `fields` come from its `.json` and its row in the table beside the tar."""
     own = fields.get("attributes")
     more = {key: value for key, value in fields.items() if key not in _OWN | DOWNLOAD}
@@ -218,7 +224,7 @@ def _record(name: str, image: Slice, split: str | None, fields: dict[str, Any], 
         name=name,
         image=image,
         captions=parse_captions(fields.get("captions"))
-        or parse_captions(txt)
+        or tuple(dict.fromkeys(text for text in texts if text))
         or parse_captions(fields.get("caption")),
         label=cls or None if label is None else label,
         attributes=parse_attributes({**own, **more} if isinstance(own, dict) else more),
@@ -250,7 +256,7 @@ def _json(tar: Place, group: Group, picture: Member) -> dict[str, Any]:
 
 
 def _text(tar: Place, group: Group, picture: Member, extension: str) -> str:
-    member = group.find(extension, picture)
+    member = group.find(extension, picture) or group.find(f"{picture.extension}.{extension}", picture)
     if member is None:
         return ""
     if not member.is_file:

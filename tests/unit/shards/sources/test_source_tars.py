@@ -178,6 +178,23 @@ def test_compression_that_is_not_read_is_refused_with_the_command(tmp_path: Path
         records(tmp_path)
 
 
+@pytest.mark.parametrize("command", ["pack", "index"])
+def test_a_tar_that_was_cut_inside_a_member_is_named_with_exit_code_2(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "in", "a.tar", "b.tar")
+    data = (tmp_path / "in/b.tar").read_bytes()
+    (tmp_path / "in/b.tar").write_bytes(data[: 512 + len(jpeg(1)) // 2])
+    more = [str(tmp_path / "out"), "--layout", "wds"] if command == "pack" else []
+    assert run(["shards", command, str(tmp_path / "in"), *more, "--workers", "0"]) == EXIT_USER
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert (
+        f"{tmp_path}/in/b.tar: not a complete tar (ends inside '1.jpg'); copy it again or remove it" in line
+    )
+    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.tar", "b.tar"]
+
+
 # ---- --picture
 
 

@@ -552,3 +552,32 @@ def test_a_named_field_that_no_sample_has_is_a_user_error(tmp_path: Path) -> Non
         match=r"--column image=jpg: --layout wds takes it from the tar|--column image=…: --layout wds",
     ):
         records(tar, columns={"image": "jpg"})
+
+
+def test_captions_of_every_usual_name_are_read_and_all_are_kept(tmp_path: Path) -> None:
+    members = {
+        "a.JPG": jpeg(1),
+        "a.TXT": b"upper case",
+        "b.jpg": jpeg(2),
+        "b.caption": b"of a caption file",
+        "c.jpg": jpeg(3),
+        "c.jpg.txt": b"beside its whole name",
+        "d.png": jpeg(4),
+        "d.png.json": b'{"caption": "in JSON", "mood": "calm"}',
+        "e.jpg": jpeg(5),
+        "e.text": b"third",
+        "e.caption": b"second",
+        "e.txt": b"first",
+        "f.v2.jpg": jpeg(6),
+        "f.v2.jpg.txt": b"of version 2",
+    }
+    found = records(write_tar(tmp_path / "a.tar", members))
+    assert [record.captions for record in found] == [
+        ("upper case",),
+        ("of a caption file",),
+        ("beside its whole name",),
+        ("in JSON",),
+        ("first", "second", "third"),
+        ("of version 2",),
+    ]
+    assert found[3].attributes == {"mood": "calm"}
