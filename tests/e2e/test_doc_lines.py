@@ -63,9 +63,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, photo_fo
     some = table.take([*range(0, 1251, 18), *range(1251, 1599, 12)])
     pq.write_table(some, world / "some.parquet")
     pack(PackSettings(str(world / "some.parquet"), persons="none", shard_samples=32), world / "DATA")
-    for name in ("demo/shards", "data/emoset"):
+    for name in ("demo/shards", "data/emoset", "data/emo8"):
         shutil.copytree(world / "DATA", world / name)
     pack(PackSettings(str(photo_folder), "folder", persons="none"), world / "data/photos/train")
+    pack(PackSettings(str(photo_folder), "folder", persons="none", shard_samples=7), world / "data/fi")
     shutil.copytree(photo_folder, world / "photos")
     shutil.copy(photo_folder / "people/astronaut-0.jpg", world / "photo.jpg")
     shutil.copytree(tiny_teacher, world / "models/clip")
