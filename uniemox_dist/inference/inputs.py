@@ -19,6 +19,7 @@ from shards.picture_formats import BadPicture
 from shards.sources import Cell, Image, Record, SourceOptions, open_source
 from shards.sources.files import fetch_images
 from shards.sources.tables import CellReader
+from shards.sources.tars import TARS
 from shards.storage import parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
@@ -95,7 +96,7 @@ class Pictures:
         name = source.lower()
         if is_dir:
             return "folder"
-        return "table" if name.endswith(TABLES) else "wds" if name.endswith(".tar") else None
+        return "table" if name.endswith(TABLES) else "wds" if name.endswith(TARS) else None
 
     def read(
         self, numbers: Sequence[int], cells: CellReader

@@ -1,5 +1,6 @@
 """Tables of vectors: what is in them, from which inputs, and that a kill changes nothing."""
 
+import gzip
 import json
 import time
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from commands import start_fork
 from PIL import Image
 from small import make_release
+from tars import jpeg, write_tar
 
 from uniemox_dist import load_uniemox
 from uniemox_dist.cli.main import run
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.inference import embed as embed_module
 from uniemox_dist.inference.embed import embed
 from uniemox_dist.inference.inputs import Pictures
@@ -140,3 +143,15 @@ def test_an_input_without_a_readable_picture_is_refused_and_no_file_is_left(
         assert "uniemox: error: INPUT=" in err
         assert says in err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_tars_in_any_order_are_read_and_compressed_ones_are_refused_with_the_command(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"y.jpg": jpeg(1), "x.jpg": jpeg(2), "x.txt": b"x", "y.txt": b"y"})
+    assert [record.name for record in Pictures(str(tar)).records] == ["a.tar/y", "a.tar/x"]
+    packed = tmp_path / "b.tar.gz"
+    packed.write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        Pictures(str(packed))
+    assert str(caught.value) == (
+        f"INPUT={packed}: a compressed tar cannot be read by position; decompress it first (gunzip)"
+    )
