@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from shards.format.sample import parse_record
 from shards.format.tars import PICTURES
 from shards.picture_formats import PictureFormat, identify_format
 from shards.sources import Record, SourceOptions
@@ -35,6 +36,7 @@ TEXTS = (".txt", ".caption", ".text")
 """Extensions of captions files, in the order of their captions."""
 JSON_BYTES = 1 << 20
 """A larger `x.json` is not read: it holds more than captions, such as the picture itself."""
+_OURS = ("source", "image_sha256")
 HIDDEN = "in hidden folders"
 _HEADS = 256
 """Files of which one thread reads the first bytes."""
@@ -197,6 +199,9 @@ class _Folder:
         if not isinstance(fields, dict):
             self._note(".json files that hold no object, which were not read", path)
             return None
+        is_ours = {"source", "image_sha256"} <= fields.keys()  # of an extracted tar
+        fields = parse_record(fields)
+        fields = {name: value for name, value in fields.items() if not is_ours or name not in _OURS}
         own = fields.pop("attributes", None)
         fields = {name: value for name, value in fields.items() if name not in DOWNLOAD and value is not None}
         if isinstance(own, dict):

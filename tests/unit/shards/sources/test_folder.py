@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ def test_the_json_beside_a_picture_is_read(
 ) -> None:
     found, _ = listed(tree(tmp_path, {"x.jpg": picture(1), "x.json": json.dumps(content)}))
     assert (found["x.jpg"].captions, found["x.jpg"].attributes) == (captions, attributes)
+
+
+def test_an_extracted_tar_of_ours_gives_the_same_samples(tmp_path: Path) -> None:
+    said = json.dumps({"captions": ["a", "b"], "score": 0.5, "persons": [{"box": [0, 0, 1, 1]}]})
+    result = packed(tree(tmp_path / "in", {"1.png": picture(1), "1.json": said}), tmp_path / "out")
+    with tarfile.open(result.folders[0] / "000000.tar") as tar:
+        tar.extractall(tmp_path / "extracted", filter="data")
+    (first,), (again,) = (listed(tmp_path / name)[0].values() for name in ("in", "extracted"))
+    assert (again.captions, again.attributes) == (("a", "b"), {"score": 0.5})
+    assert (again.captions, again.attributes, again.persons) == (
+        first.captions,
+        first.attributes,
+        first.persons,
+    )
 
 
 def test_a_folder_goes_before_the_label_of_a_json(tmp_path: Path) -> None:
