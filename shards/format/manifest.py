@@ -35,6 +35,8 @@ class Manifest:
     shards: Sequence[ShardEntry]
     """A `ShardTable` if the manifest was read from a file."""
     provenance: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+    """The newest form of the samples in its tars. FORMAT.md states the differences."""
 
     @property
     def counts(self) -> Sequence[int]:
@@ -56,7 +58,7 @@ class Manifest:
     @cached_property
     def identity(self) -> str:
         """SHA-256 of the canonical JSON of format version and, per shard, name, samples, bytes and hashes."""
-        empty = canonical_json({"format_version": FORMAT_VERSION, "shards": []})
+        empty = canonical_json({"format_version": self.format_version, "shards": []})
         digest = hashlib.sha256(empty.removesuffix(b"]}"))
         # In pieces, because the whole text would need as much memory as the manifest itself.
         for first in range(0, len(self.shards), _HASHED_AT_ONCE):
@@ -80,7 +82,7 @@ class Manifest:
         """Writes manifest.json, and sizes.json for open_clip's reader: both, or neither if the disk is full."""
         record = {
             "format": FORMAT_NAME,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "identity": self.identity,
             "samples": self.samples,
             "bytes": self.bytes,
@@ -189,7 +191,7 @@ def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
     if listed != list(range(len(builder))):
         raise ValueError("it has shards outside of the list shards, such as in provenance")
     table = builder.build()
-    manifest = Manifest(table, record["provenance"])
+    manifest = Manifest(table, record["provenance"], version)
     if not isinstance(manifest.provenance, dict):
         raise ValueError(f"provenance={_show(manifest.provenance)} is not an object")
     if len(set(table.names())) != len(table):

@@ -9,7 +9,7 @@ from shards.detect.types import Person
 from uniemox_dist.core.files import sha256_bytes
 
 FORMAT_NAME = "uniemox-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -117,7 +117,7 @@ def _quarantine_shards(folder: Path, bad: list[str]) -> Manifest | None:
         (folder / QUARANTINE / "index").mkdir(parents=True, exist_ok=True)
     if kept:  # before the files are moved, so that the manifest never lists missing files
         more = {"quarantined": moved} if moved else {}
-        manifest = Manifest(kept, {**manifest.provenance, **more})
+        manifest = Manifest(kept, {**manifest.provenance, **more}, manifest.format_version)
         manifest.write(folder)
     else:
         _move(folder / MANIFEST, folder)

@@ -96,7 +96,7 @@ def test_shards_have_the_same_bytes(emoji_shards: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shards_of_before(emoji_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`emoji_shards` in the first form of the format, in which the checkpoint of golden/ was trained."""
+    """`emoji_shards` in version 1 of the format, in which the checkpoint of golden/ was trained."""
     folder = tmp_path_factory.mktemp("before")
     for name in ("train", "test"):
         rewrite_as_before(emoji_shards / name, folder / name)

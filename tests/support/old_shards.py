@@ -1,4 +1,4 @@
-"""Data sets in the first form of the format: pictures named after their format, and null, lists and objects in JSON."""
+"""Data sets of version 1 of the format: pictures named after their format, and null, lists and objects in JSON."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 def rewrite_as_before(folder: Path, out: Path) -> Path:
-    """Writes a data set in the first form, byte for byte as the packer of then did."""
+    """Writes a data set of version 1, byte for byte as the packer of then did."""
     reader = ShardReader.from_folder(folder, "path")
     entries = []
     for shard, entry in enumerate(reader.manifest.shards):
@@ -40,5 +40,5 @@ def rewrite_as_before(folder: Path, out: Path) -> Path:
         (out / "one/index/000000.parquet").rename(out / f"index/{Path(entry.name).stem}.parquet")
         entries.append(replace(made, name=entry.name))
     shutil.rmtree(out / "one")
-    Manifest(tuple(entries), reader.manifest.provenance).write(out)
+    Manifest(tuple(entries), reader.manifest.provenance, 1).write(out)
     return out

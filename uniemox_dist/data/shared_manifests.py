@@ -56,7 +56,7 @@ def _read(origin: ShardOrigin, world: World, device: torch.device) -> Manifest:
         assert isinstance(manifest.shards, ShardTable)
         tables.append(manifest.shards)
         # Its identity and number of samples are computed already, and sent with it.
-        found = Manifest((), manifest.provenance)
+        found = Manifest((), manifest.provenance, manifest.format_version)
         found.__dict__.update(identity=manifest.identity, samples=manifest.samples)
         return found
 
@@ -67,6 +67,6 @@ def _read(origin: ShardOrigin, world: World, device: torch.device) -> Manifest:
         raise Fault(found)
     content = cast(mmap, tables[0].content.obj) if tables else None
     table = ShardTable(share_on_nodes(content, world, device))
-    manifest = Manifest(table, found.provenance)
+    manifest = Manifest(table, found.provenance, found.format_version)
     manifest.__dict__.update(identity=found.identity, samples=found.samples)
     return manifest

@@ -25,11 +25,16 @@ SECOND = ShardEntry("000001.tar", 2, 20480, "dd" * 32, "ee" * 32, "ff" * 32)
 MANIFEST = Manifest((FIRST, SECOND), {"settings": {"seed": 0}})
 
 
-def test_the_identity_is_the_hash_that_the_format_states() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_identity_is_the_hash_that_the_format_states(version: int, tmp_path: Path) -> None:
     first = '["000000.tar",3,10240,"' + "aa" * 32 + '","' + "cc" * 32 + '"]'
     second = '["000001.tar",2,20480,"' + "dd" * 32 + '","' + "ff" * 32 + '"]'
-    text = '{"format_version":1,"shards":[' + first + "," + second + "]}"
-    assert MANIFEST.identity == hashlib.sha256(text.encode()).hexdigest()
+    text = f'{{"format_version":{version},"shards":[' + first + "," + second + "]}"
+    manifest = replace(MANIFEST, format_version=version)
+    assert manifest.identity == hashlib.sha256(text.encode()).hexdigest()
+    manifest.write(tmp_path)
+    found = read_manifest(tmp_path)
+    assert (found.format_version, found.identity) == (version, manifest.identity)
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000])
@@ -37,7 +42,7 @@ def test_the_identity_of_any_number_of_shards_is_that_of_one_text(count: int) ->
     entries = [replace(FIRST, name=f"{i:06d}é.tar", samples=i) for i in range(count)]
     shards = [[e.name, e.samples, e.bytes, e.sha256, e.rows_sha256] for e in entries]
     text = json.dumps(
-        {"format_version": 1, "shards": shards}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        {"format_version": 2, "shards": shards}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     assert Manifest(tuple(entries), {}).identity == hashlib.sha256(text.encode()).hexdigest()
 
@@ -113,7 +118,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
         "shards",
         "provenance",
     ]
-    assert (record["format"], record["format_version"]) == ("uniemox-shards", 1)
+    assert (record["format"], record["format_version"]) == ("uniemox-shards", 2)
     assert (record["samples"], record["bytes"]) == (5, 30720)
     assert record["shards"][0] == asdict(FIRST)
 
@@ -302,11 +307,11 @@ def test_a_manifest_and_its_sizes_are_written_both_or_not_at_all(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("changes", [{"format_version": 2}, {"format": "other"}])
+@pytest.mark.parametrize("changes", [{"format_version": 3}, {"format": "other"}])
 def test_a_newer_or_foreign_format_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     edit(tmp_path, **changes)
     with pytest.raises(
-        UserError, match=r"is not readable by this version \(it reads uniemox-shards up to 1\)"
+        UserError, match=r"is not readable by this version \(it reads uniemox-shards up to 2\)"
     ):
         read_manifest(tmp_path)
 
