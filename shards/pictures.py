@@ -80,11 +80,15 @@ def _reduction(width: int, height: int, side: int) -> int:
 
 
 def _check_jpeg(data: bytes, header: JpegHeader) -> None:
+    _refuse_cut_mpo(data, header)
+    if not check_jpeg(data, header):
+        _decode_by_pillow(data, 8)
+
+
+def _refuse_cut_mpo(data: bytes, header: JpegHeader) -> None:
     if header.has_more:
         with open_picture(data) as image:
             _refuse_cut(data, image)
-    if not check_jpeg(data, header):
-        _decode_by_pillow(data, 8)
 
 
 # ---- decoding
@@ -127,9 +131,11 @@ def reduce_jpeg(data: bytes, reduction: int) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, header: JpegHeader, scale: int) -> np.ndarray:
     """The stored pixels of a whole JPEG as RGB, at 1/`scale` of its sides."""
-    if header.has_more or header.channels == 4:
+    if header.channels == 4:
         _check_jpeg(data, header)
-    stored = None if header.channels == 4 else decode_jpeg(data, scale)
+        return _decode_by_pillow(data, scale)
+    _refuse_cut_mpo(data, header)
+    stored = decode_jpeg(data, scale)
     return _decode_by_pillow(data, scale) if stored is None else stored
 
 
