@@ -30,6 +30,8 @@ AT_ONCE = 16
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
 """Size and number of the parts of a large upload that are in memory at a time (S3)."""
+ABORTS = 4
+"""How often the uploads of a file that failed are looked for and aborted."""
 _READ_ONLY = {"http", "https", "github", "data", "zip", "tar"}
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oss", "oci", "tos", "memory"}
 """Stores in which an object appears only when its upload is complete. In others a file is renamed when it is."""
@@ -85,10 +87,10 @@ class RemoteFolder:
 
     def upload(self, source: Path, name: str) -> None:
         """Stores a local file; it appears only when it is complete."""
-        options: dict[str, Any] = {}
         if self._protocol in ("s3", "s3a"):
-            options = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
-        self._put(name, lambda path: self._fs.put_file(str(source), path, **options))
+            self._put(name, lambda path: self._put_parts(source, path))
+        else:
+            self._put(name, lambda path: self._fs.put_file(str(source), path))
 
     def write(self, name: str, data: bytes) -> None:
         """Stores bytes; the file appears only when it is complete."""
@@ -159,6 +161,18 @@ class RemoteFolder:
 
         self._do("write", put_and_rename)
 
+    def _put_parts(self, source: Path, path: str) -> None:
+        """Uploads to S3, a large file in parts. s3fs aborts a failed upload while parts are still on their way, and the
+        store may keep those: they are looked for until there are none."""
+        try:
+            self._fs.put_file(str(source), path, chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        except Exception:
+            with suppress(Exception):
+                for _ in range(ABORTS):
+                    if not self._abort_uploads(path):
+                        break
+            raise
+
     def _read(self, name: str) -> bytes | None:
         try:
             return bytes(self._fs.cat_file(self._path(name)))
@@ -191,15 +205,16 @@ class RemoteFolder:
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))  # unlike `rm`, it does not read names as patterns
 
-    def _abort_uploads(self) -> None:
-        bucket, _, prefix = self._root.partition("/")
-        found = self._fs.call_s3(
-            "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else ""
-        )
-        for upload in found.get("Uploads") or []:
+    def _abort_uploads(self, of: str | None = None) -> int:
+        """Aborts the uploads of one path, or of all below the folder; returns their number."""
+        bucket, _, prefix = (of or f"{self._root}/").partition("/")
+        found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix).get("Uploads") or []
+        uploads = [upload for upload in found if of is None or upload["Key"] == prefix]
+        for upload in uploads:
             self._fs.call_s3(
                 "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
             )
+        return len(uploads)
 
     def _do(self, action: str, call: Callable[[], T]) -> T:
         """Makes a request, repeatedly if it fails by an error that may pass.
