@@ -130,11 +130,11 @@ def test_manifests_that_cannot_be_read_end_with_2(
 ) -> None:
     record = json.loads((copy / "manifest.json").read_text())
     says = {
-        "newer": 'format "uniemox-shards" 2 is not readable by this version',
+        "newer": 'format "uniemox-shards" 3 is not readable by this version',
         "foreign": "not a readable manifest",
     }
     if kind == "newer":
-        (copy / "manifest.json").write_text(json.dumps({**record, "format_version": 2}))
+        (copy / "manifest.json").write_text(json.dumps({**record, "format_version": 3}))
     elif kind == "foreign":
         (copy / "manifest.json").write_text("{}")
     else:
