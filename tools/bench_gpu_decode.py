@@ -39,8 +39,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from shards.jpeg import read_jpeg_header
 from shards.pack.pipeline import PackSettings, pack
+from shards.pictures.jpeg import read_jpeg_header
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.crops import View, ViewPlan, ViewSettings, plan_training_views
 from uniemox_dist.data.loader import PlannedDataset

@@ -38,7 +38,7 @@ from PIL import Image
 from torchvision import transforms
 
 from shards.pack.pipeline import PackSettings, pack
-from shards.pictures import decode_picture, decode_scaled
+from shards.pictures.decode import decode_picture, decode_scaled
 from uniemox_dist.config.schema import Config
 from uniemox_dist.data.crops import plan_training_views
 from uniemox_dist.data.loader import PlannedDataset, view_settings

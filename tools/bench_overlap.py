@@ -37,7 +37,7 @@ from shards.overlap.page import write_page
 from shards.overlap.pairs import Overlap
 from shards.pack.pipeline import pack
 from shards.pack.settings import PackSettings
-from shards.pictures import decode_picture
+from shards.pictures.decode import decode_picture
 from shards.storage import read_range
 
 MADE_UP = 100_000

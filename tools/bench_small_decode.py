@@ -19,8 +19,8 @@ from benchmark import make_parser, run_main, save_results
 from options import photo_folder, positive_int
 from PIL import Image
 
-from shards.pictures import decode_scaled
-from shards.pixels import WHITE
+from shards.pictures.decode import decode_scaled
+from shards.pictures.pixels import WHITE
 from uniemox_dist.data.crops import DENSITY
 from uniemox_dist.data.views import crop_and_resize
 

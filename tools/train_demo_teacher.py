@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from shards.pictures import decode_picture
+from shards.pictures.decode import decode_picture
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.files import require_local
 from uniemox_dist.data.views import decode_tensor, resize_whole

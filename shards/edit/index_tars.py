@@ -18,8 +18,8 @@ from shards.format.sample import EXTENSIONS, make_key
 from shards.format.tars import Group
 from shards.pack.prepare import Rejected, make_sample
 from shards.pack.settings import check_licence
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture
+from shards.pictures.decode import check_picture
+from shards.pictures.formats import BadPicture
 from shards.pool import Progress, map_in_order
 from shards.sources import Record, Slice
 from shards.sources.layouts.wds import read_tar

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from shards.format.index import read_shard_rows
 from shards.inspect.charts import Histogram, histogram
 from shards.inspect.stats import Summary, group_rejected, summarise_folder
-from shards.picture_formats import BadPicture
-from shards.pictures import decode_picture
+from shards.pictures.decode import decode_picture
+from shards.pictures.formats import BadPicture
 from shards.remote_folder import write_anywhere
 from shards.storage import Place, read_range
 

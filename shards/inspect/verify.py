@@ -13,8 +13,8 @@ from shards.format.entries import ShardEntry
 from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
 from shards.format.manifest import MANIFEST, SIZES, Manifest, find_manifest_folders, read_manifest
 from shards.pack.partial import INSIDE, WORK
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture
+from shards.pictures.decode import check_picture
+from shards.pictures.formats import BadPicture
 from shards.pool import Progress, map_in_order
 from shards.storage import Place, file_size, is_local, open_seekable
 from uniemox_dist.core.errors import UserError

@@ -15,7 +15,7 @@ from shards.overlap.align import (
     shrink_thumbnail,
 )
 from shards.overlap.fingerprint import DECODED_SIDE, MIRROR, Fingerprint, take_fingerprint
-from shards.pictures import check_picture, decode_picture
+from shards.pictures.decode import check_picture, decode_picture
 
 HYPOTHESES = 3
 """Pairs of frames that are tried, the most similar first."""

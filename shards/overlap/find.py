@@ -26,8 +26,8 @@ from shards.overlap.compare import NearCopy, Prepared, compare, prepare
 from shards.overlap.fingerprint import DECODED_SIDE, WIDTH, take_fingerprint
 from shards.overlap.pairs import ComparedSet, Pair, Sample
 from shards.pack.listing import FIRST, split_rank
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture
+from shards.pictures.decode import check_picture
+from shards.pictures.formats import BadPicture
 from shards.pool import Progress, map_in_order
 from shards.storage import Place, open_seekable, read_range
 from uniemox_dist.core.errors import UserError

@@ -15,8 +15,8 @@ from PIL import Image
 
 from shards.format.index import index_path, read_index
 from shards.overlap.pairs import Overlap, Sample
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture
+from shards.pictures.decode import check_picture
+from shards.pictures.formats import BadPicture
 from shards.storage import Place, read_range
 from uniemox_dist.core.files import write_bytes
 

@@ -23,7 +23,7 @@ from shards.overlap.compare import Prepared, compare, prepare
 from shards.overlap.fingerprint import WIDTH, Fingerprint
 from shards.pack.spool import parse_record
 from shards.pack.workers import Task
-from shards.pictures import BadPicture
+from shards.pictures.decode import BadPicture
 from shards.sources.files import fetch_images
 from uniemox_dist.core.errors import Fault
 from uniemox_dist.core.files import read_json, write_json

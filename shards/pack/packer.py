@@ -23,7 +23,7 @@ from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings
 from shards.pack.spool import parse_record
 from shards.pack.workers import Task, Workers
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from shards.pool import Progress
 from shards.sources import Findings
 from shards.sources.tables import CellReader

@@ -11,11 +11,11 @@ from shards.detect.registry import make_detector
 from shards.detect.types import Person, PersonDetector
 from shards.format.encode import encode_members, index_fields
 from shards.format.sample import EXTENSIONS, Sample, make_key
-from shards.orientation import read_orientation, swaps_sides, turn_box
 from shards.pack.shrink import Shrink, reencode
 from shards.pack.spool import parse_record
-from shards.picture_formats import HEAD_BYTES, BadPicture, identify_format
-from shards.pictures import check_picture, open_picture
+from shards.pictures.decode import check_picture, open_picture
+from shards.pictures.formats import HEAD_BYTES, BadPicture, identify_format
+from shards.pictures.orientation import read_orientation, swaps_sides, turn_box
 from shards.sources import Record
 from shards.sources.files import fetch_images
 from uniemox_dist.core.files import sha256_bytes

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from shards.format.sample import EXTENSIONS
-from shards.orientation import read_orientation, turn_upright, upright_size
-from shards.pictures import count_frames, load_whole, open_picture, reduce_jpeg
-from shards.pixels import has_alpha, to_rgb
+from shards.pictures.decode import count_frames, load_whole, open_picture, reduce_jpeg
+from shards.pictures.orientation import read_orientation, turn_upright, upright_size
+from shards.pictures.pixels import has_alpha, to_rgb
 
 MAX_WEBP_SIDE = 16_383
 LOSSLESS_WEBP: dict[str, Any] = {"lossless": True, "quality": 0, "method": 0, "exact": True}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 
 from shards.pack.prepare import Batch, Item, Preparation, Preparer, Ready
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from uniemox_dist.core.errors import Fault
 
 WAITING_BYTES = 96 << 20

@@ -16,7 +16,7 @@ import urllib.request
 from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
-from shards.picture_formats import HEAD_BYTES, BadPicture, identify_format
+from shards.pictures.formats import HEAD_BYTES, BadPicture, identify_format
 from uniemox_dist.core.errors import Fault
 from uniemox_dist.core.files import hide_secrets
 

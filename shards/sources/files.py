@@ -12,7 +12,7 @@ from functools import lru_cache
 from glob import has_magic
 from itertools import takewhile
 
-from shards.picture_formats import HEAD_BYTES, BadPicture
+from shards.pictures.formats import HEAD_BYTES, BadPicture
 from shards.sources import Image, Slice
 from shards.sources.download import download, is_web
 from shards.storage import Place, is_local, parse_place, read_range

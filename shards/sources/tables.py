@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from shards.sources import Cell
 from shards.sources.files import Outside, resolve_path
 from shards.sources.values import load_json

@@ -9,7 +9,7 @@ from shards.format.encode import Encoded, _member
 from shards.format.index import read_shard_rows
 from shards.format.manifest import Manifest
 from shards.format.writer import ShardWriter
-from shards.picture_formats import identify_format
+from shards.pictures.formats import identify_format
 from uniemox_dist.data.reader import ShardReader
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}

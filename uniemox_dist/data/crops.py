@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from shards.detect.types import Person
-from shards.pixels import WHITE, Rgb
+from shards.pictures.pixels import WHITE, Rgb
 from uniemox_dist.data.rng import Purpose, choice, mix64, uniform
 
 Box = tuple[int, int, int, int]

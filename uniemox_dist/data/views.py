@@ -14,10 +14,10 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from shards.detect.types import Person
-from shards.jpeg import is_jpeg
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture, decode_scaled
-from shards.pixels import WHITE, Rgb
+from shards.pictures.decode import check_picture, decode_scaled
+from shards.pictures.formats import BadPicture
+from shards.pictures.jpeg import is_jpeg
+from shards.pictures.pixels import WHITE, Rgb
 from uniemox_dist.data.crops import (
     Box,
     View,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.detect.types import Person
 from shards.format.manifest import find_manifest_folders
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from shards.sources import Cell, Image, Record, SourceOptions, open_source
 from shards.sources.files import fetch_images
 from shards.sources.tables import CellReader

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shards.format.sample import parse_record
 from shards.format.tars import PICTURES
-from shards.picture_formats import PictureFormat, identify_format
+from shards.pictures.formats import PictureFormat, identify_format
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import DOWNLOAD, check_known, make_record, shape_of, usual_names
 from shards.sources.files import SPLITS, is_clutter, read_head, read_side_file

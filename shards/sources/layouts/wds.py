@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from shards.format.sample import parse_record
 from shards.format.tars import Group, Member, read_groups
-from shards.picture_formats import HEAD_BYTES, identify_format
+from shards.pictures.formats import HEAD_BYTES, identify_format
 from shards.sources import Record, Slice, SourceOptions
 from shards.sources.columns import DOWNLOAD
 from shards.sources.files import split_name

@@ -10,7 +10,7 @@ from skimage import data
 from torch import Tensor
 
 from shards.detect.types import Person
-from shards.pictures import decode_scaled
+from shards.pictures.decode import decode_scaled
 from uniemox_dist.data.crops import (
     DENSITY,
     View,

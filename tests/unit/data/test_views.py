@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from shards.detect.types import Person
-from shards.pictures import decode_picture
+from shards.pictures.decode import decode_picture
 from uniemox_dist.data.crops import (
     Box,
     View,

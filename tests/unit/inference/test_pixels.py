@@ -11,7 +11,7 @@ from pictures import VARIANTS, encoded, png16
 from PIL import Image
 from skimage import data
 
-from shards.pictures import decode_picture
+from shards.pictures.decode import decode_picture
 from shards.sources.tables import CellReader
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.views import evaluation_views, resize_whole

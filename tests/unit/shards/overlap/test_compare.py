@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from skimage import data
 
 from shards.overlap.compare import NearCopy, compare, prepare
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from tests.support.inputs import DEMO
 
 

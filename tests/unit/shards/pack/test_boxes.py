@@ -9,10 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from shards.detect.types import Person
-from shards.orientation import turn_box
 from shards.pack.pipeline import PackSettings, pack
 from shards.pack.prepare import turn_boxes_upright
-from shards.pictures import decode_picture
+from shards.pictures.decode import decode_picture
+from shards.pictures.orientation import turn_box
 from shards.sources import Record
 from uniemox_dist.data.reader import ShardReader
 

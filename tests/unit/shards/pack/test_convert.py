@@ -19,7 +19,7 @@ from shards.format.manifest import read_manifest
 from shards.format.sample import parse_record
 from shards.pack.pipeline import PackSettings, pack
 from shards.pack.shrink import MAX_WEBP_SIDE, Shrink, reencode
-from shards.pictures import check_picture, decode_picture
+from shards.pictures.decode import check_picture, decode_picture
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE
 from uniemox_dist.data.reader import ShardReader

@@ -22,8 +22,8 @@ from shards.format.index import index_path, read_index
 from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.format.sample import parse_record
 from shards.pack.pipeline import PackResult, PackSettings, pack
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture, decode_picture
+from shards.pictures.decode import check_picture, decode_picture
+from shards.pictures.formats import BadPicture
 from shards.sources import layout_names
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError

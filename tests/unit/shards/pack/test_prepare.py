@@ -20,14 +20,14 @@ from skimage import data
 from shards.detect.types import Person
 from shards.format.index import index_path, read_index
 from shards.format.manifest import read_manifest
-from shards.jpeg import read_jpeg_header
-from shards.orientation import read_orientation
 from shards.pack.pipeline import PackResult, PackSettings, pack
 from shards.pack.prepare import Filters
 from shards.pack.shrink import Shrink, reencode
-from shards.picture_formats import MAX_PIXELS, BadPicture
-from shards.pictures import check_picture, decode_picture, decode_scaled
-from shards.pixels import WHITE
+from shards.pictures.decode import check_picture, decode_picture, decode_scaled
+from shards.pictures.formats import MAX_PIXELS, BadPicture
+from shards.pictures.jpeg import read_jpeg_header
+from shards.pictures.orientation import read_orientation
+from shards.pictures.pixels import WHITE
 from shards.sources import Record
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import EXIT_USER

@@ -16,7 +16,7 @@ from PIL import Image
 
 from shards.pack.packer import Packer, PackResult
 from shards.pack.pipeline import PackSettings, pack
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from shards.sources import download as downloads
 from shards.sources.files import REMOTE_READS, fetch_images
 from uniemox_dist.core.errors import Fault

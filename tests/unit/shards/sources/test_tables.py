@@ -9,7 +9,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from shards.picture_formats import BadPicture
+from shards.pictures.formats import BadPicture
 from shards.sources import Cell, Record, SourceOptions, check_options, open_source
 from shards.sources.files import fetch_images
 from shards.sources.tables import CellReader

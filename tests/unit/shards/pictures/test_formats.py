@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.picture_formats import HEAD_BYTES, identify_format
+from shards.pictures.formats import HEAD_BYTES, identify_format
 
 PICTURE = Image.new("RGB", (20, 12), (220, 20, 40))
 

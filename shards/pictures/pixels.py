@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from shards.containers import read_png_chunk
-from shards.picture_formats import BadPicture
+from shards.pictures.containers import read_png_chunk
+from shards.pictures.formats import BadPicture
 
 Rgb = tuple[int, int, int]
 WHITE: Rgb = (255, 255, 255)

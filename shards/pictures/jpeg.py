@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from shards.orientation import parse_orientation
-from shards.picture_formats import MAX_PIXELS, BadPicture
+from shards.pictures.formats import MAX_PIXELS, BadPicture
+from shards.pictures.orientation import parse_orientation
 
 MAX_SCANS = 500
 """More scans than any encoder writes; decoding each of them passes over the whole picture."""

@@ -1,7 +1,7 @@
 """Recognises picture formats by the first bytes of a file; names of files do not count.
 
 Every file is one of three things: a picture of an accepted format, a picture of a format that is refused by name, or
-not a picture. `shards/pictures.py` decodes the accepted ones.
+not a picture. `shards/pictures/decode.py` decodes the accepted ones.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Decoding and checking of encoded pictures, for packing, verification, training, evaluation and inference alike.
 
-All of them accept the same formats (`picture_formats.py`), turn pictures by the same rules (`orientation.py`), refuse
+All of them accept the same formats (`formats.py`), turn pictures by the same rules (`orientation.py`), refuse
 the same incomplete files (`jpeg.py`, `containers.py`) and get the same pixels (`pixels.py`).
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from shards.containers import count_gif_frames, find_cut, has_png_rows, read_png_chunk
-from shards.jpeg import JpegHeader, check_jpeg, decode_jpeg, is_jpeg, read_jpeg_header
-from shards.orientation import read_orientation, turn_array, turn_upright, upright_size
-from shards.picture_formats import HEAD_BYTES, MAX_PIXELS, BadPicture, identify_format
-from shards.pixels import WHITE, Rgb, load_eight_bits, to_rgb
+from shards.pictures.containers import count_gif_frames, find_cut, has_png_rows, read_png_chunk
+from shards.pictures.formats import HEAD_BYTES, MAX_PIXELS, BadPicture, identify_format
+from shards.pictures.jpeg import JpegHeader, check_jpeg, decode_jpeg, is_jpeg, read_jpeg_header
+from shards.pictures.orientation import read_orientation, turn_array, turn_upright, upright_size
+from shards.pictures.pixels import WHITE, Rgb, load_eight_bits, to_rgb
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # callers get the reason; no lines on stderr
 _TIFF_SUBFILE, _TIFF_SUB_IFDS, _DNG_VERSION = 254, 330, 50706

@@ -11,10 +11,10 @@ import tifffile
 from pictures import PHOTO, VARIANTS, chunk, encoded, png16
 from PIL import Image, ImageOps
 
-from shards.jpeg import read_jpeg_header
 from shards.pack.shrink import reencode
-from shards.picture_formats import BadPicture
-from shards.pictures import check_picture, decode_picture, decode_scaled
+from shards.pictures.decode import check_picture, decode_picture, decode_scaled
+from shards.pictures.formats import BadPicture
+from shards.pictures.jpeg import read_jpeg_header
 from uniemox_dist.data.views import decode_tensor
 
 RAMP = np.arange(16, dtype=np.uint16) * 273
