@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from glob import has_magic
@@ -119,10 +119,34 @@ def match_pattern(pattern: str, field: str = "path") -> list[Place] | None:
 
 
 def find_files(where: Place) -> list[str]:
-    """Lists every file below a remote folder, relative to it."""
+    """Lists every file below a folder, relative to it. In a local one it follows links, except into a folder that
+    contains the link."""
+    if is_local(where):
+        return list(_walk(where))
     remote = cast(Any, where)
     prefix = remote.path.rstrip("/") + "/"
     return [path.removeprefix(prefix) for path in remote.fs.find(remote.path)]
+
+
+def _walk(root: Path) -> Iterator[str]:
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        relative, above = pending.pop()
+        status = os.stat(root / relative)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue
+        with os.scandir(root / relative) as entries:
+            for entry in entries:
+                path = f"{relative}{entry.name}"
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # a link to itself; treated as a file
+                    is_folder = False
+                if is_folder:
+                    pending.append((f"{path}/", above | {identity}))
+                else:
+                    yield path
 
 
 def file_size(where: Place) -> int | None:

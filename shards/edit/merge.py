@@ -1,30 +1,27 @@
 """`uniemox shards merge`: joins the parts of a parallel pack, or unrelated data sets. Links or copies tars; writes
 manifests and indexes."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from shards.edit.merge_inputs import Input, open_inputs
 from shards.edit.output import Output, open_output
 from shards.format.encode import BLOCK
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
-from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
-from shards.format.rejected import REJECTED, read_rejected, write_rejected
+from shards.format.manifest import Manifest
+from shards.format.rejected import REJECTED, write_rejected
 from shards.format.sample import make_key
 from shards.format.tars import read_json_member
 from shards.pack.append import combine_licences
 from shards.pack.duplicates import describe_duplicate
 from shards.pack.listing import split_rank
-from shards.pack.partial import PART
-from shards.storage import Place, is_local, read_range
+from shards.storage import Place, read_range
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import (
-    convert_read_errors,
     convert_write_errors,
-    describe_missing_folder,
     hide_secrets,
     sha256_file,
 )
@@ -47,23 +44,6 @@ class MergeResult:
     """Samples that got another key."""
 
 
-@dataclass
-class _Input:
-    """A part or a data set to be joined."""
-
-    name: str
-    """Its name in lists; "" for parts of one pack, whose records need none."""
-    folder: Place
-    found: list[tuple[str, Place, Manifest]]
-    """(split, folder, manifest) of its data sets."""
-    rejected: list[dict[str, str]]
-    records: int
-    prefix: str = ""
-    """What the names of its shards begin with in the result."""
-    note: dict[str, Any] = field(default_factory=dict)
-    """The part.json of a part."""
-
-
 def merge(out: Place, parts: Sequence[Place], *, same_key: str = "refuse") -> MergeResult:
     """Joins all parts of one pack, or unrelated data sets, under `out`. They stay unchanged. On one disk they may be
     deleted afterwards unless the tars in `out` are symbolic links, as on another file system.
@@ -77,160 +57,13 @@ def merge(out: Place, parts: Sequence[Place], *, same_key: str = "refuse") -> Me
         UserError: if parts are missing, given twice, incomplete or have different settings, data sets have the same
             keys, or splits in some only, or `out` exists or cannot be written.
     """
-    inputs = check_inputs(parts)
+    inputs = open_inputs(parts)
     target = f"OUT={hide_secrets(out)}"
     with convert_write_errors(target), open_output(out) as output:
         return _join(output, inputs, same_key)
 
 
-def check_inputs(parts: Sequence[Place]) -> list[_Input]:
-    """Reads what `merge` joins: all parts of one pack in their order, or unrelated data sets in the given order.
-
-    Raises:
-        UserError: as `merge` for its parts.
-    """
-    if not parts:
-        raise UserError("PARTS: none given; give the folders of all parts, or of data sets")
-    are_parts = [(folder / PART).is_file() for folder in parts]
-    if all(are_parts):
-        return [_open_part(folder, note) for folder, note in check_parts(parts)]
-    if any(are_parts):
-        part, other = parts[are_parts.index(True)], parts[are_parts.index(False)]
-        _open_data_set(other, "", "")
-        raise UserError(
-            f"PARTS={hide_secrets(part)}: is a part of a parallel pack, but {hide_secrets(other)} is not; join the "
-            "parts first, then merge the result"
-        )
-    return _open_data_sets(parts)
-
-
-def _open_data_sets(folders: Sequence[Place]) -> list[_Input]:
-    if len(folders) == 1:
-        raise UserError(
-            f"PARTS={hide_secrets(folders[0])}: one data set; give at least two, or all parts of a pack"
-        )
-    names = _unique_names(folders)
-    inputs = [
-        _open_data_set(folder, name, f"m{number:03d}-")
-        for number, (folder, name) in enumerate(zip(folders, names), 1)
-    ]
-    seen: dict[str, Place] = {}
-    for given in inputs:
-        for _, folder, manifest in given.found:
-            if (first := seen.setdefault(manifest.identity, folder)) is not folder:
-                raise UserError(
-                    f"PARTS={folder}: is the same data set as {hide_secrets(first)}; give it once"
-                )
-    with_splits = [given for given in inputs if given.found[0][0]]
-    without = [given for given in inputs if not given.found[0][0]]
-    if with_splits and without:
-        raise UserError(
-            f"PARTS={hide_secrets(without[0].folder)}: has no splits, but {hide_secrets(with_splits[0].folder)} has "
-            f"{', '.join(split for split, _, _ in with_splits[0].found)}; divide it with `uniemox shards split`, or "
-            "merge it with one split only"
-        )
-    return inputs
-
-
-def _unique_names(folders: Sequence[Place]) -> list[str]:
-    """Short names for lists: that of the folder, with its parent's if several have the same."""
-    parts = [[part for part in hide_secrets(folder).split("/") if part] or ["."] for folder in folders]
-    short = Counter(words[-1] for words in parts)
-    names = ["/".join(words[-1:] if short[words[-1]] == 1 else words[-2:]) for words in parts]
-    return [name if names.count(name) == 1 else f"{number}:{name}" for number, name in enumerate(names, 1)]
-
-
-def _open_data_set(folder: Place, name: str, prefix: str) -> _Input:
-    found = _find_splits(folder)
-    if not found:
-        missing = is_local(folder) and not folder.is_dir()
-        problem = describe_missing_folder(folder) if missing else "has no manifest.json"
-        raise UserError(
-            f"PARTS={folder}: {problem}; give data sets, or all folders that `shards pack --part I/N` "
-            "completed"
-        )
-    rejected = read_rejected(folder) or []
-    samples = sum(manifest.samples for _, _, manifest in found)
-    return _Input(name, folder, found, rejected, samples + len(rejected), prefix)
-
-
-def _find_splits(folder: Place) -> list[tuple[str, Place, Manifest]]:
-    return [
-        (data.name if data != folder else "", data, read_manifest(data, "PARTS"))
-        for data in find_manifest_folders(folder)
-    ]
-
-
-def check_parts(parts: Sequence[Place]) -> list[tuple[Place, dict[str, Any]]]:
-    """The parts in order, each with its part.json.
-
-    Raises:
-        UserError: as `merge` for its parts.
-    """
-    found: dict[int, tuple[Place, dict[str, Any]]] = {}
-    for folder in parts:
-        note = _read_part(folder)
-        number, of = note["part"]
-        if number in found:
-            raise UserError(
-                f"PARTS={folder}: is part {number}/{of}, but so is {found[number][0]}; give each part once"
-            )
-        found[number] = (folder, note)
-    ordered = [found[number] for number in sorted(found)]
-    first, stated = ordered[0]
-    for folder, note in ordered[1:]:
-        for fact in ("settings", "captions", "detector", "licence", "source_sha256"):
-            if note.get(fact) != stated.get(fact):
-                what = "source" if fact == "source_sha256" else fact
-                raise UserError(
-                    f"PARTS={folder}: was packed with a different {what} than {first}; pack it again, or join the "
-                    "parts of each pack first"
-                )
-    of = stated["part"][1]
-    missing = sorted(set(range(1, of + 1)) - set(found))
-    if missing or any(note["part"][1] != of for _, note in ordered):
-        lacking = ", ".join(f"{number}/{of}" for number in missing) or "parts with another total"
-        raise UserError(f"PARTS: {lacking} are missing; give all {of} parts")
-    return ordered
-
-
-def _read_part(folder: Place) -> dict[str, Any]:
-    """The part.json of a part: its number, and how many records it packed and refused."""
-    try:
-        with convert_read_errors(f"PARTS={folder}: {PART}", "pack this part again"):
-            note: dict[str, Any] = json.loads((folder / PART).read_bytes())
-        (number, of), records = note["part"], note["records"]
-        packed, rejected = list(note["packed"].values()), list(note["rejected"].values())
-        is_sound = all(type(value) is int for value in (number, of, records, *packed, *rejected))
-        if not is_sound or not 1 <= number <= of or records != sum(packed) + sum(rejected):
-            raise ValueError("its numbers do not add up")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"PARTS={folder}: {PART} cannot be read; pack this part again") from None
-    return note
-
-
-def _open_part(folder: Place, note: dict[str, Any]) -> _Input:
-    """
-    Raises:
-        UserError: if the samples or refused records of a part do not match the counts in part.json.
-    """
-    found = _find_splits(folder)
-    rejected = read_rejected(folder)
-    if rejected is None:
-        raise UserError(f"PARTS={folder}: {REJECTED} is missing; pack this part again")
-    reasons = Counter(row["reason"] for row in rejected)
-    if {split: manifest.samples for split, _, manifest in found} != note["packed"]:
-        raise UserError(f"PARTS={folder}: has other samples than its {PART} counts; pack this part again")
-    if reasons != Counter(note["rejected"]):
-        raise UserError(
-            f"PARTS={folder}: {REJECTED} lists other records than {PART} counts; pack this part again"
-        )
-    return _Input("", folder, found, rejected, note["records"], note=note)
-
-
-def _join(output: Output, inputs: list[_Input], same_key: str) -> MergeResult:
+def _join(output: Output, inputs: list[Input], same_key: str) -> MergeResult:
     are_parts = bool(inputs[0].note)
     found = [(split, given, folder, manifest) for given in inputs for split, folder, manifest in given.found]
     found.sort(key=lambda item: split_rank(item[0]))  # stable: the order of the inputs stays
@@ -261,16 +94,16 @@ def _join(output: Output, inputs: list[_Input], same_key: str) -> MergeResult:
     return MergeResult(packed, refused, len(marks.rejected), records, marks.renamed)
 
 
-def _count_parts(inputs: list[_Input]) -> dict[str, Any]:
+def _count_parts(inputs: list[Input]) -> dict[str, Any]:
     return {"parts": len(inputs)} if inputs[0].note else {}
 
 
-def _part_provenance(inputs: list[_Input]) -> dict[str, Any]:
+def _part_provenance(inputs: list[Input]) -> dict[str, Any]:
     """What all parts of a pack state alike."""
     return {k: v for k, v in inputs[0].note.items() if k not in ("part", "packed")}
 
 
-def _merged_provenance(inputs: list[_Input], split: str) -> dict[str, Any]:
+def _merged_provenance(inputs: list[Input], split: str) -> dict[str, Any]:
     """The provenance of each data set, and what it means for all."""
     of_split = [(given, manifest) for given in inputs for name, _, manifest in given.found if name == split]
     provenance: dict[str, Any] = {
@@ -293,7 +126,7 @@ def _merged_provenance(inputs: list[_Input], split: str) -> dict[str, Any]:
 
 
 def _add_shard(
-    output: Output, entry: ShardEntry, given: _Input, folder: Place, split: str, marks: "_Marks"
+    output: Output, entry: ShardEntry, given: Input, folder: Place, split: str, marks: "_Marks"
 ) -> ShardEntry | None:
     """Adds one shard and its index to the output; rewrites the index if some of its rows are marked or have another
     key. Returns None and adds nothing if all rows are marked."""

@@ -76,14 +76,11 @@ class Group:
             return self.members
         return ((self.find("json") or (self.pictures or self.members)[0]),)
 
-    def find(self, extension: str, picture: Member | None = None) -> Member | None:
-        """The first member with this extension; prefers one that shares more of the picture's name. The picture is by
-        default the first one."""
-        picture = picture or (self.pictures[0] if self.pictures else None)
-        inner = "" if picture is None else picture.extension[: picture.extension.rfind(".") + 1]
-        named = {
-            member.extension: member for member in reversed(self.members)
-        }  # `inner` is `v2.` of photo.v2.jpg
+    def find(self, extension: str) -> Member | None:
+        """The first member with this extension; prefers one that shares more of the first picture's name."""
+        first = self.pictures[0].extension if self.pictures else ""
+        inner = first[: first.rfind(".") + 1]  # `v2.` of photo.v2.jpg
+        named = {member.extension: member for member in reversed(self.members)}
         return named.get(f"{inner}{extension}", named.get(extension))
 
     @cached_property

@@ -3,6 +3,7 @@
 from shards.pack.append import Existing, PackedBefore
 from shards.pack.listing import Listing, key_hash
 from shards.pack.spool import parse_record
+from uniemox_dist.core.formatting import counted
 
 
 class PackedSamples:
@@ -30,9 +31,11 @@ class PackedSamples:
             return "duplicate_key", f"a sample of the data set has the same key {key}"
         first = self._first.get(content)
         if first is not None:
-            name = parse_record(self._listing.spool.line(first)).name
+            kept, copy = (parse_record(self._listing.spool.line(n)) for n in (first, number))
             other = self._listing.split(first), self._listing.label(first)
-            return describe_duplicate(*own, *other, name)
+            reason, detail = describe_duplicate(*own, *other, kept.name)
+            lost = len(set(copy.captions) - set(kept.captions))
+            return reason, detail + (f"; {counted(lost, 'caption')} of this copy left out" if lost else "")
         if self._shared and key_hash(key) in self._shared:
             if key in self._keys:
                 return "duplicate_key", f"another record has the same key {key}"

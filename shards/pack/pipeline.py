@@ -249,8 +249,8 @@ def _finish(
         first = result.rejected[0] if result.rejected else None
         because = f"; the first: {first.source}: {first.detail}" if first else ""
         raise UserError(
-            f"SOURCE={packer.settings.source}: nothing to pack, all {len(result.rejected)} records "
-            f"were refused{because}"
+            f"SOURCE={packer.settings.source}: nothing to pack, "
+            + (f"all {len(result.rejected)} records were refused{because}" if first else "it has no records")
         )
     reasons = Counter(rejected.reason for rejected in result.rejected)
     provenance |= {"records": result.records, "rejected": dict(sorted(reasons.items()))}

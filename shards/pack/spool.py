@@ -108,7 +108,7 @@ def _encode_image(image: Image) -> Any:
         return ["bytes", base64.b64encode(image).decode()]
     if isinstance(image, str):
         return image
-    return [type(image).__name__, asdict(image)]
+    return [type(image).__name__, {name: value for name, value in asdict(image).items() if value != ""}]
 
 
 def _decode_image(value: Any) -> Image:

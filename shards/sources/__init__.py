@@ -43,6 +43,8 @@ class Cell:
     row_group: int
     row: int
     """Row within the row group."""
+    otherwise: str = ""
+    """Path or URL of the picture's file, which counts if the cell is empty."""
 
 
 Image = bytes | str | Slice | Cell

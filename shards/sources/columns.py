@@ -1,6 +1,6 @@
 """Which columns of a table, or fields of a JSON object, describe a picture, and the record that they make."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +34,18 @@ def check_known(columns: Mapping[str, str]) -> None:
     """Raises UserError for a `--column` whose left side is not one of our names."""
     for unknown in sorted(set(columns) - set(KNOWN)):
         raise UserError(f"--column {unknown}=…: unknown column; valid are {', '.join(KNOWN)}")
+
+
+def check_columns_seen(columns: Mapping[str, str], seen: Collection[str], where: str) -> None:
+    """Checks that each column that the user named occurred, once a source without a header has been read.
+
+    Raises:
+        UserError: for one that did not; `where` begins with "no", such as "no line".
+    """
+    for ours, theirs in columns.items():
+        if theirs not in seen:
+            some = ", ".join(sorted(seen)[:20]) or "none"
+            raise UserError(f"--column {ours}={theirs}: {where} has such a field; the fields are {some}")
 
 
 def exact_names(columns: Mapping[str, str]) -> dict[str, str]:

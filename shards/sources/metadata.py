@@ -48,13 +48,18 @@ class Metadata:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._options = options
         self._folders: set[str] = set()
+        self.fields: set[str] = set()
+        """Names of columns; collected only if the user named some."""
         hashes, offsets = array("Q"), array("Q", [0])
         for path in paths:
             folder = path.rpartition("/")[0]
             try:
                 if not read_head(root / path):
                     raise _NoFileName("it is empty")
-                for row, values in _read(root / path, options.columns.get("path", FILE_NAME)):
+                file_name = options.columns.get("path", FILE_NAME)
+                for row, values in _read(root / path, file_name):
+                    if options.columns and isinstance(values, dict):
+                        self.fields.update(values, (file_name,))
                     name, line = _encode(folder, f"{path}, row {row + 1}", values)
                     hashes.append(draw64(0, name))
                     offsets.append(offsets[-1] + len(line))

@@ -266,8 +266,8 @@ class CellReader:
         self._groups: dict[tuple[str, int], Any] = {}
 
     def read(self, cell: Cell, piece: int) -> bytes | str | BadPicture:
-        """The picture in a cell, or the path of its file if the column holds paths; BadPicture if that leads out of the
-        table's folder."""
+        """The picture in a cell, or the path of its file if this or another column holds paths; BadPicture if that
+        leads out of the table's folder."""
         if piece != self._piece:
             self._piece, self._groups = piece, {}
         key = (cell.path, cell.row_group)
@@ -283,4 +283,4 @@ class CellReader:
                 return resolve_path(folder, value, allow_outside=self._allow_outside)
             except Outside as error:
                 return BadPicture("outside", str(error))
-        return value or b""
+        return value or cell.otherwise or b""

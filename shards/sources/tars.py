@@ -25,10 +25,11 @@ from shards.format.index import check_tar, read_shard_rows
 from shards.format.manifest import MANIFEST, read_manifest
 from shards.format.sample import FORMAT_NAME
 from shards.format.tars import PICTURES
+from shards.pictures.formats import identify_format
 from shards.sources import Record
-from shards.sources.files import SPLITS, is_clutter, name_below, split_name
+from shards.sources.files import SPLITS, is_clutter, name_below, read_head, split_name
 from shards.sources.values import BAD_VALUE
-from shards.storage import Place, find_files, is_local, match_pattern, open_seekable, parse_place
+from shards.storage import Place, find_files, match_pattern, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
 
 TARS = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -45,6 +46,9 @@ _ARCHIVES = (
     ".tar.br",
     ".cpio",
 )
+_SIDE_FILES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md")
+"""Ends of the names of files beside tars that hold no pictures."""
+_MAGIC_AT, _MAGIC = 257, b"ustar"
 _OWN_FOLDERS = ("index", "cache", "quarantine")
 """Folders inside a data set of ours that hold none of its tars."""
 _UNFINISHED = ".partial"
@@ -79,7 +83,8 @@ class SourceTar:
 
 
 def find_tars(source: str) -> tuple[list[SourceTar], list[Record]]:
-    """The tars of a source in the order of their names, and refused records for pictures and archives beside them.
+    """The tars of a source in the order of their names, and refused records for pictures and archives beside them, and
+    for tars in hidden folders.
 
     Raises:
         UserError: if there is no tar, one is missing, or a folder has a tar that its manifest does not list.
@@ -187,24 +192,48 @@ def _find(part: str, source: str) -> tuple[list[SourceTar], list[Record]]:
         raise UserError(
             f"SOURCE={source}: {what}no such file or folder; give a tar, a folder of tars, or a pattern"
         )
-    paths = sorted(_walk(root) if is_local(root) else _without_clutter(find_files(root)))
+    every = sorted(find_files(root))
+    paths = _without_clutter(every)
     splits = _splits([path for path in paths if path.lower().endswith(TARS)], source)
+    reasons = {path: _refuse(root, path) for path in paths} | _find_hidden_tars(every)
     others = [
         Record(os.fsencode(path).decode("utf-8", "backslashreplace"), b"", refused=refused)
-        for path in paths
-        if (refused := _refuse(path)) is not None
+        for path, refused in sorted(reasons.items())
+        if refused is not None
     ]
     return [SourceTar(root / path, path, split) for path, split in splits.items()], others
 
 
-def _refuse(path: str) -> tuple[str, str] | None:
-    """Why a file in a folder of tars is not read, if it holds pictures."""
+def _refuse(root: Place, path: str) -> tuple[str, str] | None:
+    """Why a file in a folder of tars is not read, if it holds pictures by its name or content."""
     name = path.lower()
+    if name.endswith((*TARS, *_SIDE_FILES)):
+        return None
     if name.endswith(_ARCHIVES):
         return "format", "an archive that is no tar; unpack it, or make a tar of it"
-    if name.rpartition(".")[2] in PICTURES and not name.endswith(TARS):
+    is_picture = name.rpartition(".")[2] in PICTURES
+    if not is_picture:
+        try:
+            head = read_head(root / path)
+        except ValueError:
+            return None
+        if head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC:
+            return "format", "a tar by its content; give it a name that ends with .tar"
+        is_picture = identify_format(head) is not None
+    if is_picture:
         return "unreadable", "a picture beside the tars, not in one; pack such pictures with --layout folder"
     return None
+
+
+def _find_hidden_tars(paths: list[str]) -> dict[str, tuple[str, str]]:
+    """Tars in hidden folders, apart from those of an append that is not complete."""
+    refused = ("unreadable", "a tar in a hidden folder; move it, or give it as SOURCE")
+    return {
+        path: refused
+        for path in paths
+        if path.lower().endswith(TARS)
+        and any(part.startswith(".") and part != _UNFINISHED for part in path.split("/")[:-1])
+    }
 
 
 def _splits(tars: list[str], source: str) -> dict[str, str | None]:
@@ -219,29 +248,6 @@ def _splits(tars: list[str], source: str) -> dict[str, str | None]:
             "of their split, or give the folders one by one"
         )
     return dict.fromkeys(tars)
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """The files below a local folder, relative to it. Follows links, except into a folder that contains the link."""
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        relative, above = pending.pop()
-        status = os.stat(root / relative)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue
-        with os.scandir(root / relative) as scanned:
-            entries = list(scanned)
-        is_own = any(entry.name == MANIFEST for entry in entries)
-        for entry in entries:
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link to itself
-                is_folder = False
-            if not is_folder:
-                yield f"{relative}{entry.name}"
-            elif not (is_clutter(entry.name) or (is_own and entry.name in _OWN_FOLDERS)):
-                pending.append((f"{relative}{entry.name}/", above | {identity}))
 
 
 def _without_clutter(paths: list[str]) -> list[str]:

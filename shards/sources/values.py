@@ -26,9 +26,9 @@ def load_json(data: bytes | str, **options: Any) -> Any:
 
 
 def parse_text(value: Any) -> str | None:
-    """A single value as text; None for a missing one (null, NaN, an empty text)."""
+    """A single value as text, without outer white space; None for a missing one (null, NaN, a blank text)."""
     if value is None or isinstance(value, str):
-        return value or None
+        return (value and value.strip()) or None
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, dict | list | tuple | bytes):

@@ -1,5 +1,6 @@
 """`uniemox shards pack`, and the options that it shares with other commands. Torch-free."""
 
+from collections import Counter
 from collections.abc import Callable
 from glob import has_magic
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 import click
 
 from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputPlace
+
+MOST_NAMED = 5
+"""Refused records that are printed one by one."""
 
 
 class NamesOption(click.Option):
@@ -221,8 +225,12 @@ def pack_command(
     if result.converted:
         formats = ", ".join(f"{count} {form}" for form, count in sorted(result.converted.items()))
         click.echo(f"  stored as lossless WebP or PNG, of several frames or pages the first: {formats}")
-    for refused in result.rejected[:5]:
+    for refused in result.rejected[:MOST_NAMED]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
+    if (more := len(result.rejected) - MOST_NAMED) > 0:
+        reasons = Counter(refused.reason for refused in result.rejected)
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        click.echo(f"  and {more} more; all by reason: {counts}")
     if result.rejected:
         click.echo(f"  {hide_secrets(out / 'rejected.parquet')} lists every refused record and its reason")
 

@@ -53,9 +53,9 @@ def _check_tars(context: click.Context) -> None:
 
 
 def _check_parts(context: click.Context) -> None:
-    from shards.edit.merge import check_inputs
+    from shards.edit.merge_inputs import open_inputs
 
-    check_inputs(context.params["parts"])
+    open_inputs(context.params["parts"])
 
 
 @click.group()
@@ -193,7 +193,7 @@ def merge_command(out: Path, parts: tuple[Path, ...], same_key: str) -> None:
     packed = sum(result.packed.values())
     click.echo(
         f"{result.records} records = {packed} packed + {sum(result.refused.values())} refused, "
-        f"{result.marked} of them because another part packed the same"
+        f"{result.marked} of them because another one has the same picture or key"
     )
     if result.refused:
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(result.refused.items()))

@@ -17,18 +17,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 from shards.format.sample import parse_record
 from shards.format.tars import PICTURES
 from shards.pictures.formats import PictureFormat, identify_format
 from shards.sources import Record, SourceOptions
-from shards.sources.columns import DOWNLOAD, check_known, make_record, shape_of, usual_names
+from shards.sources.columns import (
+    DOWNLOAD,
+    check_columns_seen,
+    check_known,
+    make_record,
+    shape_of,
+    usual_names,
+)
 from shards.sources.files import SPLITS, is_clutter, read_head, read_side_file
 from shards.sources.metadata import Metadata, is_metadata
 from shards.sources.rows import join_rows
 from shards.sources.values import BAD_VALUE, load_json, parse_captions
-from shards.storage import Place, find_files, is_local, parse_place
+from shards.storage import Place, find_files, parse_place
 from uniemox_dist.core.errors import UserError
 
 USES = ("--column",)
@@ -53,7 +59,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     root = parse_place(source, "SOURCE")
     if not root.is_dir():
         raise UserError(f"SOURCE={source}: no such folder; give a folder of pictures")
-    paths = sorted(_walk(root) if is_local(root) else find_files(root))
+    paths = sorted(find_files(root))
     count = len(paths)
     paths = [path for path in paths if not any(map(is_clutter, path.split("/")[:-1]))]
     if hidden := count - len(paths):
@@ -61,8 +67,10 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     said = [path for path in paths if is_metadata(path)]
     pictures = _find_formats(root, said)
     with Metadata(root, [path for path in said if path not in pictures], options) as metadata:
-        yield from _Folder(source, root, paths, metadata, options).records()
+        folder = _Folder(source, root, paths, metadata, options)
+        yield from folder.records()
         yield from metadata.unmatched()
+        check_columns_seen(options.columns, metadata.fields | folder.fields, "no metadata file or .json")
 
 
 class _Folder:
@@ -94,6 +102,8 @@ class _Folder:
                 self.beside.setdefault(path[: -len(extension)] + extension, []).append(path)
         tops = {path.split("/")[0] for path in self.pictures if "/" in path and path not in self.refused}
         self.has_splits = _has_splits(source, tops)
+        self.fields: set[str] = set()
+        """Names of fields of the `.json` files."""
         self.used: set[str] = set()
         self.notes: Counter[str] = Counter()
         self.first: dict[str, str] = {}
@@ -118,7 +128,7 @@ class _Folder:
             texts, jsons = self._find_beside(path)
             rows = self.metadata.rows(path)
             if (found := self.refused.get(path)) is not None:
-                yield replace(record, refused=("format", f"{found.name}: {found.refusal}"))
+                yield replace(record, refused=("format", found.refusal or found.name))
             else:
                 yield self._describe(path, record, texts, rows, jsons)
         self._write_notes()
@@ -208,6 +218,8 @@ class _Folder:
             fields = {**own, **fields}
         elif own is not None:
             fields["attributes"] = own
+        if self.options.columns:
+            self.fields.update(fields)
         tags = fields.get("tags")
         names = usual_names({name: shape_of(value) for name, value in fields.items()}, self.options.columns)
         named = {ours: names[ours] for ours in ("caption", "label", "persons")}
@@ -275,30 +287,6 @@ def _has_splits(source: str, tops: set[str]) -> bool:
 def _extension(path: str) -> str:
     _, dot, extension = path.rpartition("/")[2].rpartition(".")
     return extension.lower() if dot else ""
-
-
-def _walk(root: Path) -> list[str]:
-    """Lists every file below a local folder. Follows links, except into a folder that contains the link."""
-    found: list[str] = []
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        relative, above = pending.pop()
-        status = os.stat(root / relative)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue
-        with os.scandir(root / relative) as entries:
-            for entry in entries:
-                path = f"{relative}{entry.name}"
-                try:
-                    is_folder = entry.is_dir()
-                except OSError:  # a link to itself; treated as a file
-                    is_folder = False
-                if is_folder:
-                    pending.append((f"{path}/", above | {identity}))
-                else:
-                    found.append(path)
-    return found
 
 
 def _escape(path: str) -> str:

@@ -21,7 +21,14 @@ from typing import Any
 import pyarrow as pa
 
 from shards.sources import Cell, Image, Record, SourceOptions
-from shards.sources.columns import check_known, exact_names, make_record, shape_of, usual_names
+from shards.sources.columns import (
+    check_columns_seen,
+    check_known,
+    exact_names,
+    make_record,
+    shape_of,
+    usual_names,
+)
 from shards.sources.files import SPLITS, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.tables import (
@@ -77,7 +84,7 @@ def _locate(source: str) -> list[tuple[Place, str]]:
     if not found:
         raise UserError(
             f"SOURCE={source}: no such table; give a .parquet or .csv file, a folder of .parquet files, or "
-            f"{', '.join(SHIPPED)}"
+            f"{', '.join(SHIPPED)}; for a folder of pictures or tars add --layout folder or --layout wds"
         )
     return [(path, name_below(path, source)) for path in found]
 
@@ -146,12 +153,23 @@ def _columnar(path: Place, name: str, options: SourceOptions) -> Iterator[Record
                     yield Record(row_name, b"", refused=("annotation", f"the column {column!r}: {error}"))
                     continue
                 if inline:
-                    cell = Cell(str(path), inline[0], group, row)
+                    cell = Cell(
+                        str(path), inline[0], group, row, _find_file(values, others, names, path, options)
+                    )
                     yield make_record(values, names, row_name, cell, size)
                 else:
                     where = next((values[n] for n in pictures if values.get(n)), None)
                     yield _path_record(values, names, row_name, path, where, options)
             first += count
+
+
+def _find_file(
+    values: dict[str, Any], columns: list[str], names: dict[str, str], table: Place, options: SourceOptions
+) -> str:
+    """The file that a row names beside a column of pictures; "" if there is none, or it lies outside."""
+    where = values.get(names["path"]) if names["path"] in columns else None
+    found = try_path(table.parent, where, allow_outside=options.allow_outside)[0] if where else ""
+    return found if isinstance(found, str) else ""
 
 
 def _names(
@@ -232,11 +250,14 @@ def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
 
 
 def _json_lines(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
+    seen: set[str] = set()
     for row, found in read_json_lines(path):
         row_name = f"{name}#{row}"
         if isinstance(found, ValueError):
             yield Record(row_name, b"", refused=("annotation", str(found)))
             continue
+        if options.columns:
+            seen.update(found)
         values = {column: value for column, value in found.items() if value not in (None, "")}
         names = usual_names({column: shape_of(value) for column, value in values.items()}, options.columns)
         where = values.get(names["image"]) or values.get(names["path"])
@@ -248,6 +269,7 @@ def _json_lines(path: Place, name: str, options: SourceOptions) -> Iterator[Reco
             yield Record(row_name, b"", refused=("annotation", detail))
             continue
         yield _path_record(values, names, row_name, path, where, options)
+    check_columns_seen(options.columns, seen, f"no line of {path}")
 
 
 def _path_record(

@@ -1,13 +1,15 @@
 """WebDataset tars: img2dataset's output, our own shards, or any other collection.
 
-`shards/sources/tars.py` finds the tars that SOURCE names. In a sample, `.txt`, `.caption` and `.text` are captions, and
-`.cls` is the label; `x.jpg.txt` and `x.jpg.json` belong to `x.jpg` as well. `.json` may have `caption` or `captions`,
-`label`, `persons` and `attributes`, as our own shards do; `--column` names other fields, which then go before all
-others. All other fields become attributes, and so do the columns of img2dataset's `.parquet` beside a tar. A key that
-occurs in several tars counts once per tar. Members belong to one sample if their names agree up to the first dot; they
-need not be neighbours. Its picture is the first member with a usual picture's extension, or else one such as
-`x.v2.jpg`; the latter is described by `x.v2.txt`, or by `x.txt` if that is missing. If no member has such an extension,
-the content of the members decides.
+`shards/sources/tars.py` finds the tars that SOURCE names. Members belong to one sample if their names agree up to the
+first dot; they need not be neighbours. Its picture is the first member with a usual picture's extension, or else one
+such as `x.v2.jpg`, or else one that is a picture by its content; every other picture is refused and counted.
+
+All captions of a sample are kept once each: `captions` in its `.json`, then `.txt`, `.caption` and `.text`, then
+`caption` in `.json`, or else `text` or another usual name (`columns.py`). `x.jpg.txt` and `x.v2.txt` describe `x` too,
+unless another picture of the key has that name. `.json` may have `label`, `persons` and `attributes` as well, as our
+own shards do; `.cls` is the label if it has none, otherwise an attribute. Fields that `--column` names replace all
+these. All other fields become attributes, and so do the columns of img2dataset's `.parquet` beside a tar. A key that
+occurs in several tars counts once per tar.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,7 @@ from shards.format.sample import parse_record
 from shards.format.tars import Group, Member, read_groups
 from shards.pictures.formats import HEAD_BYTES, identify_format
 from shards.sources import Record, Slice, SourceOptions
-from shards.sources.columns import DOWNLOAD
+from shards.sources.columns import DOWNLOAD, shape_of, usual_names
 from shards.sources.files import split_name
 from shards.sources.tables import convert_parquet_errors
 from shards.sources.tars import TARS, are_one_pack, decompressed, find_tars
@@ -40,7 +42,7 @@ USES = ("--persons source", "--picture", "--column")
 COLUMNS = ("caption", "label", "split", "persons")
 """Our names of JSON fields, the valid left sides of `--column`."""
 CAPTIONS = ("txt", "caption", "text")
-"""Extensions of captions, in their order; all of a sample's are kept."""
+"""Extensions of captions, in their order."""
 _TEXTS = {*CAPTIONS, "json", "cls"}
 _APPLE_DOUBLE = b"\0\5\x16\7"
 """First bytes of a file that macOS writes for the extended attributes of another file."""
@@ -156,13 +158,16 @@ def _sample_records(tar: Place, group: Group, reading: Reading) -> Iterator[Reco
     def refused(reason: str, detail: str) -> Record:
         return Record(name, b"", split=split, refused=(reason, detail))
 
-    pictures = _pictures(tar, group)
+    pictures = _find_pictures(tar, group)
     if reading.chosen is not None:
         pictures = [member for member in pictures if member.offset in reading.chosen]
         if not pictures:
             return
     if not pictures:
         yield refused("no_picture", "has no picture among its members")
+        return
+    if group.is_unsafe:
+        yield refused("unsafe_name", "its name points outside the folder")
         return
     if reading.picture is not None:
         pictures = sorted(pictures, key=lambda member: not _is_called(member, reading.picture or ""))
@@ -171,41 +176,58 @@ def _sample_records(tar: Place, group: Group, reading: Reading) -> Iterator[Reco
             yield refused("no_picture", f"has no picture {reading.picture}, but {extensions}")
             return
     first, *others = pictures
-    if group.is_unsafe:
-        yield refused("unsafe_name", "its name points outside the folder")
-    elif not first.is_file:
+    if not first.is_file:
         yield refused("no_picture", f"its .{first.extension} is {first.kind.value}")
     else:
         try:
-            fields = parse_record({**reading.rows.get(group.name, {}), **_json(tar, group, first)})
+            fields = {
+                **reading.rows.get(group.name, {}),
+                **_read_json(tar, _describing(group, pictures, "json")),
+            }
+            fields = parse_record(fields)
             if {"source", "image_sha256"} <= fields.keys():  # a sample of ours
                 own = str(fields["source"])
                 name = own if reading.own_names else f"{reading.name}/{own}"
             image = Slice(str(tar), first.offset, first.length)
-            texts = [_text(tar, group, first, extension) for extension in CAPTIONS]
-            label = _text(tar, group, first, "cls")
+            texts = [_read_text(tar, m) for end in CAPTIONS for m in _describing(group, pictures, end)]
+            classes = [_read_text(tar, member) for member in _describing(group, pictures, "cls")]
             named = {ours: fields.pop(theirs) for ours, theirs in reading.columns.items() if theirs in fields}
             for ours in named:
                 reading.unseen.pop(ours, None)
-            yield _named(_record(name, image, split, fields, texts, label), named)
+            yield _named(_record(name, image, split, fields, texts, classes), named)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
     for other in others:
-        detail = f"a second picture (.{other.extension}) of one key"
-        yield Record(f"{name}.{other.extension}", b"", split=split, refused=("duplicate_key", detail))
+        extension = f".{other.extension}" if other.extension else ""
+        detail = f"a second picture ({extension or 'without extension'}) of one key"
+        yield Record(f"{name}{extension}", b"", split=split, refused=("duplicate_key", detail))
 
 
-def _pictures(tar: Place, group: Group) -> list[Member]:
-    """The pictures of a group; by their content if no member has a picture's extension."""
-    if group.pictures:
-        return group.pictures
-    return [
+def _find_pictures(tar: Place, group: Group) -> list[Member]:
+    """The pictures of a group: those with a picture's extension, and then others by their content."""
+    return group.pictures + [
         member
         for member in group.members
-        if member.is_file
-        and member.extension not in _TEXTS
+        if member not in group.pictures
+        and member.is_file
+        and member.extension.rpartition(".")[2] not in _TEXTS
         and identify_format(_read_slice(tar, member.offset, min(member.length, HEAD_BYTES))) is not None
     ]
+
+
+def _describing(group: Group, pictures: list[Member], end: str) -> list[Member]:
+    """The members of a group with the extension `end`, such as `txt`, that describe its first picture: those named
+    after it first, then those named after the key, then those named after no picture."""
+    first, *others = [
+        {picture.extension, picture.extension.rpartition(".")[0]} - {""} for picture in pictures
+    ]
+    taken = set().union(*others) - first
+    found = []
+    for member in group.members:
+        before, _, last = member.extension.rpartition(".")
+        if last == end and before not in taken:
+            found.append((0 if before in first else 1 if not before else 2, member))
+    return [member for _, member in sorted(found, key=lambda item: item[0])]
 
 
 def _is_called(picture: Member, name: str) -> bool:
@@ -214,20 +236,25 @@ def _is_called(picture: Member, name: str) -> bool:
 
 
 def _record(
-    name: str, image: Slice, split: str | None, fields: dict[str, Any], texts: list[str], cls: str
+    name: str, image: Slice, split: str | None, fields: dict[str, Any], texts: list[str], classes: list[str]
 ) -> Record:
     """The record of a sample; `fields` come from its `.json` and its row in the table beside the tar."""
+    captions = parse_captions(fields.get("captions")) + tuple(text for text in texts if text)
+    captions += parse_captions(fields.get("caption"))
+    if not captions:
+        usual = usual_names({field: shape_of(value) for field, value in fields.items() if value}, {})
+        captions = parse_captions(fields.pop(usual["caption"], None))
     own = fields.get("attributes")
     more = {key: value for key, value in fields.items() if key not in _OWN | DOWNLOAD}
-    label = parse_text(fields.get("label"))
+    labels = [text for text in (parse_text(fields.get("label")), *classes) if text]
+    others = [label for label in labels if label != labels[0]]
+    attributes = {**(own if isinstance(own, dict) else {}), **more, **({"cls": others[0]} if others else {})}
     return Record(
         name=name,
         image=image,
-        captions=parse_captions(fields.get("captions"))
-        or tuple(dict.fromkeys(text for text in texts if text))
-        or parse_captions(fields.get("caption")),
-        label=cls or None if label is None else label,
-        attributes=parse_attributes({**own, **more} if isinstance(own, dict) else more),
+        captions=tuple(dict.fromkeys(captions)),
+        label=labels[0] if labels else None,
+        attributes=parse_attributes(attributes),
         split=split,
         persons=parse_persons(fields.get("persons")),
         size=image.length,
@@ -235,7 +262,7 @@ def _record(
 
 
 def _named(record: Record, named: dict[str, Any]) -> Record:
-    """A record with the fields that the user named; they go before all others."""
+    """A record with the fields that the user named; they replace what others say."""
     if captions := parse_captions(named.get("caption")):
         record = replace(record, captions=captions)
     if (label := parse_text(named.get("label"))) is not None:
@@ -247,18 +274,19 @@ def _named(record: Record, named: dict[str, Any]) -> Record:
     return record
 
 
-def _json(tar: Place, group: Group, picture: Member) -> dict[str, Any]:
-    found = _text(tar, group, picture, "json")
-    fields = load_json(found) if found else {}
-    if not isinstance(fields, dict):
-        raise ValueError(f"is {type(fields).__name__}, not an object")
-    return fields
+def _read_json(tar: Place, members: list[Member]) -> dict[str, Any]:
+    """The fields of all `.json` members; those of the first go before those of later ones."""
+    found: dict[str, Any] = {}
+    for member in members:
+        text = _read_text(tar, member)
+        fields = load_json(text) if text else {}
+        if not isinstance(fields, dict):
+            raise ValueError(f"is {type(fields).__name__}, not an object")
+        found = {**fields, **found}
+    return found
 
 
-def _text(tar: Place, group: Group, picture: Member, extension: str) -> str:
-    member = group.find(extension, picture) or group.find(f"{picture.extension}.{extension}", picture)
-    if member is None:
-        return ""
+def _read_text(tar: Place, member: Member) -> str:
     if not member.is_file:
         raise ValueError(f"its .{member.extension} is {member.kind.value}")
     return _read_slice(tar, member.offset, member.length).decode("utf-8-sig").strip()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from killed_pack import Killed
 import pytest
 from s3 import list_local, list_names, list_objects, serve_s3
 
@@ -188,10 +189,6 @@ def test_data_sets_on_a_store_are_joined_to_the_same_files(
     if parts_are_remote:
         merge(tmp_path / "downloaded", parts, same_key="rename")
         assert list_local(tmp_path / "downloaded") == list_local(tmp_path / "local")
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_killed_merge_on_a_store_is_not_complete_and_the_next_one_replaces_it(

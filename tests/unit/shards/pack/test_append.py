@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from killed_pack import KillAfter, Killed
 from s3 import list_local, list_objects, serve_s3
 
 import shards.pack.partial
@@ -133,23 +134,6 @@ def test_appending_the_same_again_changes_nothing(
     assert pack(settings(tables[0]), out, append=True, resume=True).reused
     assert pack(settings(tables[0]), out, append=True).reused  # all are copies
     assert files(out) == before
-
-
-class Killed(BaseException):
-    pass
-
-
-class KillAfter:
-    """Progress that kills the pack after some records."""
-
-    def __init__(self, records: int) -> None:
-        self.total, self.left = 0, records
-
-    def update(self, count: float | None = 1) -> bool | None:
-        self.left -= int(count or 0)
-        if self.left < 0:
-            raise Killed
-        return None
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -199,3 +199,13 @@ def test_a_part_without_any_picture_is_complete_all_the_same(tmp_path: Path) -> 
     assert [result.records for result in results] == [0, 0, 1]
     merge(tmp_path / "out", [tmp_path / f"p{i}" for i in (1, 2, 3)])
     assert keys(tmp_path / "out") == ["only"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_captions_that_only_a_refused_copy_has_are_counted(seed: int, tmp_path: Path) -> None:
+    rows = [{"key": "a", "image": picture(1), "caption": ["one", "two"]}, {"key": "b", "image": picture(1)}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    settings = PackSettings(str(tmp_path / "t.parquet"), "table", persons="none", seed=seed)
+    [copy] = pack(settings, tmp_path / "out").rejected
+    lost = "; 2 captions of this copy left out" if copy.source == "a" else ""
+    assert copy.detail == f"the same picture as {'b' if copy.source == 'a' else 'a'}{lost}"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from killed_pack import Killed
 import pytest
 
 import shards.pack.partial
@@ -98,10 +99,6 @@ def test_an_impossible_name_is_a_one_line_error_before_anything_is_read(
         pack(of(tmp_path / "no such source"), tmp_path / name)
     assert str(caught.value) == f"OUT={tmp_path / name}: {says}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "loop"]
-
-
-class Killed(BaseException):
-    """A kill, after which no handler cleans up."""
 
 
 @pytest.mark.parametrize("moved", range(9))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed_pack import KillAfter, Killed
 from s3 import list_local, list_names, list_objects, serve_faults, serve_s3
 
 import shards.remote_folder
@@ -97,23 +98,6 @@ def test_parts_on_s3_have_the_same_files_as_on_disk(store: str, photo_folder: Pa
     assert again.reused
     with pytest.raises(UserError, match="was packed with other settings"):
         pack(settings(photo_folder), parse_place("s3://data/parts/p1"), part=(2, 2), resume=True)
-
-
-class Killed(BaseException):
-    pass
-
-
-class KillAfter:
-    """Progress that kills the pack after some records."""
-
-    def __init__(self, records: int) -> None:
-        self.total, self.left = 0, records
-
-    def update(self, count: float | None = 1) -> bool | None:
-        self.left -= int(count or 0)
-        if self.left < 0:
-            raise Killed
-        return None
 
 
 def test_a_resumed_pack_uploads_only_missing_shards_and_gives_the_same_bytes(

@@ -385,3 +385,14 @@ def test_every_file_is_packed_refused_or_counted(
         others=sum(result.findings.not_pictures.values()),
     )
     assert number == sum(parts.values()), (files, parts)
+
+
+def test_a_column_that_no_file_has_is_a_user_error(tmp_path: Path) -> None:
+    files = {"a.png": picture(1), "b.png": picture(2), "b.json": '{"words": "b"}'}
+    root = tree(tmp_path, {**files, "metadata.csv": "file_name,text\na.png,of a\n"})
+    found, _ = listed(root, columns={"caption": "words"})
+    assert found["b.png"].captions == ("b",)
+    with pytest.raises(
+        UserError, match=r"^--column caption=nope: no metadata file or \.json has such a field"
+    ):
+        listed(root, columns={"caption": "nope"})

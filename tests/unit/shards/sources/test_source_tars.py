@@ -108,11 +108,19 @@ def test_pictures_and_archives_beside_tars_are_counted(tmp_path: Path) -> None:
     (tmp_path / "more/loose.JPG").write_bytes(jpeg(5))
     (tmp_path / "c.zip").write_bytes(b"PK")
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "photo").write_bytes(jpeg(6))
+    (tmp_path / "drawing.psd").write_bytes(b"8BPS\0\1" + bytes(20))
+    (tmp_path / "a.tar.1").write_bytes((tmp_path / "a.tar").read_bytes())
+    make(tmp_path, ".hidden/h.tar")
     result = pack(PackSettings(str(tmp_path), "wds", persons="none"), tmp_path / "out")
     assert result.packed == {"": 2}
     assert {refused.source: refused.reason for refused in result.rejected} == {
         "more/loose.JPG": "unreadable",
         "c.zip": "format",
+        "photo": "unreadable",
+        "drawing.psd": "unreadable",
+        "a.tar.1": "format",
+        ".hidden/h.tar": "unreadable",
     }
 
 

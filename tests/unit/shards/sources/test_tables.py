@@ -424,3 +424,33 @@ def test_the_option_has_an_effect_or_is_refused() -> None:
         UserError, match="--allow-outside: --layout wds reads no paths from its files; leave it"
     ):
         check_options("wds", SourceOptions(allow_outside=True))
+
+
+def test_a_column_that_no_line_has_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "1.jpg", "words": "a"}\n{"path": "2.jpg", "other": "b"}\n')
+    assert [record.captions for record in records(tmp_path, columns={"caption": "words"})] == [("a",), ()]
+    with pytest.raises(
+        UserError, match=r"^--column caption=nope: no line of .*t\.jsonl has such a field; the "
+    ):
+        records(tmp_path, columns={"caption": "nope"})
+
+
+def test_an_empty_cell_of_pictures_leaves_it_to_the_path_of_its_row(tmp_path: Path) -> None:
+    rows = [
+        {"image": b"bytes", "path": "1.jpg"},
+        {"image": None, "path": "p/2.jpg"},
+        {"image": None, "path": "../3.jpg"},
+        {"image": None, "path": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found = [image_of(record) for record in records(tmp_path / "t.parquet")]
+    assert found == [b"bytes", str(tmp_path / "p/2.jpg"), b"", b""]
+
+
+def test_blank_texts_are_missing_and_outer_white_space_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        'path,caption,label\n1.jpg," \n",joy \n2.jpg, two , joy\n', encoding="utf-8"
+    )
+    first, second = records(tmp_path / "t.csv")
+    assert (first.captions, first.label) == ((), "joy")
+    assert (second.captions, second.label) == (("two",), "joy")

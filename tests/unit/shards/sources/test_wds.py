@@ -179,7 +179,7 @@ def test_a_picture_with_dots_in_its_name_brings_the_texts_that_share_them(tmp_pa
     first, second, plain, mask = records(write_tar(tmp_path / "a.tar", members))
     assert (first.name, first.captions, first.label, bytes_of(first)) == (
         "a.tar/photo",
-        ("its own",),
+        ("its own", "of all"),
         "7",
         jpeg(1),
     )
@@ -439,7 +439,7 @@ def test_an_annotated_json_keeps_persons_and_several_captions(tmp_path: Path) ->
         tmp_path / "a.tar", {"x.jpg": jpeg(1), "x.json": json.dumps(fields).encode(), "x.txt": b"other"}
     )
     [record] = records(tmp_path)
-    assert (record.captions, record.label) == (("one", "two"), "4")
+    assert (record.captions, record.label) == (("one", "two", "other"), "4")
     assert record.attributes == {"scene": "attic", "extra": "inf"}
     assert record.persons is not None
     assert record.persons[0].box == (0, 0, 0.5, 1)
@@ -538,7 +538,7 @@ def test_fields_of_the_json_can_be_named(tmp_path: Path) -> None:
     first, second, third = records(write_tar(tmp_path / "t.tar", members), columns=columns)
     found = (first.captions, first.label, first.split, first.attributes)
     assert found == (("one", "two"), "joy", "val", {"x": 1})
-    assert (second.captions, second.label, second.split) == (("text",), None, None)
+    assert (second.captions, second.label, second.split) == (("text", "c"), None, None)
     assert third.refused is not None
     assert third.refused[0] == "annotation"
 
@@ -581,3 +581,40 @@ def test_captions_of_every_usual_name_are_read_and_all_are_kept(tmp_path: Path) 
         ("of version 2",),
     ]
     assert found[3].attributes == {"mood": "calm"}
+
+
+def test_nothing_that_is_said_about_a_picture_is_lost(tmp_path: Path) -> None:
+    members = {
+        "a.jpg": jpeg(1),
+        "a.json": b'{"captions": ["one"], "caption": "two", "label": "joy"}',
+        "a.txt": b"three",
+        "a.jpg.txt": b"four",
+        "a.v2.txt": b"five",
+        "a.caption.txt": b"six",
+        "a.cls": b"sad",
+        "b.jpg": jpeg(2),
+        "b.json": b'{"text": "seven", "caption": ""}',
+        "k.left.jpg": jpeg(3),
+        "k.right.jpg": jpeg(4),
+        "k.txt": b"both",
+        "k.left.txt": b"left",
+        "k.right.txt": b"right",
+    }
+    a, b, k, other = records(write_tar(tmp_path / "t.tar", members))
+    assert a.captions == ("one", "four", "three", "five", "six", "two")
+    assert (a.label, a.attributes) == ("joy", {"cls": "sad"})
+    assert (b.captions, b.attributes) == (("seven",), {})
+    assert k.captions == ("left", "both")
+    assert other.refused is not None
+
+
+def test_every_picture_beside_the_one_of_a_key_is_counted(tmp_path: Path) -> None:
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    members = {"d.jpg": jpeg(1), "d.img": jpeg(2), "d": jpeg(3), "d.svg": drawing, "d.npy": b"\x93NUMPY"}
+    first, *others = records(write_tar(tmp_path / "t.tar", members))
+    assert first.refused is None
+    assert {record.name: record.refused for record in others} == {
+        "t.tar/d.img": ("duplicate_key", "a second picture (.img) of one key"),
+        "t.tar/d": ("duplicate_key", "a second picture (without extension) of one key"),
+        "t.tar/d.svg": ("duplicate_key", "a second picture (.svg) of one key"),
+    }
