@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from killed_pack import Killed
 import pytest
+from killed_pack import Killed
 from s3 import list_local, list_names, list_objects, serve_s3
 
 import shards.remote_folder

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from killed_pack import Killed
 import pytest
+from killed_pack import Killed
 
 import shards.pack.partial
 import shards.pack.pipeline
