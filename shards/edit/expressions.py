@@ -10,11 +10,13 @@ The syntax is a small part of Python's; it is parsed, never evaluated: compariso
 | side, aspect | shorter side in pixels; longer over shorter side |
 | bytes, image_length | of the encoded picture |
 | persons, captions | their number |
+| valence, arousal, dominance | of the picture, if the source states them |
+| distribution['joy'] | the share of a label in the sample's distribution |
 | caption | the first one, "" if there is none; `"dog" in caption` searches it, case-sensitively |
 
-As in SQL, a row without label matches no comparison: `label != 'joy'`, `label not in ['joy']` and `not label ==
-'joy'` leave it out, just as `label == 'joy'` does. `label is None` finds such rows, so `label is None or label !=
-'joy'` selects everything except joy.
+As in SQL, a row without label, value or share matches no comparison: `label != 'joy'`, `label not in ['joy']` and
+`not label == 'joy'` leave a row without label out, just as `label == 'joy'` does. `label is None` finds such rows, so
+`label is None or label != 'joy'` selects everything except joy.
 """
 
 import ast
@@ -23,16 +25,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, or_
+from re import escape
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from shards.format.index import OPTIONAL
+from shards.format.sample import DIMENSIONS
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import canonical_json
 
 TEXTS = ("key", "label", "image_sha256", "caption")
-NUMBERS = ("width", "height", "side", "aspect", "bytes", "image_length", "persons", "captions")
+NUMBERS = ("width", "height", "side", "aspect", "bytes", "image_length", "persons", "captions", *DIMENSIONS)
 _SOURCES = {
     "side": ("width", "height"),
     "aspect": ("width", "height"),
@@ -76,6 +82,9 @@ def apply_filter(table: pa.Table, text: str) -> pa.ChunkedArray:
     Raises:
         UserError: as `parse_filter`.
     """
+    for field in OPTIONAL:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     holds = pc.coalesce(parse_filter(text), pc.scalar(False))
     return ds.dataset(table).to_table(columns={"holds": holds}, use_threads=False)["holds"]
 
@@ -199,7 +208,18 @@ class _Parser:
                     raise self.mistake("a number is too large") from None
         if isinstance(node, ast.Name):
             return _Operand(self._column(node.id), is_text=node.id in TEXTS, is_column=True)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "distribution":
+            return _Operand(self._share(node.slice), is_text=False, is_column=True)
         raise self.mistake(f"{ast.unparse(node)!r} is neither a column nor a number nor a text")
+
+    def _share(self, node: ast.expr) -> pc.Expression:
+        """The share of a label, from the JSON in the index; null for a row whose distribution lacks it."""
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            raise self.mistake(f"distribution[{ast.unparse(node)}]: give a label in quotes")
+        self.columns.add("label_distribution")
+        label = escape(canonical_json(node.value).decode())
+        found = pc.extract_regex(pc.field("label_distribution"), f"[{{,]{label}:(?P<share>[^,}}]+)")
+        return pc.struct_field(found, "share").cast(pa.float64())
 
     def _column(self, name: str) -> pc.Expression:
         if name not in TEXTS + NUMBERS:

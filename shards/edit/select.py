@@ -264,7 +264,7 @@ def _read_samples(tar: Place, rows: list[dict[str, Any]]) -> Iterator[Encoded]:
 
 
 def _make_sample(tar: Place, row: dict[str, Any], image: bytes, records: dict[int, Record]) -> Sample:
-    """The sample of a row of the index; attributes and source are only in the tar."""
+    """The sample of a row of the index; most of its JSON is only in the tar."""
     record = records.get(row["image_offset"])
     if record is None:
         raise UserError(f"DIR={tar}: {row['key']}: the tar has no such sample; index it again")
@@ -277,6 +277,7 @@ def _make_sample(tar: Place, row: dict[str, Any], image: bytes, records: dict[in
         source=record.name,
         captions=tuple(row["captions"]),
         label=row["label"],
+        distribution=record.distribution,
         attributes=record.attributes,
         persons=tuple(
             Person(tuple(person["box"]), person["score"], json.loads(person["labels"]))

@@ -1,12 +1,13 @@
 """Encodes a sample as tar members and as the fields of its index row. Packing workers import this; it needs no
 pyarrow."""
 
+import math
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from shards.format.sample import PICTURE, Sample
+from shards.format.sample import DIMENSIONS, PICTURE, Sample
 from shards.format.tars import read_json_member
 from uniemox_dist.core.files import canonical_json
 
@@ -38,9 +39,10 @@ def is_current(key: str, data: bytes) -> bool:
     if not data.startswith(f"{key}.{PICTURE}\0".encode()):
         return False
     try:
-        return isinstance(read_json_member(data).get("persons"), str)
+        record = read_json_member(data)
     except ValueError:
         return False
+    return isinstance(record.get("persons"), str) and isinstance(record.get("label_distribution"), str)
 
 
 def index_fields(sample: Sample) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def index_fields(sample: Sample) -> dict[str, Any]:
         {"box": list(p.box), "score": p.score, "labels": canonical_json(p.labels).decode()}
         for p in sample.persons
     ]
-    return {
+    fields = {
         "key": sample.key,
         "width": sample.width,
         "height": sample.height,
@@ -58,6 +60,20 @@ def index_fields(sample: Sample) -> dict[str, Any]:
         "persons": persons,
         "image_sha256": sample.image_sha256,
     }
+    if sample.distribution:
+        fields["label_distribution"] = canonical_json(sample.distribution).decode()
+    values = {name: _finite(sample.attributes.get(name)) for name in DIMENSIONS}
+    return fields | {name: value for name, value in values.items() if value is not None}
+
+
+def _finite(value: Any) -> float | None:
+    """A JSON value as a float; None if it is no number, or one that does not fit."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:

@@ -42,6 +42,15 @@ SCHEMA = pa.schema(
         ("image_sha256", pa.string()),
     ]
 )
+OPTIONAL = pa.schema(
+    [
+        ("label_distribution", pa.string()),  # JSON: labels and their shares
+        ("valence", pa.float64()),  # the picture's attributes of these names, if they are numbers
+        ("arousal", pa.float64()),
+        ("dominance", pa.float64()),
+    ]
+)
+"""Columns that only the indexes of shards have in which a sample has such a value."""
 ROW_GROUP = 1024
 """Rows that a reader loads at a time, so that it never holds the whole index of a large shard."""
 REFUSED = pa.field("refused", pa.string())
@@ -55,20 +64,29 @@ def index_path(folder: Place, shard: str) -> Place:
 
 
 def rows_sha256(rows: Sequence[dict[str, Any]]) -> str:
-    """The hash of the rows of an index, independent of the Parquet version that wrote it."""
-    return sha256_bytes(canonical_json(list(rows)))
+    """The hash of the rows of an index, independent of the Parquet version that wrote it. Missing values of optional
+    columns do not count."""
+    return sha256_bytes(canonical_json([_without_missing(row) for row in rows]))
+
+
+def _without_missing(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if v is not None or (k != REFUSED.name and k not in OPTIONAL.names)}
 
 
 def write_index(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes an index atomically; rows may have the key `refused`."""
-    schema = SCHEMA.append(REFUSED) if any("refused" in row for row in rows) else SCHEMA
+    """Writes an index atomically; rows may have the keys `refused` and those of `OPTIONAL`."""
+    schema = SCHEMA
+    for field in (*OPTIONAL, REFUSED):
+        if any(row.get(field.name) is not None for row in rows):
+            schema = schema.append(field)
     table = pa.Table.from_pylist(list(rows), schema=schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def read_index(path: Place, columns: list[str] | None = None, *, sha256: str | None = None) -> pa.Table:
-    """Reads an index, whole or some of its columns, without the rows marked as refused.
+    """Reads an index, whole or some of its columns, without the rows marked as refused. Optional columns that it does
+    not have are null if `columns` names them, and otherwise left out.
 
     Raises:
         UserError: if the file is missing or damaged, does not have the hash `sha256` (if given), or lacks a column of
@@ -83,8 +101,8 @@ def read_index(path: Place, columns: list[str] | None = None, *, sha256: str | N
 def read_all_rows(path: Place, columns: list[str] | None = None, *, sha256: str | None = None) -> pa.Table:
     """Like `read_index`, including refused rows, and the column `refused` if the file has it."""
     with _opened(path, columns, sha256) as file:
-        marks = [REFUSED.name] if _has_refused(file) else []
-        return _checked(path, file.read(columns=[*(columns or SCHEMA.names), *marks], use_threads=THREADS))
+        names = _names_in(file, columns) + ([REFUSED.name] if _has_refused(file) else [])
+        return _checked(path, file.read(columns=names, use_threads=THREADS), columns)
 
 
 def read_group_ends(path: Place, *, sha256: str | None = None) -> list[int]:
@@ -112,7 +130,8 @@ def read_group(path: Place, number: int, columns: list[str]) -> pa.Table:
     """
     with _opened(path, columns) as file:
         if not _has_refused(file):
-            return _checked(path, file.read_row_group(number, columns=columns, use_threads=THREADS))
+            names = _names_in(file, columns)
+            return _checked(path, file.read_row_group(number, columns=names, use_threads=THREADS), columns)
     return read_index(path, columns)
 
 
@@ -120,15 +139,24 @@ def _opened(
     path: Place, columns: list[str] | None, sha256: str | None = None
 ) -> AbstractContextManager[pq.ParquetFile]:
     fix = "copy index/ together with the tars"
-    return open_parquet(path, SCHEMA, what="index", fix=fix, columns=columns, sha256=sha256)
+    required = [name for name in columns or () if name in SCHEMA.names] or None
+    return open_parquet(path, SCHEMA, what="index", fix=fix, columns=required, sha256=sha256)
+
+
+def _names_in(file: pq.ParquetFile, columns: list[str] | None) -> list[str]:
+    """The columns that are read: those asked for, except optional ones that the file lacks; all of them for None."""
+    have = file.schema_arrow.names
+    return [
+        name for name in columns or [*SCHEMA.names, *OPTIONAL.names] if name in SCHEMA.names or name in have
+    ]
 
 
 def _has_refused(file: pq.ParquetFile) -> bool:
     return REFUSED.name in file.schema_arrow.names
 
 
-def _checked(path: Place, table: pa.Table) -> pa.Table:
-    """Returns the table if all of its values are legal."""
+def _checked(path: Place, table: pa.Table, columns: list[str] | None) -> pa.Table:
+    """Returns the table if all of its values are legal, with those of `columns` that it lacks as nulls."""
     table.validate(full=True)  # finds texts that are not UTF-8 here instead of at first use
     wrong = next((name for name in table.column_names if not _is_sound(name, table[name])), None)
     if wrong is not None:
@@ -136,10 +164,19 @@ def _checked(path: Place, table: pa.Table) -> pa.Table:
             f"{path}: column {wrong} of the index holds an illegal value; copy index/ again, or check it with "
             f"`uniemox shards verify`"
         )
+    for name in columns or ():
+        if name not in table.column_names:
+            table = table.append_column(
+                OPTIONAL.field(name), pa.nulls(table.num_rows, OPTIONAL.field(name).type)
+            )
     return table
 
 
 def _is_sound(name: str, column: pa.ChunkedArray) -> bool:
+    if name in OPTIONAL.names:
+        if column.type != OPTIONAL.field(name).type:
+            return False
+        return not pa.types.is_floating(column.type) or pc.all(pc.is_finite(column)).as_py() is not False
     if name in ("label", REFUSED.name):
         return True
     if name == "captions":
@@ -161,8 +198,7 @@ def _is_sound(name: str, column: pa.ChunkedArray) -> bool:
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of `read_all_rows`, as `write_index` and `rows_sha256` expect them."""
-    rows = table.to_pylist()
-    return [{k: v for k, v in row.items() if k != "refused" or v is not None} for row in rows]
+    return [_without_missing(row) for row in table.to_pylist()]
 
 
 # ---- the index and tar of a shard, checked against the manifest

@@ -12,6 +12,8 @@ FORMAT_NAME = "uniemox-shards"
 FORMAT_VERSION = 2
 
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
+DIMENSIONS = ("valence", "arousal", "dominance")
+"""Attributes of pictures, and labels of persons, that are continuous emotion values."""
 KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Pillow's name of a picture format -> the extension inside the tar. An MPO is a JPEG with more pictures (a preview, a
@@ -47,6 +49,8 @@ class Sample:
     attributes: dict[str, Any] = field(default_factory=dict)
     persons: tuple[Person, ...] = ()
     image_sha256: str = ""
+    distribution: dict[str, float] | None = None
+    """Labels and their shares."""
 
     def to_json(self) -> dict[str, Any]:
         """The sample's `.json` member. Every field has the same JSON type in all samples, because Hugging Face
@@ -54,6 +58,7 @@ class Sample:
         differ in form is text that holds JSON."""
         return {
             "label": self.label or "",
+            "label_distribution": _JSON.encode(self.distribution or {}),
             "attributes": _JSON.encode(self.attributes),
             "captions": list(self.captions) or [""],
             "width": self.width,
@@ -75,9 +80,9 @@ class Sample:
 
 
 def parse_record(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a `.json` member of ours: `label` as text or None, `attributes` as an object, `captions` and
-    `persons` as lists. The members of earlier versions have these forms themselves; those of other programs are
-    returned as they are.
+    """The fields of a `.json` member of ours: `label` as text or None, `label_distribution` as an object or None,
+    `attributes` as an object, `captions` and `persons` as lists. The members of earlier versions have these forms
+    themselves; those of other programs are returned as they are.
 
     Raises:
         ValueError: if a text that should hold JSON does not.
@@ -85,9 +90,10 @@ def parse_record(fields: dict[str, Any]) -> dict[str, Any]:
     if not {"source", "image_sha256"} <= fields.keys():
         return fields
     found = {**fields, "label": fields.get("label") or None}
-    for name in ("attributes", "persons"):
+    for name in ("attributes", "persons", "label_distribution"):
         if isinstance(found.get(name), str):
             found[name] = json.loads(found[name])
+    found["label_distribution"] = found.get("label_distribution") or None
     if isinstance(captions := found.get("captions"), list):
         found["captions"] = [caption for caption in captions if caption]
     return found

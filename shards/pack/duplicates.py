@@ -34,6 +34,9 @@ class PackedSamples:
             kept, copy = (parse_record(self._listing.spool.line(n)) for n in (first, number))
             other = self._listing.split(first), self._listing.label(first)
             reason, detail = describe_duplicate(*own, *other, kept.name)
+            shares = kept.distribution, copy.distribution
+            if reason == "duplicate" and None not in shares and shares[0] != shares[1]:
+                return "conflict", f"the same picture as {kept.name}, which has another distribution"
             lost = len(set(copy.captions) - set(kept.captions))
             return reason, detail + (f"; {counted(lost, 'caption')} of this copy left out" if lost else "")
         if self._shared and key_hash(key) in self._shared:

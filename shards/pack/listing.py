@@ -6,7 +6,7 @@ Shapes: N records of the source, M records of this part in the order of packing.
 import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from shards.sources import Cell, Record
 from shards.sources.presets import Labels, Preset, assign_shares, draw64
 from shards.sources.rows import join_rows
 from shards.sources.validate import validate_record
+from shards.sources.values import most_likely
 from uniemox_dist.core.errors import UserError
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # file systems take 255 bytes
@@ -76,16 +77,18 @@ class Listing:
             UserError: for a split that is not a folder name, and if only some records have a split.
         """
         listing = cls(folder, seed)
-        declared, kept = Labels(preset.labels), Labels(keep_labels)
+        labels = _Declared(
+            Labels(preset.labels), Labels(preset.distribution_labels or preset.labels), Labels(keep_labels)
+        )
         for record in records:
             if several_rows:
                 listing._places.append(_place_hash(record))
-            listing._append(_with_label(validate_record(record), declared, kept), preset.by_group)
+            listing._append(_with_label(validate_record(record), labels), preset.by_group)
         rows = len(listing.spool)
         if several_rows and (joined := listing._join_rows()) is not None:
             unjoined, listing = listing, cls(folder, seed, "joined.jsonl")
             for record in joined:
-                listing._append(_with_label(validate_record(record), declared, kept), preset.by_group)
+                listing._append(_with_label(validate_record(record), labels), preset.by_group)
             unjoined.spool.close()
             unjoined.spool.path.unlink()
         listing.rows = rows
@@ -253,16 +256,49 @@ def _place_hash(record: Record) -> int:
     return draw64(0, f"{record.split}\n{record.image!r}") if is_row else 0
 
 
-def _with_label(record: Record, declared: Labels, kept: Labels) -> Record:
-    label = declared.canonical(record.label)
-    if record.refused is None and declared.declared and label is None:
-        detail = f"label {record.label!r} is not one of {', '.join(declared.declared)}"
+@dataclass(frozen=True)
+class _Declared:
+    """The labels that records may have."""
+
+    labels: Labels
+    shares: Labels
+    """Labels of distributions."""
+    kept: Labels
+    """Those that are packed."""
+
+
+def _with_label(record: Record, declared: _Declared) -> Record:
+    """A record with the declared spelling of its labels, refused if one is not declared or not kept. Without a label it
+    gets the most likely one of its distribution, unless several are, or that one is not declared."""
+    if record.distribution is not None and record.refused is None:
+        spelled = {
+            name: share
+            for label, share in record.distribution.items()
+            if (name := declared.shares.canonical(label)) is not None
+        }
+        if len(spelled) < len(record.distribution):
+            names = ", ".join(record.distribution)
+            detail = f"labels of its distribution ({names}) are not all different ones of "
+            return replace(record, refused=("label", detail + ", ".join(declared.shares.declared)))
+        record = replace(record, distribution=spelled)
+        if record.label is None and spelled:
+            label = declared.labels.canonical(most_likely(record.distribution or {}))
+            return _keep(replace(record, label=label), declared.kept)
+    label = declared.labels.canonical(record.label)
+    if record.refused is None and declared.labels.declared and label is None:
+        detail = f"label {record.label!r} is not one of {', '.join(declared.labels.declared)}"
         return replace(record, refused=("label", detail))
-    if record.refused is None and kept.declared and (label is None or kept.canonical(label) is None):
-        return replace(
-            record, label=label, refused=("label", f"label {label!r} is not selected by --keep-label")
-        )
-    return record if label == record.label else replace(record, label=label)
+    return _keep(record if label == record.label else replace(record, label=label), declared.kept)
+
+
+def _keep(record: Record, kept: Labels) -> Record:
+    if (
+        record.refused is None
+        and kept.declared
+        and (record.label is None or kept.canonical(record.label) is None)
+    ):
+        return replace(record, refused=("label", f"label {record.label!r} is not selected by --keep-label"))
+    return record
 
 
 def _some(splits: list[str | None]) -> str:

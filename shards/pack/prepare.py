@@ -223,6 +223,7 @@ def make_sample(record: Record, data: bytes, extension: str, width: int, height:
         source=record.name,
         captions=record.captions,
         label=record.label,
+        distribution=record.distribution,
         attributes=record.attributes,
         persons=record.persons or (),
         image_sha256=sha256_bytes(data),

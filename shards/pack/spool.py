@@ -89,6 +89,7 @@ def _fields(record: Record) -> dict[str, Any]:
             "name",
             "captions",
             "label",
+            "distribution",
             "attributes",
             "split",
             "boxes_size",

@@ -61,7 +61,8 @@ class Record:
     captions: tuple[str, ...] = ()
     label: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
-    """JSON values."""
+    """JSON values. `valence`, `arousal` and `dominance` are those of the picture, and numbers if they are to be
+    trained."""
     split: str | None = None
     persons: tuple[Person, ...] | None = None
     """The source's person boxes; None if it has none, so that a detector may run."""
@@ -75,6 +76,9 @@ class Record:
     refused: tuple[str, str] | None = None
     """(reason, detail) if the layout itself cannot provide the picture, for example because its file is missing. The
     packer counts and lists it with all other refused records."""
+    distribution: dict[str, float] | None = None
+    """Labels and their shares, which are finite, not negative and sum to 1 within 0.001; None if the source states
+    none."""
 
 
 @dataclass

@@ -1,15 +1,37 @@
-"""Which columns of a table, or fields of a JSON object, describe a picture, and the record that they make."""
+"""Which columns of a table, or fields of a JSON object, describe a picture, and the record that they make.
+
+`distribution` is a column of JSON objects (or structs) of labels and their shares, or several columns of numbers:
+`--column distribution=anger,fear:p_fear` takes the share of anger from the column `anger`, and that of fear from
+`p_fear`. `votes` is the same for counts, votes and percentages, which are divided by their sum. `valence`, `arousal`
+and `dominance` are attributes that must be numbers.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
+from shards.format.sample import DIMENSIONS
 from shards.sources import Image, Record
 from shards.sources.files import split_name
-from shards.sources.values import BAD_VALUE, parse_attributes, parse_captions, parse_persons, parse_text
+from shards.sources.values import (
+    BAD_VALUE,
+    divide_votes,
+    parse_attributes,
+    parse_captions,
+    parse_distribution,
+    parse_persons,
+    parse_real,
+    parse_text,
+)
 from uniemox_dist.core.errors import UserError
 
-KNOWN = ("image", "path", "key", "caption", "label", "split", "persons")
+USUAL = ("image", "path", "key", "caption", "label", "split", "persons", "distribution")
+"""Our names of columns that are found by name."""
+NAMED = ("votes", *DIMENSIONS)
+"""Those that only the user names; a column `valence` that no `--column` names is an attribute as any other."""
+DESCRIBING = ("caption", "label", "split", "persons", "distribution", *NAMED)
+"""Those that describe a picture which is known already."""
+KNOWN = (*USUAL, *NAMED)
 """Our names of columns, the valid left sides of `--column`."""
 DOWNLOAD = frozenset(("key", "status", "error_message", "sha256", "md5", "width", "height"))
 """Fields in which img2dataset describes its download; they do not describe the picture."""
@@ -24,9 +46,15 @@ _USUAL = {
     "label": ("label", "labels", "class", "class_name", "category", "emotion"),
     "split": ("split",),
     "persons": ("persons",),
+    "distribution": ("label_distribution", "distribution"),
 }
 """Usual names of columns in lower case, in order of preference."""
-_SHAPES = {"image": ("", "object"), "caption": ("", "list"), "persons": ("", "list")}
+_SHAPES = {
+    "image": ("", "object"),
+    "caption": ("", "list"),
+    "persons": ("", "list"),
+    "distribution": ("", "object"),
+}
 """What columns with a usual name may hold; single values if not stated."""
 
 
@@ -43,14 +71,33 @@ def check_columns_seen(columns: Mapping[str, str], seen: Collection[str], where:
         UserError: for one that did not; `where` begins with "no", such as "no line".
     """
     for ours, theirs in columns.items():
-        if theirs not in seen:
+        if missing := missing_columns(ours, theirs, seen):
             some = ", ".join(sorted(seen)[:20]) or "none"
-            raise UserError(f"--column {ours}={theirs}: {where} has such a field; the fields are {some}")
+            what = "such a field" if missing == [theirs] else f"the field {missing[0]!r}"
+            raise UserError(f"--column {ours}={theirs}: {where} has {what}; the fields are {some}")
+
+
+def share_columns(ours: str, theirs: str, present: Collection[str]) -> dict[str, str]:
+    """The labels and columns of `distribution=anger,fear:p_fear`; empty if `theirs` is one column."""
+    if ours not in ("distribution", "votes") or theirs in present or not ("," in theirs or ":" in theirs):
+        return {}
+    parts = [part.strip() for part in theirs.split(",")]
+    pairs = [
+        (part, part) if part in present else (part.partition(":")[0], part.partition(":")[2] or part)
+        for part in parts
+    ]
+    return dict(pairs)
+
+
+def missing_columns(ours: str, theirs: str, present: Collection[str]) -> list[str]:
+    """The columns that the user named and that are not there."""
+    wanted = share_columns(ours, theirs, present)
+    return [name for name in wanted.values() or [theirs] if name not in present]
 
 
 def exact_names(columns: Mapping[str, str]) -> dict[str, str]:
     """Our names -> the columns of that very name, or those that the user named."""
-    return {name: columns.get(name, name) for name in KNOWN}
+    return {**{name: name for name in USUAL}, **columns}
 
 
 def usual_names(shapes: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -73,12 +120,12 @@ def _usual_names(shapes: tuple[tuple[str, str], ...], columns: tuple[tuple[str, 
     given, shape = dict(columns), dict(shapes)
     by_name = {name.lower(): name for name in reversed(shape) if name not in given.values()}
     names: dict[str, str] = {}
-    for ours in KNOWN:
+    for ours in USUAL:
         usual = _USUAL[ours] if ours != "path" or names["image"] not in shape else ("path",)
         found = (by_name[name] for name in usual if name in by_name)
         fits = (name for name in found if name.lower() == ours or shape[name] in _SHAPES.get(ours, ("",)))
         names[ours] = given.get(ours) or next(fits, ours)
-    return names
+    return names | {ours: given[ours] for ours in NAMED if ours in given}
 
 
 def make_record(
@@ -89,7 +136,7 @@ def make_record(
 
     A row with a value that cannot be converted becomes a refused record.
     """
-    known = {ours: values.pop(theirs, None) for ours, theirs in names.items()}
+    known = {ours: take_value(values, ours, theirs) for ours, theirs in names.items()}
     column = ""
     try:
         for ours, read in _READERS.items():
@@ -97,6 +144,7 @@ def make_record(
             known[ours] = read(known.get(ours))
         column = ""
         more = parse_attributes(values)
+        more |= {ours: known[ours] for ours in DIMENSIONS if known[ours] is not None}
     except BAD_VALUE as error:
         split, key = (t if isinstance(t := known.get(ours), str) else None for ours in ("split", "key"))
         return Record(key or name, image, split=split, refused=("annotation", f"{column}{error}"))
@@ -105,11 +153,19 @@ def make_record(
         image=image,
         captions=known["caption"],
         label=known["label"],
+        distribution=known["distribution"] or known["votes"],
         attributes=more,
         split=known["split"],
         persons=known["persons"],
         size=size,
     )
+
+
+def take_value(values: dict[str, Any], ours: str, theirs: str) -> Any:
+    """Removes the column that the user named, or those with shares, from the values of a row; returns the value."""
+    if not (shares := share_columns(ours, theirs, values)):
+        return values.pop(theirs, None)
+    return {label: values.pop(column, None) for label, column in shares.items()}
 
 
 def _parse_split(value: Any) -> str | None:
@@ -124,4 +180,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "caption": parse_captions,
     "label": parse_text,
     "persons": parse_persons,
+    "distribution": parse_distribution,
+    "votes": lambda value: divide_votes(parse_distribution(value)),
+    **dict.fromkeys(DIMENSIONS, parse_real),
 }

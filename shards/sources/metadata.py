@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shards.sources import Record, SourceOptions
-from shards.sources.columns import make_record, shape_of, usual_names
+from shards.sources.columns import DESCRIBING, make_record, shape_of, usual_names
 from shards.sources.files import read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.presets import draw64
@@ -135,7 +135,7 @@ class Metadata:
         if isinstance(values, str):
             return name, Record(where, b"", refused=("annotation", values))
         names = usual_names({key: shape_of(value) for key, value in values.items()}, self._options.columns)
-        named = {ours: names[ours] for ours in ("caption", "label", "split", "persons")}
+        named = {ours: names[ours] for ours in DESCRIBING if ours in names}
         return name, make_record(values, named, where, b"")
 
 

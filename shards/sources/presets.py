@@ -18,6 +18,7 @@ class Preset:
     """A published set. presets.yaml documents the fields."""
 
     labels: tuple[str, ...] = ()
+    distribution_labels: tuple[str, ...] = ()
     inside: str | None = None
     split: dict[str, float] = field(default_factory=dict)
     divide: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -34,7 +35,10 @@ def load_presets() -> dict[str, Preset]:
     """All presets by name."""
     text = (resources.files("shards") / "sources" / "presets.yaml").read_text(encoding="utf-8")
     entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return {name: Preset(**{**entry, "labels": tuple(entry["labels"])}) for name, entry in entries.items()}
+    lists = ("labels", "distribution_labels")
+    for entry in entries.values():
+        entry.update({name: tuple(entry[name]) for name in lists if name in entry})
+    return {name: Preset(**entry) for name, entry in entries.items()}
 
 
 def find_preset(name: str | None) -> Preset:

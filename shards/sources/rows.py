@@ -11,7 +11,8 @@ def join_rows(rows: Sequence[Record]) -> Record:
     """One record of several for the same picture, in the order of the source: all captions once each.
 
     Name, split and picture are the first row's. An attribute whose values differ becomes the list of its values, one
-    for each row (None where a row has none). Rows that state different labels or persons are refused as `conflict`.
+    for each row (None where a row has none). Rows that state different labels, distributions or persons are refused as
+    `conflict`.
     """
     first = rows[0]
     if len(rows) == 1:
@@ -20,10 +21,11 @@ def join_rows(rows: Sequence[Record]) -> Record:
         first,
         captions=tuple(dict.fromkeys(caption for row in rows for caption in row.captions)),
         label=next((row.label for row in rows if row.label is not None), None),
+        distribution=next((row.distribution for row in rows if row.distribution is not None), None),
         persons=next((row.persons for row in rows if row.persons is not None), None),
         attributes=_join_attributes(rows),
     )
-    for what in ("label", "persons"):
+    for what in _PLURAL:
         stated = [row for row in rows if getattr(row, what) is not None]
         other = next((row for row in stated if getattr(row, what) != getattr(stated[0], what)), None)
         if other is not None:
@@ -33,7 +35,7 @@ def join_rows(rows: Sequence[Record]) -> Record:
     return record
 
 
-_PLURAL = {"label": "labels", "persons": "persons"}
+_PLURAL = {"label": "labels", "distribution": "distributions", "persons": "persons"}
 
 
 def _join_attributes(rows: Sequence[Record]) -> dict[str, Any]:

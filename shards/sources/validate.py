@@ -10,6 +10,8 @@ MAX_DEPTH = 64
 """Levels of lists and objects in attributes and labels; JSON readers fail at some hundreds."""
 MAX_BITS = 10_000
 """Largest number of bits of a whole number; Python neither writes nor reads numbers of more than 4,300 digits."""
+SUM_TOLERANCE = 1e-3
+"""Largest distance of the sum of a distribution from 1."""
 _DETAIL_CHARS = 300
 """Length of a detail; names inside of attributes may have any length."""
 
@@ -59,6 +61,10 @@ def _check(record: Record) -> None:
             _check_text(caption)
         place = "image"
         _expect(record.image, bytes | str | Slice | Cell, "a picture or its place")
+        place = "distribution"
+        if record.distribution is not None:
+            _expect(record.distribution, dict, "an object")
+            _check_distribution(record.distribution)
         place = "attributes"
         _expect(record.attributes, dict, "an object")
         _check_value(record.attributes)
@@ -71,6 +77,21 @@ def _check(record: Record) -> None:
             _check_value(person.labels)
     except _Unwritable as problem:
         raise _Unwritable(f"{place}{problem}") from None
+
+
+def _check_distribution(shares: dict[Any, Any]) -> None:
+    for label, share in shares.items():
+        _check_text(label)
+        if (
+            isinstance(share, bool)
+            or not isinstance(share, int | float)
+            or not math.isfinite(share)
+            or share < 0
+        ):
+            raise _Unwritable(f".{label}: {share!r} is not a share; shares are finite and not negative")
+    total = math.fsum(shares.values())
+    if abs(total - 1) > SUM_TOLERANCE:
+        raise _Unwritable(f": its shares sum to {total:.6g}, not to 1; give counts and percentages as votes")
 
 
 def _check_value(value: Any, depth: int = MAX_DEPTH) -> None:

@@ -64,6 +64,57 @@ def _parse_person(entry: Any) -> Person:
     )
 
 
+def parse_distribution(value: Any) -> dict[str, float] | None:
+    """Labels and their shares from an object, or from the same as JSON text; None without one. Labels without a share
+    (null) are left out."""
+    text = value.strip() if isinstance(value, str) else None
+    entries = load_json(text) if text else None if text == "" else value
+    if entries is None or entries == {} or (isinstance(entries, float) and math.isnan(entries)):
+        return None
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"holds {_kind(entries)}, but an object of labels and their shares is expected")
+    shares: dict[str, float] = {}
+    for label, entry in entries.items():
+        try:
+            share = parse_real(entry)
+        except BAD_VALUE as error:
+            raise ValueError(f"the share of {label!r}: {error}") from None
+        if share is not None:
+            shares[str(label).strip()] = share
+    return shares or None
+
+
+def parse_real(value: Any) -> float | None:
+    """A number, also as text; None for a missing one (null, NaN, a blank text)."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"holds {_kind(value)}, but a number is expected")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+    return None if math.isnan(number) else number
+
+
+def divide_votes(votes: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Shares of votes, counts or percentages: each divided by the sum of all."""
+    if votes is None:
+        return None
+    total = sum(votes.values())
+    if not math.isfinite(total) or total <= 0 or min(votes.values()) < 0:
+        stated = ", ".join(f"{label} {value:g}" for label, value in votes.items())
+        raise ValueError(f"no shares can be made of the votes {stated}")
+    return {label: value / total for label, value in votes.items()}
+
+
+def most_likely(distribution: Mapping[str, float]) -> str | None:
+    """The label with the largest share; None if several labels have it."""
+    most = max(distribution.values())
+    first, *others = [label for label, share in distribution.items() if share == most]
+    return None if others else first
+
+
 def parse_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as JSON values, without missing ones."""
     found = {str(name): to_json_value(value) for name, value in values.items()}

@@ -14,7 +14,8 @@ from labelled_sets import LAYOUTS, emotic_set, folder_set, labels_set, packed
 from PIL import Image
 from ranks import events, run_ranks
 
-from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
+from shards.format.sample import DIMENSIONS
+from shards.sources.layouts.emotic import CATEGORIES
 from shards.sources.presets import load_presets
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.files import sha256_file

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.sources.layouts.emotic import DIMENSIONS
+from shards.format.sample import DIMENSIONS
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import RawSample, ShardReader

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
+from shards.format.sample import DIMENSIONS
+from shards.sources.layouts.emotic import CATEGORIES
 from shards.sources.presets import assign_shares, draw64, load_presets
 from shards.storage import parse_place
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from shards.detect.types import Person
+from shards.format.sample import DIMENSIONS
 from shards.sources import Record, SourceOptions
 from shards.sources.files import find_split_files, try_path
 from shards.sources.tables import read_csv
@@ -38,7 +39,6 @@ CATEGORIES = (
     *("Excitement", "Fatigue", "Fear", "Happiness", "Pain", "Peace", "Pleasure", "Sadness"),
     *("Sensitivity", "Suffering", "Surprise", "Sympathy", "Yearning"),
 )
-DIMENSIONS = ("valence", "arousal", "dominance")
 COLUMNS = ("Folder", "Filename", "Image Size", "BBox", "Categorical_Labels")
 """Required columns of EMOTIC's CSV."""
 

@@ -23,6 +23,7 @@ from shards.format.tars import PICTURES
 from shards.pictures.formats import PictureFormat, identify_format
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import (
+    DESCRIBING,
     DOWNLOAD,
     check_columns_seen,
     check_known,
@@ -157,6 +158,7 @@ class _Folder:
                 sources += 1
                 captions[text] = None
         label, attributes, persons, split = record.label, {}, None, record.split
+        distribution = None
         if rows:
             joined = join_rows(rows)
             if joined.refused is not None:
@@ -164,7 +166,7 @@ class _Folder:
             sources += bool(joined.captions)
             captions |= dict.fromkeys(joined.captions)
             label, attributes, persons = joined.label or label, joined.attributes, joined.persons
-            split = split or joined.split
+            split, distribution = split or joined.split, joined.distribution
         elif self.metadata.covers(path):
             self._note("pictures that no metadata file names", path)
         for beside in jsons:
@@ -185,12 +187,14 @@ class _Folder:
             attributes = {**said.attributes, **more, **attributes}
             label = said.label if label is None else label
             persons = said.persons if persons is None else persons
+            distribution = said.distribution if distribution is None else distribution
         if sources > 1:
             self._note("pictures with captions in several files; all are kept", path)
         return replace(
             record,
             captions=tuple(captions),
             label=label,
+            distribution=distribution,
             attributes=attributes,
             persons=persons,
             split=split,
@@ -222,7 +226,7 @@ class _Folder:
             self.fields.update(fields)
         tags = fields.get("tags")
         names = usual_names({name: shape_of(value) for name, value in fields.items()}, self.options.columns)
-        named = {ours: names[ours] for ours in ("caption", "label", "persons")}
+        named = {ours: names[ours] for ours in DESCRIBING if ours in names and ours != "split"}
         record = make_record(fields, named, "", b"")
         if not record.captions and record.refused is None and isinstance(tags, str | list):
             record = replace(record, captions=parse_captions(", ".join(parse_captions(tags))))

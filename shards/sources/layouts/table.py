@@ -2,7 +2,8 @@
 
 SOURCE is a file, a folder of `.parquet` files (or else of other tables), or a pattern with `*`. Columns: `image`
 (bytes, or a struct with `bytes`) or `path` (below the table's folder, or a URL), and optionally `key`, `caption` (text
-or a list), `label`, `split`, `persons` (a list of box, score, labels as in FORMAT.md); every other column becomes an
+or a list), `label`, `split`, `persons` (a list of box, score, labels as in FORMAT.md), `distribution`
+(an object of labels and their shares, or several columns; see `columns.py`); every other column becomes an
 attribute. Rows of the same path are one picture with several captions. In a CSV these named columns are texts (`007`
 stays `007`), and `image` is a path. An empty text counts as missing.
 
@@ -22,10 +23,12 @@ import pyarrow as pa
 
 from shards.sources import Cell, Image, Record, SourceOptions
 from shards.sources.columns import (
+    NAMED,
     check_columns_seen,
     check_known,
     exact_names,
     make_record,
+    missing_columns,
     shape_of,
     usual_names,
 )
@@ -296,7 +299,8 @@ def _check_columns(present: list[str], names: dict[str, str], path: Place) -> No
             f"(picture file); its columns are {', '.join(present)}; name one with --column image=NAME"
         )
     for ours, theirs in names.items():
-        if ours != theirs and theirs not in present:
+        if (ours != theirs or ours in NAMED) and (missing := missing_columns(ours, theirs, present)):
+            what = "such column" if missing == [theirs] else f"column {missing[0]!r}"
             raise UserError(
-                f"--column {ours}={theirs}: {path} has no such column; its columns are {', '.join(present)}"
+                f"--column {ours}={theirs}: {path} has no {what}; its columns are {', '.join(present)}"
             )

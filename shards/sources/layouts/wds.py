@@ -6,10 +6,10 @@ such as `x.v2.jpg`, or else one that is a picture by its content; every other pi
 
 All captions of a sample are kept once each: `captions` in its `.json`, then `.txt`, `.caption` and `.text`, then
 `caption` in `.json`, or else `text` or another usual name (`columns.py`). `x.jpg.txt` and `x.v2.txt` describe `x` too,
-unless another picture of the key has that name. `.json` may have `label`, `persons` and `attributes` as well, as our
-own shards do; `.cls` is the label if it has none, otherwise an attribute. Fields that `--column` names replace all
-these. All other fields become attributes, and so do the columns of img2dataset's `.parquet` beside a tar. A key that
-occurs in several tars counts once per tar.
+unless another picture of the key has that name. `.json` may have `label`, `label_distribution`, `persons` and
+`attributes` as well, as our own shards do; `.cls` is the label if it has none, otherwise an attribute. Fields that
+`--column` names replace all these. All other fields become attributes, and so do the columns of img2dataset's
+`.parquet` beside a tar. A key that occurs in several tars counts once per tar.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,35 +18,52 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from shards.format.sample import parse_record
+from shards.format.sample import DIMENSIONS, parse_record
 from shards.format.tars import Group, Member, read_groups
 from shards.pictures.formats import HEAD_BYTES, identify_format
 from shards.sources import Record, Slice, SourceOptions
-from shards.sources.columns import DOWNLOAD, shape_of, usual_names
+from shards.sources.columns import (
+    DESCRIBING,
+    DOWNLOAD,
+    shape_of,
+    share_columns,
+    take_value,
+    usual_names,
+)
 from shards.sources.files import split_name
 from shards.sources.tables import convert_parquet_errors
 from shards.sources.tars import TARS, are_one_pack, decompressed, find_tars
 from shards.sources.validate import validate_record
 from shards.sources.values import (
     BAD_VALUE,
+    divide_votes,
     load_json,
     parse_attributes,
     parse_captions,
+    parse_distribution,
     parse_persons,
+    parse_real,
     parse_text,
 )
 from shards.storage import Place, open_seekable
 from uniemox_dist.core.errors import UserError
 
 USES = ("--persons source", "--picture", "--column")
-COLUMNS = ("caption", "label", "split", "persons")
-"""Our names of JSON fields, the valid left sides of `--column`."""
 CAPTIONS = ("txt", "caption", "text")
 """Extensions of captions, in their order."""
 _TEXTS = {*CAPTIONS, "json", "cls"}
 _APPLE_DOUBLE = b"\0\5\x16\7"
 """First bytes of a file that macOS writes for the extended attributes of another file."""
-_OWN = {"caption", "captions", "label", "persons", "attributes", "source", "image_sha256"}
+_OWN = {
+    "caption",
+    "captions",
+    "label",
+    "label_distribution",
+    "persons",
+    "attributes",
+    "source",
+    "image_sha256",
+}
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
@@ -55,9 +72,9 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if there are no tars, or one is incomplete.
     """
-    for unknown in sorted(set(options.columns) - set(COLUMNS)):
+    for unknown in sorted(set(options.columns) - set(DESCRIBING)):
         raise UserError(
-            f"--column {unknown}=…: --layout wds takes it from the tar; valid are {', '.join(COLUMNS)}"
+            f"--column {unknown}=…: --layout wds takes it from the tar; valid are {', '.join(DESCRIBING)}"
         )
     unseen = dict(options.columns)
     tars, others = find_tars(source)
@@ -104,7 +121,7 @@ class Reading:
     as_bytes: bool = False
     """Pictures are passed as bytes, because the tar is deleted."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Fields of the `.json` members that the user named: our name (of `COLUMNS`) -> the field's name."""
+    """Fields of the `.json` members that the user named: our name (of `DESCRIBING`) -> the field's name."""
     unseen: dict[str, str] = field(default_factory=dict)
     """Those of `columns` that no sample has had so far; found ones are removed."""
 
@@ -191,9 +208,12 @@ def _sample_records(tar: Place, group: Group, reading: Reading) -> Iterator[Reco
             image = Slice(str(tar), first.offset, first.length)
             texts = [_read_text(tar, m) for end in CAPTIONS for m in _describing(group, pictures, end)]
             classes = [_read_text(tar, member) for member in _describing(group, pictures, "cls")]
-            named = {ours: fields.pop(theirs) for ours, theirs in reading.columns.items() if theirs in fields}
-            for ours in named:
-                reading.unseen.pop(ours, None)
+            named = {}
+            for ours, theirs in reading.columns.items():
+                wanted = [*share_columns(ours, theirs, fields).values()] or [theirs]
+                if any(name in fields for name in wanted):
+                    named[ours] = take_value(fields, ours, theirs)
+                    reading.unseen.pop(ours, None)
             yield _named(_record(name, image, split, fields, texts, classes), named)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
@@ -254,6 +274,7 @@ def _record(
         image=image,
         captions=tuple(dict.fromkeys(captions)),
         label=labels[0] if labels else None,
+        distribution=parse_distribution(fields.get("label_distribution")),
         attributes=parse_attributes(attributes),
         split=split,
         persons=parse_persons(fields.get("persons")),
@@ -271,7 +292,13 @@ def _named(record: Record, named: dict[str, Any]) -> Record:
         record = replace(record, split=split_name(split))
     if (persons := parse_persons(named.get("persons"))) is not None:
         record = replace(record, persons=persons)
-    return record
+    if (shares := parse_distribution(named.get("distribution"))) is not None:
+        record = replace(record, distribution=shares)
+    if (votes := divide_votes(parse_distribution(named.get("votes")))) is not None:
+        record = replace(record, distribution=votes)
+    values = {name: parse_real(named.get(name)) for name in DIMENSIONS}
+    known = {name: value for name, value in values.items() if value is not None}
+    return replace(record, attributes={**record.attributes, **known})
 
 
 def _read_json(tar: Place, members: list[Member]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.edit.expressions import NUMBERS, TEXTS, apply_filter, filter_columns, parse_filter
-from shards.format.index import SCHEMA, write_index
+from shards.format.index import OPTIONAL, SCHEMA, read_index, write_index
 from uniemox_dist.core.errors import UserError
 
 PERSON = {"box": [0.1, 0.2, 0.5, 0.9], "score": 0.9, "labels": "{}"}
@@ -150,7 +150,7 @@ def test_only_the_needed_columns_are_named_and_are_enough(text: str, columns: se
 
 def test_every_name_has_a_column_of_the_index() -> None:
     for name in (*TEXTS, *NUMBERS):
-        assert filter_columns(f"{name} is not None") <= set(SCHEMA.names)
+        assert filter_columns(f"{name} is not None") <= {*SCHEMA.names, *OPTIONAL.names}
 
 
 def test_parquet_reads_by_the_expression(tmp_path: Path) -> None:
@@ -230,3 +230,32 @@ def test_too_many_parts_in_each_other_are_a_short_mistake(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_filter(text)
     assert len(str(caught.value)) < 400
+
+
+def test_shares_of_labels_and_values_of_pictures_are_compared(tmp_path: Path) -> None:
+    more: list[dict[str, Any]] = [
+        {"label_distribution": '{"a\\"b":0.5,"joy":0.5}', "valence": 2.5},
+        {"label_distribution": '{"joy (mild)":1.0}', "valence": -1.0, "dominance": 3.0},
+        {},
+        {"label_distribution": '{"joy":1e-05,"été":0.99999}'},
+    ]
+    write_index(tmp_path / "i.parquet", [{**one, **two} for one, two in zip(ROWS, more)])
+    table = read_index(tmp_path / "i.parquet")
+    assert "arousal" not in table.column_names
+    for text, keys in (
+        ("distribution['joy'] >= 0.5", "a"),
+        ("distribution['joy'] < 0.5", "d"),
+        ("distribution['joy (mild)'] == 1", "b"),
+        ("distribution['a\"b'] == 0.5", "a"),
+        ("distribution['b'] > 0", ""),
+        ("distribution['été'] > 0.9", "d"),
+        ("distribution['joy'] is None", "bc"),
+        ("valence < 2", "b"),
+        ("valence is None", "cd"),
+        ("not valence < 2", "a"),
+        ("arousal > 0 or dominance > 0", "b"),
+    ):
+        assert holds(text, table) == keys, text
+    assert filter_columns("distribution['joy'] > 0 and valence > 0") == {"label_distribution", "valence"}
+    with pytest.raises(UserError, match=r"distribution\[1\]: give a label in quotes"):
+        parse_filter("distribution[1] > 0")

@@ -14,7 +14,7 @@ import pytest
 import shards
 from shards.detect.types import Person
 from shards.format.entries import ShardEntry, TableBuilder
-from shards.format.index import REFUSED, SCHEMA
+from shards.format.index import OPTIONAL, REFUSED, SCHEMA
 from shards.format.manifest import Manifest, combined_identity, find_manifest_folders, read_manifest
 from shards.format.sample import Sample, parse_record
 from shards.pack.pipeline import PackSettings
@@ -369,6 +369,7 @@ def test_the_code_writes_the_documented_sample() -> None:
     record = parse_record(SAMPLE)
     persons = tuple(Person.from_json(person) for person in record["persons"])
     fields = {**record, "captions": tuple(record["captions"]), "persons": persons}
+    fields["distribution"] = fields.pop("label_distribution")
     assert Sample(key="k", image=b"", extension="webp", **fields).to_json() == SAMPLE
 
 
@@ -379,4 +380,8 @@ def test_the_documented_settings_are_those_of_a_pack() -> None:
 def test_the_document_names_every_column_of_the_index() -> None:
     table = DOCUMENT.split("## The index")[1].split("##")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == [*SCHEMA.names, REFUSED.name]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == [
+        *SCHEMA.names,
+        *OPTIONAL.names,
+        REFUSED.name,
+    ]

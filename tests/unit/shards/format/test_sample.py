@@ -65,27 +65,34 @@ def test_the_json_of_a_sample_matches_the_format() -> None:
         "attributes": '{"age": 3, "place": "Zürich"}',
         "persons": '[{"box": [0.1, 0.2, 0.5, 1.0], "labels": {"mood": "calm"}, "score": 0.87}]',
     }
-    assert sample().to_json() == {**BEFORE, **texts}
+    assert sample().to_json() == {**BEFORE, **texts, "label_distribution": "{}"}
+    shares = sample(distribution={"joy": 0.75, "awe": 0.25}).to_json()["label_distribution"]
+    assert shares == '{"awe": 0.25, "joy": 0.75}'
 
 
 def test_fields_without_a_value_have_the_same_types_as_all_others() -> None:
     empty = sample(label=None, captions=(), attributes={}, persons=()).to_json()
-    assert {name: empty[name] for name in ("label", "captions", "attributes", "persons")} == {
+    names = ("label", "label_distribution", "captions", "attributes", "persons")
+    assert {name: empty[name] for name in names} == {
         "label": "",
+        "label_distribution": "{}",
         "captions": [""],
         "attributes": "{}",
         "persons": "[]",
     }
     assert {name: type(value) for name, value in empty.items()} == {
-        name: type(value) for name, value in sample().to_json().items()
+        name: type(value) for name, value in sample(distribution={"joy": 1.0}).to_json().items()
     }
 
 
 def test_a_json_of_today_and_one_of_before_read_the_same() -> None:
-    assert parse_record(sample().to_json()) == parse_record(BEFORE) == BEFORE
+    shares: dict[str, None] = {"label_distribution": None}
+    assert parse_record(sample().to_json()) == parse_record(BEFORE) == {**BEFORE, **shares}
     none = {"label": None, "captions": [], "attributes": {}, "persons": []}
     today = sample(label=None, captions=(), attributes={}, persons=()).to_json()
-    assert parse_record(today) == parse_record({**BEFORE, **none}) == {**BEFORE, **none}
+    assert parse_record(today) == parse_record({**BEFORE, **none}) == {**BEFORE, **none, **shares}
+    with_shares = parse_record(sample(distribution={"joy": 0.75, "awe": 0.25}).to_json())
+    assert with_shares["label_distribution"] == {"awe": 0.25, "joy": 0.75}
     foreign = {"label": "", "captions": [""], "attributes": "{}", "persons": "x"}
     assert parse_record(foreign) == foreign
 

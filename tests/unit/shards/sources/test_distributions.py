@@ -1,0 +1,260 @@
+"""Distributions over labels, and valence, arousal and dominance of pictures, from sources to indexes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from shards.edit.select import select
+from shards.format.index import OPTIONAL, SCHEMA, index_path, read_index, rows_sha256
+from shards.format.manifest import read_manifest
+from shards.pack.packer import PackResult
+from shards.pack.pipeline import PackSettings, pack
+from shards.sources import Record, SourceOptions, open_source
+from shards.sources.rows import join_rows
+from shards.sources.validate import validate_record
+from shards.sources.values import divide_votes, most_likely, parse_distribution
+from tests.support.pictures import encoded
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.reader import ShardReader
+
+JOY = {"joy": 0.75, "awe": 0.25}
+
+
+def table(folder: Path, rows: list[dict[str, Any]], name: str = "t.jsonl") -> Path:
+    """A table with a picture for each row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, row in enumerate(rows):
+        (folder / f"{i}.png").write_bytes(encoded("PNG", Image.new("RGB", (24, 20), (40 * i, 90, 7))))
+        row.update(path=f"{i}.png", key=f"k{i}")
+    path = folder / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith(".csv"):
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def packed(source: Path, out: Path, **options: Any) -> PackResult:
+    return pack(PackSettings(str(source), persons="none", **options), out)
+
+
+def listed(source: Path, **columns: str) -> list[Record]:
+    return list(open_source("table", str(source), SourceOptions(columns=columns)))
+
+
+def index_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    tables = [read_index(index_path(folder, shard.name)) for shard in read_manifest(folder).shards]
+    return {row["key"]: row for found in tables for row in found.to_pylist()}
+
+
+# ---- reading values
+
+
+def test_objects_and_texts_that_hold_them_are_distributions() -> None:
+    assert parse_distribution({" joy": 1, "awe": None, "fear": "0.5"}) == {"joy": 1.0, "fear": 0.5}
+    assert parse_distribution('{"joy": 0.75, "awe": 0.25}') == JOY
+    for nothing in (None, "", " ", {}, "{}", {"joy": None}, float("nan")):
+        assert parse_distribution(nothing) is None
+    with pytest.raises(TypeError, match="holds a list, but an object of labels and their shares is expected"):
+        parse_distribution([0.5, 0.5])
+    with pytest.raises(ValueError, match="the share of 'joy': 'much' is not a number"):
+        parse_distribution({"joy": "much"})
+
+
+def test_votes_become_shares_by_their_sum() -> None:
+    assert divide_votes({"joy": 3.0, "awe": 1.0}) == JOY
+    assert divide_votes({"joy": 75.0, "awe": 25.0}) == JOY
+    for wrong in ({"joy": 0.0, "awe": 0.0}, {"joy": 2.0, "awe": -1.0}, {"joy": float("inf")}):
+        with pytest.raises(ValueError, match="no shares can be made of the votes joy"):
+            divide_votes(wrong)
+
+
+def test_the_most_likely_label_is_the_only_one_with_the_largest_share() -> None:
+    assert most_likely(JOY) == "joy"
+    assert most_likely({"joy": 0.4, "awe": 0.4, "fear": 0.2}) is None
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({"joy": 0.5, "awe": 0.4}, "distribution: its shares sum to 0.9, not to 1; give counts and"),
+        ({"joy": 75, "awe": 25}, "distribution: its shares sum to 100, not to 1"),
+        ({"joy": 1.5, "awe": -0.5}, "distribution.awe: -0.5 is not a share; shares are finite and not negative"),
+        ({"joy": float("nan")}, "distribution.joy: nan is not a share"),
+        ({"joy": float("inf")}, "distribution.joy: inf is not a share"),
+        ({"joy": True}, "distribution.joy: True is not a share"),
+        ({"\ud800": 1.0}, "distribution"),
+    ],
+)  # fmt: skip
+def test_shares_that_are_none_refuse_their_record(shares: dict[str, float], says: str) -> None:
+    refused = validate_record(Record("a", b"x", distribution=shares)).refused
+    assert refused is not None
+    assert refused[0] == "annotation"
+    assert refused[1].startswith(says)
+
+
+def test_sums_within_a_thousandth_are_accepted_as_they_are() -> None:
+    record = Record("a", b"x", distribution={"joy": 0.3333, "awe": 0.3333, "fear": 0.3333})
+    assert validate_record(record) is record
+
+
+def test_rows_of_a_picture_state_one_distribution() -> None:
+    rows = [Record("a", "p"), Record("b", "p", distribution=JOY), Record("c", "p", distribution=JOY)]
+    assert join_rows(rows).distribution == JOY
+    other = join_rows([*rows, Record("d", "p", distribution={"joy": 1.0})])
+    assert other.refused == ("conflict", "its rows b and d state different distributions")
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_a_column_of_objects_is_a_distribution(tmp_path: Path, name: str) -> None:
+    rows: list[dict[str, Any]] = [{"distribution": JOY}, {"distribution": {"joy": 1.0, "awe": None}}]
+    found = listed(table(tmp_path, rows, name))
+    assert [record.distribution for record in found] == [JOY, {"joy": 1.0}]
+    assert [record.attributes for record in found] == [{}, {}]
+
+
+def test_columns_of_numbers_are_shares_or_votes(tmp_path: Path) -> None:
+    path = table(tmp_path, [{"p_joy": 0.75, "awe": 0.25, "V": 5.5, "more": 1}], "t.csv")
+    [record] = listed(path, distribution="joy:p_joy,awe", valence="V")
+    assert record.distribution == JOY
+    assert record.attributes == {"valence": 5.5, "more": 1}
+    path = table(tmp_path, [{"joy": 3, "awe": 1}], "t.parquet")
+    assert [record.distribution for record in listed(path, votes="joy,awe")] == [JOY]
+    # Without --column they are attributes as all others.
+    assert [record.attributes for record in listed(path)] == [{"joy": 3, "awe": 1}]
+
+
+def test_a_missing_column_of_shares_is_named(tmp_path: Path) -> None:
+    for name in ("t.csv", "t.parquet"):
+        with pytest.raises(
+            UserError, match=r"--column votes=joy,fear: .* has no column 'fear'; its columns are"
+        ):
+            listed(table(tmp_path, [{"joy": 3, "awe": 1}], name), votes="joy,fear")
+    with pytest.raises(UserError, match=r"no line of .* has the field 'fear'"):
+        listed(table(tmp_path, [{"joy": 3, "awe": 1}]), votes="joy,fear")
+
+
+def test_a_value_that_is_no_number_refuses_its_row(tmp_path: Path) -> None:
+    path = table(tmp_path, [{"V": "high"}, {"V": 2}, {"V": None}])
+    found = listed(path, valence="V")
+    assert found[0].refused == ("annotation", "the column 'V': 'high' is not a number")
+    assert [record.attributes for record in found[1:]] == [{"valence": 2.0}, {}]
+
+
+# ---- packing
+
+
+def test_a_pack_keeps_distributions_and_values_in_tars_and_indexes(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"distribution": JOY, "valence": 7.5, "arousal": 3},
+        {"distribution": {"joy": 0.5, "awe": 0.5}, "valence": "high"},
+        {"label": "fear", "distribution": JOY},
+        {"label": "fear"},
+        {"distribution": {"joy": 3, "awe": 1}},
+    ]
+    result = packed(table(tmp_path / "source", rows), tmp_path / "out")
+    [refused] = result.rejected
+    assert (refused.source, refused.reason) == ("k4", "annotation")
+    assert "sum to 4" in refused.detail
+    found = index_rows(tmp_path / "out")
+    assert {key: row["label"] for key, row in found.items()} == {
+        "k0": "joy",
+        "k1": None,
+        "k2": "fear",
+        "k3": "fear",
+    }
+    shares = {key: row["label_distribution"] for key, row in found.items()}
+    assert shares == {
+        "k0": '{"awe":0.25,"joy":0.75}',
+        "k1": '{"awe":0.5,"joy":0.5}',
+        "k2": '{"awe":0.25,"joy":0.75}',
+        "k3": None,
+    }
+    values = {key: (row["valence"], row["arousal"]) for key, row in found.items()}
+    assert values == {"k0": (7.5, 3.0), "k1": (None, None), "k2": (None, None), "k3": (None, None)}
+    assert "dominance" not in found["k0"]
+    reader = ShardReader.from_folder(tmp_path / "out", "data.path")
+    records = {record["source"]: record for record in reader.records(0, range(4))}
+    assert records["k0"]["label_distribution"] == JOY
+    assert records["k3"]["label_distribution"] is None
+    assert records["k1"]["attributes"] == {"valence": "high"}
+
+
+def test_labels_of_distributions_are_declared_by_the_preset(tmp_path: Path) -> None:
+    six: dict[str, float] = dict.fromkeys(("anger", "disgust", "fear", "joy", "sadness"), 0.1)
+    rows: list[dict[str, Any]] = [
+        {"distribution": {**six, "Surprise": 0.4, "Neutral": 0.1}},
+        {"distribution": {**six, "neutral": 0.5}},
+        {"distribution": {**six, "awe": 0.5}},
+        {"label": "awe"},
+        {"distribution": {"joy": 0.5, "Joy": 0.5}},
+    ]
+    result = packed(table(tmp_path / "source", rows), tmp_path / "out", preset="emotion6")
+    refused = {found.source: (found.reason, found.detail) for found in result.rejected}
+    declared = "anger, disgust, fear, joy, sadness, surprise"
+    assert refused == {
+        "k2": (
+            "label",
+            "labels of its distribution (anger, disgust, fear, joy, sadness, awe) are not all different ones of "
+            f"{declared}, neutral",
+        ),
+        "k3": ("label", f"label 'awe' is not one of {declared}"),
+        "k4": (
+            "label",
+            f"labels of its distribution (joy, Joy) are not all different ones of {declared}, neutral",
+        ),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for split in ("train", "val", "test"):
+        if (tmp_path / "out" / split).is_dir():
+            found |= index_rows(tmp_path / "out" / split)
+    assert {key: row["label"] for key, row in found.items()} == {"k0": "surprise", "k1": None}
+    assert json.loads(found["k0"]["label_distribution"]) == {**six, "surprise": 0.4, "neutral": 0.1}
+
+
+def test_a_selection_and_a_second_pack_keep_them(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"distribution": JOY, "valence": i} for i in range(4)] + [{"label": "joy"}]
+    packed(table(tmp_path / "source", rows), tmp_path / "one")
+    before = index_rows(tmp_path / "one")
+    for link in (False, True):
+        manifest = select(tmp_path / "one", tmp_path / f"some{link}", filter_text="valence >= 2", link=link)
+        some = index_rows(tmp_path / f"some{link}")
+        assert sorted(some) == ["k2", "k3"]
+        assert {key: row["label_distribution"] for key, row in some.items()} == dict.fromkeys(
+            some, '{"awe":0.25,"joy":0.75}'
+        )
+        index = read_index(index_path(tmp_path / f"some{link}", manifest.shards[0].name))
+        assert rows_sha256(index.to_pylist()) == manifest.shards[0].rows_sha256
+    packed(tmp_path / "one", tmp_path / "two", layout="wds")
+    again = index_rows(tmp_path / "two")
+    names = ("label", *OPTIONAL.names)
+    for key, row in again.items():
+        assert {name: row.get(name) for name in names} == {name: before[key].get(name) for name in names}
+
+
+def test_an_index_without_such_samples_has_no_such_columns(tmp_path: Path) -> None:
+    packed(table(tmp_path / "source", [{"label": "joy"}]), tmp_path / "out")
+    [row] = index_rows(tmp_path / "out").values()
+    assert list(row) == SCHEMA.names
+    path = index_path(tmp_path / "out", "000000.tar")
+    assert read_index(path, ["key", "valence"]).to_pylist() == [{"key": "k0", "valence": None}]
+
+
+def test_a_copy_with_another_distribution_is_a_conflict(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"distribution": JOY}, {"distribution": {"joy": 0.8, "awe": 0.2}}]
+    source = table(tmp_path / "source", rows)
+    (tmp_path / "source/1.png").write_bytes((tmp_path / "source/0.png").read_bytes())
+    [refused] = packed(source, tmp_path / "out").rejected
+    assert refused.reason == "conflict"
+    assert refused.detail.endswith(", which has another distribution")
