@@ -2,11 +2,12 @@
 
 import codecs
 import csv
+import io
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,8 +26,12 @@ _FIELD_BYTES = 1 << 24
 ARROW = (".arrow", ".feather", ".ipc")
 """Extensions of Arrow files."""
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
-_DELIMITERS = "\t|;"
-"""Tried for a CSV whose header has no comma."""
+_DELIMITERS = "\t,;|"
+"""Of a CSV, in the order of preference if several fit."""
+_QUOTED = re.compile(r'(^|[,\t;|] *)"(?:[^"]|"")*("|\Z)')
+"""A cell of a CSV in quotes, which begin behind a delimiter; group 1 is what is before it."""
+_SAMPLE_CHARS = 1 << 16
+"""Characters of a CSV that decide about its delimiter."""
 
 
 def read_csv(
@@ -43,13 +48,12 @@ def read_csv(
     csv.field_size_limit(_FIELD_BYTES)
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
-            first = file.readline(_FIELD_BYTES)
+            sample = file.read(_SAMPLE_CHARS)
             file.seek(0)
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else _find_delimiter(first)
-            lines = csv.reader(
-                file, strict=True, delimiter=delimiter, skipinitialspace=delimiter not in ",\t"
-            )
-            header = next(lines, [])
+            is_whole = len(sample) < _SAMPLE_CHARS
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else _find_delimiter(sample, is_whole)
+            lines = _open_csv(file, delimiter)
+            header: list[str] = next(lines, [])
             if not header:
                 raise UserError(
                     f"SOURCE={path}: not a readable table: it is empty; give a table with a header"
@@ -80,8 +84,35 @@ def parse_number(text: str) -> Any:
     return float(text) if re.fullmatch(r"-?(0|[1-9]\d*)\.\d+([eE][-+]?\d+)?", text) else text
 
 
-def _find_delimiter(header: str) -> str:
-    return "," if "," in header else next((mark for mark in _DELIMITERS if mark in header), ",")
+def _open_csv(lines: Iterable[str], delimiter: str) -> Any:
+    return csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=delimiter not in ",\t")
+
+
+def _find_delimiter(sample: str, is_whole: bool) -> str:
+    """The delimiter of the CSV that begins with `sample`: the one in its header, outside of quotes. If there are
+    several, the first by which all rows have as many cells as the header; a comma if there is none.
+
+    Args:
+        is_whole: `sample` is the whole file; otherwise its last line may be a part.
+    """
+    header = re.split("[\r\n]", _QUOTED.sub(r"\1", sample), maxsplit=1)[0]
+    found = [mark for mark in _DELIMITERS if mark in header] or [","]
+    if len(found) == 1:
+        return found[0]
+    lines = list(io.StringIO(sample, newline=""))
+    return next((mark for mark in found if _has_equal_rows(lines, mark, is_whole)), found[0])
+
+
+def _has_equal_rows(lines: list[str], mark: str, is_whole: bool) -> bool:
+    """Whether all complete rows have as many cells as the first one."""
+    rows = _open_csv(lines, mark)
+    widths: set[int] = set()
+    try:
+        widths.update(len(row) for row in rows if row and (is_whole or rows.line_num < len(lines)))
+    except csv.Error:  # in a sample that ends inside of quotes, too
+        if is_whole or rows.line_num < len(lines):
+            return False
+    return len(widths) == 1
 
 
 def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:

@@ -8,7 +8,7 @@ import base64
 import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shards.detect.types import Person
@@ -17,12 +17,34 @@ from shards.sources.validate import MAX_DEPTH
 BAD_VALUE = (ValueError, KeyError, TypeError, OverflowError)
 
 
-def load_json(data: bytes | str, **options: Any) -> Any:
-    """Parses JSON; raises ValueError also for JSON that is nested too deeply for Python's reader."""
+def load_json(data: bytes | str, clean: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parses JSON.
+
+    Args:
+        clean: receives each object, the inner ones first; its result replaces the object.
+
+    Raises:
+        ValueError: for text that is not JSON, for JSON that is nested too deeply for Python's reader, and for an object
+            that states a key twice with different values, one of which would be lost.
+    """
+
+    def make(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            _check_repeated(pairs)
+        return found if clean is None else clean(found)
+
     try:
-        return json.loads(data, **options)
+        return json.loads(data, object_pairs_hook=make)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
+
+
+def _check_repeated(pairs: list[tuple[str, Any]]) -> None:
+    first: dict[str, Any] = {}
+    for key, value in pairs:
+        if first.setdefault(key, value) != value:
+            raise ValueError(f"the key {key[:60]!r} occurs twice in one object, with different values")
 
 
 def parse_text(value: Any) -> str | None:

@@ -169,11 +169,11 @@ def _person(box: list[float], size: tuple[float, float]) -> Person | None:
 def _load(path: Place, keys: tuple[str, ...]) -> dict[str, Any]:
     """The JSON object in a file that has a list under each of `keys`."""
     try:
-        content = load_json(path.read_bytes(), object_hook=_without_outline)
+        content = load_json(path.read_bytes(), _without_outline)
     except FileNotFoundError:
         raise UserError(f"SOURCE: {path} is missing; give COCO's folder or one captions JSON") from None
     except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error}); download it again") from None
+        raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path}: has no list {key!r}; give the file as COCO publishes it")

@@ -85,7 +85,7 @@ def _attributes(root: Place, annotation: str) -> tuple[dict[str, Any], str]:
             return {}, f"holds a {type(found).__name__}, not an object"
         values = {name: to_json_value(found.get(name)) for name in ATTRIBUTES}
     except ValueError as error:
-        return {}, f"not a JSON file ({error})"
+        return {}, f"cannot be read as JSON ({error})"
     return {name: value for name, value in values.items() if value not in (None, "", [], {})}, ""
 
 
@@ -129,4 +129,4 @@ def _load(path: Place, missing: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"SOURCE: {path} {missing}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error}); download it again") from None
+        raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from shards.format.sample import parse_record
 from shards.format.tars import PICTURES
@@ -139,7 +140,7 @@ class _Folder:
         stems = dict.fromkeys((path.rpartition(".")[0] if _extension(path) else path, path))
         texts = [side for stem in stems for ext in TEXTS for side in self.beside.get(stem + ext, ())]
         jsons = [side for stem in stems for side in self.beside.get(f"{stem}.json", ())]
-        self.used.update(texts)
+        self.used.update(texts, jsons)
         return texts, jsons
 
     def _describe(
@@ -213,6 +214,9 @@ class _Folder:
         if not isinstance(fields, dict):
             self._note(".json files that hold no object, which were not read", path)
             return None
+        return self._read_fields(fields)
+
+    def _read_fields(self, fields: dict[str, Any]) -> Record:
         is_ours = {"source", "image_sha256"} <= fields.keys()  # of an extracted tar
         fields = parse_record(fields)
         fields = {name: value for name, value in fields.items() if not is_ours or name not in _OURS}
@@ -232,14 +236,25 @@ class _Folder:
             record = replace(record, captions=parse_captions(", ".join(parse_captions(tags))))
         return record
 
+    def _has_captions(self, path: str) -> bool:
+        """Whether a .json file that belongs to no picture describes one that is missing."""
+        try:
+            fields = load_json(read_side_file(self.root / path, JSON_BYTES).decode("utf-8-sig"))
+            return isinstance(fields, dict) and bool(self._read_fields(fields).captions)
+        except BAD_VALUE:
+            return False
+
     def _note(self, what: str, path: str) -> None:
         self.notes[what] += 1
         self.first.setdefault(what, path)
 
     def _write_notes(self) -> None:
-        texts = (path for sides in self.beside.values() for path in sides if f".{_extension(path)}" in TEXTS)
-        for path in sorted(path for path in texts if path not in self.used):
-            self._note(f"captions files ({', '.join(TEXTS)}) that belong to no picture", path)
+        unused = sorted(path for sides in self.beside.values() for path in sides if path not in self.used)
+        for path in unused:
+            if _extension(path) != "json":
+                self._note(f"captions files ({', '.join(TEXTS)}) that belong to no picture", path)
+            elif self._has_captions(path):
+                self._note(".json files with captions that belong to no picture", path)
         for what, count in self.notes.items():
             self.options.findings.notes.append(f"{count} {what}, such as {_escape(self.first[what])}")
 

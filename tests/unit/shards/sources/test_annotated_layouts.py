@@ -191,7 +191,11 @@ def test_coco_years_that_share_pictures_are_not_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "phrase"),
     [
-        ("{", "not a JSON file"),
+        ("{", "cannot be read as JSON"),
+        (
+            '{"images": [1], "images": []}',
+            "(the key 'images' occurs twice in one object, with different values)",
+        ),
         ("[]", "has no list 'images'"),
         ('{"images": []}', "has no list 'annotations'"),
         ('{"images": [], "annotations": []}', "lists no images"),
@@ -233,7 +237,7 @@ def test_a_null_coco_caption_is_ignored_and_one_that_is_not_a_text_is_malformed(
     put_json(path, content)
     assert "an entry is malformed (holds an object, but a text is expected)" in error_of("coco", tmp_path)
     path.write_text("[" * 100_000)
-    assert f"{path}: not a JSON file (its values are nested too deeply)" in error_of("coco", tmp_path)
+    assert f"{path}: cannot be read as JSON (its values are nested too deeply)" in error_of("coco", tmp_path)
 
 
 def test_a_folder_or_file_that_is_not_coco_is_an_error_with_the_expected_content(tmp_path: Path) -> None:
@@ -335,8 +339,8 @@ def test_an_emoset_annotation_that_is_named_but_missing_or_broken_refuses_the_re
     found = records("emoset", emoset(tmp_path, {"train": rows}))
     assert {r.refused and r.refused[0] for r in found} == {"annotation"}
     details = [r.refused[1] for r in found if r.refused]
-    assert details[0].startswith("annotation/bytes.json: not a JSON file (")
-    assert details[1].startswith("annotation/half.json: not a JSON file (Expecting value")
+    assert details[0].startswith("annotation/bytes.json: cannot be read as JSON (")
+    assert details[1].startswith("annotation/half.json: cannot be read as JSON (Expecting value")
     assert details[2:] == [
         "annotation/list.json: holds a list, not an object",
         "annotation/none.json: no such file",
@@ -354,10 +358,10 @@ def test_an_emoset_annotation_that_no_file_can_have_or_no_reader_follows_refuses
     rows = [["fear", f"{name}.jpg", name] for name in names]
     found = {record.name[:-4]: record for record in records("emoset", emoset(tmp_path, {"train": rows}))}
     assert {name[:13]: record.refused and record.refused[1] for name, record in found.items()} == {
-        "deep.json": "deep.json: not a JSON file (its values are nested too deeply)",
+        "deep.json": "deep.json: cannot be read as JSON (its values are nested too deeply)",
         "infinite.json": None,
         "loop.json": "loop.json: cannot be read (Too many levels of symbolic links)",
-        "nested.json": "nested.json: not a JSON file (its values are nested more than 64 deep)",
+        "nested.json": "nested.json: cannot be read as JSON (its values are nested more than 64 deep)",
         "x" * 13: f"{'x' * 120}: cannot be read (File name too long)",
     }
     assert found["infinite.json"].attributes == {"brightness": "inf", "polarity": "negative"}
@@ -395,7 +399,7 @@ def test_an_emoset_folder_that_lacks_a_file_or_labels_is_an_error_that_names_the
     put_json(tmp_path / "train.json", [])
     assert f"{tmp_path}/train.json: not a list of rows, or an empty one" in error_of("emoset", tmp_path)
     (tmp_path / "train.json").write_text("[[")
-    assert f"{tmp_path}/train.json: not a JSON file" in error_of("emoset", tmp_path)
+    assert f"{tmp_path}/train.json: cannot be read as JSON" in error_of("emoset", tmp_path)
     for content in ({"emotion": {"label2idx": {}}}, {"emotion": ["awe"]}, [1]):
         put_json(tmp_path / "info.json", content)
         assert "has no labels under emotion.label2idx or label2idx" in error_of("emoset", tmp_path)

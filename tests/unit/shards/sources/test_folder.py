@@ -131,19 +131,28 @@ def test_captions_files_that_belong_to_no_picture_are_counted(tmp_path: Path) ->
         "x.jpg": picture(1),
         "readme.txt": "hello",
         "y.caption": "c",
+        "z.json": '{"caption": "c", "url": "http://z.jpg"}',
         "n.json": "{}",
+        "coco.json": '{"images": [], "annotations": []}',
+        "damaged.json": '{"caption": "c',
+        "list.json": '["c"]',
     }
     _, options = listed(tree(tmp_path, files))
     assert options.findings.notes == [
-        "2 captions files (.txt, .caption, .text) that belong to no picture, such as readme.txt"
+        "2 captions files (.txt, .caption, .text) that belong to no picture, such as readme.txt",
+        "1 .json files with captions that belong to no picture, such as z.json",
     ]
-    assert options.findings.not_pictures == {".txt": 1, ".caption": 1, ".json": 1}
+    assert options.findings.not_pictures == {".txt": 1, ".caption": 1, ".json": 5}
 
 
 def test_a_json_that_is_damaged_refuses_its_picture_and_a_foreign_one_is_noted(tmp_path: Path) -> None:
     files: dict[str, bytes | str] = {
-        **{f"{name}.jpg": picture(i) for i, name in enumerate(("cut", "list", "huge", "bad", "deep"))},
+        **{
+            f"{name}.jpg": picture(i)
+            for i, name in enumerate(("cut", "list", "huge", "bad", "deep", "twice"))
+        },
         "cut.json": '{"caption": "c',
+        "twice.json": '{"caption": "a", "caption": "b"}',
         "list.json": "[1, 2]",
         "huge.json": json.dumps({"caption": "c", "imageData": "x" * (1 << 20)}),
         "bad.json": '{"caption": {"en": "c"}}',
@@ -157,6 +166,7 @@ def test_a_json_that_is_damaged_refuses_its_picture_and_a_foreign_one_is_noted(t
         "huge.jpg": None,
         "bad.jpg": "its bad.json: the column 'caption': holds an object,",
         "deep.jpg": "its deep.json: its values are nested too deeply",
+        "twice.jpg": "its twice.json: the key 'caption' occurs twice in on",
     }
     assert options.findings.notes == [
         "1 .json files of more than 1 MiB, which were not read, such as huge.json",

@@ -103,6 +103,51 @@ def test_other_delimiters_are_found_in_the_header(mark: str, tmp_path: Path) -> 
     assert (record.image, record.captions) == (str(tmp_path / "1.jpg"), ("a, b",))
 
 
+@pytest.mark.parametrize(
+    ("text", "column", "caption"),
+    [
+        ('"path";"a, caption"\n"1.jpg";"x"\n', "a, caption", "x"),  # the comma is inside of quotes
+        ('path;"a, caption"\n1.jpg;x, y\n', "a, caption", "x, y"),
+        ('path|"a ""b"", c;d"\n1.jpg|"x|y"\n', 'a "b", c;d', "x|y"),
+        ('"path","a;b"\n1.jpg,"x; y"\n', "a;b", "x; y"),
+        ('path,"a\nb;c"\n1.jpg,x\n', "a\nb;c", "x"),
+        ("path,a;b\n1.jpg,x\n", "a;b", "x"),  # both delimiters fit the header, one the rows
+        ("path;a,b\n1.jpg;x\n2.jpg;y\n", "a,b", "x"),
+        ('path;size 5",b\n1.jpg;x\n', 'size 5",b', "x"),  # a quote inside of a cell is a character
+        ("path\ta;b,c\n1.jpg\tx, y; z\n", "a;b,c", "x, y; z"),
+        ("path;a,b\n" + "1.jpg;x\n" * 20000, "a,b", "x"),  # longer than what decides
+    ],
+)
+def test_the_delimiter_is_the_one_outside_of_quotes_that_fits_the_rows(
+    text: str, column: str, caption: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    first = records(tmp_path / "t.csv", columns={"caption": column})[0]
+    assert (first.image, first.captions) == (str(tmp_path / "1.jpg"), (caption,))
+
+
+def test_a_csv_with_one_column_and_a_row_of_two_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path\n1.jpg\n2.jpg,x\n")
+    with pytest.raises(
+        UserError, match="line 3 has 2 values, but the header has 1; fix its commas or quotes"
+    ):
+        records(tmp_path / "t.csv")
+
+
+def test_a_key_that_occurs_twice_refuses_its_line(tmp_path: Path) -> None:
+    lines = [
+        '{"path": "1.jpg", "caption": "a", "caption": "b"}',
+        '{"path": "2.jpg", "caption": "a", "caption": "a", "more": {"x": 1, "x": 2}}',
+        '{"path": "3.jpg", "caption": "a", "caption": "a"}',  # loses nothing
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    first, second, third = records(tmp_path / "t.jsonl")
+    detail = "line {}: the key '{}' occurs twice in one object, with different values"
+    assert first.refused == ("annotation", detail.format(1, "caption"))
+    assert second.refused == ("annotation", detail.format(2, "x"))
+    assert (third.refused, third.captions) == (None, ("a",))
+
+
 def test_a_table_with_a_column_called_path_keeps_other_columns_as_attributes(tmp_path: Path) -> None:
     """Its columns had exact names before usual names were known; its packs stay the same."""
     (tmp_path / "t.csv").write_text("path,text,category\n1.jpg,t,c\n")

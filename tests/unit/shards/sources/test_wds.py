@@ -136,6 +136,8 @@ BAD_MEMBERS = {
     "broken.json": b"{",
     "list.jpg": jpeg(6),
     "list.json": b"[1]",
+    "twice.jpg": jpeg(9),
+    "twice.json": b'{"caption": "a", "caption": "b"}',
     "._b.jpg": b"resource fork",
     "b.jpg": jpeg(7),
     "README": b"hello",
@@ -148,6 +150,7 @@ REASONS = {
     "a.tar/only": "no_picture",
     "a.tar/broken": "annotation",
     "a.tar/list": "annotation",
+    "a.tar/twice": "annotation",
     "a.tar/._b": "corrupt",
     "a.tar/README": "no_picture",
 }
