@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shards.sources.layouts.emotic import CATEGORIES, DIMENSIONS
+from shards.sources.layouts.emotic import CATEGORIES
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.schema import Config
 from uniemox_dist.models.flops import Flops, classifier_flops, sample_flops, tower_flops
@@ -54,11 +54,11 @@ def run_flops(config: Config, tower: Tower, labels: int | None = None) -> Flops:
 
 
 def count_outputs(config: FinetuneRun, labels: int | None = None) -> int:
-    """Number of outputs of a classifier: its labels, as stated or assumed, and with task=multi the dimensions."""
+    """Number of outputs of a classifier: its labels, as stated or assumed, and the dimensions."""
     settings = config.finetune
     multi = settings.task == "multi"
     count = labels or len(settings.labels) or (len(CATEGORIES) if multi else ASSUMED_LABELS)
-    return count + (len(DIMENSIONS) if multi and settings.dimension_weight else 0)
+    return count + len(settings.learned_dimensions)
 
 
 def count_numbers(parameters: Sequence[Parameter], part: str) -> int:

@@ -251,3 +251,20 @@ def combined_identity(identities: Sequence[str]) -> str:
     if len(identities) == 1:
         return identities[0]
     return sha256_bytes(canonical_json(list(identities)))
+
+
+def stated_ranges(provenance: dict[str, Any], dimension: str) -> list[tuple[float, float]]:
+    """The different ranges (lowest and highest value) that a data set and the parts in it state for a dimension."""
+    found: dict[tuple[float, float], None] = {}
+    parts = [
+        part.get("provenance", part)
+        for name in ("merged", "appended")
+        for part in provenance.get(name) or ()
+        if isinstance(part, dict)
+    ]
+    for stated in (provenance, *parts):
+        ranges = stated.get("dimension_ranges")
+        if isinstance(ranges, dict) and dimension in ranges:
+            low, high = ranges[dimension]
+            found[float(low), float(high)] = None
+    return list(found)

@@ -1,6 +1,7 @@
 """Settings of a fine-tuning run: those of pretraining except its losses, and those of the classifier."""
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -9,6 +10,9 @@ from uniemox_dist.config.model_sections import TeacherConfig
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import Section, Share, Weight
 
+Dimension = Literal["valence", "arousal", "dominance"]
+EMOTIC_RANGE = (1.0, 10.0)
+"""Range of a dimension that neither the settings nor the data set state."""
 CLASSIFIER = "uniemox-classifier"
 """The format that uniemox.json of a fine-tuned classifier states. Its folder is one of timm's with that file added."""
 
@@ -19,6 +23,9 @@ class FinetuneConfig(Section):
     task: Literal["single", "multi"] = "single"
     """single: one label per picture. multi: EMOTIC's task, any number of categories, with valence, arousal and
     dominance."""
+    target: Literal["label", "distribution"] = "label"
+    """What is learned with task=single. label: the picture's label, by cross-entropy. distribution: the shares of all
+    labels, by the Kullback-Leibler divergence; every picture needs a distribution."""
     labels: tuple[str, ...] = ()
     """Names of the classes in the order of the outputs. Empty: those of the training split, in the data set's own
     order if it has one, otherwise sorted."""
@@ -39,16 +46,22 @@ class FinetuneConfig(Section):
     mix_share: Share = 1.0
     """Share of the pairs that are mixed."""
     smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Label smoothing with task=single: share of a target that is spread evenly over all classes."""
+    """Label smoothing with task=single: share of a target, label or distribution, that is spread evenly over all
+    classes."""
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's configuration string of RandAugment; null switches it off."""
     erasing: Share = 0.25
     """Probability that a rectangle of a view is replaced by noise."""
     category_weights: Literal["inverse_log", "none"] = "inverse_log"
     """With task=multi: weigh each category by 1 / ln(1.2 + its share of the samples), as EMOTIC's authors do."""
+    dimensions: tuple[Dimension, ...] | None = None
+    """Emotion dimensions that are learned beside the labels: of the pictures, or of the persons with task=multi. null:
+    all three with task=multi, and none with task=single."""
     dimension_weight: Weight = 1.0
-    """With task=multi: weight of the loss of valence, arousal and dominance, relative to that of the categories; 0
-    switches it off."""
+    """Weight of the loss of the dimensions, relative to that of the labels; 0 switches them off."""
+    dimension_ranges: dict[Dimension, tuple[float, float]] = Field(default_factory=dict)
+    """Lowest and highest value of dimensions, as {valence: [1, 9]}; a sample with a value beyond is an error. A
+    dimension that is not named has the range that the data set states, or else 1 to 10, EMOTIC's."""
     validate_epochs: PositiveFloat = 1.0
     """Epochs between two validations."""
     patience: PositiveInt | None = None
@@ -66,6 +79,31 @@ class FinetuneConfig(Section):
                 f"finetune.labels: {self.labels[0]!r} is the only label; a classifier needs two or more"
             )
         return self
+
+    @model_validator(mode="after")
+    def _dimensions_and_target_fit(self) -> "FinetuneConfig":
+        if self.task == "multi" and self.target == "distribution":
+            raise ValueError(
+                "finetune.target=distribution: needs finetune.task=single; with task=multi categories have no shares"
+            )
+        if self.dimensions is not None and len(set(self.dimensions)) != len(self.dimensions):
+            raise ValueError("finetune.dimensions: names one twice; keep one")
+        for name, (low, high) in self.dimension_ranges.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"finetune.dimension_ranges.{name}: [{low:g}, {high:g}] is no range; give the lowest and the "
+                    "highest value, such as [1, 9]"
+                )
+        return self
+
+    @property
+    def learned_dimensions(self) -> tuple[Dimension, ...]:
+        """Dimensions that are learned."""
+        if not self.dimension_weight:
+            return ()
+        if self.dimensions is not None:
+            return self.dimensions
+        return get_args(Dimension) if self.task == "multi" else ()
 
     @property
     def mixes(self) -> bool:

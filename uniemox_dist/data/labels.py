@@ -5,13 +5,13 @@ Shape legend: n samples, C outputs (classes, or categories followed by dimension
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from shards.format.sample import DIMENSIONS
 from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import RawSample, ShardReader
@@ -32,7 +32,9 @@ class LabelledSample:
     """Key of the picture."""
     labels: tuple[str, ...]
     values: tuple[float, ...] = ()
-    """Valence, arousal and dominance with task=multi; NaN where unknown."""
+    """Of the learned dimensions; NaN where unknown."""
+    shares: tuple[float, ...] = ()
+    """Shares of the labels with target=distribution, with a sum of 1; empty otherwise."""
 
 
 class LabelledReader(ShardReader):
@@ -95,24 +97,36 @@ def read_labelled_samples(
     """Reads the labelled samples of a split: its pictures, or with task=multi the annotated persons.
 
     Raises:
-        UserError: if a picture has no label, or with task=multi no person has categories.
+        UserError: if a picture has no label (or no distribution, if that is the target), or with task=multi no person
+            has categories.
     """
     samples: list[LabelledSample] = []
     unlabelled = 0
+    dimensions = settings.learned_dimensions
+    target = "label_distribution" if settings.target == "distribution" else "label"
     for shard in range(len(reader.manifest.shards)):
-        keys, labels, persons = reader.columns(shard, ["key", "label", "persons"])
-        for row, (key, label, people) in enumerate(zip(keys, labels, persons)):
-            if settings.task == "multi":
-                samples += _list_person_samples(shard, row, key, people or [], each=settings.persons)
-            elif label is None:
+        if settings.task == "multi":
+            for row, (key, people) in enumerate(zip(*reader.columns(shard, ["key", "persons"]))):
+                samples += _list_person_samples(
+                    shard, row, key, people or [], dimensions, each=settings.persons
+                )
+            continue
+        columns = zip(*reader.columns(shard, ["key", target, *dimensions]))
+        for row, (key, stated, *values) in enumerate(columns):
+            if stated is None:
                 unlabelled += 1
-            else:
-                samples.append(LabelledSample(shard, row, WHOLE_PICTURE, key, (label,)))
+                continue
+            labels, shares = ((stated,), ()) if target == "label" else _parse_shares(stated)
+            known = tuple(math.nan if value is None else value for value in values)
+            samples.append(LabelledSample(shard, row, WHOLE_PICTURE, key, labels, known, shares))
     where = f"data.path={config.data.path}/{split}"
     if unlabelled:
-        raise UserError(
-            f"{where}: {unlabelled} of {reader.samples} pictures have no label; pack from a source with labels"
+        fix = (
+            "label; pack from a source with labels"
+            if target == "label"
+            else "distribution; pack from a source with distributions, or set finetune.target=label"
         )
+        raise UserError(f"{where}: {unlabelled} of {reader.samples} pictures have no {fix}")
     if not samples or (settings.task == "multi" and not any(sample.labels for sample in samples)):
         raise UserError(
             f"{where}: no person has categories of its own; pack EMOTIC with --layout emotic, or set "
@@ -122,7 +136,7 @@ def read_labelled_samples(
 
 
 def _list_person_samples(
-    shard: int, row: int, key: str, people: list[dict[str, Any]], *, each: bool
+    shard: int, row: int, key: str, people: list[dict[str, Any]], dimensions: Sequence[str], *, each: bool
 ) -> list[LabelledSample]:
     """Lists the annotated persons of a picture one by one (`each`), or as one sample.
 
@@ -133,14 +147,18 @@ def _list_person_samples(
     ]
     if each:
         return [
-            LabelledSample(shard, row, number, key, tuple(labels["categories"]), _mean_values([labels]))
+            LabelledSample(
+                shard, row, number, key, tuple(labels["categories"]), _mean_values([labels], dimensions)
+            )
             for number, labels in annotated
         ]
     if not annotated:
         return []
     everyone = [labels for _, labels in annotated]
     categories = dict.fromkeys(name for labels in everyone for name in labels["categories"])
-    return [LabelledSample(shard, row, WHOLE_PICTURE, key, tuple(categories), _mean_values(everyone))]
+    return [
+        LabelledSample(shard, row, WHOLE_PICTURE, key, tuple(categories), _mean_values(everyone, dimensions))
+    ]
 
 
 def _parse_labels(person: dict[str, Any]) -> dict[str, Any] | None:
@@ -148,7 +166,14 @@ def _parse_labels(person: dict[str, Any]) -> dict[str, Any] | None:
     return labels if "categories" in labels else None
 
 
-def _mean_values(people: Sequence[dict[str, Any]]) -> tuple[float, ...]:
-    """Returns the means of the known values of valence, arousal and dominance; NaN where none is known."""
-    known = [[float(one[name]) for one in people if one.get(name) is not None] for name in DIMENSIONS]
+def _parse_shares(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The labels of a distribution with a share above 0, and their shares divided by the sum."""
+    found = {label: share for label, share in json.loads(text).items() if share > 0}
+    total = sum(found.values())
+    return tuple(found), tuple(share / total for share in found.values())
+
+
+def _mean_values(people: Sequence[dict[str, Any]], dimensions: Sequence[str]) -> tuple[float, ...]:
+    """Returns the means of the known values of each dimension; NaN where none is known."""
+    known = [[float(one[name]) for one in people if one.get(name) is not None] for name in dimensions]
     return tuple(sum(values) / len(values) if values else float("nan") for values in known)

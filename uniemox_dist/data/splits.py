@@ -4,15 +4,17 @@ Existing splits are used as they are. Without a val split, a seeded share of eac
 finetune.split_ratio keeps a seeded share of the rest. Both select pictures, so persons of one picture stay together.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.format.sample import DIMENSIONS
+from shards.format.manifest import stated_ranges
 from shards.sources.layouts.emotic import CATEGORIES
 from shards.sources.presets import assign_shares, draw64, load_presets
 from shards.storage import parse_place
-from uniemox_dist.config.finetune import FinetuneConfig, FinetuneRun
+from uniemox_dist.config.finetune import EMOTIC_RANGE, FinetuneConfig, FinetuneRun
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.labels import LabelledReader, LabelledSample, read_labelled_samples
 from uniemox_dist.data.reader import ShardReader
@@ -29,6 +31,8 @@ class Splits:
     """Names of the classes or categories, in the order of the outputs."""
     dimensions: tuple[str, ...]
     """Names of the estimated dimensions, which are the last outputs."""
+    ranges: tuple[tuple[float, float], ...]
+    """Lowest and highest value of each dimension."""
     train: LabelledReader
     val: LabelledReader
     test: LabelledReader | None
@@ -46,8 +50,8 @@ def open_splits(config: FinetuneRun) -> Splits:
     """Opens DATA/train, val and test (data.path=DATA).
 
     Raises:
-        UserError: if a data set is missing or damaged, a picture has no label, there is one class only, or a split has
-            labels that train lacks.
+        UserError: if a data set is missing or damaged, a picture has no label, there is one class only, a split has
+            labels that train lacks, no training sample has a learned dimension, or one is beyond its range.
     """
     settings = config.finetune
     readers = {name: _open_split(config, name) for name in SPLITS}
@@ -57,7 +61,8 @@ def open_splits(config: FinetuneRun) -> Splits:
         name: read_labelled_samples(r, settings, name, config) for name, r in readers.items() if r is not None
     }
     labels = _choose_labels(found["train"], settings, train, config)
-    dimensions = DIMENSIONS if settings.task == "multi" and settings.dimension_weight else ()
+    dimensions = settings.learned_dimensions
+    ranges = _choose_ranges(dimensions, train, config)
     remarks: list[str] = []
     for name, samples in found.items():
         have = {label for sample in samples for label in sample.labels}
@@ -76,26 +81,28 @@ def open_splits(config: FinetuneRun) -> Splits:
             remarks.append(
                 f"{where}: no sample has the label {', '.join(missing)}, so this split gives no result for it"
             )
+        _check_ranges(samples, dimensions, ranges, where)
+        remarks += _count_unknown(samples, settings, where, must_have=name == "train")
     made = {
         name: _make_labelled_reader(readers[name], samples, labels, len(dimensions))
         for name, samples in found.items()
     }
     learned, val = made["train"], made.get("val")
     if val is None:
-        learned, val = _split_val_from_train(learned, config)
+        learned, val = _split_val_from_train(learned, config, len(labels))
         remarks.append(
             f"data.path={config.data.path}: has no split val; {val.samples} of its {made['train'].samples} training "
             f"samples validate instead (finetune.val_ratio={settings.val_ratio:g}, drawn by run.seed={config.run.seed})"
         )
     if settings.split_ratio < 1:
-        keep_n = _choose_share(learned, settings.split_ratio, config, "ratio")
+        keep_n = _choose_share(learned, settings.split_ratio, config, "ratio", len(labels))
         learned = learned.select(keep_n)
         remarks.append(
             f"finetune.split_ratio={settings.split_ratio:g}: {learned.samples} of {len(keep_n)} training samples are "
             "used"
         )
     if settings.task == "single":
-        left = learned.targets_nC.any(0) if learned.samples else np.zeros(len(labels), bool)
+        left = learned.targets_nC[:, : len(labels)].any(0) if learned.samples else np.zeros(len(labels), bool)
         if not left.all():
             raise UserError(
                 f"finetune.split_ratio={settings.split_ratio:g} and finetune.val_ratio={settings.val_ratio:g} leave "
@@ -105,7 +112,7 @@ def open_splits(config: FinetuneRun) -> Splits:
         remarks.append(
             f"data.path={config.data.path}: has no test split, so there are no results on unseen pictures"
         )
-    return Splits(labels, dimensions, learned, val, made.get("test"), remarks)
+    return Splits(labels, dimensions, ranges, learned, val, made.get("test"), remarks)
 
 
 def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world_size: int = 1) -> Sources:
@@ -157,13 +164,73 @@ def _choose_labels(
     if settings.task == "multi":
         return CATEGORIES if have <= set(CATEGORIES) else tuple(sorted(have))
     preset = reader.manifest.provenance.get("settings", {}).get("preset")
-    own = load_presets()[preset.lower()].labels if preset and preset.lower() in load_presets() else ()
+    stated = load_presets().get(preset.lower()) if preset else None
+    own = stated.labels if stated else ()
+    if settings.target == "distribution" and stated:
+        own = stated.distribution_labels or own
     if len(have) == 1:
         raise UserError(
             f"data.path={config.data.path}/train: all pictures are labelled {next(iter(have))!r}: classification "
             "needs two or more classes"
         )
     return tuple(name for name in own if name in have) if have <= set(own) else tuple(sorted(have))
+
+
+def _choose_ranges(
+    dimensions: Sequence[str], reader: ShardReader, config: FinetuneRun
+) -> tuple[tuple[float, float], ...]:
+    """Chooses the range of each dimension: that of the settings, of the data set, or EMOTIC's."""
+    chosen = {str(name): limits for name, limits in config.finetune.dimension_ranges.items()}
+    for name in dimensions:
+        stated = stated_ranges(reader.manifest.provenance, name)
+        if name not in chosen and len(stated) > 1:
+            both = " and ".join(f"{low:g} to {high:g}" for low, high in stated[:2])
+            raise UserError(
+                f"data.path={config.data.path}/train: its parts state different ranges of {name} ({both}); train on "
+                f"one of them, or set finetune.dimension_ranges={{{name}: [LOW, HIGH]}} if all values are on one scale"
+            )
+        if stated:
+            chosen.setdefault(name, stated[0])
+    return tuple(chosen.get(name, EMOTIC_RANGE) for name in dimensions)
+
+
+def _check_ranges(
+    samples: list[LabelledSample],
+    dimensions: Sequence[str],
+    ranges: Sequence[tuple[float, float]],
+    where: str,
+) -> None:
+    for sample in samples:
+        for name, value, (low, high) in zip(dimensions, sample.values, ranges):
+            if value < low or value > high:  # false for NaN
+                raise UserError(
+                    f"{where}: {sample.key} has {name} {value:g}, beyond {low:g} to {high:g}; state the range of "
+                    f"the data with finetune.dimension_ranges={{{name}: [LOW, HIGH]}}, or correct the value"
+                )
+
+
+def _count_unknown(
+    samples: list[LabelledSample], settings: FinetuneConfig, where: str, *, must_have: bool
+) -> list[str]:
+    """Remarks on samples that lack a dimension.
+
+    Raises:
+        UserError: if `must_have` and no sample has a dimension that the settings name.
+    """
+    remarks = []
+    for number, name in enumerate(settings.learned_dimensions):
+        unknown = sum(math.isnan(sample.values[number]) for sample in samples)
+        if unknown == len(samples) and must_have and settings.dimensions is not None:
+            raise UserError(
+                f"{where}: no sample has a number as its {name}; leave it out of finetune.dimensions, or pack from a "
+                "source that states it"
+            )
+        if unknown and settings.task == "single":
+            remarks.append(
+                f"{where}: {unknown} of {len(samples)} samples have no {name}, and count neither in its loss nor in "
+                "its measures"
+            )
+    return remarks
 
 
 def _make_labelled_reader(
@@ -175,7 +242,7 @@ def _make_labelled_reader(
     targets: list[list[np.ndarray]] = [[] for _ in reader.manifest.shards]
     for sample in samples:
         target_C = np.zeros(len(labels) + dimensions, np.float32)
-        target_C[[place_of[label] for label in sample.labels]] = 1
+        target_C[[place_of[label] for label in sample.labels]] = sample.shares or 1
         if dimensions:
             target_C[len(labels) :] = sample.values
         items[sample.shard].append((sample.row, sample.person))
@@ -190,9 +257,9 @@ def _make_labelled_reader(
 
 
 def _split_val_from_train(
-    reader: LabelledReader, config: FinetuneRun
+    reader: LabelledReader, config: FinetuneRun, labels: int
 ) -> tuple[LabelledReader, LabelledReader]:
-    validates_n = _choose_share(reader, config.finetune.val_ratio, config, "val")
+    validates_n = _choose_share(reader, config.finetune.val_ratio, config, "val", labels)
     if not validates_n.any() or validates_n.all():
         raise UserError(
             f"finetune.val_ratio={config.finetune.val_ratio:g} of {reader.samples} training samples leaves one of both "
@@ -201,13 +268,16 @@ def _split_val_from_train(
     return reader.select(~validates_n), reader.select(validates_n)
 
 
-def _choose_share(reader: LabelledReader, ratio: float, config: FinetuneRun, purpose: str) -> np.ndarray:
-    """Returns a mask of a share of each class's pictures, chosen by the seed and the pictures' keys."""
+def _choose_share(
+    reader: LabelledReader, ratio: float, config: FinetuneRun, purpose: str, labels: int
+) -> np.ndarray:
+    """Returns a mask of a share of each class's pictures, chosen by the seed and the pictures' keys. The class of a
+    picture with a distribution is its most likely label, the first one of equals."""
     first = {key: i for i, key in reversed(list(enumerate(reader.keys)))}
     keys = list(first)
     strata = np.zeros(len(keys), np.int64)
     if config.finetune.task == "single":
-        strata = reader.targets_nC[list(first.values())].argmax(1)
+        strata = reader.targets_nC[list(first.values()), :labels].argmax(1)
     draws = np.array([draw64(config.run.seed, f"{purpose}/{key}") for key in keys], np.uint64)
     chosen = assign_shares(strata, draws, {"chosen": ratio, "rest": 1 - ratio}) == 0
     wanted = {key for key, is_chosen in zip(keys, chosen) if is_chosen}

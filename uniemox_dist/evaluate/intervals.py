@@ -62,12 +62,21 @@ class Bootstrap:
 
     def mean(self, scores_n: np.ndarray) -> tuple[float, float]:
         """The interval of the mean of some scores, one per sample."""
-        return _bounds(self._resampled_means(scores_n[None])[:, 0])
+        return bounds(self._resampled_means(scores_n[None])[:, 0])
+
+    def means(self, scores_Sn: np.ndarray) -> list[tuple[float, float]]:
+        """The intervals of the means of several scores, S rows of one value per sample."""
+        return list(map(bounds, self._resampled_means(scores_Sn).T))
+
+    def moments(self, values_nK: np.ndarray) -> np.ndarray:
+        """Means over the samples of each resample, R×K, of K values per sample; for statistics of moments, such as a
+        correlation, which are computed for all resamples at once."""
+        return self._resampled_means(values_nK.T)
 
     def statistic(self, value: Callable[[np.ndarray], float]) -> tuple[float, float]:
         """The interval of any statistic; `value` takes sample numbers, some of them repeated."""
         by_group = np.split(np.argsort(self.group_n, kind="stable"), np.cumsum(self.size_C)[:-1])
-        return _bounds(
+        return bounds(
             np.array([value(np.concatenate([by_group[i] for i in drawn])) for drawn in self._draws()])
         )
 
@@ -81,7 +90,7 @@ class Bootstrap:
         weight_RS = (
             np.random.RandomState(1).multinomial(seeds, np.full(seeds, 1 / seeds), self.resamples) / seeds
         )
-        low, high = _bounds((self._resampled_means(scores_Sn) * weight_RS).sum(axis=1))
+        low, high = bounds((self._resampled_means(scores_Sn) * weight_RS).sum(axis=1))
         spread = float(by_seed.std(ddof=1)) if seeds > 1 else 0.0
         return Row(float(by_seed.mean()), spread, low, high, tuple(map(float, by_seed)))
 
@@ -102,6 +111,7 @@ class Bootstrap:
             yield random.randint(0, groups, groups)
 
 
-def _bounds(values_R: np.ndarray) -> tuple[float, float]:
+def bounds(values_R: np.ndarray) -> tuple[float, float]:
+    """The interval of a statistic's values of all resamples; NaN, where one is not defined, do not count."""
     low, high = np.nanpercentile(values_R, BOUNDS)
     return float(low), float(high)

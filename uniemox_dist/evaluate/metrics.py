@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from uniemox_dist.evaluate.intervals import Bootstrap
+from uniemox_dist.evaluate.intervals import Bootstrap, bounds
 
 CHUNK = 512
 """Queries that are ranked at a time."""
@@ -107,15 +107,8 @@ def single_label(
     }
 
 
-def multi_label(
-    answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequence[str], dimensions: Sequence[str]
-) -> dict[str, Any]:
-    """Returns the average precision of each category and their mean (mAP, over categories that occur), and the mean
-    absolute error and Pearson's correlation of each dimension, over samples where it is known (not NaN).
-
-    The columns of both arrays are the categories followed by the dimensions, on the scale of the data.
-    """
-    first = len(labels)
+def multi_label(answers_nC: np.ndarray, targets_nC: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Returns the average precision of each category and their mean (mAP, over categories that occur)."""
     rows: list[dict[str, Any]] = [
         {
             "label": label,
@@ -124,16 +117,10 @@ def multi_label(
         }
         for i, label in enumerate(labels)
     ]
-    by_dimension = [
-        {"dimension": name, **_dimension(answers_nC[:, first + i], targets_nC[:, first + i])}
-        for i, name in enumerate(dimensions)
-    ]
     return {
         "samples": len(answers_nC),
         "mean_average_precision": _mean_of_known([row["average_precision"] for row in rows]),
         "per_class": rows,
-        "dimensions": by_dimension,
-        "mean_absolute_error": _mean_of_known([row["mean_absolute_error"] for row in by_dimension]),
     }
 
 
@@ -148,20 +135,139 @@ def average_precision(scores_n: np.ndarray, positive_n: np.ndarray) -> float | N
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 
-def _dimension(found_n: np.ndarray, true_n: np.ndarray) -> dict[str, Any]:
-    known = np.isfinite(true_n)
-    found, true = found_n[known].astype(np.float64), true_n[known].astype(np.float64)
-    varies = len(true) > 1 and found.std() > 0 and true.std() > 0
-    return {
-        "samples": int(known.sum()),
-        "mean_absolute_error": float(np.abs(found - true).mean()) if len(true) else None,
-        "correlation": float(np.corrcoef(found, true)[0, 1]) if varies else None,
-    }
-
-
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+# ---- distributions over labels
+
+LEAST_SHARE = 1e-12
+"""Smaller estimated shares count as this one in the Kullback-Leibler divergence, which would be infinite for 0."""
+
+
+def distribution_scores(found_nC: np.ndarray, true_nC: np.ndarray) -> dict[str, np.ndarray]:
+    """The six usual measures of label distribution learning for each sample, n. Rows of both arrays sum to 1.
+
+    Source: X. Geng, "Label Distribution Learning", TKDE 2016, table 1. With zeros: labels with a share of 0 on both
+    sides count 0 in Clark and Canberra, and 1 if one side is 0, as the formulas say; 0 · ln(0 / x) is 0.
+    """
+    gap_nC, sum_nC = np.abs(found_nC - true_nC), found_nC + true_nC
+    relative_nC = gap_nC / np.where(sum_nC > 0, sum_nC, 1.0)
+    ratio_nC = np.where(true_nC > 0, true_nC, 1.0) / np.maximum(found_nC, LEAST_SHARE)
+    return {
+        "chebyshev": gap_nC.max(1),
+        "clark": np.sqrt(np.square(relative_nC).sum(1)),
+        "canberra": relative_nC.sum(1),
+        "kl_divergence": (true_nC * np.log(ratio_nC)).sum(1),
+        "cosine": cosines(found_nC, true_nC),
+        "intersection": np.minimum(found_nC, true_nC).sum(1),
+    }
+
+
+def label_distribution(
+    logits_nC: np.ndarray,
+    true_nC: np.ndarray,
+    labels: Sequence[str],
+    groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The means of `distribution_scores` for the softmax of logits, and `single_label` of the most likely label; each
+    with its 95 % interval. If several labels have the largest true share, each of them is right.
+
+    Args:
+        groups: the group of look-alikes of each sample; by default each sample is its own group.
+    """
+    grown_nC = np.exp(logits_nC.astype(np.float64) - logits_nC.max(1, keepdims=True))
+    found_nC, true_nC = grown_nC / grown_nC.sum(1, keepdims=True), true_nC.astype(np.float64)
+    scores = distribution_scores(found_nC, true_nC)
+    bootstrap = Bootstrap(groups or [str(i) for i in range(len(found_nC))])
+    intervals = bootstrap.means(np.stack(list(scores.values())))
+    answers_n, rows = found_nC.argmax(1), np.arange(len(found_nC))
+    is_right_n = true_nC[rows, answers_n] == true_nC.max(1)
+    likely_nC = np.eye(len(labels))[np.where(is_right_n, answers_n, true_nC.argmax(1))]
+    of_labels = single_label(found_nC, likely_nC, labels, groups)
+    shares = zip(of_labels["per_class"], true_nC.mean(0), found_nC.mean(0))
+    return {
+        "samples": len(found_nC),
+        **{name: float(score_n.mean()) for name, score_n in scores.items()},
+        **{f"{name}_interval": list(interval) for name, interval in zip(scores, intervals)},
+        **of_labels,
+        "per_class": [
+            {**row, "mean_share": float(true), "mean_estimate": float(found)} for row, true, found in shares
+        ],
+    }
+
+
+# ---- dimensions
+
+
+def dimensions(
+    found_nV: np.ndarray,
+    true_nV: np.ndarray,
+    names: Sequence[str],
+    groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The mean absolute error, Pearson's correlation and the concordance of each dimension, over samples where it is
+    known (not NaN), on the scale of the data, with their 95 % intervals; and their means over the dimensions.
+
+    A value is None if it is not defined: all of them without samples, the correlation if either side is constant, and
+    the concordance if the truth is constant.
+
+    Args:
+        groups: samples that are resampled together; by default each sample is its own group.
+    """
+    groups = groups or [str(i) for i in range(len(found_nV))]
+    rows = [
+        {"dimension": name, **_dimension(found_nV[:, i], true_nV[:, i], groups)}
+        for i, name in enumerate(names)
+    ]
+    means = {f"mean_{name}": _mean_of_known([row[name] for row in rows]) for name in ("correlation", "ccc")}
+    error = _mean_of_known([row["mean_absolute_error"] for row in rows])
+    return {"dimensions": rows, "mean_absolute_error": error, **means}
+
+
+def _dimension(found_n: np.ndarray, true_n: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+    known_n = np.isfinite(true_n)
+    found, true = found_n[known_n].astype(np.float64), true_n[known_n].astype(np.float64)
+    names = ("mean_absolute_error", "correlation", "ccc")
+    if not len(true):
+        return {"samples": 0, **dict.fromkeys(names), **{f"{name}_interval": None for name in names}}
+    # Moments of centred values lose fewer digits.
+    x, y = found - found.mean(), true - true.mean()
+    moments_nK = np.stack([np.abs(found - true), x, y, x * x, y * y, x * y], axis=1)
+    shift = float(found.mean() - true.mean())
+    values = _dimension_values(moments_nK.mean(0), shift)
+    own = [group for group, known in zip(groups, known_n) if known]
+    resampled = _dimension_values(Bootstrap(own).moments(moments_nK).T, shift)
+    return {
+        "samples": len(true),
+        **{name: None if np.isnan(value) else float(value) for name, value in zip(names, values)},
+        **{
+            f"{name}_interval": None if np.isnan(value) else list(bounds(some))
+            for name, value, some in zip(names, values, resampled)
+        },
+    }
+
+
+def _dimension_values(moments_K: np.ndarray, shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Error, correlation and concordance from means of |x - y|, x, y, x², y² and xy; NaN where they are not defined.
+
+    The concordance correlation coefficient is 2 s_xy / (s_x² + s_y² + (m_x - m_y)²), with variances over n. Source: L.
+    Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 45, 1989.
+
+    Args:
+        moments_K: 6 values, or 6×R for several resamples.
+        shift: what must be added to mean(x) - mean(y), since both were centred.
+    """
+    error, x, y, xx, yy, xy = moments_K
+    least = 1e-12 * np.maximum(xx + yy, 1e-300)  # float noise of a constant
+    var_x, var_y = xx - x * x, yy - y * y
+    var_x, var_y = np.where(var_x > least, var_x, 0.0), np.where(var_y > least, var_y, 0.0)
+    covariance = xy - x * y
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.where((var_x > 0) & (var_y > 0), covariance / np.sqrt(var_x * var_y), np.nan)
+        ccc = np.where(var_y > 0, 2 * covariance / (var_x + var_y + np.square(x - y + shift)), np.nan)
+    return error, np.clip(correlation, -1, 1), ccc
 
 
 # ---- retrieval

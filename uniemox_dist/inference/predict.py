@@ -47,9 +47,9 @@ class Answers:
     """The predictions for a batch of pictures."""
 
     probabilities_BL: np.ndarray
-    """Probability of each label."""
+    """Probability of each label; its share, if a distribution was learned."""
     dimensions_BV: np.ndarray | None = None
-    """Valence, arousal and dominance, on 1 to 10, of a classifier that estimates them."""
+    """Values of the dimensions, on the scale of the training data, of a classifier that estimates them."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniemox_dist.config.encoder_names import timm_name
+from uniemox_dist.config.finetune import EMOTIC_RANGE
 from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.models.compilation import compile_blocks
 from uniemox_dist.models.drop_path import replace_drop_paths
 from uniemox_dist.models.encoder import encoder_arguments
 from uniemox_dist.models.patches import normalise, sincos_positions
 
-LOWEST, HIGHEST = 1.0, 10.0
-"""Range of EMOTIC's valence, arousal and dominance; the network estimates them in the range -1 to 1."""
 TIMM_NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}
 """timm's names by width for models without model.name. All relevant settings are passed as arguments."""
 
@@ -40,11 +39,31 @@ class Outputs:
     weights: tuple[float, ...] | None = None
     """Weights of the categories' losses with task=multi; None weighs all by 1."""
     dimension_weight: float = 1.0
+    target: Literal["label", "distribution"] = "label"
+    """What the outputs of the labels learn with task=single: one label, or shares of all labels."""
+    ranges: tuple[tuple[float, float], ...] = ()
+    """Lowest and highest value of each dimension, which the network estimates in the range -1 to 1; empty: EMOTIC's."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all outputs."""
         return (*self.labels, *self.dimensions)
+
+    def to_unit(self, values_BV: Tensor) -> Tensor:
+        """Converts values of the dimensions from their ranges to -1…1."""
+        middle_V, half_V = self._scale(values_BV)
+        return (values_BV - middle_V) / half_V
+
+    def from_unit(self, values_BV: Tensor) -> Tensor:
+        """Inverts `to_unit`."""
+        middle_V, half_V = self._scale(values_BV)
+        return values_BV * half_V + middle_V
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Middle and half of the width of each range."""
+        ranges = self.ranges or (EMOTIC_RANGE,) * len(self.dimensions)
+        low_V, high_V = like.new_tensor(ranges).reshape(-1, 2).unbind(1)
+        return (low_V + high_V) / 2, (high_V - low_V) / 2
 
 
 def classifier_arguments(model: ModelConfig, pooling: str) -> dict[str, Any]:
@@ -120,34 +139,36 @@ class Classifier(nn.Module):
         """Returns the loss of the labels and that of the dimensions (0 without any).
 
         Both are means over samples, so averages over micro-batches and ranks are exact even if some values are unknown.
+        The loss of a distribution is its Kullback-Leibler divergence from the softmax of the outputs.
         """
         L = len(self.outputs.labels)
         logits_BL, targets_BL = outputs_BC[:, :L], targets_BC[:, :L]
-        zero = outputs_BC.new_zeros(())
+        return [
+            self._label_loss(logits_BL, targets_BL),
+            self._dimension_loss(outputs_BC[:, L:], targets_BC[:, L:]),
+        ]
+
+    def _label_loss(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
         if self.outputs.task == "single":
-            soft = targets_BL * (1 - self.outputs.smoothing) + self.outputs.smoothing / L
-            return [F.cross_entropy(logits_BL, soft), zero]
+            soft_BL = targets_BL * (1 - self.outputs.smoothing) + self.outputs.smoothing / len(
+                self.outputs.labels
+            )
+            if self.outputs.target == "distribution":
+                return F.kl_div(logits_BL.log_softmax(1), soft_BL, reduction="batchmean")
+            return F.cross_entropy(logits_BL, soft_BL)
         each_BL = F.binary_cross_entropy_with_logits(logits_BL, targets_BL, reduction="none")
         if self.outputs.weights is not None:
             each_BL = each_BL * torch.tensor(self.outputs.weights, device=each_BL.device)
-        labels = each_BL.mean()
+        return each_BL.mean()
+
+    def _dimension_loss(self, found_BV: Tensor, targets_BV: Tensor) -> Tensor:
         if not self.outputs.dimensions:
-            return [labels, zero]
-        known = targets_BC[:, L:].isfinite()
-        error = outputs_BC[:, L:] - to_unit(targets_BC[:, L:])
+            return found_BV.new_zeros(())
+        known_BV = targets_BV.isfinite()
+        error_BV = found_BV - self.outputs.to_unit(targets_BV)
         # NaN times zero is NaN, so unknown values are replaced before any multiplication.
-        squares = torch.where(known, error, 0.0).square()
-        return [labels, (squares.sum(1) / known.sum(1).clamp(min=1)).mean()]
-
-
-def to_unit(values: Tensor) -> Tensor:
-    """Converts valence, arousal or dominance from EMOTIC's scale to -1…1."""
-    return (values - (LOWEST + HIGHEST) / 2) / ((HIGHEST - LOWEST) / 2)
-
-
-def from_unit(values: Tensor) -> Tensor:
-    """Inverts `to_unit`."""
-    return values * ((HIGHEST - LOWEST) / 2) + (LOWEST + HIGHEST) / 2
+        squares_BV = torch.where(known_BV, error_BV, 0.0).square()
+        return (squares_BV.sum(1) / known_BV.sum(1).clamp(min=1)).mean()
 
 
 def category_weights(shares_L: list[float]) -> tuple[float, ...]:

@@ -35,7 +35,6 @@ from uniemox_dist.models.classifier import (
     Classifier,
     Outputs,
     classifier_arguments,
-    from_unit,
     make_timm_model,
 )
 from uniemox_dist.release.preprocessing import timm_preprocessing
@@ -79,9 +78,10 @@ def _write_weights(folder: Path, classifier: Classifier, config: FinetuneRun) ->
     head = {name: tensor.clone() for name, tensor in classifier.head.state_dict().items()}
     first = len(outputs.labels)
     if outputs.dimensions:  # estimated on -1 … 1
-        scale = from_unit(torch.ones(())) - from_unit(torch.zeros(()))
-        head["weight"][first:] *= scale
-        head["bias"][first:] = from_unit(head["bias"][first:])
+        ones_V = torch.ones(len(outputs.dimensions))
+        scale_V = outputs.from_unit(ones_V) - outputs.from_unit(torch.zeros_like(ones_V))
+        head["weight"][first:] *= scale_V[:, None]
+        head["bias"][first:] = outputs.from_unit(head["bias"][first:])
     whole = make_timm_model(model, outputs.pooling, num_classes=0 if outputs.persons else len(outputs.names))
     weights = dict(classifier.encoder.state_dict())
     if outputs.persons:
@@ -107,8 +107,10 @@ def _facts(
         "run": config.run.name,
         "step": checkpoint.step,
         "task": outputs.task,
+        "target": outputs.target,
         "labels": list(outputs.labels),
         "dimensions": list(outputs.dimensions),
+        "dimension_ranges": dict(zip(outputs.dimensions, map(list, outputs.ranges))),
         "persons": outputs.persons,
         "feature": {"mean": "mean of the patches", "token": "class token"}[outputs.pooling],
         "data_identity": checkpoint.info["data_identity"],
@@ -137,13 +139,16 @@ def read_classifier(folder: str | Path) -> tuple[FinetuneRun, Outputs, dict[str,
         tuple(facts["dimensions"]),
         facts["persons"],
         config.finetune.pooling,
+        target=facts.get("target", "label"),
+        ranges=tuple((low, high) for low, high in facts.get("dimension_ranges", {}).values()),
     )
     return config, outputs, facts
 
 
 def load_classifier(folder: str | Path) -> Classifier:
     """Loads a fine-tuned classifier with its person branch, in eval mode on the CPU. It takes uint8 views and returns
-    logits of `outputs.labels`, followed by valence, arousal and dominance on 1 to 10.
+    logits of `outputs.labels` (their softmax is the estimated distribution, if that is the target), followed by values
+    of `outputs.dimensions` on the scale of the data.
 
     Raises:
         UserError: like `read_classifier`.

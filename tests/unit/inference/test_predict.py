@@ -18,7 +18,7 @@ from uniemox_dist.checkpoints.folders import open_checkpoint
 from uniemox_dist.cli.main import run
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.inference.predict import load_texts
-from uniemox_dist.models.classifier import Classifier, Outputs, from_unit
+from uniemox_dist.models.classifier import Classifier, Outputs
 from uniemox_dist.release.classifier import write_classifier
 from uniemox_dist.release.load import to_pixels
 from uniemox_dist.teacher.model import Teacher
@@ -75,19 +75,24 @@ def test_texts_of_labels_tell_pictures_apart_with_and_without_the_teacher(
     assert rows[5]["error"].startswith("cannot be decoded")
 
 
-@pytest.mark.parametrize("task", ["single", "multi"])
+@pytest.mark.parametrize("task", ["single", "multi", "distribution"])
 def test_a_fine_tuned_head_answers_by_its_own_labels(
     picture_folder: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dimensions = ("valence", "arousal", "dominance") if task == "multi" else ()
+    dimensions = {"single": (), "multi": ("valence", "arousal", "dominance"), "distribution": ("valence",)}[
+        task
+    ]
+    ranges = ((-2.0, 6.0),) if task == "distribution" else ()
+    target = "distribution" if task == "distribution" else "label"
+    task = "single" if task == "distribution" else task
     given = {
         "run": {"max_steps": 10},
         "data": {"path": "nowhere"},
         "model": {**SHAPE, **DECODER},
-        "finetune": {"task": task, "mixup": 0, "cutmix": 0},
+        "finetune": {"task": task, "target": target, "mixup": 0, "cutmix": 0},
     }
     config = FinetuneRun.model_validate(given)
-    outputs = Outputs(task, LABELS, dimensions)  # type: ignore[arg-type]
+    outputs = Outputs(task, LABELS, dimensions, target=target, ranges=ranges)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         classifier = Classifier(config.model, outputs).eval()
@@ -104,7 +109,7 @@ def test_a_fine_tuned_head_answers_by_its_own_labels(
     expected = logits.sigmoid() if task == "multi" else logits.softmax(0)
     assert line["probabilities"] == pytest.approx(dict(zip(LABELS, expected.tolist())), abs=1e-4)
     if dimensions:
-        values = dict(zip(dimensions, from_unit(answers[3:]).tolist()))
+        values = dict(zip(dimensions, outputs.from_unit(answers[3:]).tolist()))
         assert line["dimensions"] == pytest.approx(values, abs=1e-3)
     table = predicted(capsys, str(best), str(picture_folder), "--format", "csv").splitlines()
     assert table[0] == ",".join(["picture", "label", *LABELS, *dimensions, "error"])

@@ -13,8 +13,33 @@ from uniemox_dist.runs.metric_table import number
 from uniemox_dist.runs.report.curves import Chart, Panel, draw_chart, show
 
 FORMAT = ("uniemox-finetune", 1)
-TITLES = {"accuracy": "Validation accuracy", "mean_average_precision": "Validation mAP"}
-CLASSES = {"recall": "recall", "precision": "precision", "average_precision": "average precision"}
+TITLES = {
+    "accuracy": "Validation accuracy",
+    "mean_average_precision": "Validation mAP",
+    "kl_divergence": "Validation KL divergence",
+}
+MEASURES = {
+    "kl_divergence": "KL divergence",
+    "chebyshev": "Chebyshev distance",
+    "clark": "Clark distance",
+    "canberra": "Canberra metric",
+    "cosine": "cosine",
+    "intersection": "intersection",
+}
+"""Measures of distributions."""
+MEANS = {
+    "mean_absolute_error": "mean absolute error",
+    "mean_correlation": "mean correlation",
+    "mean_ccc": "mean CCC",
+}
+"""Means over the dimensions."""
+CLASSES = {
+    "recall": "recall",
+    "precision": "precision",
+    "average_precision": "average precision",
+    "mean_share": "mean share",
+    "mean_estimate": "mean estimate",
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +56,8 @@ class Result:
     columns: list[str]
     classes: list[tuple[str, int, list[str]]]
     """Label, samples, and a cell for each column."""
-    dimensions: list[tuple[str, int, str, str]]
-    """Name, samples, mean absolute error, correlation."""
+    dimensions: list[tuple[str, int, list[str]]]
+    """Name, samples, and mean absolute error, correlation and concordance, each with its interval."""
     remarks: list[str]
 
 
@@ -79,16 +104,19 @@ def _result(found: dict[str, Any]) -> Result:
         measured, said = found[split], "validation" if split == "val" else split
         if measured is None:
             continue
+        for name, title in MEASURES.items():
+            if name in measured:
+                figures.append((f"{title}, {said}", _said(measured[name]), _interval(measured, name)))
         if "accuracy" in measured:
-            low, high = measured["accuracy_interval"]
             figures.append(
-                (f"accuracy, {said}", _said(measured["accuracy"]), f"{_said(low)} – {_said(high)}")
+                (f"accuracy, {said}", _said(measured["accuracy"]), _interval(measured, "accuracy"))
             )
             figures.append((f"mean recall, {said}", _said(measured["mean_recall"]), ""))
         else:
             figures.append((f"mAP, {said}", _said(measured["mean_average_precision"]), ""))
-            if measured["mean_absolute_error"] is not None:
-                figures.append((f"mean absolute error, {said}", _said(measured["mean_absolute_error"]), ""))
+        for name, title in MEANS.items():
+            if measured.get(name) is not None:
+                figures.append((f"{title}, {said}", _said(measured[name]), ""))
     split = "test" if found["test"] is not None else "val"
     shown = found[split]
     columns = [key for key in CLASSES if key in shown["per_class"][0]]
@@ -106,13 +134,23 @@ def _result(found: dict[str, Any]) -> Result:
             (
                 str(row["dimension"]),
                 int(row["samples"]),
-                _said(row["mean_absolute_error"]),
-                _said(row["correlation"]),
+                [_cell(row, name) for name in ("mean_absolute_error", "correlation", "ccc")],
             )
             for row in shown.get("dimensions", [])
         ],
         remarks=[str(remark) for remark in found["remarks"]],
     )
+
+
+def _interval(found: dict[str, Any], name: str) -> str:
+    """The interval of a value; empty if it has none."""
+    interval = found.get(f"{name}_interval")
+    return f"{_said(interval[0])} – {_said(interval[1])}" if interval else ""
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    interval = _interval(row, name)
+    return _said(row.get(name)) + (f" ({interval})" if interval else "")
 
 
 def _said(value: Any) -> str:

@@ -125,6 +125,8 @@ def _make_outputs(config: FinetuneRun, splits: Splits) -> Outputs:
         smoothing=settings.smoothing if settings.task == "single" else 0.0,
         weights=category_weights(splits.shares_C.tolist()) if weighted else None,
         dimension_weight=settings.dimension_weight,
+        target=settings.target,
+        ranges=splits.ranges,
     )
 
 

@@ -18,11 +18,11 @@ from uniemox_dist.data.loader import MicroBatch
 from uniemox_dist.data.splits import Splits
 from uniemox_dist.distributed import collectives
 from uniemox_dist.evaluate import metrics
-from uniemox_dist.models.classifier import Outputs, from_unit
+from uniemox_dist.models.classifier import Outputs
 from uniemox_dist.release.classifier import load_classifier, read_classifier, write_classifier
 from uniemox_dist.train.checkpoint_policy import CheckpointPolicy
 from uniemox_dist.train.engine import find_clip_grad
-from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
+from uniemox_dist.train.finetune.validation import KL, Validations, append_validation, predict_split
 from uniemox_dist.train.monitor.metrics import Metrics
 from uniemox_dist.train.monitor.stragglers import ComputeTimer
 from uniemox_dist.train.step import RankStatus, StepResult, set_drop_paths, update_weights
@@ -30,6 +30,12 @@ from uniemox_dist.train.trainer import Expect, Trainer
 
 log = logging.getLogger("uniemox")
 BEST, RESULT = "best", "finetune.json"
+METRICS = {
+    ("single", "label"): "accuracy",
+    ("single", "distribution"): KL,
+    ("multi", "label"): "mean_average_precision",
+}
+"""The metric that chooses the best weights, by task and target."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +70,7 @@ class FinetuneTrainer(Trainer):
             batches,
             self.world,
             lr=lr,
-            term_names=("categories", "dimensions") if self.outputs.dimensions else (),
+            term_names=self._term_names(),
             clip_grad=find_clip_grad(self.config),
             step=step + 1,
             status=status,
@@ -111,7 +117,9 @@ class FinetuneTrainer(Trainer):
                 "format_version": 1,
                 "run": self.config.run.name,
                 "task": self.outputs.task,
+                "target": self.outputs.target,
                 "labels": list(self.outputs.labels),
+                "dimension_ranges": dict(zip(self.outputs.dimensions, map(list, self.outputs.ranges))),
                 "samples": {
                     "train": self.splits.train.samples,
                     "val": self.splits.val.samples,
@@ -148,9 +156,10 @@ class FinetuneTrainer(Trainer):
         found_nC = predict_split(module, val, self.config, self.world, self.device)
         module.train()
         first = len(self.outputs.labels)
-        found_nC[:, first:] = from_unit(torch.from_numpy(found_nC[:, first:])).numpy()
+        if self.outputs.dimensions:
+            found_nC[:, first:] = self.outputs.from_unit(torch.from_numpy(found_nC[:, first:])).numpy()
         measured = self._measure(found_nC, val)
-        name = "accuracy" if self.outputs.task == "single" else "mean_average_precision"
+        name = METRICS[self.outputs.task, self.outputs.target]
         epoch = round(step * self.config.batch.global_batch / self.schedule.epoch_samples, 4)
         line = {"step": step, "epoch": epoch, "metric": name, "value": measured[name], **_numbers(measured)}
         # All ranks use rank 0's values, because the choice of the best must not depend on rounding differences.
@@ -182,19 +191,54 @@ class FinetuneTrainer(Trainer):
         except OSError as error:
             raise UserError(f"{out}: {error.strerror or error}; free disk space and start again") from None
 
+    def _term_names(self) -> tuple[str, ...]:
+        if not self.outputs.dimensions:
+            return ()
+        return ("categories" if self.outputs.task == "multi" else "labels"), "dimensions"
+
     def _measure(self, found_nC: np.ndarray, reader: LabelledReader) -> dict[str, Any]:
-        targets_nC, outputs = reader.targets_nC, self.outputs
-        if outputs.task == "single":
-            return metrics.single_label(found_nC, targets_nC, outputs.labels, reader.groups)
-        return metrics.multi_label(found_nC, targets_nC, outputs.labels, outputs.dimensions)
+        return measure(found_nC, reader.targets_nC, self.outputs, reader.groups, reader.keys)
 
     def _format(self, measured: dict[str, Any]) -> str:
         if self.outputs.task == "single":
             low, high = measured["accuracy_interval"]
-            return f"accuracy {measured['accuracy']:.4f} [{low:.4f}, {high:.4f}] of {measured['samples']}"
-        value, error = measured["mean_average_precision"], measured["mean_absolute_error"]
-        said = "mAP unknown" if value is None else f"mAP {value:.4f}"
-        return f"{said}{'' if error is None else f', VAD error {error:.4f}'} of {measured['samples']}"
+            text = f"accuracy {measured['accuracy']:.4f} [{low:.4f}, {high:.4f}]"
+            if self.outputs.target == "distribution":
+                text = f"KL divergence {measured['kl_divergence']:.4f}, {text}"
+        else:
+            value = measured["mean_average_precision"]
+            text = "mAP unknown" if value is None else f"mAP {value:.4f}"
+        for name, title in (("mean_absolute_error", "VAD error"), ("mean_ccc", "CCC")):
+            if measured.get(name) is not None:
+                text += f", {title} {measured[name]:.4f}"
+        return f"{text} of {measured['samples']}"
+
+
+def measure(
+    found_nC: np.ndarray,
+    targets_nC: np.ndarray,
+    outputs: Outputs,
+    groups: Sequence[str] | None,
+    keys: Sequence[str],
+) -> dict[str, Any]:
+    """The scores of a classifier's outputs for a split; dimensions of both arrays are on the scale of the data.
+
+    Args:
+        groups: the groups of look-alikes; None with task=multi.
+        keys: the pictures' keys; persons of one picture are resampled together.
+    """
+    first, labels = len(outputs.labels), outputs.labels
+    answers_nL, truth_nL = found_nC[:, :first], targets_nC[:, :first]
+    if outputs.task == "multi":
+        measured = metrics.multi_label(answers_nL, truth_nL, labels)
+    elif outputs.target == "distribution":
+        measured = metrics.label_distribution(answers_nL, truth_nL, labels, groups)
+    else:
+        measured = metrics.single_label(answers_nL, truth_nL, labels, groups)
+    if not outputs.dimensions and outputs.task == "single":
+        return measured
+    values_nV, true_nV = found_nC[:, first:], targets_nC[:, first:]
+    return {**measured, **metrics.dimensions(values_nV, true_nV, outputs.dimensions, groups or keys)}
 
 
 def _numbers(measured: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from uniemox_dist.evaluate.intervals import LOOK_ALIKES, find_group
 from uniemox_dist.runs.folder import append_line, read_lines
 
 FILE = "validation.jsonl"
+KL = "kl_divergence"
+"""The only metric of validations that is better if it is lower."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def append_validation(folder: Path, line: dict[str, Any]) -> None:
 
 def _rank(line: dict[str, Any]) -> float:
     value = line["value"]
-    return float("-inf") if value is None else float(value)
+    if value is None:
+        return float("-inf")
+    return -float(value) if line.get("metric") == KL else float(value)
 
 
 @torch.no_grad()

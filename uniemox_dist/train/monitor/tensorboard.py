@@ -16,7 +16,7 @@ from typing import Any
 from uniemox_dist.config.losses import LOSS_NAMES
 
 log = logging.getLogger("uniemox")
-LOSSES = {"loss", *LOSS_NAMES, "categories", "dimensions"}
+LOSSES = {"loss", *LOSS_NAMES, "categories", "labels", "dimensions"}
 DATA = {
     "data_wait_share",
     "data_wait_share_max",

@@ -26,6 +26,29 @@ MULTI = {
     "per_class": [{"label": "Esteem", "samples": 2, "average_precision": 0.3125}],
     "dimensions": [{"dimension": "valence", "samples": 4, "mean_absolute_error": 1.25, "correlation": None}],
 }
+"""As it was written before the concordance and intervals."""
+SHARES = {
+    **SINGLE,
+    "kl_divergence": 0.4375,
+    "kl_divergence_interval": [0.25, 0.5],
+    "cosine": 0.9,
+    "per_class": [{**row, "mean_share": 0.6, "mean_estimate": 0.55} for row in SINGLE["per_class"]],  # type: ignore[attr-defined]
+    "dimensions": [
+        {
+            "dimension": "valence",
+            "samples": 4,
+            "mean_absolute_error": 1.25,
+            "mean_absolute_error_interval": [1.0, 1.5],
+            "correlation": 0.5,
+            "correlation_interval": None,
+            "ccc": 0.25,
+            "ccc_interval": [0.125, 0.375],
+        }
+    ],
+    "mean_absolute_error": 1.25,
+    "mean_correlation": 0.5,
+    "mean_ccc": 0.25,
+}
 
 
 def page_of(folder: Path, result: Any, metric: str = "accuracy") -> str:
@@ -74,8 +97,22 @@ def test_several_labels_and_dimensions_without_a_test_split(tmp_path: Path) -> N
     assert "mAP, validation</dt><dd>0.312<" in page
     assert "Label <small>validation split</small>" in page
     assert '<th scope="row">Esteem</th><td>2</td><td>0.312</td>' in page
-    assert '<th scope="row">valence</th><td>4</td><td>1.25</td><td>–</td>' in page
+    assert '<th scope="row">valence</th><td>4</td><td>1.25</td><td>–</td><td>–</td>' in page
     assert "Validation mAP" in page
+
+
+def test_distributions_and_dimensions_with_intervals(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "fine", result_of(SHARES, SHARES), "kl_divergence")
+    for text in (
+        "KL divergence, test</dt><dd>0.438<small>0.25 – 0.5</small>",
+        "Cosine, test</dt><dd>0.9<",
+        "Accuracy, test</dt><dd>0.75<small>0.25 – 1</small>",
+        "Mean CCC, test</dt><dd>0.25<",
+        '<th scope="row">awe</th><td>3</td><td>0.667</td><td>1</td><td>0.6</td><td>0.55</td>',
+        '<th scope="row">valence</th><td>4</td><td>1.25 (1 – 1.5)</td><td>0.5</td><td>0.25 (0.125 – 0.375)</td>',
+        "Validation KL divergence",
+    ):
+        assert text in page, text
 
 
 @pytest.mark.parametrize("result", ["", "[]", '{"format": "uniemox-finetune", "format_version": 2}'])

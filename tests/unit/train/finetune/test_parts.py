@@ -21,9 +21,9 @@ from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.distributed.world import World
 from uniemox_dist.evaluate import metrics
 from uniemox_dist.evaluate.embedding_pass import embed_splits
-from uniemox_dist.evaluate.intervals import LOOK_ALIKES
+from uniemox_dist.evaluate.intervals import LOOK_ALIKES, Bootstrap
 from uniemox_dist.evaluate.subject import Rows
-from uniemox_dist.models.classifier import Classifier, Outputs, category_weights, from_unit, to_unit
+from uniemox_dist.models.classifier import Classifier, Outputs, category_weights
 from uniemox_dist.models.flops import classifier_flops
 from uniemox_dist.models.init_from import load_initial_weights
 from uniemox_dist.train.engine import parameter_groups
@@ -118,9 +118,10 @@ def test_categories_are_weighed_and_unknown_dimensions_left_out() -> None:
     assert answers.grad is not None
     assert answers.grad.isfinite().all()
     assert answers.grad[1, 2:].tolist() == [0, 0]
-    values = torch.tensor([1.0, 5.5, 10.0])
-    assert to_unit(values).tolist() == [-1, 0, 1]
-    torch.testing.assert_close(from_unit(to_unit(values)), values)
+    outputs = Outputs("single", ("a", "b"), ("v", "a"), ranges=((1, 9), (0, 100)))
+    values = torch.tensor([[1.0, 50.0], [9.0, 0.0], [3.0, 100.0]])
+    assert outputs.to_unit(values).tolist() == [[-1, 0], [1, -1], [-0.5, 1]]
+    torch.testing.assert_close(outputs.from_unit(outputs.to_unit(values)), values)
 
 
 def test_rare_categories_weigh_more() -> None:
@@ -247,23 +248,126 @@ def test_figures_are_scikit_learns_of_the_same_answers() -> None:
     assert [row["recall"] for row in result["per_class"]] == pytest.approx(recalls.tolist())
     assert [row["precision"] for row in result["per_class"]] == pytest.approx(precisions.tolist())
     several = random.rand(200, 4) < 0.3  # and scores with ties
-    result = metrics.multi_label(answers, several.astype(float), ("a", "b", "c", "d"), ())
+    result = metrics.multi_label(answers, several.astype(float), ("a", "b", "c", "d"))
     expected = [sk.average_precision_score(several[:, i], answers[:, i]) for i in range(4)]
     assert [row["average_precision"] for row in result["per_class"]] == pytest.approx(expected)
     assert result["mean_average_precision"] == pytest.approx(np.mean(expected))
 
 
 def test_dimensions_are_measured_over_samples_where_they_are_known() -> None:
-    answers = np.array([[0.0, 2.0, 5], [1.0, 4.0, 5], [2.0, 9.0, 5]])
-    targets = np.array([[0, 1.0, NAN], [1, 3.0, NAN], [1, NAN, NAN]])
-    result = metrics.multi_label(answers, targets, ("a",), ("valence", "arousal"))
-    assert result["mean_average_precision"] == 1
-    valence, arousal = result["dimensions"]
+    answers = np.array([[2.0, 5, 3], [4.0, 5, 3], [9.0, 5, 3]])
+    targets = np.array([[1.0, NAN, 4], [3.0, NAN, 4], [NAN, NAN, 4]])
+    result = metrics.dimensions(answers, targets, ("valence", "arousal", "dominance"))
+    valence, arousal, dominance = result["dimensions"]
     assert (valence["samples"], valence["mean_absolute_error"]) == (2, 1.0)
     assert valence["correlation"] == pytest.approx(1)
-    unknown = {"samples": 0, "mean_absolute_error": None, "correlation": None}
-    assert arousal == {"dimension": "arousal", **unknown}
-    assert result["mean_absolute_error"] == 1.0
+    # s_xy = s_x² = s_y² = 1 and the means differ by 1: 2 / (1 + 1 + 1).
+    assert valence["ccc"] == pytest.approx(2 / 3)
+    assert valence["mean_absolute_error_interval"] == [1.0, 1.0]
+    names = ("mean_absolute_error", "correlation", "ccc")
+    unknown = dict.fromkeys((*names, *(f"{name}_interval" for name in names)))
+    assert arousal == {"dimension": "arousal", "samples": 0, **unknown}
+    # A constant has no correlation and no concordance.
+    assert (dominance["samples"], dominance["mean_absolute_error"]) == (3, 1.0)
+    assert dominance["correlation"] is dominance["ccc"] is dominance["ccc_interval"] is None
+    means = {name: value for name, value in result.items() if name != "dimensions"}
+    assert means == pytest.approx({"mean_absolute_error": 1.0, "mean_correlation": 1, "mean_ccc": 2 / 3})
+
+
+def test_correlation_and_concordance_are_those_of_their_definitions() -> None:
+    random = np.random.RandomState(0)
+    true = random.randn(60) * 2 + 5e3  # far from zero, where moments lose digits
+    found = 0.5 * true + random.randn(60) + 2.5e3
+    [row] = metrics.dimensions(found[:, None], true[:, None], ("valence",))["dimensions"]
+    assert row["correlation"] == pytest.approx(np.corrcoef(found, true)[0, 1], abs=1e-9)
+    covariance = ((found - found.mean()) * (true - true.mean())).mean()
+    expected = 2 * covariance / (found.var() + true.var() + (found.mean() - true.mean()) ** 2)
+    assert row["ccc"] == pytest.approx(expected, abs=1e-9)
+    assert row["mean_absolute_error"] == pytest.approx(np.abs(found - true).mean())
+    for name in ("mean_absolute_error", "correlation", "ccc"):
+        low, high = row[f"{name}_interval"]
+        assert low < row[name] < high
+    # The interval of the correlation is that of the slow way: resample, then correlate.
+    slow = Bootstrap([str(i) for i in range(60)]).statistic(
+        lambda i: float(np.corrcoef(found[i], true[i])[0, 1])
+    )
+    assert row["correlation_interval"] == pytest.approx(slow, abs=1e-9)
+    # Constant estimates agree with nothing, but are defined; three pictures of one group are one observation.
+    [flat] = metrics.dimensions(np.full((3, 1), 4.0), np.array([[1.0], [2], [3]]), ("v",), ["g"] * 3)[
+        "dimensions"
+    ]
+    assert (flat["correlation"], flat["ccc"]) == (None, 0)
+    assert flat["mean_absolute_error_interval"] == [2.0, 2.0]
+
+
+def test_measures_of_distributions_are_those_of_their_formulas() -> None:
+    true = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    found = np.array([[0.25, 0.25, 0.5], [1.0, 0.0, 0.0]])
+    scores = metrics.distribution_scores(found, true)
+    # Row 1 by hand: gaps .25 .25 .5; sums .75 .75 .5, so relative gaps 1/3 1/3 1.
+    hand = {
+        "chebyshev": 0.5,
+        "clark": math.sqrt(1 / 9 + 1 / 9 + 1),
+        "canberra": 1 / 3 + 1 / 3 + 1,
+        "kl_divergence": math.log(2),
+        "cosine": 0.25 / (math.sqrt(0.5) * math.sqrt(0.0625 + 0.0625 + 0.25)),
+        "intersection": 0.5,
+    }
+    assert {name: score[0] for name, score in scores.items()} == pytest.approx(hand)
+    same = {"chebyshev": 0, "clark": 0, "canberra": 0, "kl_divergence": 0, "cosine": 1, "intersection": 1}
+    assert {name: score[1] for name, score in scores.items()} == pytest.approx(same)
+    # An estimate of 0 where the truth is not: finite, by the smallest share that counts.
+    missed = metrics.distribution_scores(np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]]))
+    assert missed["kl_divergence"][0] == pytest.approx(0.5 * math.log(0.5 / 1e-12) + 0.5 * math.log(0.5))
+
+
+def test_distributions_are_measured_with_intervals_and_the_most_likely_label() -> None:
+    true = np.array([[0.6, 0.4, 0.0], [0.4, 0.4, 0.2], [0.1, 0.0, 0.9], [0.2, 0.8, 0.0]])
+    # Softmax of these logits: the shares themselves, except that the last row answers the wrong label.
+    found = np.array([[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.1, 0.1, 0.8], [0.7, 0.2, 0.1]])
+    result = metrics.label_distribution(np.log(found) + 3, true, ("a", "b", "c"))
+    scores = metrics.distribution_scores(found, true)
+    for name, score in scores.items():
+        assert result[name] == pytest.approx(score.mean()), name
+        low, high = result[f"{name}_interval"]
+        assert low <= result[name] <= high
+    # The second picture has two most likely labels, and either is right.
+    assert result["accuracy"] == 0.75
+    by = {row["label"]: (row["samples"], row["recall"]) for row in result["per_class"]}
+    assert by == {"a": (1, 1.0), "b": (2, 0.5), "c": (1, 1.0)}
+    assert [row["mean_share"] for row in result["per_class"]] == pytest.approx(true.mean(0).tolist())
+    assert [row["mean_estimate"] for row in result["per_class"]] == pytest.approx(found.mean(0).tolist())
+
+
+def test_the_loss_of_a_distribution_is_its_divergence_also_smoothed_and_with_dimensions() -> None:
+    shares = torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]])
+    answers = torch.tensor([[0.3, -1.0, 0.5, 0.25], [2.0, 0.1, -0.5, 0.5]], requires_grad=True)
+    more: dict[str, Any] = {"dimensions": ("valence",), "ranges": ((1.0, 9.0),), "target": "distribution"}
+    targets = torch.cat([shares, torch.tensor([[9.0], [NAN]])], dim=1)
+    for smoothing in (0.0, 0.3):
+        labels, dimensions = classifier(smoothing=smoothing, **more).losses(answers, targets)
+        soft = shares * (1 - smoothing) + smoothing / 3
+        log_p = answers[:, :3].detach().log_softmax(1)
+        hand = [
+            float((row[row > 0] * (row[row > 0].log() - q[row > 0])).sum()) for row, q in zip(soft, log_p)
+        ]
+        assert labels.item() == pytest.approx(sum(hand) / 2, rel=1e-5)
+        assert dimensions.item() == pytest.approx((0.25 - 1) ** 2 / 2)
+    (labels + dimensions).backward()
+    assert answers.grad is not None
+    assert answers.grad.isfinite().all()
+    assert answers.grad[1, 3] == 0
+    # Equal shares and estimates: nothing is lost.
+    exact = torch.tensor([[0.75, 0.25]])
+    module = classifier(labels=("a", "b"), target="distribution")
+    assert module.losses(exact.log(), exact)[0].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_best_of_divergences_is_the_lowest() -> None:
+    lines = [{"step": i, "metric": "kl_divergence", "value": v} for i, v in enumerate((0.5, 0.2, None, 0.3))]
+    found = Validations(tuple(lines))
+    assert found.best == lines[1]
+    assert found.since_best == 2
 
 
 def test_the_history_ends_at_the_resumed_step(tmp_path: Path) -> None:
