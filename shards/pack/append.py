@@ -27,6 +27,7 @@ _OF_PART = (
     "rejected",
     "not_pictures",
     "licence",
+    "dimension_ranges",
 )
 """What the provenance keeps about each appended part."""
 

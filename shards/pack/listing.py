@@ -5,7 +5,7 @@ Shapes: N records of the source, M records of this part in the order of packing.
 
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,14 @@ class Listing:
         seed: int,
         preset: Preset,
         keep_labels: tuple[str, ...],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
         several_rows: bool = False,
     ) -> "Listing":
         """Lists a source. Labels get their declared spelling. Records with an undeclared label, and those that cannot
         be written, are marked as refused.
 
         Args:
+            ranges: lowest and highest value of valence, arousal and dominance; records with others are refused.
             several_rows: records with the same picture and split are rows of one record; they are joined.
 
         Raises:
@@ -78,7 +80,10 @@ class Listing:
         """
         listing = cls(folder, seed)
         labels = _Declared(
-            Labels(preset.labels), Labels(preset.distribution_labels or preset.labels), Labels(keep_labels)
+            Labels(preset.labels),
+            Labels(preset.distribution_labels or preset.labels),
+            Labels(keep_labels),
+            {} if ranges is None else ranges,  # an empty mapping may be filled while records are read
         )
         for record in records:
             if several_rows:
@@ -265,11 +270,16 @@ class _Declared:
     """Labels of distributions."""
     kept: Labels
     """Those that are packed."""
+    ranges: Mapping[str, tuple[float, float]]
+    """Lowest and highest value of dimensions."""
 
 
 def _with_label(record: Record, declared: _Declared) -> Record:
     """A record with the declared spelling of its labels, refused if one is not declared or not kept. Without a label it
-    gets the most likely one of its distribution, unless several are, or that one is not declared."""
+    gets the most likely one of its distribution, unless several are, or that one is not declared. Refused, too, if a
+    dimension is beyond its range."""
+    if record.refused is None and (problem := _find_beyond(record, declared.ranges)):
+        return replace(record, refused=("annotation", problem))
     if record.distribution is not None and record.refused is None:
         spelled = {
             name: share
@@ -289,6 +299,17 @@ def _with_label(record: Record, declared: _Declared) -> Record:
         detail = f"label {record.label!r} is not one of {', '.join(declared.labels.declared)}"
         return replace(record, refused=("label", detail))
     return _keep(record if label == record.label else replace(record, label=label), declared.kept)
+
+
+def _find_beyond(record: Record, ranges: Mapping[str, tuple[float, float]]) -> str | None:
+    """Describes the first number of a picture or person that is beyond the range of its dimension."""
+    for name, (low, high) in ranges.items():
+        of_persons = ((f"persons.{i}.", person.labels) for i, person in enumerate(record.persons or ()))
+        for place, values in (("", record.attributes), *of_persons):
+            value = values.get(name)
+            if isinstance(value, int | float) and not low <= value <= high:
+                return f"{place}{name}: {value:g} is beyond {low:g} to {high:g}"
+    return None
 
 
 def _keep(record: Record, kept: Labels) -> Record:

@@ -6,7 +6,7 @@ keeps the shards, `journal.py` records them.
 
 import json
 import shutil
-from collections import Counter
+from collections import ChainMap, Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,13 @@ def pack(
         work.mkdir(parents=True, exist_ok=True)
         options = replace(options, scratch=work)
         records = open_source(settings.layout, preset.locate(settings.source), options)
+        ranges = ChainMap(
+            settings.dimension_ranges, preset.dimension_ranges, options.findings.dimension_ranges
+        )
         listing = Listing.read(
             records,
             work,
+            ranges=ranges,
             seed=settings.seed,
             preset=preset,
             keep_labels=settings.keep_labels,
@@ -111,6 +115,8 @@ def pack(
             "detector": detector.identity,
             "source_sha256": listing.digest,
         }
+        if ranges:
+            provenance["dimension_ranges"] = {name: list(limits) for name, limits in sorted(ranges.items())}
         preparation = Preparation(
             settings.persons,
             settings.check,

@@ -1,9 +1,11 @@
 """The settings of a pack that determine its bytes, and their parsing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from shards.format.sample import DIMENSIONS
 from shards.pack.prepare import Filters
 from shards.pack.shrink import Shrink
 from shards.sources.validate import escape_text
@@ -13,7 +15,12 @@ from uniemox_dist.core.files import hide_secrets
 MODES = ("keep", "mark", "drop")
 """What happens to near-copies."""
 CHECKS = ("decode", "header")
-_ADDED = {"allow_outside": False, "picture": None, "near_duplicates": "keep"}
+_ADDED: dict[str, Any] = {
+    "allow_outside": False,
+    "picture": None,
+    "near_duplicates": "keep",
+    "dimension_ranges": {},
+}
 """Settings that older manifests do not state, and their defaults."""
 
 
@@ -43,6 +50,8 @@ class PackSettings:
     """Which picture of a sample with several is packed; None: the first one."""
     near_duplicates: str = "keep"
     """`keep`, `mark` (in the attributes of the later one) or `drop`."""
+    dimension_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest value of valence, arousal and dominance, if they are stated."""
 
     def __post_init__(self) -> None:
         """Raises UserError for illegal values."""
@@ -116,6 +125,28 @@ def parse_part(part: str) -> tuple[int, int]:
     ):
         raise UserError(f"--part={part}: expected I/N with I from 1 to N, such as 3/8")
     return int(first) or int(second), int(second)
+
+
+def parse_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Parses values of `--dimension-range`, such as `valence=1:9`.
+
+    Raises:
+        UserError: for anything else.
+    """
+    ranges: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        name, _, limits = text.partition("=")
+        try:
+            low, high = map(float, limits.split(":"))
+        except ValueError:
+            low, high = math.nan, math.nan
+        if name not in DIMENSIONS or not -math.inf < low < high < math.inf:
+            raise UserError(
+                f"--dimension-range={text}: expected NAME=LOW:HIGH, such as valence=1:9; NAME is one of "
+                f"{', '.join(DIMENSIONS)}"
+            )
+        ranges[name] = low, high
+    return ranges
 
 
 def parse_limits(option: str, text: str | None) -> tuple[int, int | None]:

@@ -92,6 +92,10 @@ class Findings:
     roots: set[str] = field(default_factory=set)
     """Local folders of tables. A picture named below one of them must really be there: links may not lead outside."""
 
+    dimension_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest value of valence, arousal and dominance, if the layout knows them. They must be set before the
+    first record is yielded. Those of a preset and of `--dimension-range` go before them."""
+
 
 @dataclass(frozen=True)
 class SourceOptions:

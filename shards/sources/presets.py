@@ -23,6 +23,7 @@ class Preset:
     split: dict[str, float] = field(default_factory=dict)
     divide: dict[str, dict[str, float]] = field(default_factory=dict)
     by_group: bool = False
+    dimension_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def locate(self, source: str) -> str:
         """The folder that contains the pictures."""

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from handmade import config_of, write_checkpoint
-from labelled_sets import LAYOUTS, emotic_set, folder_set, labels_set, packed
+from labelled_sets import LAYOUTS, distribution_set, emotic_set, folder_set, labels_set, packed
 from PIL import Image
 from ranks import events, run_ranks
 
@@ -19,6 +19,7 @@ from shards.sources.layouts.emotic import CATEGORIES
 from shards.sources.presets import load_presets
 from uniemox_dist.cli.main import run
 from uniemox_dist.core.files import sha256_file
+from uniemox_dist.evaluate import metrics
 from uniemox_dist.inference.inputs import Pictures
 from uniemox_dist.inference.predict import load_classifier_predictor, predict
 from uniemox_dist.models.student import Student
@@ -160,6 +161,75 @@ def test_results_do_not_depend_on_ranks_or_on_a_kill(tmp_path: Path, colours: Pa
         json.loads(line)["step"] for line in (tmp_path / "one/validation.jsonl").read_text().splitlines()
     ]
     assert looks == [3, 6, 8]
+
+
+def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    source = distribution_set(tmp_path / "source", {"train": 32, "val": 8, "test": 8})
+    ranges = {"valence": (1.0, 9.0), "arousal": (1.0, 9.0)}
+    data = packed(source, tmp_path / "data", layout="table", dimension_ranges=ranges)
+
+    def varied(name: str, *more: str) -> list[str]:
+        learns = ("finetune.target=distribution", "finetune.dimensions=[valence, arousal]")
+        sizes = ("run.max_steps=3", "batch.global_batch=16", "run.save_every=1", "model.drop_path=0.3")
+        return settings(tmp_path, data, name, *learns, *sizes, "finetune.validate_epochs=0.5", *more)
+
+    labelled = settings(
+        tmp_path, data, "labels", "run.max_steps=1", "batch.global_batch=16", "batch.micro_batch=16"
+    )
+    more = [("finetune", [*labelled, "finetune.dimensions=[valence]"])]
+    assert run_ranks(varied("one", "batch.micro_batch=16"), world_size=1, recipe="finetune", more=more) == [0]
+    two = varied("two", "batch.micro_batch=4", "zero.stage=2", "finetune.eval_batch=3")
+    saved = tmp_path / "two/checkpoints/step_00000001/complete.json"
+    run_ranks(two, world_size=2, recipe="finetune", kill_when=saved.exists)
+    assert run_ranks(two, world_size=2, recipe="finetune") == [0, 0]
+    # A run on one rank that is killed and resumed ends with the same numbers, bit for bit.
+    cut = varied("cut", "batch.micro_batch=16")
+    first = tmp_path / "cut/checkpoints/step_00000001/complete.json"
+    run_ranks(cut, world_size=1, recipe="finetune", kill_when=first.exists)
+    assert run_ranks(cut, world_size=1, recipe="finetune") == [0]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    line = json.loads((tmp_path / "one/metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(line["labels"] + line["dimensions"], rel=1e-5)
+    one, other, again = (read(tmp_path / name / "finetune.json") for name in ("one", "two", "cut"))
+    assert {**again, "run": "one"} == one
+    assert (one["task"], one["target"], one["labels"]) == ("single", "distribution", ["awe", "fear", "joy"])
+    assert one["dimension_ranges"] == {"valence": [1, 9], "arousal": [1, 9]}
+    valence, arousal = one["test"]["dimensions"]
+    assert (valence["samples"], arousal["samples"]) == (6, 8)  # unknown for every fourth
+    assert arousal["correlation"] is arousal["ccc"] is None  # of a constant
+    for name in ("kl_divergence", "chebyshev", "clark", "canberra", "cosine", "intersection", "accuracy"):
+        assert one["test"][name] == pytest.approx(other["test"][name], rel=1e-3), name
+        low, high = one["test"][f"{name}_interval"]
+        assert low <= one["test"][name] <= high, name
+    lines = [json.loads(line) for line in (tmp_path / "one/validation.jsonl").read_text().splitlines()]
+    assert [line["metric"] for line in lines] == ["kl_divergence"] * 3
+    best = min(lines, key=lambda line: line["value"])
+    assert one["best_step"] == best["step"]
+    assert one["val"]["kl_divergence"] == best["value"]
+    facts = read(tmp_path / "one/best/uniemox.json")
+    assert (facts["target"], facts["dimension_ranges"]) == ("distribution", one["dimension_ranges"])
+    # The released classifier answers with shares, and with values on the scale of the data: as the test measured.
+    pictures = sorted(source.glob("test_*.jpg"))
+    answers = [
+        next(predict(load_classifier_predictor(tmp_path / "one/best"), Pictures(str(path))))
+        for path in pictures
+    ]
+    shares = [[answer["probabilities"][label] for label in one["labels"]] for answer in answers]
+    truth = [json.loads(row) for row in (source / "test.jsonl").read_text().splitlines()]
+    true = [[row["distribution"][label] for label in one["labels"]] for row in truth]
+    scores = metrics.distribution_scores(np.array(shares), np.array(true))
+    assert {name: score.mean() for name, score in scores.items()} == pytest.approx(
+        {name: one["test"][name] for name in scores}, abs=1e-4
+    )
+    errors = [abs(answer["dimensions"]["arousal"] - 3) for answer in answers]
+    assert np.mean(errors) == pytest.approx(arousal["mean_absolute_error"], abs=1e-3)
+    labelled_result = read(tmp_path / "labels/finetune.json")
+    assert labelled_result["target"] == "label"
+    assert [row["samples"] for row in labelled_result["test"]["dimensions"]] == [6]
+    assert "kl_divergence" not in labelled_result["test"]
 
 
 def test_colours_are_learned_the_best_weights_kept_and_patience_ends_a_run(

@@ -2,6 +2,7 @@
 
 import colorsys
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ def labels_set(root: Path, splits: dict[str, dict[str, int]]) -> Path:
     return root
 
 
+SHARES = {"joy": [0.7, 0.2, 0.1], "awe": [0.2, 0.6, 0.2], "fear": [0.0, 0.25, 0.75]}
+"""Distributions of the pictures of `distribution_set` over these three labels, by the most likely one."""
+
+
+def distribution_set(root: Path, counts: dict[str, int]) -> Path:
+    """A table for each split with distributions, valence (1 to 9, unknown for every fourth picture), and arousal; no
+    labels. Distribution and valence follow the colour, and arousal is 3 for every picture."""
+    labels = list(SHARES)
+    for split, count in counts.items():
+        rows = []
+        for i in range(count):
+            number = i % len(labels)
+            at = picture(root / f"{split}_{i:03d}.jpg", number, len(labels), seed=i + 100 * len(split))
+            row: dict[str, Any] = {"path": at.name, "distribution": dict(zip(labels, SHARES[labels[number]]))}
+            row |= {"valence": 9 - 3 * number} if i % 4 else {}
+            rows.append(json.dumps({**row, "arousal": 3}))
+        (root / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    return root
+
+
 def emotic_set(root: Path, train: int = 16, others: int = 6) -> Path:
     """EMOTIC's CSV layout: two persons in every second picture; valence follows the category, where it is known."""
     for split, count in {"train": train, "val": others, "test": others}.items():
@@ -97,9 +118,11 @@ def emotic_set(root: Path, train: int = 16, others: int = 6) -> Path:
     return root
 
 
-def packed(source: Path, out: Path, *, preset: str | None = None, layout: str = "folder") -> Path:
+def packed(
+    source: Path, out: Path, *, preset: str | None = None, layout: str = "folder", **more: Any
+) -> Path:
     """A set as `uniemox shards pack` makes it; persons as the source has them."""
     persons = "source" if layout == "emotic" else "none"
-    settings = PackSettings(str(source), layout, persons=persons, preset=preset, shard_samples=30)
+    settings = PackSettings(str(source), layout, persons=persons, preset=preset, shard_samples=30, **more)
     pack(settings, out, workers=0)
     return out

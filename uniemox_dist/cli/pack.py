@@ -143,6 +143,13 @@ def _check(context: click.Context) -> None:
     "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Rename a column of the table."
 )
 @click.option(
+    "--dimension-range",
+    "dimension_ranges",
+    multiple=True,
+    metavar="NAME=LOW:HIGH",
+    help="Range of valence, arousal or dominance, such as valence=1:9; pictures and persons with others are refused.",
+)
+@click.option(
     "--allow-outside", is_flag=True, help="Let paths in a table lead out of its folder, by /, .. or links."
 )
 @click.option(
@@ -253,7 +260,7 @@ def _describe_contents(result: Any) -> list[str]:
 
 def _settings(source: str, options: dict[str, Any]) -> Any:
     from shards.pack.prepare import Filters
-    from shards.pack.settings import PackSettings, parse_limits
+    from shards.pack.settings import PackSettings, parse_limits, parse_ranges
     from shards.pack.shrink import Shrink
     from uniemox_dist.core.errors import UserError
 
@@ -277,6 +284,7 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
         keep_labels=tuple(options["keep_labels"]),
         allow_outside=options["allow_outside"],
         near_duplicates=options["near_duplicates"],
+        dimension_ranges=parse_ranges(options["dimension_ranges"]),
         **{
             name: options[name]
             for name in ("persons", "shard_mb", "shard_samples", "seed", "preset", "captions", "check")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from shards.format.manifest import read_manifest, stated_ranges
 from shards.format.sample import DIMENSIONS, parse_record
 from shards.format.tars import Group, Member, read_groups
 from shards.pictures.formats import HEAD_BYTES, identify_format
@@ -32,7 +33,7 @@ from shards.sources.columns import (
 )
 from shards.sources.files import split_name
 from shards.sources.tables import convert_parquet_errors
-from shards.sources.tars import TARS, are_one_pack, decompressed, find_tars
+from shards.sources.tars import TARS, SourceTar, are_one_pack, decompressed, find_tars
 from shards.sources.validate import validate_record
 from shards.sources.values import (
     BAD_VALUE,
@@ -78,6 +79,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         )
     unseen = dict(options.columns)
     tars, others = find_tars(source)
+    options.findings.dimension_ranges.update(_read_ranges(tars))
     own_names = len(tars) == 1 or are_one_pack(tars)
     for tar in tars:
         with decompressed(tar.place, options.scratch) as place:
@@ -99,6 +101,26 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         raise UserError(
             f"--column {ours}={theirs}: no sample has such a field in its .json or in the table beside its tar"
         )
+
+
+def _read_ranges(tars: list[SourceTar]) -> dict[str, tuple[float, float]]:
+    """The ranges of dimensions that the manifests beside the tars state.
+
+    Raises:
+        UserError: if they state different ones.
+    """
+    ranges: dict[str, tuple[float, float]] = {}
+    for folder in dict.fromkeys(tar.place.parent for tar in tars if tar.entry is not None):
+        provenance = read_manifest(folder, "SOURCE").provenance
+        for name in DIMENSIONS:
+            for low, high in stated_ranges(provenance, name):
+                first = ranges.setdefault(name, (low, high))
+                if first != (low, high):
+                    raise UserError(
+                        f"SOURCE={folder}: the range of its {name} is {low:g} to {high:g}, but others have "
+                        f"{first[0]:g} to {first[1]:g}; pack them one by one"
+                    )
+    return ranges
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled_sets import emotic_set, folder_set, labels_set, packed
+from labelled_sets import SHARES, distribution_set, emotic_set, folder_set, labels_set, packed
 
+from shards.edit.merge import merge
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources.layouts.emotic import CATEGORIES
 from uniemox_dist.config.finetune import FinetuneRun
@@ -162,3 +164,117 @@ def test_other_ranks_check_their_shards_of_each_split_without_reading_a_manifest
     make_train_sources(of, splits, 1, 2)  # the only shard is rank 0's
     with pytest.raises(UserError, match=rf"^data.path={data}/test: shard {tar.name} has 100 bytes"):
         make_train_sources(of, splits, 0, 2)
+
+
+# ---- distributions and dimensions of pictures
+
+COUNTS = {"train": 30, "val": 6, "test": 6}
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of distributions, valence and arousal, with the range of valence in its manifest."""
+    folder = tmp_path_factory.mktemp("shares")
+    source = distribution_set(folder / "source", COUNTS)
+    return packed(source, folder / "data", layout="table", dimension_ranges={"valence": (1.0, 9.0)})
+
+
+LEARN_SHARES = "finetune.target=distribution"
+VALUES = "finetune.dimensions=[valence, arousal]"
+
+
+def test_distributions_are_targets_beside_values_where_they_are_known(shares: Path) -> None:
+    found = open_splits(config(shares, LEARN_SHARES, VALUES))
+    assert found.labels == ("awe", "fear", "joy")
+    assert (found.dimensions, found.ranges) == (("valence", "arousal"), ((1, 9), (1, 10)))
+    targets = {tuple(round(float(x), 4) for x in row[:3]): row[3:] for row in found.train.targets_nC}
+    assert sorted(targets) == sorted((awe, fear, joy) for joy, awe, fear in SHARES.values())
+    values = found.train.targets_nC[:, 3:]
+    assert np.isnan(values[:, 0]).sum() == 8  # of 30 pictures every fourth
+    assert set(values[np.isfinite(values[:, 0]), 0].tolist()) == {3, 6, 9}
+    assert set(values[:, 1].tolist()) == {3}
+    said = "8 of 30 samples have no valence, and count neither in its loss nor in its measures"
+    assert f"data.path={shares}/train: {said}" in found.remarks
+    # As labels, the most likely ones.
+    labels = open_splits(config(shares, VALUES))
+    assert labels.labels == found.labels
+    likely = np.eye(3)[found.train.targets_nC[:, :3].argmax(1)]
+    assert np.array_equal(labels.train.targets_nC[:, :3], likely)
+    assert open_splits(config(shares)).dimensions == ()
+    ordered = open_splits(config(shares, LEARN_SHARES, "finetune.labels=[joy, awe, fear]"))
+    assert {tuple(row.round(4).tolist()) for row in ordered.train.targets_nC} == {
+        tuple(np.float32(row).round(4).tolist()) for row in SHARES.values()
+    }
+
+
+def test_a_validation_split_of_distributions_is_drawn_by_the_most_likely_label(tmp_path: Path) -> None:
+    source = distribution_set(tmp_path / "source", {"train": 30})
+    (source / "train.jsonl").rename(source / "all.jsonl")
+    data = packed(source, tmp_path / "data", layout="table")
+    found = open_splits(config(data, LEARN_SHARES, VALUES, "finetune.val_ratio=0.2"))
+    assert (found.train.samples, found.val.samples) == (24, 6)
+    likely = found.val.targets_nC[:, :3].argmax(1)
+    assert np.bincount(likely).tolist() == [2, 2, 2]
+
+
+def test_pictures_without_what_is_learned_and_values_beyond_their_range_are_one_line(
+    tmp_path: Path, shares: Path, unsplit: Path
+) -> None:
+    assert error_of(unsplit, LEARN_SHARES) == (
+        f"data.path={unsplit}/train: 30 of 30 pictures have no distribution; pack from a source with distributions, or "
+        "set finetune.target=label"
+    )
+    assert "no sample has a number as its dominance; leave it out of finetune.dimensions" in error_of(
+        shares, "finetune.dimensions=[dominance]"
+    )
+    beyond = error_of(shares, VALUES, "finetune.dimension_ranges={valence: [1, 7]}")
+    assert re.fullmatch(
+        rf"data\.path={shares}/train: \w+ has valence 9, beyond 1 to 7; state the range of the data with "
+        r"finetune\.dimension_ranges=\{valence: \[LOW, HIGH\]\}, or correct the value",
+        beyond,
+    )
+    assert "the label 'joy' is not among those that finetune.labels names (awe, fear)" in error_of(
+        shares, LEARN_SHARES, "finetune.labels=[awe, fear]"
+    )
+    other = packed(
+        distribution_set(tmp_path / "source", {"train": 6}),
+        tmp_path / "other",
+        layout="table",
+        dimension_ranges={"valence": (0.0, 100.0)},
+    )
+    merge(tmp_path / "both", [shares / "train", other / "train"], same_key="rename")
+    assert "its parts state different ranges of valence (1 to 9 and 0 to 100)" in error_of(
+        tmp_path / "both", VALUES
+    )
+    chosen = open_splits(config(tmp_path / "both", VALUES, "finetune.dimension_ranges={valence: [0, 100]}"))
+    assert chosen.ranges == ((0, 100), (1, 10))
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (("finetune.task=multi", LEARN_SHARES), "finetune.target=distribution: needs finetune.task=single"),
+        (("finetune.dimensions=[valence, valence]",), "finetune.dimensions: names one twice"),
+        (
+            ("finetune.dimension_ranges={valence: [9, 1]}",),
+            r"finetune.dimension_ranges.valence: \[9, 1\] is no range",
+        ),
+        (("finetune.dimensions=[joy]",), "finetune.dimensions.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(shares: Path, setting: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        config(shares, *setting)
+
+
+def test_the_values_of_persons_may_be_some_of_the_three(tmp_path: Path) -> None:
+    data = packed(emotic_set(tmp_path / "source"), tmp_path / "data", layout="emotic")
+    some = open_splits(
+        config(data, "finetune.task=multi", "finetune.persons=true", "finetune.dimensions=[arousal]")
+    )
+    assert some.dimensions == ("arousal",)
+    assert some.train.targets_nC.shape == (24, 27)
+    assert set(some.train.targets_nC[:, 26].tolist()) == {5, 6}
+    assert "beyond 1 to 4" in error_of(
+        data, "finetune.task=multi", "finetune.dimension_ranges={arousal: [1, 4]}"
+    )

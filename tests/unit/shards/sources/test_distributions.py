@@ -11,7 +11,8 @@ from PIL import Image
 
 from shards.edit.select import select
 from shards.format.index import OPTIONAL, SCHEMA, index_path, read_index, rows_sha256
-from shards.format.manifest import read_manifest
+from shards.format.manifest import read_manifest, stated_ranges
+from shards.format.rejected import read_rejected
 from shards.pack.packer import PackResult
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources import Record, SourceOptions, open_source
@@ -19,6 +20,7 @@ from shards.sources.rows import join_rows
 from shards.sources.validate import validate_record
 from shards.sources.values import divide_votes, most_likely, parse_distribution
 from tests.support.pictures import encoded
+from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import ShardReader
 
@@ -258,3 +260,65 @@ def test_a_copy_with_another_distribution_is_a_conflict(tmp_path: Path) -> None:
     [refused] = packed(source, tmp_path / "out").rejected
     assert refused.reason == "conflict"
     assert refused.detail.endswith(", which has another distribution")
+
+
+# ---- ranges of dimensions
+
+
+def test_values_beyond_a_stated_range_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = {"box": [0, 0, 0.5, 0.5], "labels": {"arousal": 10}}
+    rows: list[dict[str, Any]] = [
+        {"valence": 1, "arousal": 9},
+        {"valence": 0.5},
+        {"arousal": 9, "valence": "high"},
+        {"persons": [person]},
+        {"dominance": 100},
+    ]
+    source = table(tmp_path / "source", rows)
+    command = ["shards", "pack", str(source), str(tmp_path / "out"), "--persons", "source"]
+    assert run([*command, "--dimension-range", "valence=1:9", "--dimension-range", "arousal=1:9"]) == 0
+    refused = {row["source"]: row["detail"] for row in read_rejected(tmp_path / "out") or ()}
+    assert refused == {
+        "k1": "valence: 0.5 is beyond 1 to 9",
+        "k3": "persons.0.arousal: 10 is beyond 1 to 9",
+    }
+    provenance = read_manifest(tmp_path / "out").provenance
+    assert provenance["dimension_ranges"] == {"arousal": [1, 9], "valence": [1, 9]}
+    # A second pack of the shards keeps the ranges.
+    packed(tmp_path / "out", tmp_path / "two", layout="wds")
+    assert read_manifest(tmp_path / "two").provenance["dimension_ranges"] == provenance["dimension_ranges"]
+    # Ranges that a layout finds count for its own records.
+    manifest = tmp_path / "out/manifest.json"
+    stated = json.loads(manifest.read_text())
+    stated["provenance"]["dimension_ranges"]["valence"] = [2, 9]
+    manifest.write_text(json.dumps(stated))
+    assert [
+        found.detail for found in packed(tmp_path / "out", tmp_path / "three", layout="wds").rejected
+    ] == ["valence: 1 is beyond 2 to 9"]
+    for text in ("valence", "valence=1", "valence=9:1", "valence=1:inf", "joy=1:9", "valence=a:b"):
+        assert run([*command, "--dimension-range", text]) == 2
+        assert (
+            f"--dimension-range={text}: expected NAME=LOW:HIGH, such as valence=1:9"
+            in capsys.readouterr().err
+        )
+
+
+def test_sets_of_different_ranges_are_not_packed_as_one(tmp_path: Path) -> None:
+    for name, high in (("a", 9.0), ("b", 7.0)):
+        source = table(tmp_path / "source" / name, [{"valence": 2}])
+        packed(source, tmp_path / "both" / name, dimension_ranges={"valence": (1.0, high)})
+    with pytest.raises(
+        UserError, match=r"the range of its valence is 1 to 7, but others have 1 to 9; pack them one"
+    ):
+        packed(tmp_path / "both", tmp_path / "one", layout="wds")
+
+
+def test_ranges_of_all_parts_of_a_data_set_are_found() -> None:
+    one, other = {"dimension_ranges": {"valence": [1, 9]}}, {"dimension_ranges": {"valence": [0, 100]}}
+    assert stated_ranges({}, "valence") == []
+    assert stated_ranges({**one, "appended": [one, {}]}, "valence") == [(1, 9)]
+    merged = {"merged": [{"provenance": one}, {"provenance": other}, {"provenance": {}}]}
+    assert stated_ranges(merged, "valence") == [(1, 9), (0, 100)]
+    assert stated_ranges(merged, "arousal") == []
