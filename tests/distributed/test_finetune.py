@@ -172,21 +172,21 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
 
     def varied(name: str, *more: str) -> list[str]:
         learns = ("finetune.target=distribution", "finetune.dimensions=[valence, arousal]")
-        sizes = ("run.max_steps=3", "batch.global_batch=16", "run.save_every=1", "model.drop_path=0.3")
-        return settings(tmp_path, data, name, *learns, *sizes, "finetune.validate_epochs=0.5", *more)
+        sizes = ("run.max_steps=8", "batch.global_batch=16", "run.save_every=3", "model.drop_path=0.3")
+        return settings(tmp_path, data, name, *learns, *sizes, "finetune.validate_epochs=1.5", *more)
 
     labelled = settings(
-        tmp_path, data, "labels", "run.max_steps=1", "batch.global_batch=16", "batch.micro_batch=16"
+        tmp_path, data, "labels", "run.max_steps=3", "batch.global_batch=16", "batch.micro_batch=16"
     )
     more = [("finetune", [*labelled, "finetune.dimensions=[valence]"])]
     assert run_ranks(varied("one", "batch.micro_batch=16"), world_size=1, recipe="finetune", more=more) == [0]
     two = varied("two", "batch.micro_batch=4", "zero.stage=2", "finetune.eval_batch=3")
-    saved = tmp_path / "two/checkpoints/step_00000001/complete.json"
+    saved = tmp_path / "two/checkpoints/step_00000003/complete.json"
     run_ranks(two, world_size=2, recipe="finetune", kill_when=saved.exists)
     assert run_ranks(two, world_size=2, recipe="finetune") == [0, 0]
     # A run on one rank that is killed and resumed ends with the same numbers, bit for bit.
     cut = varied("cut", "batch.micro_batch=16")
-    first = tmp_path / "cut/checkpoints/step_00000001/complete.json"
+    first = tmp_path / "cut/checkpoints/step_00000003/complete.json"
     run_ranks(cut, world_size=1, recipe="finetune", kill_when=first.exists)
     assert run_ranks(cut, world_size=1, recipe="finetune") == [0]
     assert losses(tmp_path / "cut") == losses(tmp_path / "one")

@@ -24,6 +24,7 @@ def rewrite_as_before(folder: Path, out: Path) -> Path:
         writer = ShardWriter(out / "one", shard_bytes=1 << 40, shard_samples=1 << 40)
         for row, fields in enumerate(read_shard_rows(folder, entry).to_pylist()):
             raw, record = reader.read(shard, row), reader.record(shard, row)
+            del record["label_distribution"]
             form = identify_format(raw.image)
             assert form is not None
             members = [
