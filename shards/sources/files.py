@@ -5,12 +5,15 @@ import os
 import posixpath
 import stat
 import time
+import unicodedata
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from glob import has_magic
 from itertools import takewhile
+from pathlib import Path
+from typing import Literal
 
 from shards.pictures.formats import HEAD_BYTES, BadPicture
 from shards.sources import Image, Slice
@@ -32,6 +35,7 @@ SPLITS = {
 """Usual names of splits, in lower case -> the split's name. Every layout uses this table."""
 REMOTE_READS = 16
 """Remote pictures that one worker requests at a time, because most of that time is waiting."""
+_FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
 SIDE_BYTES = 16 << 20
 """Largest file of a caption or annotation."""
 TRIES = 3
@@ -87,7 +91,8 @@ class Outside(ValueError):
 
 
 def resolve_path(folder: Place, text: str, *, allow_outside: bool = False) -> str:
-    """The place that a file of the source names: a path relative to `folder`, or a URL.
+    """The place that a file of the source names: a path relative to `folder`, or a URL. A name that does not exist on
+    disk matches the one that does in another Unicode form.
 
     Links are not followed here; `fetch_images` checks where they lead.
 
@@ -96,7 +101,7 @@ def resolve_path(folder: Place, text: str, *, allow_outside: bool = False) -> st
     """
     protocol, is_url, rest = text.partition("://")
     if allow_outside:
-        return text if is_url else str(folder / text)
+        return text if is_url else _in_existing_form(folder / text)
     if is_url and protocol.lower() in ("http", "https"):
         return text
     if is_url and protocol.lower() not in ("file", "local"):
@@ -111,7 +116,47 @@ def resolve_path(folder: Place, text: str, *, allow_outside: bool = False) -> st
         is_below = not (is_url or path.startswith("/") or posixpath.normpath(path).split("/")[0] == "..")
     if not is_below:
         raise Outside(f"{_escape(text)} leads out of the folder {_escape(str(folder))}; {_ALLOW}")
-    return text if is_url else str(folder / text)
+    return text if is_url else _in_existing_form(folder / text)
+
+
+def find_file(folder: Place, name: str) -> Place:
+    """The place of a file in a folder, whose name may exist in another Unicode form."""
+    path = folder / name
+    return Path(_in_existing_form(path)) if is_local(path) else path
+
+
+def _in_existing_form(path: Place) -> str:
+    """A path with its names in the Unicode form that they have on disk: macOS decomposes (NFD), most others compose
+    (NFC). Names that exist stay unchanged, and so do paths that exist in neither form or in both, and remote ones."""
+    text = str(path)
+    if text.isascii() or not is_local(path) or os.path.lexists(text):
+        return text
+    found = ""
+    for part in text.split("/"):
+        forms = (part, *({unicodedata.normalize(form, part) for form in _FORMS} - {part}))
+        existing = [form for form in forms if os.path.lexists(f"{found}{form}" or "/")]
+        if not existing or (existing[0] != part and len(existing) > 1):
+            return text
+        found += f"{existing[0]}/"
+    return found[:-1]
+
+
+class NamesInForms:
+    """Names of files that may be stated in another Unicode form."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {name for name in names if not name.isascii()}
+        self._by_form: dict[str, list[str]] = {}
+        for name in self._names:
+            self._by_form.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+
+    def find(self, name: str) -> str:
+        """The name itself if there is such a file, or else the only one that is equal in another form; the name itself
+        if there is none."""
+        if name.isascii() or name in self._names:
+            return name
+        found = self._by_form.get(unicodedata.normalize("NFC", name), ())
+        return found[0] if len(found) == 1 else name
 
 
 def try_path(

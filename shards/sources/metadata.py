@@ -16,7 +16,7 @@ import numpy as np
 
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import DESCRIBING, make_record, shape_of, usual_names
-from shards.sources.files import read_head
+from shards.sources.files import NamesInForms, read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.presets import draw64
 from shards.sources.tables import check_column_names, open_table, parse_number, read_csv, read_json_lines
@@ -39,8 +39,11 @@ class _NoFileName(Exception):
 class Metadata:
     """The rows of a source's metadata files by picture. The rows are on disk; each needs 17 bytes in memory."""
 
-    def __init__(self, root: Place, paths: list[str], options: SourceOptions) -> None:
+    def __init__(self, root: Place, paths: list[str], files: NamesInForms, options: SourceOptions) -> None:
         """Reads metadata files; those without `file_name` are left out and noted.
+
+        Args:
+            files: all files of the source.
 
         Raises:
             UserError: for a file that cannot be read.
@@ -60,7 +63,7 @@ class Metadata:
                 for row, values in _read(root / path, file_name):
                     if options.columns and isinstance(values, dict):
                         self.fields.update(values, (file_name,))
-                    name, line = _encode(folder, f"{path}, row {row + 1}", values)
+                    name, line = _encode(folder, f"{path}, row {row + 1}", values, files)
                     hashes.append(draw64(0, name))
                     offsets.append(offsets[-1] + len(line))
                     self._file.write(line)
@@ -139,7 +142,9 @@ class Metadata:
         return name, make_record(values, named, where, b"")
 
 
-def _encode(folder: str, where: str, values: dict[str, Any] | ValueError) -> tuple[str, bytes]:
+def _encode(
+    folder: str, where: str, values: dict[str, Any] | ValueError, files: NamesInForms
+) -> tuple[str, bytes]:
     """(path of a row's picture below SOURCE, the row as a line)."""
     content: Any
     if isinstance(values, ValueError):
@@ -148,6 +153,7 @@ def _encode(folder: str, where: str, values: dict[str, Any] | ValueError) -> tup
         text = values.pop(FILE_NAME, None)
         if isinstance(text, str) and text.strip():
             name = text if text.startswith("/") else posixpath.normpath(posixpath.join(folder, text))
+            name = files.find(name)
             content = {key: value for key, value in to_json_value(values).items() if value not in (None, "")}
         else:
             name, content = "", f"{where}: names no file"

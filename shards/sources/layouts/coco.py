@@ -19,7 +19,7 @@ from typing import Any
 
 from shards.detect.types import Person
 from shards.sources import Record, SourceOptions
-from shards.sources.files import SPLITS, split_name, try_path
+from shards.sources.files import SPLITS, find_file, split_name, try_path
 from shards.sources.values import BAD_VALUE, load_json, parse_text
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
@@ -110,7 +110,9 @@ def _picture_folder(path: Place, part: str, names: list[str]) -> Place:
             base / inner for base in (here.parent, here) for inner in (part, f"images/{part}")
         ]
         folders = named + folders
-    return next((folder for folder in folders if any((folder / n).is_file() for n in names)), folders[0])
+    return next(
+        (folder for folder in folders if any(find_file(folder, n).is_file() for n in names)), folders[0]
+    )
 
 
 def _sizes(path: Place, images: list[dict[str, Any]]) -> dict[Any, tuple[float, float]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shards.sources import Record, SourceOptions
-from shards.sources.files import find_split_files, read_side_file, try_path
+from shards.sources.files import find_file, find_split_files, read_side_file, try_path
 from shards.sources.values import load_json, to_json_value
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError
@@ -59,7 +59,7 @@ def _record(root: Place, split: str, row: Row, labels: list[str], options: Sourc
     if refused is None and label not in labels:
         refused = ("label", f"label {label!r} is not one of {', '.join(labels)}")
     elif refused is None and annotation is not None:
-        attributes, problem = _attributes(root, annotation)
+        attributes, problem = _attributes(find_file(root, annotation))
         refused = ("annotation", f"{annotation[:120]}: {problem}") if problem else None
     if label in POLARITY:
         attributes["polarity"] = POLARITY[label]
@@ -73,10 +73,10 @@ def _record(root: Place, split: str, row: Row, labels: list[str], options: Sourc
     )
 
 
-def _attributes(root: Place, annotation: str) -> tuple[dict[str, Any], str]:
+def _attributes(annotation: Place) -> tuple[dict[str, Any], str]:
     """(attributes in the file, without empty ones; a problem of the file, or '')."""
     try:
-        data = read_side_file(root / annotation)
+        data = read_side_file(annotation)
     except ValueError as error:
         return {}, str(error)
     try:

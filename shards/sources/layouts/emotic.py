@@ -26,7 +26,7 @@ import numpy as np
 from shards.detect.types import Person
 from shards.format.sample import DIMENSIONS
 from shards.sources import Record, SourceOptions
-from shards.sources.files import find_split_files, try_path
+from shards.sources.files import find_file, find_split_files, try_path
 from shards.sources.tables import read_csv
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError, missing_extra
@@ -113,7 +113,9 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     folders = [root / "emotic", root / "images", root]
     for split, pictures in splits:
         names = sorted(pictures)
-        held = (folder for folder in folders if any((folder / name).is_file() for name in names[:_PROBES]))
+        held = (
+            folder for folder in folders if any(find_file(folder, name).is_file() for name in names[:_PROBES])
+        )
         folder = next(held, folders[0])
         for name in names:
             yield pictures[name].record(folder, name, split, allow_outside=options.allow_outside)

@@ -32,7 +32,7 @@ from shards.sources.columns import (
     shape_of,
     usual_names,
 )
-from shards.sources.files import SPLITS, is_clutter, read_head, read_side_file
+from shards.sources.files import SPLITS, NamesInForms, is_clutter, read_head, read_side_file
 from shards.sources.metadata import Metadata, is_metadata
 from shards.sources.rows import join_rows
 from shards.sources.values import BAD_VALUE, load_json, parse_captions
@@ -68,7 +68,8 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         options.findings.not_pictures[HIDDEN] += hidden
     said = [path for path in paths if is_metadata(path)]
     pictures = _find_formats(root, said)
-    with Metadata(root, [path for path in said if path not in pictures], options) as metadata:
+    said = [path for path in said if path not in pictures]
+    with Metadata(root, said, NamesInForms(paths), options) as metadata:
         folder = _Folder(source, root, paths, metadata, options)
         yield from folder.records()
         yield from metadata.unmatched()
@@ -99,9 +100,10 @@ class _Folder:
             )
         # By path with the extension in lower case; of x.txt and x.TXT the former comes first.
         self.beside: dict[str, list[str]] = {}
+        stems = NamesInForms(stem for path in self.pictures for stem in _stems(path))
         for path in sorted(others, key=str.swapcase):
             if (extension := f".{_extension(path)}") in (*TEXTS, ".json"):
-                self.beside.setdefault(path[: -len(extension)] + extension, []).append(path)
+                self.beside.setdefault(stems.find(path[: -len(extension)]) + extension, []).append(path)
         tops = {path.split("/")[0] for path in self.pictures if "/" in path and path not in self.refused}
         self.has_splits = _has_splits(source, tops)
         self.fields: set[str] = set()
@@ -137,7 +139,7 @@ class _Folder:
 
     def _find_beside(self, path: str) -> tuple[list[str], list[str]]:
         """The captions files and the .json files of a picture, in the order of their captions."""
-        stems = dict.fromkeys((path.rpartition(".")[0] if _extension(path) else path, path))
+        stems = _stems(path)
         texts = [side for stem in stems for ext in TEXTS for side in self.beside.get(stem + ext, ())]
         jsons = [side for stem in stems for side in self.beside.get(f"{stem}.json", ())]
         self.used.update(texts, jsons)
@@ -257,6 +259,11 @@ class _Folder:
                 self._note(".json files with captions that belong to no picture", path)
         for what, count in self.notes.items():
             self.options.findings.notes.append(f"{count} {what}, such as {_escape(self.first[what])}")
+
+
+def _stems(path: str) -> list[str]:
+    """What the files beside a picture are called, without their extensions: its name without and with its own."""
+    return list(dict.fromkeys((path.rpartition(".")[0] if _extension(path) else path, path)))
 
 
 def _find_formats(root: Place, paths: list[str]) -> dict[str, PictureFormat | None]:
