@@ -97,6 +97,7 @@ def write_page(folder: Place, out: Place) -> None:
         samples=sum(summary.manifest.samples for summary in summaries),
         bytes=sum(summary.manifest.bytes for summary in summaries),
         charts=charts,
+        emotions=[summary for summary in summaries if summary.distributions or summary.dimensions],
         svg=Markup,
         labels=labels.most_common(LABELS_SHOWN),
         most=max(labels.values(), default=1),

@@ -2,15 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 
 from shards.format.encode import Encoded
 from shards.format.entries import ShardEntry
-from shards.format.index import index_path, read_index
+from shards.format.index import OPTIONAL, index_path, read_index
 from shards.format.writer import ShardWriter
 from shards.pack.append import Existing
 from shards.pack.duplicates import PackedSamples
@@ -41,7 +42,8 @@ class PackResult:
     packed: Counter[str] = field(default_factory=Counter)
     with_person: int = 0
     contents: Counter[str] = field(default_factory=Counter)
-    """`captions`, `labels` and `boxes` of the samples; samples `without_caption`, `without_label`, `without_box`."""
+    """`captions`, `labels` and `boxes` of the samples; samples with a `label_distribution`, `valence`, `arousal` and
+    `dominance`, and those `without_caption`, `without_label`, `without_box`."""
     rows: tuple[int, int] = (0, 0)
     """Rows of the whole source, and the pictures that they describe."""
     findings: Findings = field(default_factory=Findings)
@@ -167,9 +169,14 @@ class Packer:
             self.writers[name] = self._writer(name)
         self.writers[name].add_encoded(sample)
         self.result.packed[name] += 1
-        self._count(sample.fields["captions"], sample.fields["label"], len(sample.fields["persons"]))
+        self._count(
+            sample.fields["captions"],
+            sample.fields["label"],
+            len(sample.fields["persons"]),
+            [sample.fields.get(name) for name in OPTIONAL.names],
+        )
 
-    def _count(self, captions: list[str], label: str | None, persons: int) -> None:
+    def _count(self, captions: list[str], label: str | None, persons: int, optional: Sequence[Any]) -> None:
         self.result.with_person += persons > 0
         self.result.contents.update(
             captions=len(captions),
@@ -178,6 +185,7 @@ class Packer:
             without_caption=int(not captions),
             without_label=int(label is None),
             without_box=int(not persons),
+            **{name: 1 for name, value in zip(OPTIONAL.names, optional) if value is not None},
         )
 
     def _writer(self, name: str) -> ShardWriter:
@@ -221,7 +229,8 @@ class Packer:
             self.writers[step.split] = self._writer(step.split)
         self.writers[step.split].entries.append(step.entry)
         path = index_path(self.journal.shards / step.split, step.entry.name)
-        table = read_index(path, ["key", "image_sha256", "persons", "captions", "label"])
+        columns = ["key", "image_sha256", "persons", "captions", "label", *OPTIONAL.names]
+        table = read_index(path, columns)
         refused = {number for number, _ in step.refused}
         numbers = [n for n in self.order_M[self.position : step.next].tolist() if n not in refused]
         assert len(numbers) == table.num_rows, f"{path}: the journal does not match"
@@ -230,7 +239,8 @@ class Packer:
         self._kept.update(numbers)
         self.result.packed[step.split] += table.num_rows
         persons = pc.list_value_length(table["persons"]).to_pylist()
-        for found in zip(table["captions"].to_pylist(), table["label"].to_pylist(), persons):
+        optional = zip(*(table[name].to_pylist() for name in OPTIONAL.names))
+        for found in zip(table["captions"].to_pylist(), table["label"].to_pylist(), persons, optional):
             self._count(*found)
         self.result.rejected += [rejected for _, rejected in step.refused]
         self.result.converted.update(step.converted)

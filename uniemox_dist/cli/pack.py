@@ -244,11 +244,16 @@ def pack_command(
 
 def _describe_contents(result: Any) -> list[str]:
     """What the samples have and lack, and which files and rows of the source are no records."""
+    from shards.format.sample import DIMENSIONS
+
     count = result.contents
     lines = [
         f"the samples have {count['captions']} captions, {count['labels']} labels and {count['boxes']} boxes; "
         f"{count['without_caption']} have no caption, {count['without_label']} no label, {count['without_box']} no box"
     ]
+    emotions = {"label_distribution": "a distribution", **{name: name for name in DIMENSIONS}}
+    if some := [f"{count[name]} have {what}" for name, what in emotions.items() if count[name]]:
+        lines.append(f"of the samples {', '.join(some)}")
     rows, pictures = result.rows
     if rows > pictures:
         lines.append(f"{rows} rows of the source describe {pictures} pictures")

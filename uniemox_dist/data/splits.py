@@ -222,8 +222,8 @@ def _count_unknown(
         unknown = sum(math.isnan(sample.values[number]) for sample in samples)
         if unknown == len(samples) and must_have and settings.dimensions is not None:
             raise UserError(
-                f"{where}: no sample has a number as its {name}; leave it out of finetune.dimensions, or pack from a "
-                "source that states it"
+                f"{where}: no sample has a number as its {name}; leave it out of finetune.dimensions, or pack again "
+                "from a source that states it"
             )
         if unknown and settings.task == "single":
             remarks.append(

@@ -1,6 +1,8 @@
 """Distributions over labels, and valence, arousal and dominance of pictures, from sources to indexes."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards.edit.select import select
+from shards.edit.merge import merge
+from shards.edit.select import select, split
 from shards.format.index import OPTIONAL, SCHEMA, index_path, read_index, rows_sha256
-from shards.format.manifest import read_manifest, stated_ranges
+from shards.format.manifest import find_manifest_folders, read_manifest, stated_ranges
 from shards.format.rejected import read_rejected
+from shards.inspect.stats import describe, describe_json
+from shards.inspect.verify import verify
 from shards.pack.packer import PackResult
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources import Record, SourceOptions, open_source
@@ -218,9 +223,8 @@ def test_labels_of_distributions_are_declared_by_the_preset(tmp_path: Path) -> N
         ),
     }
     found: dict[str, dict[str, Any]] = {}
-    for split in ("train", "val", "test"):
-        if (tmp_path / "out" / split).is_dir():
-            found |= index_rows(tmp_path / "out" / split)
+    for folder in find_manifest_folders(tmp_path / "out"):
+        found |= index_rows(folder)
     assert {key: row["label"] for key, row in found.items()} == {"k0": "surprise", "k1": None}
     assert json.loads(found["k0"]["label_distribution"]) == {**six, "surprise": 0.4, "neutral": 0.1}
 
@@ -322,3 +326,92 @@ def test_ranges_of_all_parts_of_a_data_set_are_found() -> None:
     merged = {"merged": [{"provenance": one}, {"provenance": other}, {"provenance": {}}]}
     assert stated_ranges(merged, "valence") == [(1, 9), (0, 100)]
     assert stated_ranges(merged, "arousal") == []
+
+
+# ---- other commands
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Four samples with distributions, three of them with a valence, and one with neither."""
+    rows: list[dict[str, Any]] = [{"distribution": JOY, "valence": i or None} for i in range(4)]
+    source = table(tmp_path / "several", [*rows, {"label": "joy"}])
+    packed(source, tmp_path / "out", shard_samples=2)
+    return tmp_path / "out"
+
+
+def test_statistics_pages_and_the_summary_of_a_pack_describe_them(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [found] = describe_json(several)["data_sets"]
+    assert (found["distributions"], found["mean_shares"]) == (4, JOY)
+    assert found["dimensions"] == {"valence": {"samples": 3, "least": 1, "mean": 2, "most": 3}}
+    text = "\n".join(describe(several))
+    assert (
+        "  distributions: 4; mean shares joy 0.750, awe 0.250\n  valence: 3 samples, 1 to 3 (mean 2.000)"
+        in text
+    )
+    assert run(["shards", "report", str(several), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "joy 0.750, awe 0.250</td>" in page
+    assert "<td>1 to 3, mean 2.000</td>" in page
+    plain = table(tmp_path / "plain", [{"label": "joy"}])
+    assert run(["shards", "pack", str(plain), str(tmp_path / "without"), "--persons", "none"]) == 0
+    assert "distribution" not in capsys.readouterr().out
+    assert "Distributions" not in "\n".join(describe(tmp_path / "without"))
+    command = [
+        "shards",
+        "pack",
+        str(tmp_path / "several/t.jsonl"),
+        str(tmp_path / "again"),
+        "--persons",
+        "none",
+    ]
+    assert run(command) == 0
+    assert "of the samples 4 have a distribution, 3 have valence\n" in capsys.readouterr().out
+
+
+def test_merging_splitting_appending_and_verifying_keep_them(several: Path, tmp_path: Path) -> None:
+    before = index_rows(several)
+    packed(table(tmp_path / "more", [{"label": "fear", "arousal": 2}] * 7, "m.jsonl"), tmp_path / "other")
+    merge(tmp_path / "merged", [several, tmp_path / "other"], same_key="rename")
+    split(several, tmp_path / "split", {"a": 1, "b": 1})
+    more = table(tmp_path / "appended", [{"distribution": {"fear": 1}, "valence": 9}] * 6)
+    lines = more.read_text().splitlines()
+    more.write_text(lines[5].replace("k5", "new") + "\n")  # the others are copies
+    pack(PackSettings(str(more), persons="none"), several, append=True)
+    parts = {"split/a": index_rows(tmp_path / "split/a"), "split/b": index_rows(tmp_path / "split/b")}
+    whole = {**index_rows(tmp_path / "merged"), **parts["split/a"], **parts["split/b"]}
+    for found in (
+        index_rows(tmp_path / "merged"),
+        {**parts["split/a"], **parts["split/b"]},
+        index_rows(several),
+    ):
+        assert before.keys() <= found.keys() <= whole.keys() | {"new"}
+        for key, row in before.items():
+            assert {n: found[key].get(n) for n in OPTIONAL.names} == {n: row.get(n) for n in OPTIONAL.names}
+    new = index_rows(several)["new"]
+    assert (new["label"], new["label_distribution"], new["valence"]) == ("fear", '{"fear":1.0}', 9)
+    for folder in (several, tmp_path / "merged", tmp_path / "split/a"):
+        assert [problem for verdict in verify([folder]) for problem in verdict.problems] == []
+
+
+def test_tars_of_extracted_and_foreign_samples_state_them_too(several: Path, tmp_path: Path) -> None:
+    for tar in sorted(several.glob("*.tar")):
+        with tarfile.open(tar) as file:
+            file.extractall(tmp_path / "files", filter="data")
+    found = list(open_source("folder", str(tmp_path / "files"), SourceOptions()))
+    assert [record.distribution for record in found] == [JOY, JOY, JOY, JOY, None]
+    fields = {"p": {"joy": 3, "awe": 1}, "joy": 3, "awe": 1, "V": 2, "distribution": "normal"}
+    with tarfile.open(tmp_path / "foreign.tar", "w") as file:
+        for name, data in (("a.png", encoded("PNG")), ("a.json", json.dumps(fields).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    for votes in ("p", "joy,awe"):
+        options = SourceOptions(columns={"votes": votes, "valence": "V"})
+        [record] = open_source("wds", str(tmp_path / "foreign.tar"), options)
+        assert (record.distribution, record.attributes["valence"]) == (JOY, 2.0)
+        assert record.attributes["distribution"] == "normal"
+    with pytest.raises(UserError, match=r"--column votes=x,y: no sample has such a field"):
+        list(open_source("wds", str(tmp_path / "foreign.tar"), SourceOptions(columns={"votes": "x,y"})))
