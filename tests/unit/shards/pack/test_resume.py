@@ -1,7 +1,9 @@
 """Packs that do not end well: killed, out of room, started twice; and going on."""
 
 import hashlib
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -116,19 +118,36 @@ def test_an_interrupted_pack_is_not_overwritten_unasked(
 def test_a_pack_killed_at_any_moment_resumes_without_loss_or_duplicate(
     workers: int, dirty_table: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of the real command, again and again, until one attempt reaches the end."""
     pack(settings(dirty_table, shard_samples=3), tmp_path / "whole")
+    kill_until_complete(dirty_table, tmp_path, workers)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_killed_pack_of_joined_rows_resumes_without_loss_or_duplicate(
+    emoji_table: Path, tmp_path: Path
+) -> None:
+    """Five rows of each picture, in any order, become one sample; two pictures are refused, one for its labels."""
+    names = []
+    for number, row in enumerate(pq.read_table(emoji_table, columns=["image"]).to_pylist()[:60]):
+        names.append(f"{number}.png")
+        (tmp_path / names[-1]).write_bytes(row["image"] if number else b"no picture")
+    rows = [{"path": name, "caption": f"{name} {i}", "n": i} for name in names for i in range(5)]
+    rows[7]["label"], rows[8]["label"] = "joy", "fear"
+    random.Random(0).shuffle(rows)
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    whole = pack(settings(table, shard_samples=3), tmp_path / "whole")
+    assert (whole.records, whole.packed, whole.contents["captions"]) == (60, {"": 58}, 290)
+    assert {refused.reason for refused in whole.rejected} == {"corrupt", "conflict"}
+    kill_until_complete(table, tmp_path, workers=0)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def kill_until_complete(table: Path, tmp_path: Path, workers: int) -> None:
+    """kill -9 of the real command, again and again, until one attempt reaches the end."""
     options = ["--persons", "none", "--shard-samples", "3", "--workers", str(workers), "--resume"]
-    command = [
-        sys.executable,
-        "-m",
-        "uniemox_dist.cli",
-        "shards",
-        "pack",
-        str(dirty_table),
-        str(tmp_path / "out"),
-        *options,
-    ]
+    command = [sys.executable, "-m", "uniemox_dist.cli", "shards", "pack", str(table)]
+    command += [str(tmp_path / "out"), *options]
     kills = 0
     for attempt in range(20):
         process = subprocess.Popen(
@@ -149,7 +168,6 @@ def test_a_pack_killed_at_any_moment_resumes_without_loss_or_duplicate(
             break
         assert _ends_soon(os.getpgid(process.pid) if process.poll() is None else process.pid)
     assert kills >= 1
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def whole_shards(folder: Path) -> int:
