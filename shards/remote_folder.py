@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from shards.storage import Place, is_local
 from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.core.files import check_output, convert_write_errors, hide_secrets, write_bytes
+from uniemox_dist.core.files import check_output, convert_write_errors, hide_secrets, try_lock, write_bytes
 from uniemox_dist.core.formatting import cut
 
 T = TypeVar("T")
@@ -306,11 +306,16 @@ def open_scratch() -> Iterator[Path]:
                 with open(folder / "lock") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)
-    scratch = None
+    scratch, held = None, None
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        with open(scratch / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        while held is None:
+            scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+            with suppress(
+                BlockingIOError
+            ):  # another process is deleting it, as if it were left by a killed one
+                held = try_lock(scratch / "lock")
+        assert scratch is not None
+        with held:
             (scratch / "files").mkdir()
             yield scratch / "files"
     except OSError as error:

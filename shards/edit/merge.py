@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shards.edit.merge_inputs import Input, open_inputs
-from shards.edit.output import Output, open_output
+from shards.edit.output import Note, Output, ignore, open_output
 from shards.format.encode import BLOCK
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_all_shard_rows, rows_sha256, to_rows, write_index
@@ -44,14 +44,17 @@ class MergeResult:
     """Samples that got another key."""
 
 
-def merge(out: Place, parts: Sequence[Place], *, same_key: str = "refuse") -> MergeResult:
+def merge(
+    out: Place, parts: Sequence[Place], *, same_key: str = "refuse", note: Note = ignore
+) -> MergeResult:
     """Joins all parts of one pack, or unrelated data sets, under `out`. They stay unchanged. On one disk they may be
     deleted afterwards unless the tars in `out` are symbolic links, as on another file system.
 
     If several packed the same picture, one sample stays: that of the test split, or else of the earliest. The others
     are marked in their index and do not count, and so are samples with a key that occurred before, with another
     picture. Between unrelated data sets `same_key` "refuse" makes that an error, and "rename" gives them another key in
-    their index. Shards that have only marked samples are left out.
+    their index. Shards that have only marked samples are left out. `note` receives a line if a command was interrupted
+    there, and this one starts again.
 
     Raises:
         UserError: if parts are missing, given twice, incomplete or have different settings, data sets have the same
@@ -59,7 +62,9 @@ def merge(out: Place, parts: Sequence[Place], *, same_key: str = "refuse") -> Me
     """
     inputs = open_inputs(parts)
     target = f"OUT={hide_secrets(out)}"
-    with convert_write_errors(target), open_output(out) as output:
+    source = [manifest.identity for given in inputs for _, _, manifest in given.found]
+    opened = open_output(out, "merge", {"same_key": same_key}, source, note)
+    with convert_write_errors(target), opened as output:
         return _join(output, inputs, same_key)
 
 

@@ -4,7 +4,7 @@ and new indexes list the samples; readers without an index then see the others, 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from shards.detect.types import Person
 from shards.edit.expressions import apply_filter
 from shards.edit.links import link_file
-from shards.edit.output import Output, open_output
+from shards.edit.output import Note, Output, ignore, open_output
 from shards.format.encode import Encoded, encode, is_current
 from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, index_path, read_shard_rows, rows_sha256, write_index
@@ -46,11 +46,13 @@ def select(
     filter_text: str | None = None,
     without: Mapping[str, str] | None = None,
     link: bool = False,
+    note: Note = ignore,
 ) -> Manifest:
     """Writes a new data set of the samples that have one of `labels` and match a filter, without those whose keys are
     in `without`; these are listed in rejected.parquet with the reason that it maps them to.
 
     With `link` the tars are links to those of `folder`. They hold all samples, and only the index knows the subset.
+    `note` receives a line if the same command was interrupted, and this one continues it.
 
     Raises:
         UserError: if no sample matches, no sample has a label, the filter is illegal, a shard does not match the
@@ -81,7 +83,10 @@ def select(
     why: dict[str, Any] = {"labels": list(labels), "filter": filter_text}
     if without is not None:
         why["without_overlap"] = len(without)
-    with convert_write_errors(f"OUT={out}"), open_output(out) as output:
+    settings = {"labels": list(labels), "filter": filter_text, "link": link}
+    source = [_list_shards(manifest), without]
+    opened = open_output(out, "select", settings, source, note)
+    with convert_write_errors(f"OUT={out}"), opened as output:
         subset = _subset(folder, manifest, output, "", chosen, {"selected": why}, link)
         if subset is None:
             raise UserError(
@@ -93,9 +98,16 @@ def select(
 
 
 def split(
-    folder: Place, out: Place, shares: dict[str, float], *, seed: int = 0, link: bool = False
+    folder: Place,
+    out: Place,
+    shares: dict[str, float],
+    *,
+    seed: int = 0,
+    link: bool = False,
+    note: Note = ignore,
 ) -> dict[str, Manifest]:
-    """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys.
+    """Cuts a data set into splits under `out`, per label, in the order of draws from the seed and the keys. `note` is
+    that of `select`.
 
     Raises:
         UserError: if a split would be empty, a shard does not match the manifest, or `out` exists or cannot be written.
@@ -111,7 +123,9 @@ def split(
         draws += [draw64(seed, key) for key in table["key"].to_pylist()]
     share_N = assign_shares(np.array(strata), np.array(draws, np.uint64), shares)
     made: dict[str, Manifest] = {}
-    with convert_write_errors(f"OUT={out}"), open_output(out) as output:
+    settings = {"shares": [list(share) for share in shares.items()], "seed": seed, "link": link}
+    opened = open_output(out, "split", settings, _list_shards(manifest), note)
+    with convert_write_errors(f"OUT={out}"), opened as output:
         for number, name in enumerate(shares):
             chosen = _in_turn(share_N == number, [entry.samples for entry in manifest.shards])
             why = {"split": {"shares": shares, "seed": seed, "name": name}}
@@ -122,6 +136,11 @@ def split(
                 )
             made[name] = subset
     return made
+
+
+def _list_shards(manifest: Manifest) -> list[Any]:
+    """What determines the bytes that are read from a data set, and those of the new manifests."""
+    return [[asdict(entry) for entry in manifest.shards], manifest.provenance]
 
 
 def _in_turn(keep_N: np.ndarray, samples: list[int]) -> Chooser:
@@ -209,10 +228,11 @@ def _copy_shards(
     folder: Place, manifest: Manifest, output: Output, name: str, chooser: Chooser
 ) -> list[ShardEntry]:
     """Writes the chosen samples of all shards into new tars."""
-    before = f"{name}/" if name else ""
+    done = output.complete.get(name, [])
+    left_out = sum(entry.samples for entry in done)
 
     def finish(entry: ShardEntry) -> None:
-        output.finish([f"{before}{entry.name}", f"{before}index/{entry.name.removesuffix('.tar')}.parquet"])
+        output.finish_shard(name, entry, sum(entry.samples for entry in writer.entries))
 
     writer = ShardWriter(
         output.folder / name,
@@ -220,13 +240,15 @@ def _copy_shards(
         shard_samples=COPY_SAMPLES,
         closing=lambda: finish,
     )
+    writer.entries += done
     try:
         for entry in manifest.shards:
             check_tar(folder, entry, "DIR")
             table = read_shard_rows(folder, entry)
             rows = table.filter(pa.array(chooser(table))).to_pylist()
-            for sample in _read_samples(folder / entry.name, rows):
+            for sample in _read_samples(folder / entry.name, rows[left_out:]):
                 writer.add_encoded(sample)
+            left_out = max(0, left_out - len(rows))
         return writer.close()
     except BaseException:
         with suppress(OSError):

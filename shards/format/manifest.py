@@ -106,7 +106,7 @@ def find_manifest(folder: str | Place, field: str = "path") -> Place:
         problem = describe_missing_folder(folder)
         raise UserError(f"{field}={folder}: {problem}; build it with `uniemox shards pack`")
     if not path.is_file():
-        splits = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+        splits = [path.name for path in find_manifest_folders(folder)]
         fix = (
             f"name one of its splits: {', '.join(splits)}"
             if splits
@@ -240,10 +240,12 @@ def _finite(text: str) -> float:
 
 
 def find_manifest_folders(folder: Place) -> list[Place]:
-    """The folder itself if it has a manifest, otherwise its subfolders (splits) that have one."""
+    """The folder itself if it has a manifest, otherwise its subfolders (splits) that have one. Hidden ones belong to
+    packs that are not complete."""
     if (folder / MANIFEST).is_file():
         return [folder]
-    return sorted((p.parent for p in folder.glob(f"*/{MANIFEST}")), key=str)
+    found = (path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    return sorted((path for path in found if not path.name.startswith(".")), key=str)
 
 
 def combined_identity(identities: Sequence[str]) -> str:

@@ -70,6 +70,16 @@ class Existing:
         """The identity of each split."""
         return {split: manifest.identity for split, manifest in self.manifests.items()}
 
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            UserError: if another process has appended to the data set since it was read.
+        """
+        if Existing.read(self.out).identities != self.identities:
+            raise UserError(
+                f"OUT={hide_secrets(self.out)}: another process has changed the data set meanwhile; start again"
+            )
+
     def first_number(self, split: str) -> int:
         """The number of the first new shard of a split."""
         names = (entry.name for entry in self.manifests[split].shards) if split in self.manifests else ()

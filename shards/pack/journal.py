@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,10 +88,6 @@ class Journal:
     def wait(self) -> None:
         """Returns when all steps are durable; here `append` does."""
 
-    def discard(self) -> None:
-        """Deletes the working folder of a pack that has nothing to publish."""
-        shutil.rmtree(self.path.parent.parent)
-
     def _read_steps(self) -> Iterator[Step]:
         kept = 0
         for line in self.path.read_bytes().split(b"\n")[:-1]:
@@ -139,6 +134,8 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 def describe_changes(stated: dict[str, Any], plan: dict[str, Any]) -> str:
     """Describes the differences; "" if there are none."""
+    if (begun := stated.get("command", "pack")) != plan.get("command", "pack"):
+        return f"`shards {begun}` has begun it"
     before, now = stated["settings"], plan["settings"]
     settings = [
         f"{name}={now[name]!r} was {before.get(name)!r}" for name in now if now[name] != before.get(name)

@@ -1,6 +1,5 @@
 """The packer: takes prepared records in the order of packing, drops copies, writes shards and journals them."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from shards.pack.duplicates import PackedSamples
 from shards.pack.journal import Journal, Step
 from shards.pack.listing import Listing
 from shards.pack.near_duplicates import NEAR_DUPLICATE, Twins, mark_line
-from shards.pack.partial import WORK
+from shards.pack.partial import delete_leftovers
 from shards.pack.prepare import Batch, Preparation, Ready, Rejected
 from shards.pack.remote import RemoteJournal
 from shards.pack.settings import PackSettings
@@ -87,7 +86,7 @@ class Packer:
         """Packs all remaining records."""
         for step in self.journal.steps():
             self._replay(step)
-        self._delete_leftovers()
+        delete_leftovers(self.folder, {name: writer.entries for name, writer in self.writers.items()})
         self.result.resumed = self.position
         if self.progress is not None:
             self.progress.total = len(self.order_M)
@@ -202,26 +201,6 @@ class Packer:
             first=0 if self.existing is None else self.existing.first_number(name),
             closing=closing,
         )
-
-    def _delete_leftovers(self) -> None:
-        """Deletes everything that a killed pack left except complete shards: temporary files, tars that are not in the
-        journal, and empty folders."""
-        complete = {
-            str(path)
-            for name, writer in self.writers.items()
-            for entry in writer.entries
-            for path in (self.folder / name / entry.name, index_path(self.folder / name, entry.name))
-        }
-        writing = {str(writer.folder) for writer in self.writers.values()}
-        for found, folders, names in os.walk(self.folder, topdown=False):
-            if WORK in Path(found).relative_to(self.folder).parts:
-                continue
-            for path in (os.path.join(found, name) for name in [*names, *folders]):
-                if os.path.islink(path) or not os.path.isdir(path):
-                    if path not in complete:
-                        os.unlink(path)
-                elif not os.listdir(path) and path not in writing:
-                    os.rmdir(path)
 
     def _replay(self, step: Step) -> None:
         """Restores the state of one journal step: a shard that an interrupted pack completed."""

@@ -6,21 +6,23 @@ then `OUT/.partial`, and its content moves into OUT, manifests last.
 """
 
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from shards.format.entries import ShardEntry
+from shards.format.index import index_path
 from shards.format.manifest import MANIFEST, SIZES
 from shards.format.rejected import REJECTED
 from shards.pack.journal import has_steps
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import fsync_dir, publish_dir, read_json, write_bytes
+from uniemox_dist.core.files import fsync_dir, publish_dir, read_json, try_lock, write_bytes
 
 WORK = ".work"
+_LOCK = "lock"
 PART = "part.json"
 INSIDE = ".partial"
 _MOVING = "moving"
@@ -49,45 +51,69 @@ def is_taken(out: Path) -> bool:
 
 
 @contextmanager
-def open_partial(out: Path, resume: bool) -> Iterator[Path]:
-    """Yields the folder that becomes `out`, locked for this process. After an error it is kept if it has complete
-    shards.
+def open_partial(
+    out: Path,
+    resume: bool,
+    *,
+    appends: bool = False,
+    again: str = "continue with the same command and --resume",
+) -> Iterator[Path]:
+    """Yields the folder that becomes `out`, or that is appended to it, locked for this process. After an error it is
+    kept if it has complete shards; `again` is the advice for this case.
 
     Raises:
-        UserError: if another pack is running or was interrupted, or the disk is full.
+        UserError: if another pack is running, was interrupted or has just become `out`, or the disk is full.
     """
     partial = _partial_folder(out)
     work = partial / WORK
-    if has_steps(work) and not resume:
-        raise UserError(
-            f"OUT={out}: an interrupted pack is in {_display(partial)}; continue it with --resume, or delete it"
-        )
     with _lock(out, partial):
+        if has_steps(work) and not resume:
+            raise UserError(
+                f"OUT={out}: an interrupted pack is in {_display(partial)}; continue it with --resume, or delete it"
+            )
         if not has_steps(work):
-            _clear(partial)
+            clear_partial(partial)
         try:
+            if not appends:
+                _check_free(out)
             yield partial
         except BaseException as error:
             is_kept = has_steps(work)
             if not is_kept:
-                shutil.rmtree(partial, ignore_errors=True)
+                delete_partial(partial)
             if isinstance(error, OSError) and error.errno in _NO_SPACE:
                 kept = f"complete shards are in {_display(partial)}" if is_kept else "nothing was kept"
-                again = "continue with the same command and --resume" if is_kept else "start again"
+                then = again if is_kept else "start again"
                 raise UserError(
-                    f"OUT={out}: {error.strerror}; {kept}; free some space, then {again}"
+                    f"OUT={out}: {error.strerror}; {kept}; free some space, then {then}"
                 ) from None
             raise
 
 
+def _check_free(out: Path) -> None:
+    """
+    Raises:
+        UserError: if another command has written `out` since this one started.
+    """
+    if is_taken(out):
+        raise UserError(
+            f"OUT={out}: another process has completed a data set there meanwhile; give another folder, or keep it"
+        )
+
+
 def publish(partial: Path, out: Path) -> None:
-    """Moves a complete pack to `out`. After a kill `out` is either missing, or `finish_publishing` completes it."""
+    """Moves a complete pack to `out`. After a kill `out` is either missing, or `finish_publishing` completes it.
+
+    Raises:
+        UserError: if another command has written `out`.
+    """
+    _check_free(out)
     if out.is_dir():
         write_bytes(partial / WORK / _MOVING, b"")
         _move(partial, out)
     else:
         publish_dir(partial, out)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+        _delete_work(out / WORK)
 
 
 def publish_into(partial: Path, out: Path) -> None:
@@ -97,8 +123,13 @@ def publish_into(partial: Path, out: Path) -> None:
     _move_files(partial, out)
 
 
+def has_complete_shards(out: Path) -> bool:
+    """Whether an interrupted command left any."""
+    return has_steps(_partial_folder(out) / WORK)
+
+
 def read_plan(out: Path) -> dict[str, Any] | None:
-    """The plan of an interrupted pack or append; None if there is none."""
+    """The plan of an interrupted command; None if there is none."""
     try:
         return dict(read_json(_partial_folder(out) / WORK / "plan.json"))
     except FileNotFoundError:
@@ -109,11 +140,45 @@ def read_plan(out: Path) -> dict[str, Any] | None:
 
 def finish_publishing(out: Path) -> None:
     """Finishes a `publish` or `publish_into` that was killed, if there is one."""
+    if (out / WORK / _LOCK).is_file():
+        _delete_work(out / WORK)
+    with _interrupted_move(out) as partial:
+        if partial is not None:
+            is_append = (partial / WORK / _MOVING).read_bytes() == _APPEND
+            (_move_files if is_append else _move)(partial, out)
+
+
+def undo_publishing(out: Path) -> None:
+    """Undoes a `publish` that was killed, if there is one: moves the pieces back, manifests first."""
+    with _interrupted_move(out) as partial:
+        if partial is not None:
+            pieces = [path for path in out.iterdir() if path.name not in _NO_CONTENT]
+            for path in sorted(pieces, key=lambda path: (not _has_manifest(path), path)):
+                os.rename(path, partial / path.name)
+            fsync_dir(out)
+            (partial / WORK / _MOVING).unlink()
+
+
+@contextmanager
+def _interrupted_move(out: Path) -> Iterator[Path | None]:
+    """Yields the partial folder, locked, if moving its pieces to `out` was interrupted; otherwise None."""
     partial = _partial_folder(out)
-    marker = partial / WORK / _MOVING
-    if marker.is_file():
-        with _lock(out, partial):
-            (_move_files if marker.read_bytes() == _APPEND else _move)(partial, out)
+    if not (partial / WORK / _MOVING).is_file() and not _is_bare(partial):
+        yield None
+        return
+    with _lock(out, partial):
+        if (partial / WORK / _MOVING).is_file():
+            yield partial
+        else:  # it was done, here or by another process
+            if _is_bare(partial):
+                delete_partial(partial)
+            yield None
+
+
+def _is_bare(partial: Path) -> bool:
+    """Whether a partial folder exists and has nothing but the lock file."""
+    work = partial / WORK
+    return partial.is_dir() and all(path in (work, work / _LOCK) for path in partial.rglob("*"))
 
 
 def _partial_folder(out: Path) -> Path:
@@ -129,40 +194,85 @@ def _display(partial: Path) -> str:
 @contextmanager
 def _lock(out: Path, partial: Path) -> Iterator[None]:
     """Holds the lock of a partial folder, which is created if missing."""
+    lock: TextIO | None = None
     try:
-        (partial / WORK).mkdir(parents=True, exist_ok=True)
-        lock = open(partial / WORK / "lock", "w")  # noqa: SIM115 (held until the end)
+        while lock is None:
+            lock = try_lock(partial / WORK / _LOCK)
+    except BlockingIOError:
+        raise UserError(
+            f"OUT={out}: another process is writing into {_display(partial)}; wait until it ends"
+        ) from None
     except OSError as error:
         raise UserError(f"OUT={out}: cannot be written ({error.strerror}); give another folder") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"OUT={out}: another process is packing into {_display(partial)}; wait until it ends"
-            ) from None
         yield
 
 
-def _clear(partial: Path) -> None:
-    """Deletes the remains of a pack without a complete shard, except the lock file."""
-    for path in [*partial.iterdir(), *(partial / WORK).iterdir()]:
-        if path not in (partial / WORK, partial / WORK / "lock"):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def clear_partial(partial: Path) -> None:
+    """Deletes the content of a partial folder, except the lock file; the mark of a complete pack last, so that a kill
+    in between can be repaired."""
+    kept = (partial / WORK, partial / WORK / _LOCK)
+    paths = [path for path in (*partial.iterdir(), *(partial / WORK).iterdir()) if path not in kept]
+    for path in sorted(paths, key=lambda path: path.name == _MOVING):
+        _delete(path)
+
+
+def delete_leftovers(partial: Path, entries: Mapping[str, Iterable[ShardEntry]]) -> None:
+    """Deletes everything that a killed process left in a partial folder except complete shards, which `entries` lists
+    by split: temporary files, other tars, and empty folders. The folders of the splits stay."""
+    complete, splits = set[Path](), {partial / split for split in entries}
+    for split, shards in entries.items():
+        for entry in shards:
+            complete |= {partial / split / entry.name, index_path(partial / split, entry.name)}
+    for found, folders, names in os.walk(partial, topdown=False):
+        if WORK in Path(found).relative_to(partial).parts:
+            continue
+        for path in (Path(found, name) for name in [*names, *folders]):
+            if path.is_symlink() or not path.is_dir():
+                if path not in complete:
+                    path.unlink()
+            elif path.name != WORK and path not in splits and not any(path.iterdir()):
+                path.rmdir()
+
+
+def delete_partial(partial: Path) -> None:
+    """Deletes a partial folder, the lock file last: from then on another process may begin to write there."""
+    with suppress(OSError):
+        clear_partial(partial)
+        _delete_work(partial / WORK)
+        partial.rmdir()
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _delete_work(work: Path) -> None:
+    """Deletes a working folder, the lock file last."""
+    with suppress(OSError):
+        for path in work.iterdir():
+            if path.name != _LOCK:
+                _delete(path)
+        (work / _LOCK).unlink()
+        work.rmdir()
 
 
 def _move(partial: Path, out: Path) -> None:
     """Moves the pieces of a complete pack into an empty folder: a manifest after all files that it names, and part.json
     after all manifests."""
     pieces = [path for path in partial.iterdir() if path.name != WORK]
-    last = [path for path in pieces if path.name == MANIFEST or (path / MANIFEST).is_file()]
+    last = [path for path in pieces if _has_manifest(path)]
     note = [path for path in pieces if path.name == PART]
     first = [path for path in pieces if path not in last and path not in note]
     for group in (first, last, note):
         for path in sorted(group):
             os.rename(path, out / path.name)
         fsync_dir(out)
-    shutil.rmtree(partial)
+    delete_partial(partial)
+
+
+def _has_manifest(path: Path) -> bool:
+    return path.name == MANIFEST or (path / MANIFEST).is_file()
 
 
 def publishing_order(name: Path) -> tuple[int, str]:
@@ -182,4 +292,4 @@ def _move_files(partial: Path, out: Path) -> None:
             os.replace(partial / name, out / name)
         for folder in sorted({(out / name).parent for name in group}):
             fsync_dir(folder)
-    shutil.rmtree(partial)
+    delete_partial(partial)

@@ -24,6 +24,7 @@ from shards.pack.packer import Packer, PackResult
 from shards.pack.partial import (
     PART,
     WORK,
+    delete_partial,
     finish_publishing,
     is_taken,
     open_partial,
@@ -84,7 +85,7 @@ def pack(
     captioner = load_captioner(settings.captions)
     preset = find_preset(settings.preset)
     opened = (
-        open_partial(out, resume)
+        open_partial(out, resume, appends=append)
         if remote is None
         else remote_pack.open_remote(remote, resume, appends=append)
     )
@@ -130,13 +131,15 @@ def pack(
         if existing is not None:
             existing.check_splits(listing.used_splits)
             if resume and existing.contains(settings.to_json(), listing.digest):
-                shutil.rmtree(partial, ignore_errors=True)
+                delete_partial(partial)
                 return _unchanged(existing)
             plan["appended_to"] = existing.identities
         if remote is None:
             journal: Journal | RemoteJournal = Journal(work, plan)
         else:
             journal = RemoteJournal(remote, partial, plan, existing)
+        if existing is not None:
+            existing.check_unchanged()
         packer = Packer(settings, partial, listing, part, journal, progress, existing)
         packer.result.findings = options.findings
         if settings.near_duplicates != "keep":
@@ -148,7 +151,9 @@ def pack(
         if licence is not None:
             provenance["licence"] = licence
         if existing is not None and packer.has_only_copies:
-            journal.discard()
+            if isinstance(journal, RemoteJournal):
+                journal.discard()
+            delete_partial(partial)
             return _unchanged(existing, packer.result)
         _finish(packer, partial, provenance, part, existing)
         if isinstance(journal, RemoteJournal):

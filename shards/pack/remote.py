@@ -8,6 +8,7 @@ are written.
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.format.index import index_path
+from shards.format.manifest import MANIFEST
 from shards.pack.append import Existing, is_append
 from shards.pack.journal import Step, describe_changes
 from shards.pack.partial import INSIDE, PART, WORK, publishing_order
@@ -24,6 +26,9 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json
 
 _PLAN, _OWNER = f"{INSIDE}/plan.json", f"{INSIDE}/owner.json"
+_STEP = f"{INSIDE}/step-"
+SETTLE_S = 1.0
+"""Seconds for which a process that takes over waits: one that has just finished then deletes its plan."""
 _FINAL, _MOVING = f"{INSIDE}/final/", f"{INSIDE}/moving.json"
 
 
@@ -38,8 +43,18 @@ def is_taken(out: RemoteFolder) -> bool:
     return not is_packing and not all(map(_is_inside, names))
 
 
+def has_complete_shards(out: RemoteFolder) -> bool:
+    """Whether an interrupted command left any."""
+    return _has_steps(out.list_files())
+
+
+def forget_steps(out: RemoteFolder) -> None:
+    """Deletes what an interrupted command recorded, so that it is not continued."""
+    out.delete([name for name in out.list_files() if name.startswith(_STEP)])
+
+
 def read_plan(out: RemoteFolder) -> dict[str, Any] | None:
-    """The plan of an interrupted pack or append; None if there is none."""
+    """The plan of an interrupted command; None if there is none."""
     text = out.read(_PLAN)
     try:
         return None if text is None else dict(json.loads(text))
@@ -76,7 +91,8 @@ class RemoteJournal:
         data set to which they are appended.
 
         Raises:
-            UserError: if it contains steps of another plan, or they cannot be read.
+            UserError: if it contains steps of another plan, they cannot be read, or another process has completed a
+                data set there meanwhile.
         """
         self.shards = out.place
         """The folder of the complete shards."""
@@ -85,18 +101,19 @@ class RemoteJournal:
         self._count = 0
         self._thread = ThreadPoolExecutor(1)
         self._uploading: Future[None] | None = None
-        self._found = out.list_files()
         plan = json.loads(canonical_json(plan))
-        self._resumes = _has_steps(self._found)
-        if self._resumes and (changes := describe_changes(self._read_plan(), plan)):
-            raise UserError(
-                f"OUT={out}: an interrupted pack cannot resume: {changes}; use its original settings and source, or "
-                f"delete {_what_to_delete(self._appends)}"
-            )
         self._owner = _describe_process()
-        out.write(_OWNER, canonical_json(self._owner))
+        self._check_plan(out.list_files(), plan)
+        self._found = self._take_over()
+        self._check_plan(self._found, plan)
+        self._resumes = _has_steps(self._found)
         out.write(_PLAN, canonical_json(plan))
         out.abort_uploads()
+
+    @property
+    def count(self) -> int:
+        """Number of shards that are stored and recorded."""
+        return self._count
 
     def steps(self) -> list[Step]:
         """The finished steps, up to the first that is unreadable or whose files have changed. Deletes all other files
@@ -147,11 +164,15 @@ class RemoteJournal:
         if self._appends:  # first beside the old manifests, so that a killed pack can be finished
             for name in files:
                 self._out.upload(self._local / name, f"{_FINAL}{name.as_posix()}")
+            self._check_owner()
             self._out.write(_MOVING, canonical_json([name.as_posix() for name in files]))
             finish_publishing(self._out)
             return
         for name in files:
+            if name.name in (MANIFEST, PART):
+                self._check_owner()
             self._out.upload(self._local / name, name.as_posix())
+        self._check_owner()
         self._out.delete([_PLAN])  # from here on the pack is complete
         clear_leftovers(self._out)
 
@@ -159,6 +180,42 @@ class RemoteJournal:
         """Deletes `.partial` of a pack that has nothing to publish."""
         self._out.delete([_PLAN])
         clear_leftovers(self._out)
+
+    def delete_all(self) -> None:
+        """Deletes everything that was written to OUT, unless another process has taken over."""
+        self._check_owner()
+        self._out.delete([name for name in self._out.list_files() if is_data_file(name)])
+
+    def _check_plan(self, found: Iterable[str], plan: dict[str, Any]) -> None:
+        """
+        Raises:
+            UserError: if there are steps of another plan.
+        """
+        if _has_steps(found) and (changes := describe_changes(self._read_plan(), plan)):
+            raise UserError(
+                f"OUT={self._out}: an interrupted pack cannot resume: {changes}; use its original settings and "
+                f"source, or delete {_what_to_delete(self._appends)}"
+            )
+
+    def _take_over(self) -> dict[str, Stored]:
+        """Makes this process the only one that writes to OUT; others end when they check. Returns the files of OUT.
+
+        Raises:
+            UserError: if another process has completed a data set there, or takes over itself.
+        """
+        is_new = self._out.read(_OWNER) is None
+        self._out.write(_OWNER, canonical_json(self._owner))
+        if not is_new:
+            time.sleep(SETTLE_S)
+        self._check_owner()
+        found = self._out.list_files()
+        if not self._appends and _PLAN not in found and not all(map(_is_inside, found)):
+            self._out.delete([_OWNER])
+            raise UserError(
+                f"OUT={self._out}: another process has completed a data set there meanwhile; give another folder, or "
+                "keep it"
+            )
+        return found
 
     def _store(self, step: Step) -> None:
         self._check_owner()
@@ -177,7 +234,7 @@ class RemoteJournal:
     def _check_owner(self) -> None:
         """
         Raises:
-            UserError: if another process has started to pack into OUT since this one did.
+            UserError: if another process has started to write into OUT since this one did.
         """
         owner = self._out.read(_OWNER)
         if owner != canonical_json(self._owner):
@@ -185,7 +242,7 @@ class RemoteJournal:
             if owner is not None:
                 facts = json.loads(owner)
                 other = f"process {facts.get('pid')} on {facts.get('host')}"
-            raise UserError(f"OUT={self._out}: {other} has started to pack into it; this one ends")
+            raise UserError(f"OUT={self._out}: {other} has started to write into it; this one ends")
 
     def _read_plan(self) -> dict[str, Any]:
         try:
@@ -216,7 +273,7 @@ def clear_leftovers(out: RemoteFolder) -> None:
 
 
 def _step_name(number: int) -> str:
-    return f"{INSIDE}/step-{number:06d}.json"
+    return f"{_STEP}{number:06d}.json"
 
 
 def _is_inside(name: str) -> bool:
@@ -230,7 +287,7 @@ def _what_to_delete(appends: bool) -> str:
 def _has_steps(names: Iterable[str]) -> bool:
     """Whether an interrupted pack left any complete shard. One that was complete has no plan any more."""
     names = set(names)
-    return _PLAN in names and any(name.startswith(f"{INSIDE}/step-") for name in names)
+    return _PLAN in names and any(name.startswith(_STEP) for name in names)
 
 
 def _describe_process() -> dict[str, Any]:

@@ -187,7 +187,7 @@ def merge_command(out: Path, parts: tuple[Path, ...], same_key: str) -> None:
     from shards.edit.merge import merge
     from uniemox_dist.core.files import hide_secrets
 
-    result = merge(out, parts, same_key=same_key)
+    result = merge(out, parts, same_key=same_key, note=click.echo)
     for split, count in sorted(result.packed.items()):
         click.echo(f"{hide_secrets(out / split)}: {count} samples")
     packed = sum(result.packed.values())
@@ -249,7 +249,9 @@ def select_command(
 
     _check_link(link, copy)
     without = None if overlap_file is None else _read_dropped(folder, overlap_file)
-    subset = select(folder, out, labels=labels, filter_text=filter_text, without=without, link=link)
+    subset = select(
+        folder, out, labels=labels, filter_text=filter_text, without=without, link=link, note=click.echo
+    )
     click.echo(
         f"{hide_secrets(out)}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
@@ -284,7 +286,9 @@ def split_command(folder: Path, out: Path, shares: str, seed: int, link: bool, c
     from uniemox_dist.core.files import hide_secrets
 
     _check_link(link, copy)
-    for name, subset in split(folder, out, parse_shares(shares), seed=seed, link=link).items():
+    for name, subset in split(
+        folder, out, parse_shares(shares), seed=seed, link=link, note=click.echo
+    ).items():
         click.echo(f"{hide_secrets(out / name)}: {subset.samples} samples, identity {subset.identity[:12]}")
     _report_links(out)
 

@@ -2,6 +2,7 @@
 the fix. Standard library only."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,9 +10,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from uniemox_dist.core.errors import UserError
 
@@ -115,6 +116,23 @@ def remove_dir(path: str | os.PathLike[str]) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def try_lock(path: Path) -> TextIO | None:
+    """Opens and locks a file, which is created if missing. Returns None if another process has deleted or moved it
+    meanwhile; then try again.
+
+    Raises:
+        BlockingIOError: if another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError), ExitStack() as opened:
+        lock = opened.enter_context(open(path, "w"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+            opened.pop_all()
+            return lock
+    return None
 
 
 def describe_missing_folder(path: Path) -> str:

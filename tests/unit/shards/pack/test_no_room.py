@@ -84,7 +84,7 @@ def test_a_full_disk(
     before = {path: path.stat().st_size for path in disk.rglob("*") if path.is_file()}
     why = "cannot be written (No space left on device); free disk space, then start again"
     commands = {
-        f"OUT={disk}/out: {why}": [
+        f"OUT={disk}/out: No space left on device; nothing was kept; free some space, then start again": [
             ["merge", str(disk / "out"), *parts],
             ["select", data, str(disk / "out"), "--copy"],
             ["select", data, str(disk / "out"), "--label", "people"],

@@ -218,7 +218,7 @@ def test_two_packs_into_one_place_do_not_mix(store: str, photo_folder: Path, tmp
                 pack(options, out, resume=True)
             return None
 
-    with pytest.raises(UserError, match="another process has started to pack into it; this one ends"):
+    with pytest.raises(UserError, match="another process has started to write into it; this one ends"):
         pack(options, out, progress=Intruder(1))
     pack(options, tmp_path / "local")
     assert list_objects("s3://data/both") == list_local(tmp_path / "local")

@@ -193,7 +193,7 @@ def test_two_packs_do_not_write_into_one_folder(dirty_table: Path, tmp_path: Pat
     work.mkdir(parents=True)
     with open(work / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is packing"):
+        with pytest.raises(UserError, match="another process is writing into"):
             pack(settings(dirty_table), tmp_path / "out")
     pack(settings(dirty_table), tmp_path / "out")
 
