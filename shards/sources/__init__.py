@@ -89,6 +89,8 @@ class Findings:
     """Files that are not pictures, by extension (`.xml`)."""
     notes: list[str] = field(default_factory=list)
     """Lines for the summary of a pack."""
+    captions: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
+    """Files by the columns of their captions, and by columns with such names that are attributes."""
     roots: set[str] = field(default_factory=set)
     """Local folders of tables. A picture named below one of them must really be there: links may not lead outside."""
 

@@ -6,12 +6,12 @@
 and `dominance` are attributes that must be numbers.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from shards.format.sample import DIMENSIONS
-from shards.sources import Image, Record
+from shards.sources import Image, Record, SourceOptions
 from shards.sources.files import split_name
 from shards.sources.values import (
     BAD_VALUE,
@@ -31,6 +31,8 @@ NAMED = ("votes", *DIMENSIONS)
 """Those that only the user names; a column `valence` that no `--column` names is an attribute as any other."""
 DESCRIBING = ("caption", "label", "split", "persons", "distribution", *NAMED)
 """Those that describe a picture which is known already."""
+READ = (*DESCRIBING, "captions")
+"""Those under which a record's values are read: with a second column of captions."""
 KNOWN = (*USUAL, *NAMED)
 """Our names of columns, the valid left sides of `--column`."""
 DOWNLOAD = frozenset(("key", "status", "error_message", "sha256", "md5", "width", "height"))
@@ -48,7 +50,8 @@ _USUAL = {
     "persons": ("persons",),
     "distribution": ("label_distribution", "distribution"),
 }
-"""Usual names of columns in lower case, in order of preference."""
+"""Usual names of columns in lower case, in order of preference. `caption` and `captions` are kept both."""
+_CAPTIONS = ("caption", "captions")
 _SHAPES = {
     "image": ("", "object"),
     "caption": ("", "list"),
@@ -110,6 +113,60 @@ def usual_names(shapes: Mapping[str, str], columns: Mapping[str, str]) -> dict[s
     return _usual_names(tuple(shapes.items()), tuple(columns.items()))
 
 
+def caption_names(shapes: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Those of `usual_names` that are captions: `caption`, and `captions` if there are two columns."""
+    return {ours: theirs for ours, theirs in usual_names(shapes, columns).items() if ours in _CAPTIONS}
+
+
+class CaptionColumns:
+    """Which columns of a file without a header are its captions, after all of its rows were added."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, str] = {}
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Adds a row."""
+        for name, value in values.items():
+            if name.lower() in _USUAL["caption"]:
+                shapes = shape_of(value), self._shapes.get(name, "")
+                self._shapes[name] = max(shapes, key=("", "list", "object").index)
+
+    def choose(self, options: SourceOptions) -> dict[str, str]:
+        """The columns of captions by our names, which replace those of `usual_names` in every row. Notes the others."""
+        names = caption_names(self._shapes, options.columns)
+        note_captions(names, self._shapes, options)
+        return names
+
+
+def note_captions(names: Mapping[str, str], present: Iterable[str], options: SourceOptions) -> None:
+    """Counts a file by the columns of its captions, and those that are called like captions but are attributes."""
+    if "caption" in options.columns:
+        return
+    usual = [name for name in present if name.lower() in _USUAL["caption"]]
+    used = {names[ours] for ours in _CAPTIONS if ours in names}
+    if usual:
+        chosen = tuple(sorted(name for name in usual if name in used))
+        options.findings.captions[chosen, tuple(sorted(set(usual) - used))] += 1
+
+
+def write_caption_notes(what: str, options: SourceOptions) -> None:
+    """Notes where captions come from, if the files (`what`, in the plural) differ in it or have other such columns."""
+    found = options.findings.captions
+    kinds = {tuple(name.lower().removesuffix("s") for name in chosen[:1]) for chosen, _ in found}
+    if len(kinds) < 2 and not any(others for _, others in found):
+        return
+    for (chosen, others), count in sorted(found.items()):
+        columns = " and ".join(map(repr, chosen))
+        note = (
+            f"{count} {what} with captions in {columns}"
+            if chosen
+            else f"{count} {what} without a caption column"
+        )
+        if others:
+            note += f"; {', '.join(map(repr, others))} became attributes (--column caption=NAME chooses)"
+        options.findings.notes.append(note)
+
+
 def shape_of(value: Any) -> str:
     """`list`, `object` or "" for all other values."""
     return "list" if isinstance(value, list | tuple) else "object" if isinstance(value, dict) else ""
@@ -125,6 +182,9 @@ def _usual_names(shapes: tuple[tuple[str, str], ...], columns: tuple[tuple[str, 
         found = (by_name[name] for name in usual if name in by_name)
         fits = (name for name in found if name.lower() == ours or shape[name] in _SHAPES.get(ours, ("",)))
         names[ours] = given.get(ours) or next(fits, ours)
+    more = by_name.get("captions", "")
+    if "caption" not in given and names["caption"].lower() == "caption" and names["caption"] in shape:
+        names |= {"captions": more} if more and shape[more] in _SHAPES["caption"] else {}
     return names | {ours: given[ours] for ours in NAMED if ours in given}
 
 
@@ -151,7 +211,7 @@ def make_record(
     return Record(
         name=known["key"] or name,
         image=image,
-        captions=known["caption"],
+        captions=tuple(dict.fromkeys(known["captions"] + known["caption"])),
         label=known["label"],
         distribution=known["distribution"] or known["votes"],
         attributes=more,
@@ -177,6 +237,7 @@ def _parse_split(value: Any) -> str | None:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "split": _parse_split,
     "key": parse_text,
+    "captions": parse_captions,
     "caption": parse_captions,
     "label": parse_text,
     "persons": parse_persons,

@@ -9,13 +9,13 @@ import os
 import posixpath
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from shards.sources import Record, SourceOptions
-from shards.sources.columns import DESCRIBING, make_record, shape_of, usual_names
+from shards.sources.columns import READ, CaptionColumns, make_record, shape_of, usual_names
 from shards.sources.files import NamesInForms, read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.presets import draw64
@@ -53,17 +53,22 @@ class Metadata:
         self._folders: set[str] = set()
         self.fields: set[str] = set()
         """Names of columns; collected only if the user named some."""
+        self._captions: list[dict[str, str]] = []
+        """The columns of captions, by file."""
         hashes, offsets = array("Q"), array("Q", [0])
         for path in paths:
-            folder = path.rpartition("/")[0]
+            folder, captions = path.rpartition("/")[0], CaptionColumns()
             try:
                 if not read_head(root / path):
                     raise _NoFileName("it is empty")
                 file_name = options.columns.get("path", FILE_NAME)
-                for row, values in _read(root / path, file_name):
-                    if options.columns and isinstance(values, dict):
-                        self.fields.update(values, (file_name,))
-                    name, line = _encode(folder, f"{path}, row {row + 1}", values, files)
+                for row, values in _read(root / path, file_name, options.columns):
+                    if isinstance(values, dict):
+                        captions.add(values)
+                        if options.columns:
+                            self.fields.update(values, (file_name,))
+                    where = f"{path}, row {row + 1}"
+                    name, line = _encode(folder, where, values, files, len(self._captions))
                     hashes.append(draw64(0, name))
                     offsets.append(offsets[-1] + len(line))
                     self._file.write(line)
@@ -71,6 +76,7 @@ class Metadata:
                 options.findings.notes.append(f"{path} is not used: {error}")
                 continue
             self._folders.add(f"{folder}/" if folder else "")
+            self._captions.append(captions.choose(options))
         self._file.flush()
         hash_N = np.frombuffer(hashes, np.uint64)
         self._order_N = np.argsort(hash_N, kind="stable")
@@ -127,25 +133,26 @@ class Metadata:
         found: list[int] = self._order_N[start:end].tolist()
         return [number for number in found if self._content(number)[0] == path]
 
-    def _content(self, number: int) -> tuple[str, str, dict[str, Any] | str]:
-        """(path of the picture, place of the row, its values or why it cannot be used)."""
+    def _content(self, number: int) -> tuple[str, str, dict[str, Any] | str, int]:
+        """(path of the picture, place of the row, its values or why it cannot be used, number of the file)."""
         start, end = self._offsets[number], self._offsets[number + 1]
-        name, where, values = json.loads(os.pread(self._file.fileno(), end - start, start))
-        return name, where, values
+        name, where, values, file = json.loads(os.pread(self._file.fileno(), end - start, start))
+        return name, where, values, file
 
     def _record(self, number: int) -> tuple[str, Record]:
-        name, where, values = self._content(number)
+        name, where, values, file = self._content(number)
         if isinstance(values, str):
             return name, Record(where, b"", refused=("annotation", values))
         names = usual_names({key: shape_of(value) for key, value in values.items()}, self._options.columns)
-        named = {ours: names[ours] for ours in DESCRIBING if ours in names}
+        names = names | self._captions[file]
+        named = {ours: names[ours] for ours in READ if ours in names}
         return name, make_record(values, named, where, b"")
 
 
 def _encode(
-    folder: str, where: str, values: dict[str, Any] | ValueError, files: NamesInForms
+    folder: str, where: str, values: dict[str, Any] | ValueError, files: NamesInForms, file: int
 ) -> tuple[str, bytes]:
-    """(path of a row's picture below SOURCE, the row as a line)."""
+    """(path of a row's picture below SOURCE, the row as a line); `file` is the number of its file."""
     content: Any
     if isinstance(values, ValueError):
         name, content = "", f"{where}: {values}"
@@ -157,26 +164,30 @@ def _encode(
             content = {key: value for key, value in to_json_value(values).items() if value not in (None, "")}
         else:
             name, content = "", f"{where}: names no file"
-    return name, json.dumps([name, where, content]).encode()
+    return name, json.dumps([name, where, content, file]).encode()
 
 
-def _read(path: Place, file_name: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+def _read(
+    path: Place, file_name: str, columns: Mapping[str, str]
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
     """The rows of a metadata file; the picture's file is under `FILE_NAME`."""
     extension = path.suffix.lower()
-    rows = _csv(path, file_name) if extension == ".csv" else _other(path, file_name, extension)
+    rows = _csv(path, file_name, columns) if extension == ".csv" else _other(path, file_name, extension)
     for row, values in rows:
         if isinstance(values, dict):
             values[FILE_NAME] = values.pop(file_name, None)
         yield row, values
 
 
-def _csv(path: Place, file_name: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+def _csv(
+    path: Place, file_name: str, columns: Mapping[str, str]
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
     def check_header(header: list[str]) -> None:
         _check(header, file_name)
 
     names: dict[str, str] | None = None
     for row, _, cells in read_csv(path, check_header):
-        names = names or usual_names(dict.fromkeys(cells, ""), {})
+        names = names or usual_names(dict.fromkeys(cells, ""), columns)
         texts = {file_name, *names.values()}
         yield row, {key: cell if key in texts else parse_number(cell) for key, cell in cells.items()}
 

@@ -24,13 +24,15 @@ from shards.format.tars import PICTURES
 from shards.pictures.formats import PictureFormat, identify_format
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import (
-    DESCRIBING,
     DOWNLOAD,
+    READ,
     check_columns_seen,
     check_known,
     make_record,
+    note_captions,
     shape_of,
     usual_names,
+    write_caption_notes,
 )
 from shards.sources.files import SPLITS, NamesInForms, is_clutter, read_head, read_side_file
 from shards.sources.metadata import Metadata, is_metadata
@@ -73,6 +75,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         folder = _Folder(source, root, paths, metadata, options)
         yield from folder.records()
         yield from metadata.unmatched()
+        write_caption_notes("metadata or .json files", options)
         check_columns_seen(options.columns, metadata.fields | folder.fields, "no metadata file or .json")
 
 
@@ -216,14 +219,18 @@ class _Folder:
         if not isinstance(fields, dict):
             self._note(".json files that hold no object, which were not read", path)
             return None
-        return self._read_fields(fields)
+        return self._read_fields(fields, is_used=True)
 
-    def _read_fields(self, fields: dict[str, Any]) -> Record:
+    def _read_fields(self, fields: dict[str, Any], *, is_used: bool) -> Record:
         is_ours = {"source", "image_sha256"} <= fields.keys()  # of an extracted tar
         fields = parse_record(fields)
         fields = {name: value for name, value in fields.items() if not is_ours or name not in _OURS}
         own = fields.pop("attributes", None)
-        fields = {name: value for name, value in fields.items() if name not in DOWNLOAD and value is not None}
+        fields = {
+            name: value
+            for name, value in fields.items()
+            if name not in DOWNLOAD and value is not None and value != ""
+        }
         if isinstance(own, dict):
             fields = {**own, **fields}
         elif own is not None:
@@ -232,7 +239,9 @@ class _Folder:
             self.fields.update(fields)
         tags = fields.get("tags")
         names = usual_names({name: shape_of(value) for name, value in fields.items()}, self.options.columns)
-        named = {ours: names[ours] for ours in DESCRIBING if ours in names and ours != "split"}
+        if is_used:
+            note_captions(names, fields, self.options)
+        named = {ours: names[ours] for ours in READ if ours in names and ours != "split"}
         record = make_record(fields, named, "", b"")
         if not record.captions and record.refused is None and isinstance(tags, str | list):
             record = replace(record, captions=parse_captions(", ".join(parse_captions(tags))))
@@ -242,7 +251,7 @@ class _Folder:
         """Whether a .json file that belongs to no picture describes one that is missing."""
         try:
             fields = load_json(read_side_file(self.root / path, JSON_BYTES).decode("utf-8-sig"))
-            return isinstance(fields, dict) and bool(self._read_fields(fields).captions)
+            return isinstance(fields, dict) and bool(self._read_fields(fields, is_used=False).captions)
         except BAD_VALUE:
             return False
 

@@ -7,8 +7,9 @@ or a list), `label`, `split`, `persons` (a list of box, score, labels as in FORM
 attribute. Rows of the same path are one picture with several captions. In a CSV these named columns are texts (`007`
 stays `007`), and `image` is a path. An empty text counts as missing.
 
-Tables without `image` and `path`, those of Hugging Face's `datasets`, JSON Lines and Arrow files may use other usual
-names for these columns, such as `file_name` and `text` (`columns.py`). Classes of `datasets` are stored by name. If
+Captions may have another usual name, such as `text` (`columns.py`). Tables without `image` and `path`, those of Hugging
+Face's `datasets`, JSON Lines and Arrow files may use other names for the other columns, too, such as
+`file_name`. Classes of `datasets` are stored by name. If
 there are several tables, all called like splits (`train.csv`, `test-00000-of-00002.parquet`), these are their splits.
 """
 
@@ -24,13 +25,17 @@ import pyarrow as pa
 from shards.sources import Cell, Image, Record, SourceOptions
 from shards.sources.columns import (
     NAMED,
+    CaptionColumns,
+    caption_names,
     check_columns_seen,
     check_known,
     exact_names,
     make_record,
     missing_columns,
+    note_captions,
     shape_of,
     usual_names,
+    write_caption_notes,
 )
 from shards.sources.files import SPLITS, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
@@ -69,6 +74,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
             options.findings.roots.add(str(path.parent))
         for record in _reader(path)(path, name, options):
             yield record if split is None or record.split else replace(record, split=split)
+    write_caption_notes("tables", options)
 
 
 def _reader(path: Place) -> Any:
@@ -138,6 +144,7 @@ def _columnar(path: Place, name: str, options: SourceOptions) -> Iterator[Record
         features = read_features(schema)
         names = _names(schema, features, options, usual=bool(features) or path.suffix.lower() in ARROW)
         _check_columns(schema.names, names, path)
+        note_captions(names, schema.names, options)
         pictures = [n for n in (names["image"], names["path"]) if n in schema.names]
         kinds = {n: _kind(schema.field(n).type, n, path) for n in pictures}
         inline = [n for n in pictures if kinds[n] == "bytes"]
@@ -181,8 +188,7 @@ def _names(
     exact = exact_names(options.columns)
     shapes = {field.name: _shape(field.type) for field in schema}
     if not usual and (exact["image"] in schema.names or exact["path"] in schema.names):
-        _note_other_names(shapes, exact, options)
-        return exact
+        return _exact_names(shapes, options)
     columns = dict(options.columns)
     images = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
     if images and not {"image", "path"} & {*columns, *schema.names}:
@@ -190,14 +196,15 @@ def _names(
     return usual_names(shapes, columns)
 
 
-def _note_other_names(shapes: dict[str, str], exact: dict[str, str], options: SourceOptions) -> None:
-    """Notes columns that look like captions or labels, but become attributes because the table has exact names."""
-    usual = usual_names(shapes, options.columns)
-    for ours in ("caption", "label"):
-        if exact[ours] not in shapes and usual[ours] in shapes:
-            note = f"the column {usual[ours]!r} became an attribute; --column {ours}={usual[ours]} makes it the {ours}"
-            if note not in options.findings.notes:
-                options.findings.notes.append(note)
+def _exact_names(shapes: dict[str, str], options: SourceOptions) -> dict[str, str]:
+    """The columns of a table that has `image` or `path`: the captions by usual names, all others by their very names.
+    Notes a column that looks like a label, but becomes an attribute."""
+    exact, usual = exact_names(options.columns), usual_names(shapes, options.columns)["label"]
+    if exact["label"] not in shapes and usual in shapes:
+        note = f"the column {usual!r} became an attribute; --column label={usual} makes it the label"
+        if note not in options.findings.notes:
+            options.findings.notes.append(note)
+    return exact | caption_names(shapes, options.columns)
 
 
 def _shape(kind: pa.DataType) -> str:
@@ -240,8 +247,9 @@ def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
         if names["image"] not in header and names["path"] not in header:
             names = usual_names(dict.fromkeys(header, ""), options.columns)
         else:
-            _note_other_names(dict.fromkeys(header, ""), names, options)
+            names = _exact_names(dict.fromkeys(header, ""), options)
         _check_columns(header, names, path)
+        note_captions(names, header, options)
 
     for row, _, cells in read_csv(path, check_header):
         known = set(names.values())
@@ -254,6 +262,11 @@ def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
 
 def _json_lines(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
     seen: set[str] = set()
+    captions = CaptionColumns()
+    for _, found in read_json_lines(path):
+        if isinstance(found, dict):
+            captions.add(found)
+    chosen = captions.choose(options)
     for row, found in read_json_lines(path):
         row_name = f"{name}#{row}"
         if isinstance(found, ValueError):
@@ -263,6 +276,7 @@ def _json_lines(path: Place, name: str, options: SourceOptions) -> Iterator[Reco
             seen.update(found)
         values = {column: value for column, value in found.items() if value not in (None, "")}
         names = usual_names({column: shape_of(value) for column, value in values.items()}, options.columns)
+        names = names | chosen
         where = values.get(names["image"]) or values.get(names["path"])
         if isinstance(where, dict):  # as Hugging Face writes pictures without their bytes
             where = where.get("path")

@@ -26,10 +26,12 @@ from shards.sources import Record, Slice, SourceOptions
 from shards.sources.columns import (
     DESCRIBING,
     DOWNLOAD,
+    caption_names,
+    note_captions,
     shape_of,
     share_columns,
     take_value,
-    usual_names,
+    write_caption_notes,
 )
 from shards.sources.files import split_name
 from shards.sources.tables import convert_parquet_errors
@@ -93,10 +95,12 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
                 as_bytes=place is not tar.place,
                 columns=options.columns,
                 unseen=unseen,
+                options=options,
             )
             for _, record in tar_records(place, reading):
                 yield record
     yield from others
+    write_caption_notes("samples", options)
     for ours, theirs in unseen.items():
         raise UserError(
             f"--column {ours}={theirs}: no sample has such a field in its .json or in the table beside its tar"
@@ -146,6 +150,8 @@ class Reading:
     """Fields of the `.json` members that the user named: our name (of `DESCRIBING`) -> the field's name."""
     unseen: dict[str, str] = field(default_factory=dict)
     """Those of `columns` that no sample has had so far; found ones are removed."""
+    options: SourceOptions = field(default_factory=SourceOptions)
+    """Receives the findings."""
 
 
 def read_tar(tar: Place, field_name: str) -> Iterator[tuple[Group, Record]]:
@@ -236,7 +242,7 @@ def _sample_records(tar: Place, group: Group, reading: Reading) -> Iterator[Reco
                 if any(name in fields for name in wanted):
                     named[ours] = take_value(fields, ours, theirs)
                     reading.unseen.pop(ours, None)
-            yield _named(_record(name, image, split, fields, texts, classes), named)
+            yield _named(_record(name, image, split, fields, texts, classes, reading.options), named)
         except BAD_VALUE as error:
             yield refused("annotation", f"its .json or .txt: {error}")
     for other in others:
@@ -278,14 +284,23 @@ def _is_called(picture: Member, name: str) -> bool:
 
 
 def _record(
-    name: str, image: Slice, split: str | None, fields: dict[str, Any], texts: list[str], classes: list[str]
+    name: str,
+    image: Slice,
+    split: str | None,
+    fields: dict[str, Any],
+    texts: list[str],
+    classes: list[str],
+    options: SourceOptions,
 ) -> Record:
     """The record of a sample; `fields` come from its `.json` and its row in the table beside the tar."""
     captions = parse_captions(fields.get("captions")) + tuple(text for text in texts if text)
     captions += parse_captions(fields.get("caption"))
+    shapes = {field: shape_of(value) for field, value in fields.items() if value}
+    names = {name: name for name in ("caption", "captions")}
     if not captions:
-        usual = usual_names({field: shape_of(value) for field, value in fields.items() if value}, {})
-        captions = parse_captions(fields.pop(usual["caption"], None))
+        names = caption_names(shapes, {})
+        captions = parse_captions(fields.pop(names["caption"], None))
+    note_captions(names, shapes, options)
     own = fields.get("attributes")
     more = {key: value for key, value in fields.items() if key not in _OWN | DOWNLOAD}
     labels = [text for text in (parse_text(fields.get("label")), *classes) if text]

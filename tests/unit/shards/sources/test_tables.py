@@ -31,8 +31,8 @@ def image_of(record: Record) -> object:
 def test_a_line_of_json_becomes_a_record(name: str, tmp_path: Path) -> None:
     lines = [
         {"file_name": "a/1.jpg", "text": "one", "label": 3, "deep": {"x": [1.5, None]}, "note": None},
-        {"image": "2.jpg", "caption": ["two", "zwei"], "text": "kept", "split": "Validation", "key": "k"},
-        {"url": "https://host/3.jpg", "TEXT": "three", "WIDTH": 7},
+        {"image": "2.jpg", "text": ["two", "zwei"], "tag": "kept", "split": "Validation", "key": "k"},
+        {"url": "https://host/3.jpg", "text": "three", "WIDTH": 7},
         {"image": {"path": "4.jpg", "bytes": None}, "persons": [{"box": [0, 0, 1, 0.5]}]},
     ]
     text = "\ufeff" + "\n\n".join(json.dumps(line) for line in lines) + "\n"
@@ -41,7 +41,7 @@ def test_a_line_of_json_becomes_a_record(name: str, tmp_path: Path) -> None:
     deep = {"deep": {"x": [1.5, None]}}
     assert first == Record(f"{name}#0", str(tmp_path / "a/1.jpg"), ("one",), "3", deep)
     assert second == Record(
-        "k", str(tmp_path / "2.jpg"), ("two", "zwei"), attributes={"text": "kept"}, split="val"
+        "k", str(tmp_path / "2.jpg"), ("two", "zwei"), attributes={"tag": "kept"}, split="val"
     )
     assert third == Record(f"{name}#2", "https://host/3.jpg", ("three",), attributes={"WIDTH": 7})
     assert fourth.image == str(tmp_path / "4.jpg")
@@ -148,15 +148,13 @@ def test_a_key_that_occurs_twice_refuses_its_line(tmp_path: Path) -> None:
     assert (third.refused, third.captions) == (None, ("a",))
 
 
-def test_a_table_with_a_column_called_path_keeps_other_columns_as_attributes(tmp_path: Path) -> None:
-    """Its columns had exact names before usual names were known; its packs stay the same."""
+def test_a_table_with_a_column_called_path_has_a_label_of_that_very_name_only(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,text,category\n1.jpg,t,c\n")
     options = SourceOptions()
     [record] = open_source("table", str(tmp_path / "t.csv"), options)
-    assert (record.captions, record.label, record.attributes) == ((), None, {"text": "t", "category": "c"})
+    assert (record.captions, record.label, record.attributes) == (("t",), None, {"category": "c"})
     assert options.findings.notes == [
-        "the column 'text' became an attribute; --column caption=text makes it the caption",
-        "the column 'category' became an attribute; --column label=category makes it the label",
+        "the column 'category' became an attribute; --column label=category makes it the label"
     ]
 
 
