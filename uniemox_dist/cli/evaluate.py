@@ -180,6 +180,21 @@ def probe_command(**given: Any) -> None:
     _run("probe", **given)
 
 
+@evaluate.command("regress", cls=Checked, check=_check_splits("train", "test"))
+@shared
+@click.option("--train", metavar="NAME", help="Split to learn from. [default: train]")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    metavar="NAME",
+    help="Number to predict. [default: valence, arousal and dominance, where samples have them]",
+)
+def regress_command(**given: Any) -> None:
+    """Predict valence, arousal and dominance by ridge regression on the encoder's features."""
+    _run("regress", **given)
+
+
 @evaluate.command("zeroshot", cls=Checked, check=_check_splits("test"))
 @shared
 @classifying

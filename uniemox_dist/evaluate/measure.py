@@ -1,5 +1,5 @@
-"""`uniemox evaluate knn|probe|zeroshot|retrieval`: opens a release and the splits of a data set, runs one task, and
-prints its table.
+"""`uniemox evaluate knn|probe|regress|zeroshot|retrieval`: opens a release and the splits of a data set, runs one
+task, and prints its table.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from uniemox_dist.evaluate.intervals import RESAMPLES
 from uniemox_dist.evaluate.subject import BASELINES, RELEASE, ReleaseSubject, TimmSubject
 from uniemox_dist.teacher.model import Teacher
 
-LEARNING = ("knn", "probe")
+LEARNING = ("knn", "probe", "regress")
 """Tasks that learn from a training split."""
 MOST_NUMBERS = 20
 """Largest number of classes for which the cells of a confusion matrix show their counts."""
@@ -48,16 +48,18 @@ def measure(
     group_by: str | None = None,
     templates: Sequence[str] = (),
     labels: Sequence[str] = (),
+    attributes: Sequence[str] = (),
     device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Runs one task on a release, or (k-NN and probe) on an encoder `timm:NAME=FILE`. Returns the result that `--json`
-    writes.
+    """Runs one task on a release, or (k-NN, probe and regression) on an encoder `timm:NAME=FILE`. Returns the result
+    that `--json` writes.
 
     Args:
         splits: folder of each role (train, val, test). None means the folder of that name; for val it means no
         validation split.
         labels: classes of zero-shot; by default those of the test split.
+        attributes: numbers that regression predicts; by default valence, arousal and dominance, if samples have them.
 
     Raises:
         UserError: if the release, splits, baselines or labels do not suit the task.
@@ -68,7 +70,7 @@ def measure(
     teacher: Teacher | None = None
     if str(release).startswith(TIMM_PREFIX):
         if not learns:
-            raise UserError(f"{release}: cannot be compared with texts; use knn or probe")
+            raise UserError(f"{release}: cannot be compared with texts; use knn, probe or regress")
         timm_subject = TimmSubject(str(release), baselines, device=device)
         settings, facts = timm_subject.settings, timm_subject.facts
         found = embed_splits(
@@ -93,6 +95,8 @@ def measure(
         result = tasks.knn(found["train"], found.get("val"), test)
     elif task == "probe":
         result = tasks.probe(found["train"], found.get("val"), test)
+    elif task == "regress":
+        result = tasks.regress(found["train"], test, attributes)
     elif task == "zeroshot":
         assert teacher is not None
         names = list(labels) or sorted({str(label) for label in test.labels if label is not None})
@@ -127,6 +131,9 @@ def list_remarks(result: dict[str, Any]) -> list[str]:
 def print_result(result: dict[str, Any]) -> None:
     """Prints the table of a task."""
     rows = result["rows"]
+    if "attributes" in result:
+        _print_regression(rows)
+        return
     if "labels" not in result:
         click.echo(f"{result['pictures']:,} pictures, {result['texts']:,} different captions")
         click.echo(f"  {'':18s} {'picture to caption':>24s}   {'caption to picture':>24s}")
@@ -147,6 +154,21 @@ def print_result(result: dict[str, Any]) -> None:
     for c in rows[RELEASE]["classes"]:
         recall, f1 = (f"{c[k]:8.4f}" if c[k] is not None else f"{'–':>8s}" for k in ("recall", "f1"))
         click.echo(f"{c['label'][:24]:24s} {c['precision']:9.4f} {recall} {f1} {c['support']:9,}")
+
+
+def _print_regression(rows: dict[str, Any]) -> None:
+    click.echo(
+        f"{'':20s} {'':12s} {'samples':>8s}   {'mean error':>24s}   {'correlation':>24s}   {'CCC':>24s}"
+    )
+    for row, found in rows.items():
+        for measured in found["dimensions"]:
+            cells = []
+            for name in ("mean_absolute_error", "correlation", "ccc"):
+                value, interval = measured[name], measured[f"{name}_interval"]
+                shown = "–" if value is None else f"{value:7.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+                cells.append(f"{shown:>24s}")
+            name = measured["dimension"][:12]
+            click.echo(f"{row:20s} {name:12s} {measured['samples']:8,}   {'   '.join(cells)}")
 
 
 def write_confusion(result: dict[str, Any], path: Path) -> None:

@@ -30,7 +30,7 @@ from uniemox_dist.evaluate.subject import (
     ReleaseSubject,
     Rows,
 )
-from uniemox_dist.evaluate.tasks import COMMON, embed_texts
+from uniemox_dist.evaluate.tasks import COMMON, embed_texts, read_numbers
 from uniemox_dist.release.format import read_release
 from uniemox_dist.teacher.model import Teacher
 
@@ -258,10 +258,7 @@ def _linear_probe(train: Split, test: Split) -> Metric:
 
 
 def _valence(train: Split, test: Split, attribute: str) -> Metric:
-    there, held = (
-        np.array([float(attributes.get(attribute, "nan")) for attributes in split.attributes])
-        for split in (train, test)
-    )
+    there, held = (read_numbers(split, attribute) for split in (train, test))
     known, is_held = ~np.isnan(there), ~np.isnan(held)
     truth = held[is_held]
     scores: dict[str, np.ndarray] = {}

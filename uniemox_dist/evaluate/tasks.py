@@ -1,7 +1,8 @@
-"""The four tasks on embedded splits: k-NN, linear probe, zero-shot, retrieval. Each has rows with intervals.
+"""The five tasks on embedded splits: k-NN, linear probe, regression, zero-shot, retrieval. Each has rows with
+intervals.
 
-k and the penalty are chosen by cross-validation on the training split, or on a validation split that the caller names.
-The test split is only used for the measurement.
+k and the penalties are chosen by cross-validation on the training split, or on a validation split that the caller
+names. The test split is only used for the measurement.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from shards.format.sample import DIMENSIONS
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate.embedding_pass import Split
 from uniemox_dist.evaluate.intervals import Bootstrap
-from uniemox_dist.evaluate.metrics import classification, distinct_captions, retrieval_ranks, unit
+from uniemox_dist.evaluate.metrics import (
+    classification,
+    dimensions,
+    distinct_captions,
+    retrieval_ranks,
+    unit,
+)
 from uniemox_dist.evaluate.probes import (
     FOLDS,
     KS,
@@ -20,6 +28,7 @@ from uniemox_dist.evaluate.probes import (
     Classifier,
     cross_validate,
     logistic_regression,
+    ridge,
 )
 from uniemox_dist.evaluate.probes import (
     knn as nearest_neighbours,
@@ -35,6 +44,8 @@ TEMPLATES = (
 RETRIEVAL_KS = (1, 5, 10)
 TEXT_BATCH = 256
 MOST_NAMED = 8
+MEAN = "training mean"
+"""The row that answers with the mean of the training split."""
 COMMON = "most common label"
 """The row that answers with the training split's most common label."""
 
@@ -138,6 +149,56 @@ def retrieval(test: Split, teacher: Teacher) -> dict[str, Any]:
     return {"pictures": len(test), "texts": len(texts), "rows": rows}
 
 
+def regress(train: Split, test: Split, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Predicts numbers that samples have as attributes by ridge regression on the features, each by itself, over the
+    samples where it is known.
+
+    Args:
+        names: attributes; by default those of valence, arousal and dominance that samples have.
+
+    Raises:
+        UserError: for an attribute that fewer than two training samples, or no test sample, have as a number.
+    """
+    values = {
+        name: tuple(read_numbers(split, name) for split in (train, test)) for name in names or DIMENSIONS
+    }
+    known = {name: (int(np.isfinite(a).sum()), int(np.isfinite(b).sum())) for name, (a, b) in values.items()}
+    lacking = [name for name, (of_train, of_test) in known.items() if of_train < 2 or not of_test]
+    if names and lacking:
+        of_train, of_test = known[lacking[0]]
+        raise UserError(
+            f"--attribute={lacking[0]}: is a number in {of_train} training and {of_test} test samples; two and one are "
+            "needed"
+        )
+    chosen = [name for name in values if name not in lacking]
+    if not chosen:
+        raise UserError(
+            f"DATA={train.path}: too few samples have a number as their valence, arousal or dominance; name other "
+            "attributes with --attribute"
+        )
+    true_nV = np.stack([values[name][1] for name in chosen], axis=1)
+    found = {row: np.full(true_nV.shape, np.nan) for row in (*train.rows.features, MEAN)}
+    for number, name in enumerate(chosen):
+        there_n = values[name][0]
+        is_known_n = np.isfinite(there_n)
+        groups = [group for group, is_known in zip(train.groups, is_known_n) if is_known]
+        for row, x in train.rows.features.items():
+            target_nE = there_n[is_known_n][:, None]
+            answers_mE = ridge(x[is_known_n], target_nE, groups, test.rows.features[row])
+            found[row][:, number] = answers_mE[:, 0]
+        found[MEAN][:, number] = there_n[is_known_n].mean()
+    rows = {row: dimensions(found_nV, true_nV, chosen, test.groups) for row, found_nV in found.items()}
+    return {"attributes": chosen, "rows": rows}
+
+
+def read_numbers(split: Split, attribute: str) -> np.ndarray:
+    """An attribute of all samples; NaN for one that lacks it, or has something else than a number."""
+    values = [attributes.get(attribute) for attributes in split.attributes]
+    return np.array(
+        [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else np.nan for v in values]
+    )
+
+
 def _recalls(ranks: np.ndarray, bootstrap: Bootstrap) -> dict[str, Any]:
     found: dict[str, Any] = {"median_place": float(np.median(ranks)) + 1}
     for k in RETRIEVAL_KS:
@@ -210,7 +271,7 @@ def _check_labelled(split: Split) -> None:
     if missing:
         raise UserError(
             f"DATA={split.path}: {missing} of {len(split)} samples have no label; classify labelled samples "
-            "(`uniemox shards select` drops others)"
+            "(`uniemox shards select --filter 'label is not None'` drops others)"
         )
 
 

@@ -1,16 +1,19 @@
 """k-NN, probe, zero-shot and retrieval: figures equal scikit-learn's, and what does not fit is one line."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from labelled_sets import distribution_set, packed
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.embedding_pass import Split
@@ -202,3 +205,73 @@ def test_a_negative_number_of_processes_is_refused(
 
     assert run([*command, "release", "data", "--workers", "-1"]) == 2
     assert "'--workers'" in capsys.readouterr().err
+
+
+def test_numbers_are_predicted_by_ridge_where_they_are_known() -> None:
+    def with_values(split: Split) -> Split:
+        x = split.rows.features[RELEASE]
+        numbers = 3 * x[:, 0] - x[:, 1] + 5
+        attributes: list[dict[str, Any]] = [
+            {"valence": float(v), "arousal": 4, "dominance": "high"} for v in numbers
+        ]
+        for i in range(0, len(attributes), 5):
+            del attributes[i]["valence"]
+        return replace(split, attributes=attributes)
+
+    train, test = with_values(split_of(200, 1)), with_values(split_of(80, 2))
+    found = tasks.regress(train, test)
+    assert found["attributes"] == ["valence", "arousal"]  # no sample has a number as its dominance
+    valence, arousal = found["rows"][RELEASE]["dimensions"]
+    assert (valence["samples"], arousal["samples"]) == (64, 80)
+    assert valence["correlation"] > 0.999
+    assert valence["ccc"] > 0.999
+    assert valence["correlation_interval"][0] <= valence["correlation"] <= valence["correlation_interval"][1]
+    assert (arousal["mean_absolute_error"], arousal["correlation"]) == (pytest.approx(0, abs=1e-9), None)
+    flat = found["rows"][tasks.MEAN]["dimensions"][0]
+    known = tasks.read_numbers(train, "valence")
+    truth = tasks.read_numbers(test, "valence")
+    assert flat["mean_absolute_error"] == pytest.approx(np.nanmean(np.abs(np.nanmean(known) - truth)))
+    assert (flat["correlation"], flat["ccc"]) == (None, pytest.approx(0))
+    only = tasks.regress(train, test, ["arousal"])
+    assert only["attributes"] == ["arousal"]
+    with pytest.raises(
+        UserError, match=r"^--attribute=dominance: is a number in 0 training and 0 test samples"
+    ):
+        tasks.regress(train, test, ["valence", "dominance"])
+    with pytest.raises(
+        UserError, match="too few samples have a number as their valence, arousal or dominance"
+    ):
+        tasks.regress(split_of(5, 1), split_of(5, 2))
+
+
+def test_a_set_of_distributions_is_measured_by_its_labels_and_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = distribution_set(tmp_path / "source", {"train": 24, "test": 12})
+    data = packed(source, tmp_path / "data", layout="table")
+    release = str(Path(__file__).parents[2] / "golden/release")
+    assert run(["evaluate", "regress", release, str(data), "--json", str(tmp_path / "r.json")]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:3] for line in out.splitlines()[1:5]] == [
+        ["release", "valence", "9"],
+        ["release", "arousal", "12"],
+        ["training", "mean", "valence"],
+        ["training", "mean", "arousal"],
+    ]
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["format"], result["attributes"]) == ("uniemox-regress", ["valence", "arousal"])
+    assert result["rows"]["release"]["dimensions"][1]["ccc"] is None  # of a constant
+    assert run(["evaluate", "probe", release, str(data)]) == 0
+    assert "joy" in capsys.readouterr().out
+    assert run(["evaluate", "regress", release, str(data), "--attribute", "size"]) == 2
+    assert "--attribute=size: is a number in 0 training and 0 test samples" in capsys.readouterr().err
+    # A tie leaves a sample without a label, which tasks on labels refuse in one line.
+    rows = (source / "train.jsonl").read_text().splitlines()
+    tied = json.dumps({**json.loads(rows[0]), "distribution": {"joy": 0.5, "awe": 0.5}})
+    (source / "train.jsonl").write_text("\n".join([tied, *rows[1:]]))
+    tie = packed(source, tmp_path / "tie", layout="table")
+    assert run(["evaluate", "knn", release, str(tie)]) == 2
+    assert (
+        "1 of 24 samples have no label; classify labelled samples (`uniemox shards select --filter 'label is"
+        in (capsys.readouterr().err)
+    )
