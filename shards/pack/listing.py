@@ -55,6 +55,7 @@ class Listing:
         self._keys = array("Q")
         self._refused = array("b")
         self._places = array("Q")  # hashes of picture and split; 0 for records that are not joined
+        self._digests = array("Q")  # of pictures in tables, by which these are compared; 0 for others
 
     @classmethod
     def read(
@@ -73,7 +74,8 @@ class Listing:
 
         Args:
             ranges: lowest and highest value of valence, arousal and dominance; records with others are refused.
-            several_rows: records with the same picture and split are rows of one record; they are joined.
+            several_rows: records with the same picture (path, or bytes in a table) and split are rows of one record;
+                they are joined. Bytes are compared by 128 bits of their hashes.
 
         Raises:
             UserError: for a split that is not a folder name, and if only some records have a split.
@@ -88,6 +90,7 @@ class Listing:
         for record in records:
             if several_rows:
                 listing._places.append(_place_hash(record))
+                listing._digests.append(int(record.digest[-16:] or "0", 16))
             listing._append(_with_label(validate_record(record), labels), preset.by_group)
         rows = len(listing.spool)
         if several_rows and (joined := listing._join_rows()) is not None:
@@ -155,7 +158,7 @@ class Listing:
     def _join_rows(self) -> Iterator[Record] | None:
         """The records with rows of one picture joined, each where its first row is; None if all pictures differ.
 
-        Needs 40 bytes of memory per row; the rows themselves are read from the spool.
+        Needs 48 bytes of memory per row; the rows themselves are read from the spool.
         """
         place_N = np.frombuffer(self._places, np.uint64)
         order_N = np.argsort(place_N, kind="stable")
@@ -179,7 +182,8 @@ class Listing:
                 record = parse_record(self.spool.line(row))
                 if record.refused is not None and record.refused[0] == "label":
                     record = replace(record, refused=None)  # the label is checked again after joining
-                place = (record.image, record.split) if record.refused is None else row
+                image = self._digests[row] or record.image
+                place = (image, record.split) if record.refused is None else row
                 pictures.setdefault(place, []).append(record)
             yield from map(join_rows, pictures.values())
 
@@ -257,8 +261,8 @@ def key_hash(key: str) -> int:
 
 
 def _place_hash(record: Record) -> int:
-    is_row = isinstance(record.image, str) and record.refused is None
-    return draw64(0, f"{record.split}\n{record.image!r}") if is_row else 0
+    is_row = (isinstance(record.image, str) or record.digest) and record.refused is None
+    return draw64(0, f"{record.split}\n{record.digest or repr(record.image)}") if is_row else 0
 
 
 @dataclass(frozen=True)

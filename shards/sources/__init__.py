@@ -79,6 +79,9 @@ class Record:
     distribution: dict[str, float] | None = None
     """Labels and their shares, which are finite, not negative and sum to 1 within 0.001; None if the source states
     none."""
+    digest: str = ""
+    """A hash of the picture in a `Cell`, if the layout has read it: records with equal ones are rows of one picture.
+    Known only while a source is listed."""
 
 
 @dataclass

@@ -189,7 +189,12 @@ def _usual_names(shapes: tuple[tuple[str, str], ...], columns: tuple[tuple[str, 
 
 
 def make_record(
-    values: dict[str, Any], names: Mapping[str, str], name: str, image: Image, size: int | None = None
+    values: dict[str, Any],
+    names: Mapping[str, str],
+    name: str,
+    image: Image,
+    size: int | None = None,
+    digest: str = "",
 ) -> Record:
     """The record of a row; `names` are from `exact_names` or `usual_names`, all or some of them, and all other values
     become attributes.
@@ -218,6 +223,7 @@ def make_record(
         split=known["split"],
         persons=known["persons"],
         size=size,
+        digest=digest,
     )
 
 

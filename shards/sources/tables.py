@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -25,6 +26,8 @@ _FIELD_BYTES = 1 << 24
 """Largest cell of a CSV, and longest line of JSON Lines."""
 ARROW = (".arrow", ".feather", ".ipc")
 """Extensions of Arrow files."""
+_CELLS = 64
+"""Pictures of a column that are in memory at a time while they are hashed."""
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _DELIMITERS = "\t,;|"
 """Of a CSV, in the order of preference if several fit."""
@@ -195,6 +198,9 @@ class Table(Protocol):
     def column(self, group: int, name: str) -> Any:
         """A column of a group."""
 
+    def cells(self, group: int, name: str) -> Iterator[Any]:
+        """The values of a column of a group, of which a few are in memory at a time."""
+
 
 @contextmanager
 def open_table(path: Place) -> Iterator[Table]:
@@ -232,6 +238,11 @@ class _ParquetTable:
 
     def column(self, group: int, name: str) -> Any:
         return self._file.read_row_group(group, [name], use_threads=False)[name]
+
+    def cells(self, group: int, name: str) -> Iterator[Any]:
+        batches = self._file.iter_batches(_CELLS, row_groups=[group], columns=[name], use_threads=False)
+        for batch in batches:
+            yield from (cell.as_py() for cell in batch.column(0))
 
 
 class _ArrowTable:
@@ -273,6 +284,9 @@ class _ArrowTable:
         column.validate(full=True)
         return column
 
+    def cells(self, group: int, name: str) -> Iterator[Any]:
+        yield from (cell.as_py() for cell in self.column(group, name))
+
 
 def storage_type(kind: pa.DataType) -> pa.DataType:
     """The type of a column's values: without dictionaries, runs and extensions."""
@@ -283,6 +297,21 @@ def storage_type(kind: pa.DataType) -> pa.DataType:
             kind = kind.storage_type
         else:
             return kind
+
+
+def hash_cell(value: Any) -> str:
+    """A hash of the picture in a cell, or of the path that it holds instead; "" if it holds neither."""
+    content = _picture_in(value)
+    if isinstance(content, str) and content:
+        content = f"path\n{content}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) and content else ""
+
+
+def _picture_in(value: Any) -> Any:
+    """The bytes or path in a cell."""
+    if isinstance(value, dict):  # the struct of Hugging Face's image columns
+        return value.get("bytes") or value.get("path")
+    return value
 
 
 class CellReader:
@@ -305,9 +334,7 @@ class CellReader:
         if key not in self._groups:
             with open_table(parse_place(cell.path)) as table:
                 self._groups[key] = table.column(cell.row_group, cell.column)
-        value = self._groups[key][cell.row].as_py()
-        if isinstance(value, dict):  # the struct of Hugging Face's image columns
-            value = value.get("bytes") or value.get("path")
+        value = _picture_in(self._groups[key][cell.row].as_py())
         if isinstance(value, str) and value:
             try:
                 folder = parse_place(cell.path).parent

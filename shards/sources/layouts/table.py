@@ -4,7 +4,8 @@ SOURCE is a file, a folder of `.parquet` files (or else of other tables), or a p
 (bytes, or a struct with `bytes`) or `path` (below the table's folder, or a URL), and optionally `key`, `caption` (text
 or a list), `label`, `split`, `persons` (a list of box, score, labels as in FORMAT.md), `distribution`
 (an object of labels and their shares, or several columns; see `columns.py`); every other column becomes an
-attribute. Rows of the same path are one picture with several captions. In a CSV these named columns are texts (`007`
+attribute. Rows of the same path are one picture with several captions, and so are rows of equal bytes in tables that
+have captions, whose pictures are read to compare them. In a CSV these named columns are texts (`007`
 stays `007`), and `image` is a path. An empty text counts as missing.
 
 Captions may have another usual name, such as `text` (`columns.py`). Tables without `image` and `path`, those of Hugging
@@ -13,6 +14,7 @@ Face's `datasets`, JSON Lines and Arrow files may use other names for the other 
 there are several tables, all called like splits (`train.csv`, `test-00000-of-00002.parquet`), these are their splits.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,6 +44,7 @@ from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.tables import (
     ARROW,
     check_column_names,
+    hash_cell,
     open_table,
     parse_number,
     read_csv,
@@ -149,12 +152,14 @@ def _columnar(path: Place, name: str, options: SourceOptions) -> Iterator[Record
         kinds = {n: _kind(schema.field(n).type, n, path) for n in pictures}
         inline = [n for n in pictures if kinds[n] == "bytes"]
         others = [n for n in schema.names if n not in inline]
+        has_captions = names["caption"] in others
         classes = {n: features[n] for n in others if has_classes(features.get(n))}
         first = 0
         for group in range(table.groups):
             count, used = table.size(group, inline)
             size = used // max(1, count) or None
-            for row, values in enumerate(table.rows(group, others)):
+            cells = table.cells(group, inline[0]) if inline and has_captions else itertools.repeat(None)
+            for row, (values, content) in enumerate(zip(table.rows(group, others), cells)):
                 row_name = f"{name}#{first + row}"
                 try:
                     for column, feature in classes.items():
@@ -163,10 +168,10 @@ def _columnar(path: Place, name: str, options: SourceOptions) -> Iterator[Record
                     yield Record(row_name, b"", refused=("annotation", f"the column {column!r}: {error}"))
                     continue
                 if inline:
-                    cell = Cell(
-                        str(path), inline[0], group, row, _find_file(values, others, names, path, options)
-                    )
-                    yield make_record(values, names, row_name, cell, size)
+                    otherwise = _find_file(values, others, names, path, options)
+                    cell = Cell(str(path), inline[0], group, row, otherwise)
+                    digest = (hash_cell(content) or hash_cell(otherwise)) if has_captions else ""
+                    yield make_record(values, names, row_name, cell, size, digest)
                 else:
                     where = next((values[n] for n in pictures if values.get(n)), None)
                     yield _path_record(values, names, row_name, path, where, options)

@@ -86,8 +86,10 @@ def test_across_splits_the_test_copy_stays_in_any_order(seed: int, tmp_path: Pat
 
 
 def test_the_copy_of_a_picture_that_was_refused_takes_its_place(tmp_path: Path) -> None:
-    rows = [{"key": "a", "image": picture(1), "caption": text} for text in ("", "long enough")]
-    rows[1]["key"] = "b"
+    texts = {"a": "", "b": "long enough"}
+    for key in texts:
+        (tmp_path / key).write_bytes(picture(1))
+    rows = [{"key": key, "path": key, "caption": text} for key, text in texts.items()]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     from shards.pack.prepare import Filters
 
@@ -203,7 +205,9 @@ def test_a_part_without_any_picture_is_complete_all_the_same(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_captions_that_only_a_refused_copy_has_are_counted(seed: int, tmp_path: Path) -> None:
-    rows = [{"key": "a", "image": picture(1), "caption": ["one", "two"]}, {"key": "b", "image": picture(1)}]
+    for key in "ab":
+        (tmp_path / key).write_bytes(picture(1))
+    rows = [{"key": "a", "path": "a", "caption": ["one", "two"]}, {"key": "b", "path": "b"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     settings = PackSettings(str(tmp_path / "t.parquet"), "table", persons="none", seed=seed)
     [copy] = pack(settings, tmp_path / "out").rejected

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -179,3 +180,86 @@ def test_the_summary_counts_rows_captions_labels_and_boxes(
         "the samples have 50 captions, 0 labels and 0 boxes; 0 have no caption, 10 no label, 10 no box",
         "50 rows of the source describe 10 pictures",
     ]
+
+
+# ---- pictures inside a table
+
+
+def inside(path: Path, rows: list[dict[str, Any]], kind: str = "bytes", group_rows: int = 4) -> Path:
+    """A table of pictures by number, as bytes or as Hugging Face's struct."""
+    for row in rows:
+        buffer = io.BytesIO()
+        pixels_HW3 = np.random.default_rng(row["image"]).integers(0, 255, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels_HW3).save(buffer, "PNG")
+        data = buffer.getvalue()
+        row["image"] = data if kind == "bytes" else {"bytes": data, "path": f"{len(data)}.png"}
+    if path.suffix == ".arrow":
+        pyarrow.feather.write_feather(pa.Table.from_pylist(rows), str(path), chunksize=group_rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group_rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_with_the_same_bytes_are_one_sample_with_all_captions(
+    name: str, kind: str, seed: int, tmp_path: Path
+) -> None:
+    pairs = [(number, n) for number in range(7) for n in range(5)]
+    order = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
+    rows = [{"image": number, "caption": f"picture {number}, caption {n}", "n": n} for number, n in order]
+    result = packed(inside(tmp_path / name, rows, kind), tmp_path / "out", seed=seed)
+    assert (result.records, result.packed, result.rejected, result.rows) == (7, {"": 7}, [], (35, 7))
+    expected: dict[int, list[str]] = {}
+    for number, n in order:
+        expected.setdefault(number, []).append(f"picture {number}, caption {n}")
+    found = samples(tmp_path / "out")
+    assert [found[source]["captions"] for source in sorted(found, key=row_number)] == list(expected.values())
+    first = [next(i for i, pair in enumerate(order) if pair[0] == number) for number in expected]
+    assert sorted(map(row_number, found)) == first
+
+
+def row_number(source: str) -> int:
+    return int(source.rpartition("#")[2])
+
+
+def test_rows_with_the_same_bytes_and_other_labels_are_a_conflict(tmp_path: Path) -> None:
+    rows = [{"image": 0, "caption": "a", "label": "joy"}, {"image": 1, "caption": "b", "label": None}]
+    rows += [{"image": 0, "caption": "c", "label": "fear"}, {"image": 1, "caption": "d", "label": "awe"}]
+    result = packed(inside(tmp_path / "t.parquet", rows, group_rows=1), tmp_path / "out")
+    assert [(refused.source, refused.reason) for refused in result.rejected] == [("t.parquet#0", "conflict")]
+    assert samples(tmp_path / "out")["t.parquet#1"]["label"] == "awe"
+
+
+def test_rows_with_the_same_bytes_in_two_splits_or_tables_and_empty_ones(tmp_path: Path) -> None:
+    picture(tmp_path / "in/9.png", 9)
+    rows = [{"image": 0, "caption": "a", "split": "train"}, {"image": 0, "caption": "b", "split": "test"}]
+    inside(tmp_path / "in/1.parquet", rows)
+    inside(tmp_path / "in/2.parquet", [{"image": 0, "caption": "c", "split": "test"}])
+    empty = [
+        {"image": None, "path": path, "caption": path, "split": "test"} for path in ("9.png", None, None)
+    ]
+    table = pa.Table.from_pylist([*empty, {**empty[0], "caption": "again"}])
+    pq.write_table(table.set_column(0, "image", pa.nulls(4, pa.binary())), tmp_path / "in/3.parquet")
+    result = packed(tmp_path / "in", tmp_path / "out")
+    assert sorted((refused.source, refused.reason) for refused in result.rejected) == [
+        ("1.parquet#0", "leak"),
+        ("3.parquet#1", "empty"),
+        ("3.parquet#2", "empty"),
+    ]
+    found = samples(tmp_path / "out")
+    assert {source: sample["captions"] for source, sample in found.items()} == {
+        "1.parquet#1": ["b", "c"],
+        "3.parquet#0": ["9.png", "again"],
+    }
+
+
+def test_pictures_of_a_table_without_captions_are_not_read_while_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = inside(tmp_path / "t.parquet", [{"image": number, "n": number} for number in (0, 0, 1)])
+    read: list[int] = []
+    monkeypatch.setattr("shards.sources.layouts.table.hash_cell", read.append)
+    result = packed(table, tmp_path / "out")
+    assert (read, [refused.reason for refused in result.rejected]) == ([], ["duplicate"])
