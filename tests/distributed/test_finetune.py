@@ -179,6 +179,12 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
         tmp_path, data, "labels", "run.max_steps=3", "batch.global_batch=16", "batch.micro_batch=16"
     )
     more = [("finetune", [*labelled, "finetune.dimensions=[valence]"])]
+    seven = load_presets()["emotion6"].distribution_labels
+    shares = {label: [0.4 if i == j else 0.1 for j in range(7)] for i, label in enumerate(seven)}
+    six = distribution_set(tmp_path / "six", {"train": 14, "val": 7, "test": 7}, shares)
+    seven_data = packed(six, tmp_path / "seven", layout="table", preset="emotion6", dimension_ranges=ranges)
+    short = ("run.max_steps=2", "batch.global_batch=8", "batch.micro_batch=4")
+    more.append(("finetune_emotion6_ldl", settings(tmp_path, seven_data, "ldl", *short)))
     assert run_ranks(varied("one", "batch.micro_batch=16"), world_size=1, recipe="finetune", more=more) == [0]
     two = varied("two", "batch.micro_batch=4", "zero.stage=2", "finetune.eval_batch=3")
     saved = tmp_path / "two/checkpoints/step_00000003/complete.json"
@@ -226,6 +232,10 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
     )
     errors = [abs(answer["dimensions"]["arousal"] - 3) for answer in answers]
     assert np.mean(errors) == pytest.approx(arousal["mean_absolute_error"], abs=1e-3)
+    ldl = read(tmp_path / "ldl/finetune.json")
+    assert ldl["labels"] == rows(ldl["test"]) == list(seven)
+    assert ldl["dimension_ranges"] == {"valence": [1, 9], "arousal": [1, 9]}
+    assert ldl["samples"] == {"train": 14, "val": 7, "test": 7}  # neutral is no label, but a share
     labelled_result = read(tmp_path / "labels/finetune.json")
     assert labelled_result["target"] == "label"
     assert [row["samples"] for row in labelled_result["test"]["dimensions"]] == [6]
