@@ -7,12 +7,14 @@ no server answers any more, after some did, the pack ends, because the network i
 import contextlib
 import errno
 import http.client
+import queue
 import socket
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -23,7 +25,7 @@ from uniemox_dist.core.files import hide_secrets
 SILENCE_S = 10.0
 """Longest wait for a connection, or for the next bytes."""
 TOTAL_S = 60.0
-"""Longest time of one try."""
+"""Longest time of one try: look-up of the name, connection, TLS, redirects and all bytes."""
 LARGEST_BYTES = 64 << 20
 """Largest picture."""
 TRIES = 3
@@ -100,11 +102,14 @@ _answers = _Answers()
 
 
 class _Deadline:
-    """Ends all connections of a try after `TOTAL_S`, because a server may send a byte now and then for ever."""
+    """Ends all connections of a try after `TOTAL_S`, because a server may send a byte now and then for ever, also while
+    TLS begins. The look-up of names and the attempts to connect end with it, too."""
 
     def __init__(self) -> None:
         self.passed = False
+        self._ends = time.monotonic() + TOTAL_S
         self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
         self._timer = threading.Timer(TOTAL_S, self._end)
         self._timer.daemon = True
 
@@ -115,31 +120,101 @@ class _Deadline:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-        self._sockets.clear()
+        with self._lock:
+            for connection in self._sockets:
+                connection.close()
+            self._sockets.clear()
 
-    def watch(self, connection: socket.socket) -> None:
-        self._sockets.append(connection)
+    def connect(
+        self, address: tuple[str, int], timeout: float, source: tuple[str, int] | None = None
+    ) -> socket.socket:
+        """A connection to a host; like `socket.create_connection`."""
+        failure: OSError = OSError("the host has no address")
+        for family, kind, protocol, _, place in self._look_up(*address):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                with self._limited(timeout) as limit:
+                    connection.settimeout(limit)
+                    connection.connect(place)
+                connection.settimeout(timeout)
+                self._watch(connection)
+                return connection
+            except OSError as error:
+                connection.close()
+                failure = error
+        raise failure
+
+    def _look_up(self, host: str, port: int) -> list[Any]:
+        """`socket.getaddrinfo`, which has no time-out of its own; its thread ends when the system gives up."""
+        found: queue.SimpleQueue[list[Any] | OSError | UnicodeError] = queue.SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                found.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+            except (OSError, UnicodeError) as error:
+                found.put(error)
+
+        threading.Thread(target=look_up, daemon=True).start()
+        with self._limited(SILENCE_S) as limit:
+            try:
+                result = found.get(timeout=limit)
+            except queue.Empty:
+                raise TimeoutError from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    @contextlib.contextmanager
+    def _limited(self, timeout: float) -> Iterator[float]:
+        """Yields the seconds that an action may take; the deadline has passed if it then takes too long because of it.
+
+        Raises:
+            TimeoutError: if there are none left.
+        """
+        left = self._ends - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            yield min(timeout, left)
+        except TimeoutError:
+            self.passed |= left < timeout
+            raise
+
+    def _watch(self, connection: socket.socket) -> None:
+        """Ends a connection with this try. A duplicate is kept, because TLS takes the socket itself over."""
+        with self._lock:
+            self._sockets.append(connection.dup())
+        if self.passed:
+            self._end()
 
     def _end(self) -> None:
         self.passed = True
-        for connection in list(self._sockets):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TCP; TLS must not be touched here
+        with self._lock:
+            for connection in self._sockets:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 _current = threading.local()
 
 
+def _connect(
+    address: tuple[str, int], timeout: float, source: tuple[str, int] | None = None
+) -> socket.socket:
+    deadline: _Deadline = _current.deadline
+    return deadline.connect(address, timeout, source)
+
+
 class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
+        self._create_connection = _connect
         super().connect()
-        _current.deadline.watch(self.sock)
 
 
 class _SecureConnection(http.client.HTTPSConnection):
     def connect(self) -> None:
+        self._create_connection = _connect
         super().connect()
-        _current.deadline.watch(self.sock)
 
 
 class _Http(urllib.request.HTTPHandler):

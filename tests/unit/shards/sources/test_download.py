@@ -1,7 +1,11 @@
 """Pictures at URLs, from a real server on loopback that misbehaves in every way that servers do."""
 
+import contextlib
 import io
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -311,7 +315,102 @@ def test_hosts_without_an_address_are_refused(monkeypatch: pytest.MonkeyPatch) -
         def fail(*_: object, code: int = code, **__: object) -> None:
             raise socket.gaierror(code, "no address")
 
-        monkeypatch.setattr(socket, "create_connection", fail)
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
         found = fetch("http://h/1.png")
         assert isinstance(found, BadPicture)
         assert found.detail == f"no address{tried}: http://h/1.png"
+
+
+# ---- the total time of a try
+
+
+@contextlib.contextmanager
+def answers_with(*pieces: bytes) -> Iterator[int]:
+    """The port of a server that sends a piece every 50 ms, whatever it is asked, and then keeps the connection open."""
+    ends = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            for piece in pieces:
+                connection.sendall(piece)
+                if ends.wait(0.05):
+                    return
+            ends.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while not ends.is_set():
+                with contextlib.suppress(OSError):
+                    threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
+        ends.set()
+
+
+TLS_RECORD = b"\x16\x03\x03\x40\x00"  # the head of a handshake record of 16 KiB
+TRICKLE = [TLS_RECORD, *[b"x"] * 200]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "silence_s", "detail"),
+    [
+        ([], 0.3, "no answer within 0.3 s"),
+        ([], 30.0, "not complete after 0.7 s"),
+        (TRICKLE, 30.0, "not complete after 0.7 s"),
+    ],
+    ids=["silent", "silent, total", "trickle"],
+)
+def test_a_server_that_never_begins_tls_is_given_up(
+    pieces: list[bytes], silence_s: float, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.01)
+    monkeypatch.setattr(downloads, "SILENCE_S", silence_s)
+    monkeypatch.setattr(downloads, "TOTAL_S", 0.7)
+    with answers_with(*pieces) as port:
+        url = f"https://127.0.0.1:{port}/1.png"
+        found = fetch(url)
+    assert isinstance(found, BadPicture)
+    assert (found.reason, found.detail) == ("unreadable", f"{detail} (tried 2 times): {url}")
+
+
+@pytest.mark.parametrize(
+    ("silence_s", "detail"), [(0.2, "no answer within 0.2 s"), (30.0, "not complete after 0.4 s")]
+)
+def test_a_name_that_is_looked_up_for_ever_is_given_up(
+    silence_s: float, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver of the system has no time-out of ours."""
+    ends = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [ends.wait()][:0])
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.01)
+    monkeypatch.setattr(downloads, "SILENCE_S", silence_s)
+    monkeypatch.setattr(downloads, "TOTAL_S", 0.4)
+    found = fetch("http://h/1.png")
+    ends.set()
+    assert isinstance(found, BadPicture)
+    assert found.detail == f"{detail} (tried 2 times): http://h/1.png"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_pictures_are_fetched_by_tls_and_a_certificate_of_nobody_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/cert.pem"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with Server() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"https://127.0.0.1:{server.server_port}"
+        refused = fetch(f"{url}/1.png")
+        monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/cert.pem")
+        found = fetch_images([f"{url}/{i}.png" for i in range(20)])
+        server.shutdown()
+    assert found == [picture(i) for i in range(20)]
+    assert isinstance(refused, BadPicture)
+    assert refused.detail == f"self-signed certificate: {url}/1.png"
