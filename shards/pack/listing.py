@@ -5,8 +5,9 @@ Shapes: N records of the source, M records of this part in the order of packing.
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from shards.format.manifest import MANIFEST, SIZES
 from shards.format.rejected import REJECTED
 from shards.format.sample import make_key
+from shards.pack.contents import Contents
 from shards.pack.spool import Spool, parse_record
 from shards.sources import Cell, Record
 from shards.sources.presets import Labels, Preset, assign_shares, draw64
@@ -28,6 +30,8 @@ RESERVED = {MANIFEST, SIZES, REJECTED, "part.json"}
 """Names of our own files beside the folders of splits."""
 PIECE_BYTES = 96 << 20
 """Row groups of a table are read and shuffled together up to this size (at least one)."""
+MOST_NEAREST = 20
+"""Undeclared labels for which the nearest declared one is searched."""
 FIRST = {"test": 0, "val": 1, "train": 2}
 """Splits that are packed first, so that the test copy of a picture in several splits is found first and kept."""
 
@@ -48,6 +52,8 @@ class Listing:
         """True if the splits were drawn by us, from the preset's shares."""
         self.used_splits: list[str] = []
         """The splits of records that may be packed; "" if the source has none."""
+        self.contents = Contents()
+        """What the records that may be packed have."""
         self._codes: dict[str, dict[Any, int]] = {name: {} for name in ("split", "label", "stratum", "block")}
         self._arrays = {name: array("q") for name in ("split", "label", "stratum", "block")}
         self._sizes = array("q")  # of the blocks
@@ -78,27 +84,28 @@ class Listing:
                 they are joined. Bytes are compared by 128 bits of their hashes.
 
         Raises:
-            UserError: for a split that is not a folder name, and if only some records have a split.
+            UserError: for a split that is not a folder name, if only some records have a split, and if no record has a
+                declared label.
         """
         listing = cls(folder, seed)
-        labels = _Declared(
-            Labels(preset.labels),
-            Labels(preset.distribution_labels or preset.labels),
-            Labels(keep_labels),
-            {} if ranges is None else ranges,  # an empty mapping may be filled while records are read
-        )
+        ranges = {} if ranges is None else ranges  # an empty mapping may be filled while records are read
+        labels = _Declared.of(preset, keep_labels, ranges)
+        has_persons = False
         for record in records:
             if several_rows:
                 listing._places.append(_place_hash(record))
                 listing._digests.append(int(record.digest[-16:] or "0", 16))
+                has_persons = has_persons or record.is_person
             listing._append(_with_label(validate_record(record), labels), preset.by_group)
         rows = len(listing.spool)
-        if several_rows and (joined := listing._join_rows()) is not None:
+        if several_rows and (joined := listing._join_rows(always=has_persons)) is not None:
             unjoined, listing = listing, cls(folder, seed, "joined.jsonl")
+            labels = _Declared.of(preset, keep_labels, ranges)
             for record in joined:
                 listing._append(_with_label(validate_record(record), labels), preset.by_group)
             unjoined.spool.close()
             unjoined.spool.path.unlink()
+        labels.check()
         listing.rows = rows
         listing.splits, listing.labels = list(listing._codes["split"]), list(listing._codes["label"])
         listing._assign_splits(preset)
@@ -112,6 +119,10 @@ class Listing:
     def label(self, number: int) -> str | None:
         """The label of a record."""
         return self.labels[self._arrays["label"][number]]
+
+    def describe(self) -> str:
+        """What the records that may be packed have, in one line."""
+        return self.contents.describe(sum(map(bool, self.used_splits)))
 
     @staticmethod
     def cell(line: bytes) -> Cell | None:
@@ -144,6 +155,7 @@ class Listing:
         return frozenset(values[counts > 1].tolist())
 
     def _append(self, record: Record, by_group: bool) -> None:
+        self.contents.add(record)
         split = record.split or None
         self._arrays["split"].append(self._code("split", split))
         self._arrays["label"].append(self._code("label", record.label))
@@ -155,8 +167,9 @@ class Listing:
         self._refused.append(record.refused is not None)
         self.spool.append(record)
 
-    def _join_rows(self) -> Iterator[Record] | None:
-        """The records with rows of one picture joined, each where its first row is; None if all pictures differ.
+    def _join_rows(self, *, always: bool) -> Iterator[Record] | None:
+        """The records with rows of one picture joined, each where its first row is; None if all pictures differ, unless
+        `always`.
 
         Needs 48 bytes of memory per row; the rows themselves are read from the spool.
         """
@@ -166,7 +179,7 @@ class Listing:
         differs_N = np.ones(len(sorted_N), bool)
         differs_N[1:] = (sorted_N[1:] != sorted_N[:-1]) | (sorted_N[1:] == 0)
         starts = np.flatnonzero(differs_N)
-        if len(starts) == len(place_N):
+        if len(starts) == len(place_N) and not always:
             return None
         self.spool.seal()
         end_N = np.zeros(len(place_N), np.int64)  # by the number of the first row; 0 for all other rows
@@ -267,7 +280,7 @@ def _place_hash(record: Record) -> int:
 
 @dataclass(frozen=True)
 class _Declared:
-    """The labels that records may have."""
+    """The labels that records may have, and a count of those that they do have."""
 
     labels: Labels
     shares: Labels
@@ -276,6 +289,42 @@ class _Declared:
     """Those that are packed."""
     ranges: Mapping[str, tuple[float, float]]
     """Lowest and highest value of dimensions."""
+    unknown: Counter[str | None] = field(default_factory=Counter)
+    """Labels that are not declared; None for records without one."""
+    known: Counter[str | None] = field(default_factory=Counter)
+
+    @classmethod
+    def of(
+        cls, preset: Preset, keep_labels: tuple[str, ...], ranges: Mapping[str, tuple[float, float]]
+    ) -> "_Declared":
+        return cls(
+            Labels(preset.labels, preset.synonyms),
+            Labels(preset.distribution_labels or preset.labels, preset.synonyms),
+            Labels(keep_labels),
+            ranges,
+        )
+
+    def refuse(self, record: Record, label: str | None) -> Record:
+        """A record with a label that is not declared."""
+        self.unknown[label] += 1
+        near = self.labels.nearest(label) if label is not None and len(self.unknown) <= MOST_NEAREST else None
+        meant = f"; the nearest is {near}" if near else ""
+        detail = f"label {label!r} is not one of {', '.join(self.labels.declared)}{meant}"
+        return replace(record, refused=("label", detail))
+
+    def check(self) -> None:
+        """Raises UserError if records have labels, and none is declared."""
+        if not self.unknown or self.known or not self.labels.declared:
+            return
+        found = [label for label, _ in self.unknown.most_common() if label is not None]
+        names = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        pairs = ((label, self.labels.nearest(label)) for label in found[:MOST_NEAREST])
+        near = ", ".join(f"{label!r}: {name}" for label, name in pairs if name)
+        raise UserError(
+            f"SOURCE: none of its labels is one of the preset's: it has {names or 'no labels'}; the preset has "
+            f"{', '.join(self.labels.declared)}{f'; nearest: {near}' if near else ''}; give the folder that holds the "
+            "label folders, or another --preset"
+        )
 
 
 def _with_label(record: Record, declared: _Declared) -> Record:
@@ -296,12 +345,17 @@ def _with_label(record: Record, declared: _Declared) -> Record:
             return replace(record, refused=("label", detail + ", ".join(declared.shares.declared)))
         record = replace(record, distribution=spelled)
         if record.label is None and spelled:
+            declared.known[None] += 1
             label = declared.labels.canonical(most_likely(record.distribution or {}))
             return _keep(replace(record, label=label), declared.kept)
+    of_persons = [person.labels["label"] for person in record.persons or () if "label" in person.labels]
+    if of_persons and record.label is None and record.refused is None:
+        return _with_person_labels(record, declared, of_persons)
     label = declared.labels.canonical(record.label)
-    if record.refused is None and declared.labels.declared and label is None:
-        detail = f"label {record.label!r} is not one of {', '.join(declared.labels.declared)}"
-        return replace(record, refused=("label", detail))
+    if record.refused is None and declared.labels.declared:
+        if label is None:
+            return declared.refuse(record, record.label)
+        declared.known[label] += 1
     return _keep(record if label == record.label else replace(record, label=label), declared.kept)
 
 
@@ -314,6 +368,34 @@ def _find_beyond(record: Record, ranges: Mapping[str, tuple[float, float]]) -> s
             if isinstance(value, int | float) and not low <= value <= high:
                 return f"{place}{name}: {value:g} is beyond {low:g} to {high:g}"
     return None
+
+
+def _with_person_labels(record: Record, declared: _Declared, labels: list[Any]) -> Record:
+    """A record whose persons have labels of their own, which differ."""
+    spelled = {label: declared.labels.canonical(str(label)) for label in labels}
+    for label, name in spelled.items():
+        if name is None:
+            return declared.refuse(record, str(label))
+    declared.known.update(spelled.values())
+    persons = tuple(
+        replace(person, labels={**person.labels, "label": spelled[person.labels["label"]]})
+        if "label" in person.labels
+        else person
+        for person in record.persons or ()
+    )
+    record = replace(
+        record,
+        persons=persons,
+        label=next(iter(spelled.values())) if len(set(spelled.values())) == 1 else None,
+    )
+    kept = declared.kept
+    if (
+        record.label is None
+        and kept.declared
+        and any(kept.canonical(name) is not None for name in spelled.values())
+    ):
+        return record
+    return _keep(record, kept)
 
 
 def _keep(record: Record, kept: Labels) -> Record:

@@ -20,6 +20,7 @@ from shards.pack.captions import load_captioner
 from shards.pack.journal import Journal
 from shards.pack.listing import Listing
 from shards.pack.near_duplicates import load_twins
+from shards.pack.opening import open_settings
 from shards.pack.packer import Packer, PackResult
 from shards.pack.partial import (
     PART,
@@ -38,11 +39,11 @@ from shards.pack.settings import PackSettings, check_licence
 from shards.pack.workers import Workers
 from shards.pool import Progress
 from shards.remote_folder import RemoteFolder, open_remote_folder
-from shards.sources import SourceOptions, check_options, may_repeat_pictures, open_source
-from shards.sources.presets import find_preset
+from shards.sources import may_repeat_pictures, open_source
+from shards.sources.presets import is_file
 from shards.storage import Place, is_local
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import write_json
+from uniemox_dist.core.files import hide_secrets, write_json
 
 
 def pack(
@@ -74,16 +75,13 @@ def pack(
         if is_local(out)
         else open_remote_folder(out, again="continue with the same command and --resume")
     )
+    found = open_settings(settings)
+    settings, preset = found.settings, found.preset
     existing = _open_existing(out, part, remote, resume) if append else None
     if existing is None and (is_taken(out) if remote is None else remote_pack.is_taken(remote)):
         return _reuse(settings, part, licence, out, resume, remote)
-    options = SourceOptions(
-        settings.columns, settings.persons == "source", settings.allow_outside, picture=settings.picture
-    )
-    check_options(settings.layout, options)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
-    preset = find_preset(settings.preset)
     opened = (
         open_partial(out, resume, appends=append)
         if remote is None
@@ -92,8 +90,8 @@ def pack(
     with opened as partial, Workers(workers) as pool:
         work = partial / WORK
         work.mkdir(parents=True, exist_ok=True)
-        options = replace(options, scratch=work)
-        records = open_source(settings.layout, preset.locate(settings.source), options)
+        options = replace(found.options, scratch=work)
+        records = open_source(found.layout, found.place, options)
         ranges = ChainMap(
             settings.dimension_ranges, preset.dimension_ranges, options.findings.dimension_ranges
         )
@@ -104,7 +102,7 @@ def pack(
             seed=settings.seed,
             preset=preset,
             keep_labels=settings.keep_labels,
-            several_rows=may_repeat_pictures(settings.layout),
+            several_rows=may_repeat_pictures(found.layout),
         )
         provenance = {
             "settings": settings.to_json(),
@@ -118,6 +116,11 @@ def pack(
         }
         if ranges:
             provenance["dimension_ranges"] = {name: list(limits) for name, limits in sorted(ranges.items())}
+        if is_file(settings.preset):
+            provenance["preset"] = preset.model_dump(mode="json", exclude_defaults=True)
+        if settings.preset is not None:
+            place = "" if found.place == settings.source else f" in {hide_secrets(found.place)}"
+            options.findings.notes.insert(0, f"found{place}: {listing.describe()}")
         preparation = Preparation(
             settings.persons,
             settings.check,

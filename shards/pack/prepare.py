@@ -155,7 +155,7 @@ class Preparer:
         try:
             if isinstance(data, BadPicture):
                 raise data
-            record = turn_boxes_upright(record, data)
+            record = turn_boxes_upright(scale_boxes(record, data), data)
             shrinks = settings.shrink.max_side or settings.shrink.min_side
             check = "header" if shrinks else settings.check
             found = identify_format(data[:HEAD_BYTES])
@@ -228,6 +228,31 @@ def make_sample(record: Record, data: bytes, extension: str, width: int, height:
         persons=record.persons or (),
         image_sha256=sha256_bytes(data),
     )
+
+
+def scale_boxes(record: Record, data: bytes) -> Record:
+    """A record with boxes as fractions of the stored picture, instead of in its pixels; the largest person first.
+
+    Boxes that reach over the edge are clipped; persons of whom nothing remains are left out.
+
+    Raises:
+        BadPicture: if no person remains, or the picture's header cannot be read. Empty `data` is left to
+            `check_picture`.
+    """
+    if record.pixel_boxes is None or not data:
+        return record
+    with open_picture(data) as image:
+        width, height = image.size
+    persons = []
+    for person, (x1, y1, x2, y2) in zip(record.persons or (), record.pixel_boxes):
+        scaled = replace(person, box=(x1 / width, y1 / height, x2 / width, y2 / height))
+        left, top, right, bottom = scaled.box
+        if (area := (right - left) * (bottom - top)) > 0:
+            persons.append((-round(area, 10), scaled))
+    if not persons:
+        raise BadPicture("annotation", "no annotated person's box is inside the picture")
+    ordered = tuple(person for _, person in sorted(persons, key=lambda pair: pair[0]))
+    return replace(record, persons=ordered, pixel_boxes=None, boxes_size=(width, height))
 
 
 def turn_boxes_upright(record: Record, data: bytes) -> Record:

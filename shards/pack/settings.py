@@ -19,6 +19,9 @@ _ADDED: dict[str, Any] = {
     "allow_outside": False,
     "picture": None,
     "near_duplicates": "keep",
+    "pictures": None,
+    "header": (),
+    "delimiter": None,
     "dimension_ranges": {},
 }
 """Settings that older manifests do not state, and their defaults."""
@@ -29,7 +32,8 @@ class PackSettings:
     """The settings of a pack; they are part of the manifest's provenance."""
 
     source: str
-    layout: str = "table"
+    layout: str | None = "table"
+    """None: that of the preset."""
     persons: str = "nanodet"
     shard_mb: float = 256.0
     shard_samples: int = 10_000
@@ -48,6 +52,12 @@ class PackSettings:
     """True if paths in a table may lead out of its folder."""
     picture: str | None = None
     """Which picture of a sample with several is packed; None: the first one."""
+    pictures: str | None = None
+    """The folder below which the paths in a table are, relative to SOURCE; None: the table's own."""
+    header: tuple[str, ...] = ()
+    """The columns of tables without a header line."""
+    delimiter: str | None = None
+    """The delimiter of tables: one character, or `space`; None: found by extension and header."""
     near_duplicates: str = "keep"
     """`keep`, `mark` (in the attributes of the later one) or `drop`."""
     dimension_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -63,6 +73,8 @@ class PackSettings:
             raise UserError(
                 "--picture=: is empty; give a part of a member's name, such as left for k.left.jpg"
             )
+        if self.delimiter is not None and self.delimiter != "space" and len(self.delimiter) != 1:
+            raise UserError(f"--delimiter={self.delimiter}: give one character, or space")
         if self.check not in CHECKS:
             raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
         if self.near_duplicates not in MODES:

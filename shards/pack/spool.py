@@ -78,6 +78,8 @@ def parse_record(line: bytes, folder: Path = Path()) -> Record:
     for name in ("captions", "refused", "boxes_size"):
         if fields.get(name) is not None:
             fields[name] = tuple(fields[name])
+    if fields.get("pixel_boxes") is not None:
+        fields["pixel_boxes"] = tuple(map(tuple, fields["pixel_boxes"]))
     return Record(image=image, **fields)
 
 
@@ -93,12 +95,14 @@ def _fields(record: Record) -> dict[str, Any]:
             "attributes",
             "split",
             "boxes_size",
+            "pixel_boxes",
+            "is_person",
             "group",
             "size",
             "refused",
         )
     }
-    kept = {name: value for name, value in fields.items() if value not in (None, (), {})}
+    kept = {name: value for name, value in fields.items() if value not in (None, (), {}, False)}
     if record.persons is not None:
         kept["persons"] = [person.to_json() for person in record.persons]
     return kept

@@ -14,11 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.detect.types import Person
 from shards.sources import layouts
 from uniemox_dist.core.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.sources.preset_schema import Form, FoundTable, Table
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class Record:
     boxes_size: tuple[float, float] | None = None
     """Width and height in pixels of the picture in which the boxes were drawn, if that may be the stored picture,
     before EXIF turns it. None: the boxes are fractions of the upright picture."""
+    pixel_boxes: tuple[tuple[float, float, float, float], ...] | None = None
+    """The boxes of `persons` in pixels of the stored picture, if the source does not state its size. The packer scales
+    them; the boxes of `persons` themselves have no meaning then."""
+    is_person: bool = False
+    """True for a row that describes one person of its picture: joined rows are the persons of one record."""
     group: str | None = None
     """A level below the label, such as UBE's search engines; splits take equal shares of every group."""
     size: int | None = None
@@ -118,6 +126,14 @@ class SourceOptions:
     """Which picture of a sample with several (`--picture`), in lower case."""
     scratch: Path | None = None
     """A folder for temporary files, such as decompressed tars; None: sources that need one are refused."""
+    pictures: str | None = None
+    """The folder below which a table's paths are (`--pictures`, or the preset's); None: the table's own folder."""
+    tables: "tuple[FoundTable, ...]" = ()
+    """The tables of a published set and the meaning of their columns, from its preset."""
+    form: "Form | None" = None
+    """The published form of the set, from its preset."""
+    table: "Table | None" = None
+    """The delimiter and the header that the user gave (`--delimiter`, `--columns`)."""
 
 
 Reader = Callable[[str, SourceOptions], Iterator[Record]]
@@ -154,6 +170,11 @@ def check_options(layout: str, options: SourceOptions) -> None:
         )
     if options.allow_outside and "--allow-outside" not in uses:
         raise UserError(f"--allow-outside: --layout {layout} reads no paths from its files; leave it out")
+    for option, value in (("--pictures", options.pictures), ("--columns", options.table)):
+        if value is not None and layout != "table":
+            raise UserError(
+                f"{option}: --layout {layout} reads no tables; leave it out, or give --layout table"
+            )
     if options.picture is not None and "--picture" not in uses:
         raise UserError(
             f"--picture={options.picture}: --layout {layout} has one picture for each sample; leave it out, or give "

@@ -16,9 +16,12 @@ import numpy as np
 
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import READ, CaptionColumns, make_record, shape_of, usual_names
+from shards.sources.described import PictureNames, read_rows
 from shards.sources.files import NamesInForms, read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
+from shards.sources.preset_schema import FoundTable
 from shards.sources.presets import draw64
+from shards.sources.row_rules import RowRules
 from shards.sources.tables import check_column_names, open_table, parse_number, read_csv, read_json_lines
 from shards.sources.values import to_json_value
 from shards.storage import Place
@@ -40,7 +43,8 @@ class Metadata:
     """The rows of a source's metadata files by picture. The rows are on disk; each needs 17 bytes in memory."""
 
     def __init__(self, root: Place, paths: list[str], files: NamesInForms, options: SourceOptions) -> None:
-        """Reads metadata files; those without `file_name` are left out and noted.
+        """Reads metadata files; those without `file_name` are left out and noted. Then the tables that the set's preset
+        describes.
 
         Args:
             files: all files of the source.
@@ -77,12 +81,43 @@ class Metadata:
                 continue
             self._folders.add(f"{folder}/" if folder else "")
             self._captions.append(captions.choose(options))
+        self._rules: dict[int, RowRules] = {}
+        self.refuses_others = any(table.rules.unnamed == "refuse" for table in options.tables)
+        """Whether pictures that no table names are refused."""
+        for place, table in enumerate(options.tables):
+            for name, line in self._read_described(root, place, table, files):
+                hashes.append(draw64(0, name))
+                offsets.append(offsets[-1] + len(line))
+                self._file.write(line)
+            self._folders.add("")
         self._file.flush()
         hash_N = np.frombuffer(hashes, np.uint64)
         self._order_N = np.argsort(hash_N, kind="stable")
         self._sorted_N = hash_N[self._order_N]
         self._offsets = offsets
         self._is_matched_N = np.zeros(len(hash_N), bool)
+
+    def _read_described(
+        self, root: Place, place: int, table: FoundTable, files: NamesInForms
+    ) -> Iterator[tuple[str, bytes]]:
+        """(path of the picture below the root, the row as a line) of the rows of a described table."""
+        pictures = PictureNames(table.rules, str(root))
+        for number, cells in read_rows(table):
+            where = f"{table.path.name}, line {number}"
+            name, content = "", cells
+            if not isinstance(cells, ValueError):
+                rules = self._rules.get(place) or RowRules(table.rules, cells, str(table.path))
+                self._rules[place] = rules
+                try:
+                    if (text := rules.path(rules.cells(cells))) is None:
+                        raise ValueError("names no picture")
+                    name = files.find(posixpath.normpath(pictures.find(text)))
+                except ValueError as error:
+                    content = error
+            if isinstance(content, ValueError):
+                yield "", json.dumps(["", where, f"{where}: {content}", -1 - place]).encode()
+            else:
+                yield name, json.dumps([name, where, to_json_value(content), -1 - place]).encode()
 
     def __enter__(self) -> "Metadata":
         return self
@@ -134,7 +169,8 @@ class Metadata:
         return [number for number in found if self._content(number)[0] == path]
 
     def _content(self, number: int) -> tuple[str, str, dict[str, Any] | str, int]:
-        """(path of the picture, place of the row, its values or why it cannot be used, number of the file)."""
+        """(path of the picture, place of the row, its values or why it cannot be used, number of the file; numbers of
+        described tables are -1, -2, …)."""
         start, end = self._offsets[number], self._offsets[number + 1]
         name, where, values, file = json.loads(os.pread(self._file.fileno(), end - start, start))
         return name, where, values, file
@@ -143,6 +179,8 @@ class Metadata:
         name, where, values, file = self._content(number)
         if isinstance(values, str):
             return name, Record(where, b"", refused=("annotation", values))
+        if file < 0:
+            return name, self._rules[-1 - file].record(values, where)
         names = usual_names({key: shape_of(value) for key, value in values.items()}, self._options.columns)
         names = names | self._captions[file]
         named = {ours: names[ours] for ours in READ if ours in names}

@@ -15,6 +15,10 @@ def join_rows(rows: Sequence[Record]) -> Record:
     `conflict`.
     """
     first = rows[0]
+    if (refused := next((row for row in rows if row.refused is not None), None)) is not None:
+        return replace(first, refused=refused.refused)
+    if first.is_person:
+        return _join_persons(rows)
     if len(rows) == 1:
         return first
     record = replace(
@@ -33,6 +37,16 @@ def join_rows(rows: Sequence[Record]) -> Record:
             detail = f"its rows {stated[0].name} and {other.name} state different {_PLURAL[what]}{values}"
             return replace(record, refused=("conflict", detail))
     return record
+
+
+def _join_persons(rows: Sequence[Record]) -> Record:
+    """The record of rows that describe a person each; its label is left to the listing."""
+    record = join_rows(
+        [replace(row, is_person=False, persons=None, pixel_boxes=None, label=None) for row in rows]
+    )
+    boxes = tuple(box for row in rows for box in row.pixel_boxes or ())
+    persons = tuple(person for row in rows for person in row.persons or ())
+    return replace(record, persons=persons, pixel_boxes=boxes or None)
 
 
 _PLURAL = {"label": "labels", "distribution": "distributions", "persons": "persons"}

@@ -33,7 +33,7 @@ _DELIMITERS = "\t,;|"
 """Of a CSV, in the order of preference if several fit."""
 _QUOTED = re.compile(r'(^|[,\t;|] *)"(?:[^"]|"")*("|\Z)')
 """A cell of a CSV in quotes, which begin behind a delimiter; group 1 is what is before it."""
-_SAMPLE_CHARS = 1 << 16
+SAMPLE_CHARS = 1 << 16
 """Characters of a CSV that decide about its delimiter."""
 
 
@@ -51,10 +51,10 @@ def read_csv(
     csv.field_size_limit(_FIELD_BYTES)
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
-            sample = file.read(_SAMPLE_CHARS)
+            sample = file.read(SAMPLE_CHARS)
             file.seek(0)
-            is_whole = len(sample) < _SAMPLE_CHARS
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else _find_delimiter(sample, is_whole)
+            is_whole = len(sample) < SAMPLE_CHARS
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else find_delimiter(sample, is_whole)
             lines = _open_csv(file, delimiter)
             header: list[str] = next(lines, [])
             if not header:
@@ -91,7 +91,7 @@ def _open_csv(lines: Iterable[str], delimiter: str) -> Any:
     return csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=delimiter not in ",\t")
 
 
-def _find_delimiter(sample: str, is_whole: bool) -> str:
+def find_delimiter(sample: str, is_whole: bool) -> str:
     """The delimiter of the CSV that begins with `sample`: the one in its header, outside of quotes. If there are
     several, the first by which all rows have as many cells as the header; a comma if there is none.
 

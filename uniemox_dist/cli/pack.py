@@ -89,13 +89,13 @@ def _check(context: click.Context) -> None:
     "--layout",
     cls=NamesOption,
     names=layouts,
-    help="Layout of SOURCE [default: table, or folder with --preset]. One of:",
+    help="Layout of SOURCE [default: table, or that of --preset]. One of:",
 )
 @click.option(
     "--preset",
     cls=NamesOption,
     names=_presets,
-    help="A published set, which defines labels and splits. One of:",
+    help="A published set, which states layout, labels and splits: a file FILE.yaml, or one of:",
 )
 @WORKERS
 @click.option(
@@ -149,6 +149,16 @@ def _check(context: click.Context) -> None:
     metavar="NAME=LOW:HIGH",
     help="Range of valence, arousal or dominance, such as valence=1:9; pictures and persons with others are refused.",
 )
+@click.option(
+    "--columns",
+    "header",
+    metavar="A,B,…",
+    help="The columns of tables without a header line, such as caption,url.",
+)
+@click.option(
+    "--delimiter", help="The delimiter of tables: one character, tab, or `space` for any white space."
+)
+@click.option("--pictures", metavar="DIR", help="The folder of a table's pictures, relative to SOURCE.")
 @click.option(
     "--allow-outside", is_flag=True, help="Let paths in a table lead out of its folder, by /, .. or links."
 )
@@ -263,6 +273,18 @@ def _describe_contents(result: Any) -> list[str]:
     return lines + result.findings.notes
 
 
+def _names(text: str | None) -> tuple[str, ...]:
+    """The names in `a,b,c`."""
+    from uniemox_dist.core.errors import UserError
+
+    names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) != len(names):
+        raise UserError(
+            f"--columns={text}: give different names with commas between them, such as caption,url"
+        )
+    return names
+
+
 def _settings(source: str, options: dict[str, Any]) -> Any:
     from shards.pack.prepare import Filters
     from shards.pack.settings import PackSettings, parse_limits, parse_ranges
@@ -275,9 +297,7 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
         raise UserError(f"--column={wrong}: expected OURS=THEIRS, such as image=jpg")
     return PackSettings(
         source=source,
-        layout=("folder" if options["preset"] else "table")
-        if options["layout"] is None
-        else options["layout"],
+        layout="table" if options["layout"] is None and not options["preset"] else options["layout"],
         shrink=Shrink(options["max_side"], options["min_side"], options["quality"]),
         filters=Filters(
             parse_limits("--keep-side", options["keep_side"]),
@@ -286,12 +306,17 @@ def _settings(source: str, options: dict[str, Any]) -> Any:
         ),
         columns=dict(pairs),
         picture=None if options["picture"] is None else options["picture"].lower().removeprefix("."),
+        delimiter={"tab": "\t"}.get(options["delimiter"], options["delimiter"]),
+        header=_names(options["header"]),
         keep_labels=tuple(options["keep_labels"]),
         allow_outside=options["allow_outside"],
         near_duplicates=options["near_duplicates"],
         dimension_ranges=parse_ranges(options["dimension_ranges"]),
         **{
             name: options[name]
-            for name in ("persons", "shard_mb", "shard_samples", "seed", "preset", "captions", "check")
+            for name in (
+                *("persons", "shard_mb", "shard_samples", "seed", "preset", "captions", "check"),
+                "pictures",
+            )
         },
     )

@@ -163,9 +163,10 @@ def _choose_labels(
         return settings.labels
     if settings.task == "multi":
         return CATEGORIES if have <= set(CATEGORIES) else tuple(sorted(have))
-    preset = reader.manifest.provenance.get("settings", {}).get("preset")
+    provenance = reader.manifest.provenance
+    preset = provenance.get("settings", {}).get("preset")
     stated = load_presets().get(preset.lower()) if preset else None
-    own = stated.labels if stated else ()
+    own = stated.labels if stated else tuple(provenance.get("labels") or ())
     if settings.target == "distribution" and stated:
         own = stated.distribution_labels or own
     if len(have) == 1:

@@ -13,6 +13,7 @@ the metadata go before those of folders, and folders before `x.json`; other fiel
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,15 @@ from shards.sources.columns import (
     usual_names,
     write_caption_notes,
 )
-from shards.sources.files import SPLITS, NamesInForms, is_clutter, read_head, read_side_file
+from shards.sources.files import (
+    SPLITS,
+    NamesInForms,
+    is_clutter,
+    name_below,
+    read_head,
+    read_side_file,
+    split_name,
+)
 from shards.sources.metadata import Metadata, is_metadata
 from shards.sources.rows import join_rows
 from shards.sources.values import BAD_VALUE, load_json, parse_captions
@@ -68,6 +77,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     paths = [path for path in paths if not any(map(is_clutter, path.split("/")[:-1]))]
     if hidden := count - len(paths):
         options.findings.not_pictures[HIDDEN] += hidden
+    paths = _without_ignored(paths, source, options)
     said = [path for path in paths if is_metadata(path)]
     pictures = _find_formats(root, said)
     said = [path for path in said if path not in pictures]
@@ -79,6 +89,18 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         check_columns_seen(options.columns, metadata.fields | folder.fields, "no metadata file or .json")
 
 
+def _without_ignored(paths: list[str], source: str, options: SourceOptions) -> list[str]:
+    """The files that may be pictures: without the tables of the set, and without folders that hold none of its
+    pictures, such as masks; the latter are counted."""
+    ignored = [name.casefold().strip("/") for name in (options.form.ignore if options.form else ())]
+    tables = {name_below(table.path, source) for table in options.tables}
+    paths = [path for path in paths if path not in tables]
+    kept = [path for path in paths if not any(path.casefold().startswith(f"{name}/") for name in ignored)]
+    if ignored and len(kept) < len(paths):
+        options.findings.not_pictures[f"in {', '.join(ignored)}"] += len(paths) - len(kept)
+    return kept
+
+
 class _Folder:
     """The files of a source, and which of them are pictures."""
 
@@ -86,6 +108,11 @@ class _Folder:
         self, source: str, root: Place, paths: list[str], metadata: Metadata, options: SourceOptions
     ) -> None:
         self.root, self.metadata, self.options = root, metadata, options
+        name = options.form.name if options.form is not None else None
+        self.pattern = re.compile(name) if name is not None else None
+        self.tables = ", ".join(
+            table.path.name for table in options.tables if table.rules.unnamed == "refuse"
+        )
         others = [path for path in paths if _extension(path) not in PICTURES]
         formats = _find_formats(root, others)
         self.pictures = [
@@ -125,17 +152,19 @@ class _Folder:
             split = SPLITS[top] if self.has_splits and top in SPLITS else None
             if split is not None:
                 parts.pop(0)
-            record = Record(
-                name=name,
-                image=f"{base}/{path}",
-                label=parts[0] if parts else None,
-                group="/".join(parts[1:]) or None,
-                split=split,
-            )
+            label, group = parts[0] if parts else None, "/".join(parts[1:]) or None
+            if self.pattern is not None:
+                found = self.pattern.search(name)
+                named = found.groupdict() if found is not None else {}
+                label, group = named.get("label"), named.get("group") or group
+                split = split_name(named["split"]) if named.get("split") else split
+            record = Record(name=name, image=f"{base}/{path}", label=label, group=group, split=split)
             texts, jsons = self._find_beside(path)
             rows = self.metadata.rows(path)
-            if (found := self.refused.get(path)) is not None:
-                yield replace(record, refused=("format", found.refusal or found.name))
+            if (kind := self.refused.get(path)) is not None:
+                yield replace(record, refused=("format", kind.refusal or kind.name))
+            elif not rows and self.metadata.refuses_others:
+                yield replace(record, refused=("annotation", f"none of {self.tables} names it"))
             else:
                 yield self._describe(path, record, texts, rows, jsons)
         self._write_notes()
@@ -172,6 +201,7 @@ class _Folder:
             sources += bool(joined.captions)
             captions |= dict.fromkeys(joined.captions)
             label, attributes, persons = joined.label or label, joined.attributes, joined.persons
+            record = replace(record, pixel_boxes=joined.pixel_boxes)
             split, distribution = split or joined.split, joined.distribution
         elif self.metadata.covers(path):
             self._note("pictures that no metadata file names", path)

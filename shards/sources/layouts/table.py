@@ -16,7 +16,7 @@ there are several tables, all called like splits (`train.csv`, `test-00000-of-00
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -39,8 +39,10 @@ from shards.sources.columns import (
     usual_names,
     write_caption_notes,
 )
+from shards.sources.described import read_described
 from shards.sources.files import SPLITS, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
+from shards.sources.preset_schema import FoundTable
 from shards.sources.tables import (
     ARROW,
     check_column_names,
@@ -70,14 +72,35 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         UserError: if there is no table, or one without pictures, or an unknown `--column`.
     """
     check_known(options.columns)
+    if options.tables:
+        yield from _described(options.tables, source, options)
+        return
     tables = _locate(source)
+    if options.table is not None:
+        described = [FoundTable(path, options.table) for path, _ in tables]
+        yield from _described(described, source, options)
+        return
     splits = _splits_of_names(source, [name for _, name in tables])
     for (path, name), split in zip(tables, splits):
         if is_local(path) and not options.allow_outside:
-            options.findings.roots.add(str(path.parent))
+            options.findings.roots.add(str(_pictures(path, options)))
         for record in _reader(path)(path, name, options):
             yield record if split is None or record.split else replace(record, split=split)
     write_caption_notes("tables", options)
+
+
+def _described(tables: Sequence[FoundTable], source: str, options: SourceOptions) -> Iterator[Record]:
+    """The records of tables whose columns a preset or the command line describes."""
+    for table in tables:
+        pictures = _pictures(table.path, options)
+        if is_local(pictures) and not options.allow_outside:
+            options.findings.roots.add(str(pictures))
+        yield from read_described(table, str(pictures), source, options)
+
+
+def _pictures(table: Place, options: SourceOptions) -> Place:
+    """The folder below which the paths in a table are."""
+    return table.parent if options.pictures is None else parse_place(options.pictures, "--pictures")
 
 
 def _reader(path: Place) -> Any:
@@ -183,7 +206,8 @@ def _find_file(
 ) -> str:
     """The file that a row names beside a column of pictures; "" if there is none, or it lies outside."""
     where = values.get(names["path"]) if names["path"] in columns else None
-    found = try_path(table.parent, where, allow_outside=options.allow_outside)[0] if where else ""
+    folder = _pictures(table, options)
+    found = try_path(folder, where, allow_outside=options.allow_outside)[0] if where else ""
     return found if isinstance(found, str) else ""
 
 
@@ -306,7 +330,7 @@ def _path_record(
     image: Image = b""
     refused = None
     if where:
-        image, refused = try_path(table.parent, where, allow_outside=options.allow_outside)
+        image, refused = try_path(_pictures(table, options), where, allow_outside=options.allow_outside)
     record = make_record(values, names, name, image)
     return replace(record, refused=refused) if refused and record.refused is None else record
 

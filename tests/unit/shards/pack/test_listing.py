@@ -13,6 +13,7 @@ import shards.pack.listing
 from shards.pack.listing import Listing
 from shards.pack.spool import parse_record
 from shards.sources import Cell, Record, SourceOptions, open_source
+from shards.sources.find_set import find_set
 from shards.sources.presets import Labels, Preset, assign_shares, find_preset, load_presets
 from uniemox_dist.core.errors import UserError
 
@@ -61,7 +62,7 @@ def test_a_preset_takes_its_labels_in_any_case_and_refuses_others(name: str, tmp
 
 def test_an_unknown_preset_lists_the_valid_ones() -> None:
     with pytest.raises(
-        UserError, match="--preset=emo9: not known; valid are emo8, fi, ube, emotion6, caer-s, heco"
+        UserError, match=r"--preset=emo9: not known; did you mean emo8\? valid are emo8, .*, and files"
     ):
         find_preset("emo9")
 
@@ -114,13 +115,13 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
 
 def test_emotion6_finds_its_pictures_below_images(tmp_path: Path) -> None:
     (tmp_path / "images/joy").mkdir(parents=True)
-    assert find_preset("emotion6").locate(str(tmp_path)) == str(tmp_path / "images")
-    assert find_preset("fi").locate(str(tmp_path)) == str(tmp_path)
+    found = find_set(find_preset("emotion6"), "emotion6", str(tmp_path), None)
+    assert (found.root, found.pictures) == (tmp_path, tmp_path / "images")
 
 
 def test_the_seed_decides_the_split_of_each_sample(tmp_path: Path) -> None:
     made = [
-        [listed(tmp_path / f"{i}", of("joy", 40), "heco", seed=seed).split(n) for n in range(40)]
+        [listed(tmp_path / f"{i}", of("Peace", 40), "heco", seed=seed).split(n) for n in range(40)]
         for i, seed in enumerate((0, 0, 1))
     ]
     assert made[0] == made[1] != made[2]

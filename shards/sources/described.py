@@ -1,0 +1,216 @@
+"""The rows of tables that a preset describes: text with any delimiter or pattern, JSON, JSON Lines, Parquet and Arrow.
+
+A row that cannot be read is a ValueError, so that it is refused and counted, as in Flickr30k's results.csv.
+"""
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from shards.sources import Record, SourceOptions
+from shards.sources.files import name_below, try_path
+from shards.sources.hugging_face import has_classes, name_classes, read_features
+from shards.sources.preset_schema import FoundTable, Table
+from shards.sources.row_rules import RowRules
+from shards.sources.tables import (
+    ARROW,
+    SAMPLE_CHARS,
+    check_column_names,
+    find_delimiter,
+    open_table,
+    read_json_lines,
+)
+from shards.sources.values import load_json
+from shards.storage import Place, find_files, parse_place
+from uniemox_dist.core.errors import UserError
+
+Row = tuple[int, dict[str, Any] | ValueError]
+"""Number of the line or row, from 1, and its cells by column."""
+
+
+def read_described(table: FoundTable, pictures: str, source: str, options: SourceOptions) -> Iterator[Record]:
+    """The records of a table whose rows are pictures, or one of several rows of a picture."""
+    files = PictureNames(table.rules, pictures)
+    name = name_below(table.path, source)
+    rules: RowRules | None = None
+    for number, cells in read_rows(table):
+        where = f"{name}, line {number}"
+        if isinstance(cells, ValueError):
+            yield Record(where, b"", split=table.rules.split, refused=("annotation", str(cells)))
+            continue
+        rules = rules or RowRules(table.rules, cells, str(table.path))
+        record = rules.record(cells, where)
+        if record.refused is not None or record.image:
+            yield record
+            continue
+        try:
+            text = rules.path(rules.cells(cells))
+            if text is None:
+                raise ValueError("names no picture")
+            place, refused = try_path(
+                parse_place(pictures), files.find(text), allow_outside=options.allow_outside
+            )
+        except ValueError as error:
+            place, refused = b"", ("annotation", str(error))
+            text = where
+        yield replace(record, name=text or where, image=place, refused=refused)
+
+
+def read_rows(table: FoundTable) -> Iterator[Row]:
+    """The rows of a table, file order.
+
+    Raises:
+        UserError: for a file that is not what its extension says, and for one without rows.
+    """
+    path, extension = table.path, table.path.suffix.lower()
+    if extension in (".parquet", *ARROW):
+        rows = _columnar(path)
+    elif extension in (".jsonl", ".ndjson"):
+        rows = ((row + 1, values) for row, values in read_json_lines(path))
+    elif extension == ".json":
+        rows = _json(path, table.rules)
+    else:
+        rows = _text(path, table.rules)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"SOURCE={path}: has no rows; download it again, or give another preset")
+
+
+class PictureNames:
+    """Finds the pictures that rows name by their file name alone."""
+
+    def __init__(self, rules: Table, pictures: str) -> None:
+        self._rules = rules
+        self._paths: dict[str, list[str]] | None = None
+        self._pictures = pictures
+
+    def find(self, text: str) -> str:
+        """The path of a picture below the pictures' folder; the text itself if rows name pictures by their path.
+
+        Raises:
+            ValueError: if several files have this name.
+        """
+        if self._rules.match == "path":
+            return text
+        if self._paths is None:
+            self._paths = {}
+            for path in sorted(find_files(parse_place(self._pictures))):
+                self._paths.setdefault(self._name(path), []).append(path)
+        found = self._paths.get(self._name(text), [])
+        if len(found) > 1:
+            raise ValueError(f"{text!r} is the name of several files: {', '.join(found[:3])}")
+        return found[0] if found else text
+
+    def _name(self, path: str) -> str:
+        name = path.rpartition("/")[2]
+        stem, dot, _ = name.rpartition(".")
+        return (stem if dot and self._rules.match == "stem" else name).casefold()
+
+
+def _text(path: Place, rules: Table) -> Iterator[Row]:
+    try:
+        with path.open(
+            "r", encoding="utf-8-sig" if rules.encoding == "utf-8" else rules.encoding, newline=""
+        ) as file:
+            for _ in range(rules.skip):
+                file.readline()
+            if rules.line is not None:
+                yield from _matched(file, rules.line, rules.skip)
+                return
+            sample = file.read(SAMPLE_CHARS)
+            sample += file.readline()  # so that no line is cut
+            is_whole = len(sample) < SAMPLE_CHARS
+            lines = itertools.chain(io.StringIO(sample, newline=""), file)
+            delimiter = rules.delimiter or (
+                "\t" if path.suffix.lower() == ".tsv" else find_delimiter(sample, is_whole)
+            )
+            if delimiter == "space":
+                split: Iterator[list[str]] = (line.split() for line in lines)
+            else:
+                quoting: Any = csv.QUOTE_MINIMAL if rules.quotes else csv.QUOTE_NONE
+                split = csv.reader(
+                    lines,
+                    strict=True,
+                    delimiter=delimiter,
+                    quoting=quoting,
+                    skipinitialspace=delimiter not in ",\t",
+                )
+            header = list(rules.header) or [name.strip() for name in next(split, [])]
+            check_column_names(header, path)
+            start = rules.skip + (1 if rules.header else 2)
+            for number, cells in enumerate(split, start):
+                if not any(cells):
+                    continue
+                if len(cells) != len(header):
+                    yield number, ValueError(f"has {len(cells)} values, but there are {len(header)} columns")
+                else:
+                    yield number, dict(zip(header, cells))
+    except csv.Error as error:
+        raise UserError(f"SOURCE={path}: not a readable table: {error}; fix its quotes") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"SOURCE={path}: not in UTF-8 ({error.reason}); convert it") from None
+
+
+def _matched(file: io.TextIOBase, pattern: str, skipped: int) -> Iterator[Row]:
+    compiled = re.compile(pattern)
+    for number, text in enumerate(file, skipped + 1):
+        line = text.rstrip("\r\n")
+        if not line.strip():
+            continue
+        match = compiled.fullmatch(line) if len(line) <= 1 << 20 else None
+        if match is None:
+            yield number, ValueError(f"{line[:80]!r} does not have the form that the preset states")
+        else:
+            yield number, {name: text or "" for name, text in match.groupdict().items()}
+
+
+def _json(path: Place, rules: Table) -> Iterator[Row]:
+    try:
+        content = load_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"SOURCE={path}: not a JSON file ({error}); download it again") from None
+    if rules.records is not None:
+        content = content.get(rules.records) if isinstance(content, dict) else None
+    if not isinstance(content, list):
+        where = f"under {rules.records!r}" if rules.records else "at its top"
+        raise UserError(f"SOURCE={path}: has no list {where}; give the file as it is published")
+    for number, entry in enumerate(content, 1):
+        if isinstance(entry, dict):
+            yield number, flatten(entry)
+        else:
+            yield number, ValueError(f"holds {str(entry)[:80]!r}, not an object")
+
+
+def flatten(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object with the fields of inner objects as `outer.inner`, and lists of objects as lists of their fields."""
+    cells: dict[str, Any] = {}
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            cells |= {f"{name}.{inner}": found for inner, found in flatten(value).items()}
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            inner_names = dict.fromkeys(key for item in value for key in item)
+            cells |= {f"{name}.{inner}": [item.get(inner) for item in value] for inner in inner_names}
+        else:
+            cells[name] = value
+    return cells
+
+
+def _columnar(path: Place) -> Iterator[Row]:
+    number = 0
+    with open_table(path) as table:
+        check_column_names(table.schema.names, path)
+        features = {name: f for name, f in read_features(table.schema).items() if has_classes(f)}
+        for group in range(table.groups):
+            for values in table.rows(group, table.schema.names):
+                number += 1
+                try:
+                    yield number, {k: name_classes(v, features.get(k)) for k, v in values.items()}
+                except ValueError as error:
+                    yield number, error

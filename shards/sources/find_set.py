@@ -1,0 +1,169 @@
+"""Finds a published set below SOURCE: which of its forms is there, and where its pictures and tables are.
+
+SOURCE may be the published folder, a folder above it, or one that was doubled by unpacking twice (`Set/Set/images`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import has_magic
+
+from shards.sources.files import SPLITS, is_clutter
+from shards.sources.preset_schema import Form, FoundTable, Preset
+from shards.sources.presets import Labels
+from shards.storage import Place, parse_place
+from uniemox_dist.core.errors import UserError
+
+LEVELS = 3
+"""Levels of folders below SOURCE in which a set is searched."""
+MOST_FOLDERS = 2000
+"""Folders that are searched at most."""
+
+
+@dataclass(frozen=True)
+class FoundSet:
+    """A form of a set, and its places."""
+
+    form: Form
+    root: Place
+    """The set's folder."""
+    pictures: Place
+    """The folder of its pictures."""
+    tables: tuple[FoundTable, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the set lacks, for the summary."""
+
+
+def find_set(
+    preset: Preset, name: str, source: str, layout: str | None, pictures: str | None = None
+) -> FoundSet:
+    """Finds a set.
+
+    Args:
+        name: the preset's name, for errors.
+        layout: the layout that the user gave; forms in other layouts are left out then.
+        pictures: the user's folder of pictures, relative to SOURCE.
+
+    Raises:
+        UserError: if the set is not there, in two places, or lacks a table or its pictures.
+    """
+    forms = [form for form in preset.forms if layout in (None, form.layout)]
+    if layout is not None and not forms:
+        forms = [Form.model_validate({"layout": layout})]
+    top = parse_place(source, "SOURCE")
+    if not top.is_dir():
+        plain = (form for form in forms if form.layout == "table" and not form.tables)
+        return FoundSet(next(plain, forms[0]), top, top)  # a table, or else the layout reports what is wrong
+    labels = Labels(preset.labels, preset.synonyms)
+    for form in forms:
+        roots = find_roots(top, form, labels)
+        if len(roots) > 1:
+            raise UserError(
+                f"SOURCE={source}: has {len(roots)} folders that look like --preset {name} "
+                f"({', '.join(map(str, roots[:4]))}); give one of them"
+            )
+        if roots:
+            return locate(form, roots[0], name, top, pictures)
+    named = [form for form in forms if form.find]
+    if len(named) == len(forms):
+        wanted = " or ".join(dict.fromkeys(" or ".join(form.find) for form in named))
+        held = ", ".join(sorted(entry.name for entry in top.glob("*"))[:8]) or "nothing"
+        raise UserError(
+            f"SOURCE={source}: --preset {name} needs {wanted}, which is not in it or up to {LEVELS} levels below; "
+            f"it holds {held}"
+        )
+    form = next(form for form in forms if not form.find)
+    return locate(form, top, name, top, pictures)
+
+
+def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None) -> FoundSet:
+    """The places of a form whose folder was found."""
+    folder = root
+    if pictures is not None:
+        folder = top / pictures
+        if not folder.is_dir():
+            raise UserError(
+                f"--pictures={pictures}: {folder} is no folder; give one relative to {top}, or a whole path"
+            )
+    elif form.pictures:
+        found = next((found for inner in form.pictures if (found := match_inside(root, inner))), None)
+        if found:
+            folder = found[0]
+        elif form.layout == "table":
+            raise UserError(
+                f"SOURCE={root}: has no folder {' or '.join(form.pictures)} with the pictures of --preset {name}; "
+                "put it there, or give --pictures DIR"
+            )
+    tables: list[FoundTable] = []
+    lacks = []
+    for table in form.tables:
+        paths = next((paths for file in table.files if (paths := match_inside(root, file))), [])
+        if not paths and not table.optional:
+            raise UserError(
+                f"SOURCE={root}: lacks {' or '.join(table.files)}, a table of --preset {name}; copy it there"
+            )
+        if not paths:
+            lacks.append(table.files[0])
+        tables += [FoundTable(path, table) for path in paths]
+    notes = (f"without {', '.join(lacks)}, which SOURCE does not have",) if lacks else ()
+    return FoundSet(form, root, folder, tuple(tables), notes)
+
+
+def find_roots(top: Place, form: Form, labels: Labels) -> list[Place]:
+    """The folders that may be the set's, all on the first level where there is one."""
+    level, seen = [top], 0
+    for _ in range(LEVELS + 1):
+        if form.find:
+            found = [place for place in level if any(match_inside(place, pattern) for pattern in form.find)]
+        else:
+            found = [place for place in level if has_labels(place, form, labels)]
+        if found:
+            return found
+        level = [folder for place in level for folder in folders_in(place)]
+        seen += len(level)
+        if seen > MOST_FOLDERS:
+            return []
+    return []
+
+
+def has_labels(place: Place, form: Form, labels: Labels) -> bool:
+    """Whether a folder holds label folders, in folders of splits or of pictures or itself."""
+    if form.layout != "folder" or not labels.declared:
+        return False
+    folders = folders_in(place)
+    inner = [found for name in form.pictures for found in match_inside(place, name)]
+    inner += [folder for folder in folders if folder.name.lower() in SPLITS]
+    return any(labels.knows(folder.name) for folder in folders) or any(
+        labels.knows(folder.name) for place in inner for folder in folders_in(place)
+    )
+
+
+def folders_in(place: Place) -> list[Place]:
+    """The folders in a folder, sorted."""
+    return sorted(
+        (entry for entry in place.glob("*") if not is_clutter(entry.name) and entry.is_dir()), key=str
+    )
+
+
+def match_inside(root: Place, pattern: str) -> list[Place]:
+    """What a path below a folder names, in any case and with `*` in its parts, sorted."""
+    found = [root]
+    for part in filter(lambda part: part not in ("", "."), pattern.split("/")):
+        found = [inner for place in found for inner in _match_part(place, part)]
+    return found
+
+
+def _match_part(place: Place, part: str) -> Iterator[Place]:
+    if not has_magic(part) and ((place / part).is_dir() or (place / part).is_file()):
+        yield place / part
+        return
+    if place.is_dir():
+        wanted = part.casefold()
+        yield from sorted(
+            (
+                entry
+                for entry in place.glob("*")
+                if fnmatchcase(entry.name.casefold(), wanted) and not is_clutter(entry.name)
+            ),
+            key=str,
+        )

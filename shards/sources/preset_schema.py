@@ -1,0 +1,211 @@
+"""What a preset may state about a published set. presets.yaml has those that ship; `--preset FILE.yaml` reads one more.
+
+A preset is facts: labels, where the pictures are, and which column of which table means what. `row_rules.py` applies
+the facts about tables to their rows, `find_set.py` finds the files.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from shards.storage import Place
+from uniemox_dist.config.sections import Section
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _check_regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads an unquoted 0 as a number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _as_pairs(value: Any) -> Any:
+    """[anger, fear] as {anger: anger, fear: fear}."""
+    return {name: name for name in value} if isinstance(value, list) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Text = Annotated[str, BeforeValidator(_as_text)]
+Regex = Annotated[str, AfterValidator(_check_regex)]
+Ours = Literal["path", "key", "caption", "label", "split", "image"]
+Dimension = Literal["valence", "arousal", "dominance"]
+Range = tuple[float, float]
+Shares = dict[str, Annotated[float, Field(gt=0)]]
+
+
+class PersonColumns(Section):
+    """Rows that describe persons. Several rows of one picture are its persons; `label` of `columns`, `dimensions` and
+    `attributes` are then labels of the person."""
+
+    box: Texts
+    """The four columns of the box, or one column that holds a list of four numbers."""
+    form: Literal["corners", "size"] = "corners"
+    """corners: x1, y1, x2, y2. size: x, y, width, height."""
+    unit: Literal["pixels", "fractions"] = "pixels"
+    """Pixels of the stored picture, or fractions of its width and height."""
+
+    @model_validator(mode="after")
+    def _has_a_box(self) -> "PersonColumns":
+        if len(self.box) not in (1, 4):
+            raise ValueError(
+                f"persons.box: names {len(self.box)} columns; name four, or one that holds a list"
+            )
+        return self
+
+
+class Pixels(Section):
+    """A column of grey values that is the picture itself, such as FER2013's."""
+
+    column: str
+    size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
+    """Width and height."""
+
+
+class Table(Section):
+    """A table of pictures, or of facts about pictures, and the meaning of its columns."""
+
+    files: Texts = ()
+    """Paths below the set's folder, in any case and with `*`. Alternatives: the first one that exists counts."""
+    optional: bool = False
+    """Whether the set may lack this table."""
+    split: str | None = None
+    """The split of all its pictures, for lists such as train.txt."""
+    delimiter: str | None = None
+    """One character, or `space` for any white space. None: by the extension and the header."""
+    header: Texts = ()
+    """The columns of a table without a header line."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Lines before the header, or before the first row of a table without one."""
+    quotes: bool = True
+    """Whether `"` encloses cells. False: it is a character like any other."""
+    line: Regex | None = None
+    """A regular expression with named groups, which are the columns; it replaces delimiter and quotes. Lines that it
+    does not match are refused."""
+    records: str | None = None
+    """The key of the list of objects in a `.json` file; None: the file is the list itself."""
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    columns: dict[Ours, str] = Field(default={})
+    """Our names of columns -> the table's, or a template such as `{Folder}/{Filename}.jpg`. In JSON `sentences.raw` is
+    the field `raw` of each item of `sentences`."""
+    values: dict[Ours | Literal["labels"], dict[Text, Text]] = Field(default={})
+    """Names for values of a column, such as {label: {0: anger}}."""
+    patterns: dict[str, Regex] = Field(default={})
+    """Column -> a regular expression that is searched in it, whose named groups become columns."""
+    json_columns: Texts = ()
+    """Columns that hold JSON or a list as Python prints it."""
+    distribution: Annotated[dict[str, str], BeforeValidator(_as_pairs)] = Field(default={})
+    """Label -> the column of its share, or a list of columns that are called like their labels."""
+    votes: bool = False
+    """Whether the shares are votes or percentages, which are divided by their sum."""
+    dimensions: dict[Dimension, str] = Field(default={})
+    """valence, arousal and dominance -> their columns."""
+    persons: PersonColumns | None = None
+    pixels: Pixels | None = None
+    attributes: bool | Texts = True
+    """Whether all other columns become attributes, or which ones."""
+    match: Literal["path", "name", "stem"] = "path"
+    """How a row names its picture: by its path below the pictures, by its file name in any folder, or by that without
+    its extension."""
+    unnamed: Literal["keep", "refuse"] = "keep"
+    """What happens to pictures of a folder that this table does not name."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Table":
+        if self.delimiter is not None and self.delimiter != "space" and len(self.delimiter) != 1:
+            raise ValueError(f"delimiter={self.delimiter!r}: give one character, or space")
+        if self.line is not None and not re.compile(self.line).groupindex:
+            raise ValueError(f"line={self.line!r}: has no named group; name one, such as (?P<path>.+)")
+        for column, pattern in self.patterns.items():
+            if not re.compile(pattern).groupindex:
+                raise ValueError(
+                    f"patterns.{column}={pattern!r}: has no named group, such as (?P<label>[a-z]+)"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """A table of a set: its file, and what the preset states about it."""
+
+    path: Place
+    rules: Table
+
+
+class Form(Section):
+    """One way in which a set is published."""
+
+    layout: Literal["folder", "table", "coco", "emoset", "emotic", "wds"] = "folder"
+    find: Texts = ()
+    """Files or folders that identify the set's folder, in any case and with `*`; one of them is enough. Without it a
+    folder set is where folders called like its labels are."""
+    pictures: Texts = ()
+    """The folder of the pictures below the set's folder. Alternatives: the first one that exists counts."""
+    tables: tuple[Table, ...] = ()
+    name: Regex | None = None
+    """A regular expression that is searched in the path of a picture below `pictures`; its named groups may be label,
+    split and group."""
+    ignore: Texts = ()
+    """Folders below `pictures` that belong to the set, but hold none of its pictures, such as masks."""
+
+    @model_validator(mode="after")
+    def _fits_its_layout(self) -> "Form":
+        if self.tables and self.layout not in ("folder", "table"):
+            raise ValueError(f"tables: layout {self.layout} reads its own; leave them out")
+        if self.name is not None:
+            strange = set(re.compile(self.name).groupindex) - {"label", "split", "group"}
+            if strange or not re.compile(self.name).groupindex:
+                raise ValueError(f"name={self.name!r}: its named groups may be label, split and group")
+        for table in self.tables:
+            if not table.files:
+                raise ValueError("tables: one states no files")
+        return self
+
+
+class Preset(Section):
+    """A published set. presets.yaml documents the fields by example."""
+
+    labels: tuple[str, ...] = ()
+    """The declared labels; a picture with another one is refused. Case is ignored."""
+    distribution_labels: tuple[str, ...] = ()
+    """The declared labels of distributions, if they are others."""
+    synonyms: dict[Text, str] = Field(default={})
+    """Other spellings of labels that occur in published copies -> the declared label. Case is ignored."""
+    dimension_ranges: dict[str, Range] = Field(default={})
+    """The scale of valence, arousal and dominance. A value beyond it refuses its picture."""
+    split: Shares = Field(default={})
+    """Shares of train, val and test, drawn per label, if the set has no splits."""
+    divide: dict[str, Shares] = Field(default={})
+    """A given split that is divided further, per label, if the set has none of the new splits."""
+    by_group: bool = False
+    """Whether each folder below a label is divided in the same shares."""
+    forms: tuple[Form, ...] = (Form(),)
+    """The ways in which the set is published. The first one that is found counts."""
+
+    @model_validator(mode="after")
+    def _labels_are_known(self) -> "Preset":
+        for name, (low, high) in self.dimension_ranges.items():
+            if name not in get_args(Dimension):
+                raise ValueError(
+                    f"dimension_ranges.{name}: no dimension; they are {', '.join(get_args(Dimension))}"
+                )
+            if not low < high:
+                raise ValueError(f"dimension_ranges.{name}=[{low:g}, {high:g}]: give the lower end first")
+        known = {label.casefold() for label in (*self.labels, *self.distribution_labels)}
+        for spelling, label in self.synonyms.items():
+            if label.casefold() not in known:
+                raise ValueError(
+                    f"synonyms.{spelling}={label!r}: is none of labels: {', '.join(self.labels)}"
+                )
+        return self

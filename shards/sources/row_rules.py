@@ -1,0 +1,220 @@
+"""Applies what a preset states about a table to its rows: each row becomes a record.
+
+Values that do not fit refuse the row with the reason `annotation`. A column that the preset names and the table lacks
+is an error.
+"""
+
+import ast
+import io
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from shards.detect.types import Person
+from shards.sources import Record
+from shards.sources.columns import KNOWN, USUAL, make_record, usual_names
+from shards.sources.preset_schema import Pixels, Table
+from shards.sources.values import (
+    BAD_VALUE,
+    load_json,
+    parse_real,
+    parse_text,
+    to_json_value,
+)
+from uniemox_dist.core.errors import UserError
+
+PATTERN_CHARS = 4096
+"""Longest text in which a preset's pattern is searched."""
+MISSING = ("nan", "na", "n/a", "none", "null", "-")
+"""Texts of missing numbers, in lower case."""
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+class RowRules:
+    """The rules of one table, for rows with these columns."""
+
+    def __init__(self, table: Table, columns: Collection[str], where: str) -> None:
+        """
+        Raises:
+            UserError: if the table lacks a column that the preset names.
+        """
+        self.table = table
+        made = [name for pattern in table.patterns.values() for name in re.compile(pattern).groupindex]
+        present = list(dict.fromkeys([*columns, *made]))
+        used = [column for theirs in table.columns.values() for column in fields_of(theirs, present)]
+        used += [
+            *table.distribution.values(),
+            *table.dimensions.values(),
+            *table.patterns,
+            *table.json_columns,
+        ]
+        if table.persons is not None:
+            used += table.persons.box
+        if table.pixels is not None:
+            used.append(table.pixels.column)
+        for column in used:
+            if column not in present:
+                raise UserError(
+                    f"SOURCE={where}: has no column {column!r}, which the preset names; its columns are "
+                    f"{', '.join(columns)}"
+                )
+        self.used = set(used)
+        usual = usual_names({name: "" for name in present if name not in self.used}, {})
+        given = {str(ours): theirs for ours, theirs in table.columns.items()}
+        self.templates = {
+            ours: given.get(ours) or usual[ours] for ours in USUAL if ours in given or usual[ours] in present
+        }
+        """Our names -> columns or templates: those of the preset, or else usual ones."""
+        self.used |= {theirs for theirs in self.templates.values() if theirs in present}
+
+    def cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with the columns that patterns find in others, and with JSON read.
+
+        Raises:
+            ValueError: if a pattern does not match.
+        """
+        cells = dict(row)
+        for column, pattern in self.table.patterns.items():
+            text = str(cells.get(column) or "")
+            match = re.search(pattern, text) if len(text) <= PATTERN_CHARS else None
+            if match is None:
+                raise ValueError(f"the column {column!r} holds {text[:80]!r}, which does not match {pattern}")
+            cells |= match.groupdict()
+        for column in self.table.json_columns:
+            cells[column] = read_literal(cells.get(column), column)
+        return cells
+
+    def path(self, cells: Mapping[str, Any]) -> str | None:
+        """The path of a row's picture, with `/` between folders; None if it has none."""
+        if "path" not in self.templates:
+            return None
+        text = parse_text(fill(self.templates["path"], cells))
+        return text and text.replace("\\", "/").removeprefix("./")
+
+    def record(self, row: Mapping[str, Any], name: str, path: str | None = None) -> Record:
+        """The record of a row, without the place of its picture. `path` is that of a row whose path was looked up."""
+        try:
+            return self._record(self.cells(row), name, path)
+        except BAD_VALUE as error:
+            detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            return Record(name, b"", split=self.table.split, refused=("annotation", detail))
+
+    def _record(self, cells: dict[str, Any], name: str, path: str | None) -> Record:
+        table = self.table
+        values: dict[str, Any] = {}
+        for ours, theirs in self.templates.items():
+            if ours == "image" and table.pixels is not None:
+                continue
+            value = fill(theirs, cells)
+            names = table.values.get(ours)  # type: ignore[call-overload]
+            if names is not None and value is not None:
+                value = names.get(str(value).strip(), value)
+            values[ours] = value
+        values.pop("path", None)
+        values.pop("image", None)
+        rest = {column: value for column, value in cells.items() if column not in self.used}
+        if table.attributes is not True:
+            rest = {column: value for column, value in rest.items() if column in (table.attributes or ())}
+        numbers: dict[str, Any] = {
+            ours: self._dimension(ours, cells[theirs]) for ours, theirs in table.dimensions.items()
+        }
+        persons = table.persons
+        label = values.pop("label", None) if persons is not None else None
+        values = values if persons is not None else {**rest, **numbers, **values}
+        if table.distribution:
+            shares = {label: cells[column] for label, column in table.distribution.items()}
+            values["votes" if table.votes else "distribution"] = {k: v for k, v in shares.items() if v != ""}
+        record = make_record(values, {ours: ours for ours in KNOWN if ours in values}, name, b"")
+        if record.refused is not None:
+            return replace(record, split=record.split or table.split)
+        record = replace(record, split=record.split or table.split)
+        if table.pixels is not None:
+            record = replace(record, image=draw_pixels(cells[table.pixels.column], table.pixels))
+        if persons is None:
+            return record
+        own: dict[str, Any] = {**to_json_value(rest), "label": parse_text(label), **numbers}
+        labels = {column: value for column, value in own.items() if value not in (None, "")}
+        return add_person(record, self._box(cells), labels, is_pixels=persons.unit == "pixels")
+
+    def _dimension(self, name: Any, value: Any) -> float | None:
+        if isinstance(value, str) and value.strip().lower() in MISSING:
+            return None
+        try:
+            number = parse_real(value)
+        except BAD_VALUE as error:
+            raise ValueError(f"{name}: {error}") from None
+        return number
+
+    def _box(self, cells: Mapping[str, Any]) -> tuple[float, float, float, float]:
+        persons = self.table.persons
+        assert persons is not None
+        stated = [cells[column] for column in persons.box]
+        if len(stated) == 1:
+            stated = read_literal(stated[0], persons.box[0])
+        try:
+            a, b, c, d = map(float, stated)
+        except (TypeError, ValueError):
+            raise ValueError(f"the box {', '.join(map(str, stated))[:80]} is not four numbers") from None
+        x1, y1, x2, y2 = (a, b, a + c, b + d) if persons.form == "size" else (a, b, c, d)
+        if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 < x1 or y2 < y1:
+            raise ValueError(f"the box ({a:g}, {b:g}, {c:g}, {d:g}) has no corners in order")
+        return x1, y1, x2, y2
+
+
+def add_person(
+    record: Record, box: tuple[float, float, float, float], labels: dict[str, Any], *, is_pixels: bool
+) -> Record:
+    """A record that describes one person of its picture. The packer scales boxes in pixels, when it knows the size."""
+    person = Person((0.0, 0.0, 0.0, 0.0) if is_pixels else box, 1.0, labels)
+    return replace(record, persons=(person,), pixel_boxes=(box,) if is_pixels else None, is_person=True)
+
+
+def fields_of(template: str, present: Collection[str]) -> list[str]:
+    """The columns in a template such as `{Folder}/{Filename}.jpg`; a column itself is a template, too."""
+    return [template] if template in present or not (found := _FIELD.findall(template)) else found
+
+
+def fill(template: str, cells: Mapping[str, Any]) -> Any:
+    """The value of a column, or the text of a template; None for a template with an empty field."""
+    if template in cells or not _FIELD.search(template):
+        return cells.get(template)
+    texts = {name: parse_text(cells.get(name)) for name in _FIELD.findall(template)}
+    return None if None in texts.values() else _FIELD.sub(lambda found: str(texts[found[1]]), template)
+
+
+def read_literal(value: Any, column: str) -> Any:
+    """The value of a cell that holds JSON, or a list as Python prints it; other values are returned unchanged."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return load_json(value)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(re.sub(r"\bnan\b", "None", value.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ValueError(
+            f"the column {column!r} holds {value[:80]!r}, which is neither JSON nor a list"
+        ) from None
+
+
+def draw_pixels(value: Any, pixels: Pixels) -> bytes:
+    """A PNG of grey values in a text such as `70 80 82 …`."""
+    width, height = pixels.size
+    try:
+        numbers = np.array([int(number) for number in re.split(r"[\s,]+", str(value).strip())], np.int64)
+    except (ValueError, OverflowError):
+        raise ValueError(f"the column {pixels.column!r} holds {str(value)[:40]!r}, not numbers") from None
+    if len(numbers) != width * height or numbers.min() < 0 or numbers.max() > 255:
+        raise ValueError(
+            f"the column {pixels.column!r} holds {len(numbers)} values from {numbers.min()} to {numbers.max()}, but "
+            f"{width} x {height} values from 0 to 255 are expected"
+        )
+    file = io.BytesIO()
+    PillowImage.fromarray(numbers.reshape(height, width).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
