@@ -18,9 +18,9 @@ from shards.sources.values import (
     divide_votes,
     parse_attributes,
     parse_captions,
+    parse_dimension,
     parse_distribution,
     parse_persons,
-    parse_real,
     parse_text,
 )
 from uniemox_dist.core.errors import UserError
@@ -249,5 +249,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "persons": parse_persons,
     "distribution": parse_distribution,
     "votes": lambda value: divide_votes(parse_distribution(value)),
-    **dict.fromkeys(DIMENSIONS, parse_real),
+    **dict.fromkeys(DIMENSIONS, parse_dimension),
 }

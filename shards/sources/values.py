@@ -88,8 +88,12 @@ def _parse_person(entry: Any) -> Person:
 
 def parse_distribution(value: Any) -> dict[str, float] | None:
     """Labels and their shares from an object, or from the same as JSON text; None without one. Labels without a share
-    (null) are left out."""
+    (null) are left out; NaN stays."""
     text = value.strip() if isinstance(value, str) else None
+    if text and not text.startswith("{"):
+        raise ValueError(
+            f"{text[:40]!r} is not a JSON object of labels and their shares; rename the column if it is something else"
+        )
     entries = load_json(text) if text else None if text == "" else value
     if entries is None or entries == {} or (isinstance(entries, float) and math.isnan(entries)):
         return None
@@ -107,16 +111,21 @@ def parse_distribution(value: Any) -> dict[str, float] | None:
 
 
 def parse_real(value: Any) -> float | None:
-    """A number, also as text; None for a missing one (null, NaN, a blank text)."""
+    """A number, also as text; None for a missing one (null, a blank text)."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError(f"holds {_kind(value)}, but a number is expected")
     try:
-        number = float(value)
+        return float(value)
     except ValueError:
         raise ValueError(f"{value!r} is not a number") from None
-    return None if math.isnan(number) else number
+
+
+def parse_dimension(value: Any) -> float | None:
+    """A number, also as text; None for a missing one (null, NaN, a blank text)."""
+    number = parse_real(value)
+    return None if number is None or math.isnan(number) else number
 
 
 def divide_votes(votes: Mapping[str, float] | None) -> dict[str, float] | None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from shards.format.encode import Encoded, _member
 from shards.format.index import read_shard_rows
@@ -15,8 +16,9 @@ from uniemox_dist.data.reader import ShardReader
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
-def rewrite_as_before(folder: Path, out: Path) -> Path:
-    """Writes a data set of version 1, byte for byte as the packer of then did."""
+def rewrite_as_before(folder: Path, out: Path, version: int = 1) -> Path:
+    """Writes a data set of version 1, byte for byte as the packer of then did, or of version 2 before it had
+    distributions."""
     reader = ShardReader.from_folder(folder, "path")
     entries = []
     for shard, entry in enumerate(reader.manifest.shards):
@@ -27,9 +29,13 @@ def rewrite_as_before(folder: Path, out: Path) -> Path:
             del record["label_distribution"]
             form = identify_format(raw.image)
             assert form is not None
+            if version == 2:
+                texts = {name: _text(record[name]) for name in ("attributes", "persons")}
+                record |= {"label": raw.label or "", "captions": list(raw.captions) or [""], **texts}
+            extension = "jpg" if version == 2 else EXTENSIONS[form.name]
             members = [
-                (f"{raw.key}.{EXTENSIONS[form.name]}", raw.image),
-                (f"{raw.key}.json", json.dumps(record, ensure_ascii=False, sort_keys=True).encode()),
+                (f"{raw.key}.{extension}", raw.image),
+                (f"{raw.key}.json", _text(record).encode()),
                 (f"{raw.key}.txt", (raw.captions[0] if raw.captions else "").encode()),
             ]
             data = b"".join(part for name, content in members for part in _member(name, content))
@@ -41,5 +47,9 @@ def rewrite_as_before(folder: Path, out: Path) -> Path:
         (out / "one/index/000000.parquet").rename(out / f"index/{Path(entry.name).stem}.parquet")
         entries.append(replace(made, name=entry.name))
     shutil.rmtree(out / "one")
-    Manifest(tuple(entries), reader.manifest.provenance, 1).write(out)
+    Manifest(tuple(entries), reader.manifest.provenance, version).write(out)
     return out
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -43,9 +43,9 @@ from shards.sources.values import (
     load_json,
     parse_attributes,
     parse_captions,
+    parse_dimension,
     parse_distribution,
     parse_persons,
-    parse_real,
     parse_text,
 )
 from shards.storage import Place, open_seekable
@@ -333,7 +333,7 @@ def _named(record: Record, named: dict[str, Any]) -> Record:
         record = replace(record, distribution=shares)
     if (votes := divide_votes(parse_distribution(named.get("votes")))) is not None:
         record = replace(record, distribution=votes)
-    values = {name: parse_real(named.get(name)) for name in DIMENSIONS}
+    values = {name: parse_dimension(named.get(name)) for name in DIMENSIONS}
     known = {name: value for name, value in values.items() if value is not None}
     return replace(record, attributes={**record.attributes, **known})
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from old_shards import rewrite_as_before
 from PIL import Image
 
 from shards.edit.merge import merge
@@ -74,12 +76,24 @@ def test_objects_and_texts_that_hold_them_are_distributions() -> None:
         parse_distribution([0.5, 0.5])
     with pytest.raises(ValueError, match="the share of 'joy': 'much' is not a number"):
         parse_distribution({"joy": "much"})
+    with pytest.raises(
+        ValueError, match="'normal' is not a JSON object of labels and their shares; rename the column"
+    ):
+        parse_distribution("normal")
+    with pytest.raises(ValueError, match="Expecting"):
+        parse_distribution('{"joy": }')
+    assert math.isnan((parse_distribution({"joy": "nan"}) or {})["joy"])
 
 
 def test_votes_become_shares_by_their_sum() -> None:
     assert divide_votes({"joy": 3.0, "awe": 1.0}) == JOY
     assert divide_votes({"joy": 75.0, "awe": 25.0}) == JOY
-    for wrong in ({"joy": 0.0, "awe": 0.0}, {"joy": 2.0, "awe": -1.0}, {"joy": float("inf")}):
+    for wrong in (
+        {"joy": 0.0, "awe": 0.0},
+        {"joy": 2.0, "awe": -1.0},
+        {"joy": float("inf")},
+        {"joy": 1.0, "awe": float("nan")},
+    ):
         with pytest.raises(ValueError, match="no shares can be made of the votes joy"):
             divide_votes(wrong)
 
@@ -150,6 +164,22 @@ def test_a_missing_column_of_shares_is_named(tmp_path: Path) -> None:
             listed(table(tmp_path, [{"joy": 3, "awe": 1}], name), votes="joy,fear")
     with pytest.raises(UserError, match=r"no line of .* has the field 'fear'"):
         listed(table(tmp_path, [{"joy": 3, "awe": 1}]), votes="joy,fear")
+
+
+def test_wrong_shares_refuse_their_row_of_a_table_and_no_other(tmp_path: Path) -> None:
+    texts = {"0.75,0.25": None, "0.75,nan": "awe: nan is not a share", "1.5,-0.5": "awe: -0.5 is not a share"}
+    texts |= {"3,1": "its shares sum to 4, not to 1", "0.75,": "its shares sum to 0.75, not to 1"}
+    rows = [dict(zip(("joy", "awe"), text.split(","))) for text in texts]
+    source = table(tmp_path / "source", rows, "t.csv")
+    found = {row.source: (row.reason, row.detail) for row in packed(
+        source, tmp_path / "out", columns={"distribution": "joy,awe"}
+    ).rejected}  # fmt: skip
+    for i, says in enumerate(texts.values()):
+        assert (f"k{i}" in found) == (says is not None)
+        assert says is None or (found[f"k{i}"][0] == "annotation" and says in found[f"k{i}"][1])
+    votes = packed(source, tmp_path / "votes", columns={"votes": "joy,awe"})
+    assert sorted(row.source for row in votes.rejected) == ["k1", "k2"]
+    assert json.loads(index_rows(tmp_path / "votes")["k3"]["label_distribution"]) == JOY
 
 
 def test_a_value_that_is_no_number_refuses_its_row(tmp_path: Path) -> None:
@@ -415,3 +445,18 @@ def test_tars_of_extracted_and_foreign_samples_state_them_too(several: Path, tmp
         assert record.attributes["distribution"] == "normal"
     with pytest.raises(UserError, match=r"--column votes=x,y: no sample has such a field"):
         list(open_source("wds", str(tmp_path / "foreign.tar"), SourceOptions(columns={"votes": "x,y"})))
+
+
+def test_shards_of_version_2_without_the_field_are_read_and_selecting_adds_it(
+    emoji_shards: Path, tmp_path: Path
+) -> None:
+    before = rewrite_as_before(emoji_shards / "test", tmp_path / "before", version=2)
+    assert [problem for verdict in verify([before]) for problem in verdict.problems] == []
+    old, today = (ShardReader.from_folder(folder, "x") for folder in (before, emoji_shards / "test"))
+    for shard, count in enumerate(old.counts):
+        assert old.records(shard, range(count)) == today.records(shard, range(count))
+        with tarfile.open(before / old.manifest.shards[shard].name) as tar:
+            assert all(b"label_distribution" not in (tar.extractfile(m) or io.BytesIO()).read() for m in tar)
+    for name, folder in (("a", before), ("b", emoji_shards / "test")):
+        select(folder, tmp_path / name)
+    assert (tmp_path / "a/000000.tar").read_bytes() == (tmp_path / "b/000000.tar").read_bytes()
