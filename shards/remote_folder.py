@@ -310,9 +310,8 @@ def open_scratch() -> Iterator[Path]:
     try:
         while held is None:
             scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-            with suppress(
-                BlockingIOError
-            ):  # another process is deleting it, as if it were left by a killed one
+            # Another process may be deleting it, as if a killed one had left it.
+            with suppress(BlockingIOError):
                 held = try_lock(scratch / "lock")
         assert scratch is not None
         with held:

@@ -7,6 +7,7 @@ work itself.
 import mmap
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,8 @@ _slots: dict[str, int] = {}
 
 
 def _start() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes; the parent handles it
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -1,7 +1,10 @@
 """`uniemox shards pack`, and the options that it shares with other commands. Torch-free."""
 
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,30 @@ from uniemox_dist.cli.inputs import Checked, LocalFolder, OutputPlace
 
 MOST_NAMED = 5
 """Refused records that are printed one by one."""
+
+
+@contextmanager
+def explain_interruption(out: Path, then: str) -> Iterator[None]:
+    """Ends a command that Ctrl-C or SIGTERM interrupts with a line that states how to continue.
+
+    Raises:
+        Fault: with that line.
+    """
+    from uniemox_dist.core.errors import Fault
+    from uniemox_dist.core.files import hide_secrets
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()  # no other one can set handlers
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Fault(f"OUT={hide_secrets(out)}: interrupted; {then}") from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 class NamesOption(click.Option):
@@ -211,7 +238,8 @@ def pack_command(
 
     settings = _settings(source, options)
     part = None if part_text is None else parse_part(part_text)
-    with tqdm(unit=" pictures", desc="packing", disable=None, smoothing=0.05) as bar:
+    again = explain_interruption(out, "continue after the complete shards with the same command and --resume")
+    with again, tqdm(unit=" pictures", desc="packing", disable=None, smoothing=0.05) as bar:
         result = pack(
             settings,
             out,

@@ -7,8 +7,17 @@ import click
 
 from uniemox_dist.cli.inputs import Checked, InputFile, LocalFolder, OutputFile, OutputPlace
 from uniemox_dist.cli.overlap import overlap_command
-from uniemox_dist.cli.pack import CHECK, LICENCE, OUT_PLACE, WORKERS, NamesOption, pack_command
+from uniemox_dist.cli.pack import (
+    CHECK,
+    LICENCE,
+    OUT_PLACE,
+    WORKERS,
+    NamesOption,
+    explain_interruption,
+    pack_command,
+)
 
+AGAIN = "start the same command again"
 WRITABLE = "give a file in a folder that can be written"
 
 
@@ -187,7 +196,8 @@ def merge_command(out: Path, parts: tuple[Path, ...], same_key: str) -> None:
     from shards.edit.merge import merge
     from uniemox_dist.core.files import hide_secrets
 
-    result = merge(out, parts, same_key=same_key, note=click.echo)
+    with explain_interruption(out, AGAIN):
+        result = merge(out, parts, same_key=same_key, note=click.echo)
     for split, count in sorted(result.packed.items()):
         click.echo(f"{hide_secrets(out / split)}: {count} samples")
     packed = sum(result.packed.values())
@@ -249,9 +259,10 @@ def select_command(
 
     _check_link(link, copy)
     without = None if overlap_file is None else _read_dropped(folder, overlap_file)
-    subset = select(
-        folder, out, labels=labels, filter_text=filter_text, without=without, link=link, note=click.echo
-    )
+    with explain_interruption(out, AGAIN):
+        subset = select(
+            folder, out, labels=labels, filter_text=filter_text, without=without, link=link, note=click.echo
+        )
     click.echo(
         f"{hide_secrets(out)}: {subset.samples} samples in {len(subset.shards)} shards, identity {subset.identity[:12]}"
     )
@@ -286,9 +297,9 @@ def split_command(folder: Path, out: Path, shares: str, seed: int, link: bool, c
     from uniemox_dist.core.files import hide_secrets
 
     _check_link(link, copy)
-    for name, subset in split(
-        folder, out, parse_shares(shares), seed=seed, link=link, note=click.echo
-    ).items():
+    with explain_interruption(out, AGAIN):
+        made = split(folder, out, parse_shares(shares), seed=seed, link=link, note=click.echo)
+    for name, subset in made.items():
         click.echo(f"{hide_secrets(out / name)}: {subset.samples} samples, identity {subset.identity[:12]}")
     _report_links(out)
 

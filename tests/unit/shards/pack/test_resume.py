@@ -21,7 +21,7 @@ import shards.pack.packer
 from shards.format.manifest import read_manifest
 from shards.pack.pipeline import PackSettings, pack
 from uniemox_dist.cli.main import run
-from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+from uniemox_dist.core.errors import EXIT_DONE, EXIT_FAULT, EXIT_USER, UserError
 
 ROOT = Path(__file__).parents[4]
 
@@ -168,6 +168,36 @@ def kill_until_complete(table: Path, tmp_path: Path, workers: int) -> None:
             break
         assert _ends_soon(os.getpgid(process.pid) if process.poll() is None else process.pid)
     assert kills >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_names_the_option_that_continues(
+    number: signal.Signals, dirty_table: Path, tmp_path: Path
+) -> None:
+    """The signal is sent to all processes of the command, as a terminal and Slurm do."""
+    pack(settings(dirty_table, shard_samples=3), tmp_path / "whole")
+    command = [sys.executable, "-m", "uniemox_dist.cli", "shards", "pack", str(dirty_table)]
+    command += [str(tmp_path / "out"), "--persons", "none", "--shard-samples", "3", "--workers", "1"]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while whole_shards(tmp_path) < 2:
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate()
+    assert process.returncode == EXIT_FAULT
+    assert errors.strip().splitlines()[-1] == (
+        f"uniemox: error: OUT={tmp_path / 'out'}: interrupted; continue after the complete shards with the same "
+        "command and --resume"
+    )
+    assert run([*command[3:], "--resume"]) == EXIT_DONE
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def whole_shards(folder: Path) -> int:
