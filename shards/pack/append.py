@@ -28,8 +28,13 @@ _OF_PART = (
     "not_pictures",
     "licence",
     "dimension_ranges",
+    "retried",
 )
 """What the provenance keeps about each appended part."""
+
+
+RETRIED = frozenset({"unreadable", "empty", "corrupt", "format", "too_large"})
+"""Reasons that may be gone if a picture is read again, from a server that answers now or a file that was replaced."""
 
 
 class PackedBefore(NamedTuple):
@@ -80,6 +85,12 @@ class Existing:
                 f"OUT={hide_secrets(self.out)}: another process has changed the data set meanwhile; start again"
             )
 
+    @property
+    def licence(self) -> str | None:
+        """The licence of the first pack."""
+        licence = next(iter(self.manifests.values())).provenance.get("licence")
+        return licence if isinstance(licence, str) else None
+
     def first_number(self, split: str) -> int:
         """The number of the first new shard of a split."""
         names = (entry.name for entry in self.manifests[split].shards) if split in self.manifests else ()
@@ -113,11 +124,41 @@ class Existing:
 
     def contains(self, settings: dict[str, Any], source_sha256: str) -> bool:
         """Whether this source was packed or appended before with these settings."""
+        return any(self._compare_parts(settings, source_sha256))
+
+    def has_only(self, settings: dict[str, Any], source_sha256: str) -> bool:
+        """Whether all records came from this source with these settings."""
+        return all(self._compare_parts(settings, source_sha256))
+
+    def _compare_parts(self, settings: dict[str, Any], source_sha256: str) -> list[bool]:
         first = next(iter(self.manifests.values())).provenance
-        parts = [first, *_parts(first)]
-        return any(
-            part.get("settings") == settings and part.get("source_sha256") == source_sha256 for part in parts
-        )
+        return [
+            part.get("settings") == settings and part.get("source_sha256") == source_sha256
+            for part in (first, *_parts(first))
+        ]
+
+    def refused_names(self) -> frozenset[str]:
+        """The names of records that `--retry-refused` tries again."""
+        return frozenset(row["source"] for row in self.rejected or () if row["reason"] in RETRIED)
+
+    def without(self, names: frozenset[str]) -> "Existing":
+        """The data set as if the refused records of these names had not been in its source."""
+        kept, dropped = [], Counter[str]()
+        for row in self.rejected or ():
+            if row["source"] in names and row["reason"] in RETRIED:
+                dropped[row["reason"]] += 1
+            else:
+                kept.append(row)
+        manifests = {}
+        for split, manifest in self.manifests.items():
+            stated = dict(manifest.provenance)
+            left = Counter(stated.get("rejected") or {})
+            left.subtract(dropped)
+            stated["rejected"] = {reason: count for reason, count in left.items() if count > 0}
+            if isinstance(stated.get("records"), int):
+                stated["records"] -= dropped.total()
+            manifests[split] = Manifest(manifest.shards, stated)
+        return Existing(self.out, manifests, kept)
 
     def extended(
         self, new: Mapping[str, Sequence[ShardEntry]], provenance: dict[str, Any]

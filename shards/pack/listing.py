@@ -154,6 +154,12 @@ class Listing:
         values, counts = np.unique(keys_N, return_counts=True)
         return frozenset(values[counts > 1].tolist())
 
+    def find(self, names: frozenset[str]) -> frozenset[int]:
+        """The numbers of the records with these names."""
+        wanted_N = np.array([key_hash(make_key(name)) for name in names], np.uint64)
+        candidates = np.flatnonzero(np.isin(np.frombuffer(self._keys, np.uint64), wanted_N)).tolist()
+        return frozenset(n for n in candidates if parse_record(self.spool.line(n)).name in names)
+
     def _append(self, record: Record, by_group: bool) -> None:
         self.contents.add(record)
         split = record.split or None

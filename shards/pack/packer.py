@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from shards.format.encode import Encoded
@@ -66,11 +67,16 @@ class Packer:
         journal: Journal | RemoteJournal,
         progress: Progress | None,
         existing: Existing | None = None,
+        only: frozenset[int] | None = None,
     ) -> None:
+        """`only` are the numbers of the records that are packed; None: all of the part."""
         self.settings, self.folder, self.listing = settings, folder, listing
         self.journal, self.progress, self.existing = journal, progress, existing
         self.prefix = "" if part is None else f"p{part[0]:03d}-"
         self.order_M, self.piece_M = listing.order(part)
+        if only is not None:
+            is_packed_M = np.isin(self.order_M, np.array(sorted(only), np.int64))
+            self.order_M, self.piece_M = self.order_M[is_packed_M], self.piece_M[is_packed_M]
         self.result = PackResult(records=len(self.order_M), rows=(listing.rows, len(listing.spool)))
         self.writers: dict[str, ShardWriter] = {}
         self.packed = PackedSamples(listing, existing)

@@ -55,6 +55,7 @@ def pack(
     part: tuple[int, int] | None = None,
     licence: str | None = None,
     append: bool = False,
+    retry_refused: bool = False,
     progress: Progress | None = None,
 ) -> PackResult:
     """Packs a source, or one part of it, into `out` (or `out/<split>` if it has splits).
@@ -64,6 +65,8 @@ def pack(
         part: (I, N) packs only part I of N.
         licence: the licence of the pictures; goes into the manifests and the cards of models trained on them.
         append: add the records to the finished data set at `out`, in new shards.
+        retry_refused: read the pictures again that the finished data set at `out` refused as unreadable or damaged, and
+            append those that can be packed. The source and settings must be the same as before.
 
     Raises:
         UserError: if `out` exists, the source does not have the layout or has no picture that can be packed, or the
@@ -75,17 +78,21 @@ def pack(
         if is_local(out)
         else open_remote_folder(out, again="continue with the same command and --resume")
     )
+    if append and retry_refused:
+        raise UserError("--append and --retry-refused: give only one of them")
     found = open_settings(settings)
     settings, preset = found.settings, found.preset
-    existing = _open_existing(out, part, remote, resume) if append else None
+    existing = _open_existing(out, part, remote, resume) if append or retry_refused else None
+    if existing is not None and retry_refused and not existing.refused_names():
+        return _unchanged(existing)
     if existing is None and (is_taken(out) if remote is None else remote_pack.is_taken(remote)):
         return _reuse(settings, part, licence, out, resume, remote)
     detector = make_detector(settings.persons)  # a wrong name or missing runtime fails here, not in a worker
     captioner = load_captioner(settings.captions)
     opened = (
-        open_partial(out, resume, appends=append)
+        open_partial(out, resume, appends=existing is not None)
         if remote is None
-        else remote_pack.open_remote(remote, resume, appends=append)
+        else remote_pack.open_remote(remote, resume, appends=existing is not None)
     )
     with opened as partial, Workers(workers) as pool:
         work = partial / WORK
@@ -104,7 +111,7 @@ def pack(
             keep_labels=settings.keep_labels,
             several_rows=may_repeat_pictures(found.layout),
         )
-        provenance = {
+        provenance: dict[str, Any] = {
             "settings": settings.to_json(),
             "captions": None if captioner is None else captioner.identity,
             "labels": list(preset.labels),
@@ -130,20 +137,31 @@ def pack(
             work,
             tuple(sorted(options.findings.roots)),
         )
-        plan = {**provenance, "part": part}
+        plan: dict[str, Any] = {**provenance, "part": part}
+        retried: frozenset[int] | None = None
         if existing is not None:
             existing.check_splits(listing.used_splits)
-            if resume and existing.contains(settings.to_json(), listing.digest):
+            plan["appended_to"] = existing.identities
+            if retry_refused:
+                if not existing.has_only(settings.to_json(), listing.digest):
+                    raise UserError(
+                        f"--retry-refused: OUT={hide_secrets(out)} was not packed from this SOURCE with these settings "
+                        "alone; give the same ones, or use --append"
+                    )
+                names = existing.refused_names()
+                retried, existing = listing.find(names), existing.without(names)
+                plan["retried"] = provenance["retried"] = True
+                licence = licence or existing.licence
+            elif resume and existing.contains(settings.to_json(), listing.digest):
                 delete_partial(partial)
                 return _unchanged(existing)
-            plan["appended_to"] = existing.identities
         if remote is None:
             journal: Journal | RemoteJournal = Journal(work, plan)
         else:
             journal = RemoteJournal(remote, partial, plan, existing)
         if existing is not None:
             existing.check_unchanged()
-        packer = Packer(settings, partial, listing, part, journal, progress, existing)
+        packer = Packer(settings, partial, listing, part, journal, progress, existing, retried)
         packer.result.findings = options.findings
         if settings.near_duplicates != "keep":
             packer.twins = load_twins(
@@ -153,7 +171,8 @@ def pack(
         listing.spool.close()
         if licence is not None:
             provenance["licence"] = licence
-        if existing is not None and packer.has_only_copies:
+        is_vain = packer.has_only_copies or (retry_refused and not packer.writers)
+        if existing is not None and is_vain:
             if isinstance(journal, RemoteJournal):
                 journal.discard()
             delete_partial(partial)

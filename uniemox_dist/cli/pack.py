@@ -214,6 +214,12 @@ def _check(context: click.Context) -> None:
     is_flag=True,
     help="Add new shards to the finished data set OUT; its own shards stay unchanged.",
 )
+@click.option(
+    "--retry-refused",
+    is_flag=True,
+    help="Read the pictures again that the finished data set OUT refused as unreadable or damaged, such as failed "
+    "downloads, and append those that can be packed.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted pack; keep a complete one.")
 def pack_command(
     source: str,
@@ -223,6 +229,7 @@ def pack_command(
     part_text: str | None,
     licence: str | None,
     append: bool,
+    retry_refused: bool,
     **options: Any,
 ) -> None:
     """Pack SOURCE into tar shards with captions and person boxes in OUT (OUT/<split> if there are splits).
@@ -248,9 +255,19 @@ def pack_command(
             part=part,
             licence=licence,
             append=append,
+            retry_refused=retry_refused,
             progress=bar,
         )
     packed = sum(result.packed.values())
+    if result.reused and retry_refused:
+        tried = len(result.rejected)
+        none = (
+            f"none of {tried} refused records can be packed now"
+            if tried
+            else "no refused record to try again"
+        )
+        click.echo(f"{hide_secrets(out)} is unchanged: {none}")
+        return
     if result.reused and append:
         click.echo(f"{hide_secrets(out)} has all pictures of SOURCE already: nothing to append")
         return

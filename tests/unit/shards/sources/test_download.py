@@ -16,14 +16,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from killed_pack import KillAfter, Killed
 from PIL import Image
 
+from shards.format.manifest import read_manifest
+from shards.format.rejected import read_rejected
+from shards.inspect.verify import verify
 from shards.pack.packer import Packer, PackResult
 from shards.pack.pipeline import PackSettings, pack
 from shards.pictures.formats import BadPicture
 from shards.sources import download as downloads
 from shards.sources.files import REMOTE_READS, fetch_images
-from uniemox_dist.core.errors import Fault
+from uniemox_dist.core.errors import Fault, UserError
 
 
 def picture(number: int) -> bytes:
@@ -282,6 +286,106 @@ def test_resume_fetches_only_what_is_missing(
     assert result.packed == {"": 48}
     assert sum(server.requests.values()) == 48 - result.resumed
     assert result.resumed >= 28  # 32 were fetched, and the last shard may have been open
+
+
+def test_refused_downloads_are_tried_again_and_appended(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i}.png" for i in range(10)] + ["html", "once_busy", "gone"]
+    send = Handler.send_picture
+
+    def send_few(self: Handler) -> None:
+        (send if self.path in ("/1.png", "/2.png", "/3.png", "/4.png") else Handler.send_busy)(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Handler, "send_picture", send_few)
+        patched.setattr(Handler, "send_once_busy", Handler.send_busy)
+        first = pack_urls(server, tmp_path, names)
+    assert (first.packed, len(first.rejected)) == ({"": 4}, 9)
+    before = files(tmp_path / "out")
+    server.requests.clear()
+    server.requests["once_busy"] = 1
+    again = pack_urls(server, tmp_path, names, retry_refused=True)
+    # Only the refused ones are requested. `once_busy` sends picture 2, which the data set has.
+    assert sorted(server.requests) == sorted({*names} - {"1.png", "2.png", "3.png", "4.png"})
+    assert (again.records, again.packed) == (9, {"": 6})
+    assert {(row.source, row.reason) for row in again.rejected} == {
+        ("t.csv#10", "format"),
+        ("t.csv#11", "duplicate"),
+        ("t.csv#12", "unreadable"),
+    }
+    after = files(tmp_path / "out")
+    assert {name: after[name] for name in before if name.endswith(".tar")} == {
+        name: content for name, content in before.items() if name.endswith(".tar")
+    }
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.samples, manifest.provenance["records"]) == (10, 13)
+    assert manifest.provenance["rejected"] == {"duplicate": 1, "format": 1, "unreadable": 1}
+    [part] = manifest.provenance["appended"]
+    assert (part["retried"], part["records"], part["samples"]) == (True, 9, 6)
+    rows = read_rejected(tmp_path / "out") or []
+    assert {row["source"] for row in rows} == {"t.csv#10", "t.csv#11", "t.csv#12"}
+    assert not [verdict for verdict in verify([tmp_path / "out"]) if verdict.problems]
+    # Two of them are tried once more; nothing changes.
+    server.requests.clear()
+    vain = pack_urls(server, tmp_path, names, retry_refused=True)
+    assert (vain.reused, len(vain.rejected), sorted(server.requests)) == (True, 2, ["gone", "html"])
+    assert files(tmp_path / "out") == after
+
+
+def test_retrying_is_refused_with_another_source_or_other_settings(server: Server, tmp_path: Path) -> None:
+    pack_urls(server, tmp_path, ["1.png", "gone"])
+    settings = PackSettings(str(tmp_path / "t.csv"), persons="none", shard_samples=4, seed=1)
+    phrase = "was not packed from this SOURCE with these settings alone; give the same ones, or use --append"
+    with pytest.raises(UserError, match=phrase):
+        pack(settings, tmp_path / "out", retry_refused=True)
+    with pytest.raises(UserError, match=phrase):
+        pack_urls(server, tmp_path, ["1.png", "gone", "2.png"], retry_refused=True)
+    with pytest.raises(UserError, match="--append and --retry-refused: give only one of them"):
+        pack(settings, tmp_path / "out", append=True, retry_refused=True)
+    with pytest.raises(UserError, match="has no data set to append to"):
+        pack(settings, tmp_path / "none", retry_refused=True)
+
+
+def test_splits_that_the_pack_drew_stay_when_refused_pictures_are_tried_again(tmp_path: Path) -> None:
+    """Also with replaced files of a folder, and if the first try is killed."""
+    folders = [tmp_path / "in" / label for label in ("anger", "disgust")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for number in range(40):
+        (folders[number % 2] / f"{number}.png").write_bytes(picture(number))
+    settings = PackSettings(
+        str(tmp_path / "in"), "folder", persons="none", preset="emotion6", shard_samples=4
+    )
+    pack(settings, tmp_path / "whole", licence="MIT")
+    expected = {key: split for split in SPLITS for key in keys_of(tmp_path / "whole" / split)}
+    for number in range(0, 40, 2):
+        (folders[0] / f"{number}.png").write_bytes(b"no picture")
+    assert len(pack(settings, tmp_path / "out", licence="MIT").rejected) == 20
+    for number in range(0, 40, 2):
+        (folders[0] / f"{number}.png").write_bytes(picture(number))
+    before = files(tmp_path / "out")
+    with pytest.raises(Killed):
+        pack(settings, tmp_path / "out", retry_refused=True, progress=KillAfter(15))
+    assert before.items() <= files(tmp_path / "out").items()
+    result = pack(settings, tmp_path / "out", retry_refused=True, resume=True)
+    assert (result.records, sum(result.packed.values()), result.rejected) == (20, 20, [])
+    assert {key: split for split in SPLITS for key in keys_of(tmp_path / "out" / split)} == expected
+    assert read_rejected(tmp_path / "out") == []
+    assert read_manifest(tmp_path / "out/train").provenance["licence"] == "MIT"
+    assert pack(settings, tmp_path / "out", retry_refused=True).reused
+
+
+SPLITS = ("train", "val", "test")
+
+
+def keys_of(folder: Path) -> list[str]:
+    return [key for path in (folder / "index").iterdir() for key in pq.read_table(path)["key"].to_pylist()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def test_the_pack_ends_if_no_server_answers_any_more_and_can_resume(
