@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from handmade import config_of, write_checkpoint
-from labelled_sets import LAYOUTS, distribution_set, emotic_set, folder_set, labels_set, packed
+from labelled_sets import LAYOUTS, distribution_set, emotic_set, folder_set, heco_set, labels_set, packed
 from PIL import Image
 from ranks import events, run_ranks
 
@@ -89,6 +89,14 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     # The last begins with the classifier that another run left: its encoder, not its labels.
     init = f"model.init_from={tmp_path}/runs/emo8/best"
     runs.append(("finetune_fi", settings(tmp_path / "runs", tmp_path / "fi", "again", *short, init)))
+    heco = heco_set(tmp_path / "source/heco_persons")
+    persons = tmp_path / "heco_persons"
+    assert run(["shards", "pack", str(heco), str(persons), "--preset", "heco", "--persons", "source"]) == 0
+    labels = "finetune.labels=[Surprise, Excitement, Happiness, Peace]"
+    values = "finetune.dimensions=[valence, arousal, dominance]"
+    runs.append(
+        ("finetune_heco", settings(tmp_path / "runs", persons, "heco_persons", *short, labels, values))
+    )
     (recipe, first), *more = runs
     assert run_ranks(first, world_size=1, recipe=recipe, more=more) == [0]
     for name in RECIPES:
@@ -111,6 +119,10 @@ def test_each_recipe_runs_on_a_set_in_its_own_layout(tmp_path: Path) -> None:
     assert [row["dimension"] for row in dimensions] == list(DIMENSIONS)
     assert [row["samples"] for row in dimensions] == [7, 9, 7]  # NaN left out
     assert "no sample has the label Aversion, Confidence" in emotic["remarks"][2]
+    of_persons = read(tmp_path / "runs/heco_persons/finetune.json")
+    assert of_persons["samples"]["train"] + of_persons["samples"]["val"] + of_persons["samples"]["test"] == 32
+    assert [row["dimension"] for row in of_persons["test"]["dimensions"]] == list(DIMENSIONS)
+    assert of_persons["dimension_ranges"] == {name: [1, 10] for name in DIMENSIONS}
     _check_folder(tmp_path / "runs/emo8/best", tmp_path / "source/emo8", labels=8)
     both = load_classifier_predictor(tmp_path / "runs/heco/best")
     some = Pictures(str(tmp_path / "source/heco/Anger/000.jpg"))

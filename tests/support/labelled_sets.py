@@ -87,6 +87,24 @@ def distribution_set(root: Path, counts: dict[str, int], shares: dict[str, list[
     return root
 
 
+def heco_set(root: Path, count: int = 24) -> Path:
+    """HECO's published form: a CSV with one row per person. Every third picture has two persons: half of these pairs
+    have different labels. Valence follows the label, and the second person has none."""
+    labels = load_presets()["heco"].labels[:4]
+    rows = []
+    for i in range(count):
+        name, number = f"HECO_{i:04d}.jpg", i % 4
+        picture(root / "Data" / name, number, 4, seed=i, size=(80, 60))
+        rows.append([name, 5, 5, 40, 55, labels[number], 2 + 2 * number, 5, 5])
+        if i % 3 == 0:
+            rows.append([name, 30, 10, 80, 58, labels[(number + i % 2) % 4], "", 6, 4])
+    (root / "Labels").mkdir()
+    with open(root / "Labels/HECO_Labels.csv", "w", newline="", encoding="utf-8") as file:
+        header = ["Image", "xmin", "ymin", "xmax", "ymax", "Category", "Valence", "Arousal", "Dominance"]
+        csv.writer(file).writerows([header, *rows])
+    return root
+
+
 def emotic_set(root: Path, train: int = 16, others: int = 6) -> Path:
     """EMOTIC's CSV layout: two persons in every second picture; valence follows the category, where it is known."""
     for split, count in {"train": train, "val": others, "test": others}.items():

@@ -31,7 +31,8 @@ class FinetuneConfig(Section):
     order if it has one, otherwise sorted."""
     persons: bool = False
     """Use the person's crop beside the scene: one encoder reads both, and their features are concatenated. With
-    task=multi each annotated person is one sample; without persons the sample is the picture."""
+    task=multi each annotated person is one sample, and with task=single each person that has a label of its own, as
+    HECO's have; without persons the sample is the picture."""
     pooling: Literal["mean", "token"] = "mean"
     """Feature of a view: the mean of its patch tokens followed by a new norm, or the class token."""
     split_ratio: float = Field(default=1.0, gt=0.0, le=1.0)

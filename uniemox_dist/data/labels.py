@@ -5,7 +5,6 @@ Shape legend: n samples, C outputs (classes, or categories followed by dimension
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,14 +93,17 @@ class LabelledReader(ShardReader):
 def read_labelled_samples(
     reader: ShardReader, settings: FinetuneConfig, split: str, config: FinetuneRun
 ) -> list[LabelledSample]:
-    """Reads the labelled samples of a split: its pictures, or with task=multi the annotated persons.
+    """Reads the labelled samples of a split: its pictures, or the annotated persons (with task=multi, and with
+    finetune.persons of pictures whose persons have labels of their own).
+
+    A dimension that a picture lacks is the mean of its persons'.
 
     Raises:
         UserError: if a picture has no label (or no distribution, if that is the target), or with task=multi no person
             has categories.
     """
     samples: list[LabelledSample] = []
-    unlabelled = 0
+    unlabelled = unlabelled_with_persons = 0
     dimensions = settings.learned_dimensions
     target = "label_distribution" if settings.target == "distribution" else "label"
     for shard in range(len(reader.manifest.shards)):
@@ -111,21 +113,31 @@ def read_labelled_samples(
                     shard, row, key, people or [], dimensions, each=settings.persons
                 )
             continue
-        columns = zip(*reader.columns(shard, ["key", target, *dimensions]))
-        for row, (key, stated, *values) in enumerate(columns):
-            if stated is None:
+        columns = zip(*reader.columns(shard, ["key", target, "persons", *dimensions]))
+        for row, (key, stated, people, *values) in enumerate(columns):
+            persons = [_parse_labels(person) for person in people or ()]
+            own = [(i, labels) for i, labels in enumerate(persons) if isinstance(labels.get("label"), str)]
+            if target == "label" and settings.persons and own:
+                samples += [
+                    LabelledSample(shard, row, i, key, (labels["label"],), _mean_values([labels], dimensions))
+                    for i, labels in own
+                ]
+            elif stated is None:
                 unlabelled += 1
-                continue
-            labels, shares = ((stated,), ()) if target == "label" else _parse_shares(stated)
-            known = tuple(math.nan if value is None else value for value in values)
-            samples.append(LabelledSample(shard, row, WHOLE_PICTURE, key, labels, known, shares))
+                unlabelled_with_persons += bool(own)
+            else:
+                labels, shares = ((stated,), ()) if target == "label" else _parse_shares(stated)
+                means = _mean_values(persons, dimensions)
+                known = tuple(mean if value is None else value for value, mean in zip(values, means))
+                samples.append(LabelledSample(shard, row, WHOLE_PICTURE, key, labels, known, shares))
     where = f"data.path={config.data.path}/{split}"
     if unlabelled:
-        fix = (
-            "label; pack from a source with labels"
-            if target == "label"
-            else "distribution; pack from a source with distributions, or set finetune.target=label"
-        )
+        if target == "label_distribution":
+            fix = "distribution; pack from a source with distributions, or set finetune.target=label"
+        elif unlabelled_with_persons:
+            fix = "label, but persons with different ones; set finetune.persons=true, which learns each person's label"
+        else:
+            fix = "label; pack from a source with labels"
         raise UserError(f"{where}: {unlabelled} of {reader.samples} pictures have no {fix}")
     if not samples or (settings.task == "multi" and not any(sample.labels for sample in samples)):
         raise UserError(
@@ -143,7 +155,9 @@ def _list_person_samples(
     The one sample has all their categories, and the means of their values.
     """
     annotated = [
-        (number, labels) for number, person in enumerate(people) if (labels := _parse_labels(person))
+        (number, labels)
+        for number, person in enumerate(people)
+        if "categories" in (labels := _parse_labels(person))
     ]
     if each:
         return [
@@ -161,9 +175,11 @@ def _list_person_samples(
     ]
 
 
-def _parse_labels(person: dict[str, Any]) -> dict[str, Any] | None:
-    labels = json.loads(person["labels"]) if person.get("labels") else {}
-    return labels if "categories" in labels else None
+def _parse_labels(person: dict[str, Any]) -> dict[str, Any]:
+    """A person's own labels; empty for a detected person."""
+    text = person.get("labels") or "{}"
+    labels: dict[str, Any] = {} if text == "{}" else json.loads(text)
+    return labels
 
 
 def _parse_shares(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -175,5 +191,7 @@ def _parse_shares(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 def _mean_values(people: Sequence[dict[str, Any]], dimensions: Sequence[str]) -> tuple[float, ...]:
     """Returns the means of the known values of each dimension; NaN where none is known."""
-    known = [[float(one[name]) for one in people if one.get(name) is not None] for name in dimensions]
+    known = [
+        [float(one[name]) for one in people if isinstance(one.get(name), int | float)] for name in dimensions
+    ]
     return tuple(sum(values) / len(values) if values else float("nan") for values in known)

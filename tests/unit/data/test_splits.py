@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled_sets import SHARES, distribution_set, emotic_set, folder_set, labels_set, packed
+from labelled_sets import SHARES, distribution_set, emotic_set, folder_set, heco_set, labels_set, packed
 
 from shards.edit.merge import merge
+from shards.edit.select import select
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources.layouts.emotic import CATEGORIES
+from uniemox_dist.cli.main import run
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
 from uniemox_dist.core.errors import UserError
@@ -278,3 +280,40 @@ def test_the_values_of_persons_may_be_some_of_the_three(tmp_path: Path) -> None:
     assert "beyond 1 to 4" in error_of(
         data, "finetune.task=multi", "finetune.dimension_ranges={arousal: [1, 4]}"
     )
+
+
+def test_persons_with_labels_of_their_own_are_samples(tmp_path: Path) -> None:
+    source, data = heco_set(tmp_path / "source"), tmp_path / "data"
+    assert run(["shards", "pack", str(source), str(data), "--preset", "heco", "--persons", "source"]) == 0
+    values = "finetune.dimensions=[valence, arousal]"
+    each = open_splits(config(data, "finetune.persons=true", values))
+    assert each.labels == ("Surprise", "Excitement", "Happiness", "Peace")
+    assert each.ranges == ((1, 10), (1, 10))  # the preset's
+    readers = [reader for reader in (each.train, each.val, each.test) if reader is not None]
+    assert sum(reader.samples for reader in readers) == 32  # 24 pictures, 8 of them with two persons
+    second_persons = 0
+    for reader in readers:
+        for shard, count in enumerate(reader.counts):
+            for item in range(count):
+                raw, target_C = reader.read(shard, item), reader.target(shard, item)
+                [person] = raw.persons
+                is_second = person.box[0] > 0.3
+                second_persons += is_second
+                assert target_C[:4].sum() == 1
+                assert np.isnan(target_C[4]) == is_second
+                assert target_C[5] == (6 if is_second else 5)
+                if not is_second:
+                    assert target_C[4] == 2 + 2 * int(target_C[:4].argmax())
+    assert second_persons == 8
+    # As pictures, four have no label, because their persons differ.
+    said = error_of(data, values)
+    assert "pictures have no label, but persons with different ones; set finetune.persons=true" in said
+    same = tmp_path / "same"
+    for split in ("train", "val", "test"):
+        select(data / split, same / split, filter_text="label is not None")
+    whole = open_splits(config(same, values))
+    readers = [reader for reader in (whole.train, whole.val, whole.test) if reader is not None]
+    assert sum(reader.samples for reader in readers) == 20
+    arousal = np.concatenate([reader.targets_nC[:, 5] for reader in readers])
+    assert sorted(np.unique(arousal).tolist()) == [5, 5.5]  # the mean of two persons
+    assert np.isfinite(np.concatenate([reader.targets_nC[:, 4] for reader in readers])).all()
