@@ -12,8 +12,10 @@ import torch
 from handmade import config_of, write_checkpoint
 from labelled_sets import LAYOUTS, distribution_set, emotic_set, folder_set, heco_set, labels_set, packed
 from PIL import Image
+from published_sets import emotion6
 from ranks import events, run_ranks
 
+import launch
 from shards.format.sample import DIMENSIONS
 from shards.sources.layouts.emotic import CATEGORIES
 from shards.sources.presets import load_presets
@@ -191,12 +193,16 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
         tmp_path, data, "labels", "run.max_steps=3", "batch.global_batch=16", "batch.micro_batch=16"
     )
     more = [("finetune", [*labelled, "finetune.dimensions=[valence]"])]
-    seven = load_presets()["emotion6"].distribution_labels
-    shares = {label: [0.4 if i == j else 0.1 for j in range(7)] for i, label in enumerate(seven)}
-    six = distribution_set(tmp_path / "six", {"train": 14, "val": 7, "test": 7}, shares)
-    seven_data = packed(six, tmp_path / "seven", layout="table", preset="emotion6", dimension_ranges=ranges)
+    emotion6(tmp_path / "EMOTION6")
+    recipe_text = (Path(launch.__file__).parent / "recipes/finetune_emotion6_ldl.yaml").read_text()
+    pack_line = next(line for line in recipe_text.splitlines() if "shards pack EMOTION6" in line)
+    words = [
+        {"EMOTION6": str(tmp_path / "EMOTION6"), "DATA": str(tmp_path / "seven")}.get(w, w)
+        for w in pack_line.split()
+    ]
+    assert run(words[2:]) == 0
     short = ("run.max_steps=2", "batch.global_batch=8", "batch.micro_batch=4")
-    more.append(("finetune_emotion6_ldl", settings(tmp_path, seven_data, "ldl", *short)))
+    more.append(("finetune_emotion6_ldl", settings(tmp_path, tmp_path / "seven", "ldl", *short)))
     assert run_ranks(varied("one", "batch.micro_batch=16"), world_size=1, recipe="finetune", more=more) == [0]
     two = varied("two", "batch.micro_batch=4", "zero.stage=2", "finetune.eval_batch=3")
     saved = tmp_path / "two/checkpoints/step_00000003/complete.json"
@@ -245,9 +251,17 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
     errors = [abs(answer["dimensions"]["arousal"] - 3) for answer in answers]
     assert np.mean(errors) == pytest.approx(arousal["mean_absolute_error"], abs=1e-3)
     ldl = read(tmp_path / "ldl/finetune.json")
-    assert ldl["labels"] == rows(ldl["test"]) == list(seven)
+    assert ldl["labels"] == rows(ldl["test"]) == list(load_presets()["emotion6"].distribution_labels)
     assert ldl["dimension_ranges"] == {"valence": [1, 9], "arousal": [1, 9]}
-    assert ldl["samples"] == {"train": 14, "val": 7, "test": 7}  # neutral is no label, but a share
+    assert ldl["samples"] == {"train": 42, "val": 6, "test": 12}  # neutral is no label, but a share
+    [neutral] = [row for row in ldl["test"]["per_class"] if row["label"] == "neutral"]
+    assert (neutral["samples"], neutral["mean_share"]) == (0, pytest.approx(0.266667, abs=1e-5))
+    assert run(["report", str(tmp_path / "one")]) == 0
+    page = (tmp_path / "one/report.html").read_text()
+    assert all(
+        text in page
+        for text in ("Validation KL divergence", "Intersection, test", "Mean CCC, test", "<th>CCC")
+    )
     labelled_result = read(tmp_path / "labels/finetune.json")
     assert labelled_result["target"] == "label"
     assert [row["samples"] for row in labelled_result["test"]["dimensions"]] == [6]

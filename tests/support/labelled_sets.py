@@ -71,17 +71,17 @@ SHARES = {"joy": [0.7, 0.2, 0.1], "awe": [0.2, 0.6, 0.2], "fear": [0.0, 0.25, 0.
 """Distributions of the pictures of `distribution_set` over these three labels, by the most likely one."""
 
 
-def distribution_set(root: Path, counts: dict[str, int], shares: dict[str, list[float]] = SHARES) -> Path:
+def distribution_set(root: Path, counts: dict[str, int]) -> Path:
     """A table for each split with distributions, valence (1 to 9, unknown for every fourth picture), and arousal; no
     labels. Distribution and valence follow the colour, and arousal is 3 for every picture."""
-    labels = list(shares)
+    labels = list(SHARES)
     for split, count in counts.items():
         rows = []
         for i in range(count):
             number = i % len(labels)
             at = picture(root / f"{split}_{i:03d}.jpg", number, len(labels), seed=i + 100 * len(split))
-            row: dict[str, Any] = {"path": at.name, "distribution": dict(zip(labels, shares[labels[number]]))}
-            row |= {"valence": max(1, 9 - 3 * number)} if i % 4 else {}
+            row: dict[str, Any] = {"path": at.name, "distribution": dict(zip(labels, SHARES[labels[number]]))}
+            row |= {"valence": 9 - 3 * number} if i % 4 else {}
             rows.append(json.dumps({**row, "arousal": 3}))
         (root / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
     return root
