@@ -97,6 +97,7 @@ def _fields(record: Record) -> dict[str, Any]:
             "boxes_size",
             "pixel_boxes",
             "is_person",
+            "is_vote",
             "group",
             "size",
             "refused",

@@ -77,6 +77,8 @@ class Record:
     them; the boxes of `persons` themselves have no meaning then."""
     is_person: bool = False
     """True for a row that describes one person of its picture: joined rows are the persons of one record."""
+    is_vote: bool = False
+    """True for a row whose distribution is one vote: those of joined rows are averaged."""
     group: str | None = None
     """A level below the label, such as UBE's search engines; splits take equal shares of every group."""
     size: int | None = None

@@ -42,7 +42,7 @@ def read_described(table: FoundTable, pictures: str, source: str, options: Sourc
         if isinstance(cells, ValueError):
             yield Record(where, b"", split=table.rules.split, refused=("annotation", str(cells)))
             continue
-        rules = rules or RowRules(table.rules, cells, str(table.path))
+        rules = rules or RowRules(table.rules, cells, table.path)
         record = rules.record(cells, where)
         if record.refused is not None or record.image:
             yield record
@@ -75,12 +75,29 @@ def read_rows(table: FoundTable) -> Iterator[Row]:
         rows = _json(path, table.rules)
     else:
         rows = _text(path, table.rules)
+    if table.beside is not None:
+        rows = _side_by_side(rows, read_rows(FoundTable(table.beside, Table())), table)
     empty = True
     for row in rows:
         empty = False
         yield row
     if empty:
         raise UserError(f"SOURCE={path}: has no rows; download it again, or give another preset")
+
+
+def _side_by_side(rows: Iterator[Row], others: Iterator[Row], table: FoundTable) -> Iterator[Row]:
+    """Rows with the columns that they do not have from another table's rows in the same order."""
+    for row, other in itertools.zip_longest(rows, others):
+        if row is None or other is None:
+            raise UserError(
+                f"SOURCE={table.path}: has {'fewer' if row is None else 'more'} rows than {table.beside}, whose rows "
+                "should be in the same order; download both again"
+            )
+        (number, cells), (_, more) = row, other
+        if isinstance(cells, ValueError) or isinstance(more, ValueError):
+            yield number, cells if isinstance(cells, ValueError) else ValueError(f"{table.beside}: {more}")
+        else:
+            yield number, {**more, **cells}
 
 
 class PictureNames:
@@ -160,15 +177,17 @@ def _text(path: Place, rules: Table) -> Iterator[Row]:
 
 def _matched(file: io.TextIOBase, pattern: str, skipped: int) -> Iterator[Row]:
     compiled = re.compile(pattern)
+    is_header = True
     for number, text in enumerate(file, skipped + 1):
         line = text.rstrip("\r\n")
         if not line.strip():
             continue
         match = compiled.fullmatch(line) if len(line) <= 1 << 20 else None
-        if match is None:
-            yield number, ValueError(f"{line[:80]!r} does not have the form that the preset states")
-        else:
+        if match is not None:
+            is_header = False
             yield number, {name: text or "" for name, text in match.groupdict().items()}
+        elif not is_header:
+            yield number, ValueError(f"{line[:80]!r} does not have the form that the preset states")
 
 
 def _json(path: Place, rules: Table) -> Iterator[Row]:

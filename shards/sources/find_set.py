@@ -3,7 +3,7 @@
 SOURCE may be the published folder, a folder above it, or one that was doubled by unpacking twice (`Set/Set/images`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
@@ -104,26 +104,47 @@ def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None)
             )
         if not paths:
             lacks.append(table.files[0])
-        tables += [FoundTable(path, table) for path in paths]
+        beside = next((found for file in table.beside if (found := match_inside(root, file))), [])
+        if table.beside and not beside:
+            raise UserError(
+                f"SOURCE={root}: lacks {' or '.join(table.beside)}, whose rows belong to those of {paths[0].name}"
+            )
+        tables += [FoundTable(path, table, beside[0] if beside else None) for path in paths]
     notes = (f"without {', '.join(lacks)}, which SOURCE does not have",) if lacks else ()
     return FoundSet(form, root, folder, tuple(tables), notes)
 
 
 def find_roots(top: Place, form: Form, labels: Labels) -> list[Place]:
     """The folders that may be the set's, all on the first level where there is one."""
-    level, seen = [top], 0
-    for _ in range(LEVELS + 1):
+    for level in levels(top):
         if form.find:
             found = [place for place in level if any(match_inside(place, pattern) for pattern in form.find)]
         else:
             found = [place for place in level if has_labels(place, form, labels)]
         if found:
             return found
+    return []
+
+
+def search(top: Place, patterns: Sequence[str]) -> list[Place]:
+    """What the patterns name in the first level of folders that has any of it."""
+    for level in levels(top):
+        if found := [
+            path for place in level for pattern in patterns for path in match_inside(place, pattern)
+        ]:
+            return found
+    return []
+
+
+def levels(top: Place) -> Iterator[list[Place]]:
+    """A folder, the folders in it, the folders in these, and so on."""
+    level, seen = [top], 0
+    for _ in range(LEVELS + 1):
+        yield level
         level = [folder for place in level for folder in folders_in(place)]
         seen += len(level)
         if seen > MOST_FOLDERS:
-            return []
-    return []
+            return
 
 
 def has_labels(place: Place, form: Form, labels: Labels) -> bool:

@@ -82,8 +82,6 @@ class Metadata:
             self._folders.add(f"{folder}/" if folder else "")
             self._captions.append(captions.choose(options))
         self._rules: dict[int, RowRules] = {}
-        self.refuses_others = any(table.rules.unnamed == "refuse" for table in options.tables)
-        """Whether pictures that no table names are refused."""
         for place, table in enumerate(options.tables):
             for name, line in self._read_described(root, place, table, files):
                 hashes.append(draw64(0, name))
@@ -106,7 +104,7 @@ class Metadata:
             where = f"{table.path.name}, line {number}"
             name, content = "", cells
             if not isinstance(cells, ValueError):
-                rules = self._rules.get(place) or RowRules(table.rules, cells, str(table.path))
+                rules = self._rules.get(place) or RowRules(table.rules, cells, table.path)
                 self._rules[place] = rules
                 try:
                     if (text := rules.path(rules.cells(cells))) is None:

@@ -91,13 +91,14 @@ class Table(Section):
     quotes: bool = True
     """Whether `"` encloses cells. False: it is a character like any other."""
     line: Regex | None = None
-    """A regular expression with named groups, which are the columns; it replaces delimiter and quotes. Lines that it
-    does not match are refused."""
+    """A regular expression with named groups, which are the columns; it replaces delimiter and quotes. Lines above the
+    first one that it matches are a header; others that it does not match are refused."""
     records: str | None = None
     """The key of the list of objects in a `.json` file; None: the file is the list itself."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     columns: dict[Ours, str] = Field(default={})
-    """Our names of columns -> the table's, or a template such as `{Folder}/{Filename}.jpg`. In JSON `sentences.raw` is
+    """Our names of columns -> the table's, or a template such as `{Folder}/{Filename}.jpg`; the column `file` is the
+    name of the table without its extension. In JSON `sentences.raw` is
     the field `raw` of each item of `sentences`."""
     values: dict[Ours | Literal["labels"], dict[Text, Text]] = Field(default={})
     """Names for values of a column, such as {label: {0: anger}}."""
@@ -109,8 +110,14 @@ class Table(Section):
     """Label -> the column of its share, or a list of columns that are called like their labels."""
     votes: bool = False
     """Whether the shares are votes or percentages, which are divided by their sum."""
-    dimensions: dict[Dimension, str] = Field(default={})
-    """valence, arousal and dominance -> their columns."""
+    label_votes: bool = False
+    """Whether each row is one vote for its label: the distribution of a picture are the shares of its rows."""
+    more: tuple[str, str] | None = None
+    """Two columns; rows in which the first is not larger than the second are refused, such as [agree, disagree]."""
+    dimensions: dict[Dimension, Texts] = Field(default={})
+    """valence, arousal and dominance -> their column, or several of which the first one with a value counts."""
+    missing: Texts = ()
+    """Texts that stand for a missing number, besides NaN, NA and `-`."""
     persons: PersonColumns | None = None
     pixels: Pixels | None = None
     attributes: bool | Texts = True
@@ -118,8 +125,8 @@ class Table(Section):
     match: Literal["path", "name", "stem"] = "path"
     """How a row names its picture: by its path below the pictures, by its file name in any folder, or by that without
     its extension."""
-    unnamed: Literal["keep", "refuse"] = "keep"
-    """What happens to pictures of a folder that this table does not name."""
+    beside: Texts = ()
+    """Another table whose rows are in the same order; its columns are added. Alternatives: the first that exists."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> "Table":
@@ -141,6 +148,8 @@ class FoundTable:
 
     path: Place
     rules: Table
+    beside: Place | None = None
+    """The table whose columns are added row by row."""
 
 
 class Form(Section):
@@ -156,6 +165,8 @@ class Form(Section):
     name: Regex | None = None
     """A regular expression that is searched in the path of a picture below `pictures`; its named groups may be label,
     split and group."""
+    label_folders: bool = True
+    """Whether the folders of pictures are labels, if `name` is not given."""
     ignore: Texts = ()
     """Folders below `pictures` that belong to the set, but hold none of its pictures, such as masks."""
 

@@ -19,6 +19,7 @@ from shards.detect.types import Person
 from shards.sources import Record
 from shards.sources.columns import KNOWN, USUAL, make_record, usual_names
 from shards.sources.preset_schema import Pixels, Table
+from shards.sources.tables import parse_number
 from shards.sources.values import (
     BAD_VALUE,
     load_json,
@@ -26,11 +27,14 @@ from shards.sources.values import (
     parse_text,
     to_json_value,
 )
+from shards.storage import Place
 from uniemox_dist.core.errors import UserError
 
 PATTERN_CHARS = 4096
 """Longest text in which a preset's pattern is searched."""
-MISSING = ("nan", "na", "n/a", "none", "null", "-")
+FILE = "file"
+"""The column that holds the name of the table itself, without its extension."""
+MISSING = ("nan", "na", "n/a", "none", "null", "-", ".")
 """Texts of missing numbers, in lower case."""
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
@@ -38,20 +42,21 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 class RowRules:
     """The rules of one table, for rows with these columns."""
 
-    def __init__(self, table: Table, columns: Collection[str], where: str) -> None:
+    def __init__(self, table: Table, columns: Collection[str], path: Place) -> None:
         """
         Raises:
             UserError: if the table lacks a column that the preset names.
         """
-        self.table = table
+        self.table, self.file = table, path.name.rpartition(".")[0]
         made = [name for pattern in table.patterns.values() for name in re.compile(pattern).groupindex]
-        present = list(dict.fromkeys([*columns, *made]))
+        present = list(dict.fromkeys([*columns, FILE, *made]))
         used = [column for theirs in table.columns.values() for column in fields_of(theirs, present)]
         used += [
             *table.distribution.values(),
-            *table.dimensions.values(),
+            *(column for columns_of in table.dimensions.values() for column in columns_of),
             *table.patterns,
             *table.json_columns,
+            *(table.more or ()),
         ]
         if table.persons is not None:
             used += table.persons.box
@@ -60,16 +65,18 @@ class RowRules:
         for column in used:
             if column not in present:
                 raise UserError(
-                    f"SOURCE={where}: has no column {column!r}, which the preset names; its columns are "
+                    f"SOURCE={path}: has no column {column!r}, which the preset names; its columns are "
                     f"{', '.join(columns)}"
                 )
-        self.used = set(used)
-        usual = usual_names({name: "" for name in present if name not in self.used}, {})
+        self.used = {*used, FILE}
+        usual = {ours: ours for ours in USUAL}
+        if not table.columns:
+            usual = usual_names({name: "" for name in present if name not in self.used}, {})
         given = {str(ours): theirs for ours, theirs in table.columns.items()}
         self.templates = {
             ours: given.get(ours) or usual[ours] for ours in USUAL if ours in given or usual[ours] in present
         }
-        """Our names -> columns or templates: those of the preset, or else usual ones."""
+        """Our names -> columns or templates: those of the preset, or those of that very name, or else usual ones."""
         self.used |= {theirs for theirs in self.templates.values() if theirs in present}
 
     def cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +85,7 @@ class RowRules:
         Raises:
             ValueError: if a pattern does not match.
         """
-        cells = dict(row)
+        cells = {**row, FILE: self.file}
         for column, pattern in self.table.patterns.items():
             text = str(cells.get(column) or "")
             match = re.search(pattern, text) if len(text) <= PATTERN_CHARS else None
@@ -96,16 +103,20 @@ class RowRules:
         text = parse_text(fill(self.templates["path"], cells))
         return text and text.replace("\\", "/").removeprefix("./")
 
-    def record(self, row: Mapping[str, Any], name: str, path: str | None = None) -> Record:
-        """The record of a row, without the place of its picture. `path` is that of a row whose path was looked up."""
+    def record(self, row: Mapping[str, Any], name: str) -> Record:
+        """The record of a row, without the place of its picture."""
         try:
-            return self._record(self.cells(row), name, path)
+            return self._record(self.cells(row), name)
         except BAD_VALUE as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             return Record(name, b"", split=self.table.split, refused=("annotation", detail))
 
-    def _record(self, cells: dict[str, Any], name: str, path: str | None) -> Record:
+    def _record(self, cells: dict[str, Any], name: str) -> Record:
         table = self.table
+        if table.more is not None:
+            first, second = (parse_real(cells[column]) or 0 for column in table.more)
+            if first <= second:
+                raise ValueError(f"{table.more[0]}={first:g} is not more than {table.more[1]}={second:g}")
         values: dict[str, Any] = {}
         for ours, theirs in self.templates.items():
             if ours == "image" and table.pixels is not None:
@@ -117,12 +128,16 @@ class RowRules:
             values[ours] = value
         values.pop("path", None)
         values.pop("image", None)
-        rest = {column: value for column, value in cells.items() if column not in self.used}
-        if table.attributes is not True:
-            rest = {column: value for column, value in rest.items() if column in (table.attributes or ())}
-        numbers: dict[str, Any] = {
-            ours: self._dimension(ours, cells[theirs]) for ours, theirs in table.dimensions.items()
+        chosen = table.attributes or ()
+        rest = {
+            column: parse_number(value) if isinstance(value, str) else value
+            for column, value in cells.items()
+            if (column not in self.used if chosen is True else column in chosen)
         }
+        numbers: dict[str, Any] = {}
+        for ours, columns in table.dimensions.items():
+            known = (self._dimension(ours, cells[column]) for column in columns)
+            numbers[ours] = next((number for number in known if number is not None), None)
         persons = table.persons
         label = values.pop("label", None) if persons is not None else None
         values = values if persons is not None else {**rest, **numbers, **values}
@@ -133,6 +148,8 @@ class RowRules:
         if record.refused is not None:
             return replace(record, split=record.split or table.split)
         record = replace(record, split=record.split or table.split)
+        if table.label_votes and record.label is not None:
+            record = replace(record, label=None, distribution={record.label: 1.0}, is_vote=True)
         if table.pixels is not None:
             record = replace(record, image=draw_pixels(cells[table.pixels.column], table.pixels))
         if persons is None:
@@ -142,7 +159,7 @@ class RowRules:
         return add_person(record, self._box(cells), labels, is_pixels=persons.unit == "pixels")
 
     def _dimension(self, name: Any, value: Any) -> float | None:
-        if isinstance(value, str) and value.strip().lower() in MISSING:
+        if str(value).strip().lower() in (*MISSING, *self.table.missing):
             return None
         try:
             number = parse_real(value)

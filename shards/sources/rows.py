@@ -1,5 +1,6 @@
 """Joins several rows that describe one picture, such as one row per caption, into one record."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,9 @@ from shards.sources import Record
 def join_rows(rows: Sequence[Record]) -> Record:
     """One record of several for the same picture, in the order of the source: all captions once each.
 
-    Name, split and picture are the first row's. An attribute whose values differ becomes the list of its values, one
-    for each row (None where a row has none). Rows that state different labels, distributions or persons are refused as
-    `conflict`.
+    Name and picture are the first row's, the split is the first that is stated. An attribute whose values differ
+    becomes the list of its values, one for each row (None where a row has none). Rows that state different labels,
+    distributions or persons are refused as `conflict`.
     """
     first = rows[0]
     if (refused := next((row for row in rows if row.refused is not None), None)) is not None:
@@ -21,10 +22,15 @@ def join_rows(rows: Sequence[Record]) -> Record:
         return _join_persons(rows)
     if len(rows) == 1:
         return first
+    if all(row.is_vote for row in rows):
+        votes = [row.distribution or {} for row in rows]
+        shares = {name: math.fsum(v.get(name, 0) for v in votes) / len(votes) for v in votes for name in v}
+        rows = [replace(row, distribution=shares, label=None) for row in rows]
     record = replace(
         first,
         captions=tuple(dict.fromkeys(caption for row in rows for caption in row.captions)),
         label=next((row.label for row in rows if row.label is not None), None),
+        split=next((row.split for row in rows if row.split is not None), None),
         distribution=next((row.distribution for row in rows if row.distribution is not None), None),
         persons=next((row.persons for row in rows if row.persons is not None), None),
         attributes=_join_attributes(rows),

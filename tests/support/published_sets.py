@@ -5,6 +5,7 @@ miniature for which that document has the command.
 """
 
 import csv
+import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from doc_lines import command_lines
 from PIL import Image
 
@@ -142,3 +145,384 @@ def emotion6(root: Path) -> None:
         *rows,
         end="\r\n",
     )
+
+
+@published("FI")
+def fi(root: Path) -> None:
+    for label in ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness"):
+        jpegs(root, *(f"emotion_dataset/{label}/{label}_{i:04d}.jpg" for i in range(20)))
+
+
+@published("you_imemo")
+def fi_votes(root: Path) -> None:
+    url = "http://farm4.staticflickr.com/3776/{}.jpg"
+    text(
+        root / "agg/amusement_result.csv",
+        f"0,{url.format('123_abc')},1,4",
+        f"1,{url.format('124_abc')},3,2",  # most said no
+        f"2,{url.format('125_abc')},0,5",
+    )
+    text(root / "agg/fear_result.csv", f"0,{url.format('125_abc')},2,3", f"1,{url.format('126_abc')},2,3")
+    jpegs(
+        root, "agg/imgs/amusement/123_abc.jpg", "agg/imgs/amusement/124_abc.jpg", "agg/imgs/fear/126_abc.jpg"
+    )
+    for label in ("amusement", "fear"):  # a picture under two labels is the same file twice
+        Image.new("RGB", (48, 32), (9, 90, 200)).save(root / f"agg/imgs/{label}/125_abc.jpg")
+
+
+@published("EMOTIC")
+def emotic(root: Path) -> None:
+    header = "Index,Folder,Filename,Image Size,BBox,Categorical_Labels,Continuous_Labels,Gender,Age"
+    row = '0,mscoco/images,{}.jpg,"[48, 32]","[0, 0, 24, 32]","{}","[5, 3, 9]",Male,Adult'
+    both = [
+        row.format("COCO_1", "['Disconnection', 'Doubt/Confusion']"),
+        '1,mscoco\\images,COCO_1.jpg,"[48, 32]","[0, 0, 48, 32]","[\'Peace\']","[6.5, 4.0, 7.0]",Female,Kid',
+    ]
+    for split, rows in {
+        "train": both,
+        "val": [row.format("COCO_2", "['Fear']")],
+        "test": [row.format("COCO_3", "['Disquietment']")],
+    }.items():
+        text(root / f"emotic_pre/{split}.csv", header, "", *rows, end="\r\n")
+    jpegs(root, *(f"emotic/emotic/mscoco/images/COCO_{i}.jpg" for i in (1, 2, 3)))
+
+
+@published("archive")
+def emotic_arrays(root: Path) -> None:
+    categories = (
+        "Peace,Affection,Esteem,Anticipation,Engagement,Confidence,Happiness,Pleasure,Excitement,Surprise,Sympathy,"
+        "Doubt/Confusion,Disconnection,Fatigue,Embarrassment,Yearning,Disapproval,Aversion,Annoyance,Anger,Sensitivity,"
+        "Sadness,Disquietment,Fear,Pain,Suffering"
+    )
+    header = (
+        "Folder,Filename,Width,Height,Age,Gender,Valence,Arousal,Dominance,"
+        f"{categories},X_min,Y_min,X_max,Y_max,Arr_name,Crop_name"
+    )
+
+    def row(array: str, chosen: tuple[str, ...], box: str) -> str:
+        marks = ",".join("1" if name in chosen else "0" for name in categories.split(","))
+        return f"mscoco/images,a.jpg,640,320,Adult,Male,5,3,9,{marks},{box},{array}.npy,crop_{array}.npy"
+
+    for split in ("train", "extra_train", "val", "test"):
+        rows = [row(f"img_arr_{split}_0", ("Peace", "Doubt/Confusion"), "0,0,320,320")]
+        if split == "train":
+            rows.append(row("img_arr_train_0", ("Fear",), "320,160,640,320"))
+        text(root / f"annots_arrs/annot_arrs_{split}.csv", "\ufeff" + header, *rows)
+        (root / "img_arrs").mkdir(exist_ok=True)
+        for array in ("img_arr", "crop_img_arr"):
+            pixels = (
+                np.random.RandomState(len(split) + len(array)).randint(0, 256, (24, 24, 3)).astype(np.uint8)
+            )
+            np.save(root / f"img_arrs/{array}_{split}_0.npy", pixels)
+
+
+@published("EmoSet-118K-hf")
+def emoset_parquet(root: Path) -> None:
+    labels = ["sadness", "amusement", "fear", "awe", "anger", "contentment", "disgust", "excitement"]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": labels}}
+    meta = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    for split, parts in {"train": 2, "val": 1, "test": 1}.items():
+        for part in range(parts):
+            rows = []
+            for i, label in enumerate(labels):
+                file = io.BytesIO()
+                seed = 100 * part + 10 * i + len(split)
+                pixels = np.random.RandomState(seed).randint(0, 256, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(file, "PNG")
+                image = {"bytes": file.getvalue(), "path": None}
+                rows.append({"image": image, "image_id": f"{label}_{seed}", "emotion": label, "label": i})
+            columns = pa.Table.from_pylist(rows).replace_schema_metadata(meta)
+            (root / "data").mkdir(parents=True, exist_ok=True)
+            pq.write_table(columns, root / f"data/{split}-{part:05d}-of-{parts:05d}.parquet")
+
+
+@published("Emo8")
+def emo8(root: Path) -> None:
+    for label in ("Amusement", "Awe", "Contentment", "Excitement", "Anger", "Disgust", "Fear", "Sadness"):
+        for split, count in {"Train": 3, "Val": 1, "Test": 1}.items():
+            jpegs(root, *(f"{split}/{label}/{i}.jpg" for i in range(count)))
+
+
+# ---- further emotion sets
+
+
+@published("ArtPhoto")
+def artphoto(root: Path) -> None:
+    for label in ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sad"):
+        jpegs(root, *(f"testImages_artphoto/{label}_{i:04d}.jpg" for i in range(1, 3)))
+
+
+@published("Abstract")
+def abstract(root: Path) -> None:
+    names = "'','Amusement','Anger','Awe','Content','Disgust','Excitement','Fear','Sad'"
+    text(
+        root / "testImages_abstract/ABSTRACT_groundTruth.csv",
+        names,
+        "'abstract_0001.jpg',1,1,1,2,0,6,3,0",
+        "'abstract_0002.jpg',2,0,3,5,0,5,1,0",
+        "'abstract_0003.jpg',0,0,0,0,0,0,0,0",
+    )
+    jpegs(root, *(f"testImages_abstract/abstract_000{i}.jpg" for i in (1, 2, 3)))
+
+
+@published("EmotionROI")
+def emotionroi(root: Path) -> None:
+    for label in ("anger", "disgust", "fear", "joy", "sadness", "surprise"):
+        jpegs(
+            root / "EmotionROI",
+            *(f"{kind}/{label}/{i}.jpg" for kind in ("images", "ground_truth") for i in (1, 2)),
+        )
+    lists = root / "EmotionROI/training_testing_split"
+    text(
+        lists / "training.txt",
+        *(f"{label}/1.jpg" for label in ("anger", "disgust", "fear", "joy", "sadness")),
+    )
+    text(
+        lists / "testing.txt", *(f"{label}/2.jpg" for label in ("anger", "disgust", "fear", "joy", "sadness"))
+    )
+
+
+@published("Emotion-6")
+def panda_emotion_6(root: Path) -> None:
+    for label in ("anger", "fear", "joy", "love", "sadness", "surprise"):
+        jpegs(root, *(f"images/{label}/query/query/{i}.jpg" for i in range(10)))
+    jpegs(root, "images/anger/digust/1.jpg")
+
+
+@published("WEBEmo")
+def webemo(root: Path) -> None:
+    url = "https://as2.ftcdn.net/jpg/01/00/{}.jpg"
+    text(root / "train25.txt", f"{url.format('a')} 5", f"{url.format('b')} 11", end="\n")
+    text(root / "test25.txt", f"{url.format('c')} 1")
+    text(
+        root / "category.txt",
+        "# Three level emotion hierarchy.",
+        "labels=[('affection', 'love', '+')]",
+        end="\r\n",
+    )
+    jpegs(root, "train/5/a.jpg", "train/11/b.jpg", "test/1/c.jpg")
+
+
+@published("ArtEmis")
+def artemis(root: Path) -> None:
+    table(
+        root / "artemis_dataset_release_v0.csv",
+        ["art_style", "painting", "emotion", "utterance", "repetition"],
+        ["Baroque", "rubens_portrait-1612", "awe", "The detail of the collar, is impressive", 4],
+        ["Cubism", "gris_guitar", "something else", "A puzzle", 1],
+        ["Baroque", "rubens_portrait-1612", "awe", "So dark", 4],
+        ["Baroque", "rubens_portrait-1612", "fear", "He stares", 4],
+        ["Baroque", "rubens_portrait-1612", "sadness", "He is alone", 4],
+    )
+    jpegs(root, "wikiart/Baroque/rubens_portrait-1612.jpg", "wikiart/Cubism/gris_guitar.jpg")
+
+
+@published("AffectNet")
+def affectnet(root: Path) -> None:
+    header = [
+        *("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks"),
+        *("expression", "valence", "arousal"),
+    ]
+    lists = root / "Manually_Annotated_file_lists"
+    face = [1, 2, 30, 20, "181.64;530.91;188.32"]
+    table(
+        lists / "training.csv", header,
+        ["689/737db2.jpg", *face, 1, 0.785714, -0.055556],
+        ["10/77e318.JPG", *face, 9, -2, -2],
+        ["1/aa.png", *face, 4, -2, -2],
+    )  # fmt: skip
+    table(lists / "validation.csv", header, ["2/bb.jpg", *face, 7, -0.5, 1])
+    pictures = root / "Manually_Annotated_Images"
+    jpegs(pictures, "689/737db2.jpg", "10/77e318.JPG", "2/bb.jpg")
+    jpeg(pictures / "1/aa.png", format="PNG")
+
+
+@published("RAF-DB")
+def raf_db(root: Path) -> None:
+    rows = [*(f"train_{i:05d}.jpg {i % 7 + 1}" for i in range(1, 15)), "test_0001.jpg 5", "test_0002.jpg 1"]
+    text(root / "basic/EmoLabel/list_patition_label.txt", *rows)
+    for name in (row.split(".")[0] for row in rows):
+        jpegs(root / "basic/Image", f"aligned/{name}_aligned.jpg", f"original/{name}.jpg")
+
+
+FACES = [" ".join(str((i * 7 + k * 3) % 256) for i in range(48 * 48)) for k in range(5)]
+"""Pixels of FER2013."""
+
+
+def write_faces(root: Path) -> None:
+    usage = ("Training", "Training", "PublicTest", "PrivateTest", "Training")
+    rows = [[(0, 6, 3, 4, 7)[k], FACES[k], usage[k]] for k in range(5)]
+    table(root / "fer2013.csv", ["emotion", "pixels", "Usage"], *rows)
+
+
+@published("fer2013")
+def fer2013(root: Path) -> None:
+    write_faces(root)
+
+
+@published("FERPlus")
+def ferplus(root: Path) -> None:
+    write_faces(root)
+    text(
+        root / "fer2013new.csv",
+        "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF",
+        "Training,fer0000000.png,4,0,0,1,3,2,0,0,0,0",
+        "Training,fer0000001.png,6,0,1,1,0,0,0,0,2,0",
+        "PublicTest,fer0000002.png,0,10,0,0,0,0,0,0,0,0",
+        "PrivateTest,fer0000003.png,4,0,0,0,4,1,0,1,0,0",
+        "Training,,0,0,0,0,0,0,0,0,0,10",
+    )
+
+
+@published("Twitter_PCNN")
+def twitter_i(root: Path) -> None:
+    text(root / "three_agree.txt", "288_463_Bm.jpg 0", "335_466_Bj.jpg 1", "400_1_B.jpg 1")
+    text(root / "four_agree.txt", "288_463_Bm.jpg 0")
+    jpegs(root, *(f"Agg_AMT_Candidates/{name}.jpg" for name in ("288_463_Bm", "335_466_Bj", "400_1_B")))
+
+
+def write_votes(root: Path, blank: str) -> None:
+    names = "images-name Amusement Awe Contentment Excitement Anger Disgust Fear Sadness"
+    rows = (
+        "1.jpg 0 1 8 2 0 0 0 0",
+        "2.jpg 3 0 1 5 0 0 0 2",
+        "3.jpg 0 4 4 3 0 0 0 0",
+        "4.jpg 0 0 0 0 0 0 0 0",
+    )
+    text(root / "ground_truth.txt", *(f"{row}{blank}" for row in (names, *rows)))
+    jpegs(root, *(f"images/{i}.jpg" for i in range(1, 5)))
+
+
+@published("Flickr_LDL")
+def flickr_ldl(root: Path) -> None:
+    write_votes(root, "")
+
+
+@published("Twitter_LDL")
+def twitter_ldl(root: Path) -> None:
+    write_votes(root, " ")
+
+
+@published("OASIS")
+def oasis(root: Path) -> None:
+    names = "Theme,Category,Source,Valence_mean,Valence_SD,Valence_N,Arousal_mean,Arousal_SD,Arousal_N"
+    text(
+        root / "OASIS.csv",
+        f"\ufeff,{names}",
+        "I1,Acorns 1,Object,Pixabay,4.68627451,0.954202712,102,2.346534653,1.602720459,101",
+        'I18,"Angry face 4 ","Person","Flickr/Jan Tik",2.49,1.14,102,3.87,1.85,101',
+        end="\r",
+    )
+    jpegs(root, "images/Acorns 1.jpg", "images/Angry face 4.jpg")
+
+
+@published("GAPED")
+def gaped(root: Path) -> None:
+    at = root / "GAPED"
+    text(
+        at / "A_with SD.txt",
+        "\tValence\t(SD)\tArousal\t(SD)",
+        "",
+        "A001.bmp\t27.4507\t(18.3312)\t59.1026\t(22.0145)",
+    )
+    text(at / "Sn_with SD.txt", "\tValence\t(SD)\tArousal\t(SD)", "Sn001.jpg\t\t35.1\t(20.2)\t61.0\t\t(19.9)")
+    jpeg(at / "A/A001.bmp", format="BMP")
+    jpeg(at / "Sn/Sn001.bmp", format="BMP")
+
+
+@published("IAPS")
+def iaps(root: Path) -> None:
+    names = "desc IAPS valmn valsd aromn arosd dom1mn dom1sd dom2mn dom2sd set"
+    rows = (
+        "Snake 1050 3.46 2.15 6.87 1.68 3.08 2.18 . . 2",
+        "BurnVictim 2055.1 2.03 1.47 4.90 2.46 . . 3.8 2.2 12",
+    )
+    text(
+        root / "IAPS Tech Report/AllSubjects_1-20.txt",
+        "International Affective Picture System", "", "All subjects", "", "", "",
+        *(row.replace(" ", "\t") for row in (names, *rows)),
+    )  # fmt: skip
+    jpegs(root, "IAPS 1-20 Images/1050.jpg", "IAPS 1-20 Images/2055.1.JPG")
+
+
+# ---- captions
+
+
+@published("Flickr8k")
+def flickr8k(root: Path) -> None:
+    names = ["1000268201_693b08cb0e.jpg", "1001773457_577c3a7d70.jpg", "1002674143_1b742ab4b8.jpg", "9_9.jpg"]
+    jpegs(root, *(f"Flicker8k_Dataset/{name}" for name in names))
+    token = [f"{name}#{i}\tCaption {i} of , {name[:7]} ." for name in names for i in range(2)]
+    text(root / "Flickr8k_text/Flickr8k.token.txt", *token, "2258277193_586949ec62.jpg.1#0\tA man .")
+    for kind, name in zip(("train", "dev", "test"), names):
+        text(root / f"Flickr8k_text/Flickr_8k.{kind}Images.txt", name)
+
+
+@published("flickr8k-kaggle")
+def flickr8k_kaggle(root: Path) -> None:
+    jpegs(root, "Images/1_a.jpg", "Images/2_b.jpg")
+    table(
+        root / "captions.txt", ["image", "caption"],
+        ["1_a.jpg", "A child in a pink dress ."], ["1_a.jpg", "A girl , going in"], ["2_b.jpg", "A dog ."],
+    )  # fmt: skip
+
+
+@published("flickr30k_images")
+def flickr30k(root: Path) -> None:
+    text(
+        root / "results.csv",
+        "image_name| comment_number| comment",
+        "1000092795.jpg| 0| Two young guys with shaggy hair .",
+        '1000092795.jpg| 1| Two "young" men .',
+        "2199200615.jpg| 4   A dog runs across the grass .",
+        "3.jpg and no more",
+    )
+    jpegs(root, "flickr30k_images/1000092795.jpg", "flickr30k_images/2199200615.jpg")
+
+
+@published("flickr30k-hf")
+def flickr30k_hf(root: Path) -> None:
+    table(
+        root / "flickr_annotations_30k.csv",
+        ["raw", "sentids", "split", "filename", "img_id"],
+        [json.dumps(["Two guys.", 'A "b", c.']), "[0, 1]", "train", "1.jpg", 0],
+        [json.dumps(["A red square."]), "[2]", "test", "2.jpg", 1],
+    )
+    jpegs(root, "flickr30k-images/1.jpg", "flickr30k-images/2.jpg")
+
+
+@published("coco-karpathy")
+def coco_karpathy(root: Path) -> None:
+    def image(folder: str, name: str, split: str, number: int) -> dict[str, Any]:
+        sentences = [
+            {"tokens": ["a", "man"], "raw": f"A man {i}. ", "imgid": 0, "sentid": i} for i in range(2)
+        ]
+        return {
+            "filepath": folder, "sentids": [0, 1], "filename": name, "imgid": 0, "split": split,
+            "sentences": sentences, "cocoid": number,
+        }  # fmt: skip
+
+    images = [
+        image("val2014", "COCO_val2014_1.jpg", "test", 1),
+        image("val2014", "COCO_val2014_2.jpg", "restval", 2),
+    ]
+    images.append(image("train2014", "COCO_train2014_3.jpg", "train", 3))
+    text(root / "dataset_coco.json", json.dumps({"images": images, "dataset": "coco"}))
+    jpegs(root, *(f"{entry['filepath']}/{entry['filename']}" for entry in images))
+
+
+@published("img2dataset-files")
+def img2dataset_files(root: Path) -> None:
+    for shard, key in ((0, "000000000"), (1, "000010005")):
+        fields = {
+            "url": "https://x/a.jpg",
+            "caption": f"a cat {shard}",
+            "key": key,
+            "status": "success",
+            "width": 48,
+        }
+        jpeg(root / f"{shard:05d}/{key}.jpg")
+        text(root / f"{shard:05d}/{key}.txt", f"a cat {shard}", end="")
+        text(root / f"{shard:05d}/{key}.json", json.dumps(fields, indent=4))
+        text(root / f"{shard:05d}_stats.json", json.dumps({"count": 2, "successes": 1}))
+        pq.write_table(pa.table({"key": [key], "status": ["success"]}), root / f"{shard:05d}.parquet")

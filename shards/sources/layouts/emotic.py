@@ -1,8 +1,11 @@
 """EMOTIC: annotated persons in pictures of four collections.
 
-    SOURCE/Annotations.mat              or SOURCE/Annotations/Annotations.mat
+    SOURCE/Annotations/Annotations.mat
     SOURCE/train.csv, val.csv, test.csv instead of it: the usual conversion, one row per person
     SOURCE/emotic/mscoco/images/….jpg   or SOURCE/images/mscoco/…, or SOURCE/mscoco/…
+    SOURCE/annots_arrs/, img_arrs/      instead of all these: a copy as arrays (emotic_arrays.py)
+
+All of these may be up to three folders further below, in any case (`emotic_pre/train.csv`, `emotic/emotic/mscoco/…`).
 
 A CSV has the columns Folder, Filename, Image Size ([width, height]), BBox ([x1, y1, x2, y2]) and
 Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance]), Gender and Age.
@@ -18,15 +21,16 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from shards.detect.types import Person
 from shards.format.sample import DIMENSIONS
-from shards.sources import Record, SourceOptions
+from shards.sources import Record, SourceOptions, emotic_arrays
 from shards.sources.files import find_file, find_split_files, try_path
+from shards.sources.find_set import levels, search
 from shards.sources.tables import read_csv
 from shards.storage import Place, parse_place
 from uniemox_dist.core.errors import UserError, missing_extra
@@ -96,29 +100,62 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if there is neither a .mat nor a CSV, one is damaged, or a category is not one of the 26.
     """
-    root = parse_place(source, "SOURCE")
-    mats = [
-        path for path in (root / "Annotations.mat", root / "Annotations/Annotations.mat") if path.is_file()
-    ]
-    tables = find_split_files(root, ".csv")
+    top = parse_place(source, "SOURCE")
+    mats = search(top, ["Annotations.mat"])
+    tables = search(top, ["train.csv", "val.csv", "test.csv"])
+    arrays = search(top, ["annot_arrs_*.csv"])
     if mats:
         splits = _from_mat(mats[0])
     elif tables:
-        splits = ((split, _from_csv(path)) for split, path in tables)
+        lists = find_split_files(tables[0].parent, ".csv")
+        splits = ((split, _from_csv(path)) for split, path in lists)
+    elif arrays:
+        yield from _from_arrays(top, arrays)
+        return
     else:
         raise UserError(
             f"SOURCE={source}: has neither Annotations.mat nor train.csv, val.csv or test.csv; "
             "give EMOTIC's folder"
         )
-    folders = [root / "emotic", root / "images", root]
     for split, pictures in splits:
         names = sorted(pictures)
-        held = (
-            folder for folder in folders if any(find_file(folder, name).is_file() for name in names[:_PROBES])
-        )
-        folder = next(held, folders[0])
+        folder = _picture_folder(top, names[:_PROBES])
         for name in names:
             yield pictures[name].record(folder, name, split, allow_outside=options.allow_outside)
+
+
+def _picture_folder(top: Place, names: list[str]) -> Place:
+    """The first folder below SOURCE that contains one of these pictures; the published one if none does."""
+    usual = [top / "emotic", top / "images", top]
+    for folder in (*usual, *(folder for level in levels(top) for folder in level)):
+        if any(find_file(folder, name).is_file() for name in names):
+            return folder
+    return usual[0]
+
+
+def _from_arrays(top: Place, tables: list[Place]) -> Iterator[Record]:
+    folders = search(top, ["img_arrs"])
+    if not folders:
+        raise UserError(f"SOURCE={top}: lacks img_arrs/, the pictures of {tables[0].name}; copy it there")
+    by_split: dict[str, dict[str, _Picture]] = {}
+    for table in tables:
+        pictures = by_split.setdefault(emotic_arrays.split_of(table), {})
+        for where, name, row in emotic_arrays.read_rows(table):
+            categories = [category for category in CATEGORIES if emotic_arrays.is_set(row.get(category, ""))]
+            dimensions = [_number(row.get(dimension.capitalize())) for dimension in DIMENSIONS]
+            labels = _labels(where, categories, dimensions, gender=row.get("Gender"), age=row.get("Age"))
+            box = [_number(row[corner]) for corner in ("X_min", "Y_min", "X_max", "Y_max")]
+            pictures.setdefault(name, _Picture()).add(
+                [_number(row["Width"]), _number(row["Height"])], box, labels
+            )
+    for split in (split for split in SPLITS if split in by_split):
+        for name, picture in sorted(by_split[split].items()):
+            record = picture.record(folders[0], name, split, allow_outside=False)
+            image, refused = (
+                (b"", record.refused) if record.refused else emotic_arrays.read_picture(folders[0] / name)
+            )
+            # The boxes are fractions of a picture of another size, which has no EXIF data.
+            yield replace(record, image=image, refused=refused, boxes_size=None)
 
 
 def _labels(
@@ -191,7 +228,7 @@ def _numbers(row: dict[str, Any], column: str, where: str) -> list[float]:
 def _name(where: str, folder: Any, filename: Any) -> str:
     if not isinstance(filename, str) or not filename.strip():
         raise UserError(f"{where}: has no picture name; give a Folder and a Filename")
-    inner = folder.strip().strip("/") if isinstance(folder, str) else ""
+    inner = folder.strip().replace("\\", "/").strip("/") if isinstance(folder, str) else ""
     return f"{inner}/{filename.strip()}" if inner else filename.strip()
 
 

@@ -110,9 +110,9 @@ class _Folder:
         self.root, self.metadata, self.options = root, metadata, options
         name = options.form.name if options.form is not None else None
         self.pattern = re.compile(name) if name is not None else None
-        self.tables = ", ".join(
-            table.path.name for table in options.tables if table.rules.unnamed == "refuse"
-        )
+        self.label_folders = options.form is None or options.form.label_folders
+        self.lists = ", ".join(table.path.name for table in options.tables if table.rules.split is not None)
+        """The lists of splits that the set's preset names; pictures that none of them names are refused."""
         others = [path for path in paths if _extension(path) not in PICTURES]
         formats = _find_formats(root, others)
         self.pictures = [
@@ -153,6 +153,8 @@ class _Folder:
             if split is not None:
                 parts.pop(0)
             label, group = parts[0] if parts else None, "/".join(parts[1:]) or None
+            if not self.label_folders:
+                label, group = None, None
             if self.pattern is not None:
                 found = self.pattern.search(name)
                 named = found.groupdict() if found is not None else {}
@@ -163,11 +165,14 @@ class _Folder:
             rows = self.metadata.rows(path)
             if (kind := self.refused.get(path)) is not None:
                 yield replace(record, refused=("format", kind.refusal or kind.name))
-            elif not rows and self.metadata.refuses_others:
-                yield replace(record, refused=("annotation", f"none of {self.tables} names it"))
             else:
-                yield self._describe(path, record, texts, rows, jsons)
+                yield self._in_a_split(self._describe(path, record, texts, rows, jsons))
         self._write_notes()
+
+    def _in_a_split(self, record: Record) -> Record:
+        if self.lists and record.split is None and record.refused is None:
+            return replace(record, refused=("annotation", f"none of {self.lists} names it"))
+        return record
 
     def _find_beside(self, path: str) -> tuple[list[str], list[str]]:
         """The captions files and the .json files of a picture, in the order of their captions."""
