@@ -21,6 +21,7 @@ from shards.pictures.formats import HEAD_BYTES, MAX_PIXELS, BadPicture, identify
 from shards.pictures.jpeg import JpegHeader, check_jpeg, decode_jpeg, is_jpeg, read_jpeg_header
 from shards.pictures.orientation import read_orientation, turn_array, turn_upright, upright_size
 from shards.pictures.pixels import WHITE, Rgb, load_eight_bits, to_rgb
+from shards.pictures.tiff import silence_libtiff
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # callers get the reason; no lines on stderr
 _TIFF_SUBFILE, _TIFF_SUB_IFDS, _DNG_VERSION = 254, 330, 50706
@@ -208,6 +209,8 @@ def _plugins(name: str) -> tuple[str, ...]:
         from PIL import AvifImagePlugin
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    elif name == "TIFF":
+        silence_libtiff()
     return ("JPEG", "MPO") if name == "JPEG" else (name,)
 
 

@@ -14,11 +14,12 @@ from PIL import Image, ImageFile
 
 from shards.pictures.containers import read_png_chunk
 from shards.pictures.formats import BadPicture
+from shards.pictures.tiff import has_wide_planes, read_planes
 
 Rgb = tuple[int, int, int]
 WHITE: Rgb = (255, 255, 255)
 _DEPTHS = (8, 10, 12, 14, 16)
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_LARGEST, _TIFF_PLANES = 258, 262, 281, 284
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_LARGEST, _TIFF_EXTRA = 258, 262, 281, 338
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Byte order of a raw mode -> the order under which Pillow reads the other byte of every sample."""
 
@@ -55,7 +56,7 @@ def load_eight_bits(image: Image.Image) -> Image.Image:
     Raises:
         BadPicture: reason `format`, for values that are no colours.
     """
-    if (loaded := _load_sixteen_bit_colours(image)) is not None:
+    if (loaded := _load_sixteen_bit_colours(image) or _load_sixteen_bit_ppm(image)) is not None:
         return loaded
     bits = _stated_bits(image) if image.mode.startswith("I;16") else None
     inverted = _is_white_zero(image)
@@ -156,26 +157,26 @@ def _load_sixteen_bit_colours(image: Image.Image) -> Image.Image | None:
     order gives the lower bytes.
     """
     rawmodes = {_rawmode(tile) for tile in getattr(image, "tile", ())}
-    if image.format not in ("PNG", "TIFF") or not any(";16" in mode for mode in rawmodes):
+    has_planes = has_wide_planes(image)
+    if image.format not in ("PNG", "TIFF") or not (has_planes or any(";16" in mode for mode in rawmodes)):
         return None
-    if image.mode not in ("RGB", "RGBA", "CMYK") or any(mode.startswith("RGBa") for mode in rawmodes):
+    if image.mode not in ("RGB", "RGBA", "CMYK"):
         return None
     encoded, mode, bits = _encoded(image), image.mode, _stated_bits(image)
+    if has_planes:
+        return _load_planes(image, encoded, bits)
+    is_premultiplied = any(mode.startswith("RGBa;") for mode in rawmodes)
     upper_HWC, info = _load_bytes(encoded, image.format, "RGBA" if rawmodes == {"LA;16B"} else None)
     if rawmodes == {"LA;16B"}:  # as if 8-bit RGBA: the two bytes of grey, then the two of alpha
         bytes_HW4 = upper_HWC.astype(np.uint16)
         grey_HW, alpha_HW = (bytes_HW4[:, :, i] << 8 | bytes_HW4[:, :, i + 1] for i in (0, 2))
         values_HWC = np.stack([grey_HW, grey_HW, grey_HW, alpha_HW], axis=2)
-    elif _are_separate_planes(image):
-        values_HWC = upper_HWC.astype(np.uint16) * 257  # libtiff returns their upper bytes only
-        if _full_scale(int(values_HWC.max()), bits) != 65535:
-            raise BadPicture(
-                "format", "16-bit colours of fewer bits in separate planes; convert it to 8 bits"
-            )
     else:
         lower_HWC, _ = _load_bytes(encoded, image.format, "other byte")
         values_HWC = upper_HWC.astype(np.uint16) << 8 | lower_HWC
     colours = 3 if mode.startswith("RGB") else 4
+    if is_premultiplied:
+        values_HWC, bits = _divide_by_alpha(values_HWC, bits), 16
     parts = [_scale(part, _full_scale(int(part.max()), bits)) for part in _split(values_HWC, colours)]
     transparent = info.pop("transparency", None)
     if isinstance(transparent, tuple):
@@ -184,6 +185,50 @@ def _load_sixteen_bit_colours(image: Image.Image) -> Image.Image | None:
         mode = "RGBA"
     loaded = _from_array(np.concatenate(parts, axis=2), mode)
     loaded.info = info
+    return loaded
+
+
+def _load_planes(image: Image.Image, encoded: bytes, bits: int | None) -> Image.Image:
+    """A TIFF with separate planes of more than 8 bits, scaled to 8 bits."""
+    values_HWC = read_planes(image, encoded)
+    channels = len(image.getbands())
+    if values_HWC is None or values_HWC.shape[2] < channels:
+        raise BadPicture("format", "colours of more than 8 bits in separate planes; convert it to 8 bits")
+    values_HWC = values_HWC[:, :, :channels]
+    if image.mode == "RGBA" and 1 in image.tag_v2.get(_TIFF_EXTRA, ()):  # type: ignore[attr-defined]
+        values_HWC, bits = _divide_by_alpha(values_HWC, bits), 16
+    colours = 3 if image.mode.startswith("RGB") else 4
+    parts = [_scale(part, _full_scale(int(part.max()), bits)) for part in _split(values_HWC, colours)]
+    loaded = _from_array(np.concatenate(parts, axis=2), image.mode)
+    loaded.info = dict(image.info)
+    return loaded
+
+
+def _divide_by_alpha(values_HW4: np.ndarray, bits: int | None) -> np.ndarray:
+    """Colours that were multiplied by alpha, and alpha, as values of 16 bits. Both have the same depth."""
+    full = _full_scale(int(values_HW4.max()), bits)
+    values = values_HW4.astype(np.int64)
+    alpha_HW1 = values[:, :, 3:]
+    colours_HW3 = (values[:, :, :3] * 65535 + alpha_HW1 // 2) // np.maximum(alpha_HW1, 1)
+    alpha_HW1 = (alpha_HW1 * 65535 + full // 2) // full
+    colours_HW3 = np.where(alpha_HW1 > 0, colours_HW3.clip(0, 65535), 0)
+    return np.concatenate([colours_HW3, alpha_HW1], axis=2).astype(np.uint16)
+
+
+def _load_sixteen_bit_ppm(image: Image.Image) -> Image.Image | None:
+    """A binary PPM with colours of 16 bits whose header states the largest value, 65535, which writers state for fewer
+    bits, too; None for other pictures. Pillow scales those of other headers."""
+    tiles = getattr(image, "tile", ())
+    if image.format != "PPM" or image.mode != "RGB" or not tiles:
+        return None
+    if tiles[0].codec_name != "ppm" or tiles[0].args[-1] != 65535:
+        return None
+    data, count = _encoded(image)[tiles[0].offset :], image.width * image.height * 3
+    if len(data) < 2 * count:
+        return None  # Pillow names the problem
+    values_HW3 = np.frombuffer(data, ">u2", count).reshape(image.height, image.width, 3)
+    loaded = _from_array(_scale(values_HW3, _full_scale(int(values_HW3.max()), None)), "RGB")
+    loaded.info = dict(image.info)
     return loaded
 
 
@@ -200,16 +245,15 @@ def _split(values_HWC: np.ndarray, colours: int) -> list[np.ndarray]:
 
 def _load_bytes(encoded: bytes, form: str, rawmode: str | None) -> tuple[np.ndarray, dict[Any, Any]]:
     """Pixels and info of a file, read with the raw mode that Pillow chooses (None), with another one, or with that of
-    the other byte of every sample."""
+    the other byte of every sample. Colours stay multiplied by alpha."""
     with Image.open(io.BytesIO(encoded), formats=[form]) as image:
         assert isinstance(image, ImageFile.ImageFile)
-        if rawmode is not None:
-            image.tile = [
-                tile._replace(
-                    args=_with_rawmode(tile.args, _other(tile) if rawmode == "other byte" else rawmode)
-                )
-                for tile in image.tile
-            ]
+        modes = (
+            _other(tile) if rawmode == "other byte" else rawmode or _straight(tile) for tile in image.tile
+        )
+        image.tile = [
+            tile._replace(args=_with_rawmode(tile.args, mode)) for tile, mode in zip(image.tile, modes)
+        ]
         image.load()
         return np.array(image), dict(image.info)
 
@@ -219,19 +263,18 @@ def _rawmode(tile: Any) -> str:
     return str(args[0] if isinstance(args, tuple) else args)
 
 
+def _straight(tile: Any) -> str:
+    """The raw mode of a tile; that of plain colours if they are multiplied by alpha, which Pillow divides in 8 bits."""
+    return _rawmode(tile).replace("RGBa;", "RGBA;")
+
+
 def _other(tile: Any) -> str:
-    rawmode = _rawmode(tile)
+    rawmode = _straight(tile)
     return rawmode[:-1] + _OTHER_BYTE.get(rawmode[-1], rawmode[-1])
 
 
 def _with_rawmode(args: Any, rawmode: str) -> Any:
     return (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
-
-
-def _are_separate_planes(image: Image.Image) -> bool:
-    if image.format != "TIFF":
-        return False
-    return image.tag_v2.get(_TIFF_PLANES) == 2  # type: ignore[attr-defined,no-any-return]
 
 
 def _encoded(image: Image.Image) -> bytes:

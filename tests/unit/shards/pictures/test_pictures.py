@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,81 @@ def test_twelve_bits_in_16_bit_tiff_colours_are_scaled_by_twelve_bits(
     values = np.repeat(RAMP[None, :, None], 3, axis=2).astype(f"{byteorder}u2")
     tifffile.imwrite(buffer, values, photometric="rgb", compression=compression, byteorder=byteorder)
     np.testing.assert_array_equal(decode_picture(buffer.getvalue())[0], np.array([STEPS] * 3).T)
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize(
+    "more", [{}, {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}], ids=str
+)
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("alpha", [None, "unassalpha", "assocalpha"])
+def test_16_bit_tiff_colours_of_every_order_depth_and_alpha(
+    planes: str, more: dict[str, Any], byteorder: str, bits: int, alpha: str | None
+) -> None:
+    full = (1 << bits) - 1
+    ramp = np.linspace(0, full, 64).astype(np.int64)
+    colours = np.stack([ramp, ramp[::-1], np.full_like(ramp, full)], -1)[None].repeat(40, axis=0)
+    alphas = np.full((40, 64, 1), full)
+    alphas[1], alphas[2] = full // 2, 0
+    values, expected = colours, colours * 255 / full
+    if alpha is not None:
+        stored = colours * alphas // full if alpha == "assocalpha" else colours
+        values = np.concatenate([stored, alphas], axis=2)
+        expected = (colours * alphas / full + full - alphas) * 255 / full
+    if planes == "separate":
+        values = np.moveaxis(values, -1, 0)
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        np.ascontiguousarray(values).astype(f"{byteorder}u2"),
+        photometric="rgb",
+        planarconfig=planes,
+        byteorder=byteorder,
+        extrasamples=() if alpha is None else (alpha,),
+        rowsperstrip=None if "tile" in more else 7,
+        **more,
+    )
+    assert np.abs(decode_picture(buffer.getvalue()) - expected).max() < 1
+
+
+def test_planes_of_other_depths_and_in_a_big_tiff_are_refused_by_name() -> None:
+    values = np.zeros((3, 8, 8), np.uint16)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="rgb", planarconfig="separate", bigtiff=True)
+    with pytest.raises(BadPicture, match="colours of more than 8 bits in separate planes; convert it to 8"):
+        decode_picture(buffer.getvalue())
+
+
+@pytest.mark.parametrize("largest", [4095, 65535])
+@pytest.mark.parametrize("stated", [4095, 65535])
+def test_a_colour_ppm_is_scaled_by_its_header_or_by_its_values_if_that_states_16_bits(
+    largest: int, stated: int
+) -> None:
+    if largest > stated:
+        pytest.skip("such values are no PPM")
+    ramp = np.linspace(0, largest, 64).astype(np.uint16)
+    data = b"P6 64 1 %d\n" % stated + np.stack([ramp] * 3, axis=-1).astype(">u2").tobytes()
+    expected = np.linspace(0, 255, 64)
+    assert np.abs(decode_picture(data)[0] - expected[:, None]).max() <= 1
+    with pytest.raises(BadPicture):
+        decode_picture(data[:-1])
+
+
+def test_libtiff_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), compression="zlib"
+    )
+    data = bytearray(buffer.getvalue())
+    data[-400:] = b"\xff" * 400
+    lzw = bytearray(encoded("TIFF", compression="tiff_lzw"))
+    lzw[20:60] = b"\xff" * 40
+    for damaged in (bytes(data), bytes(lzw)):
+        with pytest.raises(BadPicture) as refused:
+            check_picture(damaged)
+        assert refused.value.reason == "corrupt"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_transparent_colour_of_a_16_bit_png_is_compared_in_16_bits() -> None:
