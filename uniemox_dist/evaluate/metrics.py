@@ -149,7 +149,7 @@ LEAST_SHARE = 1e-12
 def distribution_scores(found_nC: np.ndarray, true_nC: np.ndarray) -> dict[str, np.ndarray]:
     """The six usual measures of label distribution learning for each sample, n. Rows of both arrays sum to 1.
 
-    Source: X. Geng, "Label Distribution Learning", TKDE 2016, table 1. With zeros: labels with a share of 0 on both
+    Source: X. Geng, "Label Distribution Learning", TKDE 28, 2016. With zeros: labels with a share of 0 on both
     sides count 0 in Clark and Canberra, and 1 if one side is 0, as the formulas say; 0 · ln(0 / x) is 0.
     """
     gap_nC, sum_nC = np.abs(found_nC - true_nC), found_nC + true_nC

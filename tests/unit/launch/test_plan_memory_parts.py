@@ -15,7 +15,7 @@ from launch.plan.memory import (
     list_stages,
     recommend,
 )
-from launch.plan.model import Tower, read_tower
+from launch.plan.model import Tower, count_outputs, read_tower
 from launch.plan.network import Traffic, list_exchanges, network_time
 from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.load import load_config
@@ -191,6 +191,23 @@ def test_the_activations_of_a_classifier_match_the_tensors_that_autograd_keeps(
     assert isinstance(config, FinetuneRun)
     within = 0.05 if config.compute.checkpoint_blocks else 0.01
     assert plan_of(config, dtype) == pytest.approx(kept_by_classifier(config, dtype), rel=within)
+
+
+@pytest.mark.parametrize(
+    ("settings", "outputs"),
+    [
+        ([], 8),
+        (["finetune.labels=[a, b, c]", "finetune.dimensions=[valence]"], 4),
+        (["finetune.target=distribution", "finetune.dimensions=[valence, arousal]"], 10),
+        (["finetune.task=multi"], 29),
+        (["finetune.task=multi", "finetune.dimensions=[arousal]"], 27),
+        (["finetune.task=multi", "finetune.dimension_weight=0"], 26),
+    ],
+)
+def test_a_classifier_has_an_output_for_each_label_and_dimension(settings: list[str], outputs: int) -> None:
+    config = load_config("finetune", ["data.path=d", *settings])
+    assert isinstance(config, FinetuneRun)
+    assert count_outputs(config) == outputs
 
 
 def plan_of(config: Config, dtype: torch.dtype) -> int:
