@@ -128,6 +128,20 @@ def find_files(where: Place) -> list[str]:
     return [path.removeprefix(prefix) for path in remote.fs.find(remote.path)]
 
 
+def list_folders(where: Place) -> list[Place]:
+    """The folders in a folder, sorted by name. A store is asked once, not for each entry."""
+    if is_local(where):
+        with os.scandir(where) as entries:
+            return [where / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+    remote = cast(Any, where)
+    found = (
+        entry["name"].rstrip("/")
+        for entry in remote.fs.ls(remote.path, detail=True)
+        if entry["type"] == "directory"
+    )
+    return [where / name.rpartition("/")[2] for name in sorted(found)]
+
+
 def _walk(root: Path) -> Iterator[str]:
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:

@@ -11,7 +11,7 @@ from glob import has_magic
 from shards.sources.files import SPLITS, is_clutter
 from shards.sources.preset_schema import Form, FoundTable, Preset
 from shards.sources.presets import Labels
-from shards.storage import Place, parse_place
+from shards.storage import Place, list_folders, parse_place
 from uniemox_dist.core.errors import UserError
 
 LEVELS = 3
@@ -160,10 +160,8 @@ def has_labels(place: Place, form: Form, labels: Labels) -> bool:
 
 
 def folders_in(place: Place) -> list[Place]:
-    """The folders in a folder, sorted."""
-    return sorted(
-        (entry for entry in place.glob("*") if not is_clutter(entry.name) and entry.is_dir()), key=str
-    )
+    """The folders in a folder that may belong to a set, sorted."""
+    return [folder for folder in list_folders(place) if not is_clutter(folder.name)]
 
 
 def match_inside(root: Place, pattern: str) -> list[Place]:

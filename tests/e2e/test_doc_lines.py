@@ -39,7 +39,7 @@ ELSEWHERE = {
     "uniemox shards pack EmoSet-118K": "tests/unit/shards/test_layouts_annotated.py packs that layout",
     "uniemox shards pack UnBiasedEmo": "tests/distributed/test_finetune.py packs each preset",
     "uniemox shards pack emotic": "tests/distributed/test_finetune.py packs it",
-    "uniemox shards pack flickr30k": "tests/unit/shards/pack/test_rows.py packs such a table",
+    "uniemox shards pack flickr30k": "tests/unit/shards/sources/test_published_sets.py packs it",
     "uniemox shards pack s3://": "tests/unit/shards/test_remote.py packs from a bucket",
     "uniemox shards pack p": "parts: tests/unit/shards/test_merge.py",
     "uniemox evaluate protocol OUT demo/shards": "docs/evaluate.md has it with DATA, which holds the same",

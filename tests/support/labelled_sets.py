@@ -17,8 +17,8 @@ from shards.sources.presets import load_presets
 SIZE = 40
 LAYOUTS = {
     "emo8": "{split}/{label}/{name}.jpg",
-    "fi": "{label}/{name}.jpg",
-    "ube": "{label}/{engine}/{name}.jpg",
+    "fi": "emotion_dataset/{label}/{name}.jpg",
+    "ube": "UnBiasedEmo/images/{label}/{engine}/{name}.jpg",
     "emotion6": "images/{label}/{name}.jpg",
     "caer-s": "{split}/{label}/{name}.jpg",
     "heco": "{label}/{name}.jpg",

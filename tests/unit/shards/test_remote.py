@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_sets import SETS
 from s3 import list_objects, serve_faults, serve_s3, upload
 from torch.utils.data import DataLoader, Dataset
 
@@ -60,6 +61,19 @@ def test_a_folder_on_s3_packs_to_the_same_bytes_as_on_disk(
     upload(photo_folder, f"{bucket}/photos{workers}")
     remote = packed(f"{bucket}/photos{workers}", "folder", tmp_path / "remote", workers)
     assert remote == packed(photo_folder, "folder", tmp_path / "local")
+
+
+@pytest.mark.parametrize(
+    ("source", "preset"), [("UnBiasedEmo", "ube"), ("HECO", "heco"), ("EMOTIC", "emotic")]
+)
+def test_a_published_set_on_s3_packs_to_the_same_bytes_as_on_disk(
+    source: str, preset: str, bucket: str, tmp_path: Path
+) -> None:
+    SETS[source](tmp_path / "sets" / source)
+    upload(tmp_path / "sets", f"{bucket}/sets-{preset}")
+    for place, out in ((f"{bucket}/sets-{preset}", "remote"), (str(tmp_path / "sets"), "local")):
+        pack(PackSettings(place, None, persons="none", preset=preset), tmp_path / out, workers=0)
+    assert identities(tmp_path / "remote") == identities(tmp_path / "local")
 
 
 def test_a_table_and_tars_on_s3_pack_to_the_same_bytes_as_on_disk(

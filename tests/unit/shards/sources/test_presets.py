@@ -1,11 +1,13 @@
 """Presets of users, the options that replace one, and sets that lack something or are others: lines and exit codes."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from published_sets import jpegs, samples, table, text
+from published_sets import SETS, jpegs, samples, table, text
 
 from shards.sources.presets import load_presets, make_preset
 from uniemox_dist.cli.main import run
@@ -280,3 +282,28 @@ def test_all_shipped_presets_are_legal() -> None:
     assert {"emo8", "fi", "ube", "emotion6", "caer-s", "heco"} <= set(load_presets())
     with pytest.raises(UserError, match="here: forms=3: input should be"):
         make_preset({"labels": ["a"], "forms": 3}, "here")
+
+
+# ---- EMOTIC as arrays
+
+
+def test_an_array_that_is_no_picture_is_refused_and_pickles_are_never_loaded(
+    tmp_path: Path, command: Any
+) -> None:
+    SETS["archive"](tmp_path / "set")
+    arrays = tmp_path / "set/img_arrs"
+    np.save(arrays / "img_arr_train_0.npy", np.array([{"run": "me"}], object), allow_pickle=True)
+    np.save(arrays / "img_arr_val_0.npy", np.zeros((24, 24, 3), np.float32))
+    (arrays / "img_arr_test_0.npy").unlink()
+    assert command("set out --preset emotic")[0] == 0
+    assert list(samples(tmp_path / "out")) == ["img_arr_extra_train_0.npy"]
+    found = refusals(tmp_path / "out")
+    assert found["img_arr_train_0.npy"][0] == "damaged"
+    assert "allow_pickle=False" in found["img_arr_train_0.npy"][1]
+    assert found["img_arr_val_0.npy"] == (
+        "format", "img_arr_val_0.npy: float32 of 24 x 24 x 3; height x width x 3 in uint8 is expected",
+    )  # fmt: skip
+    assert found["img_arr_test_0.npy"][0] == "unreadable"
+    shutil.rmtree(arrays)
+    shutil.rmtree(tmp_path / "out")
+    assert "lacks img_arrs/, the pictures of annot_arrs_" in error(command, "set out --preset emotic")
