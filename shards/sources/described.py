@@ -151,7 +151,9 @@ def _text(path: Place, rules: Table) -> Iterator[Row]:
             if delimiter == "space":
                 split: Iterator[list[str]] = (line.split() for line in lines)
             else:
-                quoting: Any = csv.QUOTE_MINIMAL if rules.quotes else csv.QUOTE_NONE
+                is_plain = bool(rules.header) and delimiter == "\t"
+                has_quotes = not is_plain if rules.quotes is None else rules.quotes
+                quoting: Any = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
                 split = csv.reader(
                     lines,
                     strict=True,

@@ -31,6 +31,8 @@ SPLITS = {
     "dev": "val",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 """Usual names of splits, in lower case -> the split's name. Every layout uses this table."""
 REMOTE_READS = 16

@@ -89,6 +89,8 @@ def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None)
         found = next((found for inner in form.pictures if (found := match_inside(root, inner))), None)
         if found:
             folder = found[0]
+            while (folder / folder.name).is_dir():  # doubled by unpacking twice
+                folder = folder / folder.name
         elif form.layout == "table":
             raise UserError(
                 f"SOURCE={root}: has no folder {' or '.join(form.pictures)} with the pictures of --preset {name}; "

@@ -88,8 +88,9 @@ class Table(Section):
     """The columns of a table without a header line."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Lines before the header, or before the first row of a table without one."""
-    quotes: bool = True
-    """Whether `"` encloses cells. False: it is a character like any other."""
+    quotes: bool | None = None
+    """Whether `"` encloses cells. False: it is a character like any other. None: False in tables with tabs and without
+    a header line, otherwise True."""
     line: Regex | None = None
     """A regular expression with named groups, which are the columns; it replaces delimiter and quotes. Lines above the
     first one that it matches are a header; others that it does not match are refused."""
@@ -121,7 +122,7 @@ class Table(Section):
     persons: PersonColumns | None = None
     pixels: Pixels | None = None
     attributes: bool | Texts = True
-    """Whether all other columns become attributes, or which ones."""
+    """Whether all other columns become attributes, or which columns do."""
     match: Literal["path", "name", "stem"] = "path"
     """How a row names its picture: by its path below the pictures, by its file name in any folder, or by that without
     its extension."""

@@ -13,7 +13,8 @@ def join_rows(rows: Sequence[Record]) -> Record:
 
     Name and picture are the first row's, the split is the first that is stated. An attribute whose values differ
     becomes the list of its values, one for each row (None where a row has none). Rows that state different labels,
-    distributions or persons are refused as `conflict`.
+    distributions or persons are refused as `conflict`. Rows that are votes keep their captions in number, so that these
+    are in the order of attributes that differ.
     """
     first = rows[0]
     if (refused := next((row for row in rows if row.refused is not None), None)) is not None:
@@ -26,9 +27,10 @@ def join_rows(rows: Sequence[Record]) -> Record:
         votes = [row.distribution or {} for row in rows]
         shares = {name: math.fsum(v.get(name, 0) for v in votes) / len(votes) for v in votes for name in v}
         rows = [replace(row, distribution=shares, label=None) for row in rows]
+    captions = [caption for row in rows for caption in row.captions]
     record = replace(
         first,
-        captions=tuple(dict.fromkeys(caption for row in rows for caption in row.captions)),
+        captions=tuple(captions if first.is_vote else dict.fromkeys(captions)),
         label=next((row.label for row in rows if row.label is not None), None),
         split=next((row.split for row in rows if row.split is not None), None),
         distribution=next((row.distribution for row in rows if row.distribution is not None), None),

@@ -38,7 +38,7 @@ def serve(root: Path) -> Iterator[Web]:
             self._answer(send=True)
 
         def _answer(self, send: bool) -> None:
-            path = web.root / self.path.lstrip("/")
+            path = web.root / self.path.partition("?")[0].lstrip("/")
             if not path.is_file():
                 return self._say(404, b"", send)
             is_tar = path.suffix == ".tar"

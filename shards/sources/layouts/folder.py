@@ -187,7 +187,7 @@ class _Folder:
     ) -> Record:
         """A picture's record with what the files beside it and the rows of metadata say."""
         captions: dict[str, None] = {}
-        sources = 0
+        sources: set[tuple[str, ...]] = set()
         for beside in texts:
             try:
                 text = read_side_file(self.root / beside).decode("utf-8-sig").strip()
@@ -195,7 +195,7 @@ class _Folder:
                 detail = f"its caption {_escape(beside.rpartition('/')[2])}: {error}"
                 return replace(record, refused=("annotation", detail))
             if text:
-                sources += 1
+                sources.add((text,))
                 captions[text] = None
         label, attributes, persons, split = record.label, {}, None, record.split
         distribution = None
@@ -203,7 +203,7 @@ class _Folder:
             joined = join_rows(rows)
             if joined.refused is not None:
                 return replace(record, refused=joined.refused)
-            sources += bool(joined.captions)
+            sources.add(joined.captions)
             captions |= dict.fromkeys(joined.captions)
             label, attributes, persons = joined.label or label, joined.attributes, joined.persons
             record = replace(record, pixel_boxes=joined.pixel_boxes)
@@ -222,15 +222,15 @@ class _Folder:
                 reason, detail = said.refused
                 detail = f"its {_escape(beside.rpartition('/')[2])}: {detail}"
                 return replace(record, refused=(reason, detail))
-            sources += bool(said.captions)
+            sources.add(said.captions)
             captions |= dict.fromkeys(said.captions)
             more = {"label": said.label} if label is not None and said.label not in (None, label) else {}
             attributes = {**said.attributes, **more, **attributes}
             label = said.label if label is None else label
             persons = said.persons if persons is None else persons
             distribution = said.distribution if distribution is None else distribution
-        if sources > 1:
-            self._note("pictures with captions in several files; all are kept", path)
+        if len(sources - {()}) > 1:
+            self._note("pictures with different captions in several files; all are kept", path)
         return replace(
             record,
             captions=tuple(captions),

@@ -63,6 +63,8 @@ CSV = (".csv", ".tsv", ".psv", ".txt")
 JSON_LINES = (".jsonl", ".ndjson")
 _SHARD = re.compile(r"(?P<split>.+?)(-\d+-of-\d+)?(-[0-9a-f]{16})?")
 """The name of one of Hugging Face's tables, such as train-00000-of-00001-0d49c5d7b8ac2ba4."""
+_NUMBERED = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet$")
+"""The end of such a name."""
 
 
 def read(source: str, options: SourceOptions) -> Iterator[Record]:
@@ -125,7 +127,8 @@ def _locate(source: str) -> list[tuple[Place, str]]:
 
 
 def _tables_in(source: str, folder: Place) -> list[Place]:
-    """The tables in a folder, or else in its folders of splits: Parquet tables, or the only other kind."""
+    """The tables in a folder, or else in its folders of splits: Parquet tables, or the only other kind; or else those
+    of a repository of Hugging Face."""
     for pattern in ("", "*/"):
         for kinds in ((".parquet",), (*JSON_LINES, *ARROW, *CSV[:2])):
             found = {kind: sorted(folder.glob(f"{pattern}*{kind}"), key=str) for kind in kinds}
@@ -142,14 +145,33 @@ def _tables_in(source: str, folder: Place) -> list[Place]:
                 )
             if present:
                 return found[present[0]]
-    return []
+    return _hugging_face_tables(source, folder)
+
+
+def _hugging_face_tables(source: str, folder: Place) -> list[Place]:
+    """The Parquet tables in `data/`, or in the folder of the only configuration: `NAME/train-00000-of-00001.parquet` or
+    `NAME/train/0000.parquet`."""
+    if found := sorted(folder.glob("data/*.parquet"), key=str):
+        return found
+    numbered = [path for path in folder.glob("*/*.parquet") if _NUMBERED.search(path.name)]
+    in_splits = [path for path in folder.glob("*/*/*.parquet") if path.parent.name.lower() in SPLITS]
+    found = sorted(numbered or in_splits, key=str)
+    names = sorted({name_below(path, source).split("/")[0] for path in found})
+    if len(names) > 1:
+        raise UserError(
+            f"SOURCE={source}: has tables of several configurations ({', '.join(names)}); give one of these folders"
+        )
+    return found
 
 
 def _splits_of_names(source: str, names: list[str]) -> list[str | None]:
     """The splits that the names of tables or their folders state. None if not all do, and for a table that is SOURCE
-    itself."""
+    itself. If all are numbered (`…-00000-of-00001.parquet`), other words beside a usual one are splits, too."""
     stated = [_split_of(name) for name in names]
     is_file = names == [source.rpartition("/")[2]]
+    if any(stated) and all(map(_NUMBERED.search, names)):
+        words = [_NUMBERED.sub("", name).rpartition("/")[2] for name in names]
+        stated = [split or word for split, word in zip(stated, words)]
     return [None] * len(names) if is_file or None in stated else stated
 
 

@@ -1,36 +1,28 @@
 """Published sets, packed by the commands of shards/sources/README.md: what is in the tars, by the rules of public
 readers, written down by hand."""
 
-import json
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import caption_sets
+import face_sets
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from published_sets import FACES, SETS, command_of, jpegs, pack_commands, samples, text
+from published_sets import SETS, pack_commands, text
 
 from shards.pack.opening import open_settings
 from shards.pack.settings import PackSettings
 from shards.sources import open_source
-from uniemox_dist.cli.main import run
-from uniemox_dist.core.errors import UserError
 
 
 @pytest.fixture
-def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def pack(pack_set: Any) -> Any:
     """Writes a miniature, runs the command of the document for it, and returns its samples and the printed summary."""
 
     def packed(source: str) -> tuple[dict[str, dict[str, Any]], str]:
-        monkeypatch.chdir(tmp_path)
-        SETS[source](tmp_path / source)
-        words = command_of(source)
-        code = run(words)
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return samples(tmp_path / words[3]), out
+        found = pack_set(source)
+        return found.samples, found.summary
 
     return packed
 
@@ -40,6 +32,7 @@ def counts(found: dict[str, dict[str, Any]], *fields: str) -> Counter[Any]:
 
 
 def test_every_set_of_the_document_has_a_miniature() -> None:
+    assert {caption_sets.flickr8k, face_sets.ferplus} <= set(SETS.values())  # from modules of their own
     assert sorted(words[2] for words in pack_commands()) == sorted(SETS)
 
 
@@ -250,69 +243,6 @@ def test_webemo_has_names_for_its_numbers(pack: Any) -> None:
     }
 
 
-def test_artemis_counts_the_emotions_of_a_painting_and_keeps_its_captions(pack: Any) -> None:
-    found, _ = pack("ArtEmis")
-    painting = found["Baroque/rubens_portrait-1612.jpg"]
-    assert painting["captions"] == [
-        "The detail of the collar, is impressive", "So dark", "He stares", "He is alone",
-    ]  # fmt: skip
-    assert (painting["label"], painting["label_distribution"]) == (
-        "awe", {"awe": 0.5, "fear": 0.25, "sadness": 0.25},
-    )  # fmt: skip
-    assert found["Cubism/gris_guitar.jpg"]["label"] == "something else"
-    assert painting["attributes"] == {"art_style": "Baroque"}
-
-
-def test_affectnet_has_expressions_and_valence_where_they_are_stated(pack: Any, tmp_path: Path) -> None:
-    found, _ = pack("AffectNet")
-    assert {name: (s["label"], s["split"], s["attributes"]) for name, s in found.items()} == {
-        "689/737db2.jpg": ("Happiness", "train", {"valence": 0.785714, "arousal": -0.055556}),
-        "1/aa.png": ("Fear", "train", {}),
-        "2/bb.jpg": ("Contempt", "val", {"valence": -0.5, "arousal": 1.0}),
-    }
-    assert refusals(tmp_path / "data/affectnet")["10/77e318.JPG"][0] == "label"
-
-
-def test_raf_db_takes_the_split_of_the_names_and_the_aligned_pictures(pack: Any) -> None:
-    found, _ = pack("RAF-DB")
-    assert found["test_0001_aligned.jpg"]["label"] == "Sadness"
-    assert found["test_0002_aligned.jpg"]["label"] == "Surprise"
-    assert found["train_00005_aligned.jpg"]["label"] == "Anger"
-    assert {sample["split"] for sample in found.values()} >= {"train", "test"}
-    assert len(found) == 16
-
-
-def test_fer2013_draws_its_pixels(pack: Any, tmp_path: Path) -> None:
-    found, _ = pack("fer2013")
-    assert {name: (sample["label"], sample["split"]) for name, sample in found.items()} == {
-        "fer2013.csv, line 2": ("angry", "train"),
-        "fer2013.csv, line 3": ("neutral", "train"),
-        "fer2013.csv, line 4": ("happy", "val"),
-        "fer2013.csv, line 5": ("sad", "test"),
-    }
-    [tar] = (tmp_path / "data/fer2013/test").glob("*.tar")
-    with tarfile.open(tar) as members:
-        [picture] = [member for member in members if member.name.endswith(".jpg")]
-        image = Image.open(members.extractfile(picture))  # type: ignore[arg-type]
-        assert image.format == "PNG"
-        assert list(image.tobytes()) == [int(value) for value in FACES[3].split()]
-
-
-def test_ferplus_has_the_votes_of_eight_expressions(pack: Any, tmp_path: Path) -> None:
-    found, _ = pack("FERPlus")
-    first = found["fer0000000.png"]
-    assert (first["label"], first["split"]) == ("neutral", "train")
-    assert first["label_distribution"] == {
-        "neutral": 0.4, "happiness": 0, "surprise": 0, "sadness": 0.1, "anger": 0.3, "disgust": 0.2, "fear": 0,
-        "contempt": 0,
-    }  # fmt: skip
-    second = found["fer0000001.png"]
-    assert (second["label_distribution"]["neutral"], second["attributes"]["unknown"]) == (0.75, 2)
-    assert (found["fer0000002.png"]["label"], found["fer0000002.png"]["split"]) == ("happiness", "val")
-    assert found["fer0000003.png"]["label"] == ""  # a tie
-    assert list(refusals(tmp_path / "data/ferplus")) == ["fer2013new.csv, line 6"]  # no face, no vote
-
-
 def test_twitter_i_has_sentiments(pack: Any) -> None:
     found, _ = pack("Twitter_PCNN")
     assert {name: sample["label"] for name, sample in found.items()} == {
@@ -357,65 +287,6 @@ def test_iaps_has_three_dimensions_below_a_text(pack: Any) -> None:
     assert found["1050.jpg"]["attributes"]["description"] == "Snake"
 
 
-# ---- captions
-
-
-def test_flickr8k_has_captions_and_lists_of_splits(pack: Any, tmp_path: Path) -> None:
-    found, _ = pack("Flickr8k")
-    assert {name: sample["split"] for name, sample in found.items()} == {
-        "1000268201_693b08cb0e.jpg": "train", "1001773457_577c3a7d70.jpg": "val", "1002674143_1b742ab4b8.jpg": "test",
-    }  # fmt: skip
-    assert found["1000268201_693b08cb0e.jpg"]["captions"] == [
-        "Caption 0 of , 1000268 .",
-        "Caption 1 of , 1000268 .",
-    ]
-    assert found["1000268201_693b08cb0e.jpg"]["label"] == ""
-    refused = refusals(tmp_path / "data/flickr8k")
-    assert refused["9_9.jpg"][1].startswith("none of Flickr_8k.trainImages.txt")
-    assert refused["2258277193_586949ec62.jpg.1"][0] == "unreadable"
-
-
-def test_kaggles_flickr8k_has_captions_with_commas(pack: Any) -> None:
-    found, _ = pack("flickr8k-kaggle")
-    assert found["1_a.jpg"]["captions"] == ["A child in a pink dress .", "A girl , going in"]
-    assert found["2_b.jpg"]["captions"] == ["A dog ."]
-
-
-def test_flickr30k_keeps_quotes_and_repairs_the_row_without_a_delimiter(pack: Any, tmp_path: Path) -> None:
-    found, _ = pack("flickr30k_images")
-    assert {name: sample["captions"] for name, sample in found.items()} == {
-        "1000092795.jpg": ["Two young guys with shaggy hair .", 'Two "young" men .'],
-        "2199200615.jpg": ["A dog runs across the grass ."],
-    }
-    assert list(refusals(tmp_path / "data/flickr30k")) == ["results.csv, line 5"]
-
-
-def test_hugging_faces_flickr30k_has_captions_in_json_and_a_split_column(pack: Any) -> None:
-    found, _ = pack("flickr30k-hf")
-    assert {name: (sample["captions"], sample["split"]) for name, sample in found.items()} == {
-        "1.jpg": (["Two guys.", 'A "b", c.'], "train"),
-        "2.jpg": (["A red square."], "test"),
-    }
-    assert found["1.jpg"]["attributes"] == {"img_id": 0}
-
-
-def test_karpathys_coco_takes_restval_as_train(pack: Any) -> None:
-    found, _ = pack("coco-karpathy")
-    assert {name: (sample["split"], sample["captions"]) for name, sample in found.items()} == {
-        "val2014/COCO_val2014_1.jpg": ("test", ["A man 0.", "A man 1."]),
-        "val2014/COCO_val2014_2.jpg": ("train", ["A man 0.", "A man 1."]),
-        "train2014/COCO_train2014_3.jpg": ("train", ["A man 0.", "A man 1."]),
-    }
-    assert found["val2014/COCO_val2014_1.jpg"]["attributes"] == {"cocoid": 1}
-
-
-def test_img2datasets_files_have_captions_and_no_labels(pack: Any) -> None:
-    found, out = pack("img2dataset-files")
-    assert found["00001/000010005.jpg"]["captions"] == ["a cat 1"]
-    assert found["00001/000010005.jpg"]["label"] == ""
-    assert "not pictures: 4 .json, 2 .parquet, 2 .txt" in out
-
-
 def listed(source: Path, preset: str) -> list[tuple[Any, ...]]:
     """The records of a set whose pictures are on the web; nothing is downloaded."""
     opened = open_settings(PackSettings(str(source), None, preset=preset))
@@ -423,44 +294,10 @@ def listed(source: Path, preset: str) -> list[tuple[Any, ...]]:
     return [(record.image, record.split, record.label, record.captions) for record in found]
 
 
-def test_lists_of_urls_are_read_without_quotes_and_without_a_header(tmp_path: Path) -> None:
-    text(tmp_path / "cc3m/Train_GCC-training.tsv", 'a "very" typical bus\thttp://x/a.jpg?imgmax=800')
-    text(tmp_path / "cc3m/Validation_GCC-1.1.0-Validation.tsv", "none\thttp://x/b.jpg")
-    assert listed(tmp_path / "cc3m", "cc3m") == [
-        ("http://x/a.jpg?imgmax=800", "train", None, ('a "very" typical bus',)),
-        ("http://x/b.jpg", "val", None, ("none",)),
-    ]
+def test_webemos_lists_of_urls_are_read(tmp_path: Path) -> None:
     text(tmp_path / "webemo/train25.txt", "https://x/a.jpg 5")
     text(tmp_path / "webemo/test25.txt", "https://x/b.jpg 24")
     assert listed(tmp_path / "webemo", "webemo") == [
         ("https://x/a.jpg", "train", "5", ()),  # 5 is disgust, by the preset's synonyms
         ("https://x/b.jpg", "test", "24", ()),
     ]
-
-
-def test_karpathys_flickr30k_and_the_folders_of_faces_of_ferplus_are_found(tmp_path: Path) -> None:
-    sentences = [{"raw": "Two guys."}, {"raw": "A dog."}]
-    images = [{"filename": "1.jpg", "split": "val", "imgid": 3, "sentences": sentences}]
-    text(tmp_path / "set/dataset_flickr30k.json", json.dumps({"images": images, "dataset": "flickr30k"}))
-    jpegs(tmp_path / "set", "flickr30k-images/1.jpg")
-    place = str(tmp_path / "set/flickr30k-images/1.jpg")
-    assert listed(tmp_path, "flickr30k") == [(place, "val", None, ("Two guys.", "A dog."))]
-    for split in ("Train", "Valid", "Test"):
-        line = f'fer000000{len(split)}.png,"(0, 0, 48, 48)",4,0,0,1,3,2,0,0,0,0'
-        text(tmp_path / f"data/FER2013{split}/label.csv", line)
-    found = listed(tmp_path / "data", "ferplus")
-    assert [(image, split) for image, split, *_ in found] == [
-        (str(tmp_path / "data/FER2013Train/fer0000005.png"), "train"),
-        (str(tmp_path / "data/FER2013Valid/fer0000005.png"), "val"),
-        (str(tmp_path / "data/FER2013Test/fer0000004.png"), "test"),
-    ]
-
-
-def test_tables_with_the_same_rows_must_have_as_many(tmp_path: Path) -> None:
-    SETS["FERPlus"](tmp_path)
-    content = (tmp_path / "fer2013new.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "fer2013new.csv").write_text("".join(content[:-1]))
-    with pytest.raises(
-        UserError, match=r"has fewer rows than .*fer2013\.csv, whose rows should be in the same order"
-    ):
-        listed(tmp_path, "ferplus")
