@@ -29,6 +29,18 @@ _PACKAGES = {
     "gcs": "gcsfs",
     "http": "aiohttp",
     "https": "aiohttp",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "adl": "adlfs",
+    "oss": "ossfs",
+    "oci": "ocifs",
+    "tos": "tosfs",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+    "hf": "huggingface_hub",
+    "hdfs": "pyarrow",
 }
 
 
@@ -59,15 +71,22 @@ def parse_place(path: str | Place, field: str = "path") -> Place:
         found = UPath(path)
         found.fs  # noqa: B018 (imports the file system's package)
         return cast(Place, found)
-    except ImportError:
-        package = _PACKAGES.get(protocol, protocol)
-        raise UserError(
-            f"{field}={hide_secrets(path)}: {protocol}:// needs {package}; install it with: pip install {package}"
-        ) from None
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        fix = (
+            f"needs {package}; install it with: pip install {package}"
+            if package
+            else f"needs a package ({error})"
+        )
+        raise UserError(f"{field}={hide_secrets(path)}: {protocol}:// {fix}") from None
     except ValueError as error:
-        raise UserError(
-            f"{field}={hide_secrets(path)}: {error}; valid are s3://, gs://, http(s)://, file://"
-        ) from None
+        is_known = protocol in _PACKAGES
+        fix = (
+            "set the store's credentials"
+            if is_known
+            else "valid are s3://, gs://, az://, http(s)://, file://"
+        )
+        raise UserError(f"{field}={hide_secrets(path)}: {str(error).rstrip('!')}; {fix}") from None
 
 
 def read_range(where: Place, offset: int, length: int) -> bytes:

@@ -1,6 +1,7 @@
 """`uniemox shards merge`: joins the parts of a parallel pack, or unrelated data sets. Links or copies tars; writes
 manifests and indexes."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ def _join(output: Output, inputs: list[Input], same_key: str) -> MergeResult:
     rejected += marks.rejected
     refused = Counter(row["reason"] for row in rejected)
     records = sum(given.records for given in inputs)
-    counts = {"records": records, "rejected": dict(sorted(refused.items()))}
+    counts = {"records": records, "rejected": dict(sorted(refused.items())), **_sum_counts(inputs, marks)}
     for split, shards in entries.items():
         shared = _part_provenance(inputs) if are_parts else _merged_provenance(inputs, split)
         Manifest(tuple(shards), {**shared, **counts, **_count_parts(inputs)}).write(output.folder / split)
@@ -99,13 +100,24 @@ def _join(output: Output, inputs: list[Input], same_key: str) -> MergeResult:
     return MergeResult(packed, refused, len(marks.rejected), records, marks.renamed)
 
 
+def _sum_counts(inputs: list[Input], marks: "_Marks") -> dict[str, dict[str, int]]:
+    """The counts of all inputs together that only some packs have. Pictures that are marked are not `converted` any
+    more; parts of one pack have the same `not_pictures`."""
+    packs = [given.note or given.found[0][2].provenance for given in inputs]
+    converted = sum((Counter(pack.get("converted") or {}) for pack in packs), Counter()) - marks.converted
+    others = packs[:1] if inputs[0].note else packs
+    not_pictures: Counter[str] = sum((Counter(pack.get("not_pictures") or {}) for pack in others), Counter())
+    counts = {"converted": converted, "not_pictures": not_pictures}
+    return {name: dict(sorted(count.items())) for name, count in counts.items() if count}
+
+
 def _count_parts(inputs: list[Input]) -> dict[str, Any]:
     return {"parts": len(inputs)} if inputs[0].note else {}
 
 
 def _part_provenance(inputs: list[Input]) -> dict[str, Any]:
     """What all parts of a pack state alike."""
-    return {k: v for k, v in inputs[0].note.items() if k not in ("part", "packed")}
+    return {k: v for k, v in inputs[0].note.items() if k not in ("part", "packed", "converted")}
 
 
 def _merged_provenance(inputs: list[Input], split: str) -> dict[str, Any]:
@@ -186,10 +198,21 @@ class _Sample(NamedTuple):
     def source(self) -> str:
         """The record's name in its source, from its `.json`; `tar/key` if that cannot be read."""
         try:
-            data = read_range(self.tar, self.begin, self.end - self.begin)
-            return str(read_json_member(data)["source"])
+            return str(self._read_json()["source"])
         except (OSError, ValueError, KeyError):
             return f"{self.tar.name}/{self.key}"
+
+    @property
+    def original_format(self) -> str | None:
+        """The format from which the picture was converted, from its `.json`."""
+        try:
+            found = json.loads(self._read_json()["attributes"])["original_format"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return str(found)
+
+    def _read_json(self) -> dict[str, Any]:
+        return read_json_member(read_range(self.tar, self.begin, self.end - self.begin))
 
 
 class _Marks:
@@ -198,6 +221,8 @@ class _Marks:
     def __init__(self, same_key: str) -> None:
         self.rejected: list[dict[str, str]] = []
         self.renamed = 0
+        self.converted = Counter[str]()
+        """The original formats of marked pictures that were converted."""
         self._same_key = same_key
         self._earlier: dict[int, _Sample] = {}  # by content
         self._keys: dict[str, Place] = {}
@@ -227,6 +252,8 @@ class _Marks:
                 continue
             row["refused"] = reason
             is_changed = True
+            if (converted := sample.original_format) is not None:
+                self.converted[converted] += 1
             self.rejected.append({"source": sample.name, "reason": reason, "detail": detail})
         return is_changed
 

@@ -26,6 +26,7 @@ _OF_PART = (
     "records",
     "rejected",
     "not_pictures",
+    "converted",
     "licence",
     "dimension_ranges",
     "retried",
@@ -173,9 +174,8 @@ class Existing:
             old = self.manifests.get(split)
             before = dict(base if old is None else old.provenance)
             shards = [entry.name for entry in new.get(split, ())]
-            total = Counter(before.get("rejected") or {}) + Counter(provenance["rejected"])
             more: dict[str, Any] = {
-                "rejected": dict(sorted(total.items())),
+                **_add_counts(before, provenance),
                 "appended": [*_parts(before), {**part, "shards": shards}],
             }
             if isinstance(before.get("records"), int):
@@ -198,6 +198,18 @@ def is_append(plan: dict[str, Any] | None) -> bool:
 def _parts(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     parts = provenance.get("appended")
     return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+
+
+def _add_counts(before: dict[str, Any], added: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The counts by name of both; those that neither has are left out, except `rejected`. A source that is read again
+    has the same `not_pictures`."""
+    found: dict[str, dict[str, int]] = {}
+    for name in ("rejected", "not_pictures", "converted"):
+        is_same = name == "not_pictures" and added.get("retried")
+        total = Counter(before.get(name) or {}) + Counter({} if is_same else added.get(name) or {})
+        if total or name == "rejected":
+            found[name] = dict(sorted(total.items()))
+    return found
 
 
 def combine_licences(stated: Sequence[str | None]) -> str | None:

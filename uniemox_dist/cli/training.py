@@ -36,7 +36,11 @@ class Command:
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the arguments and options of a command that trains."""
     for add in (
-        click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Print the resolved configuration, check that data on stores exist, and stop.",
+        ),
         click.option(
             "--resume",
             default="auto",
@@ -58,7 +62,9 @@ def run(
     if dry_run:  # also in a batch script, whose variables describe ranks that do not exist there
         from uniemox_dist.config.load import dump_yaml
 
-        click.echo(dump_yaml(command.load(recipe, overrides)), nl=False)
+        config = command.load(recipe, overrides)
+        click.echo(dump_yaml(config), nl=False)
+        _find_remote_data(config)
         return 0
     from uniemox_dist.distributed.world import World
 
@@ -97,6 +103,22 @@ def run(
         raise LostPeer(f"rank {world.rank} {describe_lost_contact(str(error))}") from None
     finally:
         collectives.close()
+
+
+def _find_remote_data(config: "Config") -> None:
+    """Checks that the data sets on stores exist. Local ones may be on the nodes of a cluster only.
+
+    Raises:
+        UserError: naming the one that does not exist.
+    """
+    from uniemox_dist.core.files import is_remote
+    from uniemox_dist.data.sources import list_places
+
+    for path, field in list_places(config):
+        if is_remote(path):
+            from shards.format.manifest import find_manifest
+
+            find_manifest(path, field)
 
 
 def _launch(

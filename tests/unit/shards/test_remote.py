@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,31 @@ def test_invalid_urls_are_one_line_errors(
     with pytest.raises(UserError, match=f"data.path={bucket}/nowhere: has no manifest.json"):
         ShardReader.from_folder(f"{bucket}/nowhere", "data.path")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "package"), [("az://data/x", "adlfs"), ("abfs://data/x", "adlfs"), ("oss://data/x", "ossfs")]
+)
+def test_a_store_whose_package_is_missing_names_the_package_to_install(url: str, package: str) -> None:
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    protocol = url.partition("://")[0]
+    with pytest.raises(UserError) as caught:
+        parse_place(url, "OUT")
+    assert (
+        str(caught.value)
+        == f"OUT={url}: {protocol}:// needs {package}; install it with: pip install {package}"
+    )
+
+
+def test_a_dry_run_of_a_training_command_checks_data_on_stores(
+    bucket: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for url in ("s3://no-such-bucket/data", f"{bucket}/nowhere"):
+        assert run(["pretrain", "demo", "--dry-run", f"data.path={url}"]) == EXIT_USER
+        [line] = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"uniemox: error: data.path={url}: has no manifest.json")
+    assert run(["pretrain", "demo", "--dry-run", "data.path=/on/the/nodes/only"]) == EXIT_DONE
 
 
 @pytest.mark.parametrize(

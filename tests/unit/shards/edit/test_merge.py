@@ -1,6 +1,7 @@
 """Joining parts: repeated samples are left out, a part's counts are checked, and links are reported."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from shards.edit.merge import merge
 from shards.format.manifest import read_manifest
@@ -175,3 +177,56 @@ def test_parts_without_any_picture_have_nothing_to_join(
     assert run(["shards", "merge", str(tmp_path / "out"), *map(str, folders)]) == EXIT_USER
     assert "none of the 2 parts has a sample; see their rejected" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def gif(image: bytes) -> bytes:
+    data = io.BytesIO()
+    Image.open(io.BytesIO(image), formats=["WEBP"]).convert("RGB").save(data, "GIF")
+    return data.getvalue()
+
+
+def test_counts_of_converted_pictures_cover_all_parts_and_data_sets(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The pictures 0 to 4 and 1 to 4 again; five records are GIFs, among them both copies of picture 1."""
+    rows = [
+        {**row, "image": gif(row["image"]) if i in (0, 1, 2, 5, 8) else row["image"]}
+        for i, row in enumerate(rows)
+    ]
+    folders = parts_of(rows, tmp_path, 9)
+    result = merge(tmp_path / "out", folders)
+    assert dict(result.refused) == {"duplicate": 1}
+    assert read_manifest(tmp_path / "out").provenance["converted"] == {"GIF": 4}
+    for name, some in (("a", rows[:5]), ("b", rows[5:])):
+        pq.write_table(pa.Table.from_pylist(some), tmp_path / f"{name}.parquet")
+        pack(PackSettings(str(tmp_path / f"{name}.parquet"), persons="none"), tmp_path / name)
+    assert read_manifest(tmp_path / "a").provenance["converted"] == {"GIF": 3}
+    merge(tmp_path / "sets", [tmp_path / "a", tmp_path / "b"])
+    assert read_manifest(tmp_path / "sets").provenance["converted"] == {"GIF": 4}
+    pack(PackSettings(str(tmp_path / "b.parquet"), persons="none"), tmp_path / "a", append=True)
+    appended = read_manifest(tmp_path / "a").provenance
+    assert appended["converted"] == {"GIF": 4}
+    assert appended["appended"][0]["converted"] == {"GIF": 1}
+
+
+def test_files_that_are_no_pictures_are_counted_once_for_parts_and_added_up_for_data_sets(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    sources = [tmp_path / "one", tmp_path / "two"]
+    for source, count in zip(sources, (1, 2)):
+        shutil.copytree(photo_folder, source)
+        for number in range(count):
+            (source / f"{number}.pdf").write_bytes(b"%PDF")
+    for number in (1, 2):
+        pack(
+            PackSettings(str(sources[0]), "folder", persons="none"), tmp_path / f"p{number}", part=(number, 2)
+        )
+    merge(tmp_path / "parts", [tmp_path / "p1", tmp_path / "p2"])
+    assert read_manifest(tmp_path / "parts").provenance["not_pictures"][".pdf"] == 1
+    for source in sources:
+        pack(
+            PackSettings(str(source), "folder", persons="none", seed=int(source.name == "two")),
+            tmp_path / f"{source.name}-set",
+        )
+    merge(tmp_path / "sets", [tmp_path / "one-set", tmp_path / "two-set"])
+    assert read_manifest(tmp_path / "sets").provenance["not_pictures"][".pdf"] == 3
