@@ -74,6 +74,20 @@ def test_a_job_without_an_array_or_arguments_prints_its_usage(tmp_path: Path) ->
     assert not (tmp_path / "calls").exists()
 
 
+@pytest.mark.parametrize(
+    "out", ["s3://bucket/out", "s3://key:secret@bucket/out?token=secret", "gs://bucket/out"]
+)
+def test_an_out_that_is_a_url_is_refused_before_anything_is_written(out: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "source", out, **task(1, 2, 1))
+    protocol = out.partition("://")[0]
+    [line] = done.stderr.splitlines()
+    assert line.startswith(
+        f"pack.sbatch: OUT={protocol}://… is a URL; give a folder that all nodes share, or"
+    )
+    assert done.returncode == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"bin"}
+
+
 def test_a_task_that_failed_ends_with_its_own_code(tmp_path: Path) -> None:
     failed = run(tmp_path, str(tmp_path / "no.parquet"), str(tmp_path / "out"), **task(2, 2, 1))
     assert (failed.returncode, "no such table" in failed.stderr) == (2, True)
