@@ -195,7 +195,7 @@ def test_counts_of_converted_pictures_cover_all_parts_and_data_sets(
     ]
     folders = parts_of(rows, tmp_path, 9)
     result = merge(tmp_path / "out", folders)
-    assert dict(result.refused) == {"duplicate": 1}
+    assert dict(result.refused) == {"duplicate": 2}
     assert read_manifest(tmp_path / "out").provenance["converted"] == {"GIF": 4}
     for name, some in (("a", rows[:5]), ("b", rows[5:])):
         pq.write_table(pa.Table.from_pylist(some), tmp_path / f"{name}.parquet")
