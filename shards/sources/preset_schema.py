@@ -168,6 +168,9 @@ class Form(Section):
     split and group."""
     label_folders: bool = True
     """Whether the folders of pictures are labels, if `name` is not given."""
+    arrays: dict[Literal["label", Dimension], str] = Field(default={})
+    """Our names -> `.npy` files that hold one value for each picture, relative to the picture's folder, with `{stem}`
+    for its name without extension, such as `../annotations/{stem}_val.npy`."""
     ignore: Texts = ()
     """Folders below `pictures` that belong to the set, but hold none of its pictures, such as masks."""
 
@@ -179,6 +182,11 @@ class Form(Section):
             strange = set(re.compile(self.name).groupindex) - {"label", "split", "group"}
             if strange or not re.compile(self.name).groupindex:
                 raise ValueError(f"name={self.name!r}: its named groups may be label, split and group")
+        if self.arrays and self.layout != "folder":
+            raise ValueError(f"arrays: layout {self.layout} has no folders; leave them out")
+        for ours, path in self.arrays.items():
+            if "{stem}" not in path:
+                raise ValueError(f"arrays.{ours}={path!r}: lacks {{stem}}, the name of the picture")
         for table in self.tables:
             if not table.files:
                 raise ValueError("tables: one states no files")

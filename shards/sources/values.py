@@ -6,10 +6,13 @@ record with the reason `annotation`.
 
 import base64
 import datetime
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from shards.detect.types import Person
 from shards.sources.validate import MAX_DEPTH
@@ -126,6 +129,17 @@ def parse_dimension(value: Any) -> float | None:
     """A number, also as text; None for a missing one (null, NaN, a blank text)."""
     number = parse_real(value)
     return None if number is None or math.isnan(number) else number
+
+
+def parse_array(data: bytes) -> str | int | float:
+    """The only value of a `.npy` file: a text or a number. Pickled objects are not loaded."""
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.size != 1:
+        raise ValueError("holds several arrays or values, but one is expected")
+    value: Any = array.item()
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"holds {_kind(value)}, but a text or a number is expected")
+    return value
 
 
 def divide_votes(votes: Mapping[str, float] | None) -> dict[str, float] | None:

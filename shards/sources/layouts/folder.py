@@ -13,6 +13,7 @@ the metadata go before those of folders, and folders before `x.json`; other fiel
 """
 
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,14 @@ from shards.sources.files import (
 )
 from shards.sources.metadata import Metadata, is_metadata
 from shards.sources.rows import join_rows
-from shards.sources.values import BAD_VALUE, load_json, parse_captions
+from shards.sources.values import (
+    BAD_VALUE,
+    load_json,
+    parse_array,
+    parse_captions,
+    parse_dimension,
+    parse_text,
+)
 from shards.storage import Place, find_files, parse_place
 from uniemox_dist.core.errors import UserError
 
@@ -110,6 +118,7 @@ class _Folder:
         self.root, self.metadata, self.options = root, metadata, options
         name = options.form.name if options.form is not None else None
         self.pattern = re.compile(name) if name is not None else None
+        self.arrays = options.form.arrays if options.form is not None else {}
         self.label_folders = options.form is None or options.form.label_folders
         self.lists = ", ".join(table.path.name for table in options.tables if table.rules.split is not None)
         """The lists of splits that the set's preset names; pictures that none of them names are refused."""
@@ -229,6 +238,13 @@ class _Folder:
             label = said.label if label is None else label
             persons = said.persons if persons is None else persons
             distribution = said.distribution if distribution is None else distribution
+        try:
+            values = {ours: self._read_array(path, template) for ours, template in self.arrays.items()}
+            if "label" in values:
+                label = parse_text(values.pop("label"))
+            attributes |= {ours: parse_dimension(value) for ours, value in values.items()}
+        except BAD_VALUE as error:
+            return replace(record, refused=("annotation", str(error)))
         if len(sources - {()}) > 1:
             self._note("pictures with different captions in several files; all are kept", path)
         return replace(
@@ -240,6 +256,18 @@ class _Folder:
             persons=persons,
             split=split,
         )
+
+    def _read_array(self, path: str, template: str) -> Any:
+        """The value in the `.npy` file that the set's preset names for a picture."""
+        folder, _, name = path.rpartition("/")
+        stem = name.rpartition(".")[0] or name
+        place = posixpath.normpath(posixpath.join(folder, template.replace("{stem}", stem)))
+        try:
+            if place.startswith(("../", "/")):
+                raise ValueError("leads out of the folder")
+            return parse_array(read_side_file(self.root / place))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"its {_escape(place)}: {error}") from None
 
     def _read_json(self, path: str) -> Record | None:
         """What the `x.json` of a picture says; None if it is no object, or a large one."""

@@ -205,6 +205,30 @@ def test_affectnet_has_folders_of_numbers(pack_set: Any) -> None:
     }
 
 
+def test_affectnet_of_2020_has_its_values_in_arrays(pack_set: Any) -> None:
+    def write(root: Path) -> None:
+        sets.affectnet_arrays(root / "AffectNet")
+        annotations = root / "AffectNet/train_set/annotations"
+        for number, value in (("5", np.array({"a": 1}, object)), ("6", np.array([1, 2])), ("7", np.array(2))):
+            jpegs(root / "AffectNet/train_set/images", f"{number}.jpg")
+            np.save(annotations / f"{number}_exp.npy", value)
+
+    found = pack_set("AffectNet", write)
+    assert {name: (s["label"], s["split"], s["attributes"]) for name, s in found.samples.items()} == {
+        "train_set/images/3.jpg": ("Surprise", "train", {"valence": 0.43, "arousal": -0.1}),
+        "val_set/images/14.jpg": ("Neutral", "val", {"valence": -0.5, "arousal": 0.0}),
+    }
+    details = {name: detail for name, (_, detail) in found.refused.items()}
+    place = "its train_set/annotations"
+    assert details["train_set/images/5.jpg"] == (
+        f"{place}/5_exp.npy: Object arrays cannot be loaded when allow_pickle=False"
+    )
+    assert details["train_set/images/6.jpg"] == (
+        f"{place}/6_exp.npy: holds several arrays or values, but one is expected"
+    )
+    assert details["train_set/images/7.jpg"].startswith(f"{place}/7_val.npy: ")
+
+
 def test_affectnets_table_of_labels_goes_before_the_folders(pack_set: Any) -> None:
     found = pack_set("AffectNet", sets.affectnet_kaggle)
     assert found.column("label") == {

@@ -118,6 +118,8 @@ def test_a_file_states_a_set_of_ones_own(tmp_path: Path, command: Any) -> None:
         ),
         ("labels: [a]\ntables: [{columns: {path: x}}]", "tables: one states no files"),
         ("labels: [a]\ntables: [{files: x, columns: {pth: x}}]", "tables.0.columns.pth"),
+        ("labels: [a]\narrays: {label: a.npy}", "arrays.label='a.npy': lacks {stem}"),
+        ("labels: [a]\narrays: {lable: '{stem}.npy'}", "arrays.lable"),
         ("labels: [a]\nlayout: coco\ntables: [{files: x}]", "tables: layout coco reads its own"),
     ],
 )
