@@ -295,6 +295,12 @@ def pack_command(
         click.echo(f"  and {more} more; all by reason: {counts}")
     if result.rejected:
         click.echo(f"  {hide_secrets(out / 'rejected.parquet')} lists every refused record and its reason")
+    same_key = sum(refused.reason == "duplicate_key" for refused in result.rejected)
+    if append and same_key:
+        click.echo(
+            f"  {same_key} new pictures have keys of others; to keep them, pack SOURCE into a data set of its own, and "
+            "join both with `uniemox shards merge --same-key rename`"
+        )
 
 
 def _describe_contents(result: Any) -> list[str]:

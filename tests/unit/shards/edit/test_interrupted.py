@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -194,6 +195,28 @@ def test_of_two_commands_started_together_exactly_one_wins(
         assert any(reason in says for reason in LOSERS), says
         assert list_local(out) == expected
         assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("tries", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_two_appends_started_together_do_not_mix(tries: int, sets: dict[str, Path], tmp_path: Path) -> None:
+    def append(out: Path) -> list[str]:
+        table = str(sets["b"].with_suffix(".parquet"))
+        return ["shards", "pack", table, str(out), "--append", "--persons", "none", "--workers", "0"]
+
+    shutil.copytree(sets["a"], tmp_path / "whole")
+    assert run(append(tmp_path / "whole")) == EXIT_DONE
+    expected = list_local(tmp_path / "whole")
+    for number in range(tries):
+        out = tmp_path / str(number) / "out"
+        shutil.copytree(sets["a"], out)
+        (first, _), (second, says) = start_together("fork", [append(out)] * 2)
+        # A process that starts after the other one has ended finds nothing to append.
+        assert (first, second) in ((EXIT_DONE, EXIT_USER), (EXIT_DONE, EXIT_DONE)), says
+        assert second == EXIT_DONE or any(
+            reason in says
+            for reason in ("another process is writing into", "has changed the data set meanwhile")
+        ), says
+        assert list_local(out) == expected
 
 
 @pytest.mark.parametrize("tries", [1, pytest.param(12, marks=pytest.mark.slow)])

@@ -290,3 +290,28 @@ def test_a_pack_and_an_append_do_not_continue_each_other(
         UserError, match="a pack into it was interrupted; finish it with --resume and without"
     ):
         pack(settings(tables[1]), started, append=True, resume=True)
+
+
+def test_pictures_with_keys_of_others_are_refused_by_name_and_merging_keeps_them(
+    tables: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    pack(settings(tables[0]), out)
+    pack(settings(tables[0]), tmp_path / "first")
+    pack(settings(tables[1]), tmp_path / "second")
+    assert run(["shards", "pack", str(tables[1]), str(out), "--persons", "none", "--append"]) == EXIT_DONE
+    key = keys(tables[0], "train")[2]
+    said = capfd.readouterr().out
+    assert f"refused {key}: duplicate_key: a sample of the data set has the same key {key}" in said
+    assert said.splitlines()[-1] == (
+        "  1 new pictures have keys of others; to keep them, pack SOURCE into a data set of its own, and join both "
+        "with `uniemox shards merge --same-key rename`"
+    )
+    joined = tmp_path / "joined"
+    parts = [str(tmp_path / "first"), str(tmp_path / "second")]
+    assert run(["shards", "merge", str(joined), *parts, "--same-key", "rename"]) == EXIT_DONE
+    assert "1 samples have another key" in capfd.readouterr().out
+    samples = [
+        sum(read_manifest(path / split).samples for split in ("train", "test")) for path in (out, joined)
+    ]
+    assert samples == [76, 77]
