@@ -35,7 +35,9 @@ def checkpoint() -> None:
 @RUN
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(run: Path, as_json: bool) -> None:
-    """List the checkpoints of RUN (a run's folder): complete, set aside and unfinished.
+    """List the checkpoints of RUN (a run's folder): complete, damaged, set aside and unfinished.
+
+    A checkpoint that lacks a file or an entry, or has a file of another size, is damaged; `verify` also reads files.
 
     The last column shows whether retention keeps a checkpoint; the run deletes the others at its next save.
     """
@@ -52,6 +54,10 @@ def list_command(run: Path, as_json: bool) -> None:
     keep_last, keep_every = choose_policy(run / "config.yaml")
     doomed = set(list_superfluous([c.step for c in complete], keep_last, keep_every))
     facts = [_facts(c, kept=c.step not in doomed) for c in complete]
+    damaged = {c.folder.name: problem for c in complete if (problem := c.problem(hashes=False)) is not None}
+    for fact in facts:
+        if fact["name"] in damaged:
+            fact["problem"] = damaged[fact["name"]]
     others: dict[str, list[Path]] = {
         "set_aside": folders.list_damaged(place),
         "incomplete": folders.list_incomplete(place),
@@ -87,6 +93,8 @@ def list_command(run: Path, as_json: bool) -> None:
     head = ("step", "slots", "saved", "ranks", "ZeRO", "precision", "files", "size", "retention")
     for line in columns(head, rows, left=("saved", "precision", "retention")):
         click.echo(line)
+    for name, problem in damaged.items():
+        click.echo(f"{name}: DAMAGED: {problem}")
     words = {
         "set_aside": "set aside as damaged",
         "incomplete": "incomplete",
@@ -97,9 +105,10 @@ def list_command(run: Path, as_json: bool) -> None:
             why = f"{found['kind']}: {found['problem']}" if "kind" in found else said
             click.echo(f"{found['name']} ({size(found['bytes'])}): {why}")
     every = f" and every multiple of {keep_every:,}" if keep_every else ""
-    total = sum(f["bytes"] for f in facts)
+    intact = [f for f in facts if f["name"] not in damaged]
+    total = size(sum(f["bytes"] for f in intact))
     click.echo(
-        f"{counted(len(facts), 'complete checkpoint')}, {size(total)}; retention keeps the last {keep_last}{every}"
+        f"{counted(len(intact), 'complete checkpoint')}, {total}; retention keeps the last {keep_last}{every}"
     )
 
 

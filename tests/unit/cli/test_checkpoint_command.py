@@ -320,6 +320,28 @@ def test_prune_deletes_links_but_not_their_targets(
     assert len(list(other.iterdir())) == 3
 
 
+def test_the_list_does_not_count_a_checkpoint_that_lacks_a_file_or_an_entry_as_complete(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = next(
+        path for path in (run.checkpoints / "step_00000500").iterdir() if path.name != "complete.json"
+    )
+    lost.unlink()
+    marker = run.checkpoints / "step_00000200" / "complete.json"
+    info = {
+        key: value for key, value in json.loads(marker.read_text()).items() if key not in ("slots", "sha256")
+    }
+    write_json(marker, {**info, "sha256": digest(info)})
+    assert uniemox(["checkpoint", "list", str(run.path)]) == EXIT_DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert f"step_00000500: DAMAGED: {lost} is missing" in lines
+    assert f"step_00000200: DAMAGED: {marker} lacks slots" in lines
+    assert lines[-1].startswith("3 complete checkpoints, ")
+    assert uniemox(["checkpoint", "list", str(run.path), "--json"]) == EXIT_DONE
+    found = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [c["step"] for c in found if "problem" in c] == [200, 500]
+
+
 def test_a_damaged_checkpoint_does_not_count_among_the_last_that_are_kept(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
