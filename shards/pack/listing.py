@@ -5,9 +5,8 @@ Shapes: N records of the source, M records of this part in the order of packing.
 
 import re
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from shards.format.manifest import MANIFEST, SIZES
 from shards.format.rejected import REJECTED
 from shards.format.sample import make_key
 from shards.pack.contents import Contents
+from shards.pack.labels import DeclaredLabels, check_labels
 from shards.pack.spool import Spool, parse_record
 from shards.sources import Cell, Record
-from shards.sources.presets import Labels, Preset, assign_shares, draw64
+from shards.sources.presets import Preset, assign_shares, draw64
 from shards.sources.rows import join_rows
 from shards.sources.validate import validate_record
-from shards.sources.values import most_likely
 from uniemox_dist.core.errors import UserError
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # file systems take 255 bytes
@@ -30,8 +29,6 @@ RESERVED = {MANIFEST, SIZES, REJECTED, "part.json"}
 """Names of our own files beside the folders of splits."""
 PIECE_BYTES = 96 << 20
 """Row groups of a table are read and shuffled together up to this size (at least one)."""
-MOST_NEAREST = 20
-"""Undeclared labels for which the nearest declared one is searched."""
 FIRST = {"test": 0, "val": 1, "train": 2}
 """Splits that are packed first, so that the test copy of a picture in several splits is found first and kept."""
 
@@ -89,20 +86,20 @@ class Listing:
         """
         listing = cls(folder, seed)
         ranges = {} if ranges is None else ranges  # an empty mapping may be filled while records are read
-        labels = _Declared.of(preset, keep_labels, ranges)
+        labels = DeclaredLabels.of(preset, keep_labels, ranges)
         has_persons = False
         for record in records:
             if several_rows:
                 listing._places.append(_place_hash(record))
                 listing._digests.append(int(record.digest[-16:] or "0", 16))
                 has_persons = has_persons or record.is_person
-            listing._append(_with_label(validate_record(record), labels), preset.by_group)
+            listing._append(check_labels(validate_record(record), labels), preset.by_group)
         rows = len(listing.spool)
         if several_rows and (joined := listing._join_rows(always=has_persons)) is not None:
             unjoined, listing = listing, cls(folder, seed, "joined.jsonl")
-            labels = _Declared.of(preset, keep_labels, ranges)
+            labels = DeclaredLabels.of(preset, keep_labels, ranges)
             for record in joined:
-                listing._append(_with_label(validate_record(record), labels), preset.by_group)
+                listing._append(check_labels(validate_record(record), labels), preset.by_group)
             unjoined.spool.close()
             unjoined.spool.path.unlink()
         labels.check()
@@ -282,136 +279,6 @@ def key_hash(key: str) -> int:
 def _place_hash(record: Record) -> int:
     is_row = (isinstance(record.image, str) or record.digest) and record.refused is None
     return draw64(0, f"{record.split}\n{record.digest or repr(record.image)}") if is_row else 0
-
-
-@dataclass(frozen=True)
-class _Declared:
-    """The labels that records may have, and a count of those that they do have."""
-
-    labels: Labels
-    shares: Labels
-    """Labels of distributions."""
-    kept: Labels
-    """Those that are packed."""
-    ranges: Mapping[str, tuple[float, float]]
-    """Lowest and highest value of dimensions."""
-    unknown: Counter[str | None] = field(default_factory=Counter)
-    """Labels that are not declared; None for records without one."""
-    known: Counter[str | None] = field(default_factory=Counter)
-
-    @classmethod
-    def of(
-        cls, preset: Preset, keep_labels: tuple[str, ...], ranges: Mapping[str, tuple[float, float]]
-    ) -> "_Declared":
-        return cls(
-            Labels(preset.labels, preset.synonyms),
-            Labels(preset.distribution_labels or preset.labels, preset.synonyms),
-            Labels(keep_labels),
-            ranges,
-        )
-
-    def refuse(self, record: Record, label: str | None) -> Record:
-        """A record with a label that is not declared."""
-        self.unknown[label] += 1
-        near = self.labels.nearest(label) if label is not None and len(self.unknown) <= MOST_NEAREST else None
-        meant = f"; the nearest is {near}" if near else ""
-        detail = f"label {label!r} is not one of {', '.join(self.labels.declared)}{meant}"
-        return replace(record, refused=("label", detail))
-
-    def check(self) -> None:
-        """Raises UserError if records have labels, and none is declared."""
-        if not self.unknown or self.known or not self.labels.declared:
-            return
-        found = [label for label, _ in self.unknown.most_common() if label is not None]
-        names = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        pairs = ((label, self.labels.nearest(label)) for label in found[:MOST_NEAREST])
-        near = ", ".join(f"{label!r}: {name}" for label, name in pairs if name)
-        raise UserError(
-            f"SOURCE: none of its labels is one of the preset's: it has {names or 'no labels'}; the preset has "
-            f"{', '.join(self.labels.declared)}{f'; nearest: {near}' if near else ''}; give the folder that holds the "
-            "label folders, or another --preset"
-        )
-
-
-def _with_label(record: Record, declared: _Declared) -> Record:
-    """A record with the declared spelling of its labels, refused if one is not declared or not kept. Without a label it
-    gets the most likely one of its distribution, unless several are, or that one is not declared. Refused, too, if a
-    dimension is beyond its range."""
-    if record.refused is None and (problem := _find_beyond(record, declared.ranges)):
-        return replace(record, refused=("annotation", problem))
-    if record.distribution is not None and record.refused is None:
-        spelled = {
-            name: share
-            for label, share in record.distribution.items()
-            if (name := declared.shares.canonical(label)) is not None
-        }
-        if len(spelled) < len(record.distribution):
-            names = ", ".join(record.distribution)
-            detail = f"labels of its distribution ({names}) are not all different ones of "
-            return replace(record, refused=("label", detail + ", ".join(declared.shares.declared)))
-        record = replace(record, distribution=spelled)
-        if record.label is None and spelled:
-            declared.known[None] += 1
-            label = declared.labels.canonical(most_likely(record.distribution or {}))
-            return _keep(replace(record, label=label), declared.kept)
-    of_persons = [person.labels["label"] for person in record.persons or () if "label" in person.labels]
-    if of_persons and record.label is None and record.refused is None:
-        return _with_person_labels(record, declared, of_persons)
-    label = declared.labels.canonical(record.label)
-    if record.refused is None and declared.labels.declared:
-        if label is None:
-            return declared.refuse(record, record.label)
-        declared.known[label] += 1
-    return _keep(record if label == record.label else replace(record, label=label), declared.kept)
-
-
-def _find_beyond(record: Record, ranges: Mapping[str, tuple[float, float]]) -> str | None:
-    """Describes the first number of a picture or person that is beyond the range of its dimension."""
-    for name, (low, high) in ranges.items():
-        of_persons = ((f"persons.{i}.", person.labels) for i, person in enumerate(record.persons or ()))
-        for place, values in (("", record.attributes), *of_persons):
-            value = values.get(name)
-            if isinstance(value, int | float) and not low <= value <= high:
-                return f"{place}{name}: {value:g} is beyond {low:g} to {high:g}"
-    return None
-
-
-def _with_person_labels(record: Record, declared: _Declared, labels: list[Any]) -> Record:
-    """A record whose persons have labels of their own, which differ."""
-    spelled = {label: declared.labels.canonical(str(label)) for label in labels}
-    for label, name in spelled.items():
-        if name is None:
-            return declared.refuse(record, str(label))
-    declared.known.update(spelled.values())
-    persons = tuple(
-        replace(person, labels={**person.labels, "label": spelled[person.labels["label"]]})
-        if "label" in person.labels
-        else person
-        for person in record.persons or ()
-    )
-    record = replace(
-        record,
-        persons=persons,
-        label=next(iter(spelled.values())) if len(set(spelled.values())) == 1 else None,
-    )
-    kept = declared.kept
-    if (
-        record.label is None
-        and kept.declared
-        and any(kept.canonical(name) is not None for name in spelled.values())
-    ):
-        return record
-    return _keep(record, kept)
-
-
-def _keep(record: Record, kept: Labels) -> Record:
-    if (
-        record.refused is None
-        and kept.declared
-        and (record.label is None or kept.canonical(record.label) is None)
-    ):
-        return replace(record, refused=("label", f"label {record.label!r} is not selected by --keep-label"))
-    return record
 
 
 def _some(splits: list[str | None]) -> str:

@@ -4,9 +4,10 @@ SOURCE may be the published folder, a folder above it, or one that was doubled b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import has_magic
+from pathlib import Path
 
 from shards.sources.files import SPLITS, is_clutter
 from shards.sources.preset_schema import Form, FoundTable, Preset
@@ -51,6 +52,8 @@ def find_set(
     if layout is not None and not forms:
         forms = [Form.model_validate({"layout": layout})]
     top = parse_place(source, "SOURCE")
+    if (found := _of_table(forms, top, name, pictures)) is not None:
+        return found
     if not top.is_dir():
         plain = (form for form in forms if form.layout == "table" and not form.tables)
         return FoundSet(next(plain, forms[0]), top, top)  # a table, or else the layout reports what is wrong
@@ -74,6 +77,22 @@ def find_set(
         )
     form = next(form for form in forms if not form.find)
     return locate(form, top, name, top, pictures)
+
+
+def _of_table(forms: Sequence[Form], file: Place, name: str, pictures: str | None) -> FoundSet | None:
+    """The set of which SOURCE itself is a table; of a set of tables only this one is read."""
+    if not isinstance(file, Path) or not file.is_file():
+        return None
+    file = file.absolute()
+    for root in reversed([*file.parents][:LEVELS]):
+        for form in forms:
+            patterns = (pattern for table in form.tables for pattern in table.files)
+            if any(file in match_inside(root, pattern) for pattern in patterns):
+                found = locate(form, root, name, root, pictures)
+                if form.layout == "folder":
+                    return found
+                return replace(found, tables=tuple(table for table in found.tables if table.path == file))
+    return None
 
 
 def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None) -> FoundSet:

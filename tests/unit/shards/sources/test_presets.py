@@ -181,6 +181,22 @@ def test_a_set_without_its_table_or_pictures_says_what_is_missing(tmp_path: Path
     assert command("set out --preset heco --pictures elsewhere")[0] == 0
 
 
+def test_a_table_of_another_set_names_the_column_that_is_missing(tmp_path: Path, command: Any) -> None:
+    table(tmp_path / "set/Labels/HECO_Labels.csv", ["Image", "xmin", "Category"], ["1.jpg", 0, "Fear"])
+    jpegs(tmp_path / "set", "Data/1.jpg")
+    line = error(command, "set out --preset heco")
+    assert "has no column 'Valence', which the preset names; its columns are Image, xmin, Category" in line
+
+
+def test_a_table_of_a_set_stands_for_the_set(tmp_path: Path, command: Any) -> None:
+    SETS["HECO"](tmp_path / "set")
+    assert command("set/Labels/HECO_Labels.csv out --preset heco")[0] == 0
+    assert sorted(samples(tmp_path / "out")) == ["HECO_0001.png", "HECO_0002.png", "HECO_0003.png"]
+    SETS["flickr30k_images"](tmp_path / "captions")
+    assert command("captions/results.csv more --preset flickr30k")[0] == 0
+    assert sorted(samples(tmp_path / "more")) == ["1000092795.jpg", "2199200615.jpg"]
+
+
 def test_a_folder_set_may_lack_its_optional_table_and_says_so(tmp_path: Path, command: Any) -> None:
     jpegs(tmp_path / "set", "images/joy/1.jpg", "images/fear/1.jpg")
     code, out, _ = command("set out --preset emotion6")
