@@ -1,9 +1,14 @@
 """Finds pictures that were packed before, by the hash of their stored bytes, and repeated keys."""
 
+import re
+from collections.abc import Iterable
+
 from shards.pack.append import Existing, PackedBefore
 from shards.pack.listing import Listing, key_hash
 from shards.pack.spool import parse_record
 from uniemox_dist.core.formatting import counted
+
+_LOST = re.compile(r"; (\d+) captions? of this copy left out$")
 
 
 class PackedSamples:
@@ -45,6 +50,11 @@ class PackedSamples:
             self._keys.add(key)
         self._first[content] = number
         return None
+
+
+def count_lost_captions(details: Iterable[str]) -> int:
+    """The captions that are lost with refused copies, from the details of all refusals."""
+    return sum(int(found[1]) for detail in details if (found := _LOST.search(detail)))
 
 
 def describe_duplicate(

@@ -20,6 +20,7 @@ from shards.sources.values import (
     parse_captions,
     parse_dimension,
     parse_distribution,
+    parse_label,
     parse_persons,
     parse_text,
 )
@@ -245,7 +246,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "key": parse_text,
     "captions": parse_captions,
     "caption": parse_captions,
-    "label": parse_text,
+    "label": parse_label,
     "persons": parse_persons,
     "distribution": parse_distribution,
     "votes": lambda value: divide_votes(parse_distribution(value)),

@@ -23,6 +23,7 @@ from shards.sources.tables import parse_number
 from shards.sources.values import (
     BAD_VALUE,
     load_json,
+    parse_label,
     parse_real,
     parse_text,
     to_json_value,
@@ -124,7 +125,8 @@ class RowRules:
             value = fill(theirs, cells)
             names = table.values.get(ours)  # type: ignore[call-overload]
             if names is not None and value is not None:
-                value = names.get(str(value).strip(), value)
+                text = str(value).strip()
+                value = names.get(text, names.get(parse_label(text) or "", value))
             values[ours] = value
         values.pop("path", None)
         values.pop("image", None)
@@ -154,7 +156,7 @@ class RowRules:
             record = replace(record, image=draw_pixels(cells[table.pixels.column], table.pixels))
         if persons is None:
             return record
-        own: dict[str, Any] = {**to_json_value(rest), "label": parse_text(label), **numbers}
+        own: dict[str, Any] = {**to_json_value(rest), "label": parse_label(label), **numbers}
         labels = {column: value for column, value in own.items() if value not in (None, "")}
         return add_person(record, self._box(cells), labels, is_pixels=persons.unit == "pixels")
 

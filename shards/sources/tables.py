@@ -148,7 +148,8 @@ def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueEr
                     raise ValueError(f"holds {type(value).__name__}, not an object")
                 yield row, value
             except json.JSONDecodeError as error:
-                yield row, ValueError(f"line {number}: {error.msg} at character {error.pos + 1}")
+                what = error.msg.removesuffix(" at")
+                yield row, ValueError(f"line {number}: {what} at character {error.pos + 1}")
             except ValueError as error:
                 yield row, ValueError(f"line {number}: {error}")
             row += 1

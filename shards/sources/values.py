@@ -9,6 +9,7 @@ import datetime
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from shards.detect.types import Person
 from shards.sources.validate import MAX_DEPTH
 
 BAD_VALUE = (ValueError, KeyError, TypeError, OverflowError)
+_INTEGRAL = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+_BOOLEANS = {"True": "true", "False": "false", "TRUE": "true", "FALSE": "false"}
 
 
 def load_json(data: bytes | str, clean: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -59,6 +62,29 @@ def parse_text(value: Any) -> str | None:
     if isinstance(value, dict | list | tuple | bytes):
         raise TypeError(f"holds {_kind(value)}, but a text is expected")
     return str(value)
+
+
+def parse_label(value: Any) -> str | None:
+    """A label as text; None for a missing one.
+
+    A label does not depend on the format of its file, or on gaps in its column: `1.0` is `1`, as a number and as text,
+    and booleans are `true` and `false`. A list of one label is that label.
+    """
+    if isinstance(value, list | tuple):
+        labels = [label for label in map(parse_label, value) if label is not None]
+        if len(labels) > 1:
+            raise TypeError(
+                f"holds {len(labels)} labels ({', '.join(labels)[:60]}), but a sample has one; give several as an "
+                'object of shares such as {"joy": 1, "awe": 1}, with --column votes=NAME'
+            )
+        return labels[0] if labels else None
+    text = parse_text(value)
+    if text is None:
+        return None
+    integral = _INTEGRAL.fullmatch(text)
+    if integral is not None:
+        return "0" if integral[1] == "-0" else integral[1]
+    return _BOOLEANS.get(text, text)
 
 
 def parse_captions(value: Any) -> tuple[str, ...]:

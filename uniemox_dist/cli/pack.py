@@ -306,6 +306,7 @@ def pack_command(
 def _describe_contents(result: Any) -> list[str]:
     """What the samples have and lack, and which files and rows of the source are no records."""
     from shards.format.sample import DIMENSIONS
+    from shards.pack.duplicates import count_lost_captions
 
     count = result.contents
     lines = [
@@ -315,6 +316,8 @@ def _describe_contents(result: Any) -> list[str]:
     emotions = {"label_distribution": "a distribution", **{name: name for name in DIMENSIONS}}
     if some := [f"{count[name]} have {what}" for name, what in emotions.items() if count[name]]:
         lines.append(f"of the samples {', '.join(some)}")
+    if lost := count_lost_captions(refused.detail for refused in result.rejected):
+        lines.append(f"{lost} captions are in refused copies of packed pictures only, and left out")
     rows, pictures = result.rows
     if rows > pictures:
         lines.append(f"{rows} rows of the source describe {pictures} pictures")

@@ -45,6 +45,7 @@ from shards.sources.values import (
     parse_captions,
     parse_dimension,
     parse_distribution,
+    parse_label,
     parse_persons,
     parse_text,
 )
@@ -303,7 +304,7 @@ def _record(
     note_captions(names, shapes, options)
     own = fields.get("attributes")
     more = {key: value for key, value in fields.items() if key not in _OWN | DOWNLOAD}
-    labels = [text for text in (parse_text(fields.get("label")), *classes) if text]
+    labels = [text for text in map(parse_label, (fields.get("label"), *classes)) if text]
     others = [label for label in labels if label != labels[0]]
     attributes = {**(own if isinstance(own, dict) else {}), **more, **({"cls": others[0]} if others else {})}
     return Record(
@@ -323,7 +324,7 @@ def _named(record: Record, named: dict[str, Any]) -> Record:
     """A record with the fields that the user named; they replace what others say."""
     if captions := parse_captions(named.get("caption")):
         record = replace(record, captions=captions)
-    if (label := parse_text(named.get("label"))) is not None:
+    if (label := parse_label(named.get("label"))) is not None:
         record = replace(record, label=label)
     if (split := parse_text(named.get("split"))) is not None:
         record = replace(record, split=split_name(split))

@@ -14,6 +14,7 @@ from shards.edit.merge import merge
 from shards.format.index import index_path, read_all_rows, read_index
 from shards.format.manifest import find_manifest_folders, read_manifest
 from shards.pack.pipeline import PackResult, PackSettings, pack
+from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.reader import ShardReader
 
@@ -213,3 +214,20 @@ def test_captions_that_only_a_refused_copy_has_are_counted(seed: int, tmp_path: 
     [copy] = pack(settings, tmp_path / "out").rejected
     lost = "; 2 captions of this copy left out" if copy.source == "a" else ""
     assert copy.detail == f"the same picture as {'b' if copy.source == 'a' else 'a'}{lost}"
+
+
+def test_the_summary_has_the_total_of_captions_lost_with_refused_copies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = {"a": ["one", "two"], "b": ["three", "four"], "c": ["five", "six"], "d": ["seven", "eight"]}
+    rows = [{"key": key, "path": f"{key}.png", "caption": texts} for key, texts in captions.items()]
+    for number, key in enumerate("aabb"):
+        (tmp_path / f"{'abcd'[number]}.png").write_bytes(picture(1 if key == "a" else 2))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    words = ["shards", "pack", str(tmp_path / "t.parquet"), str(tmp_path / "out"), "--persons", "none"]
+    assert run([*words, "--workers", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "the samples have 4 captions, 0 labels and 0 boxes; 0 have no caption, 2 no label, 2 no box" in lines
+    )
+    assert "4 captions are in refused copies of packed pictures only, and left out" in lines

@@ -284,7 +284,7 @@ def test_tars_with_the_same_name_in_several_folders_are_packed_completely(tmp_pa
         ('{"caption": NaN}', ()),
         ('{"persons": [{"box": [0, 0, 1, 1], "score": 1, "labels": {"valence": NaN}}]}', ()),
         ('{"caption": {"en": "x"}}', "holds an object, but a text is expected"),
-        ('{"label": [1]}', "holds a list, but a text is expected"),
+        ('{"label": [1, 2]}', "holds 2 labels (1, 2), but a sample has one"),
         ('{"caption": "hi \\ud83d"}', "captions.0: "),
         ('{"x": "\\ud83d"}', "attributes.x: "),
         ("[" * 100_000, "its values are nested too deeply"),
