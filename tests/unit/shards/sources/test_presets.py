@@ -192,9 +192,15 @@ def test_a_table_of_a_set_stands_for_the_set(tmp_path: Path, command: Any) -> No
     SETS["HECO"](tmp_path / "set")
     assert command("set/Labels/HECO_Labels.csv out --preset heco")[0] == 0
     assert sorted(samples(tmp_path / "out")) == ["HECO_0001.png", "HECO_0002.png", "HECO_0003.png"]
-    SETS["flickr30k_images"](tmp_path / "captions")
-    assert command("captions/results.csv more --preset flickr30k")[0] == 0
-    assert sorted(samples(tmp_path / "more")) == ["1000092795.jpg", "2199200615.jpg"]
+    table(
+        tmp_path / "captions/captions.txt",
+        ["image", "caption"],
+        ["1.jpg", "A child ."],
+        ["1.jpg", "A girl ."],
+    )
+    jpegs(tmp_path / "captions", "Images/1.jpg")
+    assert command("captions/captions.txt more --preset flickr8k")[0] == 0
+    assert samples(tmp_path / "more")["1.jpg"]["captions"] == ["A child .", "A girl ."]
 
 
 def test_a_folder_set_may_lack_its_optional_table_and_says_so(tmp_path: Path, command: Any) -> None:
