@@ -26,6 +26,7 @@ _FIELD_BYTES = 1 << 24
 """Largest cell of a CSV, and longest line of JSON Lines."""
 ARROW = (".arrow", ".feather", ".ipc")
 """Extensions of Arrow files."""
+csv.field_size_limit(_FIELD_BYTES)
 _CELLS = 64
 """Pictures of a column that are in memory at a time while they are hashed."""
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -48,7 +49,6 @@ def read_csv(
         UserError: for an empty file, a repeated column, a row longer or shorter than the header, unmatched quotes,
             or bytes that are not UTF-8; also what `check_header` raises.
     """
-    csv.field_size_limit(_FIELD_BYTES)
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
             sample = file.read(SAMPLE_CHARS)

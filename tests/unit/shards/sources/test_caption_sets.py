@@ -133,6 +133,19 @@ def test_karpathys_restval_of_coco_is_train(pack_set: Any) -> None:
     assert found.samples[train]["attributes"] == {"cocoid": 318219}
 
 
+def test_karpathys_splits_may_be_in_the_folder_of_their_archive(pack_set: Any) -> None:
+    def write(root: Path) -> None:
+        sets.coco_karpathy(root)
+        (root / "caption_datasets").mkdir()
+        (root / "dataset_coco.json").rename(root / "caption_datasets/dataset_coco.json")
+        (root / "images").mkdir()
+        for folder in ("val2014", "train2014"):
+            (root / folder).rename(root / "images" / folder)
+
+    found = pack_set("coco-karpathy", write)
+    assert sorted(found.column("split").values()) == ["test", "train", "train", "val"]
+
+
 def test_karpathys_splits_of_flickr30k_go_first(pack_set: Any) -> None:
     found = pack_set("flickr30k_images", sets.flickr30k_karpathy)
     assert found.column("split") == {"1000092795.jpg": "train", "2199200615.jpg": "test"}

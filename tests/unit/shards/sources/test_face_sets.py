@@ -107,6 +107,8 @@ def test_tables_of_pixels_that_do_not_fit_are_refused(tmp_path: Path, pack_error
     assert "the column 'pixels' holds 3 values from 1 to 3, but 48 x 48" in pack_error(
         "b out --preset fer2013"
     )
+    table(tmp_path / "b/fer2013.csv", ["emotion", "pixels", "Usage"], [0, "1 " * (1 << 17), "Training"])
+    assert "the column 'pixels' holds 131072 values" in pack_error("b out --preset fer2013")
     table(tmp_path / "c/fer2013.csv", ["emotion", "pixels"], [0, "1 2 3"])
     assert "has no column 'Usage', which the preset names" in pack_error("c out --preset fer2013")
 
