@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killed_pack import KillAfter, Killed
+from PIL import Image
 from s3 import list_local, list_objects, serve_s3
 
 import shards.pack.partial
@@ -315,3 +317,50 @@ def test_pictures_with_keys_of_others_are_refused_by_name_and_merging_keeps_them
         sum(read_manifest(path / split).samples for split in ("train", "test")) for path in (out, joined)
     ]
     assert samples == [76, 77]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_refused_pictures_that_were_replaced_are_appended(kind: int, bucket: str, tmp_path: Path) -> None:
+    """Names and counts: 3 of 12 pictures are damaged, 2 of these are replaced, one by a copy of another."""
+    out = places(tmp_path, bucket, "retried")[kind]
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / f"in/{number}.png")
+    for number in (3, 5, 7):
+        os.rename(tmp_path / f"in/{number}.png", tmp_path / f"{number}.png")
+        (tmp_path / f"in/{number}.png").write_bytes(b"no picture")
+    options = settings(tmp_path / "in", layout="folder")
+    assert len(pack(options, out).rejected) == 3
+    os.replace(tmp_path / "3.png", tmp_path / "in/3.png")
+    shutil.copy(tmp_path / "in/0.png", tmp_path / "in/5.png")
+    result = pack(options, out, retry_refused=True)
+    assert (result.records, result.packed) == (3, {"": 1})
+    manifest = read_manifest(out)
+    assert (manifest.samples, manifest.provenance["records"]) == (10, 12)
+    assert manifest.provenance["rejected"] == {"corrupt": 1, "duplicate": 1}
+    assert {row["source"]: row["reason"] for row in read_rejected(out) or []} == {
+        "5.png": "duplicate",
+        "7.png": "corrupt",
+    }
+    before = files(out)
+    assert pack(options, out, retry_refused=True).reused
+    assert files(out) == before
+
+
+def test_the_command_prints_what_it_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        Image.new("RGB", (20, 30), (number, 0, 0)).save(tmp_path / f"in/{number}.png")
+    (tmp_path / "in/2.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    command = ["shards", "pack", str(tmp_path / "in"), str(out), "--layout", "folder", "--persons", "none"]
+    assert run(command) == EXIT_DONE
+    capsys.readouterr()
+    assert run([*command, "--retry-refused"]) == EXIT_DONE
+    assert capsys.readouterr().out == f"{out} is unchanged: none of 1 refused records can be packed now\n"
+    Image.new("RGB", (20, 30), (2, 0, 0)).save(tmp_path / "in/2.png")
+    assert run([*command, "--retry-refused"]) == EXIT_DONE
+    assert "1 records = 1 packed + 0 refused" in capsys.readouterr().out
+    assert run([*command, "--retry-refused"]) == EXIT_DONE
+    assert capsys.readouterr().out == f"{out} is unchanged: no refused record to try again\n"
