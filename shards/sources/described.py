@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from shards.sources import Record, SourceOptions
-from shards.sources.files import name_below, try_path
+from shards.sources.files import NamesInForms, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.preset_schema import FoundTable, Table
 from shards.sources.row_rules import RowRules
@@ -106,6 +106,7 @@ class PictureNames:
     def __init__(self, rules: Table, pictures: str) -> None:
         self._rules = rules
         self._paths: dict[str, list[str]] | None = None
+        self._names = NamesInForms(())
         self._pictures = pictures
 
     def find(self, text: str) -> str:
@@ -120,7 +121,8 @@ class PictureNames:
             self._paths = {}
             for path in sorted(find_files(parse_place(self._pictures))):
                 self._paths.setdefault(self._name(path), []).append(path)
-        found = self._paths.get(self._name(text), [])
+            self._names = NamesInForms(self._paths)
+        found = self._paths.get(self._names.find(self._name(text)), [])
         if len(found) > 1:
             raise ValueError(f"{text!r} is the name of several files: {', '.join(found[:3])}")
         return found[0] if found else text

@@ -14,7 +14,9 @@ from PIL import Image
 from shards.pack.packer import PackResult
 from shards.pack.pipeline import PackSettings, pack
 from shards.sources import Record, SourceOptions, open_source
+from shards.sources.described import PictureNames
 from shards.sources.files import NamesInForms, fetch_images
+from shards.sources.preset_schema import Table
 
 NFC, NFD = (unicodedata.normalize(form, "é/Ünï") for form in ("NFC", "NFD"))
 BOTH = pytest.mark.parametrize(("stated", "real"), [(NFC, NFD), (NFD, NFC)], ids=["stated NFC", "stated NFD"])
@@ -53,6 +55,15 @@ def test_a_table_names_its_pictures_in_any_form(stated: str, real: str, tmp_path
     # Rows that state it in both forms are one picture.
     result = packed("table", tmp_path / "in/t.csv", tmp_path / "out")
     assert (result.packed, result.rejected, result.contents["captions"]) == ({"": 1}, [], 2)
+
+
+@BOTH
+def test_rows_that_name_pictures_by_their_file_name_do_so_in_any_form(
+    stated: str, real: str, tmp_path: Path
+) -> None:
+    put(tmp_path / f"deep/{real}.png", picture(1))
+    names = PictureNames(Table(match="name"), str(tmp_path))
+    assert names.find(f"{stated.rpartition('/')[2]}.png") == f"deep/{real}.png"
 
 
 @BOTH
