@@ -8,7 +8,7 @@ from shards.pack.listing import Listing, key_hash
 from shards.pack.spool import parse_record
 from uniemox_dist.core.formatting import counted
 
-_LOST = re.compile(r"; (\d+) captions? of this copy left out$")
+_LOST = re.compile(r"; ([\d,]+) captions? of this copy left out$")
 
 
 class PackedSamples:
@@ -54,7 +54,7 @@ class PackedSamples:
 
 def count_lost_captions(details: Iterable[str]) -> int:
     """The captions that are lost with refused copies, from the details of all refusals."""
-    return sum(int(found[1]) for detail in details if (found := _LOST.search(detail)))
+    return sum(int(found[1].replace(",", "")) for detail in details if (found := _LOST.search(detail)))
 
 
 def describe_duplicate(

@@ -104,6 +104,8 @@ class Findings:
     """Lines for the summary of a pack."""
     captions: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
     """Files by the columns of their captions, and by columns with such names that are attributes."""
+    cells: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Cells of CSVs by column and by what was found in them, for notes."""
     roots: set[str] = field(default_factory=set)
     """Local folders of tables. A picture named below one of them must really be there: links may not lead outside."""
 

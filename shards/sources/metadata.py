@@ -9,20 +9,21 @@ import os
 import posixpath
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import READ, CaptionColumns, make_record, shape_of, usual_names
+from shards.sources.csv_cells import CsvCells
 from shards.sources.described import PictureNames, read_rows
 from shards.sources.files import NamesInForms, read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.preset_schema import FoundTable
 from shards.sources.presets import draw64
 from shards.sources.row_rules import RowRules
-from shards.sources.tables import check_column_names, open_table, parse_number, read_csv, read_json_lines
+from shards.sources.tables import check_column_names, open_table, read_csv, read_json_lines
 from shards.sources.values import to_json_value
 from shards.storage import Place
 
@@ -66,7 +67,7 @@ class Metadata:
                 if not read_head(root / path):
                     raise _NoFileName("it is empty")
                 file_name = options.columns.get("path", FILE_NAME)
-                for row, values in _read(root / path, file_name, options.columns):
+                for row, values in _read(root / path, file_name, options):
                     if isinstance(values, dict):
                         captions.add(values)
                         if options.columns:
@@ -204,11 +205,11 @@ def _encode(
 
 
 def _read(
-    path: Place, file_name: str, columns: Mapping[str, str]
+    path: Place, file_name: str, options: SourceOptions
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
     """The rows of a metadata file; the picture's file is under `FILE_NAME`."""
     extension = path.suffix.lower()
-    rows = _csv(path, file_name, columns) if extension == ".csv" else _other(path, file_name, extension)
+    rows = _csv(path, file_name, options) if extension == ".csv" else _other(path, file_name, extension)
     for row, values in rows:
         if isinstance(values, dict):
             values[FILE_NAME] = values.pop(file_name, None)
@@ -216,16 +217,18 @@ def _read(
 
 
 def _csv(
-    path: Place, file_name: str, columns: Mapping[str, str]
+    path: Place, file_name: str, options: SourceOptions
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-    def check_header(header: list[str]) -> None:
-        _check(header, file_name)
+    reader: CsvCells
 
-    names: dict[str, str] | None = None
+    def check_header(header: list[str]) -> None:
+        nonlocal reader
+        _check(header, file_name)
+        names = usual_names(dict.fromkeys(header, ""), options.columns)
+        reader = CsvCells({**names, "path": file_name}, header, options.findings)
+
     for row, _, cells in read_csv(path, check_header):
-        names = names or usual_names(dict.fromkeys(cells, ""), columns)
-        texts = {file_name, *names.values()}
-        yield row, {key: cell if key in texts else parse_number(cell) for key, cell in cells.items()}
+        yield row, reader.convert(cells)
 
 
 def _other(path: Place, file_name: str, extension: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:

@@ -36,6 +36,7 @@ from shards.sources.columns import (
     usual_names,
     write_caption_notes,
 )
+from shards.sources.csv_cells import write_cell_notes
 from shards.sources.files import (
     SPLITS,
     NamesInForms,
@@ -94,6 +95,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         yield from folder.records()
         yield from metadata.unmatched()
         write_caption_notes("metadata or .json files", options)
+        write_cell_notes(options.findings)
         check_columns_seen(options.columns, metadata.fields | folder.fields, "no metadata file or .json")
 
 

@@ -6,7 +6,7 @@ or a list), `label`, `split`, `persons` (a list of box, score, labels as in FORM
 (an object of labels and their shares, or several columns; see `columns.py`); every other column becomes an
 attribute. Rows of the same path are one picture with several captions, and so are rows of equal bytes in tables that
 have captions, whose pictures are read to compare them. In a CSV these named columns are texts (`007`
-stays `007`), and `image` is a path. An empty text counts as missing.
+stays `007`), and `image` is a path. An empty text counts as missing; `csv_cells.py` has the other rules for cells.
 
 Captions may have another usual name, such as `text` (`columns.py`). Tables without `image` and `path`, those of Hugging
 Face's `datasets`, JSON Lines and Arrow files may use other names for the other columns, too, such as
@@ -39,6 +39,7 @@ from shards.sources.columns import (
     usual_names,
     write_caption_notes,
 )
+from shards.sources.csv_cells import CsvCells, write_cell_notes
 from shards.sources.described import read_described
 from shards.sources.files import SPLITS, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
@@ -48,7 +49,6 @@ from shards.sources.tables import (
     check_column_names,
     hash_cell,
     open_table,
-    parse_number,
     read_csv,
     read_json_lines,
     storage_type,
@@ -89,6 +89,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         for record in _reader(path)(path, name, options):
             yield record if split is None or record.split else replace(record, split=split)
     write_caption_notes("tables", options)
+    write_cell_notes(options.findings)
 
 
 def _described(tables: Sequence[FoundTable], source: str, options: SourceOptions) -> Iterator[Record]:
@@ -292,21 +293,20 @@ def _kind(kind: pa.DataType, name: str, path: Place) -> str:
 
 def _csv(path: Place, name: str, options: SourceOptions) -> Iterator[Record]:
     names = exact_names(options.columns)
+    reader: CsvCells
 
     def check_header(header: list[str]) -> None:
-        nonlocal names
+        nonlocal names, reader
         if names["image"] not in header and names["path"] not in header:
             names = usual_names(dict.fromkeys(header, ""), options.columns)
         else:
             names = _exact_names(dict.fromkeys(header, ""), options)
         _check_columns(header, names, path)
         note_captions(names, header, options)
+        reader = CsvCells(names, header, options.findings)
 
     for row, _, cells in read_csv(path, check_header):
-        known = set(names.values())
-        values: dict[str, Any] = {
-            column: cell if column in known else parse_number(cell) for column, cell in cells.items()
-        }
+        values = reader.convert(cells)
         where = values.get(names["image"]) or values.get(names["path"])
         yield _path_record(values, names, f"{name}#{row}", path, where, options)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image as PillowImage
 
 from shards.sources import Record, SourceOptions, open_source
 from shards.sources.values import parse_label
@@ -85,3 +86,117 @@ def test_the_error_of_a_cut_line_reads_well(tmp_path: Path) -> None:
         "annotation",
         "line 2: Unterminated string starting at character 17",
     )
+
+
+# ---- Cells of a CSV
+
+
+def test_words_for_missing_values_are_missing_in_a_csv_and_noted_by_column_and_word(tmp_path: Path) -> None:
+    rows = ["0.jpg,NaN,None,NaN,None", "1.jpg,NaN,nan bread,2,NA", r"2.jpg,joy,\N,N/A,x", "3.jpg,<NA>,null,,"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,caption,v,note", *rows]))
+    options = SourceOptions(columns={"valence": "v"})
+    found = list(open_source("table", str(tmp_path / "t.csv"), options))
+    assert [record.refused for record in found] == [None] * 4
+    assert [record.label for record in found] == [None, None, "joy", None]
+    assert [record.captions for record in found] == [(), ("nan bread",), (), ()]
+    assert [record.attributes for record in found] == [
+        {"note": "None"},
+        {"valence": 2.0, "note": "NA"},
+        {"note": "x"},
+        {},
+    ]
+    kept = "missing values (a text if the table is JSON Lines, Parquet or Arrow)"
+    assert options.findings.notes == [
+        f"1 cell of the column 'caption' with 'None': {kept}",
+        "1 cell of the column 'caption' with '\\\\N': missing values",
+        f"1 cell of the column 'caption' with 'null': {kept}",
+        "1 cell of the column 'label' with '<NA>': missing values",
+        "2 cells of the column 'label' with 'NaN': missing values",
+        f"1 cell of the column 'v' with 'N/A': {kept}",
+        "1 cell of the column 'v' with 'NaN': missing values",
+    ]
+
+
+def test_a_set_with_gaps_has_equal_records_from_csv_json_lines_and_parquet(tmp_path: Path) -> None:
+    paths, shown = ["0.jpg", "1.jpg", "2.jpg"], ["1.0", "NaN", "2.0"]
+    text = "\n".join(f"{path},{label},NaN,{label}" for path, label in zip(paths, shown))
+    (tmp_path / "t.csv").write_text(f"path,label,caption,score\n{text}\n")
+    lines = [f'{{"path": "{p}", "label": {s}, "caption": null, "score": {s}}}' for p, s in zip(paths, shown)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    numbers = [1.0, float("nan"), 2.0]
+    columns = {"path": paths, "label": numbers, "caption": pa.nulls(3, pa.string()), "score": numbers}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    for name in ("t.csv", "t.jsonl", "t.parquet"):
+        found = records(tmp_path / name)
+        assert [(r.label, r.captions, r.attributes) for r in found] == [
+            ("1", (), {"score": 1.0}),
+            (None, (), {}),
+            ("2", (), {"score": 2.0}),
+        ], name
+
+
+def test_words_for_missing_values_in_json_lines_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"path": "0.jpg", "label": "None", "caption": "null"}\n')
+    [record] = records(tmp_path / "t.jsonl")
+    assert (record.label, record.captions) == ("None", ("null",))
+
+
+def test_metadata_of_a_folder_follows_the_same_rules(tmp_path: Path) -> None:
+    PillowImage.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    cell = '"[""x"", ""y""]"'
+    (tmp_path / "metadata.csv").write_text(f",file_name,label,text\n0,a.png,NaN,{cell}\n")
+    options = SourceOptions()
+    [record] = open_source("folder", str(tmp_path), options)
+    assert (record.label, record.captions, record.attributes) == (None, ("x", "y"), {})
+    assert options.findings.notes == [
+        "a column without a name was left out; name it in the header to keep it",
+        "1 cell of the column 'label' with 'NaN': missing values",
+        "1 cell of the column 'text' with a list: each of its texts is a caption",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ('["a","b"]', ("a", "b")),
+        ('["a \\u00e9", null]', ("a é",)),
+        ("['a', \"it's\"]", ("a", "it's")),
+        ("['a' 'b'\n 'c']", ("a", "b", "c")),
+        ("['a\\n\\'b', None]", ("a\n'b",)),
+        ("[]", ()),
+        ("[applause] a man", ("[applause] a man",)),
+        ("[applause]", ("[applause]",)),
+        ("[1, 2]", ("[1, 2]",)),
+        ("['a', 3]", ("['a', 3]",)),
+        ("['a' + 'b']", ("['a' + 'b']",)),
+        ('["a"] and ["b"]', ('["a"] and ["b"]',)),
+        ("['a' ... 'b']", ("['a' ... 'b']",)),
+    ],
+)
+def test_a_list_in_a_caption_cell_is_several_captions(
+    cell: str, captions: tuple[str, ...], tmp_path: Path
+) -> None:
+    quoted = cell.replace('"', '""')
+    (tmp_path / "t.csv").write_text(f'path,caption\n0.jpg,"{quoted}"\n')
+    [record] = records(tmp_path / "t.csv")
+    assert record.captions == captions
+
+
+def test_cells_that_look_like_lists_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,caption\n0.jpg,['a' ... 'b']\n1.jpg,\"['a', 'b']\"\n2.jpg,[x] y\n")
+    options = SourceOptions()
+    assert len(list(open_source("table", str(tmp_path / "t.csv"), options))) == 3
+    assert options.findings.notes == [
+        "1 cell of the column 'caption' with a list: each of its texts is a caption",
+        "1 cell of the column 'caption' with brackets that hold no list of texts: one caption each",
+    ]
+
+
+def test_the_unnamed_index_of_pandas_is_left_out_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(",path,caption\n0,0.jpg,a\n1,1.jpg,b\n")
+    options = SourceOptions()
+    found = list(open_source("table", str(tmp_path / "t.csv"), options))
+    assert [(record.captions, record.attributes) for record in found] == [(("a",), {}), (("b",), {})]
+    assert options.findings.notes == [
+        "a column without a name was left out; name it in the header to keep it"
+    ]
