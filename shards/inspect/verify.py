@@ -4,13 +4,16 @@ shards."""
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from shards.format.entries import ShardEntry
-from shards.format.index import index_path, read_all_rows, rows_sha256, to_rows
+from shards.format.index import index_path, read_all_rows, read_shard_rows, rows_sha256, to_rows
 from shards.format.manifest import MANIFEST, SIZES, Manifest, find_manifest_folders, read_manifest
 from shards.pack.partial import INSIDE, WORK
 from shards.pictures.decode import check_picture
@@ -63,6 +66,25 @@ def verify(
         if (problem := _sizes_problem(folder, manifest)) is not None:
             verdicts.append(Verdict(folder, SIZES, 0, (problem,)))
     return verdicts
+
+
+def count_leaks(folders: Sequence[Place]) -> dict[tuple[str, str], int]:
+    """The number of pictures with the same bytes in two splits, by the names of the splits, where it is not 0.
+
+    The first 64 bits of their hashes are compared.
+
+    Raises:
+        UserError: if an index does not match its manifest.
+    """
+    hashes = {}
+    for folder in folders:
+        tables = [
+            read_shard_rows(folder, entry, ["image_sha256"]) for entry in read_manifest(folder, "DIR").shards
+        ]
+        texts = [text for table in tables for text in table["image_sha256"].to_pylist()]
+        hashes[folder.name] = np.unique(np.array([int(text[:16], 16) for text in texts], np.uint64))
+    pairs = {(a, b): len(np.intersect1d(hashes[a], hashes[b])) for a, b in combinations(hashes, 2)}
+    return {pair: count for pair, count in pairs.items() if count}
 
 
 def is_appending(folder: Place) -> bool:

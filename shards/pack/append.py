@@ -4,14 +4,14 @@ numbered after them, and new manifests replace the old ones at the end."""
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shards.format.entries import ShardEntry
 from shards.format.index import read_shard_rows
-from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
+from shards.format.manifest import MANIFEST, Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import read_rejected
-from shards.storage import Place
+from shards.storage import Place, is_local
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets
 
@@ -55,6 +55,8 @@ class Existing:
     """By split; "" for a data set without splits."""
     rejected: list[dict[str, str]] | None
     """The refused records of OUT; None if there is no list."""
+    siblings: Mapping[str, tuple[Place, Manifest]] = field(default_factory=dict)
+    """If OUT is one split of a pack: the folders and manifests of its other splits."""
 
     @classmethod
     def read(cls, out: Place) -> "Existing":
@@ -69,7 +71,8 @@ class Existing:
                 f"OUT={hide_secrets(out)}: has no data set to append to; pack it without --append first"
             )
         manifests = {folder.name if folder != out else "": read_manifest(folder, "OUT") for folder in folders}
-        return cls(out, manifests, read_rejected(out))
+        siblings = _find_siblings(out, manifests[""]) if "" in manifests else {}
+        return cls(out, manifests, read_rejected(out), siblings)
 
     @property
     def identities(self) -> dict[str, str]:
@@ -114,9 +117,9 @@ class Existing:
         )
 
     def samples(self) -> Iterator[tuple[str, str, PackedBefore]]:
-        """(image's SHA-256, key, sample) of all samples."""
-        for split, manifest in self.manifests.items():
-            folder = self.out / split if split else self.out
+        """(image's SHA-256, key, sample) of all samples, and of those in other splits of the same pack."""
+        own = {split: (self.out / split if split else self.out, m) for split, m in self.manifests.items()}
+        for split, (folder, manifest) in {**own, **self.siblings}.items():
             for entry in manifest.shards:
                 table = read_shard_rows(folder, entry, ["key", "label", "image_sha256"])
                 for row in table.to_pylist():
@@ -159,7 +162,7 @@ class Existing:
             if isinstance(stated.get("records"), int):
                 stated["records"] -= dropped.total()
             manifests[split] = Manifest(manifest.shards, stated)
-        return Existing(self.out, manifests, kept)
+        return Existing(self.out, manifests, kept, self.siblings)
 
     def extended(
         self, new: Mapping[str, Sequence[ShardEntry]], provenance: dict[str, Any]
@@ -188,6 +191,21 @@ class Existing:
             entries = (*(old.shards if old is not None else ()), *new.get(split, ()))
             found[split] = Manifest(entries, {**before, **more})
         return found
+
+
+def _find_siblings(out: Place, own: Manifest) -> dict[str, tuple[Place, Manifest]]:
+    """The data sets beside `out` that came from the same source with the same settings, by name."""
+    source = [own.provenance.get(name) for name in ("source_sha256", "settings")]
+    parent = out.absolute().parent if is_local(out) else out.parent
+    if None in source or (parent / MANIFEST).is_file():
+        return {}
+    beside = [folder for folder in find_manifest_folders(parent) if folder.name != out.absolute().name]
+    found = {folder.name: (folder, read_manifest(folder, "OUT")) for folder in beside}
+    return {
+        name: (folder, manifest)
+        for name, (folder, manifest) in found.items()
+        if [manifest.provenance.get(name) for name in ("source_sha256", "settings")] == source
+    }
 
 
 def is_append(plan: dict[str, Any] | None) -> bool:

@@ -110,10 +110,12 @@ def index_command(folder: Path, workers: int, check: str, licence: str | None) -
 )
 @JSON
 def verify_command(folder: Path, workers: int, check: str, quarantine: bool, json_file: Path | None) -> int:
-    """Read everything in DIR again and check counts, hashes and every picture. Exit code 2 if anything is wrong."""
+    """Read everything in DIR again and check counts, hashes and every picture. Exit code 2 if anything is wrong.
+    Pictures that two splits have in common are counted."""
     from shards.inspect import verify
     from shards.storage import is_local
     from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
+    from uniemox_dist.core.formatting import counted
 
     if quarantine and not is_local(folder):
         raise UserError("--quarantine: DIR is remote, and only local files can be moved; verify a local copy")
@@ -127,13 +129,16 @@ def verify_command(folder: Path, workers: int, check: str, quarantine: bool, jso
     samples = sum(verdict.samples for verdict in verdicts)
     tars, bad_tars = ([v for v in some if v.shard.endswith(".tar")] for some in (verdicts, bad))
     click.echo(f"{folder}: {len(tars)} shards, {samples} samples: {len(bad_tars) or 'no'} bad shards")
+    leaks = {} if bad or len(folders) == 1 else verify.count_leaks(folders)
+    for (first, second), count in leaks.items():
+        click.echo(f"{folder}: {counted(count, 'picture')} of {first} occur in {second}, too")
     findings = [
         {"shard": str(v.folder / v.shard), "samples": v.samples, "problems": list(v.problems)}
         for v in verdicts
     ]
-    _write_json(
-        json_file, {"shards": len(tars), "samples": samples, "bad": len(bad_tars), "findings": findings}
-    )
+    common = [{"splits": list(pair), "pictures": count} for pair, count in leaks.items()]
+    found_bad = {"bad": len(bad_tars), "findings": findings, "common_pictures": common}
+    _write_json(json_file, {"shards": len(tars), "samples": samples, **found_bad})
     moved = verify.quarantine(verdicts) if quarantine else {}
     for found, manifest in moved.items():
         has_bad_tars = any(verdict.folder == found for verdict in bad_tars)

@@ -20,7 +20,8 @@ from shards.pack.settings import PackSettings
 
 @pytest.fixture
 def packed(emoji_table: Path, tmp_path: Path) -> Path:
-    """40 records in two splits, of which 3 were refused: one is not a picture, two are copies."""
+    """40 records in two splits, of which 3 were refused: one is not a picture, two are copies. (Rows with captions
+    would be joined.)"""
     rows: list[dict[str, Any]] = pq.read_table(emoji_table).to_pylist()
     rows = rows[:30] + [row for row in rows if row["split"] == "test"][:7]
     rows += [

@@ -49,6 +49,18 @@ def test_intact_shards_have_no_problem(workers: int, photo_shards: Path) -> None
     ]
 
 
+def test_pictures_that_two_splits_have_in_common_are_counted(
+    photo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(photo_shards, tmp_path / "data" / split)
+    report = tmp_path / "verify.json"
+    assert run(["shards", "verify", str(tmp_path / "data"), "--json", str(report)]) == EXIT_DONE
+    assert "20 pictures of train occur in val, too" in capsys.readouterr().out
+    common = [{"splits": ["train", "val"], "pictures": 20}]
+    assert json.loads(report.read_text(encoding="utf-8"))["common_pictures"] == common
+
+
 def test_a_changed_picture_is_named_by_its_key(copy: Path) -> None:
     row = place(copy, "000001.tar", 3)
     flip(copy / "000001.tar", int(row["image_offset"]) + 200)  # type: ignore[call-overload]

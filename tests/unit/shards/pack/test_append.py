@@ -364,3 +364,24 @@ def test_the_command_prints_what_it_tried_again(tmp_path: Path, capsys: pytest.C
     assert "1 records = 1 packed + 0 refused" in capsys.readouterr().out
     assert run([*command, "--retry-refused"]) == EXIT_DONE
     assert capsys.readouterr().out == f"{out} is unchanged: no refused record to try again\n"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_append_to_one_split_looks_at_the_other_splits(
+    tables: tuple[Path, Path], tmp_path: Path, bucket: str, remote: bool
+) -> None:
+    """A picture of test does not come into train, and keys stay unique in all splits."""
+    out = parse_place(f"{bucket}/one-split") if remote else tmp_path / "out"
+    pack(settings(tables[0]), out)
+    rows = pq.read_table(tables[0]).to_pylist()
+    test = next(row for row in rows if row["split"] == "test")
+    first, second = pq.read_table(tables[1]).to_pylist()[:2]
+    new = [{**test, "key": "copy"}, {**first, "key": test["key"]}, {**second, "key": "new"}]
+    more = tmp_path / "more.parquet"
+    pq.write_table(
+        pa.Table.from_pylist([{k: v for k, v in row.items() if k != "split"} for row in new]), more
+    )
+    summary = pack(settings(more), out / "train", append=True)
+    refused = {row["source"]: row["reason"] for row in read_rejected(out / "train") or []}
+    assert refused == {"copy": "leak", test["key"]: "duplicate_key"}
+    assert summary.packed == {"": 1}
