@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from shards.pictures.formats import BadPicture
 from shards.sources import Cell
 from shards.sources.files import Outside, resolve_path
+from shards.sources.other_files import describe_other
 from shards.sources.values import load_json
 from shards.storage import Place, is_local, open_seekable, parse_place
 from uniemox_dist.core.errors import UserError
@@ -77,7 +78,8 @@ def read_csv(
             f"SOURCE={path}: not a readable table: line {lines.line_num}: {error}; fix its quotes"
         ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"SOURCE={path}: not a CSV in UTF-8 ({error.reason}); convert it") from None
+        fix = f"not a CSV in UTF-8 ({error.reason}); convert it, such as iconv -f WINDOWS-1252 -t UTF-8"
+        raise UserError(f"SOURCE={path}: {describe_other(path) or fix}") from None
 
 
 def parse_number(text: str) -> Any:
@@ -124,7 +126,7 @@ def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueEr
     Empty lines are no rows.
 
     Raises:
-        UserError: for a line of more than 16 MiB, and for UTF-16.
+        UserError: for a line of more than 16 MiB, UTF-16, and compressed files.
     """
     row = 0
     with path.open("rb") as file:
@@ -138,8 +140,8 @@ def read_json_lines(path: Place) -> Iterator[tuple[int, dict[str, Any] | ValueEr
                 )
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(f"SOURCE={path}: is in UTF-16, but JSON Lines are in UTF-8; convert it")
+                if not line.lstrip().startswith(b"{") and (other := describe_other(path)) is not None:
+                    raise UserError(f"SOURCE={path}: {other}")
             if not line.strip():
                 continue
             try:
@@ -166,8 +168,9 @@ def check_column_names(columns: list[str], path: Place) -> None:
 
 
 @contextmanager
-def convert_parquet_errors(where: str) -> Iterator[None]:
-    """Turns errors of a damaged Parquet file, read inside, into one line that begins with `where`.
+def convert_parquet_errors(where: str, path: Place | None = None) -> Iterator[None]:
+    """Turns errors of a damaged Parquet file, read inside, into one line that begins with `where`. If the file at
+    `path` is of another kind, the line states that.
 
     Raises:
         UserError: for a file that is not Parquet, or not complete. Errors of the disk and network pass through.
@@ -178,6 +181,8 @@ def convert_parquet_errors(where: str) -> Iterator[None]:
         # pyarrow reports damage as ArrowInvalid, or as a plain OSError without a number.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
+        if path is not None and (other := describe_other(path)) is not None:
+            raise UserError(f"{where}: {other}") from None
         raise UserError(
             f"{where}: not a readable table: {' '.join(str(error).split())}; copy it again or remove it"
         ) from None
@@ -210,7 +215,7 @@ def open_table(path: Place) -> Iterator[Table]:
     Raises:
         UserError: if it is damaged, or neither.
     """
-    with convert_parquet_errors(f"SOURCE={path}"):
+    with convert_parquet_errors(f"SOURCE={path}", path):
         if path.suffix.lower() in ARROW:
             yield _ArrowTable(path)
         else:

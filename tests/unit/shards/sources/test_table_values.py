@@ -1,5 +1,6 @@
 """Values of tables do not depend on the format of the table: labels, missing values, and lists in cells."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image as PillowImage
 
 from shards.sources import Record, SourceOptions, open_source
 from shards.sources.values import parse_label
+from uniemox_dist.core.errors import UserError
 
 
 def records(source: Path, **options: Any) -> list[Record]:
@@ -200,3 +202,63 @@ def test_the_unnamed_index_of_pandas_is_left_out_with_a_note(tmp_path: Path) -> 
     assert options.findings.notes == [
         "a column without a name was left out; name it in the header to keep it"
     ]
+
+
+# ---- Files of other kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        (
+            "t.csv.gz",
+            gzip.compress(b"path\n0.jpg\n"),
+            "is compressed with gzip; decompress it: gunzip -k t.csv.gz",
+        ),
+        ("t.csv", gzip.compress(b"path\n0.jpg\n"), "is compressed with gzip; decompress it: gunzip -k t.csv"),
+        ("t.jsonl.gz", gzip.compress(b"{}"), "is compressed with gzip; decompress it: gunzip -k t.jsonl.gz"),
+        ("t.jsonl", gzip.compress(b"{}"), "is compressed with gzip; decompress it: gunzip -k t.jsonl"),
+        (
+            "t.parquet.zst",
+            b"\x28\xb5\x2f\xfd1",
+            "is compressed with zstd; decompress it: unzstd -k t.parquet.zst",
+        ),
+        ("t.xlsx", b"PK\x03\x04x", "is a spreadsheet; save it as CSV in UTF-8"),
+        ("t.csv", b"PK\x03\x04\xff[Content_Types].xml", "is a spreadsheet; save it as CSV in UTF-8"),
+        (
+            "t.xls",
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+            "is a spreadsheet of old Excel; save it as CSV in UTF-8",
+        ),
+        ("t.zip", b"PK\x03\x04x", "is a zip archive; unpack it and give the table inside"),
+        (
+            "t.csv",
+            "path\n".encode("utf-16"),
+            "is in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 t.csv > FILE",
+        ),
+        (
+            "t.json",
+            b'[{"path": "0.jpg"}]',
+            "is a JSON array; write one object on each line: jq -c '.[]' t.json > t.jsonl",
+        ),
+        (
+            "t.json",
+            b'{"images": []}',
+            "is JSON; write one object for each picture on a line of its own, and call the file .jsonl",
+        ),
+        (
+            "t.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "is a pointer of Git LFS; fetch the file itself: git lfs pull",
+        ),
+        ("t.pkl", b"\x80\x04.", "is a pickle, which may run code; save it as Parquet"),
+        ("t.db", b"SQLite format 3\0", "is a database of SQLite; export its table as CSV"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_by_its_kind(
+    name: str, content: bytes, error: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        records(tmp_path / name)
+    assert str(caught.value) == f"SOURCE={tmp_path / name}: {error}"

@@ -88,7 +88,9 @@ def test_an_endless_line_is_a_user_error(tmp_path: Path) -> None:
 
 def test_json_lines_in_utf16_are_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"path": "1.jpg"}\n', encoding="utf-16")
-    with pytest.raises(UserError, match="is in UTF-16, but JSON Lines are in UTF-8; convert it"):
+    with pytest.raises(
+        UserError, match=r"is in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 t\.jsonl > FILE"
+    ):
         records(tmp_path / "t.jsonl")
 
 
