@@ -29,7 +29,7 @@ _CAPTIONS = ("caption", "captions")
 _ESCAPE = r"""\\[\\'"nrtabfvxuU]"""
 _ITEM = rf"""(?:'(?:[^'\\\n]|{_ESCAPE})*'|"(?:[^"\\\n]|{_ESCAPE})*"|None|nan)"""
 _ITEMS = re.compile(_ITEM)
-_LIST = re.compile(rf"\[\s*{_ITEM}(?:(?:\s*,\s*|\s+){_ITEM})*\s*,?\s*\]")
+_LIST = re.compile(rf"\[\s*{_ITEM}(?:(?:\s*,\s*|\s+){_ITEM})*(?:\s*,)?\s*\]")
 """A list of texts as Python prints it, or without commas as NumPy does."""
 _LIKE_LIST = re.compile(r"""\[\s*['"].*\]""", re.DOTALL)
 

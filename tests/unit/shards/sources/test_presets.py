@@ -96,6 +96,18 @@ def test_a_file_states_a_set_of_ones_own(tmp_path: Path, command: Any) -> None:
     }
 
 
+def test_numbers_of_labels_have_their_names_with_a_fraction_of_zero_too(tmp_path: Path, command: Any) -> None:
+    form = "{layout: table, tables: [{files: t.csv, columns: {path: name, label: mood}, values: VALUES}]}"
+    form = form.replace("VALUES", "{label: {0: calm, 1: upset}}")
+    text(tmp_path / "mine.yaml", f"labels: [calm, upset]\nforms: [{form}]")
+    jpegs(tmp_path / "set", "a.jpg", "b.jpg")
+    text(tmp_path / "set/t.csv", "name,mood", "a.jpg,0.0", "b.jpg,1")
+    code, _, err = command("set out --preset mine.yaml")
+    assert code == 0, err
+    found = samples(tmp_path / "out")
+    assert {name: sample["label"] for name, sample in found.items()} == {"a.jpg": "calm", "b.jpg": "upset"}
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [

@@ -173,6 +173,7 @@ def test_metadata_of_a_folder_follows_the_same_rules(tmp_path: Path) -> None:
         ("['a' + 'b']", ("['a' + 'b']",)),
         ('["a"] and ["b"]', ('["a"] and ["b"]',)),
         ("['a' ... 'b']", ("['a' ... 'b']",)),
+        ("['a' " + " " * 9_000 + "x]", ("['a' " + " " * 9_000 + "x]",)),
     ],
 )
 def test_a_list_in_a_caption_cell_is_several_captions(

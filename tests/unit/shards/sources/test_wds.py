@@ -100,7 +100,7 @@ def test_our_own_shards_are_repacked_unchanged(tiny_data: Path, tmp_path: Path) 
 
 
 def test_splits_are_folders_of_tars_and_labels_come_from_cls(tmp_path: Path) -> None:
-    write_tar(tmp_path / "train/a.tar", {"x.jpg": jpeg(1), "x.cls": b"3"})
+    write_tar(tmp_path / "train/a.tar", {"x.jpg": jpeg(1), "x.cls": b"3.0"})
     write_tar(tmp_path / "Validation/b.tar", {"deep/y.jpg": jpeg(2), "deep/y.txt": b"\xef\xbb\xbf two \n"})
     write_tar(tmp_path / "__MACOSX/._b.tar", {})
     found = records(tmp_path)
