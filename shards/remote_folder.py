@@ -17,10 +17,9 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shards.storage import Place, is_local
+from shards.storage import Place, describe_error, is_bucket_missing, is_local, is_storage_error
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import check_output, convert_write_errors, hide_secrets, try_lock, write_bytes
-from uniemox_dist.core.formatting import cut
 
 T = TypeVar("T")
 RETRY_S = 60.0
@@ -37,15 +36,12 @@ _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oss", "oci",
 """Stores in which an object appears only when its upload is complete. In others a file is renamed when it is."""
 _SETTINGS = {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.EPERM, getattr(errno, "EREMCHG", 0)}
 """Errors that repeating does not repair, such as a bucket of another region."""
-_LIBRARIES = ("botocore", "aiohttp", "aiobotocore", "gcsfs", "urllib3")
 _DATA_FILE = re.compile(
     r"\.partial/.*|([^/]+/)?(([^/]*-)?\d{6,}\.tar|index/([^/]*-)?\d{6,}\.parquet|manifest\.json|sizes\.json)"
     r"|rejected\.parquet|part\.json"
 )
 _SCRATCH = "uniemox-upload-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_SECRETS = re.compile(r"[\w+%=-]{40,}")
-"""Long words in a store's error text, such as signatures and tokens."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ class RemoteFolder:
         try:
             return bytes(self._fs.cat_file(self._path(name)))
         except FileNotFoundError as error:
-            if _is_bucket_missing(error):
+            if is_bucket_missing(error):
                 raise
             return None
 
@@ -187,7 +183,7 @@ class RemoteFolder:
         try:
             found = self._fs.find(self._root, detail=True)
         except FileNotFoundError as error:
-            if _is_bucket_missing(error):
+            if is_bucket_missing(error):
                 raise
             return {}
         return {
@@ -234,17 +230,17 @@ class RemoteFolder:
             except Exception as error:
                 if (mistake := self._describe_mistake(error, action)) is not None:
                     raise UserError(f"{self.field}={self}: {mistake}") from None
-                if not _is_storage_error(error):
+                if not is_storage_error(error):
                     raise
                 if not self._is_reached:
                     raise UserError(
-                        f"{self.field}={self}: cannot be reached ({_reason(error)}); check the address, and the "
+                        f"{self.field}={self}: cannot be reached ({describe_error(error)}); check the address, and the "
                         "store's settings such as AWS_ENDPOINT_URL"
                     ) from None
                 if time.monotonic() + wait_s > deadline:
                     raise Fault(
-                        f"{self.field}={self}: the store does not {action} any more ({_reason(error)}); {self.again} "
-                        "when it does"
+                        f"{self.field}={self}: the store does not {action} any more ({describe_error(error)}); "
+                        f"{self.again} when it does"
                     ) from None
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -254,19 +250,19 @@ class RemoteFolder:
         name = type(error).__name__
         if isinstance(error, PermissionError):
             return (
-                f"no permission to {action} ({_reason(error)}); check the credentials, and that they may list, read, "
-                "write and delete there"
+                f"no permission to {action} ({describe_error(error)}); check the credentials, and that they may list, "
+                "read, write and delete there"
             )
         if "Credentials" in name or name == "ProfileNotFound":
-            return f"{_reason(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            return f"{describe_error(error)}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         if isinstance(error, FileNotFoundError):
-            return f"no such bucket ({_reason(error)}); create it, or correct its name"
+            return f"no such bucket ({describe_error(error)}); create it, or correct its name"
         if isinstance(error, NotImplementedError):
             return f"{self._protocol}:// cannot be written; give s3://, gs:// or a local folder"
         if name in ("ParamValidationError", "InvalidRegionError") or isinstance(error, ValueError):
-            return f"not a valid address ({_reason(error)}); correct it"
+            return f"not a valid address ({describe_error(error)}); correct it"
         if isinstance(error, OSError) and error.errno in _SETTINGS:
-            return f"the store refuses to {action} ({_reason(error)}); correct the address or its settings"
+            return f"the store refuses to {action} ({describe_error(error)}); correct the address or its settings"
         return None
 
 
@@ -366,27 +362,3 @@ def _tag(info: dict[str, Any]) -> str:
         if info.get(name):
             return str(info[name]).strip('"')
     return ""
-
-
-def _is_bucket_missing(error: FileNotFoundError) -> bool:
-    response = getattr(error.__cause__, "response", None) or {}
-    return "bucket" in str(error).lower() or response.get("Error", {}).get("Code") == "NoSuchBucket"
-
-
-def _is_storage_error(error: Exception) -> bool:
-    """Whether an error comes from storage or network rather than from this program."""
-    module = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError | TimeoutError) or module in (
-        "botocore",
-        "aiohttp",
-        "aiobotocore",
-        "gcsfs",
-        "urllib3",
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's text, without addresses' queries and long words that may be keys."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.splitlines() or [type(error).__name__]
-    return _SECRETS.sub("…", cut(hide_secrets(lines[0]).rstrip("."), 160))

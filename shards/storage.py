@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -16,11 +17,14 @@ from typing import Any, BinaryIO, cast
 
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets, is_remote
+from uniemox_dist.core.formatting import cut
 
 Place = Path
 """A local path, or a remote one (UPath). Both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir` and `glob`;
 use nothing else. UPath does not inherit from Path; `is_local` distinguishes them."""
 
+_SECRETS = re.compile(r"[\w+%=-]{40,}")
+"""Long words in a store's error text, such as signatures and tokens."""
 # fsspec's protocol -> the package that implements it.
 _PACKAGES = {
     "s3": "s3fs",
@@ -215,3 +219,41 @@ def file_sizes(folder: Place, names: Sequence[str]) -> list[int | None]:
         return [listed.get(name) for name in names]
     with ThreadPoolExecutor(16) as threads:
         return list(threads.map(lambda name: file_size(folder / name), names))
+
+
+# ---- errors
+
+
+def is_bucket_missing(error: FileNotFoundError) -> bool:
+    """Whether a store lacks the bucket rather than the file."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return (
+        "bucket does not exist" in str(error).lower()
+        or response.get("Error", {}).get("Code") == "NoSuchBucket"
+    )
+
+
+def is_storage_error(error: Exception) -> bool:
+    """Whether an error comes from storage or network rather than from this program."""
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | TimeoutError) or module in (
+        "botocore",
+        "aiohttp",
+        "aiobotocore",
+        "gcsfs",
+        "urllib3",
+        "azure",
+        "google",
+        "requests",
+        "paramiko",
+        "ftplib",
+        "smbprotocol",
+        "huggingface_hub",
+    )
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of an error's text, without addresses' queries and long words that may be keys."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.splitlines() or [type(error).__name__]
+    return _SECRETS.sub("…", cut(hide_secrets(lines[0]).rstrip("."), 160))

@@ -40,10 +40,11 @@ from shards.pack.workers import Workers
 from shards.pool import Progress
 from shards.remote_folder import RemoteFolder, open_remote_folder
 from shards.sources import may_repeat_pictures, open_source
+from shards.sources.download import is_web
 from shards.sources.presets import is_file
 from shards.storage import Place, is_local
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import hide_secrets, write_json
+from uniemox_dist.core.files import hide_secrets, is_remote, write_json
 
 
 def pack(
@@ -136,6 +137,7 @@ def pack(
             captioner,
             work,
             tuple(sorted(options.findings.roots)),
+            settings.source if is_remote(settings.source) and not is_web(settings.source) else "",
         )
         plan: dict[str, Any] = {**provenance, "part": part}
         retried: frozenset[int] | None = None

@@ -18,6 +18,7 @@ from shards.pictures.formats import HEAD_BYTES, BadPicture, identify_format
 from shards.pictures.orientation import read_orientation, swaps_sides, turn_box
 from shards.sources import Record
 from shards.sources.files import fetch_images
+from shards.sources.stores import answers_of
 from uniemox_dist.core.files import sha256_bytes
 
 if TYPE_CHECKING:  # pydantic is slow to import, and most packs compose no captions
@@ -68,6 +69,9 @@ class Preparation:
     """The spool's folder."""
     roots: tuple[str, ...] = ()
     """Local folders that links of pictures named below them may not leave."""
+    remote_source: str = ""
+    """URL of a SOURCE in a store, which has answered to list it; "" for others, because a table on the web says
+    nothing of the servers of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class Preparer:
 
     def __init__(self, preparation: Preparation) -> None:
         self.settings = preparation
+        if preparation.remote_source:
+            answers_of(preparation.remote_source).add(True)
         self.detector: PersonDetector = make_detector(preparation.persons, threads=1)
         self.detects = preparation.persons not in ("none", "source")
 

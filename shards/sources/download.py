@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 from shards.pictures.formats import HEAD_BYTES, BadPicture, identify_format
-from uniemox_dist.core.errors import Fault
+from shards.sources.answers import Answers
 from uniemox_dist.core.files import hide_secrets
 
 SILENCE_S = 10.0
@@ -38,9 +38,8 @@ REDIRECTS = 5
 _REDIRECTED = frozenset({301, 302, 303, 307, 308})
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that may be another one soon."""
-SILENT_PICTURES = 32
-"""The pack ends if no server answered for so many pictures in succession, but did before."""
-_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
+OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
+"""Errors of this process rather than of a server: too many open files."""
 _CHUNK = 1 << 16
 
 
@@ -61,12 +60,14 @@ def download(url: str) -> bytes:
     for number in range(1, TRIES + 1):
         try:
             data = _follow(url)
-            _answers.add(True)
+            answers.add(True)
             return data
         except _Again as failure:
             if number >= failure.tries:
-                _answers.add(False)
-                raise BadPicture("unreadable", f"{failure} (tried {number} times): {_shorten(url)}") from None
+                answers.add(False)
+                raise BadPicture(
+                    "unreadable", f"{failure} (tried {number} times): {shorten_url(url)}"
+                ) from None
             time.sleep(max(PAUSE_S * 2 ** (number - 1), min(failure.pause_s, LONGEST_PAUSE_S)))
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -79,26 +80,7 @@ class _Again(Exception):
         self.tries, self.pause_s = min(tries, TRIES), pause_s
 
 
-class _Answers:
-    """Counts pictures in succession for which no server answered."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._has_answered = False
-        self._silent = 0
-
-    def add(self, is_answer: bool) -> None:
-        with self._lock:
-            self._has_answered |= is_answer
-            self._silent = 0 if is_answer else self._silent + 1
-            if self._has_answered and self._silent >= SILENT_PICTURES:
-                raise Fault(
-                    f"no web server answered for the last {self._silent} pictures, so the network may be down; "
-                    "continue with --resume"
-                )
-
-
-_answers = _Answers()
+answers = Answers("web server", "the network")
 
 
 class _Deadline:
@@ -263,7 +245,7 @@ def _follow(url: str) -> bytes:
             if isinstance(found, bytes):
                 return found
             at = found
-    raise BadPicture("unreadable", f"more than {REDIRECTS} redirects: {_shorten(url)}")
+    raise BadPicture("unreadable", f"more than {REDIRECTS} redirects: {shorten_url(url)}")
 
 
 def _request(at: str, url: str) -> bytes | str:
@@ -278,7 +260,7 @@ def _request(at: str, url: str) -> bytes | str:
             return _redirected(error, at, url)
     is_text = kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")
     if is_text and identify_format(data[:HEAD_BYTES]) is None:
-        raise BadPicture("format", f"the server sent {kind}, not a picture: {_shorten(url)}")
+        raise BadPicture("format", f"the server sent {kind}, not a picture: {shorten_url(url)}")
     return data
 
 
@@ -297,13 +279,13 @@ def _redirected(error: urllib.error.HTTPError, at: str, url: str) -> str:
     if error.code in _REDIRECTED and location:
         there = urljoin(at, location)
         if not is_web(there):
-            detail = f"redirects to {_shorten(location)}, which is not followed: {_shorten(url)}"
+            detail = f"redirects to {shorten_url(location)}, which is not followed: {shorten_url(url)}"
             raise BadPicture("unreadable", detail)
         return there
     answer = f"the server answers {error.code} {error.reason}".strip()
     if error.code in _AGAIN:
         raise _Again(answer, TRIES, _seconds(error.headers.get("retry-after")))
-    raise BadPicture("unreadable", f"{answer}: {_shorten(url)}")
+    raise BadPicture("unreadable", f"{answer}: {shorten_url(url)}")
 
 
 def _read_body(answer: Any, url: str) -> bytes:
@@ -313,7 +295,7 @@ def _read_body(answer: Any, url: str) -> bytes:
         parts.append(part)
         size += len(part)
         if size > LARGEST_BYTES:
-            raise BadPicture("too_large", f"more than {LARGEST_BYTES:,} bytes: {_shorten(url)}")
+            raise BadPicture("too_large", f"more than {LARGEST_BYTES:,} bytes: {shorten_url(url)}")
     stated = answer.headers.get("content-length")
     if not answer.chunked and stated is not None and stated.isdecimal() and size < int(stated):
         raise _Again(f"the server sent {size:,} of {int(stated):,} bytes", 2)
@@ -324,7 +306,7 @@ def _raise_failure(error: Exception, url: str) -> NoReturn:
     """Raises what an exception of the network means for one picture, or for the pack."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, OSError):
-        if cause.errno in _OWN_LIMITS:
+        if cause.errno in OWN_LIMITS:
             raise cause
         if isinstance(cause, TimeoutError):
             raise _Again(f"no answer within {SILENCE_S:g} s", 2) from None
@@ -335,7 +317,7 @@ def _raise_failure(error: Exception, url: str) -> NoReturn:
             raise _Again(_text(cause), 2) from None
     elif isinstance(cause, http.client.HTTPException) and not isinstance(cause, http.client.InvalidURL):
         raise _Again(_text(cause), 2) from None
-    raise BadPicture("unreadable", f"{_text(cause)}: {_shorten(url)}") from None
+    raise BadPicture("unreadable", f"{_text(cause)}: {shorten_url(url)}") from None
 
 
 def _text(cause: object) -> str:
@@ -347,6 +329,6 @@ def _seconds(value: str | None) -> float:
     return float(value) if value is not None and value.strip().isdecimal() else 0.0
 
 
-def _shorten(url: str) -> str:
+def shorten_url(url: str) -> str:
     """A URL for a message: without keys, printable, at most 200 characters."""
     return "".join(c if c.isprintable() else "?" for c in hide_secrets(url)[:200])

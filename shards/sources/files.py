@@ -4,7 +4,6 @@ import errno
 import os
 import posixpath
 import stat
-import time
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -18,8 +17,9 @@ from typing import Literal
 from shards.pictures.formats import HEAD_BYTES, BadPicture
 from shards.sources import Image, Slice
 from shards.sources.download import download, is_web
+from shards.sources.stores import read_stored
 from shards.storage import Place, is_local, parse_place, read_range
-from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets, is_remote
 
 SPLITS = {
@@ -40,7 +40,6 @@ REMOTE_READS = 16
 _FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
 SIDE_BYTES = 16 << 20
 """Largest file of a caption or annotation."""
-TRIES = 3
 _LOCAL_PROTOCOLS = frozenset(
     ("asynclocal", "blockcache", "cached", "dir", "filecache", "generic", "git", "libarchive", "memory")
 ) | {"reference", "simplecache", "tar", "zip"}
@@ -232,7 +231,8 @@ def fetch_images(images: Sequence[Image | BadPicture], roots: Sequence[str] = ()
         roots: local folders; a file named below one of them is refused if a link leads out of it.
 
     Raises:
-        OSError: for errors of the disk or network; remote reads are tried three times.
+        Fault: if servers or stores do not answer any more.
+        OSError: for errors of the disk.
     """
     if sum(is_remote(_path(image)) for image in images) < 2:
         return [_fetch(image, roots) for image in images]
@@ -248,31 +248,16 @@ def _fetch(image: Image | BadPicture, roots: Sequence[str]) -> bytes | BadPictur
     if isinstance(image, bytes | BadPicture):
         return image
     path = _path(image)
-    for attempt in range(TRIES):
-        try:
-            return _read(image, roots)
-        except BadPicture as bad:
-            return bad
-        except OSError as error:
-            no_such_file = _NO_SUCH_FILE | {errno.ENXIO}  # the latter for a socket
-            if isinstance(error, FileNotFoundError | PermissionError) or error.errno in no_such_file:
-                return BadPicture("unreadable", f"{error.strerror or 'no such file'}: {_escape(path)}")
-            if attempt == TRIES - 1 or not is_remote(path):
-                raise
-            time.sleep(2**attempt)
-        except UserError as error:  # an unknown protocol, or its package is missing
-            return BadPicture("unreadable", str(error))
-        except ValueError:  # a zero byte inside the name
-            return BadPicture("unreadable", f"not a file name: {_escape(repr(path))}")
-        except Fault:
+    try:
+        return _read(image, roots)
+    except BadPicture as bad:
+        return bad
+    except OSError as error:
+        if error.errno not in _NO_SUCH_FILE | {errno.ENXIO}:  # the latter for a socket
             raise
-        except Exception as error:  # fsspec's file systems raise the errors of their libraries
-            if not is_remote(path):
-                raise
-            return BadPicture(
-                "unreadable", f"{type(error).__name__}: {' '.join(hide_secrets(str(error)).split())[:200]}"
-            )
-    raise AssertionError("unreachable: the last try returns or raises")
+        return BadPicture("unreadable", f"{error.strerror}: {_escape(path)}")
+    except ValueError:  # a zero byte inside the name
+        return BadPicture("unreadable", f"not a file name: {_escape(repr(path))}")
 
 
 def _read(image: Image, roots: Sequence[str]) -> bytes:
@@ -280,11 +265,11 @@ def _read(image: Image, roots: Sequence[str]) -> bytes:
         if is_web(image):
             return download(image)
         if is_remote(image):
-            return bytes(parse_place(image).read_bytes())
+            return read_stored(image)
         return _read_regular_file(image.removeprefix("file://").removeprefix("local://"), roots)
     assert isinstance(image, Slice), f"{type(image).__name__} is read by tables.CellReader"
     if is_remote(image.path):
-        return read_range(parse_place(image.path), image.offset, image.length)
+        return read_stored(image.path, image.offset, image.length)
     return os.pread(_open_file(image.path), image.length, image.offset)
 
 

@@ -25,7 +25,9 @@ from shards.inspect.verify import verify
 from shards.pack.packer import Packer, PackResult
 from shards.pack.pipeline import PackSettings, pack
 from shards.pictures.formats import BadPicture
+from shards.sources import answers
 from shards.sources import download as downloads
+from shards.sources.answers import Answers
 from shards.sources.files import REMOTE_READS, fetch_images
 from uniemox_dist.core.errors import Fault, UserError
 
@@ -391,8 +393,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_pack_ends_if_no_server_answers_any_more_and_can_resume(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_answers", downloads._Answers())
-    monkeypatch.setattr(downloads, "SILENT_PICTURES", 12)
+    monkeypatch.setattr(downloads, "answers", Answers("web server", "the network"))
+    monkeypatch.setattr(answers, "SILENT_PICTURES", 12)
     # Servers that never answered are refused picture by picture.
     assert all(isinstance(found, BadPicture) for found in fetch_images([f"{server.url}/busy"] * 16))
     send = Handler.send_picture
