@@ -233,6 +233,18 @@ def is_bucket_missing(error: FileNotFoundError) -> bool:
     )
 
 
+def has_bucket(where: Place) -> bool:
+    """False if the store of a remote place has no bucket of its name."""
+    if is_local(where):
+        return True
+    remote = cast(Any, where)
+    try:
+        remote.fs.ls(remote.path)
+    except FileNotFoundError as error:
+        return not is_bucket_missing(error)
+    return True
+
+
 def is_storage_error(error: Exception) -> bool:
     """Whether an error comes from storage or network rather than from this program."""
     module = type(error).__module__.partition(".")[0]

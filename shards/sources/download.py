@@ -4,19 +4,22 @@ Many servers of a list of URLs are slow, gone or answer with a page of HTML; eac
 no server answers any more, after some did, the pack ends, because the network is then probably down.
 """
 
+import base64
 import contextlib
 import errno
 import http.client
 import queue
+import re
 import socket
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from shards.pictures.formats import HEAD_BYTES, BadPicture, identify_format
 from shards.sources.answers import Answers
@@ -235,7 +238,9 @@ def _follow(url: str) -> bytes:
             try:
                 found = _request(at, url)
             except (OSError, http.client.HTTPException, ValueError, _Again) as error:
-                if deadline.passed and not isinstance(error, BadPicture):
+                if (
+                    deadline.passed and getattr(error, "reason", "") != "too_large"
+                ):  # it may have cut the body
                     raise _Again(f"not complete after {TOTAL_S:g} s", 2) from None
                 if isinstance(error, BadPicture | _Again):
                     raise
@@ -250,18 +255,67 @@ def _follow(url: str) -> bytes:
 
 def _request(at: str, url: str) -> bytes | str:
     """The picture at `at`, or the URL to which the server redirects; `url` is named in failures."""
-    request = urllib.request.Request(_encode(at))
+    address, user = _split_user(at)
+    request = urllib.request.Request(_encode(address), headers=user)
     try:
         with _opener.open(request, timeout=SILENCE_S) as answer:
-            data = _read_body(answer, url)
+            data = _decode(_read_body(answer, url), answer.headers.get("content-encoding", ""), url)
             kind = answer.headers.get_content_type() if "content-type" in answer.headers else ""
+            status = f"{answer.status} {answer.reason}".strip()
+            part = answer.headers.get("content-range", "") if answer.status == 206 else ""
     except urllib.error.HTTPError as error:
         with error:
             return _redirected(error, at, url)
+    if not data:
+        raise BadPicture("empty", f"the server answers {status} without content: {shorten_url(url)}")
+    if status.startswith("206") and not _is_whole(part):
+        raise BadPicture("unreadable", f"the server answers {status}, only a part of it: {shorten_url(url)}")
     is_text = kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")
     if is_text and identify_format(data[:HEAD_BYTES]) is None:
         raise BadPicture("format", f"the server sent {kind}, not a picture: {shorten_url(url)}")
     return data
+
+
+def _split_user(url: str) -> tuple[str, dict[str, str]]:
+    """A URL without user and password, and the header of basic authentication that replaces them."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    token = base64.b64encode(unquote(user if ":" in user else f"{user}:").encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {token}"}
+
+
+def _is_whole(content_range: str) -> bool:
+    """Whether a range, such as `bytes 0-99/100`, is that of a whole file."""
+    found = re.fullmatch(r"bytes 0-(\d+)/(\d+)", content_range.strip())
+    return found is not None and int(found[1]) + 1 == int(found[2])
+
+
+def _decode(data: bytes, encoding: str, url: str) -> bytes:
+    """The content of a body that a server sent compressed, although it was not asked for that."""
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity") or not data or identify_format(data[:HEAD_BYTES]) is not None:
+        return data
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise BadPicture(
+            "format", f"the server sent it in Content-Encoding {encoding[:40]}: {shorten_url(url)}"
+        )
+    decoder = zlib.decompressobj(
+        zlib.MAX_WBITS | 32
+    )  # the heads of gzip and zlib are recognized automatically
+    try:
+        content = decoder.decompress(data, LARGEST_BYTES + 1)
+    except zlib.error:
+        detail = (
+            f"the server sent bytes that are not in their Content-Encoding {encoding}: {shorten_url(url)}"
+        )
+        raise BadPicture("unreadable", detail) from None
+    if len(content) > LARGEST_BYTES:
+        raise BadPicture("too_large", f"more than {LARGEST_BYTES:,} bytes: {shorten_url(url)}")
+    if not decoder.eof:
+        raise _Again(f"the server sent only a part of the {encoding} data", 2)
+    return content
 
 
 def _encode(url: str) -> str:

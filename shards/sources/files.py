@@ -3,6 +3,7 @@
 import errno
 import os
 import posixpath
+import re
 import stat
 import unicodedata
 from collections import OrderedDict
@@ -44,6 +45,7 @@ _LOCAL_PROTOCOLS = frozenset(
     ("asynclocal", "blockcache", "cached", "dir", "filecache", "generic", "git", "libarchive", "memory")
 ) | {"reference", "simplecache", "tar", "zip"}
 """Protocols of fsspec that may read local files."""
+_URL = re.compile(r"\s*[A-Za-z][\w+.-]*://")
 _ALLOW = "--allow-outside permits it"
 _NO_SUCH_FILE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
@@ -100,6 +102,8 @@ def resolve_path(folder: Place, text: str, *, allow_outside: bool = False) -> st
     Raises:
         Outside: for a path that leads out of `folder`, unless `allow_outside`.
     """
+    if _URL.match(text):
+        text = text.strip()
     protocol, is_url, rest = text.partition("://")
     if allow_outside:
         return text if is_url else _in_existing_form(folder / text)

@@ -56,7 +56,7 @@ from shards.sources.values import (
     parse_dimension,
     parse_text,
 )
-from shards.storage import Place, find_files, parse_place
+from shards.storage import Place, find_files, has_bucket, parse_place
 from uniemox_dist.core.errors import UserError
 
 USES = ("--column",)
@@ -80,6 +80,8 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     check_known(options.columns)
     root = parse_place(source, "SOURCE")
     if not root.is_dir():
+        if not has_bucket(root):
+            raise UserError(f"SOURCE={source}: no such bucket; correct its name")
         raise UserError(f"SOURCE={source}: no such folder; give a folder of pictures")
     paths = sorted(find_files(root))
     count = len(paths)

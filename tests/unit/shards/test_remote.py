@@ -153,6 +153,7 @@ def test_invalid_urls_are_one_line_errors(
 ) -> None:
     for source, layout, says in (
         (f"{bucket}/nowhere", "folder", f"SOURCE={bucket}/nowhere: no such folder"),
+        ("s3://nowhere/src", "folder", "SOURCE=s3://nowhere/src: no such bucket; correct its name"),
         (f"{website[1]}/nowhere.parquet", "table", f"SOURCE={website[1]}/nowhere.parquet: no such table"),
         ("zz://x", "folder", "SOURCE=zz://x: Unsupported filesystem"),
     ):

@@ -1,6 +1,8 @@
 """Pictures at URLs, from a real server on loopback that misbehaves in every way that servers do."""
 
+import base64
 import contextlib
+import gzip
 import io
 import shutil
 import socket
@@ -144,6 +146,39 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"x" * 65536)
             time.sleep(0.05)
 
+    def send_gzip(self) -> None:
+        self.answer(200, gzip.compress(picture(4)), Content_Encoding="gzip")
+
+    def send_named_gzip(self) -> None:
+        self.answer(200, picture(4), Content_Encoding="gzip")
+
+    def send_bomb(self) -> None:
+        self.answer(200, gzip.compress(bytes(8 << 20)), Content_Encoding="gzip")
+
+    def send_half_gzip(self) -> None:
+        self.answer(200, gzip.compress(picture(4))[:-20], Content_Encoding="gzip")
+
+    def send_no_gzip(self) -> None:
+        self.answer(200, b"x" * 99, Content_Encoding="gzip")
+
+    def send_brotli(self) -> None:
+        self.answer(200, b"x" * 99, Content_Encoding="br")
+
+    def send_nothing(self) -> None:
+        self.answer(200)
+
+    def send_no_content(self) -> None:
+        self.answer(204)
+
+    def send_part(self) -> None:
+        self.answer(206, picture(4)[:99], Content_Range="bytes 0-98/500")
+
+    def send_private(self) -> None:
+        if self.headers["Authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode():
+            self.answer(200, picture(4))
+        else:
+            self.answer(401)
+
     def send_nonsense(self) -> None:
         self.wfile.write(b"220 mail server\r\n")
 
@@ -185,6 +220,21 @@ def fetch(url: str) -> bytes | BadPicture:
         ("to_file", ("unreadable", "redirects to file:///etc/passwd, which is not followed: {url}"), 1),
         ("to_ftp", ("unreadable", "redirects to ftp://127.0.0.1/x.png, which is not followed: {url}"), 1),
         ("circle", ("unreadable", "more than 5 redirects: {url}"), 6),
+        ("bomb", ("too_large", "more than 1,048,576 bytes: {url}"), 1),
+        (
+            "half_gzip",
+            ("unreadable", "the server sent only a part of the gzip data (tried 2 times): {url}"),
+            2,
+        ),
+        (
+            "no_gzip",
+            ("unreadable", "the server sent bytes that are not in their Content-Encoding gzip: {url}"),
+            1,
+        ),
+        ("brotli", ("format", "the server sent it in Content-Encoding br: {url}"), 1),
+        ("nothing", ("empty", "the server answers 200 OK without content: {url}"), 1),
+        ("no_content", ("empty", "the server answers 204 No Content without content: {url}"), 1),
+        ("part", ("unreadable", "the server answers 206 Partial Content, only a part of it: {url}"), 1),
         ("nonsense", ("unreadable", "220 mail server (tried 2 times): {url}"), 2),
     ],
 )
@@ -202,7 +252,8 @@ def test_a_failure_is_refused_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("path", "number"), [("1.png", 1), ("mislabelled", 1), ("once_busy", 2), ("to_picture", 3)]
+    ("path", "number"),
+    [("1.png", 1), ("mislabelled", 1), ("once_busy", 2), ("to_picture", 3), ("gzip", 4), ("named_gzip", 4)],
 )
 def test_a_picture_is_fetched_even_if_its_server_hesitates(server: Server, path: str, number: int) -> None:
     assert fetch(f"{server.url}/{path}") == picture(number)
@@ -240,6 +291,19 @@ def test_keys_in_urls_are_not_written_down(server: Server) -> None:
     found = fetch(f"{server.url}/missing?signature=secret")
     assert isinstance(found, BadPicture)
     assert found.detail == f"the server answers 404 Not Found: {server.url}/missing?…"
+
+
+def test_users_in_urls_are_sent_as_basic_authentication_and_not_written_down(server: Server) -> None:
+    host = server.url.removeprefix("http://")
+    assert fetch(f"http://me:p%40ss@{host}/private") == picture(4)
+    found = fetch(f"http://me:wrong@{host}/private")
+    assert isinstance(found, BadPicture)
+    assert found.detail == f"the server answers 401 Unauthorized: http://…@{host}/private"
+
+
+def test_spaces_around_a_url_do_not_matter(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"url,text\n  {server.url}/1.png ,one\n")
+    assert pack(PackSettings(str(tmp_path / "t.csv"), persons="none"), tmp_path / "out").packed == {"": 1}
 
 
 def test_connections_are_concurrent_and_bounded(server: Server) -> None:
