@@ -273,6 +273,9 @@ def _request(at: str, url: str) -> bytes | str:
     is_text = kind.startswith("text/") or kind in ("application/json", "application/xhtml+xml")
     if is_text and identify_format(data[:HEAD_BYTES]) is None:
         raise BadPicture("format", f"the server sent {kind}, not a picture: {shorten_url(url)}")
+    if identify_format(data[:HEAD_BYTES]) is None:
+        sent = f"the server answers {status} with {kind or 'bytes of no stated type'}"
+        raise BadPicture("corrupt", f"not a picture of a known format; {sent}: {shorten_url(url)}")
     return data
 
 

@@ -164,6 +164,9 @@ class Handler(BaseHTTPRequestHandler):
     def send_brotli(self) -> None:
         self.answer(200, b"x" * 99, Content_Encoding="br")
 
+    def send_archive(self) -> None:
+        self.answer(200, b"x" * 99, Content_Type="application/zip")
+
     def send_nothing(self) -> None:
         self.answer(200)
 
@@ -232,6 +235,14 @@ def fetch(url: str) -> bytes | BadPicture:
             1,
         ),
         ("brotli", ("format", "the server sent it in Content-Encoding br: {url}"), 1),
+        (
+            "archive",
+            (
+                "corrupt",
+                "not a picture of a known format; the server answers 200 OK with application/zip: {url}",
+            ),
+            1,
+        ),
         ("nothing", ("empty", "the server answers 200 OK without content: {url}"), 1),
         ("no_content", ("empty", "the server answers 204 No Content without content: {url}"), 1),
         ("part", ("unreadable", "the server answers 206 Partial Content, only a part of it: {url}"), 1),
