@@ -575,8 +575,10 @@ def test_an_emotic_csv_of_other_columns_is_an_error_with_its_columns(tmp_path: P
     )
     (tmp_path / "train.csv").write_text(",".join(HEADER) + "\n")
     assert "has no rows" in error_of("emotic", tmp_path)
-    (tmp_path / "train.csv").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "train.csv").write_bytes(b"Folder,\xff")
     assert "not a CSV in UTF-8" in error_of("emotic", tmp_path)
+    (tmp_path / "train.csv").write_bytes("Folder".encode("utf-16"))
+    assert "train.csv: is in UTF-16; convert it" in error_of("emotic", tmp_path)
 
 
 def test_a_folder_that_is_not_emotic_is_an_error_with_the_expected_content(tmp_path: Path) -> None:

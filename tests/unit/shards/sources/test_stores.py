@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -90,7 +91,10 @@ def test_the_pack_ends_if_a_store_does_not_answer_any_more_and_can_resume(
     with serve_faults(store, Outage(20, *fault)):
         assert run(command) == EXIT_FAULT
     [line] = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
-    assert "error: no s3:// server answered for the last 12 pictures" in line
+    # Pictures that were being read at that moment may fail, too, and count.
+    found = re.search(r"error: no s3:// server answered for the last (\d+) pictures", line)
+    assert found is not None
+    assert 12 <= int(found[1]) <= 32
     assert line.endswith("continue with --resume")
     assert not out.exists()
     assert run([*command, "--resume"]) == EXIT_DONE
