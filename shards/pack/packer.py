@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from shards.sources.tables import CellReader
 
 CHUNK = 16
 """Records per task: amortises the transfer to a worker, and fills a detector batch."""
+RECENT = 1000
+"""Last records of an interrupted pack whose servers count as having answered."""
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Packer:
             self._replay(step)
         delete_leftovers(self.folder, {name: writer.entries for name, writer in self.writers.items()})
         self.result.resumed = self.position
+        preparation = replace(preparation, answered=(*preparation.answered, *self._answered()))
         if self.progress is not None:
             self.progress.total = len(self.order_M)
             self.progress.update(self.position)
@@ -108,6 +111,16 @@ class Packer:
             for writer in self.writers.values():
                 writer.wait()  # also after an error, so that full shards are completed
             self.journal.wait()
+
+    def _answered(self) -> list[str]:
+        """The URL of a picture from each kind of server that answered an interrupted pack, among its last records."""
+        refused = {rejected.source for rejected in self.result.rejected}
+        found: dict[str, str] = {}
+        for number in self.order_M[max(0, self.position - RECENT) : self.position].tolist():
+            record = parse_record(self.listing.spool.line(number))
+            if isinstance(record.image, str) and "://" in record.image and record.name not in refused:
+                found[record.image.partition("://")[0].lower()] = record.image
+        return list(found.values())
 
     @property
     def has_only_copies(self) -> bool:

@@ -137,7 +137,7 @@ def pack(
             captioner,
             work,
             tuple(sorted(options.findings.roots)),
-            settings.source if is_remote(settings.source) and not is_web(settings.source) else "",
+            (settings.source,) if is_remote(settings.source) and not is_web(settings.source) else (),
         )
         plan: dict[str, Any] = {**provenance, "part": part}
         retried: frozenset[int] | None = None

@@ -69,9 +69,9 @@ class Preparation:
     """The spool's folder."""
     roots: tuple[str, ...] = ()
     """Local folders that links of pictures named below them may not leave."""
-    remote_source: str = ""
-    """URL of a SOURCE in a store, which has answered to list it; "" for others, because a table on the web says
-    nothing of the servers of its pictures."""
+    answered: tuple[str, ...] = ()
+    """A URL of each kind of server that has answered before: a SOURCE in a store when it was listed, and pictures that
+    an interrupted pack had read. A table on the web says nothing of the servers of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Preparer:
 
     def __init__(self, preparation: Preparation) -> None:
         self.settings = preparation
-        if preparation.remote_source:
-            answers_of(preparation.remote_source).add(True)
+        for url in preparation.answered:
+            answers_of(url).add(True)
         self.detector: PersonDetector = make_detector(preparation.persons, threads=1)
         self.detects = preparation.persons not in ("none", "source")
 

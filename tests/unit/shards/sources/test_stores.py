@@ -97,6 +97,12 @@ def test_the_pack_ends_if_a_store_does_not_answer_any_more_and_can_resume(
     assert 12 <= int(found[1]) <= 32
     assert line.endswith("continue with --resume")
     assert not out.exists()
+    # A new process has met no server; that this one answered before is known from the records it packed.
+    monkeypatch.setattr(stores, "_by_protocol", {})
+    with serve_faults(store, Outage(0, *fault)):
+        assert run([*command, "--resume"]) == EXIT_FAULT
+    assert not out.exists()
+    monkeypatch.setattr(stores, "_by_protocol", {})
     assert run([*command, "--resume"]) == EXIT_DONE
     assert f"{PICTURES} records = {PICTURES} packed + 0 refused" in capfd.readouterr().out
 
