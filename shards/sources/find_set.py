@@ -1,8 +1,10 @@
 """Finds a published set below SOURCE: which of its forms is there, and where its pictures and tables are.
 
-SOURCE may be the published folder, a folder above it, or one that was doubled by unpacking twice (`Set/Set/images`).
+SOURCE may be the published folder, a folder above it, or one that was doubled by unpacking twice (`Set/Set/images`). A
+folder below it, such as that of the pictures, is refused if the set's tables are above, because they would be left out.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,6 +19,8 @@ from uniemox_dist.core.errors import UserError
 
 LEVELS = 3
 """Levels of folders below SOURCE in which a set is searched."""
+LEVELS_ABOVE = 2
+"""Levels of folders above SOURCE in which the set's tables are searched."""
 MOST_FOLDERS = 2000
 """Folders that are searched at most."""
 
@@ -58,6 +62,7 @@ def find_set(
         plain = (form for form in forms if form.layout == "table" and not form.tables)
         return FoundSet(next(plain, forms[0]), top, top)  # a table, or else the layout reports what is wrong
     labels = Labels(preset.labels, preset.synonyms)
+    above = find_above(top, forms) if pictures is None else None
     for form in forms:
         roots = find_roots(top, form, labels)
         if len(roots) > 1:
@@ -66,7 +71,11 @@ def find_set(
                 f"({', '.join(map(str, roots[:4]))}); give one of them"
             )
         if roots:
+            if above is not None and above.has_more_than(rank(roots[0], forms.index(form), form)):
+                raise above.refusal(source, name)
             return locate(form, roots[0], name, top, pictures)
+    if above is not None:
+        raise above.refusal(source, name)
     named = [form for form in forms if form.find]
     if len(named) == len(forms):
         wanted = " or ".join(dict.fromkeys(" or ".join(form.find) for form in named))
@@ -77,6 +86,78 @@ def find_set(
         )
     form = next(form for form in forms if not form.find)
     return locate(form, top, name, top, pictures)
+
+
+@dataclass(frozen=True)
+class Above:
+    """A folder above SOURCE that is the set's."""
+
+    root: Place
+    table: str
+    """What SOURCE lacks: a table, or a file or folder that identifies the set."""
+    rank: tuple[int, int, int]
+
+    def has_more_than(self, own: tuple[int, int, int]) -> bool:
+        """Whether the set has more facts above than what was found in SOURCE."""
+        return self.rank < own
+
+    def refusal(self, source: str, name: str) -> UserError:
+        root = self.root if Path(source).is_absolute() else os.path.relpath(self.root)
+        return UserError(
+            f"SOURCE={source}: is a part of --preset {name}, whose {self.table} is in {root}; give SOURCE={root}, or "
+            "copy this folder elsewhere to pack it alone"
+        )
+
+
+def find_above(top: Place, forms: Sequence[Form]) -> Above | None:
+    """The nearest folder above SOURCE that holds a form's tables, or what identifies it, if SOURCE belongs to it; None
+    for SOURCE in a store."""
+    if not isinstance(top, Path):
+        return None
+    here = Path(os.path.abspath(top))
+    for root in [*here.parents][:LEVELS_ABOVE]:
+        for number, form in enumerate(forms):
+            try:
+                found = _facts(root, form)
+                if found and _belongs(here, root, form):
+                    table = found[0].relative_to(root).as_posix()
+                    return Above(root, table, rank(root, number, form))
+            except OSError:  # a folder that may not be read
+                continue
+    return None
+
+
+def _facts(root: Place, form: Form) -> list[Place]:
+    """The tables of a form in a folder, or else what identifies it; none for tables that have their own pictures."""
+    tables = [path for table in form.tables for file in table.files for path in match_inside(root, file)]
+    if form.layout == "table" and not form.tables:
+        return []
+    if form.find and not any(match_inside(root, pattern) for pattern in form.find):
+        return []
+    return tables or [path for pattern in form.find for path in match_inside(root, pattern)]
+
+
+def _belongs(here: Path, root: Path, form: Form) -> bool:
+    """Whether a folder below `root` is that of a form's pictures or tables, or below or above one of these."""
+    pictures = [path for pattern in form.pictures for path in match_inside(root, pattern) if path != root]
+    if not pictures:
+        return True  # the pictures may be anywhere in `root`
+    tables = [
+        path.parent for table in form.tables for file in table.files for path in match_inside(root, file)
+    ]
+    return any(
+        here.is_relative_to(path) or path.is_relative_to(here)
+        for path in (*pictures, *tables)
+        if path != root
+    )
+
+
+def rank(root: Place, number: int, form: Form) -> tuple[int, int, int]:
+    """Orders the forms that may be in SOURCE and above it by what they state; the lowest states most: the number of the
+    form in its preset, the tables that it lacks, and the place of its picture folder among the alternatives."""
+    lacks = sum(not any(match_inside(root, file) for file in table.files) for table in form.tables)
+    places = [place for place, pattern in enumerate(form.pictures) if match_inside(root, pattern)]
+    return number, lacks, min(places, default=len(form.pictures))
 
 
 def _of_table(forms: Sequence[Form], file: Place, name: str, pictures: str | None) -> FoundSet | None:

@@ -1,0 +1,69 @@
+"""What presets do with copies of sets that are incomplete or have more than one meaning, by the rules that
+shards/sources/README.md states."""
+
+from pathlib import Path
+from typing import Any
+
+import caption_sets
+import face_sets
+import pytest
+from published_sets import SETS, jpegs
+
+assert {caption_sets.flickr8k, face_sets.artemis} <= set(SETS.values())  # from modules of their own
+
+# ---- SOURCE is a part of a set
+
+
+@pytest.mark.parametrize(
+    ("source", "part", "preset", "lacks", "root"),
+    [
+        ("Emotion6", "images", "emotion6", "ground_truth.txt", ""),
+        ("HECO", "Data", "heco", "Labels/HECO_Labels.csv", ""),
+        ("HECO", "Labels", "heco", "Labels/HECO_Labels.csv", ""),
+        ("you_imemo", "agg/imgs", "fi", "agg/amusement_result.csv", ""),
+        ("EmotionROI", "EmotionROI/images", "emotionroi", "training_testing_split/training.txt", "/EmotionROI"),
+        ("ArtEmis", "wikiart", "artemis", "artemis_dataset_release_v0.csv", ""),
+        ("AffectNet", "Manually_Annotated_Images", "affectnet", "Manually_Annotated_file_lists/training.csv", ""),
+        ("RAF-DB", "basic/Image/aligned", "raf-db", "EmoLabel/list_patition_label.txt", "/basic"),
+        ("Twitter_PCNN", "Agg_AMT_Candidates", "twitter-i", "three_agree.txt", ""),
+        ("Flickr_LDL", "images", "flickr-ldl", "ground_truth.txt", ""),
+        ("OASIS", "images", "oasis", "OASIS.csv", ""),
+        ("GAPED", "GAPED/A", "gaped", "A_with SD.txt", "/GAPED"),
+        ("Flickr8k", "Flicker8k_Dataset", "flickr8k", "Flickr8k_text/Flickr8k.token.txt", ""),
+        ("flickr30k_images", "flickr30k_images", "flickr30k", "results.csv", ""),
+        ("coco-karpathy", "val2014", "coco-karpathy", "dataset_coco.json", ""),
+        ("img2dataset-files", "00000", "img2dataset", "00000_stats.json", ""),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_set_is_refused_with_the_folder_that_has_its_tables(
+    source: str, part: str, preset: str, lacks: str, root: str, tmp_path: Path, pack_error: Any
+) -> None:
+    SETS[source](tmp_path / source)
+    line = pack_error(f"{source}/{part} out --preset {preset}")
+    assert line == (
+        f"uniemox: error: SOURCE={source}/{part}: is a part of --preset {preset}, whose {lacks} is in {source}{root}; "
+        f"give SOURCE={source}{root}, or copy this folder elsewhere to pack it alone\n"
+    )
+
+
+def test_the_folder_above_is_given_as_the_user_would_write_it(
+    tmp_path: Path, pack_error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SETS["Emotion6"](tmp_path)
+    assert "is in .; give SOURCE=., or" in pack_error("images out --preset emotion6")
+    assert f"give SOURCE={tmp_path}, or" in pack_error(f"{tmp_path}/images out --preset emotion6")
+
+
+def test_emosets_picture_folder_is_refused_although_its_folders_are_labels(
+    tmp_path: Path, pack_error: Any
+) -> None:
+    jpegs(tmp_path / "EmoSet-118K/image", "anger/anger_1.jpg", "awe/awe_2.jpg")
+    (tmp_path / "EmoSet-118K/info.json").write_text("{}")
+    line = pack_error("EmoSet-118K/image out --preset emoset")
+    assert "is a part of --preset emoset, whose info.json is in EmoSet-118K" in line
+
+
+def test_a_set_beside_another_copy_is_no_part_of_it(tmp_path: Path, pack_error: Any) -> None:
+    SETS["HECO"](tmp_path)
+    jpegs(tmp_path / "label_folders", "Joyful/1.jpg")
+    assert "none of its labels is one of the preset's" in pack_error("label_folders out --preset heco")
