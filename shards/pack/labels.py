@@ -58,9 +58,18 @@ class DeclaredLabels:
         near = ", ".join(f"{label!r}: {name}" for label, name in pairs if name)
         raise UserError(
             f"SOURCE: none of its labels is one of the preset's: it has {names or 'no labels'}; the preset has "
-            f"{', '.join(self.labels.declared)}{f'; nearest: {near}' if near else ''}; give the folder that holds the "
-            "label folders, or another --preset"
+            f"{', '.join(self.labels.declared)}{f'; nearest: {near}' if near else ''}; {_fix(found)}"
         )
+
+
+def _fix(found: list[str]) -> str:
+    """What to do if no label is declared."""
+    if found and all(label.isdecimal() for label in found):
+        return (
+            "they are numbers without names: name a column of texts with --column label=NAME, or state the names in a "
+            "--preset FILE.yaml (`synonyms: {0: NAME}`), as the set's document lists them"
+        )
+    return "give the folder that holds the label folders, or another --preset"
 
 
 def check_labels(record: Record, declared: DeclaredLabels) -> Record:

@@ -114,6 +114,12 @@ def usual_names(shapes: Mapping[str, str], columns: Mapping[str, str]) -> dict[s
     return _usual_names(tuple(shapes.items()), tuple(columns.items()))
 
 
+def label_columns(present: Iterable[str]) -> list[str]:
+    """The columns that are called like labels, in order of preference."""
+    by_name = {name.lower(): name for name in present}
+    return [by_name[name] for name in _USUAL["label"] if name in by_name]
+
+
 def caption_names(shapes: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
     """Those of `usual_names` that are captions: `caption`, and `captions` if there are two columns."""
     return {ours: theirs for ours, theirs in usual_names(shapes, columns).items() if ours in _CAPTIONS}

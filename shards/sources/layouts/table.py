@@ -32,6 +32,7 @@ from shards.sources.columns import (
     check_columns_seen,
     check_known,
     exact_names,
+    label_columns,
     make_record,
     missing_columns,
     note_captions,
@@ -191,7 +192,10 @@ def _columnar(path: Place, name: str, options: SourceOptions) -> Iterator[Record
         schema = table.schema
         check_column_names(schema.names, path)
         features = read_features(schema)
-        names = _names(schema, features, options, usual=bool(features) or path.suffix.lower() in ARROW)
+        is_usual = bool(features) or path.suffix.lower() in ARROW or options.form is not None
+        names = _names(schema, features, options, usual=is_usual)
+        if options.form is not None and "label" not in options.columns:
+            names["label"] = _find_text_label(schema, features, names["label"])
         _check_columns(schema.names, names, path)
         note_captions(names, schema.names, options)
         pictures = [n for n in (names["image"], names["path"]) if n in schema.names]
@@ -248,6 +252,14 @@ def _names(
     return usual_names(shapes, columns)
 
 
+def _find_text_label(schema: pa.Schema, features: dict[str, Any], label: str) -> str:
+    """The column of labels of a set whose labels are declared: instead of one with numbers that have no names the next
+    one with a usual name and texts."""
+    if label not in schema.names or has_classes(features.get(label)) or _is_text(schema.field(label).type):
+        return label
+    return next((name for name in label_columns(schema.names) if _is_text(schema.field(name).type)), label)
+
+
 def _exact_names(shapes: dict[str, str], options: SourceOptions) -> dict[str, str]:
     """The columns of a table that has `image` or `path`: the captions by usual names, all others by their very names.
     Notes a column that looks like a label, but becomes an attribute."""
@@ -280,11 +292,18 @@ def _kind(kind: pa.DataType, name: str, path: Place) -> str:
         )
     ):
         return "bytes"
-    if any(test(stored) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+    if _is_text(kind):
         return "path"
     raise UserError(
         f"SOURCE={path}: column {name!r} holds {kind}, not pictures or paths; name another with "
         f"--column image=NAME"
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    stored = storage_type(kind)
+    return any(
+        test(stored) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     )
 
 

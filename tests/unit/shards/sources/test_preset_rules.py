@@ -6,10 +6,29 @@ from typing import Any
 
 import caption_sets
 import face_sets
+import pyarrow.parquet as pq
 import pytest
-from published_sets import SETS, jpegs
+from published_sets import SETS, jpegs, samples
+
+from shards.sources.presets import load_presets
+from uniemox_dist.cli.main import run
 
 assert {caption_sets.flickr8k, face_sets.artemis} <= set(SETS.values())  # from modules of their own
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a pack that must succeed; returns its summary."""
+
+    def packed(line: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        code = run(["shards", "pack", *line.split(), "--persons", "none", "--workers", "0"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return packed
+
 
 # ---- SOURCE is a part of a set
 
@@ -67,3 +86,47 @@ def test_a_set_beside_another_copy_is_no_part_of_it(tmp_path: Path, pack_error: 
     SETS["HECO"](tmp_path)
     jpegs(tmp_path / "label_folders", "Joyful/1.jpg")
     assert "none of its labels is one of the preset's" in pack_error("label_folders out --preset heco")
+
+
+# ---- Parquet without names of classes
+
+
+def nameless_parquet(root: Path, *columns: str) -> None:
+    """EmoSet's or Emo8's Parquet files as other programs write them: without the features of `datasets`."""
+    SETS["EmoSet-118K-hf"](root)
+    for path in (root / "data").glob("*.parquet"):
+        table = pq.read_table(path).replace_schema_metadata(None)
+        pq.write_table(table.select(["image", *columns]), path)
+
+
+@pytest.mark.parametrize("preset", ["emoset", "emo8"])
+def test_numbers_without_names_give_way_to_a_column_of_texts(
+    preset: str, tmp_path: Path, command: Any
+) -> None:
+    nameless_parquet(tmp_path / "set", "label", "image_id", "emotion")
+    assert "32 pictures, 8 labels, 3 splits" in command(f"set out --preset {preset}")
+    found = samples(tmp_path / "out").values()
+    assert {sample["label"] for sample in found} == set(load_presets()[preset].labels)
+    assert all(sample["attributes"]["image_id"].startswith(f"{sample['label']}_") for sample in found)
+    assert {sample["attributes"]["label"] for sample in found} == set(range(8))
+    nameless_parquet(tmp_path / "texts", "emotion")
+    assert "32 pictures, 8 labels, 3 splits" in command(f"texts more --preset {preset}")
+    chosen = command(f"set chosen --preset {preset} --column label=emotion")
+    assert "32 pictures, 8 labels, 3 splits" in chosen
+
+
+def test_numbers_without_names_alone_say_how_to_name_them(
+    tmp_path: Path, pack_error: Any, command: Any
+) -> None:
+    nameless_parquet(tmp_path / "set", "label", "image_id")
+    line = pack_error("set out --preset emoset")
+    assert "it has '0', '1', '2', '3', '4', '5', '6', '7'; the preset has" in line
+    assert (
+        "they are numbers without names: name a column of texts with --column label=NAME, or state the names in a "
+        "--preset FILE.yaml (`synonyms: {0: NAME}`)" in line
+    )
+    names = "{0: a, 1: b, 2: a, 3: a, 4: a, 5: a, 6: a, 7: a}"
+    (tmp_path / "mine.yaml").write_text(
+        f"labels: [a, b]\nsynonyms: {names}\nlayout: table\nfind: data/*.parquet\n"
+    )
+    assert "32 pictures, 2 labels, 3 splits" in command("set out --preset mine.yaml")
