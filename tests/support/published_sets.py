@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,11 @@ def pack_commands() -> list[list[str]]:
 def jpeg(path: Path, size: tuple[int, int] = (48, 32), format: str = "JPEG") -> Path:
     """A picture of noise that differs from those of all other names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    seed = sum(n * byte for n, byte in enumerate(str(path)[-60:].encode(), 1))
-    pixels = np.random.RandomState(seed).randint(0, 255, (size[1] // 4, size[0] // 4, 3)).astype(np.uint8)
+    pixels = (
+        np.random.RandomState(zlib.crc32(str(path).encode()))
+        .randint(0, 255, (size[1] // 4, size[0] // 4, 3))
+        .astype(np.uint8)
+    )
     Image.fromarray(pixels).resize(size).save(path, format)
     return path
 
@@ -366,6 +370,7 @@ def iaps(root: Path) -> None:
     rows = (
         "Snake 1050 3.46 2.15 6.87 1.68 3.08 2.18 . . 2",
         "BurnVictim 2055.1 2.03 1.47 4.90 2.46 . . 3.8 2.2 12",
+        "Snake 1050 4.46 2.15 5.87 1.68 3.48 2.18 . . 20",  # rated twice
     )
     text(
         root / "IAPS Tech Report/AllSubjects_1-20.txt",
