@@ -27,6 +27,7 @@ from shards.sources.tables import (
 from shards.sources.values import load_json
 from shards.storage import Place, find_files, parse_place
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.formatting import counted
 
 Row = tuple[int, dict[str, Any] | ValueError]
 """Number of the line or row, from 1, and its cells by column."""
@@ -36,6 +37,7 @@ def read_described(table: FoundTable, pictures: str, source: str, options: Sourc
     """The records of a table whose rows are pictures, or one of several rows of a picture."""
     files = PictureNames(table.rules, pictures)
     name = name_below(table.path, source)
+    repeats = Repeats(table)
     rules: RowRules | None = None
     for number, cells in read_rows(table):
         where = f"{name}, line {number}"
@@ -57,7 +59,9 @@ def read_described(table: FoundTable, pictures: str, source: str, options: Sourc
         except ValueError as error:
             place, refused = b"", ("annotation", str(error))
             text = where
-        yield replace(record, name=text or where, image=place, refused=refused)
+        if refused is not None or not repeats.skips(str(place)):
+            yield replace(record, name=text or where, image=place, refused=refused)
+    repeats.write_note(options)
 
 
 def read_rows(table: FoundTable) -> Iterator[Row]:
@@ -98,6 +102,31 @@ def _side_by_side(rows: Iterator[Row], others: Iterator[Row], table: FoundTable)
             yield number, cells if isinstance(cells, ValueError) else ValueError(f"{table.beside}: {more}")
         else:
             yield number, {**more, **cells}
+
+
+class Repeats:
+    """Finds the rows that name a picture again, where a preset states that the first one counts."""
+
+    def __init__(self, table: FoundTable) -> None:
+        self._table = table
+        self._seen: set[str] | None = set() if table.rules.repeated == "first" else None
+        self._skipped = 0
+
+    def skips(self, picture: str) -> bool:
+        """Whether an earlier row names this picture, so that this one does not count."""
+        if self._seen is None or picture not in self._seen:
+            if self._seen is not None:
+                self._seen.add(picture)
+            return False
+        self._skipped += 1
+        return True
+
+    def write_note(self, options: SourceOptions) -> None:
+        if self._skipped:
+            rows = counted(self._skipped, "row")
+            options.findings.notes.append(
+                f"{rows} of {self._table.path.name} left out: of several rows of a picture the first one counts"
+            )
 
 
 class PictureNames:

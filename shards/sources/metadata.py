@@ -17,7 +17,7 @@ import numpy as np
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import READ, CaptionColumns, make_record, shape_of, usual_names
 from shards.sources.csv_cells import CsvCells
-from shards.sources.described import PictureNames, read_rows
+from shards.sources.described import PictureNames, Repeats, read_rows
 from shards.sources.files import NamesInForms, read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.preset_schema import FoundTable
@@ -100,7 +100,7 @@ class Metadata:
         self, root: Place, place: int, table: FoundTable, files: NamesInForms
     ) -> Iterator[tuple[str, bytes]]:
         """(path of the picture below the root, the row as a line) of the rows of a described table."""
-        pictures = PictureNames(table.rules, str(root))
+        pictures, repeats = PictureNames(table.rules, str(root)), Repeats(table)
         for number, cells in read_rows(table):
             where = f"{table.path.name}, line {number}"
             name, content = "", cells
@@ -115,8 +115,9 @@ class Metadata:
                     content = error
             if isinstance(content, ValueError):
                 yield "", json.dumps(["", where, f"{where}: {content}", -1 - place]).encode()
-            else:
+            elif not repeats.skips(name):
                 yield name, json.dumps([name, where, to_json_value(content), -1 - place]).encode()
+        repeats.write_note(self._options)
 
     def __enter__(self) -> "Metadata":
         return self

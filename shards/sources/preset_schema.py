@@ -126,6 +126,9 @@ class Table(Section):
     match: Literal["path", "name", "stem"] = "path"
     """How a row names its picture: by its path below the pictures, by its file name in any folder, or by that without
     its extension."""
+    repeated: Literal["join", "first"] = "join"
+    """How several rows of one picture are read. join: all of them describe it (captions, persons, votes). first: the
+    first one counts, such as for pictures that were rated twice."""
     beside: Texts = ()
     """Another table whose rows are in the same order; its columns are added. Alternatives: the first that exists."""
 

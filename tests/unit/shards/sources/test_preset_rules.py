@@ -8,7 +8,7 @@ import caption_sets
 import face_sets
 import pyarrow.parquet as pq
 import pytest
-from published_sets import SETS, jpegs, samples
+from published_sets import SETS, jpegs, samples, text
 
 from shards.sources.presets import load_presets
 from uniemox_dist.cli.main import run
@@ -130,3 +130,29 @@ def test_numbers_without_names_alone_say_how_to_name_them(
         f"labels: [a, b]\nsynonyms: {names}\nlayout: table\nfind: data/*.parquet\n"
     )
     assert "32 pictures, 2 labels, 3 splits" in command("set out --preset mine.yaml")
+
+
+# ---- several rows of a picture
+
+
+@pytest.mark.parametrize("layout", ["folder", "table"])
+def test_the_first_of_repeated_rows_counts_where_a_preset_says_so(
+    layout: str, tmp_path: Path, command: Any
+) -> None:
+    jpegs(tmp_path / "set/images", "a.jpg", "b.jpg")
+    text(tmp_path / "set/t.csv", "name,v", "a.jpg,1", "b.jpg,2", "a.jpg,3", "./a.jpg,4")
+    rule = "files: t.csv, columns: {path: name}, dimensions: {valence: v}"
+    form = f"layout: {layout}\nfind: t.csv\npictures: images\nlabel_folders: false\n"
+    text(tmp_path / "first.yaml", f"{form}tables: [{{{rule}, repeated: first}}]")
+    text(tmp_path / "join.yaml", f"{form}tables: [{{{rule}}}]")
+    note = "2 rows of t.csv left out: of several rows of a picture the first one counts"
+    assert note in command("set first --preset first.yaml")
+    assert note not in command("set join --preset join.yaml")
+    values = {
+        out: {name: s["attributes"]["valence"] for name, s in samples(tmp_path / out).items()}
+        for out in ("first", "join")
+    }
+    assert values == {
+        "first": {"a.jpg": 1.0, "b.jpg": 2.0},
+        "join": {"a.jpg": [1.0, 3.0, 4.0], "b.jpg": 2.0},
+    }

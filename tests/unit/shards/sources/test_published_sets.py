@@ -278,13 +278,16 @@ def test_gaped_has_valence_and_arousal_beside_its_folders(pack: Any) -> None:
 
 
 def test_iaps_has_three_dimensions_below_a_text(pack: Any) -> None:
-    found, _ = pack("IAPS")
+    found, out = pack("IAPS")
     values = {
         name: [sample["attributes"][dimension] for dimension in ("valence", "arousal", "dominance")]
         for name, sample in found.items()
     }
     assert values == {"1050.jpg": [3.46, 6.87, 3.08], "2055.1.jpg": [2.03, 4.9, 3.8]}
     assert found["1050.jpg"]["attributes"]["description"] == "Snake"
+    assert found["1050.jpg"]["attributes"]["set"] == 2  # of the first of its two rows
+    note = "1 row of AllSubjects_1-20.txt left out: of several rows of a picture the first one counts"
+    assert note in out
 
 
 def listed(source: Path, preset: str) -> list[tuple[Any, ...]]:
