@@ -169,15 +169,17 @@ def _of_table(forms: Sequence[Form], file: Place, name: str, pictures: str | Non
         for form in forms:
             patterns = (pattern for table in form.tables for pattern in table.files)
             if any(file in match_inside(root, pattern) for pattern in patterns):
-                found = locate(form, root, name, root, pictures)
+                found = locate(form, root, name, root, pictures, file)
                 if form.layout == "folder":
                     return found
                 return replace(found, tables=tuple(table for table in found.tables if table.path == file))
     return None
 
 
-def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None) -> FoundSet:
-    """The places of a form whose folder was found."""
+def locate(
+    form: Form, root: Place, name: str, top: Place, pictures: str | None, given: Place | None = None
+) -> FoundSet:
+    """The places of a form whose folder was found. `given` is the table that the user chose among alternatives."""
     folder = root
     if pictures is not None:
         folder = top / pictures
@@ -186,9 +188,9 @@ def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None)
                 f"--pictures={pictures}: {folder} is no folder; give one relative to {top}, or a whole path"
             )
     elif form.pictures:
-        found = next((found for inner in form.pictures if (found := match_inside(root, inner))), None)
-        if found:
-            folder = found[0]
+        places = [path for inner in form.pictures for path in match_inside(root, inner)]
+        if places:
+            folder = places[0]
             while (folder / folder.name).is_dir():  # doubled by unpacking twice
                 folder = folder / folder.name
         elif form.layout == "table":
@@ -199,7 +201,9 @@ def locate(form: Form, root: Place, name: str, top: Place, pictures: str | None)
     tables: list[FoundTable] = []
     lacks = []
     for table in form.tables:
-        paths = next((paths for file in table.files if (paths := match_inside(root, file))), [])
+        alternatives = [paths for file in table.files if (paths := match_inside(root, file))]
+        first = alternatives[0] if alternatives else []
+        paths = next((paths for paths in alternatives if given in paths), first)
         if not paths and not table.optional:
             raise UserError(
                 f"SOURCE={root}: lacks {' or '.join(table.files)}, a table of --preset {name}; copy it there"

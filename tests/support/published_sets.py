@@ -311,7 +311,10 @@ def webemo(root: Path) -> None:
 @published("Twitter_PCNN")
 def twitter_i(root: Path) -> None:
     text(root / "three_agree.txt", "288_463_Bm.jpg 0", "335_466_Bj.jpg 1", "400_1_B.jpg 1")
-    text(root / "four_agree.txt", "288_463_Bm.jpg 0")
+    text(root / "four_agree.txt", "288_463_Bm.jpg 0", "335_466_Bj.jpg 1")
+    text(root / "five_agree.txt", "335_466_Bj.jpg 1")
+    votes = ["288_463_Bm.jpg,5,4,1", "335_466_Bj.jpg,5,0,5", "400_1_B.jpg,5,2,3"]
+    text(root / "amt_result.csv", "image,total,negative,positive", *votes)
     jpegs(root, *(f"Agg_AMT_Candidates/{name}.jpg" for name in ("288_463_Bm", "335_466_Bj", "400_1_B")))
 
 

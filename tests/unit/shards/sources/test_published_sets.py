@@ -243,11 +243,34 @@ def test_webemo_has_names_for_its_numbers(pack: Any) -> None:
     }
 
 
-def test_twitter_i_has_sentiments(pack: Any) -> None:
-    found, _ = pack("Twitter_PCNN")
-    assert {name: sample["label"] for name, sample in found.items()} == {
-        "288_463_Bm.jpg": "negative", "335_466_Bj.jpg": "positive", "400_1_B.jpg": "positive",
+TWITTER = {"288_463_Bm.jpg": "negative", "335_466_Bj.jpg": "positive", "400_1_B.jpg": "positive"}
+
+
+def test_twitter_i_has_the_labels_of_its_list_and_the_shares_of_its_votes(pack: Any) -> None:
+    found, out = pack("Twitter_PCNN")
+    assert "3 pictures, 2 labels, 3 distributions" in out
+    assert {name: sample["label"] for name, sample in found.items()} == TWITTER
+    assert {name: sample["label_distribution"]["positive"] for name, sample in found.items()} == {
+        "288_463_Bm.jpg": 0.2, "335_466_Bj.jpg": 1.0, "400_1_B.jpg": 0.6,
     }  # fmt: skip
+    assert found["400_1_B.jpg"]["attributes"] == {}
+
+
+def test_twitter_i_has_the_label_of_most_votes_without_its_lists(pack_set: Any) -> None:
+    def write(root: Path) -> None:
+        SETS["Twitter_PCNN"](root)
+        for name in ("three", "four", "five"):
+            (root / f"{name}_agree.txt").unlink()
+
+    assert pack_set("Twitter_PCNN", write).column("label") == TWITTER
+
+
+@pytest.mark.parametrize(("name", "count"), [("three", 3), ("four", 2), ("five", 1)])
+def test_each_list_of_twitter_i_is_a_source(name: str, count: int, tmp_path: Path) -> None:
+    SETS["Twitter_PCNN"](tmp_path)
+    found = listed(tmp_path / f"{name}_agree.txt", "twitter-i")
+    assert len(found) == count
+    assert all(label in ("0", "1", "negative", "positive") for _, _, label, _ in found)
 
 
 @pytest.mark.parametrize("source", ["Flickr_LDL", "Twitter_LDL"])
