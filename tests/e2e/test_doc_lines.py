@@ -9,6 +9,7 @@ import torch
 from doc_lines import command_lines
 from handmade import config_of, write_checkpoint
 from inputs import DEMO
+from published_sets import emotion6
 from told_run import told_run
 
 from shards.pack.pipeline import PackSettings, pack
@@ -67,6 +68,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, photo_fo
         shutil.copytree(world / "DATA", world / name)
     pack(PackSettings(str(photo_folder), "folder", persons="none"), world / "data/photos/train")
     pack(PackSettings(str(photo_folder), "folder", persons="none", shard_samples=7), world / "data/fi")
+    emotion6(world / "Emotion6")
+    source, out = str(world / "Emotion6"), str(world / "data/emotion6")
+    assert run(["shards", "pack", source, out, "--preset", "emotion6", "--persons", "none"]) == 0
     shutil.copytree(photo_folder, world / "photos")
     shutil.copy(photo_folder / "people/astronaut-0.jpg", world / "photo.jpg")
     shutil.copytree(tiny_teacher, world / "models/clip")

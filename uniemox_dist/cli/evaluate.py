@@ -123,7 +123,7 @@ def gallery_command(release: Path, data: str, out: Path, device: str, **given: A
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the arguments and options that the four tasks share."""
+    """Adds the arguments and options that all single tasks share."""
     options = [
         click.argument("release", type=Release(timm=True)),
         click.argument("data"),
@@ -178,6 +178,18 @@ def knn_command(**given: Any) -> None:
 def probe_command(**given: Any) -> None:
     """Classify by logistic regression on the encoder's features; its penalty is chosen by cross-validation."""
     _run("probe", **given)
+
+
+@evaluate.command("distribution", cls=Checked, check=_check_splits("train", "val", "test"))
+@shared
+@learning
+def distribution_command(**given: Any) -> None:
+    """Predict distributions over labels by logistic regression on the encoder's features.
+
+    The penalty is chosen by cross-validation. Measures are KL divergence, Chebyshev, Clark, Canberra, cosine and
+    intersection.
+    """
+    _run("distribution", **given)
 
 
 @evaluate.command("regress", cls=Checked, check=_check_splits("train", "test"))

@@ -119,7 +119,7 @@ def read_labelled_samples(
             own = [(i, labels) for i, labels in enumerate(persons) if isinstance(labels.get("label"), str)]
             if target == "label" and settings.persons and own:
                 samples += [
-                    LabelledSample(shard, row, i, key, (labels["label"],), _mean_values([labels], dimensions))
+                    LabelledSample(shard, row, i, key, (labels["label"],), mean_values([labels], dimensions))
                     for i, labels in own
                 ]
             elif stated is None:
@@ -127,7 +127,7 @@ def read_labelled_samples(
                 unlabelled_with_persons += bool(own)
             else:
                 labels, shares = ((stated,), ()) if target == "label" else _parse_shares(stated)
-                means = _mean_values(persons, dimensions)
+                means = mean_values(persons, dimensions)
                 known = tuple(mean if value is None else value for value, mean in zip(values, means))
                 samples.append(LabelledSample(shard, row, WHOLE_PICTURE, key, labels, known, shares))
     where = f"data.path={config.data.path}/{split}"
@@ -162,7 +162,7 @@ def _list_person_samples(
     if each:
         return [
             LabelledSample(
-                shard, row, number, key, tuple(labels["categories"]), _mean_values([labels], dimensions)
+                shard, row, number, key, tuple(labels["categories"]), mean_values([labels], dimensions)
             )
             for number, labels in annotated
         ]
@@ -171,7 +171,7 @@ def _list_person_samples(
     everyone = [labels for _, labels in annotated]
     categories = dict.fromkeys(name for labels in everyone for name in labels["categories"])
     return [
-        LabelledSample(shard, row, WHOLE_PICTURE, key, tuple(categories), _mean_values(everyone, dimensions))
+        LabelledSample(shard, row, WHOLE_PICTURE, key, tuple(categories), mean_values(everyone, dimensions))
     ]
 
 
@@ -189,8 +189,9 @@ def _parse_shares(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     return tuple(found), tuple(share / total for share in found.values())
 
 
-def _mean_values(people: Sequence[dict[str, Any]], dimensions: Sequence[str]) -> tuple[float, ...]:
-    """Returns the means of the known values of each dimension; NaN where none is known."""
+def mean_values(people: Sequence[dict[str, Any]], dimensions: Sequence[str]) -> tuple[float, ...]:
+    """Returns the means of the known values of each dimension over the labels of some persons; NaN where none is
+    known."""
     known = [
         [float(one[name]) for one in people if isinstance(one.get(name), int | float)] for name in dimensions
     ]

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from shards.format.sample import DIMENSIONS
 from uniemox_dist.data.crops import ViewSettings
 from uniemox_dist.data.evaluation_batches import EvaluationBatch, evaluation_batches
+from uniemox_dist.data.labels import mean_values
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.evaluate.intervals import find_group
 from uniemox_dist.evaluate.subject import Rows, join
@@ -30,6 +33,9 @@ class Split:
     groups: list[str]
     """The group of look-alikes of each sample. Samples of one group are resampled together and are in one fold."""
     attributes: list[dict[str, Any]]
+    """Attributes of each sample. Valence, arousal and dominance that it lacks are the means of its persons'."""
+    distributions: list[dict[str, float] | None]
+    """Labels and their shares of each sample; None if it has no distribution."""
     rows: Rows
 
     def __len__(self) -> int:
@@ -73,7 +79,16 @@ def embed_splits(
                 [record["label"] for record in records],
                 [record["captions"] for record in records],
                 [find_group(record, group_by) for record in records],
-                [record.get("attributes") or {} for record in records],
+                [_attributes(record) for record in records],
+                [record.get("label_distribution") for record in records],
                 join(parts),
             )
     return found
+
+
+def _attributes(record: dict[str, Any]) -> dict[str, Any]:
+    own = record.get("attributes") or {}
+    persons = record.get("persons")
+    people = [person.get("labels") or {} for person in persons] if isinstance(persons, list) else []
+    means = zip(DIMENSIONS, mean_values(people, DIMENSIONS))
+    return {**{name: mean for name, mean in means if not np.isnan(mean)}, **own}

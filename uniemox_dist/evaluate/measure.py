@@ -1,5 +1,5 @@
-"""`uniemox evaluate knn|probe|regress|zeroshot|retrieval`: opens a release and the splits of a data set, runs one
-task, and prints its table.
+"""`uniemox evaluate knn|probe|distribution|regress|zeroshot|retrieval`: opens a release and the splits of a data set,
+runs one task, and prints its table.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.embedding_pass import embed_splits
 from uniemox_dist.evaluate.inputs import TIMM_PREFIX, check_group_attribute, open_splits
 from uniemox_dist.evaluate.intervals import RESAMPLES
+from uniemox_dist.evaluate.metrics import DISTRIBUTION_TITLES
 from uniemox_dist.evaluate.subject import BASELINES, RELEASE, ReleaseSubject, TimmSubject
 from uniemox_dist.teacher.model import Teacher
 
-LEARNING = ("knn", "probe", "regress")
+LEARNING = ("knn", "probe", "distribution", "regress")
 """Tasks that learn from a training split."""
 MOST_NUMBERS = 20
 """Largest number of classes for which the cells of a confusion matrix show their counts."""
@@ -52,8 +53,8 @@ def measure(
     device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Runs one task on a release, or (k-NN, probe and regression) on an encoder `timm:NAME=FILE`. Returns the result
-    that `--json` writes.
+    """Runs one task on a release, or (one of LEARNING) on an encoder `timm:NAME=FILE`. Returns the result that
+    `--json` writes.
 
     Args:
         splits: folder of each role (train, val, test). None means the folder of that name; for val it means no
@@ -70,7 +71,7 @@ def measure(
     teacher: Teacher | None = None
     if str(release).startswith(TIMM_PREFIX):
         if not learns:
-            raise UserError(f"{release}: cannot be compared with texts; use knn, probe or regress")
+            raise UserError(f"{release}: cannot be compared with texts; use {', '.join(LEARNING)}")
         timm_subject = TimmSubject(str(release), baselines, device=device)
         settings, facts = timm_subject.settings, timm_subject.facts
         found = embed_splits(
@@ -95,6 +96,8 @@ def measure(
         result = tasks.knn(found["train"], found.get("val"), test)
     elif task == "probe":
         result = tasks.probe(found["train"], found.get("val"), test)
+    elif task == "distribution":
+        result = tasks.distribution(found["train"], found.get("val"), test)
     elif task == "regress":
         result = tasks.regress(found["train"], test, attributes)
     elif task == "zeroshot":
@@ -118,7 +121,7 @@ def measure(
 def list_remarks(result: dict[str, Any]) -> list[str]:
     """Warnings about a result: classes that the test split lacks."""
     warnings = []
-    if "labels" in result:
+    if "classes" in result["rows"][RELEASE]:
         classes = result["rows"][RELEASE]["classes"]
         missing = [row["label"] for row in classes if not row["support"]]
         if missing:
@@ -133,6 +136,9 @@ def print_result(result: dict[str, Any]) -> None:
     rows = result["rows"]
     if "attributes" in result:
         _print_regression(rows)
+        return
+    if "chebyshev" in rows[RELEASE]:
+        _print_distributions(rows)
         return
     if "labels" not in result:
         click.echo(f"{result['pictures']:,} pictures, {result['texts']:,} different captions")
@@ -154,6 +160,21 @@ def print_result(result: dict[str, Any]) -> None:
     for c in rows[RELEASE]["classes"]:
         recall, f1 = (f"{c[k]:8.4f}" if c[k] is not None else f"{'–':>8s}" for k in ("recall", "f1"))
         click.echo(f"{c['label'][:24]:24s} {c['precision']:9.4f} {recall} {f1} {c['support']:9,}")
+
+
+def _print_distributions(rows: dict[str, Any]) -> None:
+    """Each measure of all rows, so that rows can be compared; then the labels of the release."""
+    for name, (title, better) in DISTRIBUTION_TITLES.items():
+        click.echo(f"{title} ({better} is better)")
+        for row, found in rows.items():
+            low, high = found[f"{name}_interval"]
+            is_chosen_by = name == "kl_divergence" and "penalty" in found
+            chosen = f"   penalty={found['penalty']:g}" if is_chosen_by else ""
+            click.echo(f"  {row:20s} {found[name]:8.4f}   [{low:.4f}, {high:.4f}]{chosen}")
+    click.echo(f"\n{'label':24s} mean share   mean estimate   largest in")
+    for found in rows[RELEASE]["per_class"]:
+        shares = f"{found['mean_share']:10.4f} {found['mean_estimate']:15.4f}"
+        click.echo(f"{found['label'][:24]:24s} {shares} {found['samples']:12,}")
 
 
 def _print_regression(rows: dict[str, Any]) -> None:

@@ -142,8 +142,25 @@ def _mean_of_known(values: Sequence[float | None]) -> float | None:
 
 # ---- distributions over labels
 
+DISTRIBUTION_TITLES = {
+    "kl_divergence": ("KL divergence", "lower"),
+    "chebyshev": ("Chebyshev distance", "lower"),
+    "clark": ("Clark distance", "lower"),
+    "canberra": ("Canberra metric", "lower"),
+    "cosine": ("cosine", "higher"),
+    "intersection": ("intersection", "higher"),
+    "accuracy": ("accuracy of the most likely label", "higher"),
+}
+"""Title of each measure of distributions, and whether lower or higher is better."""
 LEAST_SHARE = 1e-12
 """Smaller estimated shares count as this one in the Kullback-Leibler divergence, which would be infinite for 0."""
+
+
+def softmax(logits_nC: np.ndarray) -> np.ndarray:
+    """The estimated distributions of logits, in float64."""
+    grown_nC = np.exp(logits_nC.astype(np.float64) - logits_nC.max(1, keepdims=True))
+    found: np.ndarray = grown_nC / grown_nC.sum(1, keepdims=True)
+    return found
 
 
 def distribution_scores(found_nC: np.ndarray, true_nC: np.ndarray) -> dict[str, np.ndarray]:
@@ -177,8 +194,7 @@ def label_distribution(
     Args:
         groups: the group of look-alikes of each sample; by default each sample is its own group.
     """
-    grown_nC = np.exp(logits_nC.astype(np.float64) - logits_nC.max(1, keepdims=True))
-    found_nC, true_nC = grown_nC / grown_nC.sum(1, keepdims=True), true_nC.astype(np.float64)
+    found_nC, true_nC = softmax(logits_nC), true_nC.astype(np.float64)
     scores = distribution_scores(found_nC, true_nC)
     bootstrap = Bootstrap(groups or [str(i) for i in range(len(found_nC))])
     intervals = bootstrap.means(np.stack(list(scores.values())))

@@ -5,7 +5,7 @@ Hyperparameters are chosen by cross-validation on training data only; look-alike
 Shape legend: n training samples, m new samples, D width of features, C classes, E width of a target.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.evaluate.metrics import unit
+from uniemox_dist.evaluate.metrics import distribution_scores, softmax, unit
 
 FOLDS = 5
 KS = (1, 3, 5, 10, 20, 50, 100, 200)
@@ -30,7 +30,7 @@ CHUNK = 1024
 MAX_ITERATIONS, GRADIENT_TOLERANCE = 200, 1e-5
 """Stopping criteria of logistic regression; scikit-learn's defaults are 100 and 1e-4."""
 ROUGH_ITERATIONS, ROUGH_TOLERANCE = 50, 1e-3
-"""Those of the solutions that only compare penalties: accuracies settle long before weights do."""
+"""Those of the solutions that only compare penalties: their scores settle long before weights do."""
 
 Classifier = Callable[[np.ndarray, np.ndarray, int, np.ndarray, Sequence[float]], dict[float, np.ndarray]]
 """A function of training features n×D, classes n, the number of classes C, new features m×D and hyperparameters.
@@ -62,18 +62,44 @@ def cross_validate(
     """
     if classify is logistic_regression:
         classify = partial(logistic_regression, rough=True)
-    fold_n = folds(groups)
-    if len(np.unique(fold_n)) < 2:
-        raise UserError(
-            f"--group-by: all {len(x_nD)} training samples are of one group ({groups[0]}), so none can be held out; "
-            "give another attribute, or --val"
-        )
     right = dict.fromkeys(values, 0)
-    for fold in np.unique(fold_n):
-        held = fold_n == fold
+    for held in _held_out(groups):
         answers = classify(x_nD[~held], target_n[~held], classes, x_nD[held], list(right))
         right = {value: right[value] + int((a == target_n[held]).sum()) for value, a in answers.items()}
     return {value: count / len(x_nD) for value, count in right.items()}
+
+
+def cross_validate_distributions(
+    x_nD: np.ndarray, share_nC: np.ndarray, groups: Sequence[str], penalties: Sequence[float]
+) -> dict[float, float]:
+    """Returns for each penalty the mean Kullback-Leibler divergence of `fit_distributions` over all samples. Each
+    sample is estimated by a regression that did not learn from its fold.
+
+    Raises:
+        UserError: if all samples are in one group, so that none can be held out.
+    """
+    total = dict.fromkeys(penalties, 0.0)
+    for held in _held_out(groups):
+        found = fit_distributions(x_nD[~held], share_nC[~held], x_nD[held], penalties, rough=True)
+        for penalty, logits_mC in found.items():
+            total[penalty] += distribution_scores(softmax(logits_mC), share_nC[held])["kl_divergence"].sum()
+    return {penalty: float(divergence) / len(x_nD) for penalty, divergence in total.items()}
+
+
+def _held_out(groups: Sequence[str]) -> Iterator[np.ndarray]:
+    """The samples of each fold, as masks.
+
+    Raises:
+        UserError: if there is one group only.
+    """
+    fold_n = folds(groups)
+    if not fold_n.any():
+        raise UserError(
+            f"--group-by: all {len(fold_n)} training samples are of one group ({groups[0]}), so none can be held out; "
+            "give another attribute, or --val"
+        )
+    for fold in np.unique(fold_n):
+        yield fold_n == fold
 
 
 def knn(
@@ -102,8 +128,23 @@ def logistic_regression(
     *,
     rough: bool = False,
 ) -> dict[float, np.ndarray]:
-    """For each penalty, the answers of a multinomial logistic regression on features standardised by the training
-    rows: the linear probe.
+    """For each penalty, the answers of a multinomial logistic regression: the linear probe. It minimises what
+    `fit_distributions` does for distributions that are one label each."""
+    share_nC = np.eye(classes)[target_n]
+    found = fit_distributions(x_nD, share_nC, new_mD, penalties, rough=rough)
+    return {penalty: logits_mC.argmax(1) for penalty, logits_mC in found.items()}
+
+
+def fit_distributions(
+    x_nD: np.ndarray,
+    share_nC: np.ndarray,
+    new_mD: np.ndarray,
+    penalties: Sequence[float],
+    *,
+    rough: bool = False,
+) -> dict[float, np.ndarray]:
+    """For each penalty, the logits m×C of a multinomial logistic regression from features, standardised by the
+    training rows, to distributions over classes.
 
     Minimises the mean cross-entropy plus `penalty` times the sum of squared weights (not of biases) in float64, as
     scikit-learn's LogisticRegression does with C = 1 / (2 · n · penalty).
@@ -113,6 +154,7 @@ def logistic_regression(
     are small, and results do not depend on the number of cores.
 
     Args:
+        share_nC: the true distributions; rows sum to 1.
         rough: solve in float32 with the rough stopping criteria, to compare penalties.
     """
     with threadpool_limits(1):
@@ -127,13 +169,14 @@ def logistic_regression(
             "maxiter": ROUGH_ITERATIONS if rough else MAX_ITERATIONS,
             "gtol": ROUGH_TOLERANCE if rough else GRADIENT_TOLERANCE,
         }
-        answers = {}
+        found = {}
+        classes = share_nC.shape[1]
         weight_KC, bias_C = np.zeros((len(variance_K), classes)), np.zeros(classes)
         for penalty in sorted(penalties, reverse=True):  # each starts from the solution of a stronger one
             unit_K = 1 / np.sqrt(variance_K / 4 + 2 * penalty)
-            weight_KC, bias_C = _minimise(z_nK, target_n, penalty, unit_K, weight_KC, bias_C, stop)
-            answers[penalty] = (z_mK @ weight_KC + bias_C).argmax(1)
-    return {penalty: answers[penalty] for penalty in penalties}
+            weight_KC, bias_C = _minimise(z_nK, share_nC, penalty, unit_K, weight_KC, bias_C, stop)
+            found[penalty] = z_mK @ weight_KC + bias_C
+    return {penalty: found[penalty] for penalty in penalties}
 
 
 def _principal_axes(z_nD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +190,7 @@ def _principal_axes(z_nD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _minimise(
     z_nK: np.ndarray,
-    target_n: np.ndarray,
+    share_nC: np.ndarray,
     penalty: float,
     unit_K: np.ndarray,
     weight_KC: np.ndarray,
@@ -156,7 +199,6 @@ def _minimise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimises the loss from given weights and biases. L-BFGS works on weights in units of `unit_K`."""
     n, shape = len(z_nK), weight_KC.shape
-    truth_nC = np.eye(len(bias_C))[target_n]
 
     def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return unit_K[:, None] * flat[: -shape[1]].reshape(shape), flat[-shape[1] :]
@@ -165,9 +207,9 @@ def _minimise(
         weight, bias = unpack(flat)
         logits_nC = z_nK @ weight.astype(z_nK.dtype) + bias
         logits_nC -= logits_nC.max(1, keepdims=True)
-        log_share_nC = logits_nC - np.log(np.exp(logits_nC).sum(1, keepdims=True))
-        excess_nC = (np.exp(log_share_nC) - truth_nC) / n
-        loss = penalty * np.square(weight).sum() - (log_share_nC * truth_nC).sum() / n
+        log_found_nC = logits_nC - np.log(np.exp(logits_nC).sum(1, keepdims=True))
+        excess_nC = (np.exp(log_found_nC) - share_nC) / n
+        loss = penalty * np.square(weight).sum() - (log_found_nC * share_nC).sum() / n
         by_weight = unit_K[:, None] * (z_nK.T @ excess_nC.astype(z_nK.dtype) + 2 * penalty * weight)
         return float(loss), np.concatenate([by_weight.ravel(), excess_nC.sum(0)])
 

@@ -1,5 +1,5 @@
-"""The five tasks on embedded splits: k-NN, linear probe, regression, zero-shot, retrieval. Each has rows with
-intervals.
+"""The six tasks on embedded splits: k-NN, linear probe, distribution, regression, zero-shot, retrieval. Each has rows
+with intervals.
 
 k and the penalties are chosen by cross-validation on the training split, or on a validation split that the caller
 names. The test split is only used for the measurement.
@@ -18,7 +18,10 @@ from uniemox_dist.evaluate.metrics import (
     classification,
     dimensions,
     distinct_captions,
+    distribution_scores,
+    label_distribution,
     retrieval_ranks,
+    softmax,
     unit,
 )
 from uniemox_dist.evaluate.probes import (
@@ -27,6 +30,8 @@ from uniemox_dist.evaluate.probes import (
     PENALTIES,
     Classifier,
     cross_validate,
+    cross_validate_distributions,
+    fit_distributions,
     logistic_regression,
     ridge,
 )
@@ -58,6 +63,72 @@ def knn(train: Split, val: Split | None, test: Split) -> dict[str, Any]:
 def probe(train: Split, val: Split | None, test: Split) -> dict[str, Any]:
     """A linear probe: multinomial logistic regression on standardised features."""
     return _classify(train, val, test, logistic_regression, "penalty", PENALTIES, sweep=False)
+
+
+def distribution(train: Split, val: Split | None, test: Split) -> dict[str, Any]:
+    """Predicts distributions over labels by multinomial logistic regression on standardised features. The penalty is
+    the one with the lowest Kullback-Leibler divergence.
+
+    Raises:
+        UserError: for samples without a distribution, one label only, or labels that the training split lacks.
+    """
+    names = list_distribution_labels(train, [test] if val is None else [val, test])
+    share_nC, true_mC = read_shares(train, names), read_shares(test, names)
+    rows: dict[str, Any] = {}
+    for row, x in train.rows.features.items():
+        if val is None:
+            scores = cross_validate_distributions(x, share_nC, train.groups, PENALTIES)
+        else:
+            tried = fit_distributions(x, share_nC, val.rows.features[row], PENALTIES)
+            known = read_shares(val, names)
+            divergences = {
+                p: distribution_scores(softmax(z), known)["kl_divergence"] for p, z in tried.items()
+            }
+            scores = {penalty: float(divergence.mean()) for penalty, divergence in divergences.items()}
+        best = min(scores, key=lambda value: scores[value])
+        logits_mC = fit_distributions(x, share_nC, test.rows.features[row], [best])[best]
+        rows[row] = {
+            "penalty": best,
+            "validation": [[value, round(scores[value], 5)] for value in sorted(scores)],
+            **label_distribution(logits_mC, true_mC, names, test.groups),
+        }
+    mean_mC = np.tile(np.log(share_nC.mean(0)), (len(true_mC), 1))
+    rows[MEAN] = label_distribution(mean_mC, true_mC, names, test.groups)
+    return {"labels": names, "chosen_on": _chosen_on(val), "rows": rows}
+
+
+def list_distribution_labels(train: Split, others: Sequence[Split]) -> list[str]:
+    """The labels that have a share in some training sample, sorted.
+
+    Raises:
+        UserError: if there are fewer than two, samples without a distribution, or labels with a share that only other
+            splits have.
+    """
+    found = []
+    for split in (train, *others):
+        missing = split.distributions.count(None)
+        if missing:
+            raise UserError(
+                f"DATA={split.path}: {missing} of {len(split)} samples have no label distribution; pack from a source "
+                "with distributions, or classify labels with probe"
+            )
+        found.append(
+            {name for shares in split.distributions for name, share in (shares or {}).items() if share}
+        )
+    if len(found[0]) < 2:
+        raise UserError(
+            f"DATA={train.path}: all distributions have one label only ({', '.join(found[0])}); give a split with more"
+        )
+    for split, names in zip(others, found[1:]):
+        _check_known(split, names - found[0], train)
+    return sorted(found[0])
+
+
+def read_shares(split: Split, names: Sequence[str]) -> np.ndarray:
+    """The distributions of all samples over the labels, n×C; each divided by its sum."""
+    shares_nC = np.array([[(own or {}).get(name, 0.0) for name in names] for own in split.distributions])
+    found: np.ndarray = shares_nC / shares_nC.sum(1, keepdims=True)
+    return found
 
 
 def zeroshot(
@@ -154,7 +225,7 @@ def regress(train: Split, test: Split, names: Sequence[str] = ()) -> dict[str, A
     samples where it is known.
 
     Args:
-        names: attributes; by default those of valence, arousal and dominance that samples have.
+        names: attributes; by default those of valence, arousal and dominance that samples or their persons have.
 
     Raises:
         UserError: for an attribute that fewer than two training samples, or no test sample, have as a number.
@@ -242,8 +313,11 @@ def _classify(
             rows[row][f"test_by_{parameter}"] = by_value
     common = int(np.bincount(target, minlength=len(names)).argmax())
     rows[COMMON] = classification(truth, np.full(len(truth), common), names, bootstrap)
-    chosen_on = f"{FOLDS}-fold cross-validation on the training split" if val is None else val.path
-    return {"labels": names, "chosen_on": chosen_on, "rows": rows}
+    return {"labels": names, "chosen_on": _chosen_on(val), "rows": rows}
+
+
+def _chosen_on(val: Split | None) -> str:
+    return f"{FOLDS}-fold cross-validation on the training split" if val is None else val.path
 
 
 def list_label_names(train: Split, others: Sequence[Split]) -> list[str]:
@@ -258,12 +332,16 @@ def list_label_names(train: Split, others: Sequence[Split]) -> list[str]:
     if len(names) < 2:
         raise UserError(f"DATA={train.path}: has one class only ({names[0]}); give a split with two or more")
     for split in others:
-        unknown = sorted({str(label) for label in split.labels} - set(names))
-        if unknown:
-            raise UserError(
-                f"DATA={split.path}: has labels that are not in {train.path}: {_some(unknown)}; give splits of one set"
-            )
+        _check_known(split, {str(label) for label in split.labels} - set(names), train)
     return names
+
+
+def _check_known(split: Split, unknown: set[str], train: Split) -> None:
+    if unknown:
+        raise UserError(
+            f"DATA={split.path}: has labels that are not in {train.path}: {_some(sorted(unknown))}; give splits of one "
+            "set"
+        )
 
 
 def _check_labelled(split: Split) -> None:

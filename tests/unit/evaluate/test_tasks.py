@@ -1,13 +1,14 @@
-"""k-NN, probe, zero-shot and retrieval: figures equal scikit-learn's, and what does not fit is one line."""
+"""The single tasks: figures equal scikit-learn's, and what does not fit is one line."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from labelled_sets import distribution_set, packed
+from labelled_sets import distribution_set, emotic_set, packed
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,8 +20,8 @@ from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.embedding_pass import Split
 from uniemox_dist.evaluate.intervals import Bootstrap
 from uniemox_dist.evaluate.measure import draw_confusion
-from uniemox_dist.evaluate.metrics import classification, distinct_captions, retrieval_ranks, unit
-from uniemox_dist.evaluate.probes import knn, logistic_regression
+from uniemox_dist.evaluate.metrics import classification, distinct_captions, retrieval_ranks, softmax, unit
+from uniemox_dist.evaluate.probes import fit_distributions, knn, logistic_regression
 from uniemox_dist.evaluate.subject import RELEASE, Rows
 
 NAMES = ["anger", "awe", "fear", "joy"]
@@ -45,6 +46,7 @@ def split_of(count: int, seed: int, names: list[str] = NAMES, noise: float = 1.0
         [[f"text {k}"] for k in keys],
         keys,
         [{} for _ in keys],
+        [None for _ in keys],
         Rows({RELEASE: x}, {RELEASE: x}),
     )
 
@@ -244,6 +246,100 @@ def test_numbers_are_predicted_by_ridge_where_they_are_known() -> None:
         tasks.regress(split_of(5, 1), split_of(5, 2))
 
 
+def with_shares(x: np.ndarray, shares: list[dict[str, float]], seed: int) -> Split:
+    """A split of these features and distributions."""
+    blank = split_of(len(x), seed)
+    return replace(blank, distributions=list(shares), rows=Rows({RELEASE: x}))
+
+
+def test_distributions_are_predicted_as_the_means_of_equal_features() -> None:
+    # One feature of two values, and almost no penalty: the estimate is the mean distribution of the samples with the
+    # same feature, (0.4, 0.6, 0) for 0 and (0.75, 0, 0.25) for 1.
+    shares: list[dict[str, float]] = [
+        {"awe": 0.6, "joy": 0.4},
+        {"awe": 0.2, "joy": 0.8},
+        {"awe": 1.0},
+        {"awe": 0.5, "sad": 0.5},
+    ]
+    x = np.array([[0.0], [0.0], [1.0], [1.0]])
+    train = with_shares(np.tile(x, (10, 1)), shares * 10, 1)
+    test = with_shares(np.array([[0.0], [1.0]]), [{"awe": 0.5, "joy": 0.5}, {"sad": 1.0, "joy": 0.0}], 2)
+    found = tasks.distribution(train, with_shares(x, shares, 3), test)
+    assert found["labels"] == ["awe", "joy", "sad"]
+    assert found["chosen_on"] == "split3"
+    row = found["rows"][RELEASE]
+    assert row["penalty"] == 1e-6
+    # By hand, from (0.4, 0.6, 0) for (0.5, 0.5, 0) and (0.75, 0, 0.25) for (0, 0, 1).
+    hand = {
+        "kl_divergence": (0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6) + math.log(4)) / 2,
+        "chebyshev": (0.1 + 0.75) / 2,
+        "cosine": (0.5 / math.sqrt(0.5 * 0.52) + 0.25 / math.sqrt(0.625)) / 2,
+        "intersection": (0.9 + 0.25) / 2,
+        "accuracy": 0.5,  # either label of the first is right; of the second, awe is wrong
+    }
+    assert {name: row[name] for name in hand} == pytest.approx(hand, abs=2e-3)
+    # An estimate is never 0, so Clark and Canberra count 1 for each label that has no share.
+    canberra = (0.1 / 0.9 + 0.1 / 1.1 + 1 + 1 + 1 + 0.75 / 1.25) / 2
+    assert row["canberra"] == pytest.approx(canberra, abs=2e-3)
+    clark = (math.sqrt((1 / 9) ** 2 + (1 / 11) ** 2 + 1) + math.sqrt(1 + 1 + 0.6**2)) / 2
+    assert row["clark"] == pytest.approx(clark, abs=2e-3)
+    # The other row answers with the mean of the training split, (0.575, 0.3, 0.125).
+    mean = found["rows"][tasks.MEAN]
+    assert mean["chebyshev"] == pytest.approx((0.2 + 0.875) / 2)
+    assert mean["kl_divergence"] == pytest.approx(
+        (0.5 * math.log(0.5 / 0.575) + 0.5 * math.log(0.5 / 0.3) + math.log(8)) / 2
+    )
+    for measured in (row, mean):
+        for name in (*hand, "clark", "canberra"):
+            low, high = measured[f"{name}_interval"]
+            assert low <= measured[name] <= high, name
+
+
+def test_soft_labels_weigh_as_in_scikit_learn_and_the_penalty_has_the_lowest_divergence() -> None:
+    random = np.random.RandomState(5)
+    x, new = random.randn(60, 6), random.randn(30, 6)
+    weights = random.randn(6, 3)
+
+    def shares_of(features: np.ndarray) -> np.ndarray:
+        return softmax(features @ weights + 0.5 * random.randn(len(features), 3))
+
+    share_nC, true_mC = shares_of(x), shares_of(new)
+    scale = StandardScaler().fit(x)
+    for penalty in (1.0, 0.01):
+        # A distribution is as much as a sample of each class, weighed with its share.
+        theirs = LogisticRegression(C=1 / (2 * len(x) * penalty), tol=1e-8, max_iter=10_000)
+        theirs.fit(
+            np.repeat(scale.transform(x), 3, axis=0),
+            np.tile(np.arange(3), 60),
+            sample_weight=share_nC.ravel(),
+        )
+        ours = softmax(fit_distributions(x, share_nC, new, [10.0, penalty])[penalty])
+        assert ours == pytest.approx(theirs.predict_proba(scale.transform(new)), abs=1e-4)
+    names = ("a", "b", "c")
+    train = with_shares(x, [dict(zip(names, row)) for row in share_nC], 1)
+    test = with_shares(new, [dict(zip(names, row)) for row in true_mC], 2)
+    found = tasks.distribution(train, None, test)
+    row = found["rows"][RELEASE]
+    scores = dict(row["validation"])
+    assert scores[row["penalty"]] == min(scores.values())
+    assert row["penalty"] not in (10.0, 1e-6)
+    assert row["kl_divergence"] < 0.5 * found["rows"][tasks.MEAN]["kl_divergence"]
+    assert found["chosen_on"] == "5-fold cross-validation on the training split"
+
+
+def test_distributions_that_do_not_fit_are_one_line_errors() -> None:
+    x = np.zeros((2, 1))
+    both = with_shares(x, [{"awe": 0.5, "joy": 0.5}, {"joy": 1.0}], 1)
+    for train, test, says in (
+        (with_shares(x, [{"awe": 1.0}, {"awe": 1.0, "joy": 0.0}], 2), both, "have one label only (awe)"),
+        (both, with_shares(x, [{"awe": 1.0}, {"fear": 1.0}], 2), "has labels that are not in split1: fear"),
+        (split_of(3, 4), both, "split4: 3 of 3 samples have no label distribution; pack from"),
+    ):
+        with pytest.raises(UserError, match=r"^DATA=") as caught:
+            tasks.distribution(train, None, test)
+        assert says in str(caught.value)
+
+
 def test_a_set_of_distributions_is_measured_by_its_labels_and_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +357,17 @@ def test_a_set_of_distributions_is_measured_by_its_labels_and_values(
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["format"], result["attributes"]) == ("uniemox-regress", ["valence", "arousal"])
     assert result["rows"]["release"]["dimensions"][1]["ccc"] is None  # of a constant
+    assert run(["evaluate", "distribution", release, str(data), "--json", str(tmp_path / "d.json")]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "KL divergence (lower is better)\n  release" in printed.out
+    result = json.loads((tmp_path / "d.json").read_text())
+    assert (result["format"], result["labels"]) == ("uniemox-distribution", ["awe", "fear", "joy"])
+    assert list(result["rows"]) == ["release", "training mean"]
+    truth = [json.loads(line)["distribution"] for line in (source / "test.jsonl").read_text().splitlines()]
+    for found in result["rows"]["release"]["per_class"]:
+        share = np.mean([own.get(found["label"], 0) for own in truth])
+        assert found["mean_share"] == pytest.approx(share, abs=1e-6)
     assert run(["evaluate", "probe", release, str(data)]) == 0
     assert "joy" in capsys.readouterr().out
     assert run(["evaluate", "regress", release, str(data), "--attribute", "size"]) == 2
@@ -275,3 +382,28 @@ def test_a_set_of_distributions_is_measured_by_its_labels_and_values(
         "1 of 24 samples have no label; classify labelled samples (`uniemox shards select --filter 'label is"
         in (capsys.readouterr().err)
     )
+
+
+def test_values_that_pictures_lack_are_the_means_of_their_persons(tmp_path: Path) -> None:
+    data = packed(emotic_set(tmp_path / "source"), tmp_path / "data", layout="emotic")
+    release = str(Path(__file__).parents[2] / "golden/release")
+    assert run(["evaluate", "regress", release, str(data), "--json", str(tmp_path / "r.json")]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["attributes"] == ["valence", "arousal", "dominance"]
+
+    def means(count: int, dimension: int) -> list[float]:
+        """Of the persons of each picture, as `emotic_set` writes them."""
+        found = []
+        for i in range(count):
+            both = [
+                [2.0 + i % 4, 5, 4] if (i + person) % 5 else [None, 6, None] for person in range(1 + i % 2)
+            ]
+            known = [values[dimension] for values in both if values[dimension] is not None]
+            found += [sum(known) / len(known)] if known else []
+        return found
+
+    for number, measured in enumerate(result["rows"]["training mean"]["dimensions"]):
+        train, test = means(16, number), means(6, number)
+        assert measured["samples"] == len(test)
+        error = np.abs(np.array(test) - np.mean(train)).mean()
+        assert measured["mean_absolute_error"] == pytest.approx(error)
