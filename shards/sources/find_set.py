@@ -165,14 +165,21 @@ def _of_table(forms: Sequence[Form], file: Place, name: str, pictures: str | Non
     if not isinstance(file, Path) or not file.is_file():
         return None
     file = file.absolute()
+    problem: UserError | None = None
     for root in reversed([*file.parents][:LEVELS]):
         for form in forms:
             patterns = (pattern for table in form.tables for pattern in table.files)
             if any(file in match_inside(root, pattern) for pattern in patterns):
-                found = locate(form, root, name, root, pictures, file)
+                try:
+                    found = locate(form, root, name, root, pictures, file)
+                except UserError as error:
+                    problem = error  # a folder further below may have what this one lacks
+                    continue
                 if form.layout == "folder":
                     return found
                 return replace(found, tables=tuple(table for table in found.tables if table.path == file))
+    if problem is not None:
+        raise problem
     return None
 
 

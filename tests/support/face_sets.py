@@ -1,6 +1,8 @@
 """Miniatures of published sets of faces, and of ArtEmis (see `published_sets`)."""
 
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from published_sets import jpeg, jpegs, published, table, text
@@ -34,6 +36,13 @@ def icml_face_data(root: Path) -> None:
     """Kaggle's copy: names of columns have a leading blank, and their order is another."""
     rows = [f'{emotion},{usage},"{pixels(i)}"' for i, (emotion, usage) in enumerate(ROWS)]
     text(root / "archive/icml_face_data.csv", "emotion, Usage, pixels", *rows)
+
+
+def fer2013_competition(root: Path) -> None:
+    """Kaggle's `train.csv`, which has no column of splits, beside `test.csv`, which has no labels."""
+    rows = [f'{emotion},"{pixels(i)}"' for i, (emotion, _) in enumerate(ROWS)]
+    text(root / "train.csv", "emotion,pixels", *rows)
+    text(root / "test.csv", "pixels", f'"{pixels(9)}"')
 
 
 def fer2013_folders(root: Path) -> None:
@@ -100,6 +109,51 @@ def artemis(root: Path) -> None:
     )  # fmt: skip
 
 
+def artemis_preprocessed(root: Path) -> None:
+    """`artemis_preprocessed.csv` of its authors' script: splits by painting, and `rest` for those with many utterances.
+    Names are in decomposed form (NFD) in some copies."""
+    artemis(root)
+    names = [
+        "art_style",
+        "painting",
+        "emotion",
+        "utterance",
+        "repetition",
+        "split",
+        "tokens",
+        "utterance_spelled",
+    ]
+    names += ["tokens_len", "tokens_encoded", "emotion_label"]
+
+    def row(style: str, painting: str, emotion: str, utterance: str, split: str) -> list[Any]:
+        words = utterance.lower().split()
+        return [
+            style,
+            painting,
+            emotion,
+            utterance,
+            5,
+            split,
+            words,
+            utterance.lower(),
+            len(words),
+            [1, 7, 2],
+            3,
+        ]
+
+    folded = unicodedata.normalize("NFD", "josé-ferraz_caipira-1893")
+    jpegs(root / "wikiart", f"Realism/{folded}.jpg")
+    table(
+        root / "preprocessed/artemis_preprocessed.csv",
+        names,
+        row("Post_Impressionism", GINOUX, "sadness", "Her eyes are sad", "train"),
+        row("Baroque", PORTRAIT, "awe", "The lace is so fine", "val"),
+        row("Post_Impressionism", GINOUX, "contentment", "A calm face", "train"),
+        row("Realism", GINOUX, "fear", "The same name in another style", "rest"),
+        row("Realism", unicodedata.normalize("NFC", folded), "amusement", "A farmer", "test"),
+    )
+
+
 # ---- RAF-DB
 
 
@@ -149,6 +203,21 @@ def affectnet(root: Path) -> None:
         ["12/gone.jpg", 12, 8, 140, 140, landmarks, 0, 0, 0],
     )
     table(lists / "validation.csv", header, ["12/0f3c.jpg", 12, 8, 140, 140, landmarks, 0, -2, 0.5])
+
+
+def affectnet_automatic(root: Path) -> None:
+    """The other half of the set, which a network labelled: a table with the same columns, and pictures of its own."""
+    affectnet(root)
+    manual = root / "Manually_Annotated_file_lists/training.csv"
+    header = manual.read_text().splitlines()[0].split(",")
+    jpegs(root / "Automatically_Annotated_Images", "1/a0.jpg", "1/a1.jpg", "2/a2.jpg")
+    table(
+        root / "Automatically_Annotated_file_lists/automatically_annotated.csv",
+        header,
+        ["1/a0.jpg", 1, 2, 3, 4, "1;2", 1, 0.5, 0.25],
+        ["1/a1.jpg", 1, 2, 3, 4, "1;2", 8, -2, -2],
+        ["2/a2.jpg", 1, 2, 3, 4, "1;2", 0, -0.1, -2],
+    )
 
 
 def affectnet_folders(root: Path) -> None:

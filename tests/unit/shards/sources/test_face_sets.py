@@ -2,6 +2,7 @@
 splits, values and pixels by the rules of public readers, written down by hand."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ import face_sets as sets
 import numpy as np
 import pytest
 from PIL import Image
-from published_sets import jpegs, table
+from published_sets import jpegs, samples, table
+
+from shards.pack.opening import open_settings
+from shards.pack.settings import PackSettings
+from shards.sources import open_source
+from uniemox_dist.cli.main import run
 
 LABELS = ("angry", "happy", "sad", "surprise", "neutral")
 SPLITS = ("train", "train", "val", "val", "test")
@@ -49,6 +55,13 @@ def test_fer2013_has_the_pixels_of_the_table_without_loss(pack_set: Any, tmp_pat
     assert {pixels_HW.shape for _, pixels_HW in found} == {(48, 48)}
     expected = {tuple(sets.grey_values(i)) for i in range(len(sets.ROWS))}
     assert {tuple(pixels_HW.ravel().tolist()) for _, pixels_HW in found} == expected
+
+
+def test_fer2013_of_kaggles_competition_has_no_splits_so_that_they_are_drawn(pack_set: Any) -> None:
+    found = pack_set("fer2013", sets.fer2013_competition)
+    assert sorted(sample["label"] for sample in found.samples.values()) == sorted(LABELS)
+    assert found.refused == {}
+    assert set(found.column("split").values()) <= {"train", "val", "test"}
 
 
 def test_fer2013_of_kaggle_has_label_folders(pack_set: Any) -> None:
@@ -145,6 +158,23 @@ def test_artemis_without_wikiart_says_what_to_give(tmp_path: Path, pack_error: A
     assert "or give --pictures DIR" in line
 
 
+def test_artemis_as_preprocessed_has_the_splits_of_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets.artemis_preprocessed(tmp_path / "ArtEmis")
+    command = "shards pack ArtEmis/preprocessed/artemis_preprocessed.csv out --preset artemis --persons none"
+    assert run(command.split()) == 0
+    found = samples(tmp_path / "out").values()
+    assert {s["split"]: (s["label"], s["captions"]) for s in found} == {
+        "train": ("", ["Her eyes are sad", "A calm face"]),
+        "val": ("awe", ["The lace is so fine"]),
+        "test": ("amusement", ["A farmer"]),
+        "rest": ("fear", ["The same name in another style"]),
+    }
+    assert len(found) == 4
+
+
 # ---- RAF-DB
 
 FACES = {
@@ -196,6 +226,34 @@ def test_affectnet_has_expressions_and_values_but_not_minus_two(pack_set: Any) -
 
 def box(x: int, y: int, width: int, height: int) -> dict[str, int]:
     return {"face_x": x, "face_y": y, "face_width": width, "face_height": height}
+
+
+def test_affectnets_automatic_labels_are_read_where_no_manual_ones_are(pack_set: Any, tmp_path: Path) -> None:
+    def write(root: Path) -> None:
+        sets.affectnet_automatic(root)
+        shutil.rmtree(root / "Manually_Annotated_file_lists")
+
+    found = pack_set("AffectNet", write)
+    assert {name: (s["label"], s["split"], s["attributes"]) for name, s in found.samples.items()} == {
+        "1/a0.jpg": ("Happiness", "train", {**box(1, 2, 3, 4), "valence": 0.5, "arousal": 0.25}),
+        "2/a2.jpg": ("Neutral", "train", {**box(1, 2, 3, 4), "valence": -0.1}),
+    }
+    assert {name: reason for name, (reason, _) in found.refused.items()} == {"1/a1.jpg": "label"}
+
+
+def test_affectnets_manual_labels_go_before_automatic_ones_unless_that_table_is_given(
+    tmp_path: Path,
+) -> None:
+    sets.affectnet_automatic(tmp_path)
+    automatic = tmp_path / "Automatically_Annotated_file_lists/automatically_annotated.csv"
+    for source, folder in (
+        (tmp_path, "Manually_Annotated_Images"),
+        (automatic, "Automatically_Annotated_Images"),
+    ):
+        opened = open_settings(PackSettings(str(source), None, preset="affectnet"))
+        images = [str(record.image) for record in open_source(opened.layout, opened.place, opened.options)]
+        assert images
+        assert all(image.startswith(str(tmp_path / folder)) for image in images if image)
 
 
 def test_affectnet_has_folders_of_numbers(pack_set: Any) -> None:
