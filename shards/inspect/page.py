@@ -5,7 +5,9 @@ Labels, captions and names are untrusted text; the template escapes them.
 
 import base64
 import io
+import json
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,9 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from shards.format.index import read_shard_rows
-from shards.inspect.charts import Histogram, histogram
+from shards.format.sample import DIMENSIONS
+from shards.inspect.charts import Histogram, histogram, value_histogram
+from shards.inspect.emotions import list_person_labels
 from shards.inspect.stats import Summary, group_rejected, summarise_folder
 from shards.pictures.decode import decode_picture
 from shards.pictures.formats import BadPicture
@@ -22,10 +26,13 @@ from shards.remote_folder import write_anywhere
 from shards.storage import Place, read_range
 
 LABELS_SHOWN = 24
+MOST_PERSON_LABELS = 30
 PICTURES_SHOWN = 12
 """Per label."""
 THUMBNAIL_PX = 200
 EXAMPLES = 5
+SHARES_SHOWN = 3
+"""The largest shares of a picture's distribution."""
 CHARTS = (
     ("short", "Shorter side", "pixels", 1.0),
     ("long", "Longer side", "pixels", 1.0),
@@ -45,7 +52,8 @@ class Tile:
     """None for a picture that cannot be shown."""
     problem: str
     caption: str
-    persons: str
+    facts: list[str]
+    """Its distribution, dimensions and persons."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,9 @@ def write_page(folder: Place, out: Place) -> None:
         samples=sum(summary.manifest.samples for summary in summaries),
         bytes=sum(summary.manifest.bytes for summary in summaries),
         charts=charts,
-        emotions=[summary for summary in summaries if summary.distributions or summary.dimensions],
+        shares=_mean_shares(summaries),
+        person_labels=_count_person_labels(summaries),
+        value_charts=_value_charts(summaries),
         svg=Markup,
         labels=labels.most_common(LABELS_SHOWN),
         most=max(labels.values(), default=1),
@@ -139,6 +149,34 @@ def _chart(item: tuple[str, str, str, float], summaries: list[Summary]) -> Histo
     return histogram(title, unit, [summary.tallies[name] for summary in summaries], scale)
 
 
+def _mean_shares(summaries: list[Summary]) -> list[tuple[str, float, list[float]]]:
+    """Label, its mean share over all distributions, and over those of each data set; the largest first."""
+    samples = sum(summary.emotions.distributions for summary in summaries)
+    totals = sum((summary.emotions.shares for summary in summaries), start=Counter[str]())
+    of_each = [summary.emotions.mean_shares for summary in summaries]
+    return [
+        (label, total / samples, [means.get(label, 0.0) for means in of_each])
+        for label, total in totals.most_common(LABELS_SHOWN)
+    ]
+
+
+def _count_person_labels(summaries: list[Summary]) -> list[tuple[str, int]]:
+    counts = sum((summary.emotions.person_labels for summary in summaries), start=Counter[str]())
+    return counts.most_common(MOST_PERSON_LABELS)
+
+
+def _value_charts(summaries: list[Summary]) -> list[Histogram]:
+    found = []
+    for name in DIMENSIONS:
+        of_pictures = [summary.emotions.values[name] for summary in summaries]
+        of_persons = [summary.emotions.person_values[name] for summary in summaries]
+        found += [
+            value_histogram(name.capitalize(), "of pictures", of_pictures),
+            value_histogram(name.capitalize(), "of persons", of_persons),
+        ]
+    return [chart for chart in found if chart is not None]
+
+
 def _sheets(summaries: list[Summary], shown: list[str | None], labels: Any) -> list[Sheet]:
     """Pictures of each label, sampled uniformly from all shards in one pass; only the shown ones are kept in memory."""
     sampled: dict[str | None, list[tuple[Summary, str, dict[str, Any]]]] = {label: [] for label in shown}
@@ -171,8 +209,24 @@ def _tile(summary: Summary, shard: str, row: dict[str, Any]) -> Tile:
         problem = f"{bad.reason}: {bad.detail}"
     except OSError as error:
         problem = error.strerror or str(error)
+    return Tile(row["key"], uri, problem, captions[0], [*_list_emotions(row), *_list_persons(persons)])
+
+
+def _list_emotions(row: dict[str, Any]) -> list[str]:
+    shares: dict[str, float] = json.loads(row.get("label_distribution") or "{}")
+    largest = sorted((item for item in shares.items() if item[1]), key=lambda item: -item[1])[:SHARES_SHOWN]
+    values = [f"{name} {row[name]:.3g}" for name in DIMENSIONS if row.get(name) is not None]
+    texts = (", ".join(f"{label} {share:.2f}" for label, share in largest), ", ".join(values))
+    return [text for text in texts if text]
+
+
+def _list_persons(persons: list[dict[str, Any]]) -> list[str]:
+    """The labels of annotated persons, or else the scores of detected ones."""
+    own = [", ".join(list_person_labels(json.loads(person["labels"] or "{}"))) for person in persons]
+    if any(own):
+        return [f"person: {text}" for text in own if text]
     scores = ", ".join(f"{person['score']:.2f}" for person in persons)
-    return Tile(row["key"], uri, problem, captions[0], scores)
+    return [f"detector's score {scores}"] if any(person["score"] < 1 for person in persons) else []
 
 
 def _thumbnail(data: bytes, persons: list[dict[str, Any]]) -> str:

@@ -3,7 +3,6 @@
 `describe` and `describe_json` report them; `shards/inspect/page.py` draws them.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +14,14 @@ import pyarrow.compute as pc
 from shards.format.index import read_shard_rows
 from shards.format.manifest import Manifest, find_manifest_folders, read_manifest
 from shards.format.rejected import read_rejected
-from shards.format.sample import DIMENSIONS
+from shards.inspect.emotions import COLUMNS as EMOTION_COLUMNS
+from shards.inspect.emotions import LABELS_SHOWN, Emotions
 from shards.storage import Place
 from uniemox_dist.core.formatting import size
 
-LABELS_SHOWN = 30
 COLUMNS = [
-    *("width", "height", "image_length", "label", "captions", "persons"),
-    *("label_distribution", *DIMENSIONS),
+    *("width", "height", "image_length", "label", "captions"),
+    *EMOTION_COLUMNS,
 ]
 QUANTITIES = {
     "short": "shorter side, pixels",
@@ -64,30 +63,6 @@ class Tally:
 
 
 @dataclass
-class Values:
-    """Counts the values of a dimension."""
-
-    count: int = 0
-    total: float = 0.0
-    least: float = np.inf
-    most: float = -np.inf
-
-    def add(self, column: pa.ChunkedArray) -> None:
-        """Counts more values; null is none."""
-        if column.null_count == len(column):
-            return
-        self.count += len(column) - column.null_count
-        self.total += pc.sum(column).as_py()
-        self.least = min(self.least, pc.min(column).as_py())
-        self.most = max(self.most, pc.max(column).as_py())
-
-    @property
-    def mean(self) -> float:
-        """The mean of the values counted."""
-        return self.total / self.count
-
-
-@dataclass
 class Summary:
     """Statistics of one data set."""
 
@@ -98,21 +73,7 @@ class Summary:
     captions: int = 0
     captionless: int = 0
     """Samples without any caption."""
-    distributions: int = 0
-    """Samples with a distribution over labels."""
-    shares: Counter[str] = field(default_factory=Counter)
-    """Sums of the shares of each label."""
-    values: dict[str, Values] = field(default_factory=lambda: {name: Values() for name in DIMENSIONS})
-
-    @property
-    def mean_shares(self) -> dict[str, float]:
-        """The mean share of each label in the distributions, the largest first."""
-        return {label: total / self.distributions for label, total in self.shares.most_common()}
-
-    @property
-    def dimensions(self) -> dict[str, Values]:
-        """The values of the dimensions that samples have."""
-        return {name: values for name, values in self.values.items() if values.count}
+    emotions: Emotions = field(default_factory=Emotions)
 
     @property
     def with_person(self) -> int:
@@ -170,11 +131,7 @@ def _add(summary: Summary, table: pa.Table) -> None:
     summary.labels.update(table["label"].to_pylist())
     summary.captions += int(per_picture.sum())
     summary.captionless += int((per_picture == 0).sum())
-    for text in table["label_distribution"].drop_null().to_pylist():
-        summary.distributions += 1
-        summary.shares.update(json.loads(text))
-    for name, dimension in summary.values.items():
-        dimension.add(table[name])
+    summary.emotions.add(table)
 
 
 # ---- text and JSON
@@ -218,23 +175,9 @@ def _describe_one(summary: Summary) -> str:
             "  labels: "
             + ", ".join(f"{'(none)' if label is None else label} {count}" for label, count in labels)
             + (f" and {more} more" if more > 0 else ""),
-            *_describe_emotions(summary),
+            *(f"  {line}" for line in summary.emotions.describe()),
         ]
     )
-
-
-def _describe_emotions(summary: Summary) -> list[str]:
-    lines = []
-    if summary.distributions:
-        shares = list(summary.mean_shares.items())
-        more = f" and {len(shares) - LABELS_SHOWN} more" if len(shares) > LABELS_SHOWN else ""
-        means = ", ".join(f"{label} {share:.3f}" for label, share in shares[:LABELS_SHOWN])
-        lines.append(f"  distributions: {summary.distributions}; mean shares {means}{more}")
-    lines += [
-        f"  {name}: {values.count} samples, {values.least:g} to {values.most:g} (mean {values.mean:.3f})"
-        for name, values in summary.dimensions.items()
-    ]
-    return lines
 
 
 def _range(summary: Summary, name: str) -> str:
@@ -258,11 +201,6 @@ def _numbers(summary: Summary) -> dict[str, Any]:
         "without_caption": summary.captionless,
         "with_person": summary.with_person,
         "labels": {"" if label is None else label: count for label, count in summary.labels.most_common()},
-        "distributions": summary.distributions,
-        "mean_shares": summary.mean_shares,
-        "dimensions": {
-            name: {"samples": values.count, "least": values.least, "mean": values.mean, "most": values.most}
-            for name, values in summary.dimensions.items()
-        },
+        **summary.emotions.to_json(),
         "least_median_most": {name: list(_quantiles(summary, name)) for name in summary.tallies},
     }

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -383,8 +384,20 @@ def test_statistics_pages_and_the_summary_of_a_pack_describe_them(
     )
     assert run(["shards", "report", str(several), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert "joy 0.750, awe 0.250</td>" in page
-    assert "<td>1 to 3, mean 2.000</td>" in page
+    shares = page[page.index("<h2>Distributions</h2>") : page.index("<h2>Valence, arousal, dominance</h2>")]
+    assert re.findall(r'<span>(\w+)</span>|width: ([\d.]+)%|class="n">([\d.]+)<', shares) == [
+        ("joy", "", ""),
+        ("", "100.0", ""),
+        ("", "", "0.750"),
+        ("awe", "", ""),
+        ("", "33.333", ""),
+        ("", "", "0.250"),
+    ]
+    assert "<span>of pictures, median 2</span>" in page
+    row = ["out", "valence", "3", "1", "2.000", "3"]
+    assert row in [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in page.splitlines()]
+    assert page.count("<small>joy 0.75, awe 0.25</small>") == 4
+    assert "<small>valence 3</small>" in page
     plain = table(tmp_path / "plain", [{"label": "joy"}])
     assert run(["shards", "pack", str(plain), str(tmp_path / "without"), "--persons", "none"]) == 0
     assert "distribution" not in capsys.readouterr().out
