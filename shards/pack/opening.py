@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from shards.pack.settings import PackSettings
 from shards.sources import SourceOptions, check_options
+from shards.sources.dataset_card import read_card
 from shards.sources.files import SPLITS
 from shards.sources.find_set import find_set, match_inside
 from shards.sources.preset_schema import Preset, Table
@@ -55,6 +56,7 @@ def open_settings(settings: PackSettings) -> OpenedSource:
         matched = next((paths for pattern in form.find if (paths := match_inside(found.root, pattern))), [])
         place = matched[0].parent if matched else found.root
         place = place.parent if place.name.lower() in SPLITS and place != found.root else place
+        place = found.root if read_card(found.root, SourceOptions()) else place
     if found.tables and settings.columns:
         raise UserError(f"--column: --preset {settings.preset} states its columns; leave it out")
     if settings.pictures is not None and layout != "table" and layout != "folder":

@@ -253,6 +253,36 @@ def hugging_face_imagefolder(root: Path) -> None:
             jpegs(root / split / label, "0001.png", "0002.jpg")
 
 
+CARD = """---
+license: cc-by-4.0
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path:
+    - rows/a.csv
+    - rows/b-*.csv
+  - split: validation
+    path: "held_out/**/*.csv"
+  - split: hard
+    path: missing/*.csv
+---
+# A set
+
+Its card states which table is which split.
+"""
+
+
+def hugging_face_card(root: Path) -> None:
+    """Splits in the YAML of the card, the "manual configuration" of the Hub; names of files do not state them."""
+    names = {"rows/a": (0,), "rows/b-1": (1, 2), "rows/b-2": (3,), "held_out/x/c": (4,), "rows/unused": (5,)}
+    for name, numbers in names.items():
+        folder = root / name.rpartition("/")[0]
+        jpegs(folder, *(f"{i}.jpg" for i in numbers))
+        table(root / f"{name}.csv", ["file_name", "text"], *([f"{i}.jpg", f"caption {i}"] for i in numbers))
+    (root / "README.md").write_text(CARD)
+
+
 def hugging_face_metadata(root: Path) -> None:
     """Captions in a `metadata.jsonl` of each split; `evaluation` is one of the names of test."""
     for split in ("train", "evaluation"):

@@ -41,6 +41,7 @@ from shards.sources.columns import (
     write_caption_notes,
 )
 from shards.sources.csv_cells import CsvCells, write_cell_notes
+from shards.sources.dataset_card import read_card
 from shards.sources.described import read_described
 from shards.sources.files import SPLITS, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
@@ -78,12 +79,11 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     if options.tables:
         yield from _described(options.tables, source, options)
         return
-    tables = _locate(source)
     if options.table is not None:
-        described = [FoundTable(path, options.table) for path, _ in tables]
+        described = [FoundTable(path, options.table) for path, _ in _locate(source)]
         yield from _described(described, source, options)
         return
-    splits = _splits_of_names(source, [name for _, name in tables])
+    tables, splits = _find_tables(source, options)
     for (path, name), split in zip(tables, splits):
         if is_local(path) and not options.allow_outside:
             options.findings.roots.add(str(_pictures(path, options)))
@@ -110,6 +110,17 @@ def _pictures(table: Place, options: SourceOptions) -> Place:
 def _reader(path: Place) -> Any:
     extension = path.suffix.lower()
     return _csv if extension in CSV else _json_lines if extension in JSON_LINES else _columnar
+
+
+def _find_tables(source: str, options: SourceOptions) -> tuple[list[tuple[Place, str]], list[str | None]]:
+    """The tables of a source with their names, and their splits: those of the card of a repository, or else those of
+    their names."""
+    is_path = source not in SHIPPED and match_pattern(source, "SOURCE") is None
+    folder = parse_place(source, "SOURCE")
+    if is_path and folder.is_dir() and (stated := read_card(folder, options)):
+        return [(path, name_below(path, source)) for path, _ in stated], [split for _, split in stated]
+    tables = _locate(source)
+    return tables, _splits_of_names(source, [name for _, name in tables])
 
 
 def _locate(source: str) -> list[tuple[Place, str]]:
