@@ -24,9 +24,14 @@ BASE = [
     "tqdm>=4.66",  # progress bars
     "universal_pathlib>=0.2.6",  # pathlib's words for what fsspec reaches
 ]
+# Tested with 2.11 (on a GPU), 2.14 and 2.15. The loader uses a private name, hence the upper bound.
+TORCH = "torch>=2.11,<2.16"
+WEBDATASET = (
+    "webdataset>=1.0"  # its rules group the members of tars into samples; 1.0 is the series that was tested
+)
+STREAM = [TORCH, WEBDATASET]  # samples of any tars for any training loop, without models and DeepSpeed
 MODELS = [
-    # Tested with 2.11 (on a GPU), 2.14 and 2.15. The loader uses a private name, hence the upper bound.
-    "torch>=2.11,<2.16",
+    TORCH,
     "torchvision>=0.26",  # the release that goes with torch 2.11; JPEG decoding and antialiased resizing
     "timm>=1.0.20",  # transformer blocks, and the layout of released encoders
     "scipy>=1.11",  # L-BFGS of the linear probe
@@ -38,7 +43,7 @@ TRAIN = [
     "deepspeed>=0.19,<0.20",  # ZeRO; checkpoints read its partitions, whose layout is that of this series
     "open_clip_torch>=3.0",  # the teacher; local-dir: models came with 3.0
     "tensorboard>=2.16",  # scalars and pictures of a run
-    "webdataset>=1.0",  # the tar format's reference reader
+    WEBDATASET,
 ]
 CLUSTER = [
     "submitit>=1.5.2,<1.6"
@@ -109,6 +114,7 @@ setup(
     },
     install_requires=BASE,
     extras_require={
+        "stream": STREAM,
         "models": MODELS,
         "train": TRAIN,
         "cluster": CLUSTER,

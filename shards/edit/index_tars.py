@@ -102,25 +102,33 @@ def find_tars(folder: Path) -> list[Path]:
     Raises:
         UserError: if there are none, one is compressed, or one has a name that a manifest cannot hold.
     """
-    files = [path for path in sorted(folder.iterdir()) if not path.is_dir()] if folder.is_dir() else []
-    for path in files:
-        if path.name.lower().endswith(TARS) and not path.name.endswith(".tar"):
+    names = sorted(path.name for path in folder.iterdir() if not path.is_dir()) if folder.is_dir() else []
+    problem = "has no .tar files" if folder.is_dir() else describe_missing_folder(folder)
+    return [folder / name for name in choose_tars(names, f"DIR={folder}", problem)]
+
+
+def choose_tars(names: list[str], source: str, problem: str) -> list[str]:
+    """Those of a folder's names that are tars. `source` is the argument with its value in error lines, `problem` the
+    reason why there may be none.
+
+    Raises:
+        UserError: as `find_tars`.
+    """
+    for name in names:
+        if name.lower().endswith(TARS) and not name.endswith(".tar"):
             fix = (
-                "rename it to .tar" if path.suffix.lower() == ".tar" else "decompress it to a .tar beside it"
+                "rename it to .tar" if name.lower().endswith(".tar") else "decompress it to a .tar beside it"
             )
             raise UserError(
-                f"DIR={folder}: {_show(path)}: only files called .tar can be indexed; {fix}, or pack it with "
+                f"{source}: {_show(name)}: only files called .tar can be indexed; {fix}, or pack it with "
                 "`uniemox shards pack --layout wds`"
             )
-    tars = [path for path in files if path.name.endswith(".tar")]
+    tars = [name for name in names if name.endswith(".tar")]
     if not tars:
-        problem = "has no .tar files" if folder.is_dir() else describe_missing_folder(folder)
-        raise UserError(f"DIR={folder}: {problem}; give a folder with .tar files")
+        raise UserError(f"{source}: {problem}; give a folder with .tar files")
     for tar in tars:
-        if not tar.name.isprintable():  # for example bytes that are not UTF-8, which a manifest cannot hold
-            raise UserError(
-                f"DIR={folder}: the file name {tar.name!a} cannot be written into a manifest; rename it"
-            )
+        if not tar.isprintable():  # for example bytes that are not UTF-8, which a manifest cannot hold
+            raise UserError(f"{source}: the file name {tar!a} cannot be written into a manifest; rename it")
     return tars
 
 
@@ -129,8 +137,8 @@ def find_folders_below(folder: Path) -> list[str]:
     return sorted({tar.parent.name for tar in folder.glob("*/*.tar") if tar.parent.name != "quarantine"})
 
 
-def _show(path: Path) -> str:
-    return path.name if path.name.isprintable() else ascii(path.name)
+def _show(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shards.format.entries import ShardEntry, ShardTable, TableBuilder, find_wrong_field, is_entry
-from shards.format.sample import FORMAT_NAME, FORMAT_VERSION
+from shards.format.sample import FORMAT_NAME, FORMAT_VERSION, MEMBERS_NAME, MEMBERS_VERSION
 from shards.storage import Place, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import (
@@ -25,7 +26,21 @@ from uniemox_dist.core.files import (
 from uniemox_dist.core.formatting import cut
 
 MANIFEST, SIZES = "manifest.json", "sizes.json"
+MEMBERS = "members"
+"""Default folder of an index of members, beside the tars."""
 _HASHED_AT_ONCE = 1000
+_VERSIONS = {FORMAT_NAME: FORMAT_VERSION, MEMBERS_NAME: MEMBERS_VERSION}
+_BUILD = {
+    FORMAT_NAME: "build it with `uniemox shards pack`",
+    MEMBERS_NAME: "write it with `uniemox shards index DIR --members`",
+}
+_OTHER = {
+    FORMAT_NAME: "is an index of members, not a data set of pictures; name a folder that `uniemox shards pack` or "
+    "`uniemox shards index` made",
+    MEMBERS_NAME: "is a data set of pictures, not an index of members; write one with `uniemox shards index DIR "
+    "--members`",
+}
+"""The errors of a manifest of the other format."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Manifest:
     provenance: dict[str, Any]
     format_version: int = FORMAT_VERSION
     """The newest form of the samples in its tars. FORMAT.md states the differences."""
+    format: str = FORMAT_NAME
+    """`uniemox-shards` for pictures, `uniemox-members` for an index of any members."""
 
     @property
     def counts(self) -> Sequence[int]:
@@ -79,9 +96,10 @@ class Manifest:
         return {shard.name: shard.samples for shard in self.shards}
 
     def write(self, folder: Path) -> None:
-        """Writes manifest.json, and sizes.json for open_clip's reader: both, or neither if the disk is full."""
+        """Writes manifest.json and, for a data set of pictures, sizes.json for open_clip's reader: both, or neither if
+        the disk is full."""
         record = {
-            "format": FORMAT_NAME,
+            "format": self.format,
             "format_version": self.format_version,
             "identity": self.identity,
             "samples": self.samples,
@@ -89,13 +107,14 @@ class Manifest:
             "shards": [asdict(shard) for shard in self.shards],
             "provenance": self.provenance,
         }
-        with atomic_path(folder / MANIFEST) as manifest, atomic_path(folder / SIZES) as sizes:
-            write_json(manifest, record)
-            write_json(sizes, self.sizes)
+        with ExitStack() as files:
+            write_json(files.enter_context(atomic_path(folder / MANIFEST)), record)
+            if self.format == FORMAT_NAME:
+                write_json(files.enter_context(atomic_path(folder / SIZES)), self.sizes)
 
 
-def find_manifest(folder: str | Place, field: str = "path") -> Place:
-    """Returns the path of a data set's manifest; `field` is the name of the folder in error lines.
+def find_manifest(folder: str | Place, field: str = "path", *, format: str = FORMAT_NAME) -> Place:
+    """Returns the path of the manifest in a folder; `field` is the name of the folder in error lines.
 
     Raises:
         UserError: if the folder or its manifest is missing.
@@ -104,27 +123,24 @@ def find_manifest(folder: str | Place, field: str = "path") -> Place:
     path = folder / MANIFEST
     if is_local(folder) and not folder.is_dir():  # object stores have no folders
         problem = describe_missing_folder(folder)
-        raise UserError(f"{field}={folder}: {problem}; build it with `uniemox shards pack`")
+        raise UserError(f"{field}={folder}: {problem}; {_BUILD[format]}")
     if not path.is_file():
         splits = [path.name for path in find_manifest_folders(folder)]
-        fix = (
-            f"name one of its splits: {', '.join(splits)}"
-            if splits
-            else "build it with `uniemox shards pack`"
-        )
+        fix = f"name one of its splits: {', '.join(splits)}" if splits else _BUILD[format]
         raise UserError(f"{field}={folder}: has no {MANIFEST}; {fix}")
     return path
 
 
-def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
-    """Reads and checks a manifest; `field` is the name of the folder in error lines.
+def read_manifest(folder: str | Place, field: str = "path", *, format: str = FORMAT_NAME) -> Manifest:
+    """Reads and checks a manifest of a format; `field` is the name of the folder in error lines.
 
     Raises:
-        UserError: if the folder, its manifest or its samples are missing, or the format is newer than this version.
+        UserError: if the folder, its manifest or its samples are missing, the manifest has the other format, or the
+            format is newer than this version.
     """
-    path = find_manifest(folder, field)
+    path = find_manifest(folder, field, format=format)
     try:
-        manifest, stated = _parse(path.read_text(encoding="utf-8"), path)
+        manifest, stated = _parse(path.read_text(encoding="utf-8"), path, format)
     except UserError:
         raise
     except UnicodeDecodeError as error:
@@ -149,7 +165,7 @@ def read_manifest(folder: str | Place, field: str = "path") -> Manifest:
     return manifest
 
 
-def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
+def _parse(text: str, path: Place, format: str) -> tuple[Manifest, tuple[Any, ...]]:
     """A manifest, and the totals that its text states."""
     builder = TableBuilder()
 
@@ -175,10 +191,13 @@ def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
     version = record.get("format_version")
     if type(version) is not int:
         raise ValueError(f"format_version={_show(version)} is not a whole number")
-    if record.get("format") != FORMAT_NAME or not 1 <= version <= FORMAT_VERSION:
+    stated = record.get("format")
+    if stated != format and stated in (FORMAT_NAME, MEMBERS_NAME):
+        raise UserError(f"{path}: {_OTHER[format]}")
+    if stated != format or not 1 <= version <= _VERSIONS[format]:
         raise UserError(
-            f"{path}: format {_show(record.get('format'))} {_show(version)} is not readable by this version "
-            f"(it reads {FORMAT_NAME} up to {FORMAT_VERSION}); update uniemox-dist"
+            f"{path}: format {_show(stated)} {_show(version)} is not readable by this version "
+            f"(it reads {format} up to {_VERSIONS[format]}); update uniemox-dist"
         )
     if lacking := [field for field in _RECORD if field not in record]:
         raise ValueError(f"it lacks {lacking[0]}")
@@ -191,7 +210,7 @@ def _parse(text: str, path: Place) -> tuple[Manifest, tuple[Any, ...]]:
     if listed != list(range(len(builder))):
         raise ValueError("it has shards outside of the list shards, such as in provenance")
     table = builder.build()
-    manifest = Manifest(table, record["provenance"], version)
+    manifest = Manifest(table, record["provenance"], version, format)
     if not isinstance(manifest.provenance, dict):
         raise ValueError(f"provenance={_show(manifest.provenance)} is not an object")
     if len(set(table.names())) != len(table):
@@ -241,11 +260,24 @@ def _finite(text: str) -> float:
 
 def find_manifest_folders(folder: Place) -> list[Place]:
     """The folder itself if it has a manifest, otherwise its subfolders (splits) that have one. Hidden ones belong to
-    packs that are not complete."""
+    packs that are not complete, and `members` may be an index of the folder's own tars."""
     if (folder / MANIFEST).is_file():
         return [folder]
     found = (path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    return sorted((path for path in found if not path.name.startswith(".")), key=str)
+    splits = (path for path in found if not path.name.startswith("."))
+    return sorted((path for path in splits if path.name != MEMBERS or not is_members(path)), key=str)
+
+
+def is_members(folder: Place) -> bool:
+    """Whether the manifest of a folder begins as that of an index of members."""
+    with (folder / MANIFEST).open("rb") as file:
+        return f'"format": "{MEMBERS_NAME}"'.encode() in file.read(200)
+
+
+def is_indexed(provenance: dict[str, Any]) -> bool:
+    """Whether a data set has tars that `shards index` indexed, so that their samples may have members that the index
+    does not list."""
+    return any("indexed" in stated for stated in _stated_parts(provenance))
 
 
 def combined_identity(identities: Sequence[str]) -> str:
@@ -258,15 +290,19 @@ def combined_identity(identities: Sequence[str]) -> str:
 def stated_ranges(provenance: dict[str, Any], dimension: str) -> list[tuple[float, float]]:
     """The different ranges (lowest and highest value) that a data set and the parts in it state for a dimension."""
     found: dict[tuple[float, float], None] = {}
-    parts = [
-        part.get("provenance", part)
-        for name in ("merged", "appended")
-        for part in provenance.get(name) or ()
-        if isinstance(part, dict)
-    ]
-    for stated in (provenance, *parts):
+    for stated in _stated_parts(provenance):
         ranges = stated.get("dimension_ranges")
         if isinstance(ranges, dict) and dimension in ranges:
             low, high = ranges[dimension]
             found[float(low), float(high)] = None
     return list(found)
+
+
+def _stated_parts(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """The provenance of a data set, and that of the parts in it, which may be merged themselves."""
+    found = [provenance]
+    for name in ("merged", "appended"):
+        for part in provenance.get(name) or ():
+            if isinstance(part, dict):
+                found += _stated_parts(part.get("provenance", part))
+    return found

@@ -10,6 +10,8 @@ from uniemox_dist.core.files import sha256_bytes
 
 FORMAT_NAME = "uniemox-shards"
 FORMAT_VERSION = 2
+MEMBERS_NAME = "uniemox-members"
+MEMBERS_VERSION = 1
 
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False)
 DIMENSIONS = ("valence", "arousal", "dominance")

@@ -107,7 +107,7 @@ def read_groups(path: Place, field_name: str = "SOURCE") -> Iterator[Group]:
     """
     try:
         with open_seekable(path) as raw:
-            _refuse_compressed(raw, path, field_name)
+            refuse_compressed(raw, path, field_name)
             members = _Members(read_entries(raw))
     except (BadTar, EOFError) as error:
         raise UserError(
@@ -231,7 +231,12 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
     return (name, b"") if dot < 0 else (name[:dot], name[dot + 1 :])
 
 
-def _refuse_compressed(raw: BinaryIO, path: Place, field_name: str) -> None:
+def refuse_compressed(raw: BinaryIO, path: Place, field_name: str) -> None:
+    """Leaves a file at its start if it is not compressed.
+
+    Raises:
+        UserError: if it is.
+    """
     start = raw.read(6)
     raw.seek(0)
     for magic, tool in _COMPRESSED.items():

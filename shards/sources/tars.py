@@ -11,7 +11,6 @@ import gzip
 import json
 import lzma
 import os
-import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from shards.format.entries import ShardEntry
 from shards.format.index import check_tar, read_shard_rows
 from shards.format.manifest import MANIFEST, read_manifest
 from shards.format.sample import FORMAT_NAME
+from shards.format.tar_names import expand_braces
 from shards.format.tars import PICTURES
 from shards.pictures.formats import identify_format
 from shards.sources import Record
@@ -53,9 +53,6 @@ _OWN_FOLDERS = ("index", "cache", "quarantine")
 """Folders inside a data set of ours that hold none of its tars."""
 _UNFINISHED = ".partial"
 """A folder of an append that is not complete; tars that the manifest does not list may belong to it."""
-_MOST_NAMES = 1_000_000
-_BRACES = re.compile(r"\{([^{}]*?(?:,|\.\.)[^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -128,37 +125,8 @@ def _expand(source: str) -> list[str]:
             raise UserError(f"SOURCE={source}: pipe: runs a shell command; give the path or URL of the tar")
         if not part:
             raise UserError(f"SOURCE={source}: has an empty name beside ::; give tars joined by ::")
-        found += _expand_braces(part, source)
+        found += expand_braces(part, f"SOURCE={source}")
     return found
-
-
-def _expand_braces(text: str, source: str) -> list[str]:
-    """The texts that braces stand for, as in a shell: `{00..12}`, `{00..12..3}` and `{a,b}`."""
-    done, pending = [], [text]
-    while pending:
-        first = pending.pop()
-        if (braces := _BRACES.search(first)) is None:
-            done.append(first)
-            continue
-        values = _values(braces[1])
-        if len(values) + len(pending) + len(done) > _MOST_NAMES:
-            raise UserError(
-                f"SOURCE={source}: stands for more than {_MOST_NAMES:,} names; give a pattern with *"
-            )
-        pending += [first[: braces.start()] + value + first[braces.end() :] for value in reversed(values)]
-    return done
-
-
-def _values(text: str) -> list[str]:
-    if (limits := _RANGE.fullmatch(text)) is None:
-        return text.split(",")
-    low, high, step = int(limits[1]), int(limits[2]), int(limits[3] or 1) or 1
-    if abs(high - low) // step > _MOST_NAMES:
-        return [""] * (_MOST_NAMES + 1)
-    is_padded = any(text.startswith("0") and len(text) > 1 for text in (limits[1], limits[2]))
-    width = max(len(limits[1]), len(limits[2])) if is_padded else 0
-    numbers = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)
-    return [f"{number:0{width}d}" for number in numbers]
 
 
 def _name_below_common(tars: list[SourceTar], source: str) -> list[SourceTar]:

@@ -134,6 +134,19 @@ class LocalFolder(_Named):
         return Path(require_local(text, field))
 
 
+class Tars(_Named):
+    """A folder of tars, a URL of one or a pattern of tars, as a text; the command checks it itself."""
+
+    name = "place"
+
+    def __init__(self) -> None:
+        super().__init__("give a folder")
+
+    def check(self, text: str, field: str, *, seen: bool) -> str:
+        """As `_Named.check`."""
+        return text
+
+
 class Release(_Named):
     """A folder that `uniemox release` wrote.
 

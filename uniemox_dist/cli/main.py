@@ -59,7 +59,7 @@ EXTRAS = {
     "deepspeed": "train",
     "open_clip": "train",
     "tensorboard": "train",
-    "webdataset": "train",
+    "webdataset": "stream",
     "onnxruntime": "persons",
 }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from uniemox_dist.cli.inputs import Checked, InputFile, LocalFolder, OutputFile, OutputPlace
+from uniemox_dist.cli.inputs import Checked, InputFile, OutputFile, OutputPlace, Tars
 from uniemox_dist.cli.overlap import overlap_command
 from uniemox_dist.cli.pack import (
     CHECK,
@@ -39,7 +39,6 @@ LINK = click.option(
 )
 COPY = click.option("--copy", is_flag=True, help="Write new tars (the default).")
 JSON = click.option("--json", "json_file", type=OutputFile(), help="Also write the results to this file.")
-FOLDER = click.argument("folder", type=LocalFolder(), metavar="DIR")
 REMOTE_FOLDER = click.argument("folder", type=FolderType(), metavar="DIR")
 
 
@@ -56,9 +55,22 @@ def _check_data_sets(context: click.Context) -> None:
 
 
 def _check_tars(context: click.Context) -> None:
+    from shards.edit.index_members import find_members
     from shards.edit.index_tars import find_tars
+    from uniemox_dist.core.errors import UserError
+    from uniemox_dist.core.files import require_local
 
-    find_tars(context.params["folder"])
+    given = context.params
+    if given["members"]:
+        if context.get_parameter_source("check") is click.core.ParameterSource.COMMANDLINE:
+            raise UserError(
+                "--check: is for pictures, and --members reads no pictures; leave one of them out"
+            )
+        find_members(given["folder"], given["index"])
+    elif given["index"] is not None:
+        raise UserError("--index: needs --members; an index of pictures is always beside the tars")
+    else:
+        find_tars(Path(require_local(given["folder"], "DIR")))
 
 
 def _check_parts(context: click.Context) -> None:
@@ -77,28 +89,78 @@ shards.add_command(overlap_command)
 
 
 @shards.command("index", cls=Checked, check=_check_tars)
-@FOLDER
+@click.argument("folder", type=Tars(), metavar="DIR")
 @WORKERS
 @CHECK
 @LICENCE
-def index_command(folder: Path, workers: int, check: str, licence: str | None) -> None:
+@click.option(
+    "--members",
+    is_flag=True,
+    help="Index all members (audio, .cls, .npy, several pictures), grouped as webdataset does. DIR may be a URL or a "
+    "pattern such as 'DIR/{000..012}.tar'.",
+)
+@click.option(
+    "--index",
+    type=OutputPlace(),
+    metavar="FOLDER",
+    help="With --members: folder of the index, also on a store  [default: DIR/members]",
+)
+@click.pass_context
+def index_command(
+    context: click.Context,
+    folder: str,
+    workers: int,
+    check: str,
+    licence: str | None,
+    members: bool,
+    index: Path | None,
+) -> None:
     """Make the tars in DIR readable for training without changing them: write an index for each, and a manifest.
 
     For tars of other tools, such as img2dataset. DIR/rejected.parquet lists what cannot be used.
     """
     from shards.edit.index_tars import find_folders_below, index_folder
+    from uniemox_dist.core.files import require_local
 
+    _check_tars(context)
+    if members:
+        _index_members(folder, index, workers, licence)
+        return
+    where = Path(require_local(folder, "DIR"))
     with _bar("indexing", "tars") as bar:
-        manifest, rejected = index_folder(folder, workers=workers, check=check, licence=licence, progress=bar)
+        manifest, rejected = index_folder(where, workers=workers, check=check, licence=licence, progress=bar)
     records = manifest.samples + len(rejected)
     click.echo(f"{folder}: {len(manifest.shards)} shards, identity {manifest.identity[:12]}")
     click.echo(f"{records} records = {manifest.samples} indexed + {len(rejected)} refused")
     for refused in rejected[:5]:
         click.echo(f"  refused {refused.source}: {refused.reason}: {refused.detail}")
-    if below := find_folders_below(folder):
+    if below := find_folders_below(where):
         click.echo(
             f"tars in folders of {folder} are not indexed; index them one by one: {', '.join(below[:5])}"
         )
+
+
+def _index_members(text: str, index: Path | None, workers: int, licence: str | None) -> None:
+    from shards.edit.index_members import index_members
+    from shards.format.manifest import MEMBERS
+    from shards.format.rejected import REJECTED
+    from shards.format.tar_names import split_tars
+    from shards.storage import parse_place
+    from uniemox_dist.core.files import hide_secrets
+
+    out = index or parse_place(split_tars(text, "DIR")[0], "DIR") / MEMBERS
+    with _bar("indexing", "tars") as bar:
+        manifest, rejected = index_members(text, index=index, workers=workers, licence=licence, progress=bar)
+    click.echo(
+        f"{hide_secrets(text)}: {len(manifest.shards)} shards, {manifest.samples} samples, identity "
+        f"{manifest.identity[:12]}"
+    )
+    click.echo(f"wrote the index to {hide_secrets(out)}")
+    if rejected:
+        counted = ", ".join(f"{reason} {n}" for reason, n in manifest.provenance["left_out"].items())
+        click.echo(f"left out {len(rejected)} members: {counted}; {hide_secrets(out / REJECTED)} lists them")
+    for refused in rejected[:5]:
+        click.echo(f"  left out {refused.source}: {refused.reason}: {refused.detail}")
 
 
 @shards.command("verify", cls=Checked, check=_check_data_sets)
