@@ -9,15 +9,11 @@ from shards.format.index import index_path, read_index
 from shards.format.manifest import Manifest, read_manifest
 from shards.format.sample import parse_record
 from shards.format.tars import read_json_member
-from shards.storage import Place, file_sizes, is_local, parse_place
-from uniemox_dist.core.errors import UserError
+from shards.storage import Place
 from uniemox_dist.core.files import sha256_bytes
-from uniemox_dist.data.index_rows import Row, RowCache
-from uniemox_dist.data.origin import ShardOrigin
-
-
-class DamagedSample(ValueError):
-    """A sample whose bytes do not match the hash in the index, or cannot be decoded."""
+from uniemox_dist.data.index_rows import PICTURES, Row
+from uniemox_dist.data.indexed_reader import DamagedSample as DamagedSample
+from uniemox_dist.data.indexed_reader import IndexedReader
 
 
 @dataclass(frozen=True)
@@ -35,21 +31,10 @@ class RawSample:
     image_sha256: str
 
 
-class ShardReader:
-    """Random access to one data set, local or remote. Cheap to pickle: each process opens files on first use."""
+class ShardReader(IndexedReader[Row]):
+    """Random access to the pictures of one data set, local or remote."""
 
-    KEEP_ROWS = 1 << 16
-    """Index rows kept in memory, about 300 bytes each. A process that reads many streams sets more."""
-
-    def __init__(
-        self, folder: str | Place, manifest: Manifest, *, field: str = "path", verify_hash: bool = True
-    ) -> None:
-        self.url = str(folder)
-        self.manifest = manifest
-        self.verify_hash = verify_hash
-        self.origin = ShardOrigin(self.url, field)
-        self.keep_rows = self.KEEP_ROWS
-        self._rows: RowCache | None = None
+    rows = PICTURES
 
     @classmethod
     def from_folder(
@@ -69,42 +54,9 @@ class ShardReader:
         Raises:
             UserError: naming the folder, or the first shard that is missing or truncated.
         """
-        manifest = manifest or read_manifest(folder, field)
-        shards = manifest.shards[share[0] :: share[1]]
-        for shard, size in zip(
-            shards, file_sizes(parse_place(folder, field), [shard.name for shard in shards])
-        ):
-            if size != shard.bytes:
-                state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
-                raise UserError(f"{field}={folder}: shard {shard.name} {state}; copy it again or pack again")
-        return cls(folder, manifest, field=field, verify_hash=verify_hash)
-
-    @property
-    def folder(self) -> Place:
-        """Folder of the data set."""
-        return self.origin.folder
-
-    @property
-    def counts(self) -> Sequence[int]:
-        """Number of samples of each shard."""
-        return self.manifest.counts
-
-    @property
-    def samples(self) -> int:
-        """Number of samples."""
-        return sum(self.counts)
-
-    @property
-    def is_local(self) -> bool:
-        """True if the data set is in the local file system."""
-        return is_local(self.folder)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": None}
-
-    def close(self) -> None:
-        """Closes open files; the next read opens them again."""
-        self.origin.close()
+        reader = cls(folder, manifest or read_manifest(folder, field), field=field, verify_hash=verify_hash)
+        reader.check_sizes(share, "copy it again or pack again")
+        return reader
 
     def read(self, shard: int, row: int) -> RawSample:
         """Reads the sample in a row of a shard.
@@ -113,23 +65,13 @@ class ShardReader:
             DamagedSample: if its bytes differ from those that were packed.
             Fault: if they cannot be read.
         """
-        if self._rows is None:
-            self._rows = RowCache(self.keep_rows)
-        entry = self.manifest.shards[shard]
-        rows = self._rows
-        index = self.origin.retry(
-            f"the index of {entry.name}", lambda: rows.row(self.folder, shard, entry, row)
+        entry, index = self.find(shard, row)
+        image = self.read_intact(
+            entry,
+            index.key,
+            lambda cached: self.origin.read(entry, index.offset, index.length, cached=cached),
+            lambda image: self._is_intact(image, index),
         )
-        image = self.origin.read(entry, index.offset, index.length)
-        intact = self._is_intact(image, index)
-        if not intact:
-            # The cached copy or the transfer may be damaged; the bytes at the origin decide.
-            if self.origin.cache is not None:
-                self.origin.cache.discard(entry)
-            image = self.origin.read(entry, index.offset, index.length, cached=False)
-            intact = self._is_intact(image, index)
-        if not intact:
-            raise DamagedSample(f"{entry.name}: {index.key}: bytes differ from the index")
         return RawSample(
             index.key,
             image,
