@@ -81,7 +81,7 @@ class TarPass:
         except UserError:
             raise
         except _BAD as error:
-            raise BadTar(str(error) or type(error).__name__) from None
+            raise _as_bad(error) from None
         while self.read(1 << 20):
             pass
         # tarfile also stops, without an error, at a damaged header and at the end of a truncated file.
@@ -132,7 +132,7 @@ def read_piece(data: bytes) -> list[Grouped]:
             found = list(list_members(tar, _ignore))
             end: int = tar.offset  # type: ignore[attr-defined]
     except _BAD as error:
-        raise BadTar(str(error) or type(error).__name__) from None
+        raise _as_bad(error) from None
     if end != len(data):
         raise BadTar(f"no valid header at byte {end}")
     contents = (
@@ -152,6 +152,8 @@ def list_members(tar: tarfile.TarFile, refuse: Refuse) -> Iterator[tuple[str, ta
             continue
         if _META.match(name):
             continue
+        if info.size < 0:
+            raise BadTar(f"{name} has a size that is negative")
         if info.issparse():
             refuse(
                 name,
@@ -183,6 +185,12 @@ def group(members: Iterable[tuple[str, Content]], refuse: Refuse) -> Iterator[Gr
         found = {name: content for name, content in sample.items() if name not in ("__key__", "__url__")}
         if found:
             yield Grouped(sample["__key__"], found)
+
+
+def _as_bad(error: Exception) -> BadTar:
+    if isinstance(error, RecursionError):
+        return BadTar("too many extended headers in a row")
+    return BadTar(str(error) or type(error).__name__)
 
 
 def _is_text(name: str) -> bool:

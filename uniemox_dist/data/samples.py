@@ -49,7 +49,9 @@ class SampleReader(IndexedReader[R]):
 
     def tar_url(self, shard: int) -> str:
         """Path or URL of a shard's tar: `__url__` of its samples."""
-        name = self.manifest.shards[shard].name
+        return self._join(self.manifest.shards[shard].name)
+
+    def _join(self, name: str) -> str:
         return name if self.url == "." else f"{self.url.rstrip('/')}/{name}"
 
 
@@ -80,7 +82,7 @@ class MemberReader(SampleReader[MemberRow]):
             return sample_sha256(zip(index.names, contents)) == index.sha256
 
         contents = self.read_intact(entry, index.key, read, is_intact)
-        return {"__key__": index.key, "__url__": self.tar_url(shard), **dict(zip(index.names, contents))}
+        return {"__key__": index.key, "__url__": self._join(entry.name), **dict(zip(index.names, contents))}
 
 
 class PackedReader(SampleReader[PackedRow]):
@@ -117,7 +119,7 @@ class PackedReader(SampleReader[PackedRow]):
                 f"members of this sample; {describe_command(self.url, self.is_local)}"
             )
         members = {name: content.data for name, content in found[0].members.items()}
-        return {"__key__": found[0].key, "__url__": self.tar_url(shard), **members}
+        return {"__key__": found[0].key, "__url__": self._join(entry.name), **members}
 
     def _is_whole(self, sample: Grouped, index: PackedRow) -> bool:
         """Whether a range holds all members of its sample. If those of others lie between, `shards index` states the

@@ -161,6 +161,14 @@ def test_a_tar_without_samples_is_listed_with_none(tmp_path: Path) -> None:
 # ---- bad tars
 
 
+def header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    """A header of a tar, with a block of content if it is an extended one."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    content = b"11 path=aa\n".ljust(512, b"\0") if kind == b"x" else b""
+    return info.tobuf(tarfile.GNU_FORMAT) + content
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -168,6 +176,8 @@ def test_a_tar_without_samples_is_listed_with_none(tmp_path: Path) -> None:
         (lambda data: data[: 3 * 1024], "a.tar: not a complete tar (has no end mark); copy it again"),
         (lambda data: data[:1024] + b"x" * 512 + data[1536:], "(no valid header at byte 1024); copy it again"),
         (lambda data: b"", "a.tar: not a complete tar (empty file); copy it again"),
+        (lambda data: header("a.txt", -1) + bytes(1024), "(a.txt has a size that is negative); copy it again"),
+        (lambda data: header("x", 512, b"x") * 2000 + data, "(too many extended headers in a row); copy it again"),
         (lambda data: b"\x1f\x8b" + data, "a compressed tar cannot be read by position; decompress it first (gunzip)"),
     ],
 )  # fmt: skip
