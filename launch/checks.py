@@ -136,7 +136,7 @@ def _check_inputs(config: Config) -> list[str]:
             sources = make_train_sources(config, open_splits(config))
         else:
             sources = Sources(config)
-        sources.plan(config)
+        _ = sources.plan  # checks that every source gets a stream
     except UserError as error:
         mistakes += [f"{line}{ELSEWHERE}" for line in str(error).splitlines()]
     for check in (check_eval_path, check_teacher):

@@ -220,9 +220,7 @@ def measure(options: argparse.Namespace, shards: Path) -> dict[str, float]:
     batch = config.batch.model_copy(update={"global_batch": B, "micro_batch": B})
     config = config.model_copy(update={"data": data, "batch": batch})
     dataset, renderer = make_dataset(config), TorchvisionRenderer(there)
-    on_gpu = PlannedDataset(
-        dataset.plan, dataset.readers, None, dataset.settings, config.run.seed, renderer=renderer
-    )
+    on_gpu = PlannedDataset(dataset.stream, None, dataset.settings, renderer=renderer)
     return {
         "a": rate(lambda step: dataset[slots(step, B)], B, options.seconds, there),
         "b": loader_rate(config, options, there),
@@ -274,9 +272,7 @@ def rate(load: Callable[[int], Any], B: int, seconds: float, there: torch.device
 
 def loader_rate(config: Config, options: argparse.Namespace, there: torch.device) -> float:
     """Measures samples per second of the loader's processes, with the copy to the device."""
-    with StepBatches(
-        make_dataset(config), config, first_step=0, rank=0, world_size=1, pin=there.type == "cuda"
-    ) as batches:
+    with StepBatches(make_dataset(config), config, first_step=0, pin=there.type == "cuda") as batches:
 
         def load(step: int) -> None:
             for batch in batches.next_step():

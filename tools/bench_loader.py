@@ -107,12 +107,12 @@ def make_config(shards: Path, resize: str = "bicubic") -> Config:
 
 def make_dataset(config: Config) -> PlannedDataset:
     sources = Sources(config)
-    return PlannedDataset(sources.plan(config), sources.readers, None, view_settings(config), config.run.seed)
+    return PlannedDataset(sources, None, view_settings(config))
 
 
 def ours(resize: str, shards: Path) -> Iterator[int]:
     config = make_config(shards, resize)
-    with StepBatches(make_dataset(config), config, first_step=0, rank=0, world_size=1, pin=False) as batches:
+    with StepBatches(make_dataset(config), config, first_step=0, pin=False) as batches:
         while True:
             yield sum(len(batch.scene_B3HW) for batch in batches.next_step())
 

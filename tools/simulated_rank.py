@@ -183,7 +183,7 @@ def open_data(folder: str, rank: int, ranks: int, overrides: list[str]) -> dict[
         [manifest] = read_shared_manifests(list_places(config), one.world, CPU)
     counts.read_bytes -= one.replayed
     sources = Sources(config, rank=rank, world_size=ranks, manifests=[manifest])
-    sources.plan(config).locate(0)
+    sources.plan.locate(0)
     return {
         "rank": rank,
         "manifests": counts.opened["manifest.json"],
@@ -212,7 +212,7 @@ def open_as_rank(folder: str) -> dict[str, Any]:
         assert shard.samples >= 0
     collectives.barrier()
     measured.append(measure_memory())
-    plan = sources.plan(config)
+    plan = sources.plan
     plan.locate(0)
     measured.append(measure_memory())
     objects = tuple(manifests[0].shards)  # as each rank kept them before

@@ -35,7 +35,7 @@ facts = {}
 try:
     manifests = read_shared_manifests(list_places(config), world, device)
     sources = Sources(config, rank=world.rank, world_size=world.size, manifests=manifests)
-    plan = sources.plan(config)
+    plan = sources.plan
     facts = {
         "identity": sources.identity,
         "samples": sources.samples,

@@ -34,11 +34,13 @@ class PlaceVectors:
         return torch.tensor([shard, row, caption], dtype=torch.float16)
 
 
-def dataset(of: Config, vectors: bool = True, with_person: bool = True) -> PlannedDataset:
-    sources = Sources(of)
+def dataset(
+    of: Config, vectors: bool = True, with_person: bool = True, ranks: tuple[int, int] = (0, 1)
+) -> PlannedDataset:
+    sources = Sources(of, rank=ranks[0], world_size=ranks[1])
     found: list[CaptionVectors] | None = [PlaceVectors() for _ in sources.readers] if vectors else None
     settings = view_settings(of, with_person=with_person)
-    return PlannedDataset(sources.plan(of), sources.readers, found, settings, of.run.seed)
+    return PlannedDataset(sources, found, settings)
 
 
 def alive(pid: int) -> bool:

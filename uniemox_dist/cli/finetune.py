@@ -44,8 +44,8 @@ def _check(config: "Config", nproc: int) -> None:
     config = require_finetuning(config)
     config.batch.grad_accum(nproc)
     sources = make_train_sources(config, open_splits(config))
-    sources.plan(config)
-    Schedule.from_config(config, sources.epoch_samples(config))
+    _ = sources.plan  # checks that every source gets a stream
+    Schedule.from_config(config, sources.epoch_samples)
 
 
 COMMAND = Command("finetune", _load, _check, _train)

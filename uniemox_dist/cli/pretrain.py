@@ -40,8 +40,8 @@ def _check(config: "Config", nproc: int) -> None:
 
     config.batch.grad_accum(nproc)
     sources = Sources(config)
-    sources.plan(config)
-    Schedule.from_config(config, sources.epoch_samples(config))
+    _ = sources.plan  # checks that every source gets a stream
+    Schedule.from_config(config, sources.epoch_samples)
     if config.teacher.source == "cache":
         from uniemox_dist.teacher.view_selection import select_views
 

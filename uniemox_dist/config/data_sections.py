@@ -184,12 +184,7 @@ class BatchConfig(Section):
 
     @model_validator(mode="after")
     def _streams_divide(self) -> "BatchConfig":
-        if self.global_batch % self.streams:
-            near = max(1, round(self.global_batch / self.streams)) * self.streams
-            raise ValueError(
-                f"batch.global_batch={self.global_batch} is not a multiple of "
-                f"batch.streams={self.streams}; try {near}"
-            )
+        check_streams(self.global_batch, self.streams, 1)
         return self
 
     def grad_accum(self, world_size: int) -> int:
@@ -198,20 +193,49 @@ class BatchConfig(Section):
         Raises:
             UserError: if ranks and micro-batch do not divide streams and global batch.
         """
-        if self.streams % world_size:
-            fits = [w for w in range(1, self.streams + 1) if self.streams % w == 0]
-            near = min(fits, key=lambda w: (abs(w - world_size), -w))
-            raise UserError(
-                f"batch.streams={self.streams} is not a multiple of the {world_size} ranks; use {near} ranks, or a "
-                f"batch.streams and batch.global_batch that {world_size} divides"
-            )
-        accum, rest = divmod(self.global_batch, self.micro_batch * world_size)
-        if rest or not accum:
-            per_rank = self.global_batch // world_size
-            fits = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
-            near = min(fits, key=lambda m: (abs(m - self.micro_batch), m))
-            raise UserError(
-                f"batch.global_batch={self.global_batch} is not a multiple of micro_batch x world_size = "
-                f"{self.micro_batch} x {world_size}; try batch.micro_batch={near}"
-            )
-        return accum
+        return count_micro_batches(self.global_batch, self.micro_batch, self.streams, world_size)
+
+
+def check_streams(global_batch: int, streams: int, world_size: int, prefix: str = "batch.") -> None:
+    """Checks that the streams divide the global batch, and the ranks the streams; `prefix` comes before the names of
+    settings in the error.
+
+    Raises:
+        UserError: naming the nearest values that do.
+    """
+    if global_batch % streams:
+        near = max(1, round(global_batch / streams)) * streams
+        raise UserError(
+            f"{prefix}global_batch={global_batch} is not a multiple of {prefix}streams={streams}; try {near}"
+        )
+    if streams % world_size:
+        near = _nearest_divisor(streams, world_size, larger=True)
+        raise UserError(
+            f"{prefix}streams={streams} is not a multiple of the {world_size} ranks; use {near} ranks, or a "
+            f"{prefix}streams and {prefix}global_batch that {world_size} divides"
+        )
+
+
+def count_micro_batches(
+    global_batch: int, micro_batch: int, streams: int, world_size: int, prefix: str = "batch."
+) -> int:
+    """The number of micro-batches of one rank in a step; `prefix` comes before the names of settings in errors.
+
+    Raises:
+        UserError: as `check_streams`, and if micro-batch times ranks does not divide the global batch.
+    """
+    check_streams(global_batch, streams, world_size, prefix)
+    accum, rest = divmod(global_batch, micro_batch * world_size)
+    if rest or not accum:
+        near = _nearest_divisor(global_batch // world_size, micro_batch, larger=False)
+        raise UserError(
+            f"{prefix}global_batch={global_batch} is not a multiple of micro_batch x world_size = "
+            f"{micro_batch} x {world_size}; try {prefix}micro_batch={near}"
+        )
+    return accum
+
+
+def _nearest_divisor(number: int, wanted: int, *, larger: bool) -> int:
+    """The divisor of a number that is nearest to a wanted one; of two the larger or the smaller."""
+    fits = [n for n in range(1, number + 1) if number % n == 0]
+    return min(fits, key=lambda n: (abs(n - wanted), -n if larger else n))

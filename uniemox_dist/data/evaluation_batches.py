@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.batch_loader import set_up_worker
 from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
 from uniemox_dist.data.reader import ShardReader
-from uniemox_dist.data.step_batches import set_up_worker
 from uniemox_dist.data.views import allocate_views, render
 
 Place = tuple[int, int]

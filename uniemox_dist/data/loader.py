@@ -3,18 +3,15 @@
 Shape legend: B samples, N patches, E teacher embedding width, C outputs of a classifier, L drop-path layers.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.core.errors import Fault
 from uniemox_dist.data.crops import (
     ViewPlan,
     ViewSettings,
@@ -27,12 +24,11 @@ from uniemox_dist.data.labels import LabelledReader
 from uniemox_dist.data.masks import SlotDraws
 from uniemox_dist.data.origin import ReadCounts
 from uniemox_dist.data.plan import Place, Plan
-from uniemox_dist.data.reader import DamagedSample, RawSample, ShardReader
+from uniemox_dist.data.reader import DamagedSample, RawSample
 from uniemox_dist.data.rng import Purpose, choice, mix64
+from uniemox_dist.data.stream import Reader, Stream
 from uniemox_dist.data.views import Renderer, allocate_views, render
 
-MAX_REPLACEMENTS = 8
-"""Consecutive damaged samples on one stream after which loading fails."""
 VIEW_FIELDS = ("scene_B3HW", "person_B3HW")
 ROW_FIELDS = (
     "slots_B",
@@ -139,30 +135,38 @@ class PlannedDataset(Dataset[MicroBatch]):
 
     def __init__(
         self,
-        plan: Plan,
-        readers: Sequence[ShardReader],
+        stream: Stream[RawSample],
         vectors: Sequence[CaptionVectors] | None,
         settings: ViewSettings,
-        seed: int,
         *,
         cached_views: Sequence[CachedViews] | None = None,
-        strict: bool = False,
         renderer: Renderer = render,
         draws: SlotDraws | None = None,
     ) -> None:
         """
         Args:
-            readers: one for each source of the plan.
+            stream: the order of the samples, and their readers.
             vectors: caption embeddings of each source; None if no loss needs texts.
             cached_views: cached scene views of each source; None to draw new scenes.
-            strict: raise Fault for a damaged sample instead of replacing it.
             draws: draws masks and drop paths; None leaves them out.
         """
-        self.plan, self.readers, self.vectors, self.cached_views = plan, readers, vectors, cached_views
-        self.settings, self.seed, self.strict, self.renderer = settings, seed, strict, renderer
-        self.draws = draws
-        self.positions: np.ndarray | None = None
-        """In shared memory: for each loader process its current slot and since when (ns)."""
+        self.stream, self.vectors, self.cached_views = stream, vectors, cached_views
+        self.settings, self.renderer, self.draws = settings, renderer, draws
+
+    @property
+    def plan(self) -> Plan:
+        """The order of samples."""
+        return self.stream.plan
+
+    @property
+    def readers(self) -> Sequence[Reader[RawSample]]:
+        """One for each source of the plan."""
+        return self.stream.readers
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything that is drawn for a slot."""
+        return self.stream.seed
 
     @property
     def views_per_sample(self) -> int:
@@ -174,7 +178,6 @@ class PlannedDataset(Dataset[MicroBatch]):
 
     def load(self, slots: Sequence[int], views: Tensor) -> MicroBatch:
         """Loads the samples of some slots. Writes their scenes, followed by their persons, into `views`."""
-        worker = get_worker_info()
         B = len(slots)
         scene_B3HW = views[:B]
         person_B3HW = views[B : 2 * B] if self.settings.with_person else None
@@ -182,12 +185,8 @@ class PlannedDataset(Dataset[MicroBatch]):
         samples: list[_Sample] = []
         damaged: list[str] = []
         for i, slot in enumerate(slots):
-            if worker is not None:
-                self._report_position(worker.id, slot)
             person_3HW = None if person_B3HW is None else person_B3HW[i]
             samples.append(self._load_sample(slot, scene_B3HW[i], person_3HW, damaged))
-        if worker is not None:
-            self._report_position(worker.id, -1)
         slots_B = torch.tensor(list(slots), dtype=torch.int64)
         on_person_BN = None
         if self.settings.person_grid:
@@ -210,55 +209,37 @@ class PlannedDataset(Dataset[MicroBatch]):
             **drawn,
         )
 
-    def describe_slot(self, slot: int) -> str:
-        """Names the shard and row of a slot, for error messages."""
-        place = self.plan.locate(slot)
-        reader = self.readers[place.source]
-        return f"slot {slot}: {reader.url}/{reader.manifest.shards[place.shard].name}, row {place.row}"
-
-    def close(self) -> None:
-        """Closes the files that this process has open."""
-        for reader in self.readers:
-            reader.close()
-
-    def _report_position(self, worker: int, slot: int) -> None:
-        if self.positions is not None:
-            self.positions[worker, 0], self.positions[worker, 1] = slot, time.monotonic_ns()
-
     def _load_sample(
         self, slot: int, scene_3HW: Tensor, person_3HW: Tensor | None, damaged: list[str]
     ) -> "_Sample":
-        """Loads the sample of a slot and fills its views.
+        """Loads the sample of a slot and fills its views."""
 
-        A damaged sample is replaced by the sample of the slot one turn of the streams later, and so on. This rule needs
-        neither state nor communication between ranks.
-        """
-        for attempt in range(MAX_REPLACEMENTS):
-            place = self.plan.locate(slot + attempt * self.plan.streams)
-            reader = self.readers[place.source]
+        def use(raw: RawSample, place: Place) -> _Sample:
             try:
-                raw = reader.read(place.shard, place.row)
-                try:
-                    plan, picture = self._plan_views(raw, place, slot)
-                    self.renderer(raw.image, (raw.width, raw.height), plan, scene_3HW, person_3HW)
-                except ValueError as error:
-                    name = reader.manifest.shards[place.shard].name
-                    raise DamagedSample(f"{name}: {raw.key}: {error}") from None
-            except DamagedSample as error:
-                damaged.append(f"slot {slot}: {error}")
-                if self.strict:
-                    raise Fault(f"data.strict: a damaged sample: {damaged[-1]}") from None
-                continue
-            text = None
-            if self.vectors is not None:
-                caption = choice(max(1, len(raw.captions)), self.seed, slot, Purpose.CAPTION)
-                text = self.vectors[place.source].vector(place.shard, place.row, caption)
-            target = None
-            if isinstance(reader, LabelledReader):
-                target = torch.from_numpy(reader.target(place.shard, place.row))
-            on_person = self._find_person_patches(raw, plan, slot)
-            return _Sample(raw.key, place.source, text, picture, on_person, target)
-        raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-MAX_REPLACEMENTS:]))
+                plan, picture = self._plan_views(raw, place, slot)
+                self.renderer(raw.image, (raw.width, raw.height), plan, scene_3HW, person_3HW)
+            except ValueError as error:
+                name = self.readers[place.source].manifest.shards[place.shard].name
+                raise DamagedSample(f"{name}: {raw.key}: {error}") from None
+            return self._describe(raw, place, slot, plan, picture)
+
+        return self.stream.take(slot, use, damaged)
+
+    def _describe(
+        self, raw: RawSample, place: Place, slot: int, plan: ViewPlan, picture: Tensor | None
+    ) -> "_Sample":
+        """Returns what belongs to a sample besides its views."""
+        reader = self.readers[place.source]
+        text = None
+        if self.vectors is not None:
+            caption = choice(max(1, len(raw.captions)), self.seed, slot, Purpose.CAPTION)
+            text = self.vectors[place.source].vector(place.shard, place.row, caption)
+        target = None
+        if isinstance(reader, LabelledReader):
+            target = torch.from_numpy(reader.target(place.shard, place.row))
+        return _Sample(
+            raw.key, place.source, text, picture, self._find_person_patches(raw, plan, slot), target
+        )
 
     def _plan_views(self, raw: RawSample, place: Place, slot: int) -> tuple[ViewPlan, Tensor | None]:
         """Returns the views of a slot, and the teacher's embedding of the scene if the scene is cached."""

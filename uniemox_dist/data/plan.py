@@ -10,12 +10,13 @@ Symbols: S streams, G global batch, W world size.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from uniemox_dist.config.data_sections import check_streams
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.rng import largest_remainder, permutation
 
@@ -106,23 +107,25 @@ class Plan:
         global_batch: int,
         seed: int,
         window: int,
+        prefix: str = "batch.",
+        source: str = "data.sources.{}",
     ) -> None:
-        if global_batch % streams:
-            raise UserError(f"batch.global_batch={global_batch} is not a multiple of batch.streams={streams}")
+        """`prefix` and `source` are what errors call the settings of batches and a source."""
+        check_streams(global_batch, streams, 1, prefix)
         shares = largest_remainder(weights, streams)
         if (shares < 1).any():
             smallest = int(np.argmin(shares))
             raise UserError(
-                f"data.sources.{smallest}: a share of {100 * weights[smallest] / sum(weights):.2g} % gives it none of "
-                f"batch.streams={streams}; raise its weight or repeat, or batch.streams"
+                f"{source.format(smallest)}: a share of {100 * weights[smallest] / sum(weights):.2g} % gives it none "
+                f"of {prefix}streams={streams}; raise its weight or repeat, or {prefix}streams"
             )
         self.streams, self.global_batch = streams, global_batch
         owners = np.repeat(np.arange(len(shares)), shares)
         self.owner_S = owners[permutation(streams, seed, _STREAM_OWNERS)]
         # nth_S: number of earlier streams of the same source.
         self.nth_S = np.empty(streams, np.int64)
-        for source, share in enumerate(shares):
-            self.nth_S[self.owner_S == source] = np.arange(share)
+        for number, share in enumerate(shares):
+            self.nth_S[self.owner_S == number] = np.arange(share)
         self._streams = list(zip(self.owner_S.tolist(), self.nth_S.tolist()))
         self.sources = [
             SourcePlan(counts, int(shares[i]), seed, i, window) for i, counts in enumerate(sources)
@@ -144,17 +147,21 @@ class Plan:
         """Returns how many samples of each source the steps before `step` use, repeats included."""
         return [step * (self.global_batch // self.streams) * share for share in self.shares]
 
+    def rank_slot(self, number: int, rank: int, world_size: int) -> int:
+        """Returns the slot of the number-th sample of a rank. All ranks together have each slot once."""
+        turn, stream = divmod(number, self.streams // world_size)
+        return turn * self.streams + rank * (self.streams // world_size) + stream
+
     def rank_slots(self, step: int, rank: int, world_size: int) -> list[int]:
         """Returns the slots of one rank in one step, ascending. All ranks together have each slot of the step once."""
-        own = self.streams // world_size
-        first = step * self.global_batch
-        return [
-            first + turn * self.streams + stream
-            for turn in range(self.global_batch // self.streams)
-            for stream in range(rank * own, (rank + 1) * own)
-        ]
+        own = self.global_batch // world_size
+        return [self.rank_slot(number, rank, world_size) for number in range(step * own, (step + 1) * own)]
 
-    def micro_batches(self, step: int, rank: int, world_size: int, micro_batch: int) -> list[list[int]]:
-        """Returns a rank's slots of one step, cut into micro-batches."""
-        slots = self.rank_slots(step, rank, world_size)
-        return [slots[i : i + micro_batch] for i in range(0, len(slots), micro_batch)]
+    def walk(self, first: int, rank: int, world_size: int, micro_batch: int) -> Iterator[list[int]]:
+        """Yields the slots of a rank's micro-batches without end, from its sample number `first` on. None of them
+        crosses the end of a step."""
+        own = self.global_batch // world_size
+        while True:
+            end = min(first + micro_batch, (first // own + 1) * own)
+            yield [self.rank_slot(number, rank, world_size) for number in range(first, end)]
+            first = end

@@ -1,24 +1,25 @@
-"""The data sets of a run: opens them, weighs them, and makes the plan of samples."""
+"""The stream of a run, made from its configuration, and what the log says about it."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from shards.format.index import ROW_GROUP
-from shards.format.manifest import Manifest, combined_identity
+from shards.format.manifest import Manifest
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.formatting import size
-from uniemox_dist.data.cache import ShardCache
+from uniemox_dist.data.elastic import ElasticShards
 from uniemox_dist.data.origin import ShardOrigin
-from uniemox_dist.data.plan import Plan
-from uniemox_dist.data.reader import ShardReader
+from uniemox_dist.data.reader import RawSample, ShardReader
+from uniemox_dist.data.stream import Source, count_kept_rows
 
 ROW_BYTES = 400
 """Memory of one index row with a caption of ordinary length."""
 
 
-class Sources:
-    """The data sets of a mix, in the order of the configuration."""
+class Sources(ElasticShards[RawSample]):
+    """The stream of a run: the data sets of its configuration, in the configuration's order."""
+
+    PREFIX, STRICT = "batch.", "data.strict"
+    readers: Sequence[ShardReader]
 
     def __init__(
         self,
@@ -27,61 +28,45 @@ class Sources:
         rank: int = 0,
         world_size: int = 1,
         manifests: Sequence[Manifest] | None = None,
+        readers: Sequence[ShardReader] | None = None,
     ) -> None:
         """Opens every source. Each rank checks the sizes of its part of the shards. Reads the manifests unless they are
-        given, one for each of `list_places`.
+        given, one for each of `list_places`, and opens no source if open readers are given.
 
         Raises:
             UserError: naming the folder that is missing, empty or damaged.
         """
         data = config.data
-        entries = data.origins()
-        self.readers = [
+        opened = readers or [
             _open_reader(path, field, config, (rank, world_size), manifests[i] if manifests else None)
             for i, (path, field) in enumerate(list_places(config))
         ]
-        cache = ShardCache(Path(data.cache_dir), int(data.cache_gb * 1e9)) if data.cache_dir else None
-        for reader in self.readers:
-            reader.origin.retry_s, reader.origin.cache = data.retry_s, cache
-        self.names = [entry.path for entry in entries]
-        self.weights = [
-            entry.repeat * reader.samples if entry.repeat is not None else entry.weight or 1.0
-            for entry, reader in zip(entries, self.readers)
-        ]
-
-    @property
-    def samples(self) -> int:
-        """Number of samples of all sources."""
-        return sum(reader.samples for reader in self.readers)
-
-    @property
-    def bytes(self) -> int:
-        """Size of all tars."""
-        return sum(reader.manifest.bytes for reader in self.readers)
-
-    @property
-    def identity(self) -> str:
-        """Hash of all manifests, recorded in checkpoints."""
-        return combined_identity([reader.manifest.identity for reader in self.readers])
-
-    def epoch_samples(self, config: Config) -> int:
-        """Returns the samples of one epoch: data.epoch_samples, or the sum over repeats of a mix, or all samples."""
-        if config.data.epoch_samples is not None:
-            return config.data.epoch_samples
-        return round(sum(self.weights)) if config.data.by_repeats else self.samples
-
-    def plan(self, config: Config) -> Plan:
-        """Makes the order of samples of a run over these sources."""
-        return Plan(
-            [reader.counts for reader in self.readers],
-            self.weights,
-            streams=config.batch.streams,
+        entries = data.origins()
+        super().__init__(
+            [
+                Source(reader, weight=entry.weight, repeat=entry.repeat)
+                for reader, entry in zip(opened, entries)
+            ],
             global_batch=config.batch.global_batch,
+            streams=config.batch.streams,
             seed=config.run.seed,
-            window=config.data.shuffle_window,
+            rank=rank,
+            world_size=world_size,
+            window=data.shuffle_window,
+            strict=data.strict,
+            retry_s=data.retry_s,
+            cache_dir=data.cache_dir,
+            cache_gb=data.cache_gb,
         )
+        self.names = [entry.path for entry in entries]
+        self._epoch_samples = data.epoch_samples
 
-    def bytes_in_use(self, streams: int, window: int) -> int:
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of one epoch: data.epoch_samples, or the sum over repeats of a mix, or all samples."""
+        return self._epoch_samples or super().epoch_samples
+
+    def bytes_in_use(self, streams: int) -> int:
         """Returns the bytes of the shards that `streams` streams read at a time.
 
         A cache smaller than that loads the same shards repeatedly. A stream reads one window, which may span several
@@ -89,7 +74,10 @@ class Sources:
         """
         largest = max(max(reader.manifest.shard_bytes) for reader in self.readers)
         mean = self.samples / sum(len(reader.manifest.shards) for reader in self.readers)
-        return min(self.bytes, streams * (1 + math.ceil(window / mean)) * largest)
+        return min(self.bytes, streams * (1 + math.ceil(self.window / mean)) * largest)
+
+    def _check(self) -> None:
+        """The configuration has checked streams and batch; programs that do not train open sources on any ranks."""
 
 
 def list_places(config: Config) -> list[tuple[str, str]]:
@@ -122,19 +110,11 @@ def count_shared_micro_batches(config: Config, ranks: int) -> int:
 def estimate_loader_bytes(config: Config, ranks: int) -> tuple[int, int]:
     """Returns the memory of the views that a rank shares with its loaders, and of the index rows in each of them."""
     views = config.batch.micro_batch * 2 * 3 * config.model.image_size**2
-    return count_shared_micro_batches(config, ranks) * views, count_kept_rows(config, ranks) * ROW_BYTES
+    rows = count_kept_rows(config.batch.streams // ranks, config.data.shuffle_window)
+    return count_shared_micro_batches(config, ranks) * views, rows * ROW_BYTES
 
 
-def count_kept_rows(config: Config, ranks: int) -> int:
-    """Returns how many index rows a loader process keeps.
-
-    It serves all streams of its rank. Each stream reads one window, which overlaps at most two more row groups.
-    """
-    own = config.batch.streams // ranks
-    return max(ShardReader.KEEP_ROWS, own * (config.data.shuffle_window + 2 * ROW_GROUP))
-
-
-def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, local_ranks: int) -> list[str]:
+def describe_data(sources: Sources, config: Config, ranks: int, local_ranks: int) -> list[str]:
     """Describes a run's data for the log: memory of the loaders, slots of each source, size that the cache needs."""
     data, batch = config.data, config.batch
     shared, rows = estimate_loader_bytes(config, ranks)
@@ -145,14 +125,14 @@ def describe_data(sources: Sources, plan: Plan, config: Config, ranks: int, loca
     if len(sources.readers) > 1:
         total = sum(sources.weights)
         lines += [
-            f"source {i} {name}: {reader.samples} samples, {share} of {plan.streams} streams = "
-            f"{100 * share / plan.streams:.1f} % of the slots (asked: {100 * weight / total:.1f} %)"
+            f"source {i} {name}: {reader.samples} samples, {share} of {sources.streams} streams = "
+            f"{100 * share / sources.streams:.1f} % of the slots (asked: {100 * weight / total:.1f} %)"
             for i, (name, reader, share, weight) in enumerate(
-                zip(sources.names, sources.readers, plan.shares, sources.weights)
+                zip(sources.names, sources.readers, sources.plan.shares, sources.weights)
             )
         ]
     if data.cache_dir:
-        need = sources.bytes_in_use(batch.streams * local_ranks // ranks, data.shuffle_window)
+        need = sources.bytes_in_use(batch.streams * local_ranks // ranks)
         lines.append(
             f"cache {data.cache_dir}: {data.cache_gb:g} GB; this node reads {size(need)} of shards at a "
             f"time out of {size(sources.bytes)}"

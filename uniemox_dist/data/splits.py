@@ -7,6 +7,7 @@ finetune.split_ratio keeps a seeded share of the rest. Both select pictures, so 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -123,23 +124,15 @@ def make_train_sources(config: FinetuneRun, splits: Splits, rank: int = 0, world
     Raises:
         UserError: naming the first shard that is missing or truncated.
     """
-    path = splits.train.url
-    sources = Sources(
-        config.model_copy(update={"data": config.data.model_copy(update={"path": path})}),
-        rank=rank,
-        world_size=world_size,
-        manifests=[splits.train.manifest],
-    )
-    for reader in filter(None, (splits.val, splits.test)):
-        if reader.url != path:
-            ShardReader.from_folder(
-                reader.url, "data.path", share=(rank, world_size), manifest=reader.manifest
-            )
-    cache = sources.readers[0].origin.cache
-    splits.train.origin.cache = cache
-    sources.readers = [splits.train]
-    sources.weights = [1.0]
-    return sources
+    share = rank, world_size
+    for reader in {
+        reader.url: reader for reader in (splits.train, splits.val, splits.test) if reader
+    }.values():
+        reader.origin.retry(
+            "the sizes of its shards",
+            partial(ShardReader.from_folder, reader.url, "data.path", share=share, manifest=reader.manifest),
+        )
+    return Sources(config, rank=rank, world_size=world_size, readers=[splits.train])
 
 
 def _open_split(config: FinetuneRun, split: str) -> ShardReader | None:

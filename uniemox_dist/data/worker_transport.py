@@ -14,11 +14,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from uniemox_dist.core.errors import Fault, UserError
-from uniemox_dist.data.loader import ROW_FIELDS, VIEW_FIELDS, MicroBatch, PlannedDataset
-from uniemox_dist.data.views import allocate_views
+from uniemox_dist.data.loader import ROW_FIELDS, VIEW_FIELDS, MicroBatch
 
 NO_BUFFER = -1
 """Buffer number of a task for which no buffer was free."""
@@ -54,24 +51,6 @@ class ViewBuffers:
 
     def _to_tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).view(self._shape).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class WorkerError:
-    """A UserError or Fault of a loader process. If it were raised there, it would arrive wrapped in a traceback."""
-
-    user: bool
-    """True for a UserError, False for a Fault."""
-    text: str
-
-    @classmethod
-    def from_exception(cls, error: UserError | Fault) -> "WorkerError":
-        """Makes the error transportable."""
-        return cls(isinstance(error, UserError), str(error))
-
-    def to_exception(self) -> UserError | Fault:
-        """Returns the exception to raise in the training process."""
-        return (UserError if self.user else Fault)(self.text)
 
 
 @dataclass(frozen=True)
@@ -112,23 +91,3 @@ class SharedMicroBatch:
 
 POOLS: "WeakValueDictionary[int, ViewBuffers]" = WeakValueDictionary()
 """The buffer pools of this process by their `id`."""
-
-
-class WorkerDataset(Dataset[SharedMicroBatch | WorkerError]):
-    """The data set inside a loader process: packs micro-batches into shared buffers and returns errors as items."""
-
-    def __init__(self, dataset: PlannedDataset, buffers: ViewBuffers | None) -> None:
-        self.dataset, self.buffers, self.pool = dataset, buffers, id(buffers)
-
-    def __getitem__(self, task: tuple[list[int], int]) -> SharedMicroBatch | WorkerError:
-        slots, number = task
-        try:
-            if self.buffers is None or number == NO_BUFFER:
-                views = allocate_views(
-                    self.dataset.views_per_sample * len(slots), self.dataset.settings.image_size
-                )
-            else:
-                views = self.buffers.tensor(number)
-            return SharedMicroBatch.pack(self.dataset.load(slots, views), self.pool, number, views)
-        except (UserError, Fault) as error:
-            return WorkerError.from_exception(error)

@@ -1,6 +1,7 @@
 """The place of this process among the ranks: read once from the environment, then passed on as a value."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,32 @@ class World:
                 "`uniemox pretrain … --nproc N`, or with srun in a batch job"
             )
         return cls(rank, size, local, address, int(port))
+
+
+def find_world(rank: int | None = None, world_size: int | None = None) -> World:
+    """The place of a process of any program: as given; else from torch.distributed, if the program has initialised it;
+    else from the variables of torchrun or Slurm.
+
+    Raises:
+        UserError: if only one of both is given, they are out of range, or the process has another rank by
+            torch.distributed or torchrun than the one given, so that two processes would have the same.
+    """
+    found, source = World.from_env(meets=False), "its environment (RANK, WORLD_SIZE)"
+    dist = getattr(sys.modules.get("torch"), "distributed", None)
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        found, source = World(dist.get_rank(), dist.get_world_size()), "torch.distributed"
+    if (rank is None) != (world_size is None):
+        raise UserError(f"rank={rank}, world_size={world_size}: give both or none")
+    if rank is None or world_size is None:
+        return found
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank={rank}, world_size={world_size}: a rank is one of 0…world_size-1")
+    if world_size == found.size and rank != found.rank:
+        raise UserError(
+            f"rank={rank}: this process has rank {found.rank} of {found.size} by {source}, so another process would "
+            f"read the same samples; leave rank and world_size out"
+        )
+    return World(rank, world_size)
 
 
 def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import write_bytes
+from uniemox_dist.data.batch_loader import WorkerError, set_up_worker
 from uniemox_dist.data.crops import ViewPlan, plan_cached_scene
 from uniemox_dist.data.reader import DamagedSample, ShardReader
-from uniemox_dist.data.step_batches import set_up_worker
 from uniemox_dist.data.views import allocate_views, render_scenes
-from uniemox_dist.data.worker_transport import NO_BUFFER, ViewBuffers, WorkerError
+from uniemox_dist.data.worker_transport import NO_BUFFER, ViewBuffers
 from uniemox_dist.teacher.cache_files import cache_file, read_metadata
 from uniemox_dist.teacher.model import Teacher
 from uniemox_dist.teacher.view_cache import PLANS_KEY, ViewSpec, has_intact_plans, hash_plans

@@ -87,14 +87,7 @@ def train(
         announce(trainer, step)
         metrics = _make_metrics(trainer, step)
         saves = _make_saves(trainer, watchdog)
-        with StepBatches(
-            trainer.dataset,
-            config,
-            first_step=step,
-            rank=world.rank,
-            world_size=world.size,
-            pin=device.type == "cuda",
-        ) as batches:
+        with StepBatches(trainer.dataset, config, first_step=step, pin=device.type == "cuda") as batches:
             timer.start("first batch")
             return _run_steps(trainer, step, batches, saves, metrics, stop, watchdog, line, timer)
     except UserError as error:

@@ -233,8 +233,8 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
     sources = collectives.on_all(
         world, lambda: Sources(config, rank=world.rank, world_size=world.size, manifests=manifests)
     )
-    plan = sources.plan(config)
-    schedule = Schedule.from_config(config, sources.epoch_samples(config))
+    plan = sources.plan
+    schedule = Schedule.from_config(config, sources.epoch_samples)
     expect("choosing a checkpoint, whose files are hashed")
     checkpoint = choose_checkpoint(world, startup.folder, startup.resume)
     expect("opening the teacher")
@@ -268,13 +268,10 @@ def build(config: Config, startup: Startup) -> PretrainTrainer:
         if compiles:
             teacher.compile(cuda_graphs=config.compute.cuda_graphs)
     dataset = PlannedDataset(
-        plan,
-        sources.readers,
+        sources,
         vectors,
         view_settings(config, with_person=student.has_person_branch),
-        config.run.seed,
         cached_views=replay.open(sources.readers) if replay else None,
-        strict=config.data.strict,
         draws=SlotDraws(config.model, config.run.seed, drop_rates=list_rates(student)),
     )
     expect("making the engine, and loading the checkpoint")

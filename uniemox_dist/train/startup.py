@@ -230,7 +230,7 @@ def _log_run(trainer: Trainer, step: int) -> None:
             log.info("%s", line)
     log.info("%s", trainer.flops.describe(trainer.peak_tflops))
     local_ranks = trainer.hosts.count(trainer.hosts[world.rank])
-    for line in describe_data(trainer.sources, trainer.plan, config, world.size, local_ranks):
+    for line in describe_data(trainer.sources, config, world.size, local_ranks):
         log.info("%s", line)
     if trainer.sources.samples < config.batch.global_batch:
         log.warning(

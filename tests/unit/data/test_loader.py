@@ -20,11 +20,7 @@ from shards.format.writer import ShardWriter
 from uniemox_dist.config.schema import Config
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import sha256_bytes
-from uniemox_dist.data.loader import (
-    MAX_REPLACEMENTS,
-    MicroBatch,
-    view_settings,
-)
+from uniemox_dist.data.loader import MicroBatch, view_settings
 from uniemox_dist.data.masks import (
     PERSON_VIEW,
     SCENE_VIEW,
@@ -36,11 +32,12 @@ from uniemox_dist.data.masks import (
 from uniemox_dist.data.rng import Purpose, choice
 from uniemox_dist.data.sources import Sources
 from uniemox_dist.data.step_batches import StepBatches
+from uniemox_dist.data.stream import MAX_REPLACEMENTS
 from uniemox_dist.data.views import training_views
 
 
 def steps(of: Config, count: int, *, first: int = 0, rank: int = 0, world: int = 1) -> list[MicroBatch]:
-    with StepBatches(dataset(of), of, first_step=first, rank=rank, world_size=world, pin=False) as batches:
+    with StepBatches(dataset(of, ranks=(rank, world)), of, first_step=first, pin=False) as batches:
         return [batch for _ in range(count) for batch in batches.next_step()]
 
 
@@ -132,7 +129,7 @@ def test_micro_batches_bring_the_masks_and_drop_paths_of_their_slots(
     of = of.model_copy(update={"model": of.model.model_copy(update={"mask": mask})})
     found = dataset(of)
     found.draws = SlotDraws(of.model, of.run.seed, drop_rates=(0.1, 0.5))
-    with StepBatches(found, of, first_step=1, rank=0, world_size=1, pin=False) as batches:
+    with StepBatches(found, of, first_step=1, pin=False) as batches:
         loaded = [batch for _ in range(2) for batch in batches.next_step()]
     for batch in loaded:
         slots, seed = batch.slots_B, of.run.seed
@@ -262,9 +259,7 @@ def test_strict_ends_at_the_first_damaged_sample_and_names_it(workers: int, copy
     strict = of.model_copy(update={"data": of.data.model_copy(update={"strict": True})})
     place = dataset(of).plan.locate(8)
     name = damage(copy, place.shard, place.row)
-    data = dataset(of)
-    data.strict = True
-    batches = StepBatches(data, strict, first_step=0, rank=0, world_size=1, pin=False)
+    batches = StepBatches(dataset(strict), strict, first_step=0, pin=False)
     with pytest.raises(Fault) as caught, batches:
         batches.next_step()
     assert str(caught.value) == f"data.strict: a damaged sample: slot 8: {name}: bytes differ from the index"
@@ -339,8 +334,8 @@ def test_errors_of_a_source_are_named_before_the_run(kind: str, copy: Path, phot
 def test_closing_ends_its_loader_processes_and_no_others(emoji_shards: Path) -> None:
     of = config(emoji_shards / "train", workers=2)
     expected = steps(config(emoji_shards / "train"), 6)
-    first = StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False)
-    second = StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False)
+    first = StepBatches(dataset(of), of, first_step=0, pin=False)
+    second = StepBatches(dataset(of), of, first_step=0, pin=False)
     pids = [[process.pid or 0 for process in batches._processes] for batches in (first, second)]
     assert [len(p) for p in pids] == [2, 2]
     first.next_step()
@@ -358,7 +353,7 @@ def test_closing_ends_its_loader_processes_and_no_others(emoji_shards: Path) -> 
 def test_an_error_in_a_loader_process_ends_all_of_them(tmp_path: Path) -> None:
     write(tmp_path, [Sample("k", b"junk", "png", 4, 4, "s", image_sha256=sha256_bytes(b"junk"))])
     of = config(tmp_path, workers=2)
-    with StepBatches(dataset(of), of, first_step=0, rank=0, world_size=1, pin=False) as batches:
+    with StepBatches(dataset(of), of, first_step=0, pin=False) as batches:
         pids = [process.pid or 0 for process in batches._processes]
         with pytest.raises(RuntimeError, match="too many damaged samples in a row") as held:
             batches.next_step()

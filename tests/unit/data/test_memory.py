@@ -23,7 +23,7 @@ def test_resident_size_is_flat_over_twenty_epochs(tmp_path: Path) -> None:
     data = dataset(of)
     steps = data.plan.sources[0].samples // 48
     sizes: list[list[int]] = []
-    with StepBatches(data, of, first_step=0, rank=0, world_size=1, pin=False) as batches:
+    with StepBatches(data, of, first_step=0, pin=False) as batches:
         processes = [psutil.Process(), *(psutil.Process(p.pid) for p in batches._processes)]
         for _ in range(EPOCHS):
             for _ in range(steps):

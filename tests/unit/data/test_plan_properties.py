@@ -17,7 +17,7 @@ from uniemox_dist.data.loader import MicroBatch, PlannedDataset, view_settings
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.rng import largest_remainder
 from uniemox_dist.data.sources import Sources
-from uniemox_dist.data.step_batches import PlannedSampler, StepBatches
+from uniemox_dist.data.step_batches import StepBatches
 
 # Derandomised, so that a failure is everyone's failure.
 properties = settings(derandomize=True, deadline=None, max_examples=100)
@@ -58,12 +58,18 @@ def runs(draw: st.DrawFn) -> Run:
     )
 
 
+def micro_batches(plan: Plan, step: int, rank: int, world_size: int, micro_batch: int) -> list[list[int]]:
+    """A rank's slots of one step, cut into micro-batches."""
+    own = plan.global_batch // world_size
+    return list(islice(plan.walk(step * own, rank, world_size, micro_batch), -(-own // micro_batch)))
+
+
 def step_of_all_ranks(plan: Plan, step: int, world_size: int, micro_batch: int) -> list[tuple[int, Place]]:
     """(slot, place) of a step, rank after rank, in the order in which the ranks take them."""
     return [
         (slot, plan.locate(slot))
         for rank in range(world_size)
-        for slots in plan.micro_batches(step, rank, world_size, micro_batch)
+        for slots in micro_batches(plan, step, rank, world_size, micro_batch)
         for slot in slots
     ]
 
@@ -131,23 +137,37 @@ def test_resuming_on_other_ranks_gives_the_samples_of_an_uninterrupted_run(
 
 @properties
 @given(runs(), st.integers(0, 20), st.data())
-def test_a_sampler_with_a_later_first_step_continues_one_that_started_at_0(
+def test_a_walk_from_a_later_step_continues_one_that_started_at_0(
     run: Run, step: int, data: st.DataObject
 ) -> None:
     rank = data.draw(st.integers(0, run.world_size - 1))
     grad_accum = run.global_batch // (run.micro_batch * run.world_size)
 
-    def micro_batches(first_step: int, count: int) -> list[list[int]]:
-        sampler = PlannedSampler(
-            run.plan(),
-            first_step=first_step,
-            rank=rank,
-            world_size=run.world_size,
-            micro_batch=run.micro_batch,
-        )
-        return list(islice(sampler, count * grad_accum))
+    def walk(first_step: int, count: int) -> list[list[int]]:
+        first = first_step * run.global_batch // run.world_size
+        batches = run.plan().walk(first, rank, run.world_size, run.micro_batch)
+        return list(islice(batches, count * grad_accum))
 
-    assert micro_batches(step, 3) == micro_batches(0, step + 3)[step * grad_accum :]
+    assert walk(step, 3) == walk(0, step + 3)[step * grad_accum :]
+
+
+@properties
+@given(runs(), st.integers(0, 5), st.data())
+def test_a_walk_from_the_middle_of_a_step_ends_at_the_same_place(
+    run: Run, step: int, data: st.DataObject
+) -> None:
+    """Where the ranks have used whole turns of the streams, any number of ranks reads the rest of the step."""
+    turns = data.draw(st.integers(0, run.global_batch // run.streams - 1))
+    world_size = data.draw(st.sampled_from(divisors(run.streams, 16)))
+    first = step * run.global_batch + turns * run.streams
+    micro_batch = data.draw(st.integers(1, run.global_batch))
+    rest = []
+    for rank in range(world_size):
+        for slots in run.plan().walk(first // world_size, rank, world_size, micro_batch):
+            rest += slots
+            if len(rest) * world_size >= (rank + 1) * ((step + 1) * run.global_batch - first):
+                break
+    assert sorted(rest) == list(range(first, (step + 1) * run.global_batch))
 
 
 # ---- (d) mixes
@@ -212,11 +232,9 @@ def config(folders: list[Path], workers: int, micro_batch: int) -> Config:
 
 
 def rank_steps(of: Config, first_step: int, count: int, rank: int, world_size: int) -> list[MicroBatch]:
-    sources = Sources(of)
-    dataset = PlannedDataset(sources.plan(of), sources.readers, None, view_settings(of), of.run.seed)
-    with StepBatches(
-        dataset, of, first_step=first_step, rank=rank, world_size=world_size, pin=False
-    ) as batches:
+    sources = Sources(of, rank=rank, world_size=world_size)
+    dataset = PlannedDataset(sources, None, view_settings(of))
+    with StepBatches(dataset, of, first_step=first_step, pin=False) as batches:
         return [batch for _ in range(count) for batch in batches.next_step()]
 
 
@@ -240,5 +258,5 @@ def test_loader_processes_change_neither_slots_nor_keys_nor_pixels(
             assert torch.equal(getattr(a, name), getattr(b, name)), name
     # And they are the plan's.
     slots = [slot for batch in loaded for slot in batch.slots_B.tolist()]
-    plan = Sources(config(packed, 0, micro_batch)).plan(config(packed, 0, micro_batch))
+    plan = Sources(config(packed, 0, micro_batch)).plan
     assert slots == plan.rank_slots(step, rank, world_size) + plan.rank_slots(step + 1, rank, world_size)

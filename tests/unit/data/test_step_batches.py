@@ -24,7 +24,7 @@ def with_data(of: Config, **changes: Any) -> Config:
 
 
 def open_batches(data: PlannedDataset, of: Config) -> StepBatches:
-    return StepBatches(data, of, first_step=0, rank=0, world_size=1, pin=False)
+    return StepBatches(data, of, first_step=0, pin=False)
 
 
 def take(batches: StepBatches, steps: int) -> None:

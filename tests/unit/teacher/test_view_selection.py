@@ -49,12 +49,12 @@ def dataset(of: Config, *, cached: bool = True, with_person: bool = True) -> Pla
     texts = [TextVectors(reader, folder_beside_shards(reader, replay.facts.id)) for reader in readers]
     stored = replay.open(readers) if cached else None
     settings = view_settings(of, with_person=with_person)
-    return PlannedDataset(sources.plan(of), readers, texts, settings, of.run.seed, cached_views=stored)
+    return PlannedDataset(sources, texts, settings, cached_views=stored)
 
 
 def steps(of: Config, count: int, **options: bool) -> list[MicroBatch]:
     data = dataset(of, **options)
-    with StepBatches(data, of, first_step=0, rank=0, world_size=1, pin=False) as batches:
+    with StepBatches(data, of, first_step=0, pin=False) as batches:
         return [batch for _ in range(count) for batch in batches.next_step()]
 
 

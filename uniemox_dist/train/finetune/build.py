@@ -58,8 +58,8 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
     collectives.on_all(world, lambda: Augment(config))
     sources = collectives.on_all(world, lambda: make_train_sources(config, splits, world.rank, world.size))
     _check_pairs(config, world)
-    plan = sources.plan(config)
-    schedule = Schedule.from_config(config, sources.epoch_samples(config))
+    plan = sources.plan
+    schedule = Schedule.from_config(config, sources.epoch_samples)
     expect("choosing a checkpoint, whose files are hashed")
     checkpoint = choose_checkpoint(world, startup.folder, startup.resume)
     precision: str = collectives.on_main(world, lambda: resolve_precision(config, device, checkpoint))
@@ -75,13 +75,10 @@ def build(config: FinetuneRun, startup: Startup) -> FinetuneTrainer:
         _log_outputs(outputs, splits)
     settings = replace(view_settings(config, with_person=outputs.persons), person_grid=0)
     dataset = LabelledDataset(
-        plan,
-        sources.readers,
+        sources,
         None,
         settings,
-        config.run.seed,
         config=config,
-        strict=config.data.strict,
         draws=SlotDraws(config.model, config.run.seed, masks=False, drop_rates=list_rates(classifier)),
     )
     expect("making the engine, and loading the checkpoint")

@@ -1,0 +1,173 @@
+"""Loaders of an elastic stream for any training loop: with our loader processes, or for a torch DataLoader."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Sampler
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.batch_loader import BatchLoader
+from uniemox_dist.data.stream import Stream
+from uniemox_dist.distributed import collectives
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A micro-batch on its way from a loader process."""
+
+    content: Any
+    """What `collate` made of the samples, or their list."""
+    samples: int
+    damaged: tuple[str, ...]
+    """One line per sample that was replaced."""
+
+    def pin_memory(self) -> "LoadedBatch":
+        """Pins the tensors; the DataLoader's thread calls this."""
+        return LoadedBatch(pin_memory(self.content), self.samples, self.damaged)
+
+
+class ElasticLoader:
+    """This rank's micro-batches. Each iteration begins at the stream's position and ends with the epoch.
+
+    The position counts the micro-batches that were yielded, not those that loader processes have prepared. Loader
+    processes live until `close`, or until the position is changed.
+    """
+
+    def __init__(
+        self,
+        stream: Stream[Any],
+        micro_batch: int,
+        *,
+        workers: int,
+        prefetch: int,
+        collate: Callable[[list[Any]], Any] | None,
+        pin_memory: bool,
+        timeout_s: float,
+    ) -> None:
+        """Arguments are those of `ElasticShards.loader`."""
+        for name, value, least in (
+            ("micro_batch", micro_batch, 1),
+            ("workers", workers, 0),
+            ("prefetch", prefetch, 1),
+        ):
+            if type(value) is not int or value < least:
+                raise UserError(f"{name}={value!r}: is not a whole number of at least {least}")
+        stream.count_micro_batches(micro_batch)
+        self.stream, self.micro_batch = stream, micro_batch
+        self._workers, self._prefetch, self._pin, self._timeout_s = workers, prefetch, pin_memory, timeout_s
+        self._collate = collate
+        self._batches: BatchLoader[LoadedBatch] | None = None
+        self._next = -1
+        """Number of the sample of this rank that begins the next micro-batch of `_batches`."""
+        self._ranks_differ = True
+
+    def __len__(self) -> int:
+        """Micro-batches that are left in the present epoch."""
+        number = self.stream.position.number
+        return -(-(self.stream.epoch_end(number) - number) // self.micro_batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = self.stream
+        self._check_ranks()
+        end = stream.epoch_end(stream.position.number)
+        while stream.position.number < end:
+            batch = self._load_next()
+            stream.note_damaged(batch.damaged, batch.samples)
+            stream.advance(batch.samples)
+            yield batch.content
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's state."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads the stream's state."""
+        self.stream.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends the loader processes; the next iteration starts others."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _load_next(self) -> LoadedBatch:
+        number = self.stream.position.number
+        if self._batches is not None and self._next != number:
+            self.close()
+        if self._batches is None:
+            self._batches = self._start(number)
+        try:
+            batch = self._batches.next_batch()
+        except BaseException:
+            self.close()
+            raise
+        self._next = number + batch.samples
+        return batch
+
+    def _start(self, number: int) -> BatchLoader[LoadedBatch]:
+        stream = self.stream
+        stream.set_kept_rows()
+        return BatchLoader(
+            stream,
+            self._load,
+            stream.plan.walk(number, stream.world.rank, stream.world.size, self.micro_batch),
+            workers=self._workers,
+            prefetch=self._prefetch,
+            timeout_s=self._timeout_s,
+            pin=self._pin,
+        )
+
+    def _load(self, slots: list[int]) -> LoadedBatch:
+        damaged: list[str] = []
+        samples = [self.stream.take(slot, self.stream.transform_sample, damaged) for slot in slots]
+        return LoadedBatch(self._collate(samples) if self._collate else samples, len(slots), tuple(damaged))
+
+    def _check_ranks(self) -> None:
+        """Checks once that all ranks read the same sequence from the same position, each as another rank. Collective
+        if the program has initialised torch.distributed.
+
+        Raises:
+            UserError: on every rank, naming what differs.
+        """
+        world = self.stream.world
+        if not self._ranks_differ or world.size == 1 or not collectives.is_joined():
+            return
+        self._ranks_differ = False
+        everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), world)
+        ranks = [rank for rank, _ in everyone]
+        if sorted(ranks) != list(range(world.size)):
+            twice = next(rank for rank in ranks if ranks.count(rank) > 1)
+            raise UserError(
+                f"rank={twice}: {ranks.count(twice)} processes have this rank; leave rank out, or give each its own"
+            )
+        for rank, state in everyone:
+            for name, value in everyone[0][1].items():
+                if state[name] != value:
+                    raise UserError(
+                        f"{name}: rank {ranks[0]} has {value} and rank {rank} has {state[name]}; open the stream alike "
+                        "on all ranks, and load the same state"
+                    )
+
+
+class MicroBatchSampler(Sampler[list[int]]):
+    """The slots of this rank's micro-batches from the stream's position to the end of the epoch."""
+
+    def __init__(self, stream: Stream[Any], micro_batch: int) -> None:
+        stream.count_micro_batches(micro_batch)
+        self.stream, self.micro_batch = stream, micro_batch
+
+    def __len__(self) -> int:
+        number = self.stream.position.number
+        return -(-(self.stream.epoch_end(number) - number) // self.micro_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stream = self.stream
+        number = stream.position.number
+        end = stream.epoch_end(number)
+        for slots in stream.plan.walk(number, stream.world.rank, stream.world.size, self.micro_batch):
+            if number >= end:
+                return
+            number += len(slots)
+            yield slots
