@@ -1,6 +1,6 @@
 """The elastic stream over plain tars, for any training loop. See docs/stream.md."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from uniemox_dist.data.stream import RawT, Reader, Source, Stream
 from uniemox_dist.distributed.world import World, find_world
 
 if TYPE_CHECKING:
-    from uniemox_dist.data.elastic_loader import ElasticLoader, MicroBatchSampler
+    from uniemox_dist.data.adapters import ElasticSource, MicroBatchSampler, TrackedLoader
+    from uniemox_dist.data.elastic_loader import ElasticLoader
 
 
 class ElasticShards(Stream[RawT]):
@@ -143,11 +144,24 @@ class ElasticShards(Stream[RawT]):
         )
 
     def sampler(self, micro_batch: int) -> "MicroBatchSampler":
-        """Returns a batch sampler of this rank's slots for `torch.utils.data.DataLoader(stream, batch_sampler=…)`; each
-        iteration over it ends with the epoch. Report by `advance` what was used."""
-        from uniemox_dist.data.elastic_loader import MicroBatchSampler
+        """Returns a batch sampler for `torch.utils.data.DataLoader(stream, batch_sampler=…)`: the slots of this rank's
+        micro-batches. Each iteration over it goes from the position to the end of the epoch."""
+        from uniemox_dist.data.adapters import MicroBatchSampler
 
         return MicroBatchSampler(self, micro_batch)
+
+    def source(self, micro_batch: int) -> "ElasticSource":
+        """Returns an iterable data set of this rank's samples, the first stage of a `webdataset.DataPipeline`."""
+        from uniemox_dist.data.adapters import ElasticSource
+
+        return ElasticSource(self, micro_batch)
+
+    def track(self, loader: Iterable[Any], micro_batch: int) -> "TrackedLoader":
+        """Wraps a loader that reads `sampler` or `source`, so that its batches count in the position. Without it, report
+        what was used by `advance`."""
+        from uniemox_dist.data.adapters import TrackedLoader
+
+        return TrackedLoader(self, loader, micro_batch)
 
     def _check(self) -> None:
         check_streams(self.global_batch, self.streams, self.world.size, self.PREFIX)

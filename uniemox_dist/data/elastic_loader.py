@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import Sampler
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from uniemox_dist.core.errors import UserError
@@ -65,8 +64,7 @@ class ElasticLoader:
 
     def __len__(self) -> int:
         """Micro-batches that are left in the present epoch."""
-        number = self.stream.position.number
-        return -(-(self.stream.epoch_end(number) - number) // self.micro_batch)
+        return self.stream.count_left(self.micro_batch)
 
     def __iter__(self) -> Iterator[Any]:
         stream = self.stream
@@ -149,25 +147,3 @@ class ElasticLoader:
                         f"{name}: rank {ranks[0]} has {value} and rank {rank} has {state[name]}; open the stream alike "
                         "on all ranks, and load the same state"
                     )
-
-
-class MicroBatchSampler(Sampler[list[int]]):
-    """The slots of this rank's micro-batches from the stream's position to the end of the epoch."""
-
-    def __init__(self, stream: Stream[Any], micro_batch: int) -> None:
-        stream.count_micro_batches(micro_batch)
-        self.stream, self.micro_batch = stream, micro_batch
-
-    def __len__(self) -> int:
-        number = self.stream.position.number
-        return -(-(self.stream.epoch_end(number) - number) // self.micro_batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        stream = self.stream
-        number = stream.position.number
-        end = stream.epoch_end(number)
-        for slots in stream.plan.walk(number, stream.world.rank, stream.world.size, self.micro_batch):
-            if number >= end:
-                return
-            number += len(slots)
-            yield slots

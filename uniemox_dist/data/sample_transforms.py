@@ -8,6 +8,8 @@ from uniemox_dist.core.errors import UserError, missing_extra
 from uniemox_dist.data.reader import DamagedSample
 
 log = logging.getLogger("uniemox")
+PICKLES = frozenset({"pkl", "pickle", "pyd", "pth"})
+"""Extensions of members that webdataset's decoders unpickle."""
 Handler = str | Callable[..., Any]
 """A name of webdataset's image handlers (`pil`, `rgb8`, `torchrgb`, …), or a function of key and bytes."""
 
@@ -53,7 +55,7 @@ class _Decoder:
             except (AssertionError, KeyError, ValueError):
                 names = ", ".join(sorted(autodecode.imagespecs))
                 raise UserError(f"decode={handler!r}: is not a handler of webdataset ({names})") from None
-        decode: Callable[[Any], Any] = autodecode.Decoder(found)
+        decode: Callable[[Any], Any] = autodecode.Decoder([*found, _refuse_pickles])
         return decode
 
     def __call__(self, sample: Any) -> Any:
@@ -63,10 +65,22 @@ class _Decoder:
             return self._decode(sample)
         except DecodingError as error:
             cause = error.__cause__
+            if isinstance(cause, UserError):
+                raise cause from None
             if isinstance(cause, ImportError):  # a package is missing, not a sample damaged
                 raise UserError(f"decode: {cause}; install the package that decodes .{error.k}") from None
             why = str(cause).splitlines()[0][:200] if str(cause) else type(cause).__name__
             raise DamagedSample(f"{name_sample(sample)}: its .{error.k} cannot be decoded ({why})") from None
+
+
+def _refuse_pickles(key: str, data: bytes) -> None:
+    """A handler that comes after the user's and before webdataset's own, which would unpickle: whoever made a tar could
+    run code."""
+    if key.rpartition(".")[2] in PICKLES:
+        raise UserError(
+            f"decode: a member {key} holds a pickle, which can run code of whoever made the tar; give a handler for it "
+            "in `decode` if you trust its maker"
+        )
 
 
 class _UserFunction:

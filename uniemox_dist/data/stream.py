@@ -104,7 +104,7 @@ class Stream(Generic[RawT]):
         self.sources, self.readers, self.world = sources, readers, world
         self.global_batch, self.streams, self.seed, self.window = global_batch, streams, seed, window
         self.strict, self.max_bad_share, self.transform = strict, max_bad_share, transform
-        self.position = StreamPosition(streams, global_batch, world.size)
+        self.position = StreamPosition(streams, world.size)
         self.samples_read = 0
         """Samples that this process's loaders have yielded."""
         self.damaged = 0
@@ -238,6 +238,15 @@ class Stream(Generic[RawT]):
         own = self.global_batch // self.world.size
         epoch = number // own * self.global_batch // self.epoch_samples
         return -(-(epoch + 1) * self.epoch_samples // self.global_batch) * own
+
+    def count_left(self, micro_batch: int) -> int:
+        """Returns the number of micro-batches of a rank from its position to the end of the epoch."""
+        own, number = self.global_batch // self.world.size, self.position.number
+        end = self.epoch_end(number)
+        step_end = min(
+            end, -(-number // own) * own
+        )  # the step that is under way ends with a whole micro-batch
+        return -(-(step_end - number) // micro_batch) + (end - step_end) // own * -(-own // micro_batch)
 
     def set_kept_rows(self) -> None:
         """Makes each reader keep the index rows of all streams of this rank."""

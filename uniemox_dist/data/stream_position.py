@@ -1,28 +1,35 @@
 """How far a stream has been read, and the state that a checkpoint keeps of it."""
 
+import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.formatting import counted
 
 STATE_VERSION = 1
 
 
-@dataclass
 class StreamPosition:
-    """How many samples the ranks of a stream have used. Every rank uses equally many, since ranks train together."""
+    """How many samples the ranks of a stream have used. Every rank uses equally many, since ranks train together.
 
-    streams: int
-    global_batch: int
-    world_size: int
-    number: int = 0
-    """Samples that each rank has used."""
+    The number is in memory that forked processes share, so that loader processes that live for several epochs see where
+    the next one begins.
+    """
+
+    def __init__(self, streams: int, world_size: int) -> None:
+        self.streams, self.world_size = streams, world_size
+        self._memory = mmap.mmap(-1, 8)
+        self._number = memoryview(self._memory).cast("q")
 
     @property
-    def step(self) -> int:
-        """Complete steps."""
-        return self.number * self.world_size // self.global_batch
+    def number(self) -> int:
+        """Samples that each rank has used."""
+        return self._number[0]
+
+    @number.setter
+    def number(self, value: int) -> None:
+        self._number[0] = value
 
     def load(self, samples: int, world_size: int) -> None:
         """Goes to the place where `world_size` ranks had used `samples` samples together.
@@ -32,13 +39,21 @@ class StreamPosition:
                 other samples.
         """
         if samples % self.streams and world_size != self.world_size:
-            each = samples // world_size
             raise UserError(
-                f"state.samples={samples}: was saved by {world_size} ranks within a turn of the streams, after {each} "
-                f"samples of each rank; load it on {world_size} ranks, or save where each rank has used a multiple of "
-                f"streams / ranks = {self.streams // world_size} samples (the end of a step always is)"
+                f"state.samples={samples}: was saved by {counted(world_size, 'rank')} within a turn of the "
+                f"{self.streams} streams, so only {counted(world_size, 'rank')} can go on there; save where `samples` "
+                "is a multiple of the streams, as it is at the end of each step"
             )
         self.number = samples // self.world_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.streams, self.world_size, self.number)
+
+
+def _rebuild(streams: int, world_size: int, number: int) -> StreamPosition:
+    position = StreamPosition(streams, world_size)
+    position.number = number
+    return position
 
 
 def check_state(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
