@@ -4,6 +4,7 @@ Loader processes keep no state of the stream: each request names its slots. If o
 error that names the process and the sample it was loading.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -123,6 +125,7 @@ class BatchLoader(Generic[B]):
         before = set(multiprocessing.active_children())
         self._iterator: Iterator[B | WorkerError] | None = iter(loader)
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
+        _living.add(self)
 
     def __enter__(self: L) -> L:
         return self
@@ -178,6 +181,12 @@ class BatchLoader(Generic[B]):
         self._processes = []
         self.stream.close()
 
+    def forget(self) -> None:
+        """Drops the loader in a process that its own has forked, without touching the loader processes."""
+        if self._iterator is not None:
+            self._iterator._shutdown = True  # type: ignore[attr-defined]
+        self._iterator, self._processes = None, []
+
     def explain(self, error: RuntimeError) -> Fault | None:
         """Turns torch's error about a loader process into a Fault that names process and sample; None for others."""
         text = str(error)
@@ -198,6 +207,26 @@ class BatchLoader(Generic[B]):
             f"; no micro-batch within {self.timeout_name}={self.timeout_s:g}" if "timed out" in text else ""
         )
         return Fault(("; ".join(lines) or text.strip().splitlines()[0]) + waited)
+
+
+_living: "WeakSet[BatchLoader[Any]]" = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # Python would wait for loader processes that ignore its SIGTERM. This runs before that, because multiprocessing was
+    # imported earlier.
+    for loader in list(_living):
+        loader.close()
+
+
+def _forget_in_child() -> None:
+    # A forked process inherits the loaders of its parent, and torch would try to end their processes from there.
+    for loader in list(_living):
+        loader.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _describe_exit(exitcode: int | None) -> str:

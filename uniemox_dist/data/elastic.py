@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.edit.index_members import index_members
+from shards.storage import parse_place
 from uniemox_dist.config.data_sections import check_streams
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import hide_secrets
 from uniemox_dist.data.cache import ShardCache
 from uniemox_dist.data.sample_transforms import make_transform
-from uniemox_dist.data.samples import open_samples
+from uniemox_dist.data.samples import has_index, open_samples
 from uniemox_dist.data.stream import RawT, Reader, Source, Stream
-from uniemox_dist.distributed.world import World, find_world
+from uniemox_dist.distributed.world import World, find_world, is_joined
 
 if TYPE_CHECKING:
     from uniemox_dist.data.adapters import ElasticSource, MicroBatchSampler, TrackedLoader
@@ -63,7 +66,8 @@ class ElasticShards(Stream[RawT]):
             rank, world_size: from torch.distributed if it is initialised, else from torchrun's or Slurm's variables.
             window: samples of one stream that are shuffled together.
             index: folder of the index of `data`, if it is not beside the tars.
-            build_index: index tars that have no index. Rank 0 does it while the others wait.
+            build_index: index tars that have no index. Rank 0 does it, in this process, while the others wait;
+                `uniemox shards index --members` does it with several processes.
             decode: handlers of webdataset (`"pil"`, `"torchrgb"`, functions of key and bytes), applied to each sample
                 as `wds.decode(…)` does. A sample that they cannot decode counts as damaged.
             transform: a function of the sample. One that raises DamagedSample has the sample replaced.
@@ -157,8 +161,8 @@ class ElasticShards(Stream[RawT]):
         return ElasticSource(self, micro_batch)
 
     def track(self, loader: Iterable[Any], micro_batch: int) -> "TrackedLoader":
-        """Wraps a loader that reads `sampler` or `source`, so that its batches count in the position. Without it, report
-        what was used by `advance`."""
+        """Wraps a loader that reads `sampler` or `source`, so that its batches count in the position. Without it,
+        report by `advance` what was used."""
         from uniemox_dist.data.adapters import TrackedLoader
 
         return TrackedLoader(self, loader, micro_batch)
@@ -178,13 +182,36 @@ class ElasticShards(Stream[RawT]):
     ) -> Reader[RawT]:
         if not isinstance(source.data, str | Path):
             return source.data
+        data, index = str(source.data), None if source.index is None else str(source.index)
+        if build_index:
+            _build_index(data, index, field, world)
         return open_samples(  # type: ignore[return-value]
-            str(source.data),
-            index=source.index,
+            data,
+            index=index,
             field=field,
             retry_s=retry_s,
             verify_hash=verify_hash,
             share=(world.rank, world.size),
+        )
+
+
+def _build_index(data: str, index: str | None, field: str, world: World) -> None:
+    """Indexes tars that have no index, on rank 0 while the others wait."""
+    if world.size == 1 or is_joined():
+        from uniemox_dist.distributed import collectives
+
+        def build() -> None:
+            if not has_index(data, index, field):
+                place = None if index is None else parse_place(index, f"{field}.index")
+                # In this process: others would import the user's script, which may lack a main guard.
+                index_members(data, index=place)
+
+        collectives.on_main(world, build)
+    elif not has_index(data, index, field):
+        raise UserError(
+            f"{field}={hide_secrets(data)}: has no index, and {world.size} processes cannot agree on who builds it "
+            "without torch.distributed; run `uniemox shards index DIR --members` before, or initialise "
+            "torch.distributed first"
         )
 
 

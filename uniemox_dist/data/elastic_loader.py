@@ -10,6 +10,7 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.data.batch_loader import BatchLoader
 from uniemox_dist.data.stream import Stream
 from uniemox_dist.distributed import collectives
+from uniemox_dist.distributed.world import is_joined
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,19 @@ class LoadedBatch:
     def pin_memory(self) -> "LoadedBatch":
         """Pins the tensors; the DataLoader's thread calls this."""
         return LoadedBatch(pin_memory(self.content), self.samples, self.damaged)
+
+
+class _Load:
+    """Makes a micro-batch of its slots. It does not refer to the loader, which so ends its processes as soon as the
+    user drops it."""
+
+    def __init__(self, stream: Stream[Any], collate: Callable[[list[Any]], Any] | None) -> None:
+        self.stream, self.collate = stream, collate
+
+    def __call__(self, slots: list[int]) -> LoadedBatch:
+        damaged: list[str] = []
+        samples = [self.stream.take(slot, self.stream.transform_sample, damaged) for slot in slots]
+        return LoadedBatch(self.collate(samples) if self.collate else samples, len(slots), tuple(damaged))
 
 
 class ElasticLoader:
@@ -90,6 +104,10 @@ class ElasticLoader:
             self._batches.close()
             self._batches = None
 
+    def __del__(self) -> None:
+        if getattr(self, "_batches", None) is not None:
+            self.close()
+
     def _load_next(self) -> LoadedBatch:
         number = self.stream.position.number
         if self._batches is not None and self._next != number:
@@ -109,18 +127,13 @@ class ElasticLoader:
         stream.set_kept_rows()
         return BatchLoader(
             stream,
-            self._load,
+            _Load(stream, self._collate),
             stream.plan.walk(number, stream.world.rank, stream.world.size, self.micro_batch),
             workers=self._workers,
             prefetch=self._prefetch,
             timeout_s=self._timeout_s,
             pin=self._pin,
         )
-
-    def _load(self, slots: list[int]) -> LoadedBatch:
-        damaged: list[str] = []
-        samples = [self.stream.take(slot, self.stream.transform_sample, damaged) for slot in slots]
-        return LoadedBatch(self._collate(samples) if self._collate else samples, len(slots), tuple(damaged))
 
     def _check_ranks(self) -> None:
         """Checks once that all ranks read the same sequence from the same position, each as another rank. Collective
@@ -130,7 +143,7 @@ class ElasticLoader:
             UserError: on every rank, naming what differs.
         """
         world = self.stream.world
-        if not self._ranks_differ or world.size == 1 or not collectives.is_joined():
+        if not self._ranks_differ or world.size == 1 or not is_joined():
             return
         self._ranks_differ = False
         everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), world)

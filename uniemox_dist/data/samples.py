@@ -18,7 +18,7 @@ from shards.format.sample import MEMBERS_NAME
 from shards.format.tar_headers import BadTar
 from shards.format.tar_names import split_tars
 from shards.format.webdataset_samples import Grouped, load_webdataset, read_piece
-from shards.storage import Place, file_size, is_local
+from shards.storage import Place, file_size, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import describe_missing_folder, hide_secrets, sha256_bytes
 from uniemox_dist.data import index_rows
@@ -193,6 +193,16 @@ def open_samples(
         )
     origin.retry("the sizes of its tars", lambda: reader.check_sizes(share, fix))
     return reader
+
+
+def has_index(data: str, index: str | None, field: str) -> bool:
+    """Whether tars have an index, in the folder that is given or beside them."""
+    url, _ = split_tars(data, field)
+    origin = ShardOrigin(url, field)
+    places = (
+        [origin.folder, origin.folder / MEMBERS] if index is None else [parse_place(index, f"{field}.index")]
+    )
+    return any(_has_manifest(origin, place) for place in places)
 
 
 def _open(origin: ShardOrigin, index: str | None, verify_hash: bool) -> MemberReader | PackedReader:

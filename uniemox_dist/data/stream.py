@@ -114,6 +114,11 @@ class Stream(Generic[RawT]):
         self.worker: int | None = None
         """Number of this loader process."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The plan is made again; the memory of loader processes is not shared by a pickle.
+        own = {name: value for name, value in self.__dict__.items() if name != "plan"}
+        return {**own, "positions": None, "worker": None}
+
     @property
     def weights(self) -> list[float]:
         """The share of each source, relative to the others."""

@@ -74,11 +74,6 @@ def close() -> None:
         dist.destroy_process_group()
 
 
-def is_joined() -> bool:
-    """True if this process is in a process group."""
-    return dist.is_available() and dist.is_initialized()
-
-
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Runs `work` on rank 0 and returns its result on all ranks; a UserError is raised on all ranks.
 

@@ -66,8 +66,8 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
             torch.distributed or torchrun than the one given, so that two processes would have the same.
     """
     found, source = World.from_env(meets=False), "its environment (RANK, WORLD_SIZE)"
-    dist = getattr(sys.modules.get("torch"), "distributed", None)
-    if dist is not None and dist.is_available() and dist.is_initialized():
+    if is_joined():
+        dist = sys.modules["torch"].distributed
         found, source = World(dist.get_rank(), dist.get_world_size()), "torch.distributed"
     if (rank is None) != (world_size is None):
         raise UserError(f"rank={rank}, world_size={world_size}: give both or none")
@@ -81,6 +81,12 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
             f"read the same samples; leave rank and world_size out"
         )
     return World(rank, world_size)
+
+
+def is_joined() -> bool:
+    """Whether this process is in a process group of torch.distributed. Does not import torch."""
+    dist = getattr(sys.modules.get("torch"), "distributed", None)
+    return dist is not None and dist.is_available() and dist.is_initialized()
 
 
 def _meeting_place(env: Mapping[str, str]) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uniemox_dist.distributed.world import World
+from uniemox_dist.distributed.world import World, is_joined
 from uniemox_dist.doctor import (
     clock,
     collective,
@@ -19,7 +19,7 @@ from uniemox_dist.doctor import (
     versions,
 )
 from uniemox_dist.doctor.findings import Finding, RankFacts
-from uniemox_dist.doctor.ranks import HOST, barrier, gather, is_joined, limit_time, try_measure
+from uniemox_dist.doctor.ranks import HOST, barrier, gather, limit_time, try_measure
 from uniemox_dist.doctor.subject import LoaderNeeds, Sizes, Subject, count_sizes_if_known
 
 LONGEST_S = 120

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from uniemox_dist.config.schema import Config
-from uniemox_dist.distributed.world import World
+from uniemox_dist.distributed.world import World, is_joined
 from uniemox_dist.doctor import clock, collective, disk, limits, versions
 from uniemox_dist.doctor.findings import Finding
-from uniemox_dist.doctor.ranks import gather, is_joined, select, try_measure
+from uniemox_dist.doctor.ranks import gather, select, try_measure
 from uniemox_dist.doctor.subject import LoaderNeeds, count_sizes_if_known
 
 

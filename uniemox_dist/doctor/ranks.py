@@ -3,27 +3,17 @@
 import faulthandler
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from uniemox_dist.core.errors import EXIT_FAULT, Fault, UserError
-from uniemox_dist.distributed.world import World
+from uniemox_dist.distributed.world import World, is_joined
 from uniemox_dist.doctor.findings import Finding, RankFacts, Trouble, select_with_facts
 
 T = TypeVar("T")
 HOST = socket.gethostname()
-
-
-def is_joined() -> bool:
-    """True if there is a process group; does not import torch."""
-    if "torch" not in sys.modules:
-        return False
-    from uniemox_dist.distributed import collectives
-
-    return collectives.is_joined()
 
 
 def try_measure(measure: Callable[[], T]) -> T | Trouble:
