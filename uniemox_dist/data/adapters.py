@@ -59,9 +59,8 @@ class TrackedLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        stream, micro_batch = self.batches.stream, self.batches.micro_batch
-        for batch in self.loader:
-            stream.advance(micro_batch)
+        for slots, batch in zip(self.batches, self.loader):
+            self.batches.stream.advance(len(slots))
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

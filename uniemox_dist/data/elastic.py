@@ -169,7 +169,8 @@ class ElasticShards(Stream[RawT]):
 
     def _check(self) -> None:
         check_streams(self.global_batch, self.streams, self.world.size, self.PREFIX)
-        _ = self.plan
+        _ = self.plan  # checks that every source gets a stream
+        self.set_kept_rows()
 
     def _open(
         self,

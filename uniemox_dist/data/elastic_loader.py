@@ -124,7 +124,6 @@ class ElasticLoader:
 
     def _start(self, number: int) -> BatchLoader[LoadedBatch]:
         stream = self.stream
-        stream.set_kept_rows()
         return BatchLoader(
             stream,
             _Load(stream, self._collate),

@@ -248,9 +248,7 @@ class Stream(Generic[RawT]):
         """Returns the number of micro-batches of a rank from its position to the end of the epoch."""
         own, number = self.global_batch // self.world.size, self.position.number
         end = self.epoch_end(number)
-        step_end = min(
-            end, -(-number // own) * own
-        )  # the step that is under way ends with a whole micro-batch
+        step_end = min(end, -(-number // own) * own)  # of the step that is under way
         return -(-(step_end - number) // micro_batch) + (end - step_end) // own * -(-own // micro_batch)
 
     def set_kept_rows(self) -> None:

@@ -165,6 +165,15 @@ def test_torch_and_webdataset_loaders_give_the_same_batches(tars: Path) -> None:
         assert [batch[0]["n"].tolist() for batch in web] == second
 
 
+def test_a_shorter_micro_batch_at_the_end_of_a_step_counts_as_such(tars: Path) -> None:
+    stream = open_stream(tars)
+    stream.advance(18)
+    loader = stream.track(DataLoader(stream, batch_sampler=stream.sampler(12), collate_fn=list), 12)
+    assert len(loader) == 17
+    assert [len(batch) for batch in loader] == [6, *[12] * 16]
+    assert stream.state_dict()["samples"] == 216
+
+
 def test_a_mix_by_weight_and_by_repeat(tars: Path, tmp_path: Path) -> None:
     other = write_tars(tmp_path / "other", (30,), first=1000)
     stream = open_stream([Source(tars, weight=3), Source(other, weight=1)], build_index=True)
