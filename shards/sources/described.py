@@ -7,11 +7,13 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from shards.sources import Record, SourceOptions
+from shards.sources.columns import note_captions
+from shards.sources.csv_cells import CsvCells
 from shards.sources.files import NamesInForms, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.preset_schema import FoundTable, Table
@@ -39,12 +41,14 @@ def read_described(table: FoundTable, pictures: str, source: str, options: Sourc
     name = name_below(table.path, source)
     repeats = Repeats(table)
     rules: RowRules | None = None
-    for number, cells in read_rows(table):
+    for number, row in read_rows(table):
         where = f"{name}, line {number}"
-        if isinstance(cells, ValueError):
-            yield Record(where, b"", split=table.rules.split, refused=("annotation", str(cells)))
+        if isinstance(row, ValueError):
+            yield Record(where, b"", split=table.rules.split, refused=("annotation", str(row)))
             continue
-        rules = rules or RowRules(table.rules, cells, table.path)
+        if rules is None:
+            rules, convert = make_rules(table, row, options)
+        cells = convert(row)
         record = rules.record(cells, where)
         if record.refused is not None or record.image:
             yield record
@@ -62,6 +66,20 @@ def read_described(table: FoundTable, pictures: str, source: str, options: Sourc
         if refused is not None or not repeats.skips(str(place)):
             yield replace(record, name=text or where, image=place, refused=refused)
     repeats.write_note(options)
+
+
+def make_rules(
+    table: FoundTable, row: dict[str, Any], options: SourceOptions
+) -> tuple[RowRules, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """The rules of a table, from one of its rows, and a function for its cells, which all rows go through first: in
+    text, words for missing values, lists of captions and columns without a name are what they are in other tables."""
+    rules = RowRules(table.rules, row, table.path)
+    if rules.captions:
+        note_captions(rules.captions, rules.kept_columns(), options)
+    if table.path.suffix.lower() in (".parquet", *ARROW, ".jsonl", ".ndjson", ".json"):
+        return rules, lambda cells: cells
+    named = [column for column in row if column or table.rules.attributes is True]
+    return rules, CsvCells(rules.text_names(), named, options.findings).convert
 
 
 def read_rows(table: FoundTable) -> Iterator[Row]:

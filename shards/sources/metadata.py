@@ -9,7 +9,7 @@ import os
 import posixpath
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from shards.sources import Record, SourceOptions
 from shards.sources.columns import READ, CaptionColumns, make_record, shape_of, usual_names
 from shards.sources.csv_cells import CsvCells
-from shards.sources.described import PictureNames, Repeats, read_rows
+from shards.sources.described import PictureNames, Repeats, make_rules, read_rows
 from shards.sources.files import NamesInForms, read_head
 from shards.sources.hugging_face import has_classes, name_classes, read_features
 from shards.sources.preset_schema import FoundTable
@@ -101,14 +101,16 @@ class Metadata:
     ) -> Iterator[tuple[str, bytes]]:
         """(path of the picture below the root, the row as a line) of the rows of a described table."""
         pictures, repeats = PictureNames(table.rules, str(root)), Repeats(table)
-        for number, cells in read_rows(table):
+        convert: Callable[[dict[str, Any]], dict[str, Any]]
+        for number, row in read_rows(table):
             where = f"{table.path.name}, line {number}"
-            name, content = "", cells
-            if not isinstance(cells, ValueError):
-                rules = self._rules.get(place) or RowRules(table.rules, cells, table.path)
-                self._rules[place] = rules
+            name, content = "", row
+            if not isinstance(row, ValueError):
+                if place not in self._rules:
+                    self._rules[place], convert = make_rules(table, row, self._options)
+                rules, content = self._rules[place], convert(row)
                 try:
-                    if (text := rules.path(rules.cells(cells))) is None:
+                    if (text := rules.path(rules.cells(content))) is None:
                         raise ValueError("names no picture")
                     name = files.find(posixpath.normpath(pictures.find(text)))
                 except ValueError as error:

@@ -17,12 +17,14 @@ from PIL import Image as PillowImage
 
 from shards.detect.types import Person
 from shards.sources import Record
-from shards.sources.columns import KNOWN, USUAL, make_record, usual_names
+from shards.sources.columns import USUAL, caption_names, make_record, shape_of, usual_names
+from shards.sources.csv_cells import MISSING as MISSING_WORDS
 from shards.sources.preset_schema import Pixels, Table
 from shards.sources.tables import parse_number
 from shards.sources.values import (
     BAD_VALUE,
     load_json,
+    parse_attributes,
     parse_label,
     parse_real,
     parse_text,
@@ -43,11 +45,15 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 class RowRules:
     """The rules of one table, for rows with these columns."""
 
-    def __init__(self, table: Table, columns: Collection[str], path: Place) -> None:
+    def __init__(self, table: Table, row: Mapping[str, Any], path: Place) -> None:
         """
+        Args:
+            row: a row of the table, with all of its columns.
+
         Raises:
             UserError: if the table lacks a column that the preset names.
         """
+        columns = list(row)
         self.table, self.file = table, path.name.rpartition(".")[0]
         made = [name for pattern in table.patterns.values() for name in re.compile(pattern).groupindex]
         present = list(dict.fromkeys([*columns, FILE, *made]))
@@ -70,15 +76,34 @@ class RowRules:
                     f"{', '.join(columns)}"
                 )
         self.used = {*used, FILE}
-        usual = {ours: ours for ours in USUAL}
-        if not table.columns:
-            usual = usual_names({name: "" for name in present if name not in self.used}, {})
         given = {str(ours): theirs for ours, theirs in table.columns.items()}
-        self.templates = {
-            ours: given.get(ours) or usual[ours] for ours in USUAL if ours in given or usual[ours] in present
-        }
+        free = {name: shape_of(row.get(name)) for name in present if name not in self.used}
+        usual = {ours: ours for ours in USUAL} if given else usual_names(free, {})
+        self.captions = {} if "caption" in given else caption_names(free, {})
+        """The columns of captions, by the rule of all tables, if the preset states none."""
+        usual = {ours: theirs for ours, theirs in {**usual, **self.captions}.items() if theirs in present}
+        self.templates = {**usual, **given}
         """Our names -> columns or templates: those of the preset, or those of that very name, or else usual ones."""
+        self.columns = columns
         self.used |= {theirs for theirs in self.templates.values() if theirs in present}
+
+    def text_names(self) -> dict[str, str]:
+        """The columns of a text table that `CsvCells` reads as texts. Those that have rules of their own are called so
+        that the words for missing values are texts there: those of patterns, shares, dimensions, JSON and values."""
+        plain = {
+            ours: theirs
+            for ours, theirs in self.templates.items()
+            if theirs in self.columns
+            and theirs not in self.table.json_columns
+            and not MISSING_WORDS & set(self.table.values.get(ours, ()))  # type: ignore[call-overload]
+        }
+        return {**{f"={column}": column for column in self.used}, **plain}
+
+    def kept_columns(self) -> list[str]:
+        """The columns that are used, or become attributes."""
+        chosen = self.table.attributes or ()
+        used = self.templates.values()
+        return [c for c in self.columns if chosen is True or c in chosen or c in used]
 
     def cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row with the columns that patterns find in others, and with JSON read.
@@ -142,11 +167,13 @@ class RowRules:
             numbers[ours] = next((number for number in known if number is not None), None)
         persons = table.persons
         label = values.pop("label", None) if persons is not None else None
-        values = values if persons is not None else {**rest, **numbers, **values}
+        values = values if persons is not None else {**numbers, **values}
         if table.distribution:
             shares = {label: cells[column] for label, column in table.distribution.items()}
             values["votes" if table.votes else "distribution"] = {k: v for k, v in shares.items() if v != ""}
-        record = make_record(values, {ours: ours for ours in KNOWN if ours in values}, name, b"")
+        record = make_record(values, {ours: ours for ours in values}, name, b"")
+        if persons is None:
+            record = replace(record, attributes={**parse_attributes(rest), **record.attributes})
         if record.refused is not None:
             return replace(record, split=record.split or table.split)
         record = replace(record, split=record.split or table.split)

@@ -100,6 +100,8 @@ def _described(tables: Sequence[FoundTable], source: str, options: SourceOptions
         if is_local(pictures) and not options.allow_outside:
             options.findings.roots.add(str(pictures))
         yield from read_described(table, str(pictures), source, options)
+    write_caption_notes("tables", options)
+    write_cell_notes(options.findings)
 
 
 def _pictures(table: Place, options: SourceOptions) -> Place:

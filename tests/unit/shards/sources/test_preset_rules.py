@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from published_sets import SETS, jpegs, samples, text
 
+from shards.pack.opening import open_settings
+from shards.pack.settings import PackSettings
+from shards.sources import open_source
 from shards.sources.presets import load_presets
 from uniemox_dist.cli.main import run
 
@@ -156,3 +159,80 @@ def test_the_first_of_repeated_rows_counts_where_a_preset_says_so(
         "first": {"a.jpg": 1.0, "b.jpg": 2.0},
         "join": {"a.jpg": [1.0, 3.0, 4.0], "b.jpg": 2.0},
     }
+
+
+# ---- captions, missing words and lists in tables that a preset describes
+
+CSV = """,path,label,split,text,comment,mood,age
+0,a.jpg,cat,train,a cat,one,calm,7
+1,b.jpg,N/A,null,NA,two,null,NaN
+2,c.jpg,dog,dev,"['a dog', 'it runs']",three,,8.5
+3,a.jpg,cat,train,[applause] a cat,four,calm,7
+"""
+
+
+def facts(source: str, preset: str | None) -> tuple[list[Any], list[str]]:
+    """What the records of a source state, and the notes."""
+    opened = open_settings(PackSettings(source, None if preset else "table", preset=preset))
+    records = list(open_source(opened.layout, opened.place, opened.options))
+    stated = [(str(r.image).rpartition("/")[2], r.captions, r.label, r.split, r.attributes) for r in records]
+    return stated, opened.options.findings.notes
+
+
+@pytest.mark.parametrize("columns", ["", "columns: {path: path}", "columns: {path: path, label: label}"])
+def test_a_described_csv_has_the_captions_and_missing_values_of_any_csv(columns: str, tmp_path: Path) -> None:
+    text(tmp_path / "set/t.csv", CSV, end="")
+    more = f", {columns}" if columns else ""
+    text(tmp_path / "mine.yaml", f"layout: table\nfind: t.csv\ntables: [{{files: t.csv{more}}}]")
+    plain, notes = facts(str(tmp_path / "set/t.csv"), None)
+    assert plain[1:3] == [
+        ("b.jpg", (), None, None, {"comment": "two", "mood": "null"}),
+        ("c.jpg", ("a dog", "it runs"), "dog", "val", {"comment": "three", "age": 8.5}),
+    ]
+    assert facts(str(tmp_path / "set"), str(tmp_path / "mine.yaml")) == (plain, notes)
+    assert (
+        "1 tables with captions in 'text'; 'comment' became attributes (--column caption=NAME chooses)"
+        in notes
+    )
+    assert "a column without a name was left out; name it in the header to keep it" in notes
+    assert any(note.startswith("1 cell of the column 'label' with 'N/A': missing values") for note in notes)
+
+
+def test_pictures_of_a_folder_have_the_same_values_from_a_described_csv(tmp_path: Path) -> None:
+    text(tmp_path / "set/t.csv", CSV, end="")
+    jpegs(tmp_path / "set/images", "a.jpg", "b.jpg", "c.jpg")
+    form = (
+        "find: t.csv\npictures: images\nlabel_folders: false\ntables: [{files: t.csv, columns: {path: path}}]"
+    )
+    text(tmp_path / "mine.yaml", form)
+    records, notes = facts(str(tmp_path / "set"), str(tmp_path / "mine.yaml"))
+    assert [record[:4] for record in records] == [
+        ("a.jpg", ("a cat", "[applause] a cat"), "cat", "train"),
+        ("b.jpg", (), None, None),
+        ("c.jpg", ("a dog", "it runs"), "dog", "val"),
+    ]
+    assert any("'N/A': missing values" in note for note in notes)
+
+
+def test_what_a_preset_says_of_a_word_goes_before_missing_values(tmp_path: Path) -> None:
+    table = (
+        "files: t.csv, columns: {path: path, label: label, caption: comment}, values: {label: {N/A: none}}"
+    )
+    text(
+        tmp_path / "mine.yaml",
+        f"layout: table\nfind: t.csv\ntables: [{{{table}, attributes: [text, label]}}]",
+    )
+    text(tmp_path / "set/t.csv", CSV, end="")
+    records, notes = facts(str(tmp_path / "set"), str(tmp_path / "mine.yaml"))
+    assert records[1] == ("b.jpg", ("two",), "none", None, {"text": "NA", "label": "N/A"})
+    assert not any("caption" in note for note in notes)
+
+
+def test_json_of_a_preset_keeps_words_as_texts_and_has_lists_of_captions(tmp_path: Path) -> None:
+    text(tmp_path / "set/t.json", '[{"path": "a.jpg", "text": ["None", "a cat"], "label": "NA"}]')
+    text(
+        tmp_path / "mine.yaml",
+        "layout: table\nfind: t.json\ntables: [{files: t.json, columns: {path: path}}]",
+    )
+    records, _ = facts(str(tmp_path / "set"), str(tmp_path / "mine.yaml"))
+    assert records == [("a.jpg", ("None", "a cat"), "NA", None, {})]
