@@ -13,7 +13,7 @@ Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance
 There is one record per picture with all of its persons, each with its own labels: `categories` (of the 26),
 `valence`, `arousal`, `dominance` (1 to 10), `gender`, `age`. If there were several annotators (val and test), their
 combined labels are used. Boxes are in pixels of the stored picture, unless the stated size has the other orientation.
-Boxes that reach over the edge are clipped, and dropped if nothing remains.
+Boxes that reach over the edge are clipped, and dropped if nothing remains. A value beyond 1 to 10 refuses its picture.
 """
 
 import ast
@@ -43,6 +43,8 @@ CATEGORIES = (
     *("Excitement", "Fatigue", "Fear", "Happiness", "Pain", "Peace", "Pleasure", "Sadness"),
     *("Sensitivity", "Suffering", "Surprise", "Sympathy", "Yearning"),
 )
+RANGE = (1.0, 10.0)
+"""Of valence, arousal and dominance."""
 COLUMNS = ("Folder", "Filename", "Image Size", "BBox", "Categorical_Labels")
 """Required columns of EMOTIC's CSV."""
 
@@ -100,6 +102,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     Raises:
         UserError: if there is neither a .mat nor a CSV, one is damaged, or a category is not one of the 26.
     """
+    options.findings.dimension_ranges |= dict.fromkeys(DIMENSIONS, RANGE)
     top = parse_place(source, "SOURCE")
     mats = search(top, ["Annotations.mat"])
     tables = search(top, ["train.csv", "val.csv", "test.csv"])

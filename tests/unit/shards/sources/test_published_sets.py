@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from published_sets import SETS, pack_commands, text
 
+from shards.format.manifest import read_manifest
 from shards.pack.opening import open_settings
 from shards.pack.settings import PackSettings
 from shards.sources import open_source
@@ -138,9 +139,14 @@ def test_fis_votes_give_the_label_of_their_file_to_pictures_that_most_agreed_on(
     assert len(found) == 3
 
 
-def test_emotic_as_csv_has_persons_with_categories_and_vad(pack: Any) -> None:
+def test_emotic_as_csv_has_persons_with_categories_and_vad(pack: Any, tmp_path: Path) -> None:
     found, out = pack("EMOTIC")
     assert "found: 3 pictures, 3 splits, 4 persons with 5 categories and VAD" in out
+    for split in ("train", "val", "test"):
+        manifest = read_manifest(tmp_path / "data/emotic" / split, "OUT")
+        assert manifest.provenance["dimension_ranges"] == {
+            name: [1.0, 10.0] for name in ("arousal", "dominance", "valence")
+        }
     one = found["mscoco/images/COCO_1.jpg"]
     assert one["split"] == "train"
     assert one["persons"] == [
