@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.edit.index_members import index_members
 from shards.storage import parse_place
 from uniemox_dist.config.data_sections import check_streams
 from uniemox_dist.core.errors import UserError
@@ -100,6 +99,7 @@ class ElasticShards(Stream[RawT]):
             max_bad_share=max_bad_share,
             transform=make_transform(decode, transform),
         )
+        self.is_world_found = rank is None
         cache = None if cache_dir is None else ShardCache(Path(cache_dir), int(cache_gb * 1e9))
         for reader in self.readers:
             reader.origin.retry_s, reader.origin.cache = retry_s, cache
@@ -124,7 +124,8 @@ class ElasticShards(Stream[RawT]):
         pin_memory: bool = False,
         timeout_s: float = 300.0,
     ) -> "ElasticLoader":
-        """Returns a loader of this rank's micro-batches; each iteration over it ends with the epoch.
+        """Returns a loader of this rank's micro-batches; each iteration over it is the rest of a pass: as many
+        steps as an epoch needs.
 
         Args:
             micro_batch: samples of one micro-batch; micro-batch × ranks divides the global batch.
@@ -149,7 +150,7 @@ class ElasticShards(Stream[RawT]):
 
     def sampler(self, micro_batch: int) -> "MicroBatchSampler":
         """Returns a batch sampler for `torch.utils.data.DataLoader(stream, batch_sampler=…)`: the slots of this rank's
-        micro-batches. Each iteration over it goes from the position to the end of the epoch."""
+        micro-batches. Each iteration over it goes from the position to the end of the pass."""
         from uniemox_dist.data.adapters import MicroBatchSampler
 
         return MicroBatchSampler(self, micro_batch)
@@ -199,6 +200,7 @@ class ElasticShards(Stream[RawT]):
 def _build_index(data: str, index: str | None, field: str, world: World) -> None:
     """Indexes tars that have no index, on rank 0 while the others wait."""
     if world.size == 1 or is_joined():
+        from shards.edit.index_members import index_members
         from uniemox_dist.distributed import collectives
 
         def build() -> None:

@@ -1,13 +1,15 @@
 """Loaders of an elastic stream for any training loop: with our loader processes, or for a torch DataLoader."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.adapters import MicroBatchSampler
 from uniemox_dist.data.batch_loader import BatchLoader
+from uniemox_dist.data.stateful_loader import StatefulLoader
 from uniemox_dist.data.stream import Stream
 from uniemox_dist.distributed import collectives
 from uniemox_dist.distributed.world import is_joined
@@ -41,8 +43,8 @@ class _Load:
         return LoadedBatch(self.collate(samples) if self.collate else samples, len(slots), tuple(damaged))
 
 
-class ElasticLoader:
-    """This rank's micro-batches. Each iteration begins at the stream's position and ends with the epoch.
+class ElasticLoader(StatefulLoader):
+    """This rank's micro-batches. Each iteration begins at the stream's position and ends with the pass.
 
     The position counts the micro-batches that were yielded, not those that loader processes have prepared. Loader
     processes live until `close`, or until the position is changed.
@@ -67,8 +69,7 @@ class ElasticLoader:
         ):
             if type(value) is not int or value < least:
                 raise UserError(f"{name}={value!r}: is not a whole number of at least {least}")
-        stream.count_micro_batches(micro_batch)
-        self.stream, self.micro_batch = stream, micro_batch
+        super().__init__(stream, micro_batch, MicroBatchSampler(stream, micro_batch))
         self._workers, self._prefetch, self._pin, self._timeout_s = workers, prefetch, pin_memory, timeout_s
         self._collate = collate
         self._batches: BatchLoader[LoadedBatch] | None = None
@@ -76,27 +77,15 @@ class ElasticLoader:
         """Number of the sample of this rank that begins the next micro-batch of `_batches`."""
         self._ranks_differ = True
 
-    def __len__(self) -> int:
-        """Micro-batches that are left in the present epoch."""
-        return self.stream.count_left(self.micro_batch)
-
     def __iter__(self) -> Iterator[Any]:
         stream = self.stream
         self._check_ranks()
-        end = stream.epoch_end(stream.position.number)
+        end = stream.pass_end(stream.position.number)
         while stream.position.number < end:
             batch = self._load_next()
             stream.note_damaged(batch.damaged, batch.samples)
             stream.advance(batch.samples)
             yield batch.content
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stream's state."""
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Loads the stream's state."""
-        self.stream.load_state_dict(state)
 
     def close(self) -> None:
         """Ends the loader processes; the next iteration starts others."""
@@ -142,6 +131,7 @@ class ElasticLoader:
             UserError: on every rank, naming what differs.
         """
         world = self.stream.world
+        self.stream.check_world()
         if not self._ranks_differ or world.size == 1 or not is_joined():
             return
         self._ranks_differ = False

@@ -21,7 +21,7 @@ from uniemox_dist.data.origin import ShardOrigin
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.data.stream_position import STATE_VERSION, StreamPosition, check_state
-from uniemox_dist.distributed.world import World
+from uniemox_dist.distributed.world import World, check_found
 
 T = TypeVar("T")
 RawT = TypeVar("RawT")
@@ -104,6 +104,8 @@ class Stream(Generic[RawT]):
         self.sources, self.readers, self.world = sources, readers, world
         self.global_batch, self.streams, self.seed, self.window = global_batch, streams, seed, window
         self.strict, self.max_bad_share, self.transform = strict, max_bad_share, transform
+        self.is_world_found = False
+        """Whether nobody gave rank and world size, so that they must be those of torch.distributed."""
         self.position = StreamPosition(streams, world.size)
         self.samples_read = 0
         """Samples that this process's loaders have yielded."""
@@ -229,6 +231,15 @@ class Stream(Generic[RawT]):
         check_state(state, self._sequence())
         self.position.load(state["samples"], state["world_size"])
 
+    def check_world(self) -> None:
+        """Checks that the program has not joined other ranks since the stream was opened.
+
+        Raises:
+            UserError: if it has, unless it gave rank and world size itself.
+        """
+        if self.is_world_found:
+            check_found(self.world)
+
     def count_micro_batches(self, micro_batch: int) -> int:
         """Returns the number of micro-batches of a rank in a step.
 
@@ -237,18 +248,27 @@ class Stream(Generic[RawT]):
         """
         return count_micro_batches(self.global_batch, micro_batch, self.streams, self.world.size, self.PREFIX)
 
-    def epoch_end(self, number: int) -> int:
-        """Returns the number of samples that a rank has used at the end of the epoch to which its sample `number`
-        belongs. An epoch ends with the step that reaches its last sample."""
-        own = self.global_batch // self.world.size
-        epoch = number // own * self.global_batch // self.epoch_samples
-        return -(-(epoch + 1) * self.epoch_samples // self.global_batch) * own
+    @property
+    def pass_samples(self) -> int:
+        """Samples of a rank in one pass over a loader: as many whole steps as an epoch needs. All passes are equally
+        long, as trainers expect that ask for a length once. So a pass begins up to one step later in its epoch than the
+        one before; nothing is left out or padded."""
+        return -(-self.epoch_samples // self.global_batch) * (self.global_batch // self.world.size)
+
+    def pass_end(self, number: int) -> int:
+        """Returns the number of samples that a rank has used at the end of the pass to which its sample `number`
+        belongs."""
+        return (number // self.pass_samples + 1) * self.pass_samples
+
+    def begin_pass(self, number: int) -> None:
+        """Goes forward to the beginning of a pass, counted from 0; does nothing in that pass or a later one."""
+        if self.position.number < number * self.pass_samples:
+            self.position.number = number * self.pass_samples
 
     def count_left(self, micro_batch: int) -> int:
-        """Returns the number of micro-batches of a rank from its position to the end of the epoch."""
+        """Returns the number of micro-batches of a rank from its position to the end of the pass."""
         own, number = self.global_batch // self.world.size, self.position.number
-        end = self.epoch_end(number)
-        step_end = min(end, -(-number // own) * own)  # of the step that is under way
+        end, step_end = self.pass_end(number), -(-number // own) * own  # of the step that is under way
         return -(-(step_end - number) // micro_batch) + (end - step_end) // own * -(-own // micro_batch)
 
     def set_kept_rows(self) -> None:

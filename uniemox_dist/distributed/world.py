@@ -83,6 +83,24 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
     return World(rank, world_size)
 
 
+def check_found(world: World) -> None:
+    """Checks that torch.distributed, if the program has initialised it since `find_world`, has the same ranks.
+
+    Raises:
+        UserError: if it has others, so that several processes would read the same samples.
+    """
+    if not is_joined():
+        return
+    dist = sys.modules["torch"].distributed
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if (rank, size) != (world.rank, world.size):
+        raise UserError(
+            f"rank={world.rank}, world_size={world.size}: were found before torch.distributed was initialised, where "
+            f"this is rank {rank} of {size}; open the stream after that (in Lightning in train_dataloader()), or give "
+            "rank and world_size"
+        )
+
+
 def is_joined() -> bool:
     """Whether this process is in a process group of torch.distributed. Does not import torch."""
     dist = getattr(sys.modules.get("torch"), "distributed", None)

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,7 @@ def test_a_shorter_micro_batch_at_the_end_of_a_step_counts_as_such(tars: Path) -
     stream = open_stream(tars)
     stream.advance(18)
     loader = stream.track(DataLoader(stream, batch_sampler=stream.sampler(12), collate_fn=list), 12)
-    assert len(loader) == 17
+    assert len(loader) == 18
     assert [len(batch) for batch in loader] == [6, *[12] * 16]
     assert stream.state_dict()["samples"] == 216
 
@@ -402,3 +404,71 @@ def test_a_stream_can_be_pickled_with_its_position(tars: Path) -> None:
     assert [s["__key__"] for s in next(iter(copy.loader(6)))] == [
         s["__key__"] for s in next(iter(stream.loader(6)))
     ]
+
+
+def test_all_passes_over_a_loader_have_the_same_number_of_steps(tars: Path) -> None:
+    stream = open_stream(tars)
+    loader = stream.loader(6)
+    assert [len(list(loader)) for _ in range(4)] == [36] * 4 == [len(loader)] * 4
+    # Four passes of 216 samples: four epochs of 210, and 24 samples of the fifth.
+    assert stream.state_dict()["samples"] == 864
+
+
+def test_set_epoch_goes_forward_to_a_pass_and_never_back(tars: Path) -> None:
+    expected = open_stream(tars)
+    first, second = epoch(expected), epoch(expected)
+    stream = open_stream(tars)
+    loader = stream.loader(6)
+    loader.sampler.set_epoch(0)
+    assert next(iter(loader)) == first[0]
+    loader.sampler.set_epoch(1)
+    assert next(iter(loader)) == second[0]
+    loader.sampler.set_epoch(0)
+    loader.sampler.set_epoch(1)
+    assert next(iter(loader)) == second[1]
+
+
+def test_a_loader_within_a_pass_refuses_a_state_of_other_micro_batches_in_a_step(tars: Path) -> None:
+    saved = open_stream(tars).loader(6)
+    saved.stream.advance(48)
+    state = json.loads(json.dumps(saved.state_dict()))
+    others = [open_stream(tars).loader(12), open_stream(tars, rank=1, world_size=2).loader(6)]
+    for loader in others:
+        with pytest.raises(
+            UserError, match=r"^micro_batch=\d+: a step has 2 micro-batches here and had 4 where the state"
+        ):
+            loader.load_state_dict(state)
+        loader.stream.load_state_dict(state)
+    again = open_stream(tars, rank=1, world_size=2).loader(3)
+    again.load_state_dict(state)
+    assert again.stream.position.number == 24
+    saved.stream.advance(216 - 48)
+    for loader in others:
+        loader.load_state_dict(saved.state_dict())  # between two passes any number will do
+
+
+def test_a_stream_that_was_opened_before_the_ranks_met_is_refused(tars: Path) -> None:
+    code = f"""
+import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg
+from uniemox_dist.data import ElasticShards
+options = dict(global_batch=24, streams=12)
+early, alone = ElasticShards({str(tars)!r}, **options), ElasticShards({str(tars)!r}, rank=0, world_size=1, **options)
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+next(iter(alone.loader(12)))
+next(iter(early.loader(12)))  # one rank is what it found
+dist.destroy_process_group()
+dist.init_process_group("fake", rank=1, world_size=2)
+next(iter(alone.loader(12)))
+for batches in (early.loader(12), early.sampler(12)):
+    try:
+        next(iter(batches))
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    says = (
+        "UserError rank=0, world_size=1: were found before torch.distributed was initialised, where this is rank 1 of "
+        "2; open the stream after that (in Lightning in train_dataloader()), or give rank and world_size"
+    )
+    assert result.stdout.splitlines() == [says] * 2, result.stderr
