@@ -15,6 +15,16 @@ EMOTIC_RANGE = (1.0, 10.0)
 """Range of a dimension that neither the settings nor the data set state."""
 CLASSIFIER = "uniemox-classifier"
 """The format that uniemox.json of a fine-tuned classifier states. Its folder is one of timm's with that file added."""
+DISTRIBUTION_TITLES = {
+    "kl_divergence": ("KL divergence", "lower"),
+    "chebyshev": ("Chebyshev distance", "lower"),
+    "clark": ("Clark distance", "lower"),
+    "canberra": ("Canberra metric", "lower"),
+    "cosine": ("cosine", "higher"),
+    "intersection": ("intersection", "higher"),
+    "accuracy": ("accuracy of the most likely label", "higher"),
+}
+"""Title of each measure with target=distribution, and whether lower or higher is better."""
 
 
 class FinetuneConfig(Section):

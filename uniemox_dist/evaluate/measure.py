@@ -10,12 +10,12 @@ import click
 import numpy as np
 from matplotlib.figure import Figure
 
+from uniemox_dist.config.finetune import DISTRIBUTION_TITLES
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.evaluate import tasks
 from uniemox_dist.evaluate.embedding_pass import embed_splits
 from uniemox_dist.evaluate.inputs import TIMM_PREFIX, check_group_attribute, open_splits
 from uniemox_dist.evaluate.intervals import RESAMPLES
-from uniemox_dist.evaluate.metrics import DISTRIBUTION_TITLES
 from uniemox_dist.evaluate.subject import BASELINES, RELEASE, ReleaseSubject, TimmSubject
 from uniemox_dist.teacher.model import Teacher
 

@@ -142,16 +142,6 @@ def _mean_of_known(values: Sequence[float | None]) -> float | None:
 
 # ---- distributions over labels
 
-DISTRIBUTION_TITLES = {
-    "kl_divergence": ("KL divergence", "lower"),
-    "chebyshev": ("Chebyshev distance", "lower"),
-    "clark": ("Clark distance", "lower"),
-    "canberra": ("Canberra metric", "lower"),
-    "cosine": ("cosine", "higher"),
-    "intersection": ("intersection", "higher"),
-    "accuracy": ("accuracy of the most likely label", "higher"),
-}
-"""Title of each measure of distributions, and whether lower or higher is better."""
 LEAST_SHARE = 1e-12
 """Smaller estimated shares count as this one in the Kullback-Leibler divergence, which would be infinite for 0."""
 

@@ -1,4 +1,4 @@
-"""The numbers of metrics.jsonl as one array, for readers of a whole run: a million lines take 100 MB."""
+"""The numbers of metrics.jsonl as one array, for readers of a whole run: a million lines take 128 MB."""
 
 import json
 import math
@@ -19,6 +19,7 @@ KEYS = (
     "slots",
     "loss",
     *LOSS_NAMES,
+    *("labels", "categories", "dimensions"),  # losses of fine-tuning
     "lr",
     "grad_norm",
     "samples_per_s",

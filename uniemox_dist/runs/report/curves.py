@@ -65,16 +65,20 @@ PANELS = (
 def draw(history: History, loss: Line) -> list[Chart]:
     """A chart for each quantity that has values; losses of weight 0 in the section `loss` are left out."""
     charts = []
-    steps = np.asarray(column(history.lines, "step")).astype(np.int64)
     for panel in PANELS:
         if panel.key == "relation" and loss.get("relation_form") == "kl":
             panel = replace(panel, unit="KL divergence, nats")
         if panel.key == "reconstruction" and loss.get("norm_pix"):
             panel = replace(panel, unit="mean squared error of standardised patches")
-        values = np.asarray(column(history.lines, panel.key)) * panel.scale
-        if loss.get(panel.key, 1.0) != 0 and (chart := draw_chart(panel, steps, values, history)) is not None:
+        if loss.get(panel.key, 1.0) != 0 and (chart := draw_metric(panel, history)) is not None:
             charts.append(chart)
     return charts
+
+
+def draw_metric(panel: Panel, history: History) -> Chart | None:
+    """Draws a metric of the training steps; None if no value is finite."""
+    steps = np.asarray(column(history.lines, "step")).astype(np.int64)
+    return draw_chart(panel, steps, np.asarray(column(history.lines, panel.key)) * panel.scale, history)
 
 
 def draw_chart(panel: Panel, steps: np.ndarray, values: np.ndarray, history: History) -> Chart | None:

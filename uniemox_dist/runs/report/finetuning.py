@@ -5,34 +5,36 @@ from typing import Any
 
 import numpy as np
 
+from uniemox_dist.config.finetune import DISTRIBUTION_TITLES
 from uniemox_dist.core.files import read_json
 from uniemox_dist.runs.events.base import Line
 from uniemox_dist.runs.folder import RunFolder, read_lines
 from uniemox_dist.runs.history import History
 from uniemox_dist.runs.metric_table import number
-from uniemox_dist.runs.report.curves import Chart, Panel, draw_chart, show
+from uniemox_dist.runs.report.curves import Chart, Panel, draw_chart, draw_metric, show
 
 FORMAT = ("uniemox-finetune", 1)
-TITLES = {
-    "accuracy": "Validation accuracy",
-    "mean_average_precision": "Validation mAP",
-    "kl_divergence": "Validation KL divergence",
+VALIDATED = {
+    "accuracy": ("Validation accuracy", "accuracy"),
+    "mean_average_precision": ("Validation mAP", "mean average precision"),
+    "kl_divergence": ("Validation KL divergence", "KL divergence"),
 }
+"""Title and unit of the curve of validations, by the metric that chooses the best weights."""
+PANELS = (
+    Panel("labels", "Loss of the labels", "part of the total loss", "relation"),
+    Panel("categories", "Loss of the categories", "part of the total loss", "relation"),
+    Panel("dimensions", "Loss of the dimensions", "part of the total loss", "similarity"),
+)
+"""The parts of the loss, which a run with dimensions logs."""
 MEASURES = {
-    "kl_divergence": "KL divergence",
-    "chebyshev": "Chebyshev distance",
-    "clark": "Clark distance",
-    "canberra": "Canberra metric",
-    "cosine": "cosine",
-    "intersection": "intersection",
+    "mean_average_precision": ("mAP, the mean average precision", "higher"),
+    **DISTRIBUTION_TITLES,
+    "mean_recall": ("mean recall", "higher"),
+    "mean_absolute_error": ("mean absolute error of the dimensions", "lower"),
+    "mean_correlation": ("mean correlation of the dimensions", "higher"),
+    "mean_ccc": ("mean concordance (CCC) of the dimensions", "higher"),
 }
-"""Measures of distributions."""
-MEANS = {
-    "mean_absolute_error": "mean absolute error",
-    "mean_correlation": "mean correlation",
-    "mean_ccc": "mean CCC",
-}
-"""Means over the dimensions."""
+"""Title of each measure of a split, and whether lower or higher is better."""
 CLASSES = {
     "recall": "recall",
     "precision": "precision",
@@ -49,8 +51,11 @@ class Result:
     best_step: int
     counts: list[tuple[str, int]]
     """Samples of each split."""
-    figures: list[tuple[str, str, str]]
-    """Name of a figure, its value, and its interval (empty without one)."""
+    splits: list[str]
+    """The measured splits, as words."""
+    measures: list[tuple[str, str, list[tuple[str, str]]]]
+    """Title of a measure, whether lower or higher is better, and for each split its value and interval (empty without
+    one)."""
     classes_of: str
     """The split that the table of classes describes."""
     columns: list[str]
@@ -65,8 +70,10 @@ class Result:
 class Finetuned:
     """A fine-tuning run; `result` is None until it has ended."""
 
-    labels: int | None
-    validation: Chart | None
+    learns: str
+    """What the classifier learns, such as "6 labels"."""
+    charts: list[Chart]
+    """The validations, and the parts of the loss."""
     result: Result | None
 
 
@@ -77,13 +84,28 @@ def read_finetuning(folder: RunFolder, config: Line, history: History) -> Finetu
     try:
         found = read_json(folder.path / "finetune.json")
         whole = found if (found["format"], found["format_version"]) == FORMAT else None
-        result, labels = (_result(whole), len(whole["labels"])) if whole else (None, None)
+        result, labels = (_result(whole), whole["labels"]) if whole else (None, None)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         result, labels = None, None
-    stated = config["finetune"].get("labels")
-    if labels is None and isinstance(stated, list | tuple) and stated:
-        labels = len(stated)
-    return Finetuned(labels, _validation(folder, history), result)
+    charts = [_validation(folder, history), *(draw_metric(panel, history) for panel in PANELS)]
+    learns = _describe_outputs(config["finetune"], labels, result)
+    return Finetuned(learns, [chart for chart in charts if chart is not None], result)
+
+
+def _describe_outputs(settings: Line, labels: list[str] | None, result: Result | None) -> str:
+    """What is learned, such as "distributions over 7 labels, valence and arousal"; without a result, what the settings
+    state."""
+    names = labels or settings.get("labels")
+    of = "categories" if settings.get("task") == "multi" else "labels"
+    text = f"{len(names)} {of}" if isinstance(names, list | tuple) and names else of
+    if settings.get("target") == "distribution":
+        text = f"distributions over {text}"
+    stated = settings.get("dimensions")
+    dimensions = [name for name, _, _ in result.dimensions] if result else stated
+    if not isinstance(dimensions, list | tuple) or not dimensions:
+        return text
+    *first, last = [text, *map(str, dimensions)]
+    return f"{', '.join(first)} and {last}"
 
 
 def _validation(folder: RunFolder, history: History) -> Chart | None:
@@ -94,36 +116,27 @@ def _validation(folder: RunFolder, history: History) -> Chart | None:
     steps = np.array(sorted(lines))
     values = np.array([number(lines[step].get("value")) for step in steps])
     metric = str(lines[int(steps[-1])].get("metric"))
-    panel = Panel("validation", TITLES.get(metric, "Validation"), metric.replace("_", " "), "good")
+    title, unit = VALIDATED.get(metric, ("Validation", metric.replace("_", " ")))
+    panel = Panel("validation", title, unit, "good")
     return draw_chart(panel, steps, values, history)
 
 
 def _result(found: dict[str, Any]) -> Result:
-    figures: list[tuple[str, str, str]] = []
-    for split in ("val", "test"):
-        measured, said = found[split], "validation" if split == "val" else split
-        if measured is None:
-            continue
-        for name, title in MEASURES.items():
-            if name in measured:
-                figures.append((f"{title}, {said}", _said(measured[name]), _interval(measured, name)))
-        if "accuracy" in measured:
-            figures.append(
-                (f"accuracy, {said}", _said(measured["accuracy"]), _interval(measured, "accuracy"))
-            )
-            figures.append((f"mean recall, {said}", _said(measured["mean_recall"]), ""))
-        else:
-            figures.append((f"mAP, {said}", _said(measured["mean_average_precision"]), ""))
-        for name, title in MEANS.items():
-            if measured.get(name) is not None:
-                figures.append((f"{title}, {said}", _said(measured[name]), ""))
+    measured = {split: found[split] for split in ("val", "test") if found[split] is not None}
+    measures = []
+    for name, (title, better) in MEASURES.items():
+        values = [(_said(split.get(name)), _interval(split, name)) for split in measured.values()]
+        if any(split.get(name) is not None for split in measured.values()):
+            is_likely = name != "accuracy" or "kl_divergence" in next(iter(measured.values()))
+            measures.append((title if is_likely else "accuracy", better, values))
     split = "test" if found["test"] is not None else "val"
     shown = found[split]
     columns = [key for key in CLASSES if key in shown["per_class"][0]]
     return Result(
         best_step=int(found["best_step"]),
         counts=[(name, int(count)) for name, count in found["samples"].items() if count is not None],
-        figures=figures,
+        splits=["validation" if split == "val" else split for split in measured],
+        measures=measures,
         classes_of=split,
         columns=[CLASSES[key] for key in columns],
         classes=[
@@ -154,4 +167,4 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def _said(value: Any) -> str:
-    return "–" if value is None else show(round(float(value), 3))
+    return "–" if value is None else show(round(float(value), 3) + 0.0)  # -0.0 becomes 0.0

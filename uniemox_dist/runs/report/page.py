@@ -78,8 +78,7 @@ def render(
     name = folder.path.resolve().name
     tuned = read_finetuning(folder, config, history)
     charts = draw(history, config.get("loss") or {})
-    if tuned is not None and tuned.validation is not None:
-        charts.insert(1, tuned.validation)
+    charts[1:1] = tuned.charts if tuned is not None else []
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(Path(__file__).with_name("run.html.j2").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The report of a fine-tuning run: its validations, the scores of the best weights, and no section of pretraining."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ SHARES = {
 }
 
 
-def page_of(folder: Path, result: Any, metric: str = "accuracy") -> str:
+def page_of(folder: Path, result: Any, metric: str = "accuracy", parts: tuple[str, ...] = ()) -> str:
     made = RunFolder(folder)
     made.create()
     made.config.write_text(
@@ -59,13 +60,25 @@ def page_of(folder: Path, result: Any, metric: str = "accuracy") -> str:
         "model: {image_size: 32, patch_size: 8, width: 32, depth: 2}\n"
     )
     made.metrics.write_text(
-        "".join(json.dumps({"step": s, "loss": 2 / s, "time": s}) + "\n" for s in (10, 20))
+        "".join(
+            json.dumps({"step": s, "loss": 2 / s, "time": s, **dict.fromkeys(parts, 1 / s)}) + "\n"
+            for s in (10, 20)
+        )
     )
     looks = [{"step": s, "metric": metric, "value": v} for s, v in ((10, 0.5), (20, 0.4), (10, 0.6))]
     (folder / "validation.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
     (folder / "finetune.json").write_text(result if isinstance(result, str) else json.dumps(result))
     assert run(["report", str(folder)]) == 0
     return (folder / "report.html").read_text()
+
+
+def measures(page: str) -> dict[str, list[str]]:
+    """The table of measures: its first cells, and the others of each row."""
+    table = page[page.index("<th>Measure</th>") : page.index("<th>Label ")]
+    rows = re.findall(r"<th[^>]*>(.*?)</th>(.*?)</tr>", table)
+    texts = [[title, *re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", cells)] for title, cells in rows]
+    plain = [[re.sub(r"<[^>]+>", " ", text).strip() for text in row] for row in texts]
+    return {"" if title == "Measure" else title: cells for title, *cells in plain}
 
 
 def result_of(val: Any, test: Any) -> dict[str, Any]:
@@ -80,9 +93,13 @@ def test_one_label_a_picture(tmp_path: Path) -> None:
     assert "learns 2 labels" in page
     assert "those of step 10" in page
     assert "1,500 training, 4 validation, 4 test samples" in page
-    for text in ("Accuracy, validation</dt><dd>0.6<", "Accuracy, test</dt><dd>0.75<small>0.25 – 1</small>"):
-        assert text in page
-    assert "Mean recall, test</dt><dd>0.812<" in page
+    assert measures(page) == {
+        "": ["Validation", "Test"],
+        "Accuracy higher is better": ["0.6 0.25 – 1", "0.75 0.25 – 1"],
+        "Mean recall higher is better": ["0.812", "0.812"],
+    }
+    assert "largest share" not in page
+    assert "Loss of the" not in page
     assert '<th scope="row">awe</th><td>3</td><td>0.667</td><td>1</td>' in page
     assert '<th scope="row">&lt;fear&gt;</th><td>0</td><td>–</td><td>0</td>' in page
     assert "a class &amp; its lack" in page
@@ -94,7 +111,12 @@ def test_one_label_a_picture(tmp_path: Path) -> None:
 
 def test_several_labels_and_dimensions_without_a_test_split(tmp_path: Path) -> None:
     page = page_of(tmp_path / "fine", result_of(MULTI, None), "mean_average_precision")
-    assert "mAP, validation</dt><dd>0.312<" in page
+    assert measures(page) == {
+        "": ["Validation"],
+        "mAP, the mean average precision higher is better": ["0.312"],
+        "Mean absolute error of the dimensions lower is better": ["1.25"],
+    }
+    assert "learns 2 labels and valence" in page
     assert "Label <small>validation split</small>" in page
     assert '<th scope="row">Esteem</th><td>2</td><td>0.312</td>' in page
     assert '<th scope="row">valence</th><td>4</td><td>1.25</td><td>–</td><td>–</td>' in page
@@ -102,12 +124,24 @@ def test_several_labels_and_dimensions_without_a_test_split(tmp_path: Path) -> N
 
 
 def test_distributions_and_dimensions_with_intervals(tmp_path: Path) -> None:
-    page = page_of(tmp_path / "fine", result_of(SHARES, SHARES), "kl_divergence")
+    parts = ("labels", "dimensions")
+    page = page_of(tmp_path / "fine", result_of(SHARES, SHARES), "kl_divergence", parts)
+    titles = ["Total loss", "Validation KL divergence", "Loss of the labels", "Loss of the dimensions"]
+    assert re.findall(r"<figcaption><h3>([^<]+)</h3>", page) == titles
+    found = measures(page)
+    assert found.pop("") == ["Validation", "Test"]
+    assert {name: test for name, (_, test) in found.items()} == {
+        "KL divergence lower is better": "0.438 0.25 – 0.5",
+        "Cosine higher is better": "0.9",
+        "Accuracy of the most likely label higher is better": "0.75 0.25 – 1",
+        "Mean recall higher is better": "0.812",
+        "Mean absolute error of the dimensions lower is better": "1.25",
+        "Mean correlation of the dimensions higher is better": "0.5",
+        "Mean concordance (CCC) of the dimensions higher is better": "0.25",
+    }
     for text in (
-        "KL divergence, test</dt><dd>0.438<small>0.25 – 0.5</small>",
-        "Cosine, test</dt><dd>0.9<",
-        "Accuracy, test</dt><dd>0.75<small>0.25 – 1</small>",
-        "Mean CCC, test</dt><dd>0.25<",
+        "Samples, recall and precision count a sample under the label with its largest share",
+        "Over the steps between 0.4 and 0.6 (KL divergence)",
         '<th scope="row">awe</th><td>3</td><td>0.667</td><td>1</td><td>0.6</td><td>0.55</td>',
         '<th scope="row">valence</th><td>4</td><td>1.25 (1 – 1.5)</td><td>0.5</td><td>0.25 (0.125 – 0.375)</td>',
         "Validation KL divergence",
