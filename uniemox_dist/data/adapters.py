@@ -45,13 +45,23 @@ class ElasticSource(IterableDataset[Any]):
 
     def __init__(self, stream: Stream[Any], micro_batch: int) -> None:
         """Raises UserError as `Stream.count_micro_batches`."""
-        self.batches = MicroBatchSampler(stream, micro_batch)
+        stream.count_micro_batches(micro_batch)
+        self.stream, self.micro_batch = stream, micro_batch
+        self._next: int | None = None
+        """Where this loader process would begin its next epoch; None before its first, and in other processes."""
 
     def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
+        worker, stream, world = get_worker_info(), self.stream, self.stream.world
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        for slots in islice(self.batches, first, None, every):
-            yield from map(self.batches.stream.__getitem__, slots)
+        stream.check_world()
+        number = stream.position.number  # of a loader process: as it was when the process was started
+        if self._next is not None:
+            number = self._next if stream.position.begin is None else stream.position.begin
+        if worker is not None:
+            self._next = stream.pass_end(number)
+        walk = stream.plan.walk(number, world.rank, world.size, self.micro_batch)
+        for slots in islice(walk, first, stream.count_left(self.micro_batch, number), every):
+            yield from map(stream.__getitem__, slots)
 
 
 class TrackedLoader(StatefulLoader):
@@ -65,6 +75,7 @@ class TrackedLoader(StatefulLoader):
         self.loader = loader
 
     def __iter__(self) -> Iterator[Any]:
+        self.stream.position.mark()
         for slots, batch in zip(self.sampler, self.loader):
             self.stream.advance(len(slots))
             yield batch

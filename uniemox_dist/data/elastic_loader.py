@@ -12,7 +12,7 @@ from uniemox_dist.data.batch_loader import BatchLoader
 from uniemox_dist.data.stateful_loader import StatefulLoader
 from uniemox_dist.data.stream import Stream
 from uniemox_dist.distributed import collectives
-from uniemox_dist.distributed.world import is_joined
+from uniemox_dist.distributed.world import find_world, is_joined
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ElasticLoader(StatefulLoader):
         self._batches: BatchLoader[LoadedBatch] | None = None
         self._next = -1
         """Number of the sample of this rank that begins the next micro-batch of `_batches`."""
-        self._ranks_differ = True
+        self._are_checked = False
 
     def __iter__(self) -> Iterator[Any]:
         stream = self.stream
@@ -125,22 +125,27 @@ class ElasticLoader(StatefulLoader):
 
     def _check_ranks(self) -> None:
         """Checks once that all ranks read the same sequence from the same position, each as another rank. Collective
-        if the program has initialised torch.distributed.
+        if the program has initialised torch.distributed. Ranks of the program that hold parts of one model read as the
+        same rank, equally many for each.
 
         Raises:
             UserError: on every rank, naming what differs.
         """
         world = self.stream.world
         self.stream.check_world()
-        if not self._ranks_differ or world.size == 1 or not is_joined():
+        if self._are_checked or not is_joined():
             return
-        self._ranks_differ = False
-        everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), world)
+        self._are_checked = True
+        everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), find_world())
         ranks = [rank for rank, _ in everyone]
-        if sorted(ranks) != list(range(world.size)):
-            twice = next(rank for rank in ranks if ranks.count(rank) > 1)
+        if len(everyone) == 1 or world.size == 1:
+            return
+        if len({ranks.count(rank) for rank in range(world.size)}) > 1 or len(ranks) % world.size:
+            counts = ", ".join(f"{rank} ({ranks.count(rank)})" for rank in range(world.size))
             raise UserError(
-                f"rank={twice}: {ranks.count(twice)} processes have this rank; leave rank out, or give each its own"
+                f"rank: {len(ranks)} processes read as ranks {counts} of world_size={world.size}, so some samples "
+                "would be read more often than others; leave rank and world_size out, or give each rank to equally "
+                "many processes"
             )
         for rank, state in everyone:
             for name, value in everyone[0][1].items():

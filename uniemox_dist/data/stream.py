@@ -265,9 +265,11 @@ class Stream(Generic[RawT]):
         if self.position.number < number * self.pass_samples:
             self.position.number = number * self.pass_samples
 
-    def count_left(self, micro_batch: int) -> int:
-        """Returns the number of micro-batches of a rank from its position to the end of the pass."""
-        own, number = self.global_batch // self.world.size, self.position.number
+    def count_left(self, micro_batch: int, number: int | None = None) -> int:
+        """Returns the number of micro-batches of a rank from its sample `number`, or its position, to the end of the
+        pass."""
+        own = self.global_batch // self.world.size
+        number = self.position.number if number is None else number
         end, step_end = self.pass_end(number), -(-number // own) * own  # of the step that is under way
         return -(-(step_end - number) // micro_batch) + (end - step_end) // own * -(-own // micro_batch)
 

@@ -11,25 +11,23 @@ STATE_VERSION = 1
 
 
 class StreamPosition:
-    """How many samples the ranks of a stream have used. Every rank uses equally many, since ranks train together.
+    """How many samples the ranks of a stream have used. Every rank uses equally many, since ranks train together."""
 
-    The number is in memory that forked processes share, so that loader processes that live for several epochs see where
-    the next one begins.
-    """
-
-    def __init__(self, streams: int, world_size: int) -> None:
+    def __init__(self, streams: int, world_size: int, number: int = 0) -> None:
         self.streams, self.world_size = streams, world_size
-        self._memory = mmap.mmap(-1, 8)
-        self._number = memoryview(self._memory).cast("q")
+        self.number = number
+        """Samples that each rank has used."""
+        self._begin = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self._begin[0] = -1
 
     @property
-    def number(self) -> int:
-        """Samples that each rank has used."""
-        return self._number[0]
+    def begin(self) -> int | None:
+        """The number at the last `mark`, in all processes that this one has forked; None before."""
+        return None if self._begin[0] < 0 else self._begin[0]
 
-    @number.setter
-    def number(self, value: int) -> None:
-        self._number[0] = value
+    def mark(self) -> None:
+        """Tells loader processes that live for several epochs where the next one begins."""
+        self._begin[0] = self.number
 
     def load(self, samples: int, world_size: int) -> None:
         """Goes to the place where `world_size` ranks had used `samples` samples together.
@@ -47,13 +45,7 @@ class StreamPosition:
         self.number = samples // self.world_size
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.streams, self.world_size, self.number)
-
-
-def _rebuild(streams: int, world_size: int, number: int) -> StreamPosition:
-    position = StreamPosition(streams, world_size)
-    position.number = number
-    return position
+        return StreamPosition, (self.streams, self.world_size, self.number)
 
 
 def check_state(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The elastic stream over plain tars, as any training loop uses it."""
 
-import io
 import json
 import os
 import pickle
@@ -11,10 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from elastic_tars import SAMPLES, epoch, number_of, open_stream, write_tars
 from loader_parts import wait_until_gone
 from torch.utils.data import DataLoader
 
@@ -22,46 +21,12 @@ from shards.edit.index_members import index_members
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.data import DamagedSample, ElasticShards, Source
 
-COUNTS = (40, 41, 42, 43, 44)
-SAMPLES = sum(COUNTS)
-
-
-def write_tars(folder: Path, counts: tuple[int, ...] = COUNTS, first: int = 0) -> Path:
-    """Tars of arrays, classes and JSON, as webdataset's own writer makes them; sample n holds the number n."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = first
-    for tar, count in enumerate(counts):
-        with wds.TarWriter(str(folder / f"{tar:03}.tar")) as writer:
-            for _ in range(count):
-                array = io.BytesIO()
-                np.save(array, np.full(4, number))
-                members = {"npy": array.getvalue(), "cls": str(number % 7), "json": json.dumps({"n": number})}
-                writer.write({"__key__": f"s{number:05}", **members})
-                number += 1
-    return folder
-
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tars(tmp_path_factory.mktemp("tars"))
     index_members(str(folder))
     return folder
-
-
-def number_of(sample: dict[str, Any]) -> int:
-    return int(sample["json"]["n"])
-
-
-def open_stream(data: Any, **options: Any) -> ElasticShards[Any]:
-    settings = {"global_batch": 24, "streams": 12, "window": 16, "decode": [], "transform": number_of}
-    return ElasticShards(data, **{**settings, **options})
-
-
-def epoch(stream: ElasticShards[Any], micro_batch: int = 6, **options: Any) -> list[list[int]]:
-    loader = stream.loader(micro_batch, **options)
-    batches = list(loader)
-    loader.close()
-    return batches
 
 
 def test_samples_are_webdatasets(tars: Path) -> None:
@@ -157,13 +122,13 @@ def test_torch_and_webdataset_loaders_give_the_same_batches(tars: Path) -> None:
     assert stream.state_dict()["samples"] == 216
     raw = open_stream(tars, decode=None, transform=None)
     pipeline = wds.DataPipeline(raw.source(6), wds.decode(), wds.to_tuple("json", "cls"))
+    second = epoch(stream)
     for persistent in (False, True):
         raw.position.number = 0
         web = raw.track(
             wds.WebLoader(pipeline, batch_size=6, num_workers=2, persistent_workers=persistent), 6
         )
         assert [batch[0]["n"].tolist() for batch in web] == expected
-        second = epoch(stream) if not persistent else second  # noqa: F821
         assert [batch[0]["n"].tolist() for batch in web] == second
 
 
