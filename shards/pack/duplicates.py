@@ -61,8 +61,8 @@ def describe_duplicate(
     split: str, label: str | None, first_split: str, first_label: str | None, first: str
 ) -> tuple[str, str]:
     """(reason, detail) for a picture with the same bytes as `first`, which was packed before."""
+    differ = label != first_label and label is not None and first_label is not None
+    labels = f", which is labelled {first_label!r}, not {label!r}" if differ else ""
     if split != first_split:
-        return "leak", f"the same picture as {first} of split {first_split}"
-    if label != first_label and label is not None and first_label is not None:
-        return "conflict", f"the same picture as {first}, which is labelled {first_label!r}, not {label!r}"
-    return "duplicate", f"the same picture as {first}"
+        return "leak", f"the same picture as {first} of split {first_split}{labels}"
+    return ("conflict" if differ else "duplicate"), f"the same picture as {first}{labels}"

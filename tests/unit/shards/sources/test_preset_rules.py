@@ -1,6 +1,8 @@
 """What presets do with copies of sets that are incomplete or have more than one meaning, by the rules that
 shards/sources/README.md states."""
 
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,38 @@ def test_json_of_a_preset_keeps_words_as_texts_and_has_lists_of_captions(tmp_pat
     )
     records, _ = facts(str(tmp_path / "set"), str(tmp_path / "mine.yaml"))
     assert records == [("a.jpg", ("None", "a cat"), "NA", None, {})]
+
+
+# ---- the same picture under two labels
+
+
+def test_fis_pictures_under_two_labels_are_packed_once_and_always_the_same_one(
+    tmp_path: Path, command: Any
+) -> None:
+    SETS["FI"](tmp_path / "FI")
+    folder = tmp_path / "FI/emotion_dataset"
+    pairs = {f"awe/awe_{i:04d}.jpg": f"fear/fear_{i:04d}.jpg" for i in range(20)}
+    for one, other in pairs.items():
+        shutil.copy(folder / one, folder / other)
+    for out in ("one", "two"):
+        assert "160 pictures, 8 labels, 3 splits" in command(f"FI {out} --preset fi")
+    rows = {out: pq.read_table(tmp_path / out / "rejected.parquet").to_pylist() for out in ("one", "two")}
+    assert rows["one"] == rows["two"]
+    packed = samples(tmp_path / "one")
+    assert packed == samples(tmp_path / "two")
+    order = ("train", "val", "test")
+    for row in rows["one"]:
+        name = row["source"]
+        twin = pairs.get(name) or next(one for one, other in pairs.items() if other == name)
+        kept = packed[twin]
+        is_leak = row["reason"] == "leak"
+        place = f" of split {kept['split']}" if is_leak else ""
+        own = name.partition("/")[0]
+        assert (
+            row["detail"]
+            == f"the same picture as {twin}{place}, which is labelled {kept['label']!r}, not {own!r}"
+        )
+        assert not is_leak or order.index(kept["split"]) > 0
+    reasons = Counter(row["reason"] for row in rows["one"])
+    assert reasons["leak"] + reasons["conflict"] == 20
+    assert min(reasons["leak"], reasons["conflict"]) > 0
