@@ -1,5 +1,6 @@
 """Presets of users, the options that replace one, and sets that lack something or are others: lines and exit codes."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from published_sets import SETS, jpegs, samples, table, text
+from published_sets import README, SETS, jpegs, samples, table, text
 
 from shards.sources.presets import load_presets, make_preset
 from uniemox_dist.cli.main import run
@@ -312,6 +313,12 @@ def test_options_without_effect_are_refused(line: str, wanted: str, tmp_path: Pa
     jpegs(tmp_path / "set", "a/1.jpg")
     table(tmp_path / "set/t.csv", ["path"], ["a/1.jpg"])
     assert wanted in error(command, line)
+
+
+def test_the_document_lists_all_shipped_presets() -> None:
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall("`([a-z0-9-]+)`", row.split("|")[1])}
+    assert set(load_presets()) <= listed
 
 
 def test_all_shipped_presets_are_legal() -> None:
