@@ -1,6 +1,6 @@
 """Counts what the records of a source have, for the summary of a pack: pictures, labels, splits, persons."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shards.format.sample import DIMENSIONS
 from shards.sources import Record
@@ -36,8 +36,12 @@ class Contents:
                 self.categories.update(map(str, names))
             self.person_dimensions.update(name for name in DIMENSIONS if name in labels)
 
-    def describe(self, splits: int) -> str:
-        """One line, such as `1,234 pictures, 6 labels, 3 splits, 2,345 persons with 26 categories and VAD`."""
+    def describe(self, splits: int, drawn: Sequence[str] = ()) -> str:
+        """One line, such as `1,234 pictures, 6 labels, 3 splits, 2,345 persons with 26 categories and VAD`.
+
+        Args:
+            drawn: how splits were drawn that the source does not have.
+        """
         parts = [_count(self.pictures, "picture")]
         if self.labels:
             parts.append(_count(len(self.labels), "label"))
@@ -48,7 +52,7 @@ class Contents:
         if self.captions:
             parts.append(_count(self.captions, "caption"))
         if splits:
-            parts.append(_count(splits, "split"))
+            parts.append(_count(splits, "split") + (f" ({'; '.join(drawn)})" if drawn else ""))
         if self.persons:
             own = [
                 *([_count(len(self.person_labels), "label")] if self.person_labels else []),

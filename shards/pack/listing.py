@@ -47,6 +47,8 @@ class Listing:
         """A hash of the listed records; an interrupted pack resumes only with the same one."""
         self.made_splits = False
         """True if the splits were drawn by us, from the preset's shares."""
+        self.drawn: list[str] = []
+        """How they were drawn, such as `drawn: train 70, val 10, test 20`."""
         self.used_splits: list[str] = []
         """The splits of records that may be packed; "" if the source has none."""
         self.contents = Contents()
@@ -119,7 +121,7 @@ class Listing:
 
     def describe(self) -> str:
         """What the records that may be packed have, in one line."""
-        return self.contents.describe(sum(map(bool, self.used_splits)))
+        return self.contents.describe(sum(map(bool, self.used_splits)), self.drawn)
 
     @staticmethod
     def cell(line: bytes) -> Cell | None:
@@ -223,12 +225,14 @@ class Listing:
         if self.splits == [None] and preset.split:
             self.splits = list(preset.split)
             split_N = assign_shares(strata_N, draws_N, preset.split)
+            self.drawn.append(f"drawn: {_list_shares(preset.split)}")
         for given, shares in preset.divide.items():
             if given in self.splits and not (set(shares) - {given}) & set(self.splits):
                 of_given = np.flatnonzero(split_N == self.splits.index(given))
                 self.splits += [name for name in shares if name != given]
                 codes = np.array([self.splits.index(name) for name in shares])
                 split_N[of_given] = codes[assign_shares(strata_N[of_given], draws_N[of_given], shares)]
+                self.drawn.append(f"drawn from {given}: {_list_shares(shares)}")
         self.split_N = split_N
         self.made_splits = self.splits != given_splits
         self._check_splits()
@@ -283,3 +287,7 @@ def _place_hash(record: Record) -> int:
 
 def _some(splits: list[str | None]) -> str:
     return ", ".join(repr(name) for name in splits if name)[:80]
+
+
+def _list_shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:g}" for name, share in shares.items())

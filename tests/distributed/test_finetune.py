@@ -193,11 +193,11 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
         tmp_path, data, "labels", "run.max_steps=3", "batch.global_batch=16", "batch.micro_batch=16"
     )
     more = [("finetune", [*labelled, "finetune.dimensions=[valence]"])]
-    emotion6(tmp_path / "EMOTION6")
+    emotion6(tmp_path / "Emotion6")
     recipe_text = (Path(launch.__file__).parent / "recipes/finetune_emotion6_ldl.yaml").read_text()
-    pack_line = next(line for line in recipe_text.splitlines() if "shards pack EMOTION6" in line)
+    pack_line = next(line for line in recipe_text.splitlines() if "shards pack Emotion6" in line)
     words = [
-        {"EMOTION6": str(tmp_path / "EMOTION6"), "DATA": str(tmp_path / "seven")}.get(w, w)
+        {"Emotion6": str(tmp_path / "Emotion6"), "DATA": str(tmp_path / "seven")}.get(w, w)
         for w in pack_line.split()
     ]
     assert run(words[2:]) == 0

@@ -39,7 +39,7 @@ DOCUMENTS = (
 ELSEWHERE = {
     "uniemox shards pack EmoSet-118K": "tests/unit/shards/test_layouts_annotated.py packs that layout",
     "uniemox shards pack UnBiasedEmo": "tests/distributed/test_finetune.py packs each preset",
-    "uniemox shards pack emotic": "tests/distributed/test_finetune.py packs it",
+    "uniemox shards pack EMOTIC": "tests/distributed/test_finetune.py packs it",
     "uniemox shards pack flickr30k": "tests/unit/shards/sources/test_published_sets.py packs it",
     "uniemox shards pack s3://": "tests/unit/shards/test_remote.py packs from a bucket",
     "uniemox shards pack p": "parts: tests/unit/shards/test_merge.py",

@@ -70,7 +70,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "RunConfig":
         if (self.max_steps is None) == (self.epochs is None):
-            raise ValueError(f"give one of run.max_steps={self.max_steps} and run.epochs={self.epochs}")
+            fix = "" if self.max_steps is None else "; set the other one to null"
+            raise ValueError(f"give one of run.max_steps={self.max_steps} and run.epochs={self.epochs}{fix}")
         return self
 
 
@@ -206,7 +207,8 @@ def check_streams(global_batch: int, streams: int, world_size: int, prefix: str 
     if global_batch % streams:
         near = max(1, round(global_batch / streams)) * streams
         raise UserError(
-            f"{prefix}global_batch={global_batch} is not a multiple of {prefix}streams={streams}; try {near}"
+            f"{prefix}global_batch={global_batch} is not a multiple of {prefix}streams={streams}; try {near}, or a "
+            f"{prefix}streams that divides {global_batch}"
         )
     if streams % world_size:
         near = _nearest_divisor(streams, world_size, larger=True)

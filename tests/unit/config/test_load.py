@@ -62,7 +62,7 @@ def test_every_mistake_of_a_recipe_is_reported_at_once(tmp_path: Path) -> None:
             "data.sources.1.weight=-1: input should be greater than 0",
             "data.sources.2.path: required, but not given",
             "optim.blr='fast': input should be a valid number, unable to parse string as a number",
-            "batch.global_batch=100 is not a multiple of batch.streams=12; try 96",
+            "batch.global_batch=100 is not a multiple of batch.streams=12; try 96, or a batch.streams that divides 100",
             "modle: unknown key; did you mean model?",
         ]
     )
@@ -80,12 +80,15 @@ def test_a_key_like_no_other_lists_the_known_ones(small: str) -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("run.epochs=2", "give one of run.max_steps=1 and run.epochs=2.0"),
+        ("run.epochs=2", "give one of run.max_steps=1 and run.epochs=2.0; set the other one to null"),
         ("run.max_steps=null", "give one of run.max_steps=None and run.epochs=None"),
         ("data.path=null", "give either data.path (one folder) or data.sources (a list of path and weight)"),
         ("data.sources=[{path: y}]", "give either data.path (one folder) or data.sources (a list of path and weight)"),
         ("data.scene_scale=[0.5,0.2]", "data.scene_scale=(0.5, 0.2): needs 0 < smallest <= largest <= 1"),
-        ("batch.streams=7", "batch.global_batch=768 is not a multiple of batch.streams=7; try 770"),
+        (
+            "batch.streams=7",
+            "batch.global_batch=768 is not a multiple of batch.streams=7; try 770, or a batch.streams that divides 768",
+        ),
         ("model.image_size=100", "model.image_size=100 is not a multiple of model.patch_size=16; try 96 or 112"),
         ("model.width=50", "model.width=50 must be a multiple of 4 and of model.heads=12"),
         ("model.decoder_heads=7", "model.decoder_width=512 must be a multiple of 4 and of model.decoder_heads=7"),

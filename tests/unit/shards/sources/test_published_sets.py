@@ -42,7 +42,10 @@ def test_every_set_of_the_document_has_a_miniature() -> None:
 
 def test_unbiased_emo_has_labels_above_its_search_engines(pack: Any) -> None:
     found, out = pack("UnBiasedEmo")
-    assert "found in UnBiasedEmo/images: 120 pictures, 6 labels, 3 splits" in out
+    assert (
+        "found in UnBiasedEmo/images: 120 pictures, 6 labels, 3 splits (drawn: train 70, val 10, test 20)\n"
+        in out
+    )
     assert found["joy/bing/3.jpg"]["label"] == "joy"
     labels = ("anger", "fear", "joy", "love", "sadness", "surprise")
     shares = {"train": 14, "val": 2, "test": 4}
@@ -53,7 +56,10 @@ def test_unbiased_emo_has_labels_above_its_search_engines(pack: Any) -> None:
 
 def test_heco_has_persons_with_boxes_labels_and_vad(pack: Any) -> None:
     found, out = pack("HECO")
-    assert "found: 3 pictures, 2 labels, 1 split, 5 persons with 4 labels and VAD" in out
+    assert (
+        "found: 3 pictures, 2 labels, 1 split (drawn: train 70, val 10, test 20), 5 persons with 4 labels and VAD"
+        in out
+    )
     assert "refused HECO_0004.png: annotation: persons.0.valence: 11 is beyond 1 to 10" in out
     first, second, third = (found[f"HECO_000{i}.png"] for i in (1, 2, 3))
     assert first["persons"] == [
@@ -85,7 +91,7 @@ def test_heco_has_persons_with_boxes_labels_and_vad(pack: Any) -> None:
 
 def test_caer_s_takes_angry_for_anger(pack: Any) -> None:
     found, out = pack("CAER-S")
-    assert "found: 35 pictures, 7 labels, 3 splits" in out
+    assert "found: 35 pictures, 7 labels, 3 splits (drawn from test: test 66, val 34)\n" in out
     assert found["train/Angry/0001.png"]["label"] == "Anger"
     shares = {"train": 2, "test": 2, "val": 1}
     labels = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
@@ -186,7 +192,7 @@ def test_emotic_as_arrays_has_its_pictures_and_scaled_boxes(pack: Any) -> None:
 
 def test_emoset_as_parquet_has_the_names_of_its_classes_and_the_splits_of_its_files(pack: Any) -> None:
     found, out = pack("EmoSet-118K-hf")
-    assert "found in EmoSet-118K-hf/data: 32 pictures, 8 labels, 3 splits" in out
+    assert "found in EmoSet-118K-hf/data: 32 pictures, 8 labels, 3 splits\n" in out
     shares = {"train": 2, "val": 1, "test": 1}
     assert counts(found, "label", "split") == {(label, s): n for label in EIGHT for s, n in shares.items()}
     assert all(sample["attributes"]["emotion"] == sample["label"] for sample in found.values())
