@@ -260,7 +260,7 @@ def test_distributions_and_values_are_learned_alike_on_one_rank_and_on_two_after
     page = (tmp_path / "one/report.html").read_text()
     assert all(
         text in page
-        for text in ("Validation KL divergence", "Intersection, test", "Mean CCC, test", "<th>CCC")
+        for text in ("Validation KL divergence", "Intersection<small>higher", "<th>Test</th>", "<th>CCC")
     )
     labelled_result = read(tmp_path / "labels/finetune.json")
     assert labelled_result["target"] == "label"

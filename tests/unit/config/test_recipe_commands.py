@@ -1,5 +1,5 @@
-"""The commands in the heads of fine-tuning recipes and in their document: packs are those of the document of sources, and
-settings exist."""
+"""The commands in the heads of fine-tuning recipes and in their document: packs are as the document of sources states
+them, and settings exist."""
 
 from pathlib import Path
 
