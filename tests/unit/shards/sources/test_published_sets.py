@@ -296,6 +296,18 @@ def test_ldl_sets_have_votes_as_distributions(source: str, pack: Any, tmp_path: 
     assert list(refusals(tmp_path / "data" / source.lower())) == ["ground_truth.txt, line 5"]
 
 
+def test_ldl_sets_may_have_two_lists(pack_set: Any) -> None:
+    def write(root: Path) -> None:
+        SETS["Flickr_LDL"](root)
+        head, *rows = (root / "ground_truth.txt").read_text().splitlines()
+        (root / "ground_truth.txt").unlink()
+        text(root / "train_ground_truth.txt", head, *rows[:2])
+        text(root / "test_ground_truth.txt", head, rows[2])
+
+    found = pack_set("Flickr_LDL", write)
+    assert found.column("split") == {"1.jpg": "train", "2.jpg": "train", "3.jpg": "test"}
+
+
 def test_oasis_has_valence_and_arousal_of_named_pictures(pack: Any) -> None:
     found, _ = pack("OASIS")
     assert found["Acorns 1.jpg"]["attributes"] == {
