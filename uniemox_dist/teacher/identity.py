@@ -11,6 +11,7 @@ from typing import Any
 from uniemox_dist.config.schema import TeacherConfig
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json, read_json, sha256_bytes, sha256_file
+from uniemox_dist.teacher.folder_config import check_model_config
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
@@ -103,7 +104,8 @@ def find_weights_file(config: TeacherConfig, folder: Path | None) -> Path:
     """Returns the path of a teacher's weights.
 
     Raises:
-        UserError: if the file is missing, the folder is incomplete, or open_clip does not know the model name.
+        UserError: if the file is missing, the folder is incomplete or has settings that are not allowed, or open_clip
+            does not know the model name.
     """
     if folder is not None:
         for name in (CONFIG, WEIGHTS):
@@ -111,6 +113,7 @@ def find_weights_file(config: TeacherConfig, folder: Path | None) -> Path:
                 raise UserError(
                     f"teacher.name={config.name}: {folder} lacks {name} (open_clip's local-dir layout)"
                 )
+        check_model_config(folder / CONFIG, f"teacher.name={config.name}")
         return folder / WEIGHTS
     import open_clip  # imported late: a run with cached views does not need it
 

@@ -23,7 +23,9 @@ from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import sha256_file
 from uniemox_dist.models.compilation import compile_options, use_private_cache
 from uniemox_dist.models.patches import load_statistics, standardise
+from uniemox_dist.teacher.folder_config import check_model_config
 from uniemox_dist.teacher.identity import (
+    CONFIG,
     LOCAL,
     TeacherFacts,
     describe_source,
@@ -56,7 +58,7 @@ class Teacher:
         self.model = _create_model(name, weights, config).eval().requires_grad_(False)
         _check_finite(self.model, config)
         self.model.to(self.device)
-        self.tokenizer = open_clip.get_tokenizer(name)
+        self.tokenizer = _load_tokenizer(name, folder, config)
         self.mean, self.std = mean, std
         size = self.model.visual.image_size
         self.size: int = size if isinstance(size, int) else size[0]
@@ -208,6 +210,17 @@ def speed_up_tower(visual: nn.Module) -> nn.Module:
             if type(module) is OpenClipQuickGELU:
                 module.__class__ = QuickGELU
     return visual
+
+
+def _load_tokenizer(name: str, folder: Path | None, config: TeacherConfig) -> Any:
+    if folder is None or not check_model_config(folder / CONFIG, describe_source(config)):
+        return open_clip.get_tokenizer(name)
+    try:
+        # Without this setting transformers would ask at the terminal whether it may run the folder's Python files.
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
+    except Exception as error:  # transformers raises different types
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{describe_source(config)}: its tokenizer cannot be loaded: {reason}") from None
 
 
 def _create_model(name: str, weights: Path, config: TeacherConfig) -> Any:
