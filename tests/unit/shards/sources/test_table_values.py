@@ -213,12 +213,24 @@ def test_the_unnamed_index_of_pandas_is_left_out_with_a_note(tmp_path: Path) -> 
     [
         (
             "t.csv.gz",
-            gzip.compress(b"path\n0.jpg\n"),
+            gzip.compress(b"path\n0.jpg\n", mtime=0),
             "is compressed with gzip; decompress it: gunzip -k t.csv.gz",
         ),
-        ("t.csv", gzip.compress(b"path\n0.jpg\n"), "is compressed with gzip; decompress it: gunzip -k t.csv"),
-        ("t.jsonl.gz", gzip.compress(b"{}"), "is compressed with gzip; decompress it: gunzip -k t.jsonl.gz"),
-        ("t.jsonl", gzip.compress(b"{}"), "is compressed with gzip; decompress it: gunzip -k t.jsonl"),
+        (
+            "t.csv",
+            gzip.compress(b"path\n0.jpg\n", mtime=0),
+            "is compressed with gzip; decompress it: gunzip -k t.csv",
+        ),
+        (
+            "t.jsonl.gz",
+            gzip.compress(b"{}", mtime=0),
+            "is compressed with gzip; decompress it: gunzip -k t.jsonl.gz",
+        ),
+        (
+            "t.jsonl",
+            gzip.compress(b"{}", mtime=0),
+            "is compressed with gzip; decompress it: gunzip -k t.jsonl",
+        ),
         (
             "t.parquet.zst",
             b"\x28\xb5\x2f\xfd1",
