@@ -13,7 +13,8 @@ Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance
 There is one record per picture with all of its persons, each with its own labels: `categories` (of the 26),
 `valence`, `arousal`, `dominance` (1 to 10), `gender`, `age`. If there were several annotators (val and test), their
 combined labels are used. Boxes are in pixels of the stored picture, unless the stated size has the other orientation.
-Boxes that reach over the edge are clipped, and dropped if nothing remains. A value beyond 1 to 10 refuses its picture.
+Boxes that reach over the edge are clipped, and dropped if nothing remains. A value beyond 1 to 10, and a row that cannot
+be read, refuse their picture.
 """
 
 import ast
@@ -54,6 +55,10 @@ _SPELLINGS = {
 }
 _PROBES = 16
 """Number of pictures that are tried to find the picture folder."""
+
+
+class _BadRow(ValueError):
+    """An annotation of a person that cannot be read."""
 
 
 @dataclass
@@ -100,7 +105,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     """Yields the pictures by split (train, val, test), then by path.
 
     Raises:
-        UserError: if there is neither a .mat nor a CSV, one is damaged, or a category is not one of the 26.
+        UserError: if there is neither a .mat nor a CSV, or one is damaged.
     """
     options.findings.dimension_ranges |= dict.fromkeys(DIMENSIONS, RANGE)
     top = parse_place(source, "SOURCE")
@@ -143,10 +148,10 @@ def _from_arrays(top: Place, tables: list[Place]) -> Iterator[Record]:
     by_split: dict[str, dict[str, _Picture]] = {}
     for table in tables:
         pictures = by_split.setdefault(emotic_arrays.split_of(table), {})
-        for where, name, row in emotic_arrays.read_rows(table):
+        for _, name, row in emotic_arrays.read_rows(table):
             categories = [category for category in CATEGORIES if emotic_arrays.is_set(row.get(category, ""))]
             dimensions = [_number(row.get(dimension.capitalize())) for dimension in DIMENSIONS]
-            labels = _labels(where, categories, dimensions, gender=row.get("Gender"), age=row.get("Age"))
+            labels = _labels(categories, dimensions, gender=row.get("Gender"), age=row.get("Age"))
             box = [_number(row[corner]) for corner in ("X_min", "Y_min", "X_max", "Y_max")]
             pictures.setdefault(name, _Picture()).add(
                 [_number(row["Width"]), _number(row["Height"])], box, labels
@@ -161,16 +166,16 @@ def _from_arrays(top: Place, tables: list[Place]) -> Iterator[Record]:
             yield replace(record, image=image, refused=refused, boxes_size=None)
 
 
-def _labels(
-    where: str, categories: Sequence[Any], dimensions: Sequence[float], **texts: Any
-) -> dict[str, Any]:
-    """A person's labels as JSON values, without unknown ones."""
+def _labels(categories: Sequence[Any], dimensions: Sequence[float], **texts: Any) -> dict[str, Any]:
+    """A person's labels as JSON values, without unknown ones.
+
+    Raises:
+        _BadRow: for a category that is not one of the 26.
+    """
     found: set[str] = set()
     for name in filter(None, (str(name).strip() for name in categories)):
         if name.casefold() not in _SPELLINGS:
-            raise UserError(
-                f"{where}: {name!r} is not a category of EMOTIC; valid are {', '.join(CATEGORIES)}"
-            )
+            raise _BadRow(f"{name!r} is not a category of EMOTIC; valid are {', '.join(CATEGORIES)}")
         found.add(_SPELLINGS[name.casefold()])
     labels: dict[str, Any] = {"categories": sorted(found)}
     labels |= {name: value for name, value in zip(DIMENSIONS, dimensions) if math.isfinite(value)}
@@ -185,22 +190,35 @@ def _labels(
 def _from_csv(path: Place) -> dict[str, _Picture]:
     pictures: dict[str, _Picture] = {}
     for _, line, row in read_csv(path, lambda header: _check_columns(header, path)):
-        where = f"{path}, line {line}"
-        box = _numbers(row, "BBox", where)
-        if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
-            raise UserError(f"{where}: BBox is {row['BBox']!r}; give [x1, y1, x2, y2] in pixels")
-        labels = _labels(
-            where,
-            _cell(row, "Categorical_Labels", where),
-            _numbers(row, "Continuous_Labels", where),
-            gender=row.get("Gender"),
-            age=row.get("Age"),
-        )
-        name = _name(where, row["Folder"], row["Filename"])
-        pictures.setdefault(name, _Picture()).add(_numbers(row, "Image Size", where), box, labels)
+        where = f"{path.name}, line {line}"
+        name = _name(row["Folder"], row["Filename"])
+        picture = pictures.setdefault(name or where, _Picture())
+        if not name:
+            picture.problems.append(f"{where}: has no picture name; give a Folder and a Filename")
+            continue
+        try:
+            picture.add(*_person(row))
+        except _BadRow as problem:
+            picture.problems.append(f"{where}: {problem}")
     if not pictures:
         raise UserError(f"{path}: has no rows; remove it or convert Annotations.mat again")
     return pictures
+
+
+def _person(row: dict[str, Any]) -> tuple[list[float], list[float], dict[str, Any]]:
+    """The size of the picture, the box, and the labels of a row.
+
+    Raises:
+        _BadRow: for a cell that cannot be read.
+    """
+    box, values = _numbers(row, "BBox"), _numbers(row, "Continuous_Labels")
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+        raise _BadRow(f"BBox is {row['BBox']!r:.80}, not [x1, y1, x2, y2] in pixels")
+    if values and len(values) != len(DIMENSIONS):
+        raise _BadRow(f"Continuous_Labels is {row['Continuous_Labels']!r:.80}, not [{', '.join(DIMENSIONS)}]")
+    categories = _cell(row, "Categorical_Labels")
+    labels = _labels(categories, values, gender=row.get("Gender"), age=row.get("Age"))
+    return _numbers(row, "Image Size"), box, labels
 
 
 def _check_columns(present: list[str], path: Place) -> None:
@@ -210,8 +228,12 @@ def _check_columns(present: list[str], path: Place) -> None:
         )
 
 
-def _cell(row: dict[str, Any], column: str, where: str) -> list[Any]:
-    """The list in a cell; empty for an empty cell or a missing column."""
+def _cell(row: dict[str, Any], column: str) -> list[Any]:
+    """The list in a cell; empty for an empty cell or a missing column.
+
+    Raises:
+        _BadRow: for another value.
+    """
     # Python prints NaN in a list as a bare nan, which is not a literal.
     text = re.sub(r"\bnan\b", "None", (row.get(column) or "").strip())
     try:
@@ -219,18 +241,19 @@ def _cell(row: dict[str, Any], column: str, where: str) -> list[Any]:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: {column} is {row[column]!r:.80}; give a list such as [1, 2]")
+        raise _BadRow(f"{column} is {row[column]!r:.80}, not a list such as [1, 2]")
     return list(value)
 
 
-def _numbers(row: dict[str, Any], column: str, where: str) -> list[float]:
+def _numbers(row: dict[str, Any], column: str) -> list[float]:
     """The numbers in a cell's list; NaN for an item that is not a number."""
-    return [_number(value) for value in _cell(row, column, where)]
+    return [_number(value) for value in _cell(row, column)]
 
 
-def _name(where: str, folder: Any, filename: Any) -> str:
+def _name(folder: Any, filename: Any) -> str | None:
+    """The path of a picture; None if it has no name."""
     if not isinstance(filename, str) or not filename.strip():
-        raise UserError(f"{where}: has no picture name; give a Folder and a Filename")
+        return None
     inner = folder.strip().replace("\\", "/").strip("/") if isinstance(folder, str) else ""
     return f"{inner}/{filename.strip()}" if inner else filename.strip()
 
@@ -254,18 +277,24 @@ def _from_mat(path: Place) -> Iterator[tuple[str, dict[str, _Picture]]]:
     for split in present:
         pictures: dict[str, _Picture] = {}
         for number, entry in enumerate(_each(content[split]), start=1):
-            name = _name(f"{path}, {split}({number})", _get(entry, "folder"), _get(entry, "filename"))
-            picture = pictures.setdefault(name, _Picture())
+            where = f"{path.name}, {split}({number})"
+            name = _name(_get(entry, "folder"), _get(entry, "filename"))
+            picture = pictures.setdefault(name or where, _Picture())
+            if not name:
+                picture.problems.append(f"{where}: has no picture name")
+                continue
             stated = _get(entry, "image_size")
             size = [_number(_get(stated, side)) for side in ("n_col", "n_row")]
             for person in _each(_get(entry, "person")):
                 box = [_number(value) for value in _each(_get(person, "body_bbox"))]
-                labels = _mat_labels(f"{path}, {split}({number}) {name}", person)
-                picture.add(size, box if len(box) == 4 else [math.nan] * 4, labels)
+                try:
+                    picture.add(size, box if len(box) == 4 else [math.nan] * 4, _mat_labels(person))
+                except _BadRow as problem:
+                    picture.problems.append(f"{where}: {problem}")
         yield split, pictures
 
 
-def _mat_labels(where: str, person: Any) -> dict[str, Any]:
+def _mat_labels(person: Any) -> dict[str, Any]:
     annotators = _each(_get(person, "annotations_categories"))
     categories = [name for annotator in annotators for name in _each(_get(annotator, "categories"))]
     if hasattr(person, "combined_categories"):
@@ -276,7 +305,7 @@ def _mat_labels(where: str, person: Any) -> dict[str, Any]:
         given = [_number(_get(annotator, dimension)) for annotator in _each(_get(person, combined))]
         known = [value for value in given if math.isfinite(value)]
         means.append(sum(known) / len(known) if known else math.nan)
-    return _labels(where, categories, means, gender=_get(person, "gender"), age=_get(person, "age"))
+    return _labels(categories, means, gender=_get(person, "gender"), age=_get(person, "age"))
 
 
 def _get(struct: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ import scipy.io
 from PIL import Image
 from upath import UPath
 
-from shards.sources import Record, SourceOptions, open_source
+from shards.sources import Findings, Record, SourceOptions, open_source
 from shards.sources.layouts.emotic import CATEGORIES
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
@@ -519,22 +519,64 @@ def test_an_emotic_picture_whose_persons_cannot_be_placed_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("row", "phrase"),
+    ("row", "detail"),
     [
-        (cells(box=[1, 2, 3]), "line 3: BBox is '[1, 2, 3]'; give [x1, y1, x2, y2]"),
-        (cells(box=[60, 10, 20, 50]), "line 3: BBox is '[60, 10, 20, 50]'; give [x1, y1, x2, y2]"),
-        (cells(box="[1, 2, nan, 4]"), "line 3: BBox is '[1, 2, nan, 4]'; give [x1, y1, x2, y2]"),
-        (cells(box="[1, 2"), "line 3: BBox is '[1, 2'; give a list"),
-        (cells(box="__import__('os').abort()"), "line 3: BBox is"),
-        (cells(categories=["Joy"]), "line 3: 'Joy' is not a category of EMOTIC; valid are Affection, Anger"),
-        (cells(filename=""), "line 3: has no picture name"),
+        (cells(filename="b.jpg", box=[1, 2, 3]), "BBox is '[1, 2, 3]', not [x1, y1, x2, y2] in pixels"),
+        (
+            cells(filename="b.jpg", box=[60, 10, 20, 50]),
+            "BBox is '[60, 10, 20, 50]', not [x1, y1, x2, y2] in pixels",
+        ),
+        (
+            cells(filename="b.jpg", box="[1, 2, nan, 4]"),
+            "BBox is '[1, 2, nan, 4]', not [x1, y1, x2, y2] in pixels",
+        ),
+        (cells(filename="b.jpg", box="[1, 2"), "BBox is '[1, 2', not a list such as [1, 2]"),
+        (
+            cells(filename="b.jpg", box="__import__('os').abort()"),
+            "BBox is \"__import__('os').abort()\", not a list such as [1, 2]",
+        ),
+        (
+            cells(filename="b.jpg", categories=["Joy"]),
+            f"'Joy' is not a category of EMOTIC; valid are {', '.join(CATEGORIES)}",
+        ),
+        (
+            cells(filename="b.jpg", continuous=[5, 5]),
+            "Continuous_Labels is '[5, 5]', not [valence, arousal, dominance]",
+        ),
     ],
 )
-def test_a_broken_emotic_row_is_named_with_file_and_line(
-    tmp_path: Path, row: tuple[Any, ...], phrase: str
+def test_a_broken_emotic_row_refuses_its_picture_and_no_other(
+    tmp_path: Path, row: tuple[Any, ...], detail: str
 ) -> None:
-    text = error_of("emotic", emotic_csv(tmp_path / "train.csv", cells(), row))
-    assert text.startswith(f"{tmp_path}/train.csv, {phrase}")
+    found = records("emotic", emotic_csv(tmp_path / "train.csv", cells(), row, cells(filename="c.jpg")))
+    assert [(record.name, record.refused) for record in found] == [
+        ("mscoco/images/a.jpg", None),
+        ("mscoco/images/b.jpg", ("annotation", f"train.csv, line 3: {detail}")),
+        ("mscoco/images/c.jpg", None),
+    ]
+
+
+def test_an_emotic_row_without_a_picture_name_is_refused_by_its_line(tmp_path: Path) -> None:
+    found = records("emotic", emotic_csv(tmp_path / "train.csv", cells(), cells(filename="")))
+    assert [(record.name, record.refused) for record in found] == [
+        ("mscoco/images/a.jpg", None),
+        (
+            "train.csv, line 3",
+            ("annotation", "train.csv, line 3: has no picture name; give a Folder and a Filename"),
+        ),
+    ]
+
+
+def test_emotic_states_its_scale_so_that_other_values_are_refused(tmp_path: Path) -> None:
+    findings = Findings()
+    next(
+        iter(
+            open_source(
+                "emotic", str(emotic_csv(tmp_path / "train.csv", cells())), SourceOptions(findings=findings)
+            )
+        )
+    )
+    assert findings.dimension_ranges == dict.fromkeys(("valence", "arousal", "dominance"), (1, 10))
 
 
 @pytest.mark.parametrize(
@@ -723,9 +765,13 @@ def test_emotic_uses_combined_labels_or_joins_those_of_the_annotators(tmp_path: 
 def test_an_emotic_mat_with_an_unknown_category_names_picture_and_category(tmp_path: Path) -> None:
     content = {"train": structs(mat_picture("b.jpg", structs(train_person([0, 0, 9, 9], "Joy"))))}
     scipy.io.savemat(tmp_path / "Annotations.mat", content)
-    text = error_of("emotic", tmp_path)
-    assert text.startswith(
-        f"{tmp_path}/Annotations.mat, train(1) mscoco/images/b.jpg: 'Joy' is not a category of EMOTIC"
+    [record] = records("emotic", tmp_path)
+    assert (record.name, record.refused) == (
+        "mscoco/images/b.jpg",
+        (
+            "annotation",
+            f"Annotations.mat, train(1): 'Joy' is not a category of EMOTIC; valid are {', '.join(CATEGORIES)}",
+        ),
     )
 
 
