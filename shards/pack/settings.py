@@ -74,7 +74,7 @@ class PackSettings:
                 "--picture=: is empty; give a part of a member's name, such as left for k.left.jpg"
             )
         if self.delimiter is not None and self.delimiter != "space" and len(self.delimiter) != 1:
-            raise UserError(f"--delimiter={self.delimiter}: give one character, or space")
+            raise UserError(f"--delimiter={self.delimiter}: give one character, tab, or space")
         if self.check not in CHECKS:
             raise UserError(f"--check={self.check}: not known; valid are {', '.join(CHECKS)}")
         if self.near_duplicates not in MODES:

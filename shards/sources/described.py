@@ -6,7 +6,7 @@ A row that cannot be read is a ValueError, so that it is refused and counted, as
 import csv
 import io
 import itertools
-import re
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from shards.sources.columns import note_captions
 from shards.sources.csv_cells import CsvCells
 from shards.sources.files import NamesInForms, name_below, try_path
 from shards.sources.hugging_face import has_classes, name_classes, read_features
+from shards.sources.patterns import Pattern
 from shards.sources.preset_schema import FoundTable, Table
 from shards.sources.row_rules import RowRules
 from shards.sources.tables import (
@@ -27,7 +28,7 @@ from shards.sources.tables import (
     read_json_lines,
 )
 from shards.sources.values import load_json
-from shards.storage import Place, find_files, parse_place
+from shards.storage import Place, find_files, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
 
@@ -60,6 +61,8 @@ def read_described(table: FoundTable, pictures: str, source: str, options: Sourc
             place, refused = try_path(
                 parse_place(pictures), files.find(text), allow_outside=options.allow_outside
             )
+        except UserError:
+            raise
         except ValueError as error:
             place, refused = b"", ("annotation", str(error))
             text = where
@@ -74,6 +77,9 @@ def make_rules(
     """The rules of a table, from one of its rows, and a function for its cells, which all rows go through first: in
     text, words for missing values, lists of captions and columns without a name are what they are in other tables."""
     rules = RowRules(table.rules, row, table.path)
+    if rules.missing_attributes:
+        missing = ", ".join(rules.missing_attributes)
+        options.findings.notes.append(f"without {missing}, which {table.path.name} does not have")
     if rules.captions:
         note_captions(rules.captions, rules.kept_columns(), options)
     if table.path.suffix.lower() in (".parquet", *ARROW, ".jsonl", ".ndjson", ".json"):
@@ -92,7 +98,7 @@ def read_rows(table: FoundTable) -> Iterator[Row]:
     if extension in (".parquet", *ARROW):
         rows = _columnar(path)
     elif extension in (".jsonl", ".ndjson"):
-        rows = ((row + 1, values) for row, values in read_json_lines(path))
+        rows = _json_lines(path)
     elif extension == ".json":
         rows = _json(path, table.rules)
     else:
@@ -148,36 +154,49 @@ class Repeats:
 
 
 class PictureNames:
-    """Finds the pictures that rows name by their file name alone."""
+    """Finds the pictures that rows name by their file name alone, or by a path in another case."""
 
     def __init__(self, rules: Table, pictures: str) -> None:
-        self._rules = rules
+        self._match = rules.match
         self._paths: dict[str, list[str]] | None = None
         self._names = NamesInForms(())
-        self._pictures = pictures
+        self._pictures = parse_place(pictures)
 
     def find(self, text: str) -> str:
-        """The path of a picture below the pictures' folder; the text itself if rows name pictures by their path.
+        """The path of a picture below the pictures' folder; the text itself if there is none.
+
+        A path is compared in any case if there is no file of this very name, and only one in another case. That needs a
+        list of all files, so paths in stores are taken as they are.
 
         Raises:
             ValueError: if several files have this name.
         """
-        if self._rules.match == "path":
+        if self._match == "path" and (not is_local(self._pictures) or self._is_there(text)):
             return text
         if self._paths is None:
             self._paths = {}
-            for path in sorted(find_files(parse_place(self._pictures))):
+            for path in sorted(find_files(self._pictures)):
                 self._paths.setdefault(self._name(path), []).append(path)
             self._names = NamesInForms(self._paths)
         found = self._paths.get(self._names.find(self._name(text)), [])
+        if len(found) > 1 and self._match == "path":
+            return text
         if len(found) > 1:
             raise ValueError(f"{text!r} is the name of several files: {', '.join(found[:3])}")
         return found[0] if found else text
 
+    def _is_there(self, text: str) -> bool:
+        try:
+            return "://" in text or os.path.lexists(self._pictures / text)
+        except ValueError:  # a zero byte
+            return True
+
     def _name(self, path: str) -> str:
+        if self._match == "path":
+            return path.casefold()
         name = path.rpartition("/")[2]
         stem, dot, _ = name.rpartition(".")
-        return (stem if dot and self._rules.match == "stem" else name).casefold()
+        return (stem if dot and self._match == "stem" else name).casefold()
 
 
 def _text(path: Place, rules: Table) -> Iterator[Row]:
@@ -217,7 +236,8 @@ def _text(path: Place, rules: Table) -> Iterator[Row]:
                 if not any(cells):
                     continue
                 if len(cells) != len(header):
-                    yield number, ValueError(f"has {len(cells)} values, but there are {len(header)} columns")
+                    found, wanted = counted(len(cells), "value"), counted(len(header), "column")
+                    yield number, ValueError(f"has {found} for {wanted}")
                 else:
                     yield number, dict(zip(header, cells))
     except csv.Error as error:
@@ -227,13 +247,13 @@ def _text(path: Place, rules: Table) -> Iterator[Row]:
 
 
 def _matched(file: io.TextIOBase, pattern: str, skipped: int) -> Iterator[Row]:
-    compiled = re.compile(pattern)
+    compiled = Pattern("line", pattern)
     is_header = True
     for number, text in enumerate(file, skipped + 1):
         line = text.rstrip("\r\n")
         if not line.strip():
             continue
-        match = compiled.fullmatch(line) if len(line) <= 1 << 20 else None
+        match = compiled.fullmatch(line)
         if match is not None:
             is_header = False
             yield number, {name: text or "" for name, text in match.groupdict().items()}
@@ -251,11 +271,21 @@ def _json(path: Place, rules: Table) -> Iterator[Row]:
     if not isinstance(content, list):
         where = f"under {rules.records!r}" if rules.records else "at its top"
         raise UserError(f"SOURCE={path}: has no list {where}; give the file as it is published")
-    for number, entry in enumerate(content, 1):
-        if isinstance(entry, dict):
-            yield number, flatten(entry)
+    rows = [flatten(entry) if isinstance(entry, dict) else None for entry in content]
+    blank = dict.fromkeys(name for row in rows for name in row or ())
+    for number, (entry, row) in enumerate(zip(content, rows), 1):
+        if row is not None:
+            yield number, {**blank, **row}
         else:
             yield number, ValueError(f"holds {str(entry)[:80]!r}, not an object")
+
+
+def _json_lines(path: Place) -> Iterator[Row]:
+    blank = dict.fromkeys(
+        name for _, row in read_json_lines(path) if isinstance(row, dict) for name in row
+    )  # a first pass, because a field that is missing in the first row is no mistake
+    for number, row in read_json_lines(path):
+        yield number + 1, {**blank, **row} if isinstance(row, dict) else row
 
 
 def flatten(entry: dict[str, Any]) -> dict[str, Any]:

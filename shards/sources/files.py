@@ -179,6 +179,11 @@ def is_clutter(folder: str) -> bool:
     return folder.startswith(".") or folder == "__MACOSX"
 
 
+def is_apple_double(path: str) -> bool:
+    """Whether a file has the name of one that macOS writes beside another one (`._x.jpg`), with its attributes."""
+    return path.rpartition("/")[2].startswith("._")
+
+
 # ---- bytes
 
 

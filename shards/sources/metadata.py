@@ -26,6 +26,7 @@ from shards.sources.row_rules import RowRules
 from shards.sources.tables import check_column_names, open_table, read_csv, read_json_lines
 from shards.sources.values import to_json_value
 from shards.storage import Place
+from uniemox_dist.core.errors import UserError
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
@@ -83,11 +84,15 @@ class Metadata:
             self._folders.add(f"{folder}/" if folder else "")
             self._captions.append(captions.choose(options))
         self._rules: dict[int, RowRules] = {}
+        self._table_rows: list[range] = []
+        """The numbers of the rows of each table that the preset describes."""
         for place, table in enumerate(options.tables):
+            first = len(hashes)
             for name, line in self._read_described(root, place, table, files):
                 hashes.append(draw64(0, name))
                 offsets.append(offsets[-1] + len(line))
                 self._file.write(line)
+            self._table_rows.append(range(first, len(hashes)))
             self._folders.add("")
         self._file.flush()
         hash_N = np.frombuffer(hashes, np.uint64)
@@ -113,6 +118,8 @@ class Metadata:
                     if (text := rules.path(rules.cells(content))) is None:
                         raise ValueError("names no picture")
                     name = files.find(posixpath.normpath(pictures.find(text)))
+                except UserError:
+                    raise
                 except ValueError as error:
                     content = error
             if isinstance(content, ValueError):
@@ -143,6 +150,22 @@ class Metadata:
         numbers = self._numbers(path)
         self._is_matched_N[numbers] = True
         return [self._record(number)[1] for number in numbers]
+
+    def check_tables(self, source: str) -> None:
+        """Raises UserError if no row of a table that the preset describes belongs to a picture that `rows` was asked
+        for. Lists of splits may be empty, if SOURCE is a part of the set."""
+        for table, numbers in zip(self._options.tables, self._table_rows):
+            if (
+                numbers
+                and table.rules.split is None
+                and not self._is_matched_N[numbers.start : numbers.stop].any()
+            ):
+                name, where, values, _ = self._content(numbers[0])
+                detail = values if isinstance(values, str) else f"{where} names {name!r}"
+                raise UserError(
+                    f"SOURCE={source}: none of the {len(numbers):,} rows of {table.path} belongs to a picture there; "
+                    f"the first: {detail}"
+                )
 
     def unmatched(self) -> Iterator[Record]:
         """A refused record for each file that rows name, but that was not asked for by `rows`."""

@@ -19,8 +19,9 @@ from shards.detect.types import Person
 from shards.sources import Record
 from shards.sources.columns import USUAL, caption_names, make_record, shape_of, usual_names
 from shards.sources.csv_cells import MISSING as MISSING_WORDS
+from shards.sources.patterns import Pattern
 from shards.sources.preset_schema import Pixels, Table
-from shards.sources.tables import parse_number
+from shards.sources.tables import parse_number, picture_in
 from shards.sources.values import (
     BAD_VALUE,
     load_json,
@@ -33,8 +34,6 @@ from shards.sources.values import (
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
 
-PATTERN_CHARS = 4096
-"""Longest text in which a preset's pattern is searched."""
 FILE = "file"
 """The column that holds the name of the table itself, without its extension."""
 MISSING = ("nan", "na", "n/a", "none", "null", "-", ".")
@@ -51,11 +50,12 @@ class RowRules:
             row: a row of the table, with all of its columns.
 
         Raises:
-            UserError: if the table lacks a column that the preset names.
+            UserError: if the table lacks a column that the preset names, or a column of pictures.
         """
         columns = list(row)
         self.table, self.file = table, path.name.rpartition(".")[0]
-        made = [name for pattern in table.patterns.values() for name in re.compile(pattern).groupindex]
+        self.patterns = {name: Pattern(f"patterns.{name}", text) for name, text in table.patterns.items()}
+        made = [name for pattern in self.patterns.values() for name in pattern.groups]
         present = list(dict.fromkeys([*columns, FILE, *made]))
         used = [column for theirs in table.columns.values() for column in fields_of(theirs, present)]
         used += [
@@ -86,6 +86,13 @@ class RowRules:
         """Our names -> columns or templates: those of the preset, or those of that very name, or else usual ones."""
         self.columns = columns
         self.used |= {theirs for theirs in self.templates.values() if theirs in present}
+        if table.pixels is None and not self.templates.keys() & {"path", "image"}:
+            raise UserError(
+                f"SOURCE={path}: none of its columns ({', '.join(columns)}) names the pictures; call one of them path "
+                "(--columns, or `columns: {path: …}` in a preset)"
+            )
+        chosen = () if isinstance(table.attributes, bool) else table.attributes
+        self.missing_attributes = [column for column in chosen if column not in present]
 
     def text_names(self) -> dict[str, str]:
         """The columns of a text table that `CsvCells` reads as texts. Those that have rules of their own are called so
@@ -110,13 +117,16 @@ class RowRules:
 
         Raises:
             ValueError: if a pattern does not match.
+            UserError: if one takes too long.
         """
         cells = {**row, FILE: self.file}
-        for column, pattern in self.table.patterns.items():
+        for column, pattern in self.patterns.items():
             text = str(cells.get(column) or "")
-            match = re.search(pattern, text) if len(text) <= PATTERN_CHARS else None
+            match = pattern.search(text)
             if match is None:
-                raise ValueError(f"the column {column!r} holds {text[:80]!r}, which does not match {pattern}")
+                raise ValueError(
+                    f"the column {column!r} holds {text[:80]!r}, which does not match {self.table.patterns[column]}"
+                )
             cells |= match.groupdict()
         for column in self.table.json_columns:
             cells[column] = read_literal(cells.get(column), column)
@@ -124,15 +134,20 @@ class RowRules:
 
     def path(self, cells: Mapping[str, Any]) -> str | None:
         """The path of a row's picture, with `/` between folders; None if it has none."""
-        if "path" not in self.templates:
-            return None
-        text = parse_text(fill(self.templates["path"], cells))
+        ours = "path" if "path" in self.templates else "image"
+        text = parse_text(picture_in(fill(self.templates[ours], cells)))
         return text and text.replace("\\", "/").removeprefix("./")
 
     def record(self, row: Mapping[str, Any], name: str) -> Record:
-        """The record of a row, without the place of its picture."""
+        """The record of a row, without the place of its picture.
+
+        Raises:
+            UserError: if a pattern takes too long.
+        """
         try:
             return self._record(self.cells(row), name)
+        except UserError:  # a pattern that takes too long
+            raise
         except BAD_VALUE as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             return Record(name, b"", split=self.table.split, refused=("annotation", detail))
@@ -181,6 +196,10 @@ class RowRules:
             record = replace(record, label=None, distribution={record.label: 1.0}, is_vote=True)
         if table.pixels is not None:
             record = replace(record, image=draw_pixels(cells[table.pixels.column], table.pixels))
+        elif "image" in self.templates and isinstance(
+            content := picture_in(fill(self.templates["image"], cells)), bytes
+        ):
+            record = replace(record, image=content)
         if persons is None:
             return record
         own: dict[str, Any] = {**to_json_value(rest), "label": parse_label(label), **numbers}

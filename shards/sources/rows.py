@@ -7,6 +7,9 @@ from typing import Any
 
 from shards.sources import Record
 
+_KEPT = ("test", "val")
+"""Splits in which a picture stays if it is named in several."""
+
 
 def join_rows(rows: Sequence[Record]) -> Record:
     """One record of several for the same picture, in the order of the source: all captions once each.
@@ -42,9 +45,28 @@ def join_rows(rows: Sequence[Record]) -> Record:
         other = next((row for row in stated if getattr(row, what) != getattr(stated[0], what)), None)
         if other is not None:
             values = f" ({stated[0].label!r:.60} and {other.label!r:.60})" if what == "label" else ""
-            detail = f"its rows {stated[0].name} and {other.name} state different {_PLURAL[what]}{values}"
+            names = f" {stated[0].name} and {other.name}" if stated[0].name != other.name else ""
+            detail = f"its rows{names} state different {_PLURAL[what]}{values}"
             return replace(record, refused=("conflict", detail))
     return record
+
+
+def keep_one_split(record: Record, rows: list[Record]) -> tuple[list[Record], list[Record]]:
+    """The rows of a picture without those that put it into another split, and a refused record for each of these. It
+    stays in test, or else in val."""
+    splits = [row.split for row in (record, *rows) if row.split is not None]
+    kept = min(splits, key=lambda name: _KEPT.index(name) if name in _KEPT else len(_KEPT), default=None)
+    others = [row for row in rows if row.split not in (None, kept)]
+    leaks = [
+        Record(
+            record.name,
+            b"",
+            split=row.split,
+            refused=("leak", f"{row.name} names it, but it is in split {kept}"),
+        )
+        for row in others
+    ]
+    return [row for row in rows if row.split in (None, kept)], leaks
 
 
 def _join_persons(rows: Sequence[Record]) -> Record:

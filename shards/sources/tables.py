@@ -307,14 +307,14 @@ def storage_type(kind: pa.DataType) -> pa.DataType:
 
 def hash_cell(value: Any) -> str:
     """A hash of the picture in a cell, or of the path that it holds instead; "" if it holds neither."""
-    content = _picture_in(value)
+    content = picture_in(value)
     if isinstance(content, str) and content:
         content = f"path\n{content}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) and content else ""
 
 
-def _picture_in(value: Any) -> Any:
-    """The bytes or path in a cell."""
+def picture_in(value: Any) -> Any:
+    """The bytes or path in a cell; other values are returned unchanged."""
     if isinstance(value, dict):  # the struct of Hugging Face's image columns
         return value.get("bytes") or value.get("path")
     return value
@@ -340,7 +340,7 @@ class CellReader:
         if key not in self._groups:
             with open_table(parse_place(cell.path)) as table:
                 self._groups[key] = table.column(cell.row_group, cell.column)
-        value = _picture_in(self._groups[key][cell.row].as_py())
+        value = picture_in(self._groups[key][cell.row].as_py())
         if isinstance(value, str) and value:
             try:
                 folder = parse_place(cell.path).parent

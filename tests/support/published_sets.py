@@ -77,6 +77,13 @@ def table(path: Path, header: Sequence[str], *rows: Sequence[Any]) -> Path:
     return path
 
 
+def refusals(out: Path) -> dict[str, tuple[str, str]]:
+    """The refused records of a data set by their names in the source: reason and detail."""
+    rejected = out / "rejected.parquet"
+    rows = pq.read_table(rejected).to_pylist() if rejected.is_file() else []
+    return {row["source"]: (row["reason"], row["detail"]) for row in rows}
+
+
 def samples(out: Path) -> dict[str, dict[str, Any]]:
     """What the tars of a pack hold: the name in the source -> the sample's JSON, with its split."""
     found: dict[str, dict[str, Any]] = {}

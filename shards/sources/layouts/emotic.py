@@ -13,8 +13,8 @@ Categorical_Labels, and may have Continuous_Labels ([valence, arousal, dominance
 There is one record per picture with all of its persons, each with its own labels: `categories` (of the 26),
 `valence`, `arousal`, `dominance` (1 to 10), `gender`, `age`. If there were several annotators (val and test), their
 combined labels are used. Boxes are in pixels of the stored picture, unless the stated size has the other orientation.
-Boxes that reach over the edge are clipped, and dropped if nothing remains. A value beyond 1 to 10, and a row that cannot
-be read, refuse their picture.
+Boxes that reach over the edge are clipped, and dropped if nothing remains. A value beyond 1 to 10, and a row that
+cannot be read, refuse their picture.
 """
 
 import ast

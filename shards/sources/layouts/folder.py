@@ -3,8 +3,8 @@
 Paths are `SOURCE/<split>/<label>/…/picture` if the top folders are called train, val, test or similar (in any case),
 and `SOURCE/<label>/…/picture` if none is. Pictures directly in SOURCE have no label. Folders between label and picture
 are the record's group. Every file that is a picture by its content belongs to the source, whatever its name; files with
-a picture's extension that are none are refused when they are packed. All other files are counted by extension. Hidden
-folders and `__MACOSX` are skipped.
+a picture's extension that are none are refused when they are packed, except macOS's `._x.jpg`. All other files are
+counted by extension. Hidden folders and `__MACOSX` are skipped.
 
 Captions come from files beside a picture `x.jpg`, in this order and all of them: `x.txt`, `x.caption`, `x.text`, the
 same after the whole name (`x.jpg.txt`), the rows of a `metadata.csv`, `.jsonl` or `.parquet` above it (`metadata.py`),
@@ -14,7 +14,6 @@ the metadata go before those of folders, and folders before `x.json`; other fiel
 
 import os
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from shards.sources.csv_cells import write_cell_notes
 from shards.sources.files import (
     SPLITS,
     NamesInForms,
+    is_apple_double,
     is_clutter,
     name_below,
     read_head,
@@ -47,7 +47,8 @@ from shards.sources.files import (
     split_name,
 )
 from shards.sources.metadata import Metadata, is_metadata
-from shards.sources.rows import join_rows
+from shards.sources.patterns import Pattern
+from shards.sources.rows import join_rows, keep_one_split
 from shards.sources.values import (
     BAD_VALUE,
     load_json,
@@ -95,6 +96,7 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
     with Metadata(root, said, NamesInForms(paths), options) as metadata:
         folder = _Folder(source, root, paths, metadata, options)
         yield from folder.records()
+        metadata.check_tables(source)
         yield from metadata.unmatched()
         write_caption_notes("metadata or .json files", options)
         write_cell_notes(options.findings)
@@ -121,16 +123,15 @@ class _Folder:
     ) -> None:
         self.root, self.metadata, self.options = root, metadata, options
         name = options.form.name if options.form is not None else None
-        self.pattern = re.compile(name) if name is not None else None
+        self.pattern = Pattern("name", name) if name is not None else None
         self.arrays = options.form.arrays if options.form is not None else {}
         self.label_folders = options.form is None or options.form.label_folders
         self.lists = ", ".join(table.path.name for table in options.tables if table.rules.split is not None)
         """The lists of splits that the set's preset names; pictures that none of them names are refused."""
-        others = [path for path in paths if _extension(path) not in PICTURES]
+        named = {path for path in paths if _extension(path) in PICTURES and not is_apple_double(path)}
+        others = [path for path in paths if path not in named]
         formats = _find_formats(root, others)
-        self.pictures = [
-            path for path in paths if _extension(path) in PICTURES or path in formats or metadata.names(path)
-        ]
+        self.pictures = [path for path in paths if path in named or path in formats or metadata.names(path)]
         self.refused = {path: found for path, found in formats.items() if found and not found.is_accepted}
         known = set(self.pictures)
         others = [path for path in others if path not in known]
@@ -175,7 +176,8 @@ class _Folder:
                 split = split_name(named["split"]) if named.get("split") else split
             record = Record(name=name, image=f"{base}/{path}", label=label, group=group, split=split)
             texts, jsons = self._find_beside(path)
-            rows = self.metadata.rows(path)
+            rows, leaks = keep_one_split(record, self.metadata.rows(path))
+            yield from leaks
             if (kind := self.refused.get(path)) is not None:
                 yield replace(record, refused=("format", kind.refusal or kind.name))
             else:
@@ -220,7 +222,7 @@ class _Folder:
             captions |= dict.fromkeys(joined.captions)
             label, attributes, persons = joined.label or label, joined.attributes, joined.persons
             record = replace(record, pixel_boxes=joined.pixel_boxes)
-            split, distribution = split or joined.split, joined.distribution
+            split, distribution = joined.split or split, joined.distribution
         elif self.metadata.covers(path):
             self._note("pictures that no metadata file names", path)
         for beside in jsons:
@@ -246,7 +248,8 @@ class _Folder:
             values = {ours: self._read_array(path, template) for ours, template in self.arrays.items()}
             if "label" in values:
                 label = parse_text(values.pop("label"))
-            attributes |= {ours: parse_dimension(value) for ours, value in values.items()}
+            numbers = {ours: parse_dimension(value) for ours, value in values.items()}
+            attributes |= {ours: number for ours, number in numbers.items() if number is not None}
         except BAD_VALUE as error:
             return replace(record, refused=("annotation", str(error)))
         if len(sources - {()}) > 1:

@@ -80,7 +80,13 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
         yield from _described(options.tables, source, options)
         return
     if options.table is not None:
-        described = [FoundTable(path, options.table) for path, _ in _locate(source)]
+        tables = _locate(source)
+        own = next(
+            (name for path, name in tables if path.suffix.lower() in (*JSON_LINES, *ARROW, ".parquet")), None
+        )
+        if own is not None:
+            raise UserError(f"--columns and --delimiter: {own} states its columns itself; leave both out")
+        described = [FoundTable(path, options.table) for path, _ in tables]
         yield from _described(described, source, options)
         return
     tables, splits = _find_tables(source, options)

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from published_sets import SETS, command_of, samples
+from published_sets import SETS, command_of, refusals, samples
 
 from uniemox_dist.cli.main import run
 
@@ -17,9 +16,7 @@ class Packed:
     def __init__(self, out: Path, summary: str) -> None:
         self.samples: dict[str, dict[str, Any]] = samples(out)
         self.summary = summary
-        rejected = out / "rejected.parquet"
-        rows = pq.read_table(rejected).to_pylist() if rejected.is_file() else []
-        self.refused = {row["source"]: (row["reason"], row["detail"]) for row in rows}
+        self.refused = refusals(out)
 
     def column(self, field: str) -> dict[str, Any]:
         """One field of all samples."""
@@ -43,12 +40,24 @@ def pack_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `shards pack` with a line of arguments; returns its exit code and what it printed to both streams."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str) -> tuple[int, str, str]:
+        code = run(["shards", "pack", "--persons", "none", *line.split(), "--workers", "0"])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
 def pack_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a pack that must end with exit code 2 and one line; returns that line."""
 
     def failed(line: str) -> str:
         monkeypatch.chdir(tmp_path)
-        code = run(["shards", "pack", *line.split(), "--persons", "none", "--workers", "0"])
+        code = run(["shards", "pack", "--persons", "none", *line.split(), "--workers", "0"])
         err = capsys.readouterr().err
         assert (code, err.count("\n")) == (2, 1), err
         assert not Path("out").exists()
