@@ -26,6 +26,12 @@ def _check_regex(text: str) -> str:
     return text
 
 
+def _check_inside(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} leads out of the set's folder; give a path below it")
+    return path
+
+
 def _as_text(value: Any) -> Any:
     """YAML reads an unquoted 0 as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -37,6 +43,7 @@ def _as_pairs(value: Any) -> Any:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Paths = Annotated[tuple[Annotated[str, AfterValidator(_check_inside)], ...], BeforeValidator(_as_list)]
 Text = Annotated[str, BeforeValidator(_as_text)]
 Regex = Annotated[str, AfterValidator(_check_regex)]
 Ours = Literal["path", "key", "caption", "label", "split", "image"]
@@ -76,7 +83,7 @@ class Pixels(Section):
 class Table(Section):
     """A table of pictures, or of facts about pictures, and the meaning of its columns."""
 
-    files: Texts = ()
+    files: Paths = ()
     """Paths below the set's folder, in any case and with `*`. Alternatives: the first one that exists counts."""
     optional: bool = False
     """Whether the set may lack this table."""
@@ -98,9 +105,8 @@ class Table(Section):
     """The key of the list of objects in a `.json` file; None: the file is the list itself."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     columns: dict[Ours, str] = Field(default={})
-    """Our names of columns -> the table's, or a template such as `{Folder}/{Filename}.jpg`; the column `file` is the
-    name of the table without its extension. In JSON `sentences.raw` is
-    the field `raw` of each item of `sentences`."""
+    """Our names of columns -> the table's, or a template such as `{Folder}/{Filename}.jpg`. The column `file` is the
+    name of the table without its extension. In JSON `sentences.raw` is the field `raw` of each item of `sentences`."""
     values: dict[Ours | Literal["labels"], dict[Text, Text]] = Field(default={})
     """Names for values of a column, such as {label: {0: anger}}."""
     patterns: dict[str, Regex] = Field(default={})
@@ -129,7 +135,7 @@ class Table(Section):
     repeated: Literal["join", "first"] = "join"
     """How several rows of one picture are read. join: all of them describe it (captions, persons, votes). first: the
     first one counts, such as for pictures that were rated twice."""
-    beside: Texts = ()
+    beside: Paths = ()
     """Another table whose rows are in the same order; its columns are added. Alternatives: the first that exists."""
 
     @model_validator(mode="after")
@@ -160,10 +166,10 @@ class Form(Section):
     """One way in which a set is published."""
 
     layout: Literal["folder", "table", "coco", "emoset", "emotic", "wds"] = "folder"
-    find: Texts = ()
+    find: Paths = ()
     """Files or folders that identify the set's folder, in any case and with `*`; one of them is enough. Without it a
     folder set is where folders called like its labels are."""
-    pictures: Texts = ()
+    pictures: Paths = ()
     """The folder of the pictures below the set's folder. Alternatives: the first one that exists counts."""
     tables: tuple[Table, ...] = ()
     name: Regex | None = None
@@ -174,7 +180,7 @@ class Form(Section):
     arrays: dict[Literal["label", Dimension], str] = Field(default={})
     """Our names -> `.npy` files that hold one value for each picture, relative to the picture's folder, with `{stem}`
     for its name without extension, such as `../annotations/{stem}_val.npy`."""
-    ignore: Texts = ()
+    ignore: Paths = ()
     """Folders below `pictures` that belong to the set, but hold none of its pictures, such as masks."""
 
     @model_validator(mode="after")
@@ -199,11 +205,11 @@ class Form(Section):
 class Preset(Section):
     """A published set. presets.yaml documents the fields by example."""
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[Text, ...] = ()
     """The declared labels; a picture with another one is refused. Case is ignored."""
-    distribution_labels: tuple[str, ...] = ()
+    distribution_labels: tuple[Text, ...] = ()
     """The declared labels of distributions, if they are others."""
-    synonyms: dict[Text, str] = Field(default={})
+    synonyms: dict[Text, Text] = Field(default={})
     """Other spellings of labels that occur in published copies -> the declared label. Case is ignored."""
     dimension_ranges: dict[str, Range] = Field(default={})
     """The scale of valence, arousal and dominance. A value beyond it refuses its picture."""
@@ -225,10 +231,29 @@ class Preset(Section):
                 )
             if not low < high:
                 raise ValueError(f"dimension_ranges.{name}=[{low:g}, {high:g}]: give the lower end first")
+        for field in ("labels", "distribution_labels"):
+            _check_distinct(field, getattr(self, field))
         known = {label.casefold() for label in (*self.labels, *self.distribution_labels)}
+        meant: dict[str, str] = {}
         for spelling, label in self.synonyms.items():
             if label.casefold() not in known:
+                labels = f": {', '.join(self.labels)}" if self.labels else ", which are not given"
+                raise ValueError(f"synonyms.{spelling}={label!r}: is none of labels{labels}")
+            if spelling.casefold() in known and spelling.casefold() != label.casefold():
                 raise ValueError(
-                    f"synonyms.{spelling}={label!r}: is none of labels: {', '.join(self.labels)}"
+                    f"synonyms.{spelling}={label!r}: is a label itself; leave it out of one of both"
+                )
+            if meant.setdefault(spelling.casefold(), label).casefold() != label.casefold():
+                raise ValueError(
+                    f"synonyms.{spelling}={label!r}: the spelling means {meant[spelling.casefold()]!r}, too"
                 )
         return self
+
+
+def _check_distinct(field: str, labels: tuple[str, ...]) -> None:
+    first: dict[str, str] = {}
+    for label in labels:
+        if (other := first.setdefault(label.casefold(), label)) is not label:
+            raise ValueError(
+                f"{field}: {other!r} and {label!r} are the same, because case is ignored; keep one"
+            )

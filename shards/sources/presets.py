@@ -74,21 +74,32 @@ def make_preset(entry: Any, where: str) -> Preset:
     if not isinstance(entry, Mapping) or not entry:
         raise UserError(f"{where}: holds no fields; give `labels:` and what else presets.yaml shows")
     known = (*Preset.model_fields, *Form.model_fields)
+    lines = []
     for name in entry:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1, 0.5)
-            meant = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"{where}: {name}: unknown key; {meant}")
+            near = _nearest_keys(str(name), known)
+            meant = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+            lines.append(f"{name}: unknown key; {meant}")
     shared = {name: value for name, value in entry.items() if name in Form.model_fields}
-    values = {name: value for name, value in entry.items() if name not in Form.model_fields}
+    values = {name: value for name, value in entry.items() if name in Preset.model_fields}
     forms = values.pop("forms", [{}])
     if isinstance(forms, list):
         forms = [{**shared, **form} if isinstance(form, Mapping) else form for form in forms]
     try:
-        return Preset.model_validate({**values, "forms": forms})
+        preset = Preset.model_validate({**values, "forms": forms})
     except ValidationError as error:
-        lines = (line.removeprefix("forms.0.") for line in explain_errors(error, Preset))
-        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+        prefix = "" if "forms" in entry else "forms.0."
+        lines += [line.replace(prefix, "") for line in explain_errors(error, Preset)]
+    if lines:
+        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines)))
+    return preset
+
+
+def _nearest_keys(name: str, known: Sequence[str]) -> list[str]:
+    """The keys that are spelled most like a name; two if both are equally near."""
+    near = difflib.get_close_matches(name, known, 2, 0.5)
+    scores = [difflib.SequenceMatcher(None, key, name).ratio() for key in near]
+    return [key for key, score in zip(near, scores) if score == scores[0]]
 
 
 class Labels:

@@ -1,6 +1,7 @@
 """The base class and the types of all sections of the configuration, and validation errors as lines for the user."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ Amount = Annotated[float, Field(gt=0.0, le=1e6)]
 Seconds = Annotated[int, Field(ge=1, le=30 * 24 * 3600)]
 """A time to wait, at most 30 days."""
 Rgb = tuple[float, float, float]
+_QUOTED = re.compile(r"'[^']*'")
+"""A value in a message, which may have dots; outside of values only places such as run.seed have."""
 
 
 class Section(BaseModel):
@@ -43,9 +46,11 @@ def explain_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[s
             yield f"{path}: unknown key; {hint}"
         elif issue["type"] == "value_error":
             message = str(issue["ctx"]["error"])
-            yield (
-                message if message.startswith(path) or "." in message.split("=")[0] else f"{path}: {message}"
-            )
+            is_placed = message.startswith(path) or "." in _QUOTED.sub("", message).split("=")[0]
+            yield message if is_placed else f"{path}: {message}"
+        elif issue["loc"][-1:] == ("[key]",):
+            known_keys = str(issue["msg"]).removeprefix("Input should be ").replace("'", "")
+            yield f"{path.removesuffix('.[key]')}: unknown key; valid are {known_keys}"
         elif issue["type"] == "missing":
             yield f"{path}: required, but not given"
         else:

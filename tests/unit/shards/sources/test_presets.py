@@ -6,29 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from published_sets import README, SETS, jpegs, samples, table, text
+from published_sets import README, SETS, jpegs, refusals, samples, table, text
 
 from shards.sources.presets import load_presets, make_preset
-from uniemox_dist.cli.main import run
 from uniemox_dist.core.errors import UserError
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.chdir(tmp_path)
-
-    def call(line: str) -> tuple[int, str, str]:
-        code = run(["shards", "pack", *line.split(), "--persons", "none", "--workers", "0"])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def refusals(out: Path) -> dict[str, tuple[str, str]]:
-    rows = pq.read_table(out / "rejected.parquet").to_pylist()
-    return {row["source"]: (row["reason"], row["detail"]) for row in rows}
 
 
 def error(command: Any, line: str) -> str:
@@ -93,7 +75,7 @@ def test_a_file_states_a_set_of_ones_own(tmp_path: Path, command: Any) -> None:
             "the column 'name' holds 'x_c', which does not match ^(?P<year>[0-9]{4})_",
         ),
         "1999_d.jpg": ("annotation", "persons.0.valence: 1.5 is beyond -1 to 1"),
-        "facts/list.tsv, line 6": ("annotation", "has 3 values, but there are 8 columns"),
+        "facts/list.tsv, line 6": ("annotation", "has 3 values for 8 columns"),
     }
 
 
@@ -120,6 +102,17 @@ def test_numbers_of_labels_have_their_names_with_a_fraction_of_zero_too(tmp_path
         ("labels: [a]\nname: '(?P<label>['", "name: '(?P<label>[' is not a regular expression: "),
         ("labels: [a]\nname: '([a-z]+)'", "its named groups may be label, split and group"),
         ("labels: [a]\nsynonyms: {A2: b}", "synonyms.A2='b': is none of labels: a"),
+        ("labels: [a, A]", "labels: 'a' and 'A' are the same, because case is ignored; keep one"),
+        ("labels: [a, b]\nsynonyms: {b: a}", "synonyms.b='a': is a label itself; leave it out"),
+        ("labels: [a, b]\nsynonyms: {x: a, X: b}", "synonyms.X='b': the spelling means 'a', too"),
+        ("lables: [a]", "lables: unknown key; did you mean tables or labels?"),
+        ("labels: [a]\npictures: [../x]", "pictures.0: '../x' leads out of the set's folder"),
+        (
+            "labels: [a]\ntables: [{files: /etc/x}]",
+            "tables.0.files.0: '/etc/x' leads out of the set's folder",
+        ),
+        ("labels: [a]\ntables: [{files: x, heeder: [b]}]", "did you mean tables.0.header?"),
+        ("labels: [a]\nname: '(.'", "name: '(.' is not a regular expression: "),
         ("labels: [a]\nsplit: {train: 0}", "split.train=0: input should be greater than 0"),
         ("labels: [a]\nlayout: csv", "layout='csv': input should be"),
         ("labels: [a]\ntables: [{files: x, delimiter: ab}]", "delimiter='ab': give one character"),
@@ -130,9 +123,12 @@ def test_numbers_of_labels_have_their_names_with_a_fraction_of_zero_too(tmp_path
             "dimension_ranges.valence=[9, 1]: give the lower",
         ),
         ("labels: [a]\ntables: [{columns: {path: x}}]", "tables: one states no files"),
-        ("labels: [a]\ntables: [{files: x, columns: {pth: x}}]", "tables.0.columns.pth"),
+        (
+            "labels: [a]\ntables: [{files: x, columns: {pth: x}}]",
+            "tables.0.columns.pth: unknown key; valid are path, key, caption, label, split or image",
+        ),
         ("labels: [a]\narrays: {label: a.npy}", "arrays.label='a.npy': lacks {stem}"),
-        ("labels: [a]\narrays: {lable: '{stem}.npy'}", "arrays.lable"),
+        ("labels: [a]\narrays: {lable: '{stem}.npy'}", "arrays.lable: unknown key; valid are label, "),
         ("labels: [a]\nlayout: coco\ntables: [{files: x}]", "tables: layout coco reads its own"),
     ],
 )
@@ -144,6 +140,26 @@ def test_a_wrong_file_is_one_line_that_names_field_and_fix(
     line = error(command, "set out --preset mine.yaml")
     assert line.startswith("uniemox: error: --preset=mine.yaml: ")
     assert wanted in line
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "mine.yaml").write_text("splits: [a]\nlabels: [a]\nsplit: {train: 0}\nforms: [{fnid: x}]\n")
+    jpegs(tmp_path / "set", "a/1.jpg")
+    code, _, err = command("set out --preset mine.yaml")
+    assert code == 2
+    assert [line.removeprefix("uniemox: error: --preset=mine.yaml: ") for line in err.splitlines()] == [
+        "splits: unknown key; did you mean split?",
+        "split.train=0: input should be greater than 0",
+        "forms.0.fnid: unknown key; did you mean forms.0.find?",
+    ]
+
+
+def test_labels_may_be_numbers(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "mine.yaml").write_text("labels: [0, 1]\nsynonyms: {zero: 0}\n")
+    jpegs(tmp_path / "set", "zero/1.jpg", "1/2.jpg")
+    assert command("set out --preset mine.yaml")[0] == 0
+    found = {name: sample["label"] for name, sample in samples(tmp_path / "out").items()}
+    assert found == {"zero/1.jpg": "0", "1/2.jpg": "1"}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, command: Any) -> None:
@@ -303,7 +319,7 @@ def test_columns_delimiter_and_pictures_describe_a_table_without_a_header(
     ("line", "wanted"),
     [
         ("set out --columns a,a", "--columns=a,a: give different names"),
-        ("set out --delimiter ab", "--delimiter=ab: give one character, or space"),
+        ("set out --delimiter ab", "--delimiter=ab: give one character, tab, or space"),
         ("set out --layout folder --pictures set", "--pictures: --layout folder reads no tables"),
         ("set/t.csv out --pictures none", "--pictures=none: set/none is no folder"),
         ("set out --preset heco --columns a,b", "--columns and --delimiter: a preset states them"),
