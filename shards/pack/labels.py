@@ -10,6 +10,8 @@ from shards.sources.presets import Labels, Preset
 from shards.sources.values import most_likely
 from uniemox_dist.core.errors import UserError
 
+MANY = 10
+"""Share of records with undeclared labels, 1 in so many, above which the preset is doubtful."""
 MOST_NEAREST = 20
 """Undeclared labels for which the nearest declared one is searched."""
 
@@ -45,8 +47,19 @@ class DeclaredLabels:
         self.unknown[label] += 1
         near = self.labels.nearest(label) if label is not None and len(self.unknown) <= MOST_NEAREST else None
         meant = f"; the nearest is {near}" if near else ""
-        detail = f"label {label!r} is not one of {', '.join(self.labels.declared)}{meant}"
+        what = "it has no label; the labels are" if label is None else f"label {label!r} is not one of"
+        detail = f"{what} {', '.join(self.labels.declared)}{meant}"
         return replace(record, refused=("label", detail))
+
+    def describe_unknown(self) -> str | None:
+        """A line about the labels that are not declared; None if there are none."""
+        found = [(label, count) for label, count in self.unknown.most_common() if label is not None]
+        if not found or not self.known:
+            return None
+        some = ", ".join(f"{label} ({count:,})" for label, count in found[:8])
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        doubt = "; is it the preset of this set?" if self.unknown.total() * MANY > self.known.total() else ""
+        return f"refused for labels that the preset does not have: {some}{more}{doubt}"
 
     def check(self) -> None:
         """Raises UserError if records have labels, and none is declared."""

@@ -51,6 +51,8 @@ class Listing:
         """How they were drawn, such as `drawn: train 70, val 10, test 20`."""
         self.used_splits: list[str] = []
         """The splits of records that may be packed; "" if the source has none."""
+        self.unknown_labels: str | None = None
+        """A line about labels that are not declared."""
         self.contents = Contents()
         """What the records that may be packed have."""
         self._codes: dict[str, dict[Any, int]] = {name: {} for name in ("split", "label", "stratum", "block")}
@@ -105,6 +107,7 @@ class Listing:
             unjoined.spool.close()
             unjoined.spool.path.unlink()
         labels.check()
+        listing.unknown_labels = labels.describe_unknown()
         listing.rows = rows
         listing.splits, listing.labels = list(listing._codes["split"]), list(listing._codes["label"])
         listing._assign_splits(preset)

@@ -59,11 +59,14 @@ def open_settings(settings: PackSettings) -> OpenedSource:
         place = found.root if read_card(found.root, SourceOptions()) else place
     if found.tables and settings.columns:
         raise UserError(f"--column: --preset {settings.preset} states its columns; leave it out")
-    if settings.pictures is not None and layout != "table" and layout != "folder":
-        raise UserError(f"--pictures: --layout {layout} finds its pictures itself; leave it out")
     with_tables = replace(options, tables=found.tables, form=form)
     if found.tables and layout == "table":
         with_tables = replace(with_tables, pictures=str(found.pictures))
+    if options.source_persons and found.lacks:
+        raise UserError(
+            f"--persons=source: SOURCE={settings.source} lacks {' and '.join(found.lacks)}, so that --preset "
+            f"{settings.preset} finds label folders only; copy it there, or give --persons nanodet or none"
+        )
     check_options(layout, options)
     here = settings.source if found.root == parse_place(settings.source, "SOURCE") else str(found.root)
     place_text = here if place == found.root else str(place)

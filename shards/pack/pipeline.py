@@ -129,6 +129,7 @@ def pack(
         if settings.preset is not None:
             place = "" if found.place == settings.source else f" in {hide_secrets(found.place)}"
             options.findings.notes.insert(0, f"found{place}: {listing.describe()}")
+            options.findings.notes += [listing.unknown_labels] if listing.unknown_labels else []
         preparation = Preparation(
             settings.persons,
             settings.check,

@@ -37,6 +37,8 @@ class FoundSet:
     tables: tuple[FoundTable, ...] = ()
     notes: tuple[str, ...] = ()
     """What the set lacks, for the summary."""
+    lacks: tuple[str, ...] = ()
+    """What identifies the forms that go before this one, and is not there."""
 
 
 def find_set(
@@ -63,17 +65,20 @@ def find_set(
         return FoundSet(next(plain, forms[0]), top, top)  # a table, or else the layout reports what is wrong
     labels = Labels(preset.labels, preset.synonyms)
     above = find_above(top, forms) if pictures is None else None
+    lacks: list[str] = []
     for form in forms:
         roots = find_roots(top, form, labels)
         if len(roots) > 1:
+            without = f" and lacks {' or '.join(lacks)}" if lacks else ""
             raise UserError(
                 f"SOURCE={source}: has {len(roots)} folders that look like --preset {name} "
-                f"({', '.join(map(str, roots[:4]))}); give one of them"
+                f"({', '.join(map(str, roots[:4]))}){without}; give one of them{', or add it' if lacks else ''}"
             )
         if roots:
             if above is not None and above.has_more_than(rank(roots[0], forms.index(form), form)):
                 raise above.refusal(source, name)
-            return locate(form, roots[0], name, top, pictures)
+            return _after(lacks, locate(form, roots[0], name, top, pictures))
+        lacks += form.find[:1]
     if above is not None:
         raise above.refusal(source, name)
     named = [form for form in forms if form.find]
@@ -85,7 +90,15 @@ def find_set(
             f"it holds {held}"
         )
     form = next(form for form in forms if not form.find)
-    return locate(form, top, name, top, pictures)
+    return _after(lacks, locate(form, top, name, top, pictures))
+
+
+def _after(lacks: Sequence[str], found: FoundSet) -> FoundSet:
+    """A form of label folders that nothing identifies, and what identifies the forms before it."""
+    if not lacks or found.form.layout != "folder" or found.form.find:
+        return found
+    note = f"read as label folders, because SOURCE lacks {' and '.join(lacks)}"
+    return replace(found, lacks=tuple(lacks), notes=(note, *found.notes))
 
 
 @dataclass(frozen=True)
@@ -188,6 +201,8 @@ def locate(
 ) -> FoundSet:
     """The places of a form whose folder was found. `given` is the table that the user chose among alternatives."""
     folder = root
+    if pictures is not None and form.layout not in ("folder", "table"):
+        raise UserError(f"--pictures: --layout {form.layout} finds its pictures itself; leave it out")
     if pictures is not None:
         folder = top / pictures
         if not folder.is_dir():
