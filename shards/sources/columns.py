@@ -162,6 +162,11 @@ def write_caption_notes(what: str, options: SourceOptions) -> None:
     kinds = {tuple(name.lower().removesuffix("s") for name in chosen[:1]) for chosen, _ in found}
     if len(kinds) < 2 and not any(others for _, others in found):
         return
+    advice = "--column caption=NAME chooses"
+    if options.table is not None:
+        advice = "call the right one caption in --columns"
+    elif options.tables:
+        advice = "`columns: {caption: NAME}` in a preset chooses"
     for (chosen, others), count in sorted(found.items()):
         columns = " and ".join(map(repr, chosen))
         note = (
@@ -170,7 +175,7 @@ def write_caption_notes(what: str, options: SourceOptions) -> None:
             else f"{count} {what} without a caption column"
         )
         if others:
-            note += f"; {', '.join(map(repr, others))} became attributes (--column caption=NAME chooses)"
+            note += f"; {', '.join(map(repr, others))} became attributes ({advice})"
         options.findings.notes.append(note)
 
 

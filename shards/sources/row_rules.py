@@ -73,7 +73,7 @@ class RowRules:
             if column not in present:
                 raise UserError(
                     f"SOURCE={path}: has no column {column!r}, which the preset names; its columns are "
-                    f"{', '.join(columns)}"
+                    f"{', '.join(columns)}; give the published table, or state its columns in a --preset FILE.yaml"
                 )
         self.used = {*used, FILE}
         given = {str(ours): theirs for ours, theirs in table.columns.items()}
