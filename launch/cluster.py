@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.sections import Seconds, Section, explain_errors
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler.durations import parse_duration
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.submission import job_ids
-from uniemox_dist.config.load import parse_yaml, validate_config
+from uniemox_dist.config.load import validate_config
 from uniemox_dist.config.schema import Config
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.scheduler import commands
 

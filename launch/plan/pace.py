@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.schema import Config
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.devices import Device
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import describe_missing_folder

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import canonical_json, format_os_error
 

@@ -21,7 +21,7 @@ from shards.sources import SourceOptions
 from shards.sources.files import read_side_file, split_name
 from shards.sources.tables import ARROW
 from shards.storage import Place
-from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.formatting import counted
 

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from shards.sources.preset_schema import Form, Preset
-from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.sections import explain_errors
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import format_os_error
 

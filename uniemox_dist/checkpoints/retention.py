@@ -8,7 +8,7 @@ from typing import Any
 
 from uniemox_dist.checkpoints.folders import list_complete_checkpoints, list_unfinished
 from uniemox_dist.config.data_sections import RunConfig
-from uniemox_dist.config.load import parse_yaml
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import remove_dir
 

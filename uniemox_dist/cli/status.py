@@ -175,7 +175,7 @@ def _read_all(
 def _read_one(run: "RunFolder", job: "Job | None") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The facts of a run, and its events."""
     from uniemox_dist.checkpoints.folders import find_newest_complete
-    from uniemox_dist.config.load import parse_yaml
+    from uniemox_dist.config.yaml_text import parse_yaml
     from uniemox_dist.core.errors import UserError
     from uniemox_dist.runs.folder import read_lines
     from uniemox_dist.runs.history import History, select_sections

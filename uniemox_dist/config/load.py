@@ -19,6 +19,7 @@ from uniemox_dist.config.finetune import FinetuneRun
 from uniemox_dist.config.model_sections import ModelConfig
 from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import explain_errors
+from uniemox_dist.config.yaml_text import Dumper, parse_yaml
 from uniemox_dist.core.errors import UserError
 
 ENCODER_KEYS = ("name", "patch_size", "width", "depth", "heads", "mlp_ratio")
@@ -27,74 +28,6 @@ INPUT_KEYS = ("image_size", "mean", "std")
 """Settings of the encoder's input, inherited unless the user sets them."""
 CONFIG_FILES = ("uniemox.json", "complete.json", "config.yaml")
 """Files of a release, a checkpoint and a run; each contains the whole configuration."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML with numbers as people write them: `1e-4` is a number, `on` is a word, and `12:00:00` is not a number
-    in base 60. Rejects repeated keys."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes YAML that both `_Loader` and plain PyYAML read back unchanged: quotes a text that either would read as
-    another type."""
-
-
-# Separate tables, because all users of PyYAML in the process share those of SafeLoader.
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in rules
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:int")
-    ]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)$"),
-    list("-+0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, which construct_mapping resolves
-            continue
-        key = loader.construct_object(key_node)
-        if isinstance(key, list | dict):
-            raise UserError(f"line {key_node.start_mark.line + 1}: a key must be a word, not {key!r}")
-        if key in seen:
-            raise UserError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice; keep one")
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + rules
-    for first, rules in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parses YAML; a mistake becomes one line that names file and place."""
-    try:
-        return yaml.load(text, _Loader)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}:{place} is not valid YAML: {problem}") from None
 
 
 def list_shipped_recipes() -> list[str]:
@@ -218,7 +151,7 @@ def _model_of(folder: Path) -> dict[str, Any]:
     for name in CONFIG_FILES:
         try:
             text = (folder / name).read_text(encoding="utf-8")
-            read = json.loads(text) if name.endswith(".json") else {"config": yaml.safe_load(text)}
+            read = json.loads(text) if name.endswith(".json") else {"config": parse_yaml(text, name)}
             return dict(read["config"]["model"])
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             continue
@@ -273,4 +206,4 @@ def require_finetuning(config: Config) -> FinetuneRun:
 
 def dump_yaml(config: Config) -> str:
     """The resolved configuration as YAML that loads back to the same values."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)

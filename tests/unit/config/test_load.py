@@ -20,10 +20,10 @@ from uniemox_dist.config.load import (
     load_config,
     merge,
     parse_override,
-    parse_yaml,
     read_recipe,
 )
 from uniemox_dist.config.schema import Config
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import EXIT_DONE, EXIT_USER, UserError
 
 SMALL = "run: {max_steps: 1}\ndata: {path: x}\nteacher: {name: shipped:demo}\n"

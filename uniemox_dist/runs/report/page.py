@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from uniemox_dist.config.load import parse_yaml
 from uniemox_dist.config.losses import LOSS_TERMS
+from uniemox_dist.config.yaml_text import parse_yaml
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import write_text
 from uniemox_dist.core.formatting import duration, moment, zone
