@@ -64,10 +64,15 @@ ONNX = [
     "onnxscript>=0.1",
     "onnxruntime>=1.17",
 ]  # torch's exporter needs two, the comparison one
+PEERS = [  # loaders and trainers of others, in which the tests run the elastic stream
+    # StatefulDataLoader asks the iterator of a sampler for its state; 0.11 was tested and is the last release.
+    "torchdata>=0.11,<0.12",
+]
 DEV = [
     *EMOTIC,
     *HEIF,
     *REMOTE,
+    *PEERS,
     *ONNX,  # small detectors made in tests; exported encoders
     "moto[server]>=5",  # a real S3 server on loopback
     "hypothesis>=6.100",  # property tests of the plan
@@ -123,6 +128,7 @@ setup(
         "emotic": EMOTIC,
         "remote": REMOTE,
         "heif": HEIF,
+        "peers": PEERS,
         "all": [*TRAIN, *CLUSTER, *PERSONS, *EMOTIC, *REMOTE, *HEIF, *ONNX],
         "dev": DEV,
     },

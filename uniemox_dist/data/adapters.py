@@ -1,13 +1,20 @@
-"""An elastic stream inside loaders of other libraries."""
+"""An elastic stream inside loaders of other libraries. See docs/elastic_loaders.md."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count
 from typing import Any
 
-from torch.utils.data import IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
+from uniemox_dist.core.errors import UserError
+from uniemox_dist.data.iterations import MicroBatches, SourceSamples
 from uniemox_dist.data.stateful_loader import StatefulLoader
 from uniemox_dist.data.stream import Stream
+
+REORDERING = ("shuffle", "detshuffle", "select", "rsample", "islice")
+"""Stages of webdataset after which it is not known how many samples of the stream the batches hold."""
+
+_iterations = count(1)
 
 
 class MicroBatchSampler(Sampler[list[int]]):
@@ -19,15 +26,27 @@ class MicroBatchSampler(Sampler[list[int]]):
         stream.count_micro_batches(micro_batch)
         self.stream, self.micro_batch = stream, micro_batch
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of a micro-batch, for programs that divide the batches of a sampler among ranks, as accelerate does.
+
+        Raises:
+            UserError: if the batches are those of one rank of several.
+        """
+        if (ranks := self.stream.world.size) > 1:
+            raise UserError(
+                f"batch_sampler: has the batches of one of {ranks} ranks, and a program is about to divide them among "
+                "ranks again; keep this loader from it (see docs/elastic_loaders.md), or open ElasticShards with "
+                "rank=0, world_size=1"
+            )
+        return self.micro_batch
+
     def __len__(self) -> int:
         """Micro-batches of a whole pass."""
         return self.stream.pass_samples // self.micro_batch
 
-    def __iter__(self) -> Iterator[list[int]]:
-        stream, world = self.stream, self.stream.world
-        stream.check_world()
-        walk = stream.plan.walk(stream.position.number, world.rank, world.size, self.micro_batch)
-        return islice(walk, stream.count_left(self.micro_batch))
+    def __iter__(self) -> MicroBatches:
+        return MicroBatches(self.stream, self.micro_batch, next(_iterations))
 
     def set_epoch(self, epoch: int) -> None:
         """Goes forward to the beginning of pass `epoch`, if the position is in an earlier one. Trainers call this, and
@@ -47,35 +66,79 @@ class ElasticSource(IterableDataset[Any]):
         """Raises UserError as `Stream.count_micro_batches`."""
         stream.count_micro_batches(micro_batch)
         self.stream, self.micro_batch = stream, micro_batch
+        self._begun, self._marks = 0, 0
         self._next: int | None = None
-        """Where this loader process would begin its next epoch; None before its first, and in other processes."""
+        """Where this loader process would begin its next pass; None before its first, and in other processes."""
 
-    def __iter__(self) -> Iterator[Any]:
-        worker, stream, world = get_worker_info(), self.stream, self.stream.world
-        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        stream.check_world()
-        number = stream.position.number  # of a loader process: as it was when the process was started
-        if self._next is not None:
-            number = self._next if stream.position.begin is None else stream.position.begin
-        if worker is not None:
-            self._next = stream.pass_end(number)
-        walk = stream.plan.walk(number, world.rank, world.size, self.micro_batch)
-        for slots in islice(walk, first, stream.count_left(self.micro_batch, number), every):
-            yield from map(stream.__getitem__, slots)
+    def __iter__(self) -> SourceSamples:
+        stream, worker = self.stream, get_worker_info()
+        self._begun += 1
+        if worker is None:
+            return SourceSamples(MicroBatches(stream, self.micro_batch, next(_iterations)), 0, 1)
+        # The loader processes of one iteration have one base seed; those that live on have begun equally many.
+        iteration = hash((worker.seed - worker.id, self._begun))
+        marks, mark = stream.position.marks
+        start = self._next if marks == self._marks else mark
+        batches = MicroBatches(stream, self.micro_batch, iteration, None if self._next is None else start)
+        self._marks, self._next = marks, batches.end
+        return SourceSamples(batches, worker.id, worker.num_workers)
 
 
 class TrackedLoader(StatefulLoader):
     """A loader of another library over a stream, whose batches it counts: each iteration is the rest of the pass, and
     the state is that of the stream after the batches that were yielded."""
 
+    sampler: MicroBatchSampler
+
     def __init__(self, stream: Stream[Any], loader: Iterable[Any], micro_batch: int) -> None:
         """`loader` yields micro-batches of `micro_batch` samples from a MicroBatchSampler or an ElasticSource of the
-        stream. Raises UserError as `Stream.count_micro_batches`."""
+        stream.
+
+        Raises:
+            UserError: as `Stream.count_micro_batches`; or if a stage of webdataset leaves out samples or moves them
+                between batches, so that the number of batches would not tell which samples were used.
+        """
         super().__init__(stream, micro_batch, MicroBatchSampler(stream, micro_batch))
         self.loader = loader
+        if (stage := _find_stage(loader)) is not None:
+            raise UserError(
+                f"loader: has webdataset's stage {stage!r}, after which batches are not those of the stream, so that "
+                "its position cannot be known; leave it out (the stream is shuffled; a `transform` that raises "
+                "DamagedSample has a sample replaced), or do without `track`"
+            )
 
     def __iter__(self) -> Iterator[Any]:
+        batches, used = iter(self.sampler), 0
+        self.stream.position.number = batches.number  # the pass before may not have been reported
         self.stream.position.mark()
-        for slots, batch in zip(self.sampler, self.loader):
+        for batch in self.loader:
+            slots = next(batches, None)
+            if slots is None:
+                raise _wrong_length(f"more than {used}", used)
             self.stream.advance(len(slots))
+            used += 1
             yield batch
+        if missing := len(list(batches)):
+            raise _wrong_length(str(used), used + missing)
+
+
+def _wrong_length(found: str, expected: int) -> UserError:
+    return UserError(
+        f"loader: yielded {found} batches, and the rest of the pass has {expected} micro-batches, so that its position "
+        "is not known; let each batch hold micro_batch samples, and let no stage leave out samples"
+    )
+
+
+def _find_stage(loader: Any) -> str | None:
+    """The name of the first stage of `REORDERING` in a pipeline or loader of webdataset."""
+    for stage in getattr(loader, "pipeline", [loader]):
+        if stage is not loader and hasattr(stage, "pipeline"):
+            found = _find_stage(stage)
+        elif isinstance(stage, DataLoader):
+            found = _find_stage(stage.dataset) if hasattr(stage.dataset, "pipeline") else None
+        else:
+            name = getattr(getattr(stage, "f", type(stage)), "__name__", "").removeprefix("_")
+            found = name if name in REORDERING else None
+        if found is not None:
+            return found
+    return None

@@ -214,10 +214,13 @@ class Stream(Generic[RawT]):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position and what identifies the sequence of samples, as values of JSON; equal on all ranks."""
-        samples = self.position.number * self.world.size
+        return self.state_after(self.position.number)
+
+    def state_after(self, number: int) -> dict[str, Any]:
+        """Returns the state after each rank has used `number` samples."""
         return {
             "version": STATE_VERSION,
-            "samples": samples,
+            "samples": number * self.world.size,
             "world_size": self.world.size,
             **self._sequence(),
         }
@@ -228,8 +231,12 @@ class Stream(Generic[RawT]):
         Raises:
             UserError: if the state is of other data or another order, naming what differs.
         """
-        check_state(state, self._sequence())
+        self.check_state(state)
         self.position.load(state["samples"], state["world_size"])
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError if a state is not one of this sequence of samples, naming what differs."""
+        check_state(state, self._sequence())
 
     def check_world(self) -> None:
         """Checks that the program has not joined other ranks since the stream was opened.
