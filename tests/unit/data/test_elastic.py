@@ -279,7 +279,10 @@ def test_the_images_of_a_packed_data_set(emoji_shards: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"streams": 7}, r"^global_batch=24 is not a multiple of streams=7; try 21$"),
+        (
+            {"streams": 7},
+            r"^global_batch=24 is not a multiple of streams=7; try 21, or a streams that divides 24$",
+        ),
         (
             {"rank": 0, "world_size": 5},
             r"^streams=12 is not a multiple of the 5 ranks; use 6 ranks, or a streams",
