@@ -93,7 +93,7 @@ def test_teaching_uses_all_ranks_and_other_commands_use_one(
         (["evaluate", "prob", "r", "d"], "No such command 'prob'"),
         (
             ["evaluate"],
-            "-- evaluate: names no command of evaluate; give one of gallery, knn, probe, protocol",
+            "-- evaluate: names no command of evaluate; give one of distribution, gallery, knn, probe, protocol",
         ),
         (
             ["--help"],
