@@ -76,7 +76,7 @@ def find_set(
             )
         if roots:
             if above is not None and above.has_more_than(rank(roots[0], forms.index(form), form)):
-                raise above.refusal(source, name)
+                raise above.refusal(source, name, "; --pictures . packs this folder alone")
             return _after(lacks, locate(form, roots[0], name, top, pictures))
         lacks += form.find[:1]
     if above is not None:
@@ -114,11 +114,11 @@ class Above:
         """Whether the set has more facts above than what was found in SOURCE."""
         return self.rank < own
 
-    def refusal(self, source: str, name: str) -> UserError:
+    def refusal(self, source: str, name: str, otherwise: str = "") -> UserError:
         root = self.root if Path(source).is_absolute() else os.path.relpath(self.root)
         return UserError(
-            f"SOURCE={source}: is a part of --preset {name}, whose {self.table} is in {root}; give SOURCE={root}, or "
-            "copy this folder elsewhere to pack it alone"
+            f"SOURCE={source}: is a part of --preset {name}, whose {self.table} is in {root}; give SOURCE={root}"
+            f"{otherwise}"
         )
 
 
