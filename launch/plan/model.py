@@ -57,6 +57,8 @@ def count_outputs(config: FinetuneRun, labels: int | None = None) -> int:
     """Number of outputs of a classifier: its labels, as stated or assumed, and the dimensions."""
     settings = config.finetune
     multi = settings.task == "multi"
+    if settings.target == "dimensions":
+        return len(settings.learned_dimensions)
     count = labels or len(settings.labels) or (len(CATEGORIES) if multi else ASSUMED_LABELS)
     return count + len(settings.learned_dimensions)
 

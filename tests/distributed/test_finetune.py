@@ -10,7 +10,16 @@ import pytest
 import timm
 import torch
 from handmade import config_of, write_checkpoint
-from labelled_sets import LAYOUTS, distribution_set, emotic_set, folder_set, heco_set, labels_set, packed
+from labelled_sets import (
+    LAYOUTS,
+    distribution_set,
+    emotic_set,
+    folder_set,
+    heco_set,
+    labels_set,
+    packed,
+    picture,
+)
 from PIL import Image
 from published_sets import emotion6
 from ranks import events, run_ranks
@@ -297,6 +306,62 @@ def test_colours_are_learned_the_best_weights_kept_and_patience_ends_a_run(
     assert len((tmp_path / "still/validation.jsonl").read_text().splitlines()) == 3
     with pytest.raises(AssertionError, match=r"finetune\.mixup was 0\.8 and is 0\.5"):
         run_ranks(other, world_size=1, recipe="finetune")
+
+
+def test_values_are_learned_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    for split, count in (("train", 60), ("test", 15)):
+        rows = []
+        for i in range(count):
+            at = picture(source / f"{split}_{i:03d}.jpg", i % 3, 3, seed=i + 100 * len(split))
+            rows.append({"path": at.name, "arousal": 1 + 4 * (i % 3)} if i else {"path": at.name})
+        (source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    data = packed(source, tmp_path / "data", layout="table", dimension_ranges={"arousal": (1.0, 9.0)})
+    learns = (
+        "finetune.target=dimensions",
+        "finetune.dimensions=[arousal]",
+        "run.max_steps=40",
+        "zero.stage=1",
+    )
+    plain = ("finetune.mixup=0", "finetune.cutmix=0", "finetune.rand_augment=null", "finetune.erasing=0")
+    sizes = ("batch.global_batch=12", "batch.micro_batch=12", "optim.layer_decay=1", "optim.blr=0.024")
+    more = ("finetune.validate_epochs=2", "batch.streams=2")
+    assert run_ranks(
+        settings(tmp_path, data, "values", *learns, *plain, *sizes, *more), world_size=1, recipe="finetune"
+    ) == [0]
+    found = read(tmp_path / "values/finetune.json")
+    assert (found["labels"], found["target"], found["dimension_ranges"]) == (
+        [],
+        "dimensions",
+        {"arousal": [1, 9]},
+    )
+    assert found["samples"] == {"train": 53, "val": 6, "test": 14}
+    assert (
+        f"data.path={data}/test: 1 of 15 pictures have no value of any dimension and are left out"
+        in found["remarks"]
+    )
+    assert found["test"]["mean_ccc"] > 0.8
+    assert found["test"]["mean_ccc"] == found["test"]["dimensions"][0]["ccc"]
+    lines = [json.loads(line) for line in (tmp_path / "values/validation.jsonl").read_text().splitlines()]
+    assert {line["metric"] for line in lines} == {"mean_ccc"}
+    assert found["val"]["mean_ccc"] == max(line["value"] for line in lines)
+    best = tmp_path / "values/best"
+    assert timm.create_model(f"local-dir:{best}", pretrained=True).num_classes == 1
+    names = [f"test_{i:03d}.jpg" for i in range(1, 15)]
+    answers = [next(predict(load_classifier_predictor(best), Pictures(str(source / name)))) for name in names]
+    assert [set(answer) for answer in answers] == [{"picture", "dimensions"}] * 14
+    errors = [abs(a["dimensions"]["arousal"] - (1 + 4 * (i % 3))) for i, a in enumerate(answers, start=1)]
+    assert np.mean(errors) == pytest.approx(found["test"]["mean_absolute_error"], abs=1e-3)
+    capsys.readouterr()
+    assert run(["predict", str(best), str(source / names[0]), "--format", "csv"]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header == "picture,label,arousal,error"
+    assert line.split(",")[:2] == [names[0], ""]
+    assert run(["report", str(tmp_path / "values")]) == 0
+    page = (tmp_path / "values/report.html").read_text()
+    assert "learns arousal" in page
+    assert "<th>Label" not in page
+    assert "Validation CCC" in page
 
 
 def test_a_recipe_of_the_other_command_and_a_wrong_encoder_are_refused(

@@ -11,6 +11,7 @@ from uniemox_dist.config.schema import Config
 from uniemox_dist.config.sections import Section, Share, Weight
 
 Dimension = Literal["valence", "arousal", "dominance"]
+Target = Literal["label", "distribution", "dimensions"]
 EMOTIC_RANGE = (1.0, 10.0)
 """Range of a dimension that neither the settings nor the data set state."""
 CLASSIFIER = "uniemox-classifier"
@@ -33,16 +34,17 @@ class FinetuneConfig(Section):
     task: Literal["single", "multi"] = "single"
     """single: one label per picture. multi: EMOTIC's task, any number of categories, with valence, arousal and
     dominance."""
-    target: Literal["label", "distribution"] = "label"
+    target: Target = "label"
     """What is learned with task=single. label: the picture's label, by cross-entropy. distribution: the shares of all
-    labels, by the Kullback-Leibler divergence; every picture needs a distribution."""
+    labels, by the Kullback-Leibler divergence; every picture needs a distribution. dimensions: only
+    finetune.dimensions, by the squared error, without labels."""
     labels: tuple[str, ...] = ()
     """Names of the classes in the order of the outputs. Empty: those of the training split, in the data set's own
     order if it has one, otherwise sorted."""
     persons: bool = False
     """Use the person's crop beside the scene: one encoder reads both, and their features are concatenated. With
-    task=multi each annotated person is one sample, and with task=single each person that has a label of its own, as
-    HECO's have; without persons the sample is the picture."""
+    task=multi each annotated person is one sample, and with task=single each person that has a label of its own (with
+    target=dimensions a value), as HECO's have; without persons the sample is the picture."""
     pooling: Literal["mean", "token"] = "mean"
     """Feature of a view: the mean of its patch tokens followed by a new norm, or the class token."""
     split_ratio: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -93,10 +95,17 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def _dimensions_and_target_fit(self) -> "FinetuneConfig":
-        if self.task == "multi" and self.target == "distribution":
+        if self.task == "multi" and self.target != "label":
             raise ValueError(
-                "finetune.target=distribution: needs finetune.task=single; with task=multi categories have no shares"
+                f"finetune.target={self.target}: needs finetune.task=single; task=multi learns categories"
             )
+        if self.target == "dimensions" and not self.learned_dimensions:
+            raise ValueError(
+                "finetune.target=dimensions: learns finetune.dimensions alone; name some, such as [valence, arousal], "
+                "with a finetune.dimension_weight above 0"
+            )
+        if self.target == "dimensions" and self.labels:
+            raise ValueError("finetune.target=dimensions: learns no labels; leave out finetune.labels")
         if self.dimensions is not None and len(set(self.dimensions)) != len(self.dimensions):
             raise ValueError("finetune.dimensions: names one twice; keep one")
         for name, (low, high) in self.dimension_ranges.items():

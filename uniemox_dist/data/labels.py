@@ -5,6 +5,7 @@ Shape legend: n samples, C outputs (classes, or categories followed by dimension
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,9 +100,11 @@ def read_labelled_samples(
     A dimension that a picture lacks is the mean of its persons'.
 
     Raises:
-        UserError: if a picture has no label (or no distribution, if that is the target), or with task=multi no person
-            has categories.
+        UserError: if a picture has no label (or no distribution, if that is the target), with task=multi no person has
+            categories, or with target=dimensions nothing has a value.
     """
+    if settings.target == "dimensions":
+        return _read_valued_samples(reader, settings, f"data.path={config.data.path}/{split}")
     samples: list[LabelledSample] = []
     unlabelled = unlabelled_with_persons = 0
     dimensions = settings.learned_dimensions
@@ -137,7 +140,7 @@ def read_labelled_samples(
         elif unlabelled_with_persons:
             fix = "label, but persons with different ones; set finetune.persons=true, which learns each person's label"
         else:
-            fix = "label; pack from a source with labels"
+            fix = "label; pack from a source with labels, or set finetune.target=dimensions to learn values alone"
         raise UserError(f"{where}: {unlabelled} of {reader.samples} pictures have no {fix}")
     if not samples or (settings.task == "multi" and not any(sample.labels for sample in samples)):
         raise UserError(
@@ -145,6 +148,35 @@ def read_labelled_samples(
             "finetune.task=single"
         )
     return samples
+
+
+def _read_valued_samples(reader: ShardReader, settings: FinetuneConfig, where: str) -> list[LabelledSample]:
+    """Reads the samples of a split that have a value of a learned dimension: its pictures, or with finetune.persons the
+    persons of pictures whose persons have values."""
+    dimensions = settings.learned_dimensions
+    samples: list[LabelledSample] = []
+    for shard in range(len(reader.manifest.shards)):
+        columns = zip(*reader.columns(shard, ["key", "persons", *dimensions]))
+        for row, (key, people, *values) in enumerate(columns):
+            persons = [_parse_labels(person) for person in people or ()]
+            of_each = [mean_values([labels], dimensions) for labels in persons]
+            if settings.persons and any(map(_has_any, of_each)):
+                found = list(enumerate(of_each))
+            else:
+                means = mean_values(persons, dimensions)
+                own = tuple(mean if value is None else value for value, mean in zip(values, means))
+                found = [(WHOLE_PICTURE, own)]
+            samples += [LabelledSample(shard, row, i, key, (), own) for i, own in found if _has_any(own)]
+    if not samples:
+        raise UserError(
+            f"{where}: nothing has a number as its {' or '.join(dimensions)}; pack from a source that states values, "
+            "or set finetune.target=label"
+        )
+    return samples
+
+
+def _has_any(values: Sequence[float]) -> bool:
+    return not all(map(math.isnan, values))
 
 
 def _list_person_samples(

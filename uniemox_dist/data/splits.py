@@ -84,6 +84,8 @@ def open_splits(config: FinetuneRun) -> Splits:
             )
         _check_ranges(samples, dimensions, ranges, where)
         remarks += _count_unknown(samples, settings, where, must_have=name == "train")
+        if settings.target == "dimensions":
+            remarks += _count_left_out(samples, readers[name], where)
     made = {
         name: _make_labelled_reader(readers[name], samples, labels, len(dimensions))
         for name, samples in found.items()
@@ -152,7 +154,7 @@ def _choose_labels(
 ) -> tuple[str, ...]:
     """Chooses classes in the order of the outputs: finetune.labels, the order of the preset, or sorted."""
     have = {label for sample in samples for label in sample.labels}
-    if settings.labels:
+    if settings.labels or settings.target == "dimensions":
         return settings.labels
     if settings.task == "multi":
         return CATEGORIES if have <= set(CATEGORIES) else tuple(sorted(have))
@@ -227,6 +229,17 @@ def _count_unknown(
     return remarks
 
 
+def _count_left_out(samples: list[LabelledSample], reader: ShardReader | None, where: str) -> list[str]:
+    """A remark on pictures without any value, which are no samples."""
+    assert reader is not None
+    left_out = reader.samples - len({(sample.shard, sample.row) for sample in samples})
+    if not left_out:
+        return []
+    return [
+        f"{where}: {left_out} of {reader.samples} pictures have no value of any dimension and are left out"
+    ]
+
+
 def _make_labelled_reader(
     reader: ShardReader | None, samples: list[LabelledSample], labels: tuple[str, ...], dimensions: int
 ) -> LabelledReader:
@@ -270,7 +283,7 @@ def _choose_share(
     first = {key: i for i, key in reversed(list(enumerate(reader.keys)))}
     keys = list(first)
     strata = np.zeros(len(keys), np.int64)
-    if config.finetune.task == "single":
+    if config.finetune.task == "single" and labels:
         strata = reader.targets_nC[list(first.values()), :labels].argmax(1)
     draws = np.array([draw64(config.run.seed, f"{purpose}/{key}") for key in keys], np.uint64)
     chosen = assign_shares(strata, draws, {"chosen": ratio, "rest": 1 - ratio}) == 0

@@ -118,8 +118,8 @@ def load_zeroshot_predictor(release: Path, texts: LabelTexts, device: str = "cpu
 def predict(
     predictor: Predictor, pictures: Pictures, *, batch: int = 32, workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Yields a line for each picture, in order: `picture`, `label`, `probabilities` by label, highest first, and the
-    `dimensions` of a classifier that estimates them; or `picture` and `error`."""
+    """Yields a line for each picture, in order: `picture`; `label` and `probabilities` by label, highest first, of a
+    classifier with labels; `dimensions` of a classifier that estimates them. Or `picture` and `error`."""
     with tqdm(total=len(pictures), desc="predicting", unit=" pictures", disable=None) as bar:
         for some in load_batches(pictures, predictor.settings, batch=batch, workers=workers):
             answers = predictor.answer(some)
@@ -135,8 +135,10 @@ def predict(
 def _line(predictor: Predictor, name: str, answers: Answers, number: int) -> dict[str, Any]:
     row = answers.probabilities_BL[number]
     order = np.argsort(-row, kind="stable")
-    found = {predictor.labels[i]: round(float(row[i]), 6) for i in order}
-    line = {"picture": name, "label": predictor.labels[order[0]], "probabilities": found}
+    line: dict[str, Any] = {"picture": name}
+    if predictor.labels:
+        found = {predictor.labels[i]: round(float(row[i]), 6) for i in order}
+        line |= {"label": predictor.labels[order[0]], "probabilities": found}
     if predictor.dimensions and answers.dimensions_BV is not None:
         values = answers.dimensions_BV[number]
         line["dimensions"] = {d: round(float(x), 4) for d, x in zip(predictor.dimensions, values)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniemox_dist.config.encoder_names import timm_name
-from uniemox_dist.config.finetune import EMOTIC_RANGE
+from uniemox_dist.config.finetune import EMOTIC_RANGE, Target
 from uniemox_dist.config.schema import ModelConfig
 from uniemox_dist.models.compilation import compile_blocks
 from uniemox_dist.models.drop_path import replace_drop_paths
@@ -39,8 +39,9 @@ class Outputs:
     weights: tuple[float, ...] | None = None
     """Weights of the categories' losses with task=multi; None weighs all by 1."""
     dimension_weight: float = 1.0
-    target: Literal["label", "distribution"] = "label"
-    """What the outputs of the labels learn with task=single: one label, or shares of all labels."""
+    target: Target = "label"
+    """What the outputs of the labels learn with task=single: one label, or shares of all labels. With `dimensions`
+    there are no labels."""
     ranges: tuple[tuple[float, float], ...] = ()
     """Lowest and highest value of each dimension, which the network estimates in the range -1 to 1; empty: EMOTIC's."""
 
@@ -136,7 +137,7 @@ class Classifier(nn.Module):
         return parts[0] + self.outputs.dimension_weight * parts[1], torch.stack(parts).detach()
 
     def losses(self, outputs_BC: Tensor, targets_BC: Tensor) -> list[Tensor]:
-        """Returns the loss of the labels and that of the dimensions (0 without any).
+        """Returns the loss of the labels and that of the dimensions (each 0 without any).
 
         Both are means over samples, so averages over micro-batches and ranks are exact even if some values are unknown.
         The loss of a distribution is its Kullback-Leibler divergence from the softmax of the outputs.
@@ -149,6 +150,8 @@ class Classifier(nn.Module):
         ]
 
     def _label_loss(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+        if not self.outputs.labels:
+            return logits_BL.new_zeros(())
         if self.outputs.task == "single":
             soft_BL = targets_BL * (1 - self.outputs.smoothing) + self.outputs.smoothing / len(
                 self.outputs.labels

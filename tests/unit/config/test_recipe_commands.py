@@ -38,7 +38,7 @@ def test_a_set_is_packed_in_its_recipe_as_in_the_document_of_sources(recipe: Pat
 
 def test_the_settings_of_documented_runs_exist() -> None:
     runs = words_of("docs/finetune.md", "finetune")
-    assert len(runs) == 2
+    assert len(runs) == 3
     for _, recipe, *settings in runs:
         own = [word for word in settings if "=" in word and not word.startswith("model.init_from=")]
         config = load_config(recipe, own)

@@ -183,6 +183,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 LEARN_SHARES = "finetune.target=distribution"
 VALUES = "finetune.dimensions=[valence, arousal]"
+VALUES_ALONE = "finetune.target=dimensions"
 
 
 def test_distributions_are_targets_beside_values_where_they_are_known(shares: Path) -> None:
@@ -252,10 +253,51 @@ def test_pictures_without_what_is_learned_and_values_beyond_their_range_are_one_
     assert chosen.ranges == ((0, 100), (1, 10))
 
 
+def test_values_are_learned_alone_from_whatever_has_one(tmp_path: Path, shares: Path, unsplit: Path) -> None:
+    found = open_splits(config(shares, VALUES_ALONE, "finetune.dimensions=[valence]"))
+    assert (found.labels, found.dimensions, found.ranges) == ((), ("valence",), ((1, 9),))
+    assert found.train.targets_nC.shape == (22, 1)  # of 30 pictures every fourth has none
+    assert set(found.train.targets_nC[:, 0].tolist()) == {3, 6, 9}
+    left_out = "8 of 30 pictures have no value of any dimension and are left out"
+    assert f"data.path={shares}/train: {left_out}" in found.remarks
+    both = open_splits(config(shares, VALUES_ALONE, VALUES))
+    assert both.train.targets_nC.shape == (30, 2)
+    assert np.isnan(both.train.targets_nC[:, 0]).sum() == 8
+    assert not any("left out" in remark for remark in both.remarks)
+    heco, data = heco_set(tmp_path / "source"), tmp_path / "data"
+    assert run(["shards", "pack", str(heco), str(data), "--preset", "heco", "--persons", "source"]) == 0
+    persons = open_splits(config(data, VALUES_ALONE, VALUES, "finetune.persons=true"))
+    pictures = open_splits(config(data, VALUES_ALONE, VALUES))
+    with_valence = open_splits(
+        config(data, VALUES_ALONE, "finetune.dimensions=[valence]", "finetune.persons=true")
+    )
+    for splits, expected in ((persons, 32), (pictures, 24), (with_valence, 24)):
+        readers = [reader for reader in (splits.train, splits.val, splits.test) if reader is not None]
+        assert sum(reader.samples for reader in readers) == expected
+    assert error_of(unsplit, VALUES_ALONE, VALUES) == (
+        f"data.path={unsplit}/train: nothing has a number as its valence or arousal; pack from a source that states "
+        "values, or set finetune.target=label"
+    )
+
+
+def test_a_validation_split_of_values_is_drawn_from_all(tmp_path: Path) -> None:
+    source = distribution_set(tmp_path / "source", {"train": 30})
+    (source / "train.jsonl").rename(source / "all.jsonl")
+    data = packed(source, tmp_path / "data", layout="table")
+    found = open_splits(
+        config(data, VALUES_ALONE, VALUES, "finetune.val_ratio=0.2", "finetune.split_ratio=0.5")
+    )
+    assert (found.train.samples, found.val.samples) == (12, 6)
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
         (("finetune.task=multi", LEARN_SHARES), "finetune.target=distribution: needs finetune.task=single"),
+        (("finetune.task=multi", VALUES_ALONE), "finetune.target=dimensions: needs finetune.task=single"),
+        ((VALUES_ALONE,), r"finetune.target=dimensions: .* name some, such as \[valence, arousal\]"),
+        ((VALUES_ALONE, VALUES, "finetune.dimension_weight=0"), "a finetune.dimension_weight above 0"),
+        ((VALUES_ALONE, VALUES, "finetune.labels=[a, b]"), "learns no labels; leave out finetune.labels"),
         (("finetune.dimensions=[valence, valence]",), "finetune.dimensions: names one twice"),
         (
             ("finetune.dimension_ranges={valence: [9, 1]}",),

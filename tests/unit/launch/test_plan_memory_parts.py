@@ -199,6 +199,7 @@ def test_the_activations_of_a_classifier_match_the_tensors_that_autograd_keeps(
         ([], 8),
         (["finetune.labels=[a, b, c]", "finetune.dimensions=[valence]"], 4),
         (["finetune.target=distribution", "finetune.dimensions=[valence, arousal]"], 10),
+        (["finetune.target=dimensions", "finetune.dimensions=[valence, arousal]"], 2),
         (["finetune.task=multi"], 29),
         (["finetune.task=multi", "finetune.dimensions=[arousal]"], 27),
         (["finetune.task=multi", "finetune.dimension_weight=0"], 26),

@@ -18,6 +18,7 @@ VALIDATED = {
     "accuracy": ("Validation accuracy", "accuracy"),
     "mean_average_precision": ("Validation mAP", "mean average precision"),
     "kl_divergence": ("Validation KL divergence", "KL divergence"),
+    "mean_ccc": ("Validation CCC", "mean concordance (CCC)"),
 }
 """Title and unit of the curve of validations, by the metric that chooses the best weights."""
 PANELS = (
@@ -104,8 +105,8 @@ def _describe_outputs(settings: Line, labels: list[str] | None, result: Result |
     dimensions = [name for name, _, _ in result.dimensions] if result else stated
     if not isinstance(dimensions, list | tuple) or not dimensions:
         return text
-    *first, last = [text, *map(str, dimensions)]
-    return f"{', '.join(first)} and {last}"
+    *first, last = [*([text] if settings.get("target") != "dimensions" else []), *map(str, dimensions)]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _validation(folder: RunFolder, history: History) -> Chart | None:
@@ -131,7 +132,8 @@ def _result(found: dict[str, Any]) -> Result:
             measures.append((title if is_likely else "accuracy", better, values))
     split = "test" if found["test"] is not None else "val"
     shown = found[split]
-    columns = [key for key in CLASSES if key in shown["per_class"][0]]
+    classes = shown.get("per_class", [])
+    columns = [key for key in CLASSES if classes and key in classes[0]]
     return Result(
         best_step=int(found["best_step"]),
         counts=[(name, int(count)) for name, count in found["samples"].items() if count is not None],
@@ -140,8 +142,7 @@ def _result(found: dict[str, Any]) -> Result:
         classes_of=split,
         columns=[CLASSES[key] for key in columns],
         classes=[
-            (str(row["label"]), int(row["samples"]), [_said(row[key]) for key in columns])
-            for row in shown["per_class"]
+            (str(row["label"]), int(row["samples"]), [_said(row[key]) for key in columns]) for row in classes
         ],
         dimensions=[
             (

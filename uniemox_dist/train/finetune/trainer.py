@@ -33,6 +33,7 @@ BEST, RESULT = "best", "finetune.json"
 METRICS = {
     ("single", "label"): "accuracy",
     ("single", "distribution"): KL,
+    ("single", "dimensions"): "mean_ccc",
     ("multi", "label"): "mean_average_precision",
 }
 """The metric that chooses the best weights, by task and target."""
@@ -62,7 +63,7 @@ class FinetuneTrainer(Trainer):
             set_drop_paths(engine, batch)
             person_B3HW = batch.person_B3HW if persons else None
             total, terms = engine(batch.scene_B3HW, person_B3HW, batch.targets_BC)
-            return total, terms if self.outputs.dimensions else terms[:0]
+            return total, terms[: len(self._term_names())]
 
         return update_weights(
             engine,
@@ -192,7 +193,7 @@ class FinetuneTrainer(Trainer):
             raise UserError(f"{out}: {error.strerror or error}; free disk space and start again") from None
 
     def _term_names(self) -> tuple[str, ...]:
-        if not self.outputs.dimensions:
+        if not self.outputs.dimensions or not self.outputs.labels:
             return ()
         return ("categories" if self.outputs.task == "multi" else "labels"), "dimensions"
 
@@ -200,18 +201,21 @@ class FinetuneTrainer(Trainer):
         return measure(found_nC, reader.targets_nC, self.outputs, reader.groups, reader.keys)
 
     def _format(self, measured: dict[str, Any]) -> str:
-        if self.outputs.task == "single":
+        if self.outputs.target == "dimensions":
+            texts = []
+        elif self.outputs.task == "single":
             low, high = measured["accuracy_interval"]
             text = f"accuracy {measured['accuracy']:.4f} [{low:.4f}, {high:.4f}]"
             if self.outputs.target == "distribution":
                 text = f"KL divergence {measured['kl_divergence']:.4f}, {text}"
+            texts = [text]
         else:
             value = measured["mean_average_precision"]
-            text = "mAP unknown" if value is None else f"mAP {value:.4f}"
+            texts = ["mAP unknown" if value is None else f"mAP {value:.4f}"]
         for name, title in (("mean_absolute_error", "VAD error"), ("mean_ccc", "CCC")):
             if measured.get(name) is not None:
-                text += f", {title} {measured[name]:.4f}"
-        return f"{text} of {measured['samples']}"
+                texts.append(f"{title} {measured[name]:.4f}")
+        return f"{', '.join(texts)} of {measured['samples']}"
 
 
 def measure(
@@ -229,7 +233,10 @@ def measure(
     """
     first, labels = len(outputs.labels), outputs.labels
     answers_nL, truth_nL = found_nC[:, :first], targets_nC[:, :first]
-    if outputs.task == "multi":
+    measured: dict[str, Any]
+    if outputs.target == "dimensions":
+        measured = {"samples": len(found_nC)}
+    elif outputs.task == "multi":
         measured = metrics.multi_label(answers_nL, truth_nL, labels)
     elif outputs.target == "distribution":
         measured = metrics.label_distribution(answers_nL, truth_nL, labels, groups)

@@ -27,6 +27,7 @@ from uniemox_dist.models.classifier import Classifier, Outputs, category_weights
 from uniemox_dist.models.flops import classifier_flops
 from uniemox_dist.models.init_from import load_initial_weights
 from uniemox_dist.train.engine import parameter_groups
+from uniemox_dist.train.finetune.trainer import measure
 from uniemox_dist.train.finetune.validation import Validations, append_validation, predict_split
 
 TINY = ModelConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2, positions="learned")
@@ -361,6 +362,23 @@ def test_the_loss_of_a_distribution_is_its_divergence_also_smoothed_and_with_dim
     exact = torch.tensor([[0.75, 0.25]])
     module = classifier(labels=("a", "b"), target="distribution")
     assert module.losses(exact.log(), exact)[0].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_without_labels_the_loss_and_the_measures_are_those_of_the_dimensions() -> None:
+    module = classifier(labels=(), dimensions=("valence", "arousal"), target="dimensions", smoothing=0.1)
+    assert module.head.out_features == 2
+    answers = torch.tensor([[0.5, -1.0], [0.0, 0.25]])
+    labels, dimensions = module.losses(answers, torch.tensor([[10.0, 1.0], [5.5, NAN]]))
+    assert labels.item() == 0
+    assert dimensions.item() == pytest.approx(((0.5**2 + 0) / 2 + 0) / 2)
+    true = np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]], np.float32)
+    found = measure(true + 1, true, module.outputs, None, ["a", "b", "c"])
+    assert found["samples"] == 3
+    assert "accuracy" not in found
+    # By hand: shifted by 1, with variances 2/3 and 8/3, CCC is 2 v / (2 v + 1).
+    expected = (4 / 3 / (4 / 3 + 1) + 16 / 3 / (16 / 3 + 1)) / 2
+    assert found["mean_ccc"] == pytest.approx(expected)
+    assert found["mean_absolute_error"] == pytest.approx(1)
 
 
 def test_the_best_of_divergences_is_the_lowest() -> None:
