@@ -52,8 +52,11 @@ class ShardCache:
     CLOSE_S = 10.0
     """Longest wait of close() for the current chunk, so that a hanging origin does not delay the end of a run."""
 
-    def __init__(self, folder: Path, max_bytes: int, *, chunk_bytes: int = 8 << 20) -> None:
-        """Creates a cache of at most `max_bytes`, filled by reads of `chunk_bytes`, and its folder.
+    def __init__(
+        self, folder: Path, max_bytes: int, *, chunk_bytes: int = 8 << 20, field: str = "data.cache_dir"
+    ) -> None:
+        """Creates a cache of at most `max_bytes`, filled by reads of `chunk_bytes`, and its folder; `field` is what
+        errors call the folder.
 
         Raises:
             UserError: if the folder cannot be written.
@@ -61,16 +64,14 @@ class ShardCache:
         self.folder, self.max_bytes, self.chunk_bytes = Path(folder), max_bytes, chunk_bytes
         self._processes: dict[int, _Process] = {}
         if (self.folder / MANIFEST).exists():
-            raise UserError(
-                f"data.cache_dir={folder}: is a data set (it has a {MANIFEST}); give an empty folder"
-            )
+            raise UserError(f"{field}={folder}: is a data set (it has a {MANIFEST}); give an empty folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # os.access always succeeds for root
         except OSError as error:
             why = f"cannot be written ({error.strerror})"
-            fix = "give a writable folder on the node's disk, or leave data.cache_dir out"
-            raise UserError(f"data.cache_dir={folder}: {why}; {fix}") from None
+            fix = f"give a writable folder on the node's disk, or leave {field} out"
+            raise UserError(f"{field}={folder}: {why}; {fix}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_processes": {}}

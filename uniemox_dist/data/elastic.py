@@ -4,15 +4,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.storage import parse_place
 from uniemox_dist.config.data_sections import check_streams
-from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import hide_secrets
 from uniemox_dist.data.cache import ShardCache
+from uniemox_dist.data.elastic_sources import (
+    check_number,
+    check_whole,
+    list_sources,
+    make_index,
+    name_source,
+)
 from uniemox_dist.data.sample_transforms import make_transform
-from uniemox_dist.data.samples import has_index, open_samples
+from uniemox_dist.data.samples import open_samples
 from uniemox_dist.data.stream import RawT, Reader, Source, Stream
-from uniemox_dist.distributed.world import World, find_world, is_joined
+from uniemox_dist.distributed.world import World, find_world
 
 if TYPE_CHECKING:
     from uniemox_dist.data.adapters import ElasticSource, MicroBatchSampler, TrackedLoader
@@ -80,14 +84,17 @@ class ElasticShards(Stream[RawT]):
             UserError: naming the argument, tar or index that is wrong, and the fix.
         """
         for name, value in (("global_batch", global_batch), ("streams", streams), ("window", window)):
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name}={value!r}: is not a whole number of at least 1")
+            check_whole(name, value, 1)
+        check_whole("seed", seed)
+        check_number("max_bad_share", max_bad_share, 0, 1)
+        check_number("retry_s", retry_s, 0)
+        check_number("cache_gb", cache_gb, 0)
         world = find_world(rank, world_size)
-        sources = _list_sources(data, index)
+        sources = list_sources(data, index)
         super().__init__(
             sources,
             [
-                self._open(source, _field(number, sources), world, build_index, verify_hash, retry_s)
+                self._open(source, name_source(number, sources), world, build_index, verify_hash, retry_s)
                 for number, source in enumerate(sources)
             ],
             world,
@@ -100,7 +107,9 @@ class ElasticShards(Stream[RawT]):
             transform=make_transform(decode, transform),
         )
         self.is_world_found = rank is None
-        cache = None if cache_dir is None else ShardCache(Path(cache_dir), int(cache_gb * 1e9))
+        cache = (
+            None if cache_dir is None else ShardCache(Path(cache_dir), int(cache_gb * 1e9), field="cache_dir")
+        )
         for reader in self.readers:
             reader.origin.retry_s, reader.origin.cache = retry_s, cache
         self._check()
@@ -186,7 +195,7 @@ class ElasticShards(Stream[RawT]):
             return source.data
         data, index = str(source.data), None if source.index is None else str(source.index)
         if build_index:
-            _build_index(data, index, field, world)
+            make_index(data, index, field, world)
         return open_samples(  # type: ignore[return-value]
             data,
             index=index,
@@ -195,56 +204,3 @@ class ElasticShards(Stream[RawT]):
             verify_hash=verify_hash,
             share=(world.rank, world.size),
         )
-
-
-def _build_index(data: str, index: str | None, field: str, world: World) -> None:
-    """Indexes tars that have no index, on rank 0 while the others wait."""
-    if world.size == 1 or is_joined():
-        from shards.edit.index_members import index_members
-        from uniemox_dist.distributed import collectives
-
-        def build() -> None:
-            if not has_index(data, index, field):
-                place = None if index is None else parse_place(index, f"{field}.index")
-                # In this process: others would import the user's script, which may lack a main guard.
-                index_members(data, index=place)
-
-        collectives.on_main(world, build)
-    elif not has_index(data, index, field):
-        raise UserError(
-            f"{field}={hide_secrets(data)}: has no index, and {world.size} processes cannot agree on who builds it "
-            "without torch.distributed; run `uniemox shards index DIR --members` before, or initialise "
-            "torch.distributed first"
-        )
-
-
-def _field(number: int, sources: Sequence[Source[Any]]) -> str:
-    return "data" if len(sources) == 1 else f"data[{number}]"
-
-
-def _list_sources(data: Any, index: str | Path | None) -> list[Source[Any]]:
-    """
-    Raises:
-        UserError: if there is none, or weights and repeats do not fit each other.
-    """
-    entries = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
-    if not entries:
-        raise UserError("data=[]: names no tars; give a folder, a URL or a brace pattern")
-    if index is not None and len(entries) > 1:
-        raise UserError(
-            f"index={index}: belongs to one of {len(entries)} sources; give Source(…, index=…) for each"
-        )
-    sources = [entry if isinstance(entry, Source) else Source(entry, index=index) for entry in entries]
-    for number, source in enumerate(sources):
-        for name in ("weight", "repeat"):
-            value = getattr(source, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"data[{number}].{name}={value!r}: is not a number above 0")
-        if source.weight is not None and source.repeat is not None:
-            raise UserError(f"data[{number}]: has a weight and a repeat; give one of them")
-    repeats = [source.repeat is not None for source in sources]
-    if any(repeats) and not all(repeats):
-        raise UserError(
-            f"data[{repeats.index(False)}]: has no repeat where others have one; give all one, or none"
-        )
-    return sources

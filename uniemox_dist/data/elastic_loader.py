@@ -6,9 +6,10 @@ from typing import Any
 
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.errors import LostPeer, UserError, describe_lost_contact, is_lost_contact
 from uniemox_dist.data.adapters import MicroBatchSampler
 from uniemox_dist.data.batch_loader import BatchLoader
+from uniemox_dist.data.elastic_sources import check_number, check_whole
 from uniemox_dist.data.stateful_loader import StatefulLoader
 from uniemox_dist.data.stream import Stream
 from uniemox_dist.distributed import collectives
@@ -62,13 +63,11 @@ class ElasticLoader(StatefulLoader):
         timeout_s: float,
     ) -> None:
         """Arguments are those of `ElasticShards.loader`."""
-        for name, value, least in (
-            ("micro_batch", micro_batch, 1),
-            ("workers", workers, 0),
-            ("prefetch", prefetch, 1),
-        ):
-            if type(value) is not int or value < least:
-                raise UserError(f"{name}={value!r}: is not a whole number of at least {least}")
+        check_whole("workers", workers, 0)
+        check_whole("prefetch", prefetch, 1)
+        check_number("timeout_s", timeout_s, 1)
+        if collate is not None and not callable(collate):
+            raise UserError(f"collate={collate!r}: is not a function of a list of samples")
         super().__init__(stream, micro_batch, MicroBatchSampler(stream, micro_batch))
         self._workers, self._prefetch, self._pin, self._timeout_s = workers, prefetch, pin_memory, timeout_s
         self._collate = collate
@@ -136,7 +135,12 @@ class ElasticLoader(StatefulLoader):
         if self._are_checked or not is_joined():
             return
         self._are_checked = True
-        everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), find_world())
+        try:
+            everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), find_world())
+        except RuntimeError as error:
+            if not is_lost_contact(str(error)):
+                raise
+            raise LostPeer(describe_lost_contact(str(error))) from None
         ranks = [rank for rank, _ in everyone]
         if len(everyone) == 1 or world.size == 1:
             return

@@ -12,6 +12,8 @@ from uniemox_dist.data.origin import ShardOrigin
 
 R = TypeVar("R")
 T = TypeVar("T")
+DIFFER = "bytes differ from the index"
+"""How the line of such a damaged sample ends."""
 
 
 class DamagedSample(ValueError):
@@ -119,4 +121,4 @@ class IndexedReader(Generic[R]):
         data = read(False)
         if is_intact(data):
             return data
-        raise DamagedSample(f"{entry.name}: {key}: bytes differ from the index")
+        raise DamagedSample(f"{entry.name}: {key}: {DIFFER}")

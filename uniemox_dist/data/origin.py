@@ -60,7 +60,7 @@ class ShardOrigin:
     def folder(self) -> Place:
         """Folder of the data set, with a connection of this process: connections do not survive a fork."""
         if self._folder is None or self._folder[0] != os.getpid():
-            self._folder = (os.getpid(), parse_place(self.url))
+            self._folder = (os.getpid(), parse_place(self.url, self.field))
         return self._folder[1]
 
     def read(self, entry: ShardEntry, offset: int, length: int, *, cached: bool = True) -> bytes:

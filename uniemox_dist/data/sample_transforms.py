@@ -1,7 +1,7 @@
 """What is done to each sample of an elastic stream: webdataset's decoders, and the user's function."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from uniemox_dist.core.errors import UserError, missing_extra
@@ -26,7 +26,14 @@ def make_transform(
         raise UserError(f"transform={transform!r}: is not a function of a sample")
     if decode is None:
         return None if transform is None else _UserFunction(transform)
-    decoder = _Decoder([decode] if isinstance(decode, str) or callable(decode) else list(decode))
+    handlers = [decode] if isinstance(decode, str) or not isinstance(decode, Iterable) else list(decode)
+    for handler in handlers:
+        if not isinstance(handler, str) and not callable(handler):
+            raise UserError(
+                f"decode={handler!r}: is neither the name of a handler of webdataset, such as 'pil', nor a function of "
+                "key and bytes"
+            )
+    decoder = _Decoder(handlers)
     return decoder if transform is None else _Both(decoder, _UserFunction(transform))
 
 

@@ -195,12 +195,17 @@ def open_samples(
     return reader
 
 
+def name_index(field: str) -> str:
+    """What errors call the folder of the index: an argument of ElasticShards, or an attribute of a Source."""
+    return "index" if field == "data" else f"{field}.index"
+
+
 def has_index(data: str, index: str | None, field: str) -> bool:
     """Whether tars have an index, in the folder that is given or beside them."""
     url, _ = split_tars(data, field)
     origin = ShardOrigin(url, field)
     places = (
-        [origin.folder, origin.folder / MEMBERS] if index is None else [parse_place(index, f"{field}.index")]
+        [origin.folder, origin.folder / MEMBERS] if index is None else [parse_place(index, name_index(field))]
     )
     return any(_has_manifest(origin, place) for place in places)
 
@@ -223,8 +228,8 @@ def _open(origin: ShardOrigin, index: str | None, verify_hash: bool) -> MemberRe
             else describe_command(url, is_local(folder))
         )
         raise UserError(f"{field}={hide_secrets(url)}: has no index; {fix}")
-    place = index if index is not None else str(folder / MEMBERS)
-    manifest = origin.retry("its index", lambda: read_manifest(place, field, format=MEMBERS_NAME))
+    place, name = (index, name_index(field)) if index is not None else (str(folder / MEMBERS), field)
+    manifest = origin.retry("its index", lambda: read_manifest(place, name, format=MEMBERS_NAME))
     return MemberReader(url, manifest, field=field, verify_hash=verify_hash, index=place)
 
 
@@ -239,8 +244,11 @@ def _choose(manifest: Manifest, names: list[str], data: str, index: str) -> Mani
     if len(entries) < len(wanted):
         known = {entry.name for entry in entries}
         missing = next(name for name in names if name not in known)
-        raise UserError(
-            f"{data}: {missing} is not in the index ({index}); index it too, or correct the pattern"
+        fix = (
+            "give the folder, or braces such as {000..012}.tar instead of *"
+            if "*" in missing
+            else "index it too, or correct the pattern"
         )
+        raise UserError(f"{data}: {missing} is not in the index ({index}); {fix}")
     chosen = TableBuilder(entries).build()
     return Manifest(chosen, manifest.provenance, manifest.format_version, manifest.format)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,7 +17,8 @@ import numpy as np
 from shards.format.index import ROW_GROUP
 from shards.format.manifest import Manifest, combined_identity
 from uniemox_dist.config.data_sections import count_micro_batches
-from uniemox_dist.core.errors import Fault
+from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.data.indexed_reader import DIFFER
 from uniemox_dist.data.origin import ShardOrigin
 from uniemox_dist.data.plan import Place, Plan
 from uniemox_dist.data.reader import DamagedSample, ShardReader
@@ -170,11 +172,17 @@ class Stream(Generic[RawT]):
 
     def __getitem__(self, slot: int) -> Any:
         """Reads the sample of a slot, replacing damaged ones. This makes the stream a map-style data set."""
+        if not isinstance(slot, Integral) or slot < 0:
+            raise UserError(f"slot={slot!r}: is not a whole number of at least 0")
         damaged: list[str] = []
         sample = self.take(slot, self.transform_sample, damaged)
         for line in damaged:
             log.warning("replaced a damaged sample: %s", line)
         return sample
+
+    def __iter__(self) -> Any:
+        """Raises UserError: without it Python would read the slots of all ranks, one by one, without end."""
+        raise UserError("ElasticShards: cannot be iterated itself; use micro_batches(…) or loader(…)")
 
     def take(self, slot: int, use: Callable[[RawT, Place], T], damaged: list[str]) -> T:
         """Reads the sample of a slot and returns what `use` makes of it.
@@ -196,7 +204,8 @@ class Stream(Generic[RawT]):
                 damaged.append(f"slot {slot}: {error}")
                 if self.strict:
                     raise Fault(f"{self.STRICT}: a damaged sample: {damaged[-1]}") from None
-        raise Fault("too many damaged samples in a row: " + "; ".join(damaged[-MAX_REPLACEMENTS:]))
+        row = damaged[-MAX_REPLACEMENTS:]
+        raise Fault("too many damaged samples in a row: " + "; ".join(row) + _ask_about_tars(row))
 
     def transform_sample(self, raw: RawT, _: Place) -> Any:
         """Applies `decode` and `transform` to a sample."""
@@ -253,6 +262,8 @@ class Stream(Generic[RawT]):
         Raises:
             UserError: if micro-batch, ranks, streams and global batch do not divide each other.
         """
+        if type(micro_batch) is not int or micro_batch < 1:
+            raise UserError(f"micro_batch={micro_batch!r}: is not a whole number of at least 1")
         return count_micro_batches(self.global_batch, micro_batch, self.streams, self.world.size, self.PREFIX)
 
     @property
@@ -295,10 +306,11 @@ class Stream(Generic[RawT]):
         self.damaged += len(lines)
         for line in lines:
             log.warning("replaced a damaged sample: %s", line)
-        if lines and self.damaged > max(MIN_DAMAGED, self.max_bad_share * self.samples_read):
+        read = self.samples_read + self.damaged
+        if lines and self.damaged > max(MIN_DAMAGED, self.max_bad_share * read):
             raise Fault(
-                f"{self.damaged} of {self.samples_read} samples are damaged, more than "
-                f"max_bad_share={self.max_bad_share:g}; the last: {lines[-1]}"
+                f"{self.damaged} of {read} samples are damaged, more than "
+                f"max_bad_share={self.max_bad_share:g}; the last: {lines[-1]}{_ask_about_tars(lines)}"
             )
 
     def close(self) -> None:
@@ -322,3 +334,10 @@ def count_kept_rows(streams: int, window: int) -> int:
     """Returns how many index rows a process keeps that reads some streams: each reads one window, which overlaps at
     most two more row groups."""
     return max(ShardReader.KEEP_ROWS, streams * (window + 2 * ROW_GROUP))
+
+
+def _ask_about_tars(damaged: Sequence[str]) -> str:
+    """What errors add if all these samples have other bytes than the index states."""
+    if len(damaged) > 1 and all(line.endswith(DIFFER) for line in damaged):
+        return ". Were the tars replaced since they were indexed? Then index them again"
+    return ""

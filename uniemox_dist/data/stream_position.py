@@ -116,8 +116,13 @@ def check_state(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             f"state.version={state['version']!r}: this version reads {STATE_VERSION}; update uniemox-dist"
         )
     for name in ("samples", "world_size"):
-        if type(state[name]) is not int or state[name] < (name == "world_size"):
+        if type(state[name]) is not int or not (name == "world_size") <= state[name] < 1 << 62:
             raise UserError(f"state.{name}={state[name]!r}: is not a number of {name}; the state was edited")
+    if state["samples"] % state["world_size"]:
+        raise UserError(
+            f"state.samples={state['samples']}: is not the same number for each of {state['world_size']} ranks; the "
+            "state was edited"
+        )
     differing = [
         f"{name} was {_short(state[name])} and is {_short(value)}"
         for name, value in expected.items()

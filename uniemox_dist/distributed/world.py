@@ -73,8 +73,8 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
         raise UserError(f"rank={rank}, world_size={world_size}: give both or none")
     if rank is None or world_size is None:
         return found
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank={rank}, world_size={world_size}: a rank is one of 0…world_size-1")
+    if type(rank) is not int or type(world_size) is not int or not 0 <= rank < world_size:
+        raise UserError(f"rank={rank!r}, world_size={world_size!r}: a rank is one of 0…world_size-1")
     if world_size == found.size and rank != found.rank:
         raise UserError(
             f"rank={rank}: this process has rank {found.rank} of {found.size} by {source}, so another process would "
