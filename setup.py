@@ -67,6 +67,8 @@ ONNX = [
 PEERS = [  # loaders and trainers of others, in which the tests run the elastic stream
     # StatefulDataLoader asks the iterator of a sampler for its state; 0.11 was tested and is the last release.
     "torchdata>=0.11,<0.12",
+    # `rescale_batches` changes the counts in its checkpoints; 2.6 was tested.
+    "lightning>=2.6,<3",
 ]
 DEV = [
     *EMOTIC,

@@ -14,6 +14,7 @@ from uniemox_dist.release.export import release
 ROOT = Path(__file__).parents[3]
 ELSEWHERE = {
     "docs/clusters.md": "tests/cluster submits it on a real Slurm",
+    "docs/elastic.md": "tests/e2e/test_elastic_page.py runs the page from top to bottom",
     "docs/finetune.md": "tests/distributed/test_finetune.py runs it behind the commands",
 }
 """Documents whose blocks are run by other tests."""
