@@ -139,6 +139,11 @@ def read_labelled_samples(
             fix = "distribution; pack from a source with distributions, or set finetune.target=label"
         elif unlabelled_with_persons:
             fix = "label, but persons with different ones; set finetune.persons=true, which learns each person's label"
+        elif _have_ties(reader):
+            fix = (
+                "label, but distributions whose largest share several labels have; leave them out (uniemox shards "
+                'select … --filter "label is not None"), or set finetune.target=distribution'
+            )
         else:
             fix = "label; pack from a source with labels, or set finetune.target=dimensions to learn values alone"
         raise UserError(f"{where}: {unlabelled} of {reader.samples} pictures have no {fix}")
@@ -177,6 +182,15 @@ def _read_valued_samples(reader: ShardReader, settings: FinetuneConfig, where: s
 
 def _has_any(values: Sequence[float]) -> bool:
     return not all(map(math.isnan, values))
+
+
+def _have_ties(reader: ShardReader) -> bool:
+    """Whether a picture has a distribution and no label."""
+    return any(
+        label is None and distribution is not None
+        for shard in range(len(reader.manifest.shards))
+        for label, distribution in zip(*reader.columns(shard, ["label", "label_distribution"]))
+    )
 
 
 def _list_person_samples(

@@ -69,10 +69,14 @@ def open_splits(config: FinetuneRun) -> Splits:
         have = {label for sample in samples for label in sample.labels}
         where = f"data.path={config.data.path}/{name}"
         if strange := sorted(have - set(labels)):
-            fix = "finetune.labels names" if settings.labels else "the training split has"
+            what, fix = (
+                "the training split has",
+                "pack the same labels into all splits (--preset, --keep-label)",
+            )
+            if settings.labels:
+                what, fix = "finetune.labels names", "add it there, or leave its pictures out (--keep-label)"
             raise UserError(
-                f"{where}: the label {strange[0]!r} is not among those that {fix} ({', '.join(labels)}); pack the same "
-                "labels into all splits (--preset, --keep-label)"
+                f"{where}: the label {strange[0]!r} is not among those that {what} ({', '.join(labels)}); {fix}"
             )
         if missing := [label for label in labels if label not in have]:
             if name == "train" and settings.task == "single":

@@ -1,5 +1,6 @@
 """Splits of a labelled set: how they are chosen, their labels, and errors."""
 
+import json
 import os
 import pickle
 import re
@@ -113,8 +114,24 @@ def test_labels_that_do_not_match_one_class_and_no_labels_are_refused(tmp_path: 
     table = tmp_path / "table.csv"
     table.write_text("path\n" + "".join(f"{p}\n" for p in sorted(pictures.iterdir())))
     pack(PackSettings(str(table), "table", persons="none"), tmp_path / "plain")
-    assert "3 of 3 pictures have no label" in error_of(tmp_path / "plain")
+    assert "3 of 3 pictures have no label; pack from a source with labels" in error_of(tmp_path / "plain")
     assert "no such folder" in error_of(tmp_path / "nowhere")
+
+
+def test_pictures_whose_largest_share_two_labels_have_are_named_with_what_to_do(tmp_path: Path) -> None:
+    pictures = sorted(map(str, labels_set(tmp_path / "source", {"train": {"a": 4}}).rglob("*.jpg")))
+    shares = [{"awe": 0.5, "joy": 0.5}, {"awe": 0.5, "joy": 0.5}, {"awe": 0.75, "joy": 0.25}, {"joy": 1}]
+    rows = [
+        json.dumps({"path": path, "distribution": found})
+        for path, found in zip(pictures, shares, strict=True)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    pack(PackSettings(str(tmp_path / "t.jsonl"), "table", persons="none"), tmp_path / "data")
+    assert error_of(tmp_path / "data") == (
+        f"data.path={tmp_path}/data/train: 2 of 4 pictures have no label, but distributions whose largest share several"
+        ' labels have; leave them out (uniemox shards select … --filter "label is not None"), or set '
+        "finetune.target=distribution"
+    )
 
 
 def test_the_samples_of_emotic_are_persons_or_pictures(tmp_path: Path) -> None:
@@ -236,8 +253,9 @@ def test_pictures_without_what_is_learned_and_values_beyond_their_range_are_one_
         r"finetune\.dimension_ranges=\{valence: \[LOW, HIGH\]\}, or correct the value",
         beyond,
     )
-    assert "the label 'joy' is not among those that finetune.labels names (awe, fear)" in error_of(
-        shares, LEARN_SHARES, "finetune.labels=[awe, fear]"
+    assert error_of(shares, LEARN_SHARES, "finetune.labels=[awe, fear]") == (
+        f"data.path={shares}/train: the label 'joy' is not among those that finetune.labels names (awe, fear); add it "
+        "there, or leave its pictures out (--keep-label)"
     )
     other = packed(
         distribution_set(tmp_path / "source", {"train": 6}),
