@@ -10,12 +10,12 @@ Valence, Arousal, Dominance, Gender and Age. Columns are found by name; Crop_nam
 import io
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from shards.sources.tables import read_csv
+from shards.sources.values import load_array
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
 
@@ -50,7 +50,7 @@ def read_rows(path: Place) -> Iterator[Row]:
 
     for _, line, row in read_csv(path, check):
         name = row["Arr_name"].strip().replace("\\", "/").rpartition("/")[2]
-        yield f"{path}, line {line}", name, row
+        yield f"{path.name}, line {line}", name, row
 
 
 def is_set(cell: str) -> bool:
@@ -64,11 +64,11 @@ def is_set(cell: str) -> bool:
 def read_picture(path: Place) -> tuple[bytes, tuple[str, str] | None]:
     """The PNG of an array, or why there is none."""
     try:
-        array: Any = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except FileNotFoundError:
+        array = load_array(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         return b"", ("unreadable", f"no such file: {path}")
-    except (ValueError, EOFError, OSError) as error:
-        return b"", ("damaged", f"{path.name}: not an array ({error})"[:300])
+    except ValueError as error:
+        return b"", ("corrupt", f"{path.name}: {error}"[:300])
     fits = array.ndim == 3 and array.shape[2] == 3 and min(array.shape) > 0 and max(array.shape) <= MOST_SIDE
     if not fits or array.dtype != np.uint8:
         shape = " x ".join(map(str, array.shape))

@@ -157,11 +157,35 @@ def parse_dimension(value: Any) -> float | None:
     return None if number is None or math.isnan(number) else number
 
 
+def load_array(data: bytes) -> np.ndarray:
+    """The array of a `.npy` file. Its header is compared with its size first, so that no header can ask for memory.
+
+    Raises:
+        ValueError: for another or a damaged file, and for pickled objects, which are not loaded.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, kind = read(file)
+        if kind.hasobject:
+            raise ValueError("holds pickled objects, which are not loaded")
+        stated, held = math.prod(shape) * kind.itemsize, len(data) - file.tell()
+        if stated != held or min(shape, default=0) < 0:
+            raise ValueError(f"has {held} bytes of values, but its header states {stated}")
+        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy raises many types on damaged headers
+        raise ValueError(f"not an array: {error}") from None
+    return array
+
+
 def parse_array(data: bytes) -> str | int | float:
-    """The only value of a `.npy` file: a text or a number. Pickled objects are not loaded."""
-    array = np.load(io.BytesIO(data), allow_pickle=False)
-    if not isinstance(array, np.ndarray) or array.size != 1:
-        raise ValueError("holds several arrays or values, but one is expected")
+    """The only value of a `.npy` file: a text or a number. Raises ValueError for other files."""
+    array = load_array(data)
+    if array.size != 1:
+        raise ValueError(f"holds {array.size} values, but one is expected")
     value: Any = array.item()
     if not isinstance(value, str | int | float):
         raise ValueError(f"holds {_kind(value)}, but a text or a number is expected")

@@ -148,14 +148,17 @@ def _from_arrays(top: Place, tables: list[Place]) -> Iterator[Record]:
     by_split: dict[str, dict[str, _Picture]] = {}
     for table in tables:
         pictures = by_split.setdefault(emotic_arrays.split_of(table), {})
-        for _, name, row in emotic_arrays.read_rows(table):
+        for where, name, row in emotic_arrays.read_rows(table):
             categories = [category for category in CATEGORIES if emotic_arrays.is_set(row.get(category, ""))]
             dimensions = [_number(row.get(dimension.capitalize())) for dimension in DIMENSIONS]
             labels = _labels(categories, dimensions, gender=row.get("Gender"), age=row.get("Age"))
-            box = [_number(row[corner]) for corner in ("X_min", "Y_min", "X_max", "Y_max")]
-            pictures.setdefault(name, _Picture()).add(
-                [_number(row["Width"]), _number(row["Height"])], box, labels
-            )
+            stated = [row[corner] for corner in ("X_min", "Y_min", "X_max", "Y_max")]
+            size = [_number(row["Width"]), _number(row["Height"])]
+            picture = pictures.setdefault(name, _Picture())
+            try:
+                picture.add(size, _check_box(list(map(_number, stated)), ", ".join(stated)), labels)
+            except _BadRow as problem:
+                picture.problems.append(f"{where}: {problem}")
     for split in (split for split in SPLITS if split in by_split):
         for name, picture in sorted(by_split[split].items()):
             record = picture.record(folders[0], name, split, allow_outside=False)
@@ -211,14 +214,19 @@ def _person(row: dict[str, Any]) -> tuple[list[float], list[float], dict[str, An
     Raises:
         _BadRow: for a cell that cannot be read.
     """
-    box, values = _numbers(row, "BBox"), _numbers(row, "Continuous_Labels")
-    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
-        raise _BadRow(f"BBox is {row['BBox']!r:.80}, not [x1, y1, x2, y2] in pixels")
+    box, values = _check_box(_numbers(row, "BBox"), row["BBox"]), _numbers(row, "Continuous_Labels")
     if values and len(values) != len(DIMENSIONS):
         raise _BadRow(f"Continuous_Labels is {row['Continuous_Labels']!r:.80}, not [{', '.join(DIMENSIONS)}]")
     categories = _cell(row, "Categorical_Labels")
     labels = _labels(categories, values, gender=row.get("Gender"), age=row.get("Age"))
     return _numbers(row, "Image Size"), box, labels
+
+
+def _check_box(box: list[float], stated: object) -> list[float]:
+    """The box itself. Raises _BadRow if it is not four numbers in order."""
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+        raise _BadRow(f"BBox is {str(stated)!r:.80}, not [x1, y1, x2, y2] in pixels")
+    return box
 
 
 def _check_columns(present: list[str], path: Place) -> None:
@@ -288,7 +296,7 @@ def _from_mat(path: Place) -> Iterator[tuple[str, dict[str, _Picture]]]:
             for person in _each(_get(entry, "person")):
                 box = [_number(value) for value in _each(_get(person, "body_bbox"))]
                 try:
-                    picture.add(size, box if len(box) == 4 else [math.nan] * 4, _mat_labels(person))
+                    picture.add(size, _check_box(box, box), _mat_labels(person))
                 except _BadRow as problem:
                     picture.problems.append(f"{where}: {problem}")
         yield split, pictures

@@ -738,8 +738,10 @@ def test_emotic_mat_structs_become_one_record_per_picture(tmp_path: Path, where:
         },
     ]
     assert unsized.refused == ("annotation", "image size [0.0, 0.0] cannot scale a box")
-    assert swapped.refused is not None
-    assert "a person's box is (x1, y1, x2, y2)" in swapped.refused[1]
+    assert swapped.refused == (
+        "annotation",
+        "Annotations.mat, train(3): BBox is '[50.0, 0.0, 20.0, 50.0]', not [x1, y1, x2, y2] in pixels",
+    )
 
 
 def test_emotic_uses_combined_labels_or_joins_those_of_the_annotators(tmp_path: Path) -> None:

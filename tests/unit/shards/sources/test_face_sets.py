@@ -281,11 +281,9 @@ def test_affectnet_of_2020_has_its_values_in_arrays(pack_set: Any) -> None:
     details = {name: detail for name, (_, detail) in found.refused.items()}
     place = "its train_set/annotations"
     assert details["train_set/images/5.jpg"] == (
-        f"{place}/5_exp.npy: Object arrays cannot be loaded when allow_pickle=False"
+        f"{place}/5_exp.npy: not an array: holds pickled objects, which are not loaded"
     )
-    assert details["train_set/images/6.jpg"] == (
-        f"{place}/6_exp.npy: holds several arrays or values, but one is expected"
-    )
+    assert details["train_set/images/6.jpg"] == (f"{place}/6_exp.npy: holds 2 values, but one is expected")
     assert details["train_set/images/7.jpg"].startswith(f"{place}/7_val.npy: ")
 
 

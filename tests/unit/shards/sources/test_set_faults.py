@@ -1,5 +1,7 @@
 """Copies of published sets that differ from the published form: case, files of macOS, missing and wrong parts."""
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from published_sets import jpegs, refusals, samples, table, text
+
+from shards.sources.values import load_array
 
 HECO = ["Image", "xmin", "ymin", "xmax", "ymax", "Category", "Valence", "Arousal", "Dominance"]
 GROUND_TRUTH = "file\tvalence\tarousal\tanger\tdisgust\tfear\tjoy\tsadness\tsurprise\tneutral"
@@ -157,6 +161,36 @@ def test_an_array_of_a_missing_number_is_no_attribute(tmp_path: Path, command: A
         "train_set/images/1.jpg": {"arousal": 0.5},
         "val_set/images/2.jpg": {"valence": -1.0, "arousal": 1.0},
     }
+
+
+def npy(kind: str, shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}}}"
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"", "EOF: reading magic string"),
+        (b"PK\x03\x04junk", "the magic string is not correct"),
+        (npy("|u1", "(100000, 100000, 300)"), "has 0 bytes of values, but its header states 3000000000000"),
+        (npy("|u1", "(-1, 3)"), "its header states -3"),
+        (npy("|u1", "(2,)", b"abc"), "has 3 bytes of values, but its header states 2"),
+        (npy("|O", "()", b"12345678"), "holds pickled objects"),
+        (npy("|u1", "(" * 40), "EOF in multi-line statement"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_array_is_a_value_error_and_asks_for_no_memory(data: bytes, wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"^not an array: .*{re.escape(wanted)}"):
+        load_array(data)
+
+
+def test_arrays_are_read_as_numpy_reads_them() -> None:
+    for array in (np.array("3"), np.array([[1.5, 2.5]]), np.asfortranarray(np.arange(6).reshape(2, 3))):
+        file = io.BytesIO()
+        np.save(file, array)
+        assert np.array_equal(load_array(file.getvalue()), array)
 
 
 # ---- records of JSON, pictures in columns, and columns that are not there
