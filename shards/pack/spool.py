@@ -98,6 +98,7 @@ def _fields(record: Record) -> dict[str, Any]:
             "pixel_boxes",
             "is_person",
             "is_vote",
+            "table",
             "group",
             "size",
             "refused",

@@ -79,6 +79,8 @@ class Record:
     """True for a row that describes one person of its picture: joined rows are the persons of one record."""
     is_vote: bool = False
     """True for a row whose distribution is one vote: those of joined rows are averaged."""
+    table: int = 0
+    """The number of its table, if a preset states several. Rows of another table have other attributes."""
     group: str | None = None
     """A level below the label, such as UBE's search engines; splits take equal shares of every group."""
     size: int | None = None

@@ -10,6 +10,7 @@ import posixpath
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,7 @@ class Metadata:
         if isinstance(values, str):
             return name, Record(where, b"", refused=("annotation", values))
         if file < 0:
-            return name, self._rules[-1 - file].record(values, where)
+            return name, replace(self._rules[-1 - file].record(values, where), table=-1 - file)
         names = usual_names({key: shape_of(value) for key, value in values.items()}, self._options.columns)
         names = names | self._captions[file]
         named = {ours: names[ours] for ours in READ if ours in names}

@@ -15,9 +15,9 @@ def join_rows(rows: Sequence[Record]) -> Record:
     """One record of several for the same picture, in the order of the source: all captions once each.
 
     Name and picture are the first row's, the split is the first that is stated. An attribute whose values differ
-    becomes the list of its values, one for each row (None where a row has none). Rows that state different labels,
-    distributions or persons are refused as `conflict`. Rows that are votes keep their captions in number, so that these
-    are in the order of attributes that differ.
+    becomes the list of its values, one for each row of the tables that have it (None where such a row has none).
+    Rows that state different labels, distributions or persons are refused as `conflict`. Rows that are votes keep
+    their captions in number, so that these are in the order of attributes that differ.
     """
     first = rows[0]
     if (refused := next((row for row in rows if row.refused is not None), None)) is not None:
@@ -83,6 +83,9 @@ _PLURAL = {"label": "labels", "distribution": "distributions", "persons": "perso
 
 
 def _join_attributes(rows: Sequence[Record]) -> dict[str, Any]:
-    names = dict.fromkeys(name for row in rows for name in row.attributes)
-    values = {name: [row.attributes.get(name) for row in rows] for name in names}
-    return {name: found if any(v != found[0] for v in found) else found[0] for name, found in values.items()}
+    joined: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row.attributes):
+        tables = {row.table for row in rows if name in row.attributes}
+        values = [row.attributes.get(name) for row in rows if row.table in tables]
+        joined[name] = values if any(value != values[0] for value in values) else values[0]
+    return joined

@@ -101,11 +101,12 @@ def read(source: str, options: SourceOptions) -> Iterator[Record]:
 
 def _described(tables: Sequence[FoundTable], source: str, options: SourceOptions) -> Iterator[Record]:
     """The records of tables whose columns a preset or the command line describes."""
-    for table in tables:
+    for number, table in enumerate(tables):
         pictures = _pictures(table.path, options)
         if is_local(pictures) and not options.allow_outside:
             options.findings.roots.add(str(pictures))
-        yield from read_described(table, str(pictures), source, options)
+        for record in read_described(table, str(pictures), source, options):
+            yield replace(record, table=number)
     write_caption_notes("tables", options)
     write_cell_notes(options.findings)
 

@@ -173,6 +173,26 @@ def test_the_first_of_repeated_rows_counts_where_a_preset_says_so(
     }
 
 
+@pytest.mark.parametrize("layout", ["folder", "table"])
+def test_a_value_of_one_table_is_no_list_because_another_table_lacks_it(
+    layout: str, tmp_path: Path, command: Any
+) -> None:
+    jpegs(tmp_path / "set/images", "a.jpg", "b.jpg")
+    text(tmp_path / "set/labels.csv", "name,mood,who", "a.jpg,calm,Ann", "a.jpg,calm,Bob", "b.jpg,upset,Ann")
+    text(tmp_path / "set/values.csv", "name,v,note", "a.jpg,1,x", "b.jpg,2,")
+    tables = (
+        "tables: [{files: labels.csv, columns: {path: name, label: mood}}, "
+        "{files: values.csv, columns: {path: name}, dimensions: {valence: v}}]"
+    )
+    form = f"layout: {layout}\nfind: labels.csv\npictures: images\nlabel_folders: false\n{tables}"
+    text(tmp_path / "mine.yaml", f"labels: [calm, upset]\n{form}")
+    assert "2 pictures, 2 labels, valence" in command("set out --preset mine.yaml")
+    assert {name: (s["label"], s["attributes"]) for name, s in samples(tmp_path / "out").items()} == {
+        "a.jpg": ("calm", {"who": ["Ann", "Bob"], "valence": 1.0, "note": "x"}),
+        "b.jpg": ("upset", {"who": "Ann", "valence": 2.0}),
+    }
+
+
 # ---- captions, missing words and lists in tables that a preset describes
 
 CSV = """,path,label,split,text,comment,mood,age
