@@ -346,6 +346,11 @@ def _check_known(split: Split, unknown: set[str], train: Split) -> None:
 
 def _check_labelled(split: Split) -> None:
     missing = split.labels.count(None)
+    if missing == len(split):
+        raise UserError(
+            f"DATA={split.path}: none of {missing} samples has a label; give a labelled data set (labels of persons, "
+            "as of EMOTIC, are for `uniemox finetune`)"
+        )
     if missing:
         raise UserError(
             f"DATA={split.path}: {missing} of {len(split)} samples have no label; classify labelled samples "

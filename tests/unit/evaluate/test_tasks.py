@@ -130,6 +130,9 @@ def test_label_sets_that_do_not_match_are_one_line_errors(
     unlabelled.labels[3] = None
     with pytest.raises(UserError, match="1 of 10 samples have no label"):
         tasks.knn(split_of(40, 8), None, unlabelled)
+    unlabelled.labels[:] = [None] * 10
+    with pytest.raises(UserError, match="none of 10 samples has a label; give a labelled data set"):
+        tasks.knn(split_of(40, 8), None, unlabelled)
 
 
 class Texts:

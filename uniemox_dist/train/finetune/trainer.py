@@ -212,9 +212,9 @@ class FinetuneTrainer(Trainer):
         else:
             value = measured["mean_average_precision"]
             texts = ["mAP unknown" if value is None else f"mAP {value:.4f}"]
-        for name, title in (("mean_absolute_error", "VAD error"), ("mean_ccc", "CCC")):
+        for name, title in (("mean_absolute_error", "mean absolute error"), ("mean_ccc", "CCC")):
             if measured.get(name) is not None:
-                texts.append(f"{title} {measured[name]:.4f}")
+                texts.append(f"{title} {round(measured[name], 4) + 0.0:.4f}")  # -0.0 becomes 0.0
         return f"{', '.join(texts)} of {measured['samples']}"
 
 
