@@ -19,6 +19,7 @@ from shards.detect.types import Person
 from shards.sources import Record
 from shards.sources.columns import USUAL, caption_names, make_record, shape_of, usual_names
 from shards.sources.csv_cells import MISSING as MISSING_WORDS
+from shards.sources.files import SPLITS, split_name
 from shards.sources.patterns import Pattern
 from shards.sources.preset_schema import Pixels, Table
 from shards.sources.tables import parse_number, picture_in
@@ -167,6 +168,12 @@ class RowRules:
             if names is not None and value is not None:
                 text = str(value).strip()
                 value = names.get(text, names.get(parse_label(text) or "", value))
+                if (
+                    ours == "split"
+                    and text
+                    and split_name(str(value)) not in (*names.values(), *SPLITS.values())
+                ):
+                    raise ValueError(f"{value!r} is no split; the preset knows {', '.join(names)}")
             values[ours] = value
         values.pop("path", None)
         values.pop("image", None)

@@ -105,7 +105,9 @@ class FinetuneConfig(Section):
                 "with a finetune.dimension_weight above 0"
             )
         if self.target == "dimensions" and self.labels:
-            raise ValueError("finetune.target=dimensions: learns no labels; leave out finetune.labels")
+            raise ValueError(
+                "finetune.target=dimensions: learns no labels; leave out finetune.labels, or set it to []"
+            )
         if self.dimensions is not None and len(set(self.dimensions)) != len(self.dimensions):
             raise ValueError("finetune.dimensions: names one twice; keep one")
         for name, (low, high) in self.dimension_ranges.items():

@@ -315,7 +315,10 @@ def test_a_validation_split_of_values_is_drawn_from_all(tmp_path: Path) -> None:
         (("finetune.task=multi", VALUES_ALONE), "finetune.target=dimensions: needs finetune.task=single"),
         ((VALUES_ALONE,), r"finetune.target=dimensions: .* name some, such as \[valence, arousal\]"),
         ((VALUES_ALONE, VALUES, "finetune.dimension_weight=0"), "a finetune.dimension_weight above 0"),
-        ((VALUES_ALONE, VALUES, "finetune.labels=[a, b]"), "learns no labels; leave out finetune.labels"),
+        (
+            (VALUES_ALONE, VALUES, "finetune.labels=[a, b]"),
+            r"learns no labels; leave out finetune.labels, or set it to \[\]",
+        ),
         (("finetune.dimensions=[valence, valence]",), "finetune.dimensions: names one twice"),
         (
             ("finetune.dimension_ranges={valence: [9, 1]}",),

@@ -146,6 +146,25 @@ def test_a_person_beyond_emotics_scale_refuses_its_picture(tmp_path: Path, comma
     }
 
 
+def test_a_split_that_is_none_of_the_presets_refuses_its_row(tmp_path: Path, command: Any) -> None:
+    text(
+        tmp_path / "mine.yaml",
+        "layout: table\nfind: t.csv\ntables:\n"
+        "  - {files: t.csv, columns: {path: name, split: use}, values: {split: {Training: train, restval: train}}}",
+    )
+    jpegs(tmp_path / "set", *(f"{i}.jpg" for i in range(5)))
+    table(
+        tmp_path / "set/t.csv", ["name", "use"],
+        ["0.jpg", "Training"], ["1.jpg", "restval"], ["2.jpg", "Test"], ["3.jpg", "train"], ["4.jpg", "Weird"],
+    )  # fmt: skip
+    assert command("set out --preset mine.yaml")[0] == 0
+    found = {name: sample["split"] for name, sample in samples(tmp_path / "out").items()}
+    assert found == {"0.jpg": "train", "1.jpg": "train", "2.jpg": "test", "3.jpg": "train"}
+    assert refusals(tmp_path / "out") == {
+        "t.csv, line 6": ("annotation", "'Weird' is no split; the preset knows Training, restval")
+    }
+
+
 def test_an_array_of_a_missing_number_is_no_attribute(tmp_path: Path, command: Any) -> None:
     jpegs(tmp_path / "set", "train_set/images/1.jpg", "val_set/images/2.jpg")
     for place, values in {"train_set": ("1", np.nan, "0.5"), "val_set": ("2", "-1", "1")}.items():
