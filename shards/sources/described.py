@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from shards.sources import Record, SourceOptions
@@ -161,6 +162,8 @@ class PictureNames:
         self._paths: dict[str, list[str]] | None = None
         self._names = NamesInForms(())
         self._pictures = parse_place(pictures)
+        self._is_there = lru_cache(4096)(self._is_file)
+        """Rows of one picture usually follow one another."""
 
     def find(self, text: str) -> str:
         """The path of a picture below the pictures' folder; the text itself if there is none.
@@ -185,7 +188,7 @@ class PictureNames:
             raise ValueError(f"{text!r} is the name of several files: {', '.join(found[:3])}")
         return found[0] if found else text
 
-    def _is_there(self, text: str) -> bool:
+    def _is_file(self, text: str) -> bool:
         try:
             return "://" in text or os.path.lexists(self._pictures / text)
         except ValueError:  # a zero byte
