@@ -12,6 +12,7 @@ The syntax is a small part of Python's; it is parsed, never evaluated: compariso
 | persons, captions | their number |
 | valence, arousal, dominance | of the picture, if the source states them |
 | distribution['joy'] | the share of a label in the sample's distribution |
+| distribution | only as `distribution is None` and `distribution is not None` |
 | caption | the first one, "" if there is none; `"dog" in caption` searches it, case-sensitively |
 
 As in SQL, a row without label, value or share matches no comparison: `label != 'joy'`, `label not in ['joy']` and
@@ -147,7 +148,11 @@ class _Parser:
         if isinstance(op, ast.Is | ast.IsNot):
             if not _is_none(right):
                 raise self.mistake("use `is` with None only, and == otherwise")
-            missing = self._column_operand(left).value.is_null()
+            if isinstance(left, ast.Name) and left.id == "distribution":
+                self.columns.add("label_distribution")
+                missing = pc.field("label_distribution").is_null()
+            else:
+                missing = self._column_operand(left).value.is_null()
             return missing if isinstance(op, ast.Is) else ~missing
         if isinstance(op, ast.In | ast.NotIn):
             found = self._contains(left, right)

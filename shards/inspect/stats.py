@@ -94,8 +94,10 @@ def summarise(folder: Place) -> Summary:
 
 
 def summarise_folder(folder: Place) -> list[Summary]:
-    """The summaries of the data sets at or directly below a folder."""
-    return [summarise(found) for found in find_manifest_folders(folder)]
+    """The summaries of the data sets at or directly below a folder: train, val and test first, then by name."""
+    found = find_manifest_folders(folder)
+    order = {name: place for place, name in enumerate(("train", "val", "test"))}
+    return [summarise(each) for each in sorted(found, key=lambda each: order.get(each.name, len(order)))]
 
 
 def group_rejected(folder: Place) -> dict[str, list[dict[str, str]]] | None:

@@ -137,6 +137,8 @@ def read_labelled_samples(
     if unlabelled:
         if target == "label_distribution":
             fix = "distribution; pack from a source with distributions, or set finetune.target=label"
+            if unlabelled < reader.samples:
+                fix = "distribution; `uniemox shards select --filter 'distribution is not None'` drops them"
         elif unlabelled_with_persons:
             fix = "label, but persons with different ones; set finetune.persons=true, which learns each person's label"
         elif _have_ties(reader):

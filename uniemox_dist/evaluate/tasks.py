@@ -108,9 +108,11 @@ def list_distribution_labels(train: Split, others: Sequence[Split]) -> list[str]
     for split in (train, *others):
         missing = split.distributions.count(None)
         if missing:
+            fix = "pack from a source with distributions, or classify labels with probe"
+            if missing < len(split):
+                fix = "`uniemox shards select --filter 'distribution is not None'` drops them"
             raise UserError(
-                f"DATA={split.path}: {missing} of {len(split)} samples have no label distribution; pack from a source "
-                "with distributions, or classify labels with probe"
+                f"DATA={split.path}: {missing} of {len(split)} samples have no label distribution; {fix}"
             )
         found.append(
             {name for shares in split.distributions for name, share in (shares or {}).items() if share}

@@ -244,6 +244,18 @@ def test_pictures_without_what_is_learned_and_values_beyond_their_range_are_one_
         f"data.path={unsplit}/train: 30 of 30 pictures have no distribution; pack from a source with distributions, or "
         "set finetune.target=label"
     )
+    some = distribution_set(tmp_path / "some", {"train": 6})
+    rows = (some / "train.jsonl").read_text().splitlines()
+    (some / "train.jsonl").write_text(
+        "\n".join(['{"path": "train_000.jpg", "label": "joy"}', *rows[1:]]) + "\n"
+    )
+    partly = packed(some, tmp_path / "partly", layout="table")
+    assert error_of(partly, LEARN_SHARES) == (
+        f"data.path={partly}/train: 1 of 6 pictures have no distribution; `uniemox shards select --filter "
+        "'distribution is not None'` drops them"
+    )
+    select(partly / "train", tmp_path / "kept", filter_text="distribution is not None")
+    assert open_splits(config(tmp_path / "kept", LEARN_SHARES, "finetune.val_ratio=0.4")).val.samples == 2
     assert "no sample has a number as its dominance; leave it out of finetune.dimensions" in error_of(
         shares, "finetune.dimensions=[dominance]"
     )

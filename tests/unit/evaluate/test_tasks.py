@@ -337,6 +337,11 @@ def test_distributions_that_do_not_fit_are_one_line_errors() -> None:
         (with_shares(x, [{"awe": 1.0}, {"awe": 1.0, "joy": 0.0}], 2), both, "have one label only (awe)"),
         (both, with_shares(x, [{"awe": 1.0}, {"fear": 1.0}], 2), "has labels that are not in split1: fear"),
         (split_of(3, 4), both, "split4: 3 of 3 samples have no label distribution; pack from"),
+        (
+            both,
+            replace(both, distributions=[None, {"joy": 1.0}]),
+            "1 of 2 samples have no label distribution; `uniemox shards select --filter 'distribution is not None'`",
+        ),
     ):
         with pytest.raises(UserError, match=r"^DATA=") as caught:
             tasks.distribution(train, None, test)

@@ -250,6 +250,8 @@ def test_shares_of_labels_and_values_of_pictures_are_compared(tmp_path: Path) ->
         ("distribution['b'] > 0", ""),
         ("distribution['été'] > 0.9", "d"),
         ("distribution['joy'] is None", "bc"),
+        ("distribution is None", "c"),
+        ("distribution is not None and valence > 0", "a"),
         ("valence < 2", "b"),
         ("valence is None", "cd"),
         ("not valence < 2", "a"),
