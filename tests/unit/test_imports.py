@@ -138,3 +138,20 @@ def test_release_evaluation_and_inference_load_without_deepspeed_and_webdataset(
     assert "torch" in set().union(*loaded.values())
     unwanted = {package: added & {"deepspeed", "webdataset"} for package, added in loaded.items()}
     assert unwanted == {"release": set(), "evaluate": set(), "inference": set()}
+
+
+@pytest.mark.long
+def test_the_elastic_stream_opens_without_torch_and_reads_without_models() -> None:
+    names = ("adapters", "elastic_loader", "lightning")
+    loaded = loaded_after_each(
+        {
+            "open": ["uniemox_dist.data.elastic"],
+            "read": [f"uniemox_dist.data.{name}" for name in names],
+            "index": ["shards.edit.index_members"],
+        }
+    )
+    assert {group: added & {*HEAVY, "scipy", "matplotlib"} for group, added in loaded.items()} == {
+        "open": set(),
+        "read": {"torch"},
+        "index": set(),
+    }

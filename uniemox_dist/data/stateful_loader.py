@@ -36,14 +36,11 @@ class StatefulLoader:
         stream, accumulate = self.stream, self.accumulate
         saved = state.get("accumulate", accumulate) if isinstance(state, Mapping) else None
         stream.load_state_dict(state)
+        batches = "1 micro-batch" if accumulate == 1 else f"{accumulate} micro-batches"
         if saved != accumulate and stream.position.number % stream.pass_samples:
             raise UserError(
-                f"micro_batch={self.micro_batch}: a step has {_count(accumulate)} here and had "
+                f"micro_batch={self.micro_batch}: a step has {batches} here and had "
                 f"{saved} where the state was saved, so a trainer that counts batches would count on from a wrong "
                 "number; keep the micro-batches of a step, call rescale_batches in Lightning, or load the state into "
                 "ElasticShards if nothing counts batches"
             )
-
-
-def _count(micro_batches: int) -> str:
-    return "1 micro-batch" if micro_batches == 1 else f"{micro_batches} micro-batches"
