@@ -244,9 +244,11 @@ def locate(
 
 def find_roots(top: Place, form: Form, labels: Labels) -> list[Place]:
     """The folders that may be the set's, all on the first level where there is one."""
+    of_tables = [file for table in form.tables if not table.optional for file in table.files]
+    patterns = form.find or (of_tables if form.layout == "table" else ())
     for level in levels(top):
-        if form.find:
-            found = [place for place in level if any(match_inside(place, pattern) for pattern in form.find)]
+        if patterns:
+            found = [place for place in level if any(match_inside(place, pattern) for pattern in patterns)]
         else:
             found = [place for place in level if has_labels(place, form, labels)]
         if found:

@@ -32,6 +32,12 @@ def _check_inside(path: str) -> str:
     return path
 
 
+def _check_label(text: str) -> str:
+    if not text.strip() or not text.strip().isprintable():
+        raise ValueError(f"{text!r} is no label; give a text on one line")
+    return text.strip()
+
+
 def _as_text(value: Any) -> Any:
     """YAML reads an unquoted 0 as a number."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -45,6 +51,7 @@ def _as_pairs(value: Any) -> Any:
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Paths = Annotated[tuple[Annotated[str, AfterValidator(_check_inside)], ...], BeforeValidator(_as_list)]
 Text = Annotated[str, BeforeValidator(_as_text)]
+Label = Annotated[Text, AfterValidator(_check_label)]
 Regex = Annotated[str, AfterValidator(_check_regex)]
 Ours = Literal["path", "key", "caption", "label", "split", "image"]
 Dimension = Literal["valence", "arousal", "dominance"]
@@ -168,7 +175,7 @@ class Form(Section):
     layout: Literal["folder", "table", "coco", "emoset", "emotic", "wds"] = "folder"
     find: Paths = ()
     """Files or folders that identify the set's folder, in any case and with `*`; one of them is enough. Without it a
-    folder set is where folders called like its labels are."""
+    set of tables is where one of them is, and a folder set where folders called like its labels are."""
     pictures: Paths = ()
     """The folder of the pictures below the set's folder. Alternatives: the first one that exists counts."""
     tables: tuple[Table, ...] = ()
@@ -205,11 +212,11 @@ class Form(Section):
 class Preset(Section):
     """A published set. presets.yaml documents the fields by example."""
 
-    labels: tuple[Text, ...] = ()
+    labels: tuple[Label, ...] = ()
     """The declared labels; a picture with another one is refused. Case is ignored."""
-    distribution_labels: tuple[Text, ...] = ()
+    distribution_labels: tuple[Label, ...] = ()
     """The declared labels of distributions, if they are others."""
-    synonyms: dict[Text, Text] = Field(default={})
+    synonyms: dict[Text, Label] = Field(default={})
     """Other spellings of labels that occur in published copies -> the declared label. Case is ignored."""
     dimension_ranges: dict[str, Range] = Field(default={})
     """The scale of valence, arousal and dominance. A value beyond it refuses its picture."""

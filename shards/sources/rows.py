@@ -17,7 +17,8 @@ def join_rows(rows: Sequence[Record]) -> Record:
     Name and picture are the first row's, the split is the first that is stated. An attribute whose values differ
     becomes the list of its values, one for each row of the tables that have it (None where such a row has none).
     Rows that state different labels, distributions or persons are refused as `conflict`. Rows that are votes keep
-    their captions in number, so that these are in the order of attributes that differ.
+    their captions in number, so that these are in the order of attributes that differ. A row without a vote among
+    them counts for nothing.
     """
     first = rows[0]
     if (refused := next((row for row in rows if row.refused is not None), None)) is not None:
@@ -26,14 +27,14 @@ def join_rows(rows: Sequence[Record]) -> Record:
         return _join_persons(rows)
     if len(rows) == 1:
         return first
-    if all(row.is_vote for row in rows):
-        votes = [row.distribution or {} for row in rows]
+    votes = [row.distribution or {} for row in rows if row.is_vote]
+    if all(row.is_vote or row.distribution is row.label is None for row in rows) and votes:
         shares = {name: math.fsum(v.get(name, 0) for v in votes) / len(votes) for v in votes for name in v}
         rows = [replace(row, distribution=shares, label=None) for row in rows]
     captions = [caption for row in rows for caption in row.captions]
     record = replace(
         first,
-        captions=tuple(captions if first.is_vote else dict.fromkeys(captions)),
+        captions=tuple(captions if votes else dict.fromkeys(captions)),
         label=next((row.label for row in rows if row.label is not None), None),
         split=next((row.split for row in rows if row.split is not None), None),
         distribution=next((row.distribution for row in rows if row.distribution is not None), None),

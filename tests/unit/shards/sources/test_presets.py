@@ -102,6 +102,8 @@ def test_numbers_of_labels_have_their_names_with_a_fraction_of_zero_too(tmp_path
         ("labels: [a]\nname: '(?P<label>['", "name: '(?P<label>[' is not a regular expression: "),
         ("labels: [a]\nname: '([a-z]+)'", "its named groups may be label, split and group"),
         ("labels: [a]\nsynonyms: {A2: b}", "synonyms.A2='b': is none of labels: a"),
+        ("labels: [a, ' ']", "labels.1: ' ' is no label; give a text on one line"),
+        ('labels: ["a\\nb"]', "labels.0: 'a\\nb' is no label; give a text on one line"),
         ("labels: [a, A]", "labels: 'a' and 'A' are the same, because case is ignored; keep one"),
         ("labels: [a, b]\nsynonyms: {b: a}", "synonyms.b='a': is a label itself; leave it out"),
         ("labels: [a, b]\nsynonyms: {x: a, X: b}", "synonyms.X='b': the spelling means 'a', too"),
@@ -154,8 +156,17 @@ def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path, command: An
     ]
 
 
-def test_labels_may_be_numbers(tmp_path: Path, command: Any) -> None:
-    (tmp_path / "mine.yaml").write_text("labels: [0, 1]\nsynonyms: {zero: 0}\n")
+def test_a_set_of_tables_is_found_by_them(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "mine.yaml").write_text("layout: table\ntables: [{files: facts/t.csv}]\n")
+    jpegs(tmp_path / "set", "below/1.jpg", "other/2.jpg")
+    table(tmp_path / "set/below/facts/t.csv", ["path", "label"], ["1.jpg", "calm"])
+    code, out, err = command("set out --preset mine.yaml")
+    assert code == 0, err
+    assert "found in set/below: 1 picture, 1 label" in out
+
+
+def test_labels_may_be_numbers_and_lose_outer_spaces(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "mine.yaml").write_text("labels: [0, ' 1 ']\nsynonyms: {zero: 0}\n")
     jpegs(tmp_path / "set", "zero/1.jpg", "1/2.jpg")
     assert command("set out --preset mine.yaml")[0] == 0
     found = {name: sample["label"] for name, sample in samples(tmp_path / "out").items()}

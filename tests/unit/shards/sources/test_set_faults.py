@@ -165,6 +165,20 @@ def test_a_split_that_is_none_of_the_presets_refuses_its_row(tmp_path: Path, com
     }
 
 
+def test_a_row_without_a_vote_counts_for_nothing(tmp_path: Path, command: Any) -> None:
+    jpegs(tmp_path / "set", "wikiart/Cubism/a.jpg", "wikiart/Cubism/b.jpg")
+    table(
+        tmp_path / "set/artemis_dataset_release_v0.csv", ["art_style", "painting", "emotion", "utterance"],
+        ["Cubism", "a", "", "first"], ["Cubism", "a", "awe", "second"], ["Cubism", "a", "awe", "third"],
+        ["Cubism", "a", "fear", "fourth"], ["Cubism", "b", "", "alone"],
+    )  # fmt: skip
+    assert command("set out --preset artemis")[0] == 0
+    found = samples(tmp_path / "out")["Cubism/a.jpg"]
+    assert found["label_distribution"] == {"awe": pytest.approx(2 / 3), "fear": pytest.approx(1 / 3)}
+    assert (found["label"], found["captions"]) == ("awe", ["first", "second", "third", "fourth"])
+    assert refusals(tmp_path / "out")["Cubism/b.jpg"][0] == "label"
+
+
 def test_an_array_of_a_missing_number_is_no_attribute(tmp_path: Path, command: Any) -> None:
     jpegs(tmp_path / "set", "train_set/images/1.jpg", "val_set/images/2.jpg")
     for place, values in {"train_set": ("1", np.nan, "0.5"), "val_set": ("2", "-1", "1")}.items():
