@@ -69,6 +69,10 @@ PEERS = [  # loaders and trainers of others, in which the tests run the elastic 
     "torchdata>=0.11,<0.12",
     # `rescale_batches` changes the counts in its checkpoints; 2.6 was tested.
     "lightning>=2.6,<3",
+    # 1.15 was tested: `prepare` reads `batch_size` of samplers, and leaves loaders alone that are not torch's.
+    "accelerate>=1.15,<2",
+    # 5.24 was tested: Trainer stores the state of callbacks, and has the loop that docs/elastic_loaders.md describes.
+    "transformers>=5.24,<6",
 ]
 DEV = [
     *EMOTIC,

@@ -279,6 +279,23 @@ def test_the_state_of_torchdatas_loader_over_a_source_belongs_to_its_ranks(tars:
         next(iter(other))
 
 
+def test_a_tracked_loader_of_torchdata_over_a_source_goes_on_with_other_ranks(
+    tars: Path, epochs: list[list[list[int]]]
+) -> None:
+    stream = open_stream(tars)
+    tracked, seen = stream.track(stateful(stream, "source", num_workers=2), 6), []
+    for number, batch in enumerate(tracked):
+        if number < 8:
+            seen += batch.tolist()
+            state = stream.state_dict()
+    for rank in range(3):
+        other = open_stream(tars, rank=rank, world_size=3)
+        other.load_state_dict(state)
+        for batch in other.track(stateful(other, "source", 4, num_workers=rank), 4):
+            seen += batch.tolist()
+    assert Counter(seen) == Counter(number for batch in epochs[0] for number in batch)
+
+
 def test_resuming_torchdatas_loader_reads_nothing_that_was_used(tars: Path) -> None:
     for kind in KINDS:
         loader = stateful(open_stream(tars), kind)
