@@ -105,9 +105,11 @@ class _UserFunction:
             name = error.args[0] if error.args else None
             if isinstance(name, str) and isinstance(sample, Mapping) and name not in sample:
                 members = ", ".join(key for key in sample if not key.startswith("__")) or "none"
+                inner = [f"its {key}" for key, value in sample.items() if isinstance(value, Mapping)]
+                nor = f", nor has {' or '.join(inner)} such an entry" if inner else ""
                 raise UserError(
-                    f"{name_sample(sample)}: has no member {name!r}, which `transform` wants; it has: {members}. Let "
-                    "`transform` do without it, or raise DamagedSample there to replace such samples"
+                    f"{name_sample(sample)}: has no member {name!r}, which `transform` wants{nor}; it has: {members}. "
+                    "Let `transform` do without it, or raise DamagedSample there to replace such samples"
                 ) from None
             log.error("transform failed at %s", name_sample(sample))
             raise

@@ -211,6 +211,24 @@ def test_an_index_of_pictures_that_lacks_members_is_named(photo_folder: Path, tm
     )
 
 
+def test_a_member_or_an_entry_of_json_that_transform_wants_is_named(tars: Path) -> None:
+    fix = "Let `transform` do without it, or raise DamagedSample there to replace such samples"
+    for options, says in (
+        ({"decode": None, "transform": lambda s: s["txt"]}, "has no member 'txt', which `transform` wants; it has"),
+        ({"decode": None, "transform": lambda s: s["jpg;png"]}, "has no member 'jpg;png', which `transform` wants"),
+        ({"transform": lambda s: s["json"]["caption"]},
+         "has no member 'caption', which `transform` wants, nor has its json such an entry; it has: cls, json, npy"),
+        ({"transform": lambda s: s.pop(".json")}, "has no member '.json', which `transform` wants, nor has"),
+    ):  # fmt: skip
+        for workers in (0, 1):
+            stream = open_stream(tars, **options)  # type: ignore[arg-type]
+            found = refused(lambda stream=stream, n=workers: epoch(stream, workers=n))  # type: ignore[misc]
+            assert says in found
+            assert found.endswith(fix)
+    with pytest.raises(KeyError):  # a mistake of the function itself
+        epoch(open_stream(tars, transform=lambda s: {}[s["json"]["n"]]))
+
+
 def test_fewer_samples_than_streams_or_a_global_batch_are_read_in_turn(tmp_path: Path) -> None:
     few = write_tars(tmp_path / "few", (0, 3, 0))
     stream = open_stream(few, build_index=True, global_batch=24, streams=12)

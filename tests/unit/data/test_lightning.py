@@ -145,10 +145,45 @@ def test_a_checkpoint_of_the_end_of_an_epoch_goes_on_with_the_next(
     assert min(net.steps) == STEPS
 
 
-def test_a_limit_trains_the_first_batches_of_every_pass(
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": -1, "max_steps": 2 * STEPS},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"val_check_interval": 4},
+    ],
+    ids=["max_steps", "reloaded", "validated within"],
+)
+@pytest.mark.parametrize("saved", [4, STEPS, STEPS + 4])
+def test_other_settings_of_the_trainer_go_on_too(
+    saved: int, options: dict[str, Any], tars: Path, whole: dict[int, list[int]], tmp_path: Path
+) -> None:
+    first = train(Net(tars, die_at=saved), tmp_path, **options)
+    net = train(Net(tars), tmp_path, resume=tmp_path / f"step={saved}.ckpt", **options)
+    assert {**first.steps, **net.steps} == whole
+    assert min(net.steps) == saved
+
+
+def test_a_checkpoint_of_a_validation_within_a_pass_goes_on(
     tars: Path, whole: dict[int, list[int]], tmp_path: Path
 ) -> None:
-    net = train(Net(tars), tmp_path, limit_train_batches=4)
+    def saver() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
+
+    first = train(Net(tars, die_at=STEPS + 6), tmp_path, callback=saver(), val_check_interval=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=13.ckpt", "step=4.ckpt", "step=8.ckpt"]
+    for saved in (4, 8, 13):
+        resume = tmp_path / f"step={saved}.ckpt"
+        net = train(Net(tars), tmp_path / "more", callback=saver(), val_check_interval=4, resume=resume)
+        assert {**first.steps, **net.steps} == whole
+        assert min(net.steps) == saved
+
+
+@pytest.mark.parametrize("name", ["limit_train_batches", "overfit_batches"])
+def test_a_limit_trains_the_first_batches_of_every_pass(
+    name: str, tars: Path, whole: dict[int, list[int]], tmp_path: Path
+) -> None:
+    net = train(Net(tars), tmp_path, **{name: 4})
     assert list(net.steps.values()) == [whole[step] for step in (0, 1, 2, 3, 9, 10, 11, 12)]
 
 
