@@ -21,8 +21,8 @@ def _as_list(value: Any) -> Any:
 def _check_regex(text: str) -> str:
     try:
         re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{text[:200]!r} is not a regular expression: {error}") from None
     return text
 
 

@@ -114,6 +114,15 @@ def test_numbers_of_labels_have_their_names_with_a_fraction_of_zero_too(tmp_path
             "tables.0.files.0: '/etc/x' leads out of the set's folder",
         ),
         ("labels: [a]\ntables: [{files: x, heeder: [b]}]", "did you mean tables.0.header?"),
+        (
+            "labels: [a]\nname: '(?P<label>a{99999999999})'",
+            "is not a regular expression: the repetition number",
+        ),
+        pytest.param(
+            f"labels: [a]\nname: '(?P<label>{'(' * 5000}{')' * 5000})'",
+            "is not a regular expression: maximum recursion",
+            id="deep",
+        ),
         ("labels: [a]\nname: '(.'", "name: '(.' is not a regular expression: "),
         ("labels: [a]\nsplit: {train: 0}", "split.train=0: input should be greater than 0"),
         ("labels: [a]\nlayout: csv", "layout='csv': input should be"),
