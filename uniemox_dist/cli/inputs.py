@@ -183,3 +183,17 @@ def _field(param: click.Parameter | None) -> str:
     if isinstance(param, click.Option):
         return max(param.opts, key=len)
     return (param.metavar or param.name or "").upper().removesuffix("...")
+
+
+class FolderType(click.ParamType):
+    """The folder of a data set, local or remote."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from shards.storage import parse_place
+
+        return parse_place(value, "DIR")
+
+
+REMOTE_FOLDER = click.argument("folder", type=FolderType(), metavar="DIR")
