@@ -167,6 +167,7 @@ LOSERS = (
     "has started to write into it; this one ends",
     "another process has completed a data set there meanwhile",
     "exists; give another folder",
+    "an interrupted pack is in",  # on a busy machine one may start when the other has begun
 )
 
 
