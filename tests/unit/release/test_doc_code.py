@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]
 ELSEWHERE = {
     "docs/clusters.md": "tests/cluster submits it on a real Slurm",
     "docs/elastic.md": "tests/e2e/test_elastic_page.py runs the page from top to bottom",
+    "docs/elastic_loaders.md": "tests/e2e/test_elastic_loaders_page.py runs each example on several ranks",
     "docs/finetune.md": "tests/distributed/test_finetune.py runs it behind the commands",
 }
 """Documents whose blocks are run by other tests."""
