@@ -35,9 +35,11 @@ class StatefulLoader:
         """
         stream, accumulate = self.stream, self.accumulate
         saved = state.get("accumulate", accumulate) if isinstance(state, Mapping) else None
+        number = stream.position.number
         stream.load_state_dict(state)
         batches = "1 micro-batch" if accumulate == 1 else f"{accumulate} micro-batches"
         if saved != accumulate and stream.position.number % stream.pass_samples:
+            stream.position.number = number
             raise UserError(
                 f"micro_batch={self.micro_batch}: a step has {batches} here and had "
                 f"{saved} where the state was saved, so a trainer that counts batches would count on from a wrong "

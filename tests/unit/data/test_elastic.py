@@ -406,6 +406,7 @@ def test_a_loader_within_a_pass_refuses_a_state_of_other_micro_batches_in_a_step
             UserError, match=r"^micro_batch=\d+: a step has 2 micro-batches here and had 4 where the state"
         ):
             loader.load_state_dict(state)
+        assert loader.state_dict()["samples"] == 0
         loader.stream.load_state_dict(state)
     again = open_stream(tars, rank=1, world_size=2).loader(3)
     again.load_state_dict(state)
