@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +52,17 @@ class Person:
         """The inverse of `to_json`."""
         x1, y1, x2, y2 = entry["box"]
         return cls(box=(x1, y1, x2, y2), score=entry["score"], labels=dict(entry.get("labels", {})))
+
+
+NONE_INSIDE = "no annotated person's box is inside the picture"
+"""Why a picture is refused of whose annotated persons none remains."""
+
+
+def by_area(persons: Iterable[Person]) -> tuple[Person, ...]:
+    """The persons of whom something is inside the picture, the largest first, and equally large ones in their order."""
+    areas = [((p.box[2] - p.box[0]) * (p.box[3] - p.box[1]), p) for p in persons]
+    # Boxes have 5 decimals, so an area beyond 10 decimals is float noise, which must not order equal boxes.
+    return tuple(person for area, person in sorted(areas, key=lambda pair: -round(pair[0], 10)) if area > 0)
 
 
 def _fraction(value: float) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards.detect.registry import make_detector
-from shards.detect.types import Person, PersonDetector
+from shards.detect.types import NONE_INSIDE, Person, PersonDetector, by_area
 from shards.format.encode import encode_members, index_fields
 from shards.format.sample import EXTENSIONS, Sample, make_key
 from shards.pack.shrink import Shrink, reencode
@@ -249,16 +249,13 @@ def scale_boxes(record: Record, data: bytes) -> Record:
         return record
     with open_picture(data) as image:
         width, height = image.size
-    persons = []
-    for person, (x1, y1, x2, y2) in zip(record.persons or (), record.pixel_boxes):
-        scaled = replace(person, box=(x1 / width, y1 / height, x2 / width, y2 / height))
-        left, top, right, bottom = scaled.box
-        if (area := (right - left) * (bottom - top)) > 0:
-            persons.append((-round(area, 10), scaled))
+    persons = by_area(
+        replace(person, box=(x1 / width, y1 / height, x2 / width, y2 / height))
+        for person, (x1, y1, x2, y2) in zip(record.persons or (), record.pixel_boxes)
+    )
     if not persons:
-        raise BadPicture("annotation", "no annotated person's box is inside the picture")
-    ordered = tuple(person for _, person in sorted(persons, key=lambda pair: pair[0]))
-    return replace(record, persons=ordered, pixel_boxes=None, boxes_size=(width, height))
+        raise BadPicture("annotation", NONE_INSIDE)
+    return replace(record, persons=persons, pixel_boxes=None, boxes_size=(width, height))
 
 
 def turn_boxes_upright(record: Record, data: bytes) -> Record:

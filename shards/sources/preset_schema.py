@@ -68,7 +68,7 @@ class PersonColumns(Section):
     form: Literal["corners", "size"] = "corners"
     """corners: x1, y1, x2, y2. size: x, y, width, height."""
     unit: Literal["pixels", "fractions"] = "pixels"
-    """Pixels of the stored picture, or fractions of its width and height."""
+    """Pixels of the stored picture, or fractions of the width and height of the upright one."""
 
     @model_validator(mode="after")
     def _has_a_box(self) -> "PersonColumns":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from shards.detect.types import NONE_INSIDE, by_area
 from shards.sources import Record
 
 _KEPT = ("test", "val")
@@ -71,13 +72,19 @@ def keep_one_split(record: Record, rows: list[Record]) -> tuple[list[Record], li
 
 
 def _join_persons(rows: Sequence[Record]) -> Record:
-    """The record of rows that describe a person each; its label is left to the listing."""
+    """The record of rows that describe a person each; its label is left to the listing. Boxes in pixels are left to the
+    packer; of others, persons of whom nothing is inside the picture are left out, and the largest is the first."""
     record = join_rows(
         [replace(row, is_person=False, persons=None, pixel_boxes=None, label=None) for row in rows]
     )
     boxes = tuple(box for row in rows for box in row.pixel_boxes or ())
     persons = tuple(person for row in rows for person in row.persons or ())
-    return replace(record, persons=persons, pixel_boxes=boxes or None)
+    if boxes:
+        return replace(record, persons=persons, pixel_boxes=boxes)
+    inside = by_area(persons)
+    return replace(
+        record, persons=inside, refused=record.refused or (None if inside else ("annotation", NONE_INSIDE))
+    )
 
 
 _PLURAL = {"label": "labels", "distribution": "distributions", "persons": "persons"}

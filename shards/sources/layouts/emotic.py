@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.detect.types import Person
+from shards.detect.types import NONE_INSIDE, Person, by_area
 from shards.format.sample import DIMENSIONS
 from shards.sources import Record, SourceOptions, emotic_arrays
 from shards.sources.files import find_file, find_split_files, try_path
@@ -63,8 +63,7 @@ class _BadRow(ValueError):
 
 @dataclass
 class _Picture:
-    boxed: list[tuple[float, Person]] = field(default_factory=list)
-    """(-area, person)"""
+    persons: list[Person] = field(default_factory=list)
     categories: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     size: tuple[float, float] | None = None
@@ -77,25 +76,22 @@ class _Picture:
             return
         width, height = self.size = (size[0], size[1])
         try:
-            person = Person((box[0] / width, box[1] / height, box[2] / width, box[3] / height), 1.0, labels)
+            fractions = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+            self.persons.append(Person(fractions, 1.0, labels))
         except ValueError as error:
             self.problems.append(str(error))
-            return
-        x1, y1, x2, y2 = person.box
-        # Boxes have 5 decimals, so an area beyond 10 decimals is float noise, which must not order equal boxes.
-        self.boxed.append((-round((x2 - x1) * (y2 - y1), 10), person))
 
     def record(self, root: Place, name: str, split: str, *, allow_outside: bool) -> Record:
-        seen = [person for area, person in sorted(self.boxed, key=lambda pair: pair[0]) if area < 0]
-        if not seen and not self.problems:
-            self.problems.append("no annotated person's box is inside the picture")
+        inside = by_area(self.persons)
+        if not inside and not self.problems:
+            self.problems.append(NONE_INSIDE)
         place, refused = try_path(root, name, allow_outside=allow_outside)
         return Record(
             name=name,
             image=place,
             attributes={"categories": sorted(self.categories)},
             split=split,
-            persons=tuple(seen),
+            persons=inside,
             boxes_size=self.size,
             refused=("annotation", self.problems[0]) if self.problems else refused,
         )

@@ -61,12 +61,12 @@ def test_a_file_states_a_set_of_ones_own(tmp_path: Path, command: Any) -> None:
     found = samples(tmp_path / "out")
     both = found["1999_a.jpg"]
     assert both["persons"] == [
+        {"box": [0.0, 0.0, 0.5, 0.5], "score": 1.0, "labels": {"label": "upset", "year": 1999}},
         {
             "box": [0.25, 0.5, 0.5, 1.0],
             "score": 1.0,
             "labels": {"label": "calm", "valence": -0.5, "who": "Mum", "year": 1999},
         },
-        {"box": [0.0, 0.0, 0.5, 0.5], "score": 1.0, "labels": {"label": "upset", "year": 1999}},
     ]
     assert (both["label"], both["attributes"]) == ("", {})
     assert refusals(tmp_path / "out") == {

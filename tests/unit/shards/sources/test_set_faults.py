@@ -146,6 +146,28 @@ def test_a_person_beyond_emotics_scale_refuses_its_picture(tmp_path: Path, comma
     }
 
 
+def test_boxes_in_fractions_are_clipped_left_out_and_refused_like_those_in_pixels(
+    tmp_path: Path, command: Any
+) -> None:
+    form = "{files: t.csv, columns: {path: name, label: mood}, persons: {box: box, unit: fractions}}"
+    text(tmp_path / "mine.yaml", f"labels: [calm, upset]\nlayout: table\ntables: [{form}]")
+    jpegs(tmp_path / "set", "1.jpg", "2.jpg", "3.jpg")
+    table(
+        tmp_path / "set/t.csv", ["name", "mood", "box"],
+        ["1.jpg", "calm", "[0.5, 0.5, 0.75, 0.75]"], ["1.jpg", "upset", "[0.25, 0.5, 1.5, 1]"],
+        ["1.jpg", "calm", "[0.5, 0.5, 0.5, 1]"], ["1.jpg", "calm", "[2, 2, 3, 3]"],
+        ["2.jpg", "calm", "[10, 10, 30, 20]"], ["3.jpg", "calm", "[0.5, 0.25, 0.5, 0.5]"],
+    )  # fmt: skip
+    assert command("set out --preset mine.yaml")[0] == 0
+    [found] = samples(tmp_path / "out").values()
+    assert [(person["box"], person["labels"]["label"]) for person in found["persons"]] == [
+        ([0.25, 0.5, 1.0, 1.0], "upset"),
+        ([0.5, 0.5, 0.75, 0.75], "calm"),
+    ]
+    nobody = ("annotation", "no annotated person's box is inside the picture")
+    assert refusals(tmp_path / "out") == {"2.jpg": nobody, "3.jpg": nobody}
+
+
 def test_a_split_that_is_none_of_the_presets_refuses_its_row(tmp_path: Path, command: Any) -> None:
     text(
         tmp_path / "mine.yaml",
