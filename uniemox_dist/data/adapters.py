@@ -67,8 +67,8 @@ class ElasticSource(IterableDataset[Any]):
         stream.count_micro_batches(micro_batch)
         self.stream, self.micro_batch = stream, micro_batch
         self._begun, self._marks = 0, 0
-        self._next: int | None = None
-        """Where this loader process would begin its next pass; None before its first, and in other processes."""
+        self._before: MicroBatches | None = None
+        """The iteration before, in a loader process that lives on."""
 
     def __iter__(self) -> SourceSamples:
         stream, worker = self.stream, get_worker_info()
@@ -77,11 +77,11 @@ class ElasticSource(IterableDataset[Any]):
             return SourceSamples(MicroBatches(stream, self.micro_batch, next(_iterations)), 0, 1)
         # The loader processes of one iteration have one base seed; those that live on have begun equally many.
         iteration = hash((worker.seed - worker.id, self._begun))
-        marks, mark = stream.position.marks
-        start = self._next if marks == self._marks else mark
-        batches = MicroBatches(stream, self.micro_batch, iteration, None if self._next is None else start)
-        self._marks, self._next = marks, batches.end
-        return SourceSamples(batches, worker.id, worker.num_workers)
+        start, (marks, mark) = None, stream.position.marks
+        if self._before is not None:
+            start = self._before.end if marks == self._marks else mark
+        self._marks, self._before = marks, MicroBatches(stream, self.micro_batch, iteration, start)
+        return SourceSamples(self._before, worker.id, worker.num_workers)
 
 
 class TrackedLoader(StatefulLoader):
