@@ -217,7 +217,8 @@ def test_a_missing_member_and_one_that_cannot_be_decoded(tmp_path: Path) -> None
     test_dataset_decode_handler, test_dataset_map_dict_handler."""
     folder = make(tmp_path / "tars", (60,))
     with pytest.raises(
-        UserError, match=r"has no member 'jpg', which `transform` wants; it has: cls, json, npy"
+        UserError,
+        match=r"has no member 'jpg', which `transform` wants, nor has its json such an entry; it has: cls, json",
     ):
         epoch(open_stream(folder, transform=lambda sample: sample["jpg"]))
 
