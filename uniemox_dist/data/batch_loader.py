@@ -9,6 +9,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ B = TypeVar("B")
 L = TypeVar("L")
 POLL_S = 5
 """Seconds between checks of a waiting rank that its loader processes are alive."""
+PARENT_POLL_S = 0.5
+"""Seconds between checks of a loader process that its training process is alive."""
+TIMED_OUT = "DataLoader timed out"
+"""How torch's error begins when no loader process has sent a batch in time."""
 JOIN_S = 5.0
 """Longest wait for a killed process. A process that hangs in a read of a dead file system cannot be killed."""
 
@@ -104,9 +109,10 @@ class BatchLoader(Generic[B]):
         # Slot, time (ns) and pid of each loader process, in shared memory. Numpy sets a number faster than torch.
         self._positions = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_().numpy()
         positions, parent = self._positions, os.getpid()
+        is_main = threading.current_thread() is threading.main_thread()
 
         def start(worker: int) -> None:
-            set_up_worker(parent)
+            set_up_worker(parent, started_by_main_thread=is_main)
             stream.positions, stream.worker = positions, worker
             positions[worker, 2] = os.getpid()
 
@@ -126,6 +132,8 @@ class BatchLoader(Generic[B]):
         self._iterator: Iterator[B | WorkerError] | None = iter(loader)
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
         _living.add(self)
+        if workers:
+            _iterators.add(self._iterator)
 
     def __enter__(self: L) -> L:
         return self
@@ -153,7 +161,7 @@ class BatchLoader(Generic[B]):
                 break
             except RuntimeError as error:
                 # The iterator can be asked again after torch's timeout; torch has checked for dead processes by then.
-                if "timed out" in str(error) and time.monotonic() - started < self.timeout_s:
+                if str(error).startswith(TIMED_OUT) and time.monotonic() - started < self.timeout_s:
                     continue
                 if (fault := self.explain(error)) is not None:
                     raise fault from None
@@ -183,14 +191,14 @@ class BatchLoader(Generic[B]):
 
     def forget(self) -> None:
         """Drops the loader in a process that its own has forked, without touching the loader processes."""
-        if self._iterator is not None:
-            self._iterator._shutdown = True  # type: ignore[attr-defined]
         self._iterator, self._processes = None, []
 
     def explain(self, error: RuntimeError) -> Fault | None:
         """Turns torch's error about a loader process into a Fault that names process and sample; None for others."""
         text = str(error)
-        if "DataLoader worker" not in text and "DataLoader timed out" not in text:
+        is_timeout = text.startswith(TIMED_OUT)
+        # Errors of `load` begin with "Caught", and have the traceback from the loader process.
+        if text.startswith("Caught ") or not (is_timeout or "DataLoader worker" in text):
             return None
         dead = {process.pid: process.exitcode for process in self._processes if not process.is_alive()}
         now = time.monotonic_ns()
@@ -199,17 +207,22 @@ class BatchLoader(Generic[B]):
             where = "between two micro-batches" if slot < 0 else f"at {self.stream.describe_slot(slot)}"
             if pid in dead:
                 lines.append(f"loader process {worker} (pid {pid}) died{_describe_exit(dead[pid])} {where}")
-            elif "timed out" in text and slot >= 0 and now - since_ns > self.timeout_s * 1e9 / 2:
+            elif is_timeout and slot >= 0 and now - since_ns > self.timeout_s * 1e9 / 2:
                 lines.append(
                     f"loader process {worker} (pid {pid}) has been stuck for {(now - since_ns) / 1e9:.0f} s {where}"
                 )
-        waited = (
-            f"; no micro-batch within {self.timeout_name}={self.timeout_s:g}" if "timed out" in text else ""
-        )
+        if is_timeout and not lines:
+            lines = [
+                "no loader process is busy; a traceback above states the cause, such as a micro-batch that cannot be "
+                "pickled"
+            ]
+        waited = f"; no micro-batch within {self.timeout_name}={self.timeout_s:g}" if is_timeout else ""
         return Fault(("; ".join(lines) or text.strip().splitlines()[0]) + waited)
 
 
 _living: "WeakSet[BatchLoader[Any]]" = WeakSet()
+_iterators: "WeakSet[Any]" = WeakSet()
+"""torch's iterators with loader processes. The traceback of an error can keep one after its loader was closed."""
 
 
 @atexit.register
@@ -224,6 +237,8 @@ def _forget_in_child() -> None:
     # A forked process inherits the loaders of its parent, and torch would try to end their processes from there.
     for loader in list(_living):
         loader.forget()
+    for iterator in list(_iterators):
+        iterator._shutdown = True
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -236,14 +251,24 @@ def _describe_exit(exitcode: int | None) -> str:
     return f" of {name}" + (" (possibly out of memory)" if name == "SIGKILL" else "")
 
 
-def set_up_worker(parent: int) -> None:
+def set_up_worker(parent: int, *, started_by_main_thread: bool = True) -> None:
     """Prepares a loader process; runs first in each. `parent` is the pid of the process that started it."""
     torch.set_num_threads(1)
     # A loader process must die with its training process: it shares the lock on the run's folder, which the next
-    # attempt takes at once. Option 1 of prctl is PR_SET_PDEATHSIG.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # attempt takes at once.
+    if started_by_main_thread:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # option 1 is PR_SET_PDEATHSIG
+    else:  # the kernel would send that signal when the thread ends that started this process
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if os.getppid() != parent:
         os._exit(1)
     # Slurm signals every process of a step, but only the training process handles signals.
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,85 @@ def test_loader_processes_end_with_their_loader(tars: Path) -> None:
     pids = [process.pid or 0 for process in loader._batches._processes]
     del loader
     assert wait_until_gone(pids)
+
+
+@pytest.mark.parametrize("text", ["stack expects each tensor to be equal size", "read timed out"])
+def test_an_error_of_the_users_function_has_its_traceback_and_skips_nothing(text: str, tars: Path) -> None:
+    def fail_once(sample: Any) -> int:
+        if number_of(sample) == doomed:
+            raise RuntimeError(text)
+        return number_of(sample)
+
+    doomed = epoch(open_stream(tars))[2][3]
+    stream = open_stream(tars, transform=fail_once)
+    loader = stream.loader(6, workers=1)
+    with pytest.raises(RuntimeError, match=text) as caught:
+        list(loader)
+    assert "in fail_once" in str(caught.value)
+    assert not isinstance(caught.value, Fault)
+    assert stream.state_dict()["samples"] == 12
+
+
+def test_loader_processes_outlive_the_thread_that_started_them(tars: Path) -> None:
+    stream, found = open_stream(tars), []
+    loader = stream.loader(6, workers=2)
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: found.append(list(loader)))
+        thread.start()
+        thread.join()
+    expected = open_stream(tars)
+    assert found == [epoch(expected), epoch(expected)]
+    loader.close()
+
+
+def test_loader_processes_that_a_thread_started_end_with_the_training_process(tars: Path) -> None:
+    script = f"""
+import os, signal, threading
+from uniemox_dist.data import ElasticShards
+loader = ElasticShards({str(tars)!r}, global_batch=24, streams=12).loader(6, workers=2)
+thread = threading.Thread(target=lambda: next(iter(loader)))
+thread.start()
+thread.join()
+print(*(process.pid for process in loader._batches._processes), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(pids) == 2
+    assert wait_until_gone(pids)
+
+
+def test_a_micro_batch_that_cannot_be_sent_is_explained(
+    tars: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loader = open_stream(tars, transform=lambda sample: lambda: sample).loader(6, workers=1, timeout_s=1)
+    with pytest.raises(
+        Fault, match=r"no loader process is busy.* cannot be pickled; no micro-batch within timeout_s=1"
+    ):
+        list(loader)
+    assert "Can't pickle" in capfd.readouterr().err
+
+
+def test_loaders_that_ended_with_an_error_print_nothing_in_later_loader_processes(tars: Path) -> None:
+    script = f"""
+import gc
+from uniemox_dist.data import ElasticShards
+def fail(sample): raise ValueError("mine")
+try:
+    next(iter(ElasticShards({str(tars)!r}, global_batch=24, streams=12, transform=fail).loader(6, workers=1)))
+except ValueError as error:
+    kept = error  # with its traceback
+def collect(sample):
+    global kept
+    kept = None
+    gc.collect()
+loader = ElasticShards({str(tars)!r}, global_batch=24, streams=12, transform=collect).loader(6, workers=1)
+print(next(iter(loader)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[None, None, None, None, None, None]\n"
+    assert "Exception ignored" not in done.stderr
 
 
 def test_collate_makes_the_micro_batch_in_the_loader_process(tars: Path) -> None:
