@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO, cast
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import hide_secrets, is_remote
 from uniemox_dist.core.formatting import cut
+
+log = logging.getLogger("uniemox")
 
 Place = Path
 """A local path, or a remote one (UPath). Both have `/`, `name`, `open`, `read_bytes`, `is_file`, `is_dir` and `glob`;
@@ -102,6 +105,7 @@ def read_range(where: Place, offset: int, length: int) -> bytes:
         remote = cast(Any, where)
         data: bytes = remote.fs.cat_file(remote.path, start=offset, end=offset + length)
         return data
+    _warn_of_whole_reads(str(where).split("/", 3)[2])
     return _whole(str(where))[offset : offset + length]
 
 
@@ -115,7 +119,7 @@ def open_seekable(where: Place) -> BinaryIO:
 def _has_ranges(where: Place) -> bool:
     """Whether a server sends ranges of files. Every object store does; a plain HTTP server may not."""
     remote = cast(Any, where)
-    if remote.protocol not in ("http", "https"):
+    if not _is_http(where):
         return True
     server = str(where).split("/", 3)[2]
     if server not in _RANGES:
@@ -124,6 +128,19 @@ def _has_ranges(where: Place) -> bool:
 
 
 _RANGES: dict[str, bool] = {}
+
+
+def _is_http(where: Place) -> bool:
+    return cast(Any, where).protocol in ("http", "https")
+
+
+@lru_cache  # once for each server
+def _warn_of_whole_reads(server: str) -> None:
+    log.warning(
+        "%s: the server sends no byte ranges, so each read of a sample transfers a whole file; copy the files, or use "
+        "a server with ranges",
+        server.rpartition("@")[2],
+    )
 
 
 @lru_cache(maxsize=2)  # readers walk few files at a time
@@ -196,10 +213,13 @@ def file_size(where: Place) -> int | None:
         info = remote.fs.info(remote.path)
         return int(info["size"]) if info["type"] == "file" and info["size"] is not None else None
     except FileNotFoundError as error:
-        # fsspec raises this for every unsuccessful HTTP status; only some mean that the file is missing.
-        status = getattr(error.__cause__, "status", 404)
-        if status not in (404, 410):
-            raise OSError(f"{where}: the server answers {status}") from None
+        # fsspec raises this for every failed HTTP request; only some mean that the file is missing.
+        cause = error.__cause__
+        status = getattr(cause, "status", None)
+        if status is None and isinstance(cause, Exception) and _is_http(where) and is_storage_error(cause):
+            raise OSError(f"{hide_secrets(where)}: no answer ({describe_error(cause)})") from None
+        if status not in (None, 404, 410):
+            raise OSError(f"{hide_secrets(where)}: the server answers {status}") from None
         return None
 
 

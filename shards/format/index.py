@@ -18,7 +18,7 @@ from shards.format.entries import ShardEntry
 from shards.format.parquet import THREADS, open_parquet
 from shards.storage import Place, file_size
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import atomic_path, canonical_json, sha256_bytes
+from uniemox_dist.core.files import atomic_path, canonical_json, hide_secrets, sha256_bytes
 
 _PERSON = pa.struct(
     [
@@ -161,8 +161,8 @@ def _checked(path: Place, table: pa.Table, columns: list[str] | None) -> pa.Tabl
     wrong = next((name for name in table.column_names if not _is_sound(name, table[name])), None)
     if wrong is not None:
         raise UserError(
-            f"{path}: column {wrong} of the index holds an illegal value; copy index/ again, or check it with "
-            f"`uniemox shards verify`"
+            f"{hide_secrets(path)}: column {wrong} of the index holds an illegal value; copy index/ again, or check "
+            "it with `uniemox shards verify`"
         )
     for name in columns or ():
         if name not in table.column_names:
@@ -234,7 +234,7 @@ def check_tar(folder: Place, entry: ShardEntry, field: str) -> None:
     if size != entry.bytes:
         state = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
         raise UserError(
-            f"{field}={folder}: {entry.name} {state}; copy it again, or remove bad shards with "
+            f"{field}={hide_secrets(folder)}: {entry.name} {state}; copy it again, or remove bad shards with "
             f"`uniemox shards verify --quarantine`"
         )
 

@@ -20,6 +20,7 @@ from uniemox_dist.core.files import (
     canonical_json,
     describe_missing_folder,
     format_os_error,
+    hide_secrets,
     sha256_bytes,
     write_json,
 )
@@ -123,11 +124,11 @@ def find_manifest(folder: str | Place, field: str = "path", *, format: str = FOR
     path = folder / MANIFEST
     if is_local(folder) and not folder.is_dir():  # object stores have no folders
         problem = describe_missing_folder(folder)
-        raise UserError(f"{field}={folder}: {problem}; {_BUILD[format]}")
+        raise UserError(f"{field}={hide_secrets(folder)}: {problem}; {_BUILD[format]}")
     if not path.is_file():
         splits = [path.name for path in find_manifest_folders(folder)]
         fix = f"name one of its splits: {', '.join(splits)}" if splits else _BUILD[format]
-        raise UserError(f"{field}={folder}: has no {MANIFEST}; {fix}")
+        raise UserError(f"{field}={hide_secrets(folder)}: has no {MANIFEST}; {fix}")
     return path
 
 
@@ -145,23 +146,26 @@ def read_manifest(folder: str | Place, field: str = "path", *, format: str = FOR
         raise
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise UserError(f"{path}: not a readable manifest ({reason}); pack again or restore it") from None
+        raise UserError(
+            f"{hide_secrets(path)}: not a readable manifest ({reason}); pack again or restore it"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = "its JSON is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(
-            f"{path}: not a readable manifest ({cut(reason)}); pack again or restore it"
+            f"{hide_secrets(path)}: not a readable manifest ({cut(reason)}); pack again or restore it"
         ) from None
     except (PermissionError, IsADirectoryError) as error:
         raise UserError(
-            f"{path}: cannot be read ({format_os_error(error)}); pack again or restore it"
+            f"{hide_secrets(path)}: cannot be read ({format_os_error(error)}); pack again or restore it"
         ) from None
     for what, given, actual in zip(("identity", "samples", "bytes"), stated, _sums(manifest)):
         if given != actual:
             raise UserError(
-                f"{path}: was edited: {what} {cut(str(given), 12)} does not match its shards; restore it or pack again"
+                f"{hide_secrets(path)}: was edited: {what} {cut(str(given), 12)} does not match its shards; restore "
+                "it or pack again"
             )
     if manifest.samples == 0:
-        raise UserError(f"{field}={folder}: has no samples; pack a source with pictures")
+        raise UserError(f"{field}={hide_secrets(folder)}: has no samples; pack a source with pictures")
     return manifest
 
 
@@ -193,10 +197,10 @@ def _parse(text: str, path: Place, format: str) -> tuple[Manifest, tuple[Any, ..
         raise ValueError(f"format_version={_show(version)} is not a whole number")
     stated = record.get("format")
     if stated != format and stated in (FORMAT_NAME, MEMBERS_NAME):
-        raise UserError(f"{path}: {_OTHER[format]}")
+        raise UserError(f"{hide_secrets(path)}: {_OTHER[format]}")
     if stated != format or not 1 <= version <= _VERSIONS[format]:
         raise UserError(
-            f"{path}: format {_show(stated)} {_show(version)} is not readable by this version "
+            f"{hide_secrets(path)}: format {_show(stated)} {_show(version)} is not readable by this version "
             f"(it reads {format} up to {_VERSIONS[format]}); update uniemox-dist"
         )
     if lacking := [field for field in _RECORD if field not in record]:

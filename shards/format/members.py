@@ -15,7 +15,7 @@ from shards.format.index import ROW_GROUP
 from shards.format.parquet import THREADS, open_parquet
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.core.files import atomic_path
+from uniemox_dist.core.files import atomic_path, hide_secrets
 
 _MEMBER = pa.struct(
     [
@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),  # of the sample, see `sample_sha256`
     ]
 )
+_RESERVED = pa.array(["__key__", "__url__"])
+"""No names of members: webdataset's samples have other content there."""
 _FIX = "copy the folder of the index again, or index the tars again"
 
 
@@ -73,12 +75,17 @@ def read_member_group(path: Place, number: int) -> pa.Table:
     """
     with _opened(path) as file:
         table = file.read_row_group(number, columns=SCHEMA.names, use_threads=THREADS)
-    table.validate(full=True)
+        table.validate(full=True)
     members = pc.list_flatten(table["members"])
     columns = [*table.columns, *(pc.struct_field(members, field.name) for field in _MEMBER)]
+    names = pc.struct_field(members, "name")
     numbers = [column for column in columns if pa.types.is_integer(column.type) and len(column)]
-    if any(column.null_count for column in columns) or any(pc.min(n).as_py() < 0 for n in numbers):
-        raise UserError(f"{path}: the index holds an illegal value; {_FIX}")
+    if (
+        any(column.null_count for column in columns)
+        or any(pc.min(n).as_py() < 0 for n in numbers)
+        or pc.any(pc.is_in(names, _RESERVED)).as_py()
+    ):
+        raise UserError(f"{hide_secrets(path)}: the index holds an illegal value; {_FIX}")
     return table
 
 

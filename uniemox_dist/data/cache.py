@@ -68,8 +68,8 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()  # os.access always succeeds for root
-        except OSError as error:
-            why = f"cannot be written ({error.strerror})"
+        except (OSError, ValueError) as error:  # ValueError: a zero byte
+            why = f"cannot be written ({getattr(error, 'strerror', error)})"
             fix = f"give a writable folder on the node's disk, or leave {field} out"
             raise UserError(f"{field}={folder}: {why}; {fix}") from None
 

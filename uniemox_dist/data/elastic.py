@@ -108,7 +108,9 @@ class ElasticShards(Stream[RawT]):
         )
         self.is_world_found = rank is None
         cache = (
-            None if cache_dir is None else ShardCache(Path(cache_dir), int(cache_gb * 1e9), field="cache_dir")
+            None
+            if cache_dir is None
+            else ShardCache(Path(cache_dir), int(min(cache_gb, 1e9) * 1e9), field="cache_dir")
         )
         for reader in self.readers:
             reader.origin.retry_s, reader.origin.cache = retry_s, cache

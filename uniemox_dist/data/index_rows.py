@@ -15,6 +15,7 @@ from shards.format.index import index_path, read_group, read_group_ends
 from shards.format.members import read_member_group, read_member_group_ends
 from shards.storage import Place
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import hide_secrets
 
 COLUMNS = [
     "key",
@@ -204,8 +205,8 @@ class RowCache(Generic[R]):
             )
             if ends[-1] != entry.samples:
                 raise UserError(
-                    f"{folder}: the index of {entry.name} has {ends[-1]} rows instead of {entry.samples}; copy "
-                    f"index/ again"
+                    f"{hide_secrets(folder)}: the index of {entry.name} has {ends[-1]} rows instead of "
+                    f"{entry.samples}; copy index/ again"
                 )
             if len(self._ends) > MAX_SHARDS:
                 del self._ends[next(iter(self._ends))]

@@ -7,6 +7,8 @@ from shards.format.entries import ShardEntry
 from shards.format.manifest import Manifest
 from shards.storage import Place, file_sizes, is_local, parse_place
 from uniemox_dist.core.errors import UserError
+from uniemox_dist.core.files import hide_secrets
+from uniemox_dist.core.formatting import cut
 from uniemox_dist.data.index_rows import RowCache, RowSource
 from uniemox_dist.data.origin import ShardOrigin
 
@@ -86,7 +88,7 @@ class IndexedReader(Generic[R]):
         for shard, size in zip(shards, file_sizes(folder, [shard.name for shard in shards])):
             if size != shard.bytes:
                 state = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
-                raise UserError(f"{field}={self.url}: shard {shard.name} {state}; {fix}")
+                raise UserError(f"{field}={hide_secrets(self.url)}: shard {shard.name} {state}; {fix}")
 
     def find(self, shard: int, row: int) -> tuple[ShardEntry, R]:
         """Returns a shard's entry, and one row of its index.
@@ -121,4 +123,4 @@ class IndexedReader(Generic[R]):
         data = read(False)
         if is_intact(data):
             return data
-        raise DamagedSample(f"{entry.name}: {key}: {DIFFER}")
+        raise DamagedSample(f"{entry.name}: {cut(key)}: {DIFFER}")

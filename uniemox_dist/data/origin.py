@@ -13,6 +13,8 @@ from typing import TypeVar
 from shards.format.entries import ShardEntry
 from shards.storage import Place, is_local, parse_place, read_range
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import hide_secrets
+from uniemox_dist.core.formatting import counted
 from uniemox_dist.data.cache import ShardCache
 
 T = TypeVar("T")
@@ -67,8 +69,14 @@ class ShardOrigin:
         """Reads bytes of a tar. `cached=False` skips the cache, because its copy is damaged.
 
         Raises:
+            UserError: if the tar has no such bytes, so that the index is not that of the tar.
             Fault: if the bytes cannot be read within `retry_s`, or the tar is gone.
         """
+        if offset + length > entry.bytes:
+            raise UserError(
+                f"{self._name()}: {entry.name}: the index states bytes {offset} to {offset + length} of a tar of "
+                f"{counted(entry.bytes, 'byte')}; copy the index again, or index the tars again"
+            )
         self.counts.reads += 1
         # Opened for each read: an evicted copy would occupy its space as long as a process held it open.
         if cached and self.cache is not None and (copy := self.cache.open(entry)) is not None:
@@ -117,19 +125,20 @@ class ShardOrigin:
                 raise
             except _GONE as error:
                 why = error.strerror or "no such file"
-                raise Fault(
-                    f"{self.field}={self.url}: {what}: {why}; copy it again, then start again"
-                ) from None
+                raise Fault(f"{self._name()}: {what}: {why}; copy it again, then start again") from None
             except Exception as error:  # every file system and client raises its own types
                 if time.monotonic() + wait_s > deadline:
                     raise Fault(
-                        f"{self.field}={self.url}: {what} could not be read for {self.retry_s:g} s "
+                        f"{self._name()}: {what} could not be read for {self.retry_s:g} s "
                         f"({_first_line(error)}); resume the run when the source is available again"
                     ) from None
             self.counts.retries += 1
             # Random waits spread the retries of ranks that failed at the same time.
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+
+    def _name(self) -> str:
+        return f"{self.field}={hide_secrets(self.url)}"
 
     def _read_exactly(self, entry: ShardEntry, offset: int, length: int) -> bytes:
         data = self._read_once(entry, offset, length)
@@ -156,4 +165,4 @@ class ShardOrigin:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return hide_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from uniemox_dist.core.errors import UserError, missing_extra
+from uniemox_dist.core.files import hide_secrets
+from uniemox_dist.core.formatting import cut
 from uniemox_dist.data.reader import DamagedSample
 
 log = logging.getLogger("uniemox")
@@ -129,5 +131,6 @@ class _Both:
 def name_sample(sample: Any) -> str:
     """The tar and key of a sample in webdataset's form."""
     if isinstance(sample, Mapping) and "__key__" in sample:
-        return f"{sample.get('__url__', '')}: {sample['__key__']}".removeprefix(": ")
+        where = hide_secrets(str(sample.get("__url__", "")))
+        return f"{where}: {cut(str(sample['__key__']))}".removeprefix(": ")
     return type(sample).__name__

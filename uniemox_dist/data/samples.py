@@ -21,6 +21,7 @@ from shards.format.webdataset_samples import Grouped, load_webdataset, read_piec
 from shards.storage import Place, file_size, is_local, parse_place
 from uniemox_dist.core.errors import UserError
 from uniemox_dist.core.files import describe_missing_folder, hide_secrets, sha256_bytes
+from uniemox_dist.core.formatting import cut
 from uniemox_dist.data import index_rows
 from uniemox_dist.data.index_rows import MemberRow, PackedRow
 from uniemox_dist.data.indexed_reader import IndexedReader
@@ -115,7 +116,7 @@ class PackedReader(SampleReader[PackedRow]):
         if len(found) != 1 or not self._is_whole(found[0], index):
             where = hide_secrets(self.url)
             raise UserError(
-                f"{self.origin.field}={where}: {entry.name}: {index.key}: the index of pictures does not list all "
+                f"{self.origin.field}={where}: {entry.name}: {cut(index.key)}: the index of pictures does not list all "
                 f"members of this sample; {describe_command(self.url, self.is_local)}"
             )
         members = {name: content.data for name, content in found[0].members.items()}
@@ -136,7 +137,8 @@ def join_spans(offsets: list[int], lengths: list[int]) -> list[tuple[int, int, l
     for i, (offset, length) in enumerate(zip(offsets, lengths)):
         if spans and 0 <= offset - spans[-1][1] <= MAX_GAP:
             first, _, members = spans[-1]
-            spans[-1] = first, offset + length, [*members, i]
+            members.append(i)
+            spans[-1] = first, offset + length, members
         else:
             spans.append((offset, offset + length, [i]))
     return spans

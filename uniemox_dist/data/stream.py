@@ -18,6 +18,7 @@ from shards.format.index import ROW_GROUP
 from shards.format.manifest import Manifest, combined_identity
 from uniemox_dist.config.data_sections import count_micro_batches
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import hide_secrets
 from uniemox_dist.data.indexed_reader import DIFFER
 from uniemox_dist.data.origin import ShardOrigin
 from uniemox_dist.data.plan import Place, Plan
@@ -175,7 +176,7 @@ class Stream(Generic[RawT]):
         if not isinstance(slot, Integral) or slot < 0:
             raise UserError(f"slot={slot!r}: is not a whole number of at least 0")
         damaged: list[str] = []
-        sample = self.take(slot, self.transform_sample, damaged)
+        sample = self.take(int(slot), self.transform_sample, damaged)  # numpy's integers are short
         for line in damaged:
             log.warning("replaced a damaged sample: %s", line)
         return sample
@@ -215,7 +216,7 @@ class Stream(Generic[RawT]):
         """Names the shard and row of a slot, for error messages."""
         place = self.plan.locate(slot)
         reader = self.readers[place.source]
-        return f"slot {slot}: {reader.url}/{reader.manifest.shards[place.shard].name}, row {place.row}"
+        return f"slot {slot}: {hide_secrets(reader.url)}/{reader.manifest.shards[place.shard].name}, row {place.row}"
 
     def advance(self, samples: int) -> None:
         """Reports that this rank has used further samples. `micro_batches` and `loader` do it themselves."""

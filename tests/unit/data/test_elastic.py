@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import webdataset as wds
@@ -379,6 +380,11 @@ def test_the_images_of_a_packed_data_set(emoji_shards: Path) -> None:
 def test_wrong_settings_are_named(options: dict[str, Any], says: str, tars: Path) -> None:
     with pytest.raises(UserError, match=says):
         open_stream(tars, **options)
+
+
+def test_slots_may_be_numbers_of_numpy(tars: Path) -> None:
+    stream = open_stream(tars)
+    assert [stream[slot] for slot in np.arange(430, 433)] == [stream[slot] for slot in range(430, 433)]
 
 
 def test_wrong_micro_batches_are_named(tars: Path) -> None:

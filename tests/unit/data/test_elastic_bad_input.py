@@ -1,21 +1,30 @@
 """Bad input of ElasticShards: each mistake is one line that names the argument or file, its value and a fix."""
 
 import gzip
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from elastic_tars import epoch, open_stream, write_tars
+from web import serve
 
 from shards.edit.index_members import index_members
 from shards.edit.index_tars import index_folder
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.members import write_members
+from shards.format.sample import MEMBERS_NAME
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import sha256_file
 from uniemox_dist.data import Source
 from uniemox_dist.distributed.local_launcher import free_port
 
@@ -192,6 +201,89 @@ def test_tars_that_changed_since_they_were_indexed_are_named(own: Path, tmp_path
     assert "shard 001.tar is missing; it is not the tar that was indexed" in refused(lambda: open_stream(own))
 
 
+def rewrite_row(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the first row of the index of 000.tar, and the hash in the manifest: as somebody who makes an index."""
+    manifest, path = (
+        read_manifest(folder / "members", format=MEMBERS_NAME),
+        folder / "members/index/000.parquet",
+    )
+    rows = pq.read_table(path).to_pylist()
+    change(rows[0])
+    write_members(path, rows)
+    first, *others = manifest.shards
+    entries = (replace(first, index_sha256=sha256_file(path)), *others)
+    Manifest(entries, manifest.provenance, manifest.format_version, manifest.format).write(folder / "members")
+
+
+@pytest.mark.parametrize(("field", "value"), [("offset", 1 << 62), ("length", 1 << 62), ("length", 1 << 40)])
+def test_an_index_that_names_bytes_beyond_its_tar_is_refused_at_once(
+    field: str, value: int, own: Path
+) -> None:
+    rewrite_row(own, lambda row: row["members"][0].update({field: value}))
+    size = (own / "000.tar").stat().st_size
+    stream = open_stream(own, retry_s=1e9)
+    says = refused(lambda: epoch(stream))
+    assert re.fullmatch(
+        rf"data={own}: 000\.tar: the index states bytes \d+ to \d{{13,}} of a tar of {size:,} bytes; copy the index "
+        "again, or index the tars again",
+        says,
+    )
+    assert stream.readers[0].origin.counts.retries == 0
+
+
+@pytest.mark.parametrize("name", ["__key__", "__url__"])
+def test_an_index_whose_members_would_replace_the_key_of_a_sample_is_refused(name: str, own: Path) -> None:
+    rewrite_row(own, lambda row: row["members"][0].update(name=name))
+    says = refused(lambda: epoch(open_stream(own, verify_hash=False)))
+    assert says.startswith(
+        f"{own}/members/index/000.parquet: the index holds an illegal value; copy the folder"
+    )
+
+
+def test_keys_in_errors_are_cut_and_have_no_control_characters(own: Path) -> None:
+    rewrite_row(own, lambda row: row.update(key="a\n\x1b[31m" + "y" * 10_000, sha256="0" * 64))
+    says = refused(lambda: epoch(open_stream(own, strict=True)), Fault)
+    assert re.search(r"000\.tar: a  \[31my{200,240} …: bytes differ from the index$", says)
+    says = refused(
+        lambda: epoch(open_stream(own, verify_hash=False, transform=lambda sample: sample["none"]))
+    )
+    assert len(says) < 600
+
+
+def test_passwords_in_addresses_are_in_no_error_log_or_state(
+    own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(own) as web:
+        address = web.url.replace("://", "://me:s3cret@")
+        stream = open_stream(address, index=own / "members", retry_s=0)
+        epoch(stream)
+        texts = [json.dumps(stream.state_dict()), stream.describe_slot(0)]
+        texts += [refused(lambda: epoch(open_stream(address, transform=lambda sample: sample["none"])))]
+        with pytest.raises(ZeroDivisionError):
+            epoch(open_stream(address, transform=lambda sample: 1 // 0))
+        texts += [refused(lambda: open_stream(address, index=f"{address}/nothing"))]
+        os.truncate(own / "000.tar", 1024)
+        texts += [refused(lambda: open_stream(address))]
+        shutil.copy(own / "000.tar", own / "members/index/000.parquet")
+        texts += [refused(lambda: open_stream(address, index=f"{address}/members"))]
+        (own / "members/manifest.json").write_text("{}")
+        texts += [refused(lambda: open_stream(address))]
+    texts += [refused(lambda: open_stream(address, retry_s=0), Fault)]
+    texts += [refused(lambda: epoch(stream), Fault)]
+    assert "transform failed at http://…@127.0.0.1:" in caplog.text
+    assert all("…@127.0.0.1:" in text for text in texts[1:])
+    assert not [text for text in (*texts, caplog.text) if "s3cret" in text]
+
+
+def test_a_server_that_is_gone_is_a_fault_and_not_a_missing_tar(own: Path) -> None:
+    with serve(own) as web:
+        address = web.url
+    says = refused(lambda: open_stream(address, index=own / "members", retry_s=0), Fault)
+    assert says.startswith(
+        f"data={address}: the sizes of its tars could not be read for 0 s ({address}/000.tar: no answer ("
+    )
+
+
 def test_an_index_of_pictures_that_lacks_members_is_named(photo_folder: Path, tmp_path: Path) -> None:
     import webdataset as wds
 
@@ -246,7 +338,11 @@ RANK = """
 import os, signal, sys
 import torch.distributed as dist
 import shards.edit.index_members as module
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.members import write_members
+from shards.format.sample import MEMBERS_NAME
 from uniemox_dist.core.errors import Fault, UserError
+from uniemox_dist.core.files import sha256_file
 from uniemox_dist.data import ElasticShards
 
 dist.init_process_group("gloo")

@@ -130,7 +130,11 @@ class Pictures(Dataset[bytes]):
 
 @pytest.mark.parametrize("kind", ["s3", "http"])
 def test_shards_elsewhere_are_read_by_ranges_in_this_process_and_in_loader_workers(
-    kind: str, bucket: str, website: tuple[Path, str], photo_shards: Path
+    kind: str,
+    bucket: str,
+    website: tuple[Path, str],
+    photo_shards: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if kind == "s3":
         upload(photo_shards, f"{bucket}/shards")
@@ -146,6 +150,9 @@ def test_shards_elsewhere_are_read_by_ranges_in_this_process_and_in_loader_worke
     loader = DataLoader(remote, batch_size=None, num_workers=2)
     assert list(loader) == expected
     assert remote.reader.record(0, 0) == local.reader.record(0, 0)
+    warnings = [text for text in caplog.messages if "sends no byte ranges" in text]
+    assert len(warnings) == (kind == "http")
+    assert all(text.startswith(f"{website[1].removeprefix('http://')}: ") for text in warnings)
 
 
 def test_invalid_urls_are_one_line_errors(
