@@ -235,10 +235,11 @@ def _close_all() -> None:
 
 def _forget_in_child() -> None:
     # A forked process inherits the loaders of its parent, and torch would try to end their processes from there.
-    for loader in list(_living):
-        loader.forget()
+    # Iterators first: torch would end the processes of one that is dropped without this mark.
     for iterator in list(_iterators):
         iterator._shutdown = True
+    for loader in list(_living):
+        loader.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
