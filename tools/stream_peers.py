@@ -65,6 +65,12 @@ class State:
         if job.load is not None:
             self.loaded = pickle.loads(Path(job.load).read_bytes())
 
+    def attach(self, loader: Any) -> None:
+        """Loads the state into a loader that has states, and saves that of this loader at the end."""
+        if self.loaded is not None:
+            loader.load_state_dict(self.loaded)
+        self.get = loader.state_dict
+
     def save(self) -> bool:
         """Writes the state; returns False if the library has none."""
         if self.get is None or self.job.save is None:
@@ -102,9 +108,7 @@ def read_ours(job: Job, state: State) -> Batches:
         verify_hash=job.hashes,
     )
     loader = stream.loader(job.micro_batch, workers=job.workers, collate=collate)
-    if state.loaded is not None:
-        loader.load_state_dict(state.loaded)
-    state.get = loader.state_dict
+    state.attach(loader)
     # Epochs share a step where the global batch does not divide the samples, so the end is that of all epochs.
     end = job.epochs * stream.samples
     while stream.state_dict()["samples"] < end:
@@ -139,9 +143,7 @@ def read_datasets(job: Job, state: State) -> Batches:
         num_workers=job.workers,
         collate_fn=collate,
     )
-    if state.loaded is not None:
-        loader.load_state_dict(state.loaded)
-    state.get = loader.state_dict
+    state.attach(loader)
     for epoch in range(job.epochs):
         data.set_epoch(epoch)
         yield from loader
@@ -170,9 +172,7 @@ def read_torchdata(job: Job, state: State) -> Batches:
     loader = StatefulDataLoader(
         data, batch_size=job.micro_batch, sampler=sampler, num_workers=job.workers, collate_fn=collate
     )
-    if state.loaded is not None:
-        loader.load_state_dict(state.loaded)
-    state.get = loader.state_dict
+    state.attach(loader)
     for epoch in range(job.epochs):
         sampler.set_epoch(epoch)
         yield from loader
@@ -208,9 +208,7 @@ def read_streaming(job: Job, state: State) -> Batches:
         num_workers=job.workers,
         collate_fn=lambda samples: collate([{**sample, "__key__": sample["key"]} for sample in samples]),
     )
-    if state.loaded is not None:
-        loader.load_state_dict(state.loaded)
-    state.get = loader.state_dict
+    state.attach(loader)
     for _ in range(job.epochs):
         yield from loader
 

@@ -108,11 +108,10 @@ class BatchLoader(Generic[B]):
         self.stream, self.timeout_s, self.timeout_name = stream, timeout_s, timeout_name
         # Slot, time (ns) and pid of each loader process, in shared memory. Numpy sets a number faster than torch.
         self._positions = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_().numpy()
-        positions, parent = self._positions, os.getpid()
-        is_main = threading.current_thread() is threading.main_thread()
+        positions, set_up = self._positions, worker_setup()
 
         def start(worker: int) -> None:
-            set_up_worker(parent, started_by_main_thread=is_main)
+            set_up(worker)
             stream.positions, stream.worker = positions, worker
             positions[worker, 2] = os.getpid()
 
@@ -252,12 +251,17 @@ def _describe_exit(exitcode: int | None) -> str:
     return f" of {name}" + (" (possibly out of memory)" if name == "SIGKILL" else "")
 
 
-def set_up_worker(parent: int, *, started_by_main_thread: bool = True) -> None:
-    """Prepares a loader process; runs first in each. `parent` is the pid of the process that started it."""
+def worker_setup() -> Callable[[int], None]:
+    """Returns what each loader process must run first. Call it in the thread that starts the processes."""
+    parent, by_main_thread = os.getpid(), threading.current_thread() is threading.main_thread()
+    return lambda _: _set_up_worker(parent, by_main_thread)
+
+
+def _set_up_worker(parent: int, by_main_thread: bool) -> None:
     torch.set_num_threads(1)
     # A loader process must die with its training process: it shares the lock on the run's folder, which the next
     # attempt takes at once.
-    if started_by_main_thread:
+    if by_main_thread:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # option 1 is PR_SET_PDEATHSIG
     else:  # the kernel would send that signal when the thread ends that started this process
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

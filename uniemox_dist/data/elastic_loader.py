@@ -74,7 +74,7 @@ class ElasticLoader(StatefulLoader):
         self._batches: BatchLoader[LoadedBatch] | None = None
         self._next = -1
         """Number of the sample of this rank that begins the next micro-batch of `_batches`."""
-        self._are_checked = False
+        self._ranks_checked = False
 
     def __iter__(self) -> Iterator[Any]:
         stream = self.stream
@@ -132,9 +132,9 @@ class ElasticLoader(StatefulLoader):
         """
         world = self.stream.world
         self.stream.check_world()
-        if self._are_checked or not is_joined():
+        if self._ranks_checked or not is_joined():
             return
-        self._are_checked = True
+        self._ranks_checked = True
         try:
             everyone = collectives.gather_objects((world.rank, self.stream.state_dict()), find_world())
         except RuntimeError as error:

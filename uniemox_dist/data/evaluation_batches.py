@@ -3,7 +3,6 @@
 Ranks have disjoint samples without padding, so the last batch of a rank may be shorter.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uniemox_dist.core.errors import UserError
-from uniemox_dist.data.batch_loader import set_up_worker
+from uniemox_dist.data.batch_loader import worker_setup
 from uniemox_dist.data.crops import ViewSettings, plan_evaluation_views
 from uniemox_dist.data.reader import ShardReader
 from uniemox_dist.data.views import allocate_views, render
@@ -115,14 +114,13 @@ def evaluation_batches(
         UserError: naming the first sample that cannot be used.
     """
     dataset = EvaluationDataset(reader, settings, batch, rank=rank, world_size=world_size, records=records)
-    # As in training, workers ignore signals and die with the process that started them.
-    start, parent = (set_up_worker, os.getpid()) if workers else (None, 0)
     loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=None if start is None else lambda _: start(parent),
+        # As in training, workers ignore signals and die with the process that started them.
+        worker_init_fn=worker_setup(),
     )
     with closing(reader):
         for batch_or_error in loader:

@@ -18,7 +18,7 @@ ROW_BYTES = 400
 class Sources(ElasticShards[RawSample]):
     """The stream of a run: the data sets of its configuration, in the configuration's order."""
 
-    PREFIX, STRICT = "batch.", "data.strict"
+    PREFIX, STRICT, SOURCE = "batch.", "data.strict", "data.sources.{}"
     readers: Sequence[ShardReader]
 
     def __init__(

@@ -86,7 +86,7 @@ class Source(Generic[RawT]):
 class Stream(Generic[RawT]):
     """The samples of one or several data sets, as an endless sequence of global batches that ranks share."""
 
-    PREFIX, STRICT = "", "strict"
+    PREFIX, STRICT, SOURCE = "", "strict", "data[{}]"
     """What errors call the settings: the first comes before the names of those of batches."""
 
     def __init__(
@@ -147,7 +147,7 @@ class Stream(Generic[RawT]):
             seed=self.seed,
             window=self.window,
             prefix=self.PREFIX,
-            source="data.sources.{}" if self.PREFIX else "data[{}]",
+            source=self.SOURCE,
         )
 
     @property

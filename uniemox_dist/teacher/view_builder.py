@@ -3,7 +3,6 @@
 Shape legend: R rows of a shard, P pictures of a task, K views of a picture, E embedding width.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uniemox_dist.core.errors import Fault, UserError
 from uniemox_dist.core.files import write_bytes
-from uniemox_dist.data.batch_loader import WorkerError, set_up_worker
+from uniemox_dist.data.batch_loader import WorkerError, worker_setup
 from uniemox_dist.data.crops import ViewPlan, plan_cached_scene
 from uniemox_dist.data.reader import DamagedSample, ShardReader
 from uniemox_dist.data.views import allocate_views, render_scenes
@@ -177,14 +176,13 @@ def _draw_tasks(
     if workers:
         count = workers * PREFETCH + 2
         buffers = ViewBuffers(count, per_task * spec.count, spec.image_size)
-    parent = os.getpid()
     loader = DataLoader(
         ViewDataset(reader, spec, buffers),
         batch_size=None,
         sampler=_Tasks(reader, shards, per_task, buffers),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=lambda _: set_up_worker(parent),
+        worker_init_fn=worker_setup(),
         multiprocessing_context="fork" if workers else None,
     )
     for drawn in loader:

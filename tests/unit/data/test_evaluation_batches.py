@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_every_sample_is_seen_once_in_order(world: int, batch: int, workers: int
         assert torch.equal(scenes[i], scene)
         assert torch.equal(people[i], person)
         assert records[i] == {**reader.record(*places[i]), "key": raw.key}
+
+
+def test_loader_processes_outlive_the_thread_that_started_them(emoji_shards: Path) -> None:
+    batches = evaluation_batches(reader_of(emoji_shards / "train"), SETTINGS, batch=4, workers=1)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(next(batches)))
+    thread.start()
+    thread.join()
+    found += batches
+    assert [number for batch in found for number in batch.numbers] == list(range(72))
 
 
 def test_a_rank_without_samples_has_no_batches(emoji_shards: Path) -> None:

@@ -108,3 +108,40 @@ def test_a_damaged_configuration_is_one_line(content: bytes, says: str, tmp_path
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"teacher.name=local-dir:{folder}: ")
     assert os.path.isdir(folder)
+
+
+def make_with_tokenizer(folder: Path, **tokenizer: Any) -> Path:
+    """A teacher whose texts a tokenizer of transformers in its folder reads."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = make_teacher(folder)
+    write_changed(folder, "text_cfg", {"hf_tokenizer_name": "somebody/tokenizer"})
+    words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "smile": 3}
+    reader = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    reader.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    reader.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", **tokenizer}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_tokenizer_of_transformers_is_read_from_the_folder(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    teacher = Teacher(TeacherConfig(name=f"local-dir:{make_with_tokenizer(tmp_path / 'clip')}"))
+    assert teacher.tokenizer(["a smile"]).tolist() == [[2, 3, *[0] * 30]]
+
+
+def test_python_files_of_a_tokenizer_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word about them transformers asks at the terminal, and runs them if the user says yes."""
+    pytest.importorskip("transformers")
+    folder = make_with_tokenizer(
+        tmp_path / "clip", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]}
+    )
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"its tokenizer cannot be loaded: .* contains custom code"):
+        Teacher(TeacherConfig(name=f"local-dir:{folder}"))
+    assert not (tmp_path / "ran").exists()
